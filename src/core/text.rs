@@ -1,0 +1,105 @@
+//! The one place where untrusted text is made fit for a terminal or a log.
+
+use std::borrow::Cow;
+
+/// Most combining marks kept on one base character: real scripts need a few, piles of them only
+/// deface the screen.
+const MAX_COMBINING: usize = 4;
+
+/// Strips what could steer a terminal or hide text from its reader: control and escape characters,
+/// bidi overrides and isolates, tag characters, zero-width characters and floods of combining marks.
+/// Newlines and tabs stay.
+pub fn clean(text: &str) -> Cow<'_, str> {
+    if text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut cleaned = String::with_capacity(text.len());
+    let mut combining = 0;
+    for character in text.chars() {
+        if is_combining(character) {
+            combining += 1;
+            if combining <= MAX_COMBINING {
+                cleaned.push(character);
+            }
+            continue;
+        }
+        combining = 0;
+        if character == '\n' || character == '\t' || !is_unsafe(character) {
+            cleaned.push(character);
+        }
+    }
+    Cow::Owned(cleaned)
+}
+
+/// As [`clean`], on one line: newlines become `⏎`, tabs a space.
+pub fn clean_line(text: &str) -> Cow<'_, str> {
+    match clean(text) {
+        Cow::Borrowed(same) if !same.contains(['\n', '\t']) => Cow::Borrowed(same),
+        cleaned => Cow::Owned(cleaned.replace('\n', "⏎").replace('\t', " ")),
+    }
+}
+
+fn is_plain(character: char) -> bool {
+    character == '\n' || character == '\t' || (!is_unsafe(character) && !is_combining(character))
+}
+
+fn is_unsafe(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e0fff}'
+        )
+}
+
+fn is_combining(character: char) -> bool {
+    matches!(
+        character,
+        '\u{300}'..='\u{36f}'
+            | '\u{483}'..='\u{489}'
+            | '\u{1ab0}'..='\u{1aff}'
+            | '\u{1dc0}'..='\u{1dff}'
+            | '\u{20d0}'..='\u{20ff}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{fe20}'..='\u{fe2f}'
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_is_borrowed() {
+        assert!(matches!(clean("Grüße, 世界\n\tok"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn escape_sequences_lose_their_introducer() {
+        assert_eq!(clean("a\x1b]52;c;ZXZpbA==\x07b"), "a]52;c;ZXZpbA==b");
+        assert_eq!(clean("a\u{9b}31mb\rc"), "a31mbc");
+    }
+
+    #[test]
+    fn hidden_and_reordering_characters_go() {
+        assert_eq!(clean("a\u{202e}b\u{2066}c\u{200b}d\u{e0041}e\u{feff}"), "abcde");
+    }
+
+    #[test]
+    fn combining_floods_are_bounded() {
+        let flood = format!("e{}x", "\u{301}".repeat(500));
+        assert_eq!(clean(&flood).chars().count(), 1 + MAX_COMBINING + 1);
+    }
+
+    #[test]
+    fn one_line_form_shows_line_ends() {
+        assert_eq!(clean_line("a\nb\tc"), "a⏎b c");
+    }
+}

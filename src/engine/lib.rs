@@ -1,0 +1,1 @@
+//! The Luthier engine: the only crate that links libtorch.

@@ -1,0 +1,1 @@
+//! The Luthier workbench: command line and terminal interface.
