@@ -1,0 +1,39 @@
+# `make run` opens the workbench on the sample project; `make test` proves the build.
+# Everything else is listed by `make help`.
+
+PROJECT ?= sample-data/tickets
+CARGO ?= cargo
+TEST_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build run demo test bench lint clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## find or install libtorch 2.11 and fetch the sample base model
+	@python3 scripts/setup.py
+
+build: setup ## release build of luthier and luthier-engine
+	$(CARGO) build --release --locked --bins
+
+run: build ## open the workbench on the sample project (PROJECT=… for another)
+	@target/release/luthier $(PROJECT)
+
+demo: build ## the sample job without a terminal: check, fine-tune, evaluate, report
+	@python3 scripts/demo.py
+
+test: setup ## every test, also on a machine without a GPU
+	$(CARGO) build --workspace --locked --bins
+	$(CARGO) test --workspace --locked --no-fail-fast $(TEST_FLAGS)
+
+bench: build ## tokens per second and peak memory of training and generation on this machine
+	@python3 scripts/bench.py
+
+lint: setup ## formatting and lints, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+clean: ## remove build products (the shared cache and your runs stay)
+	$(CARGO) clean
+	rm -f .libtorch
