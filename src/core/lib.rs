@@ -1,4 +1,5 @@
 //! What the Luthier engine and workbench share: configuration, models as files, data, runs, sweeps and
 //! judgement. Knows neither torch nor terminal.
 
+pub mod model;
 pub mod text;

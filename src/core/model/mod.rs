@@ -1,0 +1,222 @@
+//! What a model folder or a GGUF file says about itself, read without torch: architecture, tensors and where they lie,
+//! tokenizer, chat template, special tokens.
+
+pub mod architecture;
+mod error;
+pub mod roles;
+mod storage;
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+
+use roles::Role;
+
+pub use architecture::Architecture;
+pub use error::{ModelError, Shown, TensorProblems};
+pub use storage::{Block, Storage};
+
+/// A base model on disk: everything its files say about it, no weights.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    /// The folder, or the GGUF file.
+    pub root: PathBuf,
+    /// Which of the two.
+    pub kind: ModelKind,
+    /// What it is made of.
+    pub architecture: Architecture,
+    /// Exactly the tensors of [`Architecture::parameters`], by Hugging Face name.
+    pub tensors: IndexMap<String, TensorEntry>,
+    /// The files that hold tensors; [`TensorEntry::file`] counts in here.
+    pub files: Vec<PathBuf>,
+    /// How text becomes tokens.
+    pub tokenizer: TokenizerSource,
+    /// The model's own Jinja template, if it has one.
+    pub chat_template: Option<String>,
+    /// Tokens with a meaning of their own.
+    pub special: SpecialTokens,
+    /// 64 hex digits that name these weights: equal for a moved or copied model, other for other weights.
+    pub fingerprint: String,
+}
+
+/// The layout a model has on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelKind {
+    /// A folder with `config.json`, safetensors files and `tokenizer.json`.
+    HuggingFace,
+    /// One `.gguf` file.
+    Gguf,
+}
+
+/// Where a tensor lies and how it is to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// Row-major, as torch has it (GGUF lists dimensions the other way round).
+    pub shape: Vec<usize>,
+    /// Encoding of its elements.
+    pub storage: Storage,
+    /// Index into [`ModelFiles::files`].
+    pub file: usize,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Length in bytes; `offset + bytes` lies within the file.
+    pub bytes: u64,
+    /// How rows must be reordered after reading, if at all.
+    pub permutation: Option<RopePermutation>,
+}
+
+impl TensorEntry {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&length| length as u64).product()
+    }
+}
+
+/// Rows of a query or key projection (weight or bias) whose rotary pairs lie side by side, as llama.cpp stores llama:
+/// row `2i + j` of a head holds what Hugging Face has in row `j · head_size/2 + i` (`LlamaModel.permute` in
+/// `convert_hf_to_gguf.py`). To undo: view `[heads, head_size/2, 2, …]`, swap dimensions 1 and 2, flatten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RopePermutation {
+    /// Heads of this projection; the number of rows is a multiple of it.
+    pub heads: usize,
+}
+
+impl RopePermutation {
+    /// The row of the file that holds row `row` of the Hugging Face tensor of `rows` rows.
+    pub fn source_row(self, row: usize, rows: usize) -> usize {
+        let head_size = rows / self.heads;
+        let (head, within) = (row / head_size, row % head_size);
+        let half = head_size / 2;
+        head * head_size + 2 * (within % half) + within / half
+    }
+}
+
+/// How text becomes tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TokenizerSource {
+    /// A `tokenizer.json`.
+    HuggingFace {
+        /// Path of it; exists.
+        tokenizer_json: PathBuf,
+        /// Content of `tokenizer_config.json`; always an object.
+        config: Option<serde_json::Value>,
+    },
+    /// The vocabulary inside a GGUF file.
+    Gguf(GgufVocabulary),
+}
+
+/// The vocabulary of a GGUF file (`tokenizer.ggml.*`), untranslated.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GgufVocabulary {
+    /// `tokenizer.ggml.model`: `gpt2` is byte-level BPE, `llama` SentencePiece-like.
+    pub model: String,
+    /// `tokenizer.ggml.pre`: the name of the pre-tokenizer.
+    pub pre: Option<String>,
+    /// By id.
+    pub tokens: Vec<String>,
+    /// By id; empty where the file has none.
+    pub scores: Vec<f32>,
+    /// By id; empty where the file has none.
+    pub types: Vec<GgufTokenType>,
+    /// `left right`, best first; empty where the file has none.
+    pub merges: Vec<String>,
+    /// `tokenizer.ggml.bos_token_id`; each id below lies within `tokens`.
+    pub bos: Option<u32>,
+    /// End of text.
+    pub eos: Option<u32>,
+    /// End of turn.
+    pub end_of_turn: Option<u32>,
+    /// Unknown token.
+    pub unknown: Option<u32>,
+    /// Padding.
+    pub pad: Option<u32>,
+    /// Whether encoding starts with `bos`, where the file says.
+    pub add_bos: Option<bool>,
+    /// Whether encoding ends with `eos`, where the file says.
+    pub add_eos: Option<bool>,
+    /// Whether a space is put before the text (SentencePiece), where the file says.
+    pub add_space_prefix: Option<bool>,
+}
+
+/// `tokenizer.ggml.token_type`, numbered as `llama_token_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgufTokenType {
+    /// 1: ordinary.
+    Normal,
+    /// 2: stands for what cannot be encoded.
+    Unknown,
+    /// 3: special; never produced from text.
+    Control,
+    /// 4: added, found in text as a whole.
+    UserDefined,
+    /// 5: never used.
+    Unused,
+    /// 6: one byte, written `<0xNN>`.
+    Byte,
+    /// 0 or a number of a later format.
+    Undefined,
+}
+
+/// A token with a meaning of its own, as far as the files say.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct SpecialToken {
+    /// Its id; within the vocabulary.
+    pub id: Option<u32>,
+    /// Its text, as chat templates use it.
+    pub text: Option<String>,
+}
+
+/// The special tokens a model declares.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct SpecialTokens {
+    /// Begin of text.
+    pub bos: Option<SpecialToken>,
+    /// All tokens that end a generation: first the tokenizer's own `eos_token` (which templates mean), then those of
+    /// `generation_config.json`, or without it of `config.json`.
+    pub eos: Vec<SpecialToken>,
+    /// Padding.
+    pub pad: Option<SpecialToken>,
+    /// What cannot be encoded.
+    pub unknown: Option<SpecialToken>,
+}
+
+impl SpecialTokens {
+    /// Ids of [`SpecialTokens::eos`].
+    pub fn eos_ids(&self) -> Vec<u32> {
+        self.eos.iter().filter_map(|token| token.id).collect()
+    }
+}
+
+/// A linear layer: what adapters can be put on.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LinearModule {
+    /// Hugging Face module name, e.g. `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Its layer; the head has none.
+    pub layer: Option<usize>,
+    /// Columns of the weight.
+    pub in_features: usize,
+    /// Rows of the weight.
+    pub out_features: usize,
+}
+
+impl ModelFiles {
+    /// Reads what the files at `path` say: a folder with `config.json`, or a `.gguf` file. Reads headers and a bounded
+    /// sample of the weights, never more.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        Err(ModelError::NotFound { path: path.into() })
+    }
+
+    /// All linear layers, layer by layer, the head last (also a tied one).
+    pub fn linear_modules(&self) -> Vec<LinearModule> {
+        self.architecture.linear_modules()
+    }
+
+    /// Number of elements of all tensors; a tied head counts once.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.values().map(TensorEntry::elements).sum()
+    }
+}

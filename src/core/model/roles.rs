@@ -1,0 +1,144 @@
+//! What a module is for, whatever a format calls it: the vocabulary that loading, adapter targets and export share.
+
+use serde::Serialize;
+
+/// What a module of a decoder is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Token embedding, `[vocabulary, hidden]`.
+    Embedding,
+    /// Norm before attention, `[hidden]`.
+    AttentionNorm,
+    /// Query projection, `[heads × head size, hidden]`.
+    Query,
+    /// Key projection, `[key-value heads × head size, hidden]`.
+    Key,
+    /// Value projection, `[key-value heads × head size, hidden]`.
+    Value,
+    /// Attention output projection, `[hidden, heads × head size]`.
+    Output,
+    /// Norm before the feed-forward part, `[hidden]`.
+    MlpNorm,
+    /// Feed-forward gate, `[width, hidden]`.
+    Gate,
+    /// Feed-forward up projection, `[width, hidden]`.
+    Up,
+    /// Feed-forward down projection, `[hidden, width]`.
+    Down,
+    /// Norm after the last layer, `[hidden]`.
+    FinalNorm,
+    /// Output head, `[vocabulary, hidden]`.
+    Head,
+}
+
+/// Which tensor of a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// `….weight`
+    Weight,
+    /// `….bias`
+    Bias,
+}
+
+impl Part {
+    /// The last component of a tensor's name; Hugging Face and GGUF agree on it.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Weight => "weight",
+            Self::Bias => "bias",
+        }
+    }
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 12] = [
+        Self::Embedding,
+        Self::AttentionNorm,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::MlpNorm,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+        Self::FinalNorm,
+        Self::Head,
+    ];
+
+    /// Whether each layer has one.
+    pub const fn is_per_layer(self) -> bool {
+        !matches!(self, Self::Embedding | Self::FinalNorm | Self::Head)
+    }
+
+    /// Whether it is a linear layer, and so a possible adapter target.
+    pub const fn is_linear(self) -> bool {
+        matches!(
+            self,
+            Self::Query
+                | Self::Key
+                | Self::Value
+                | Self::Output
+                | Self::Gate
+                | Self::Up
+                | Self::Down
+                | Self::Head
+        )
+    }
+
+    /// The module's name in GGUF (`gguf-py/gguf/constants.py`, `TENSOR_NAMES`), `{}` standing for the layer.
+    pub const fn gguf_template(self) -> &'static str {
+        match self {
+            Self::Embedding => "token_embd",
+            Self::AttentionNorm => "blk.{}.attn_norm",
+            Self::Query => "blk.{}.attn_q",
+            Self::Key => "blk.{}.attn_k",
+            Self::Value => "blk.{}.attn_v",
+            Self::Output => "blk.{}.attn_output",
+            Self::MlpNorm => "blk.{}.ffn_norm",
+            Self::Gate => "blk.{}.ffn_gate",
+            Self::Up => "blk.{}.ffn_up",
+            Self::Down => "blk.{}.ffn_down",
+            Self::FinalNorm => "output_norm",
+            Self::Head => "output",
+        }
+    }
+
+    /// The module's name in GGUF for a layer (ignored where the role is not per layer).
+    pub fn gguf_module(self, layer: usize) -> String {
+        fill(self.gguf_template(), layer)
+    }
+}
+
+/// A family's Hugging Face module names by role, `{}` standing for the layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names(pub &'static [(Role, &'static str)]);
+
+impl Names {
+    /// The module's name without `.weight`; `None` where the family has no such module. `layer` is ignored where the
+    /// role is not per layer.
+    pub fn module(&self, role: Role, layer: usize) -> Option<String> {
+        self.0.iter().find(|(candidate, _)| *candidate == role).map(|(_, template)| fill(template, layer))
+    }
+}
+
+fn fill(template: &str, layer: usize) -> String {
+    template.replacen("{}", &layer.to_string(), 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layer_templates_and_only_those_name_a_layer() {
+        for role in Role::ALL {
+            assert_eq!(role.gguf_template().contains("{}"), role.is_per_layer(), "{role:?}");
+        }
+        assert_eq!(Role::Query.gguf_module(12), "blk.12.attn_q");
+        assert_eq!(Role::Head.gguf_module(12), "output");
+    }
+}
