@@ -1,5 +1,7 @@
 //! What the Luthier engine and workbench share: configuration, models as files, data, runs, sweeps and
 //! judgement. Knows neither torch nor terminal.
 
+pub mod config;
+pub mod data;
 pub mod model;
 pub mod text;
