@@ -1,0 +1,93 @@
+//! From dataset files to token sequences with a loss mask, and the order in which steps take them.
+//!
+//! `read` → `encode` → `prepare`: rows of any supported file become [`Example`]s, a chat template turns them into text, the
+//! tokenizer into ids, and one place ([`encode`]) decides which tokens are trained on. [`StepOrder`] says which rows
+//! belong to a step, as a pure function of seed, epoch and step.
+
+mod error;
+mod example;
+mod guard;
+mod report;
+
+pub use error::{DataError, RowProblem, RowProblemKind};
+pub use example::{Example, Extras, Message, Origin, Row, Split};
+pub use guard::in_guarded_call;
+pub use report::{DataProblem, HistogramBin, LengthStatistics, ProblemKind, Report, Severity};
+
+/// A row as the model sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids, first to last.
+    pub ids: Vec<u32>,
+    /// One per id: whether the token is a target of the loss. Never true for the first, which nothing precedes.
+    pub trained: Vec<bool>,
+    /// The text the tokens stand for, special tokens included.
+    pub text: String,
+    /// One per id: start and end in bytes of `text`. Tokens that share one character share its range.
+    pub offsets: Vec<(usize, usize)>,
+    /// Whether `data.max_length` cut tokens off.
+    pub truncated: bool,
+}
+
+/// A row's tokens without its text: what training needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedRow {
+    /// [`Row::index`].
+    pub row: usize,
+    /// Token ids, first to last.
+    pub ids: Vec<u32>,
+    /// One per id: whether the token is a target of the loss.
+    pub trained: Vec<bool>,
+}
+
+/// A token as the data pane and `data show` draw it. The texts of a row's pieces, joined, are the row's text.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct TokenPiece {
+    /// Token id.
+    pub id: u32,
+    /// The part of the text this token adds; empty for the later ones of several tokens that share a character.
+    pub text: String,
+    /// Whether it is a target of the loss.
+    pub trained: bool,
+}
+
+/// A dataset, tokenised and checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prepared {
+    /// Rows to train on, in reading order; [`StepOrder`] counts in here.
+    pub train: Vec<EncodedRow>,
+    /// Held-out rows, in reading order.
+    pub eval: Vec<EncodedRow>,
+    /// The pre-flight.
+    pub report: Report,
+    /// 16 hex digits: equal for equal rows in equal order and equal split.
+    pub data_hash: String,
+}
+
+/// What a forecast needs to know about a prepared dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DataSummary {
+    /// Tokens of each training row.
+    pub train_lengths: Vec<usize>,
+    /// Tokens of all training rows: one epoch.
+    pub train_tokens: u64,
+    /// Those of them that are targets of the loss.
+    pub trained_tokens: u64,
+    /// Tokens of each held-out row.
+    pub eval_lengths: Vec<usize>,
+}
+
+impl Prepared {
+    /// Lengths and counts, for a forecast.
+    pub fn summary(&self) -> DataSummary {
+        let lengths = |rows: &[EncodedRow]| rows.iter().map(|row| row.ids.len()).collect::<Vec<_>>();
+        let train_lengths = lengths(&self.train);
+        DataSummary {
+            train_tokens: train_lengths.iter().map(|&length| length as u64).sum(),
+            trained_tokens: self.train.iter().flat_map(|row| &row.trained).filter(|&&trained| trained).count()
+                as u64,
+            train_lengths,
+            eval_lengths: lengths(&self.eval),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The pre-flight: what a dataset is like and what is wrong with it.
+
+use serde::Serialize;
+
+/// The pre-flight of a dataset: `data check --json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Rows read, quarantined ones not counted.
+    pub rows: usize,
+    /// Rows that will be trained on.
+    pub train_rows: usize,
+    /// Held-out rows.
+    pub eval_rows: usize,
+    /// Rows left out because the project's quarantine lists them.
+    pub quarantined: usize,
+    /// Tokens of all usable rows.
+    pub tokens: u64,
+    /// Those of them that are targets of the loss.
+    pub trained_tokens: u64,
+    /// Rows cut at `data.max_length`.
+    pub truncated: usize,
+    /// Rows left out because they are longer.
+    pub dropped: usize,
+    /// Gravest first, then by kind and row.
+    pub problems: Vec<DataProblem>,
+    /// Tokens per row.
+    pub lengths: LengthStatistics,
+    /// Name of the chat template.
+    pub template: String,
+    /// Its fingerprint.
+    pub template_fingerprint: String,
+}
+
+impl Report {
+    /// Whether a problem forbids training.
+    pub fn blocks(&self) -> bool {
+        self.problems.iter().any(|problem| problem.severity == Severity::Blocks)
+    }
+
+    /// Number of problems of one severity.
+    pub fn count(&self, severity: Severity) -> usize {
+        self.problems.iter().filter(|problem| problem.severity == severity).count()
+    }
+
+    /// Share of tokens that are targets of the loss, 0 to 1; 0 without tokens.
+    pub fn trained_share(&self) -> f64 {
+        if self.tokens == 0 { 0.0 } else { self.trained_tokens as f64 / self.tokens as f64 }
+    }
+}
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DataProblem {
+    /// What sort.
+    pub kind: ProblemKind,
+    /// How grave.
+    pub severity: Severity,
+    /// [`super::Row::index`]; `None` where it concerns the dataset or a row that could not be read.
+    pub row: Option<usize>,
+    /// What is wrong and what to do; untrusted text in it is cleaned.
+    pub message: String,
+}
+
+/// How grave a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// A run must not start.
+    Blocks,
+    /// A run will work, perhaps not as meant.
+    Warning,
+    /// Worth knowing.
+    Note,
+}
+
+/// Sorts of findings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemKind {
+    /// No row at all.
+    EmptyDataset,
+    /// Every row is longer than `data.max_length`.
+    AllTooLong,
+    /// A row that does not parse or lacks what its format needs.
+    UnreadableRow,
+    /// A row that the chat template refuses.
+    TemplateFailed,
+    /// A row that cannot be tokenised.
+    TokenizerFailed,
+    /// A row whose loss mask cannot be found without doubt.
+    MaskUncertain,
+    /// A row without a token to learn.
+    NoTrainedTokens,
+    /// A row longer than `data.max_length` under `overflow = "error"`.
+    TooLong,
+    /// A held-out row that also stands in the training rows.
+    EvalInTrain,
+    /// A reply whose end-of-turn token is not trained: the model will not learn to stop.
+    EndOfTurnNotTrained,
+    /// Two begin-of-text tokens.
+    DoubleBos,
+    /// A row cut at `data.max_length`.
+    Truncated,
+    /// A row left out because it is longer than `data.max_length`.
+    Dropped,
+    /// A row that stands in the dataset before.
+    Duplicate,
+    /// A row nearly equal to an earlier one.
+    NearDuplicate,
+    /// A reply without text.
+    EmptyReply,
+    /// Replacement or control characters.
+    BrokenText,
+    /// Text that spells a special token.
+    SpecialTokenInText,
+    /// An e-mail address.
+    EmailAddress,
+    /// The split leaves no row to evaluate on.
+    NoEvalRows,
+    /// The dataset is larger than a check looks at.
+    CheckLimited,
+}
+
+impl ProblemKind {
+    /// Short name for lists: `no trained tokens`.
+    pub fn label(self) -> &'static str {
+        match self {
+            ProblemKind::EmptyDataset => "empty dataset",
+            ProblemKind::AllTooLong => "all rows too long",
+            ProblemKind::UnreadableRow => "unreadable row",
+            ProblemKind::TemplateFailed => "template refuses",
+            ProblemKind::TokenizerFailed => "tokenizer refuses",
+            ProblemKind::MaskUncertain => "loss mask uncertain",
+            ProblemKind::NoTrainedTokens => "no trained tokens",
+            ProblemKind::TooLong => "over max_length",
+            ProblemKind::EvalInTrain => "held-out also in train",
+            ProblemKind::EndOfTurnNotTrained => "end of turn not trained",
+            ProblemKind::DoubleBos => "double BOS",
+            ProblemKind::Truncated => "truncated",
+            ProblemKind::Dropped => "dropped, over max_length",
+            ProblemKind::Duplicate => "duplicate",
+            ProblemKind::NearDuplicate => "near-duplicate",
+            ProblemKind::EmptyReply => "empty reply",
+            ProblemKind::BrokenText => "broken text",
+            ProblemKind::SpecialTokenInText => "special token in text",
+            ProblemKind::EmailAddress => "e-mail addresses",
+            ProblemKind::NoEvalRows => "nothing held out",
+            ProblemKind::CheckLimited => "check limited",
+        }
+    }
+}
+
+/// Tokens per row over all usable rows, before truncation where it happened.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct LengthStatistics {
+    /// Shortest.
+    pub min: usize,
+    /// Median.
+    pub p50: usize,
+    /// 95 of 100 rows are at most this long.
+    pub p95: usize,
+    /// Longest.
+    pub max: usize,
+    /// Equal-width bins from 0 to the longest row; empty without rows.
+    pub histogram: Vec<HistogramBin>,
+}
+
+/// One bar of a length histogram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct HistogramBin {
+    /// Fewest tokens that fall in.
+    pub from: usize,
+    /// Most tokens that fall in.
+    pub to: usize,
+    /// Rows that fall in.
+    pub rows: usize,
+}
