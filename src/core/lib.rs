@@ -3,5 +3,6 @@
 
 pub mod config;
 pub mod data;
+pub mod machine;
 pub mod model;
 pub mod text;

@@ -1,0 +1,353 @@
+//! What this machine has and how busy it is: cores, memory, processes, GPUs, disk. Control groups count, since inside
+//! them the machine's own figures are not what a process may use.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::enums::device::UsedGpuMemory;
+use serde::Serialize;
+
+use crate::text;
+
+/// Memory in bytes, within the tightest control group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// All that this process and its group may ever have.
+    pub total: u64,
+    /// What can still be taken without swapping; page cache counts as free.
+    pub available: u64,
+}
+
+/// A process at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Process {
+    /// Resident memory in bytes; 0 for a zombie.
+    pub resident_bytes: u64,
+    /// User and system time of all its threads so far, in seconds; waited-for children do not count.
+    pub cpu_seconds: f64,
+    /// When it started, in clock ticks since boot: with the boot id it tells a process from a later one of the same pid.
+    pub start: u64,
+}
+
+/// One GPU at one moment. What the driver does not tell (on MIG slices, for instance) is `None`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Gpu {
+    /// NVML's index: all GPUs of the machine in PCI order, whatever `CUDA_VISIBLE_DEVICES` says.
+    pub index: u32,
+    /// Product name.
+    pub name: String,
+    /// `GPU-…`, as `CUDA_VISIBLE_DEVICES` takes it.
+    pub uuid: Option<String>,
+    /// Major and minor compute capability.
+    pub capability: Option<(i32, i32)>,
+    /// Bytes.
+    pub memory_total: u64,
+    /// Bytes, all processes together.
+    pub memory_used: u64,
+    /// Share of the last sampling period in which a kernel ran, in percent.
+    pub load_percent: Option<u32>,
+    /// Degrees Celsius.
+    pub temperature: Option<u32>,
+    /// Watts.
+    pub power: Option<f64>,
+    /// Watts.
+    pub power_limit: Option<f64>,
+}
+
+/// User-space clock ticks per second in `/proc`: `USER_HZ`, 100 on every architecture libtorch exists for.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Cores this process may use: scheduler affinity and control-group quota count.
+pub fn cores() -> usize {
+    thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Memory this process may use; zeros where the system does not say.
+pub fn memory() -> Memory {
+    memory_below(Path::new("/"))
+}
+
+/// The host's name; empty where the system does not say.
+pub fn host_name() -> String {
+    kernel_line("hostname")
+}
+
+/// The random id of this boot; empty where the system does not say.
+pub fn boot_id() -> String {
+    kernel_line("random/boot_id")
+}
+
+/// The process with this id; `None` where there is none.
+pub fn process(pid: u32) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    parse_process(&stat, &status)
+}
+
+/// This process.
+pub fn own_process() -> Option<Process> {
+    process(std::process::id())
+}
+
+/// Bytes an unprivileged user may still write to the file system that holds `path`, or would hold it if it existed.
+pub fn free_disk_bytes(path: &Path) -> io::Result<u64> {
+    let mut place = std::path::absolute(path)?;
+    loop {
+        match rustix::fs::statvfs(&place) {
+            Ok(found) => return Ok(found.f_bavail.saturating_mul(found.f_frsize)),
+            Err(rustix::io::Errno::NOENT) if place.pop() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The NVIDIA driver's own measurements. Keeps the library open, since opening takes tens of milliseconds.
+pub struct Gpus {
+    library: Nvml,
+}
+
+impl Gpus {
+    /// Opens NVML; `None` on a machine without NVIDIA driver.
+    pub fn open() -> Option<Self> {
+        Some(Self { library: Nvml::init().ok()? })
+    }
+
+    /// The driver's version, e.g. `570.86.15`.
+    pub fn driver_version(&self) -> Option<String> {
+        self.library.sys_driver_version().ok().map(|version| text::clean_line(&version).into_owned())
+    }
+
+    /// All GPUs now; those that fail to answer (fallen off the bus) are left out.
+    pub fn read(&self) -> Vec<Gpu> {
+        let count = self.library.device_count().unwrap_or(0);
+        (0..count).filter_map(|index| self.read_one(index)).collect()
+    }
+
+    /// Bytes of GPU memory a process holds, over all GPUs; 0 where it holds none or the driver does not say.
+    pub fn memory_of(&self, pid: u32) -> u64 {
+        let count = self.library.device_count().unwrap_or(0);
+        (0..count)
+            .filter_map(|index| self.library.device_by_index(index).ok()?.running_compute_processes().ok())
+            .flatten()
+            .filter(|process| process.pid == pid)
+            .map(|process| match process.used_gpu_memory {
+                UsedGpuMemory::Used(bytes) => bytes,
+                UsedGpuMemory::Unavailable => 0,
+            })
+            .sum()
+    }
+
+    fn read_one(&self, index: u32) -> Option<Gpu> {
+        let device = self.library.device_by_index(index).ok()?;
+        let memory = device.memory_info().ok()?;
+        let watts = |milliwatts: u32| f64::from(milliwatts) / 1000.0;
+        Some(Gpu {
+            index,
+            name: device.name().map(|name| text::clean_line(&name).into_owned()).unwrap_or_default(),
+            uuid: device.uuid().ok(),
+            capability: device.cuda_compute_capability().ok().map(|version| (version.major, version.minor)),
+            memory_total: memory.total,
+            memory_used: memory.used,
+            load_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
+            temperature: device.temperature(TemperatureSensor::Gpu).ok(),
+            power: device.power_usage().ok().map(watts),
+            power_limit: device.enforced_power_limit().ok().map(watts),
+        })
+    }
+}
+
+fn kernel_line(name: &str) -> String {
+    let line = fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).unwrap_or_default();
+    text::clean_line(line.trim()).into_owned()
+}
+
+/// Field numbers as in proc(5). The command name may hold spaces and brackets, so fields count from the last bracket.
+fn parse_process(stat: &str, status: &str) -> Option<Process> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let (user, system, start) = (field(14)?, field(15)?, field(22)?);
+    Some(Process {
+        resident_bytes: kilobytes(status, "VmRSS:").unwrap_or(0),
+        cpu_seconds: user.saturating_add(system) as f64 / TICKS_PER_SECOND,
+        start,
+    })
+}
+
+/// Bytes of a `Name:   123 kB` line.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn memory_below(root: &Path) -> Memory {
+    let meminfo = fs::read_to_string(root.join("proc/meminfo")).unwrap_or_default();
+    let mut memory = Memory {
+        total: kilobytes(&meminfo, "MemTotal:").unwrap_or(0),
+        available: kilobytes(&meminfo, "MemAvailable:").unwrap_or(0),
+    };
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(group)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        let hierarchy = if controllers.is_empty() {
+            &V2
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            &V1
+        } else {
+            continue;
+        };
+        for limit in hierarchy.limits(root, group) {
+            memory.total = memory.total.min(limit.total);
+            memory.available = memory.available.min(limit.available);
+        }
+    }
+    memory
+}
+
+/// Where a control-group version keeps its memory figures.
+struct Hierarchy {
+    mount: &'static str,
+    limit: &'static str,
+    usage: &'static str,
+    reclaimable: &'static str,
+}
+
+const V2: Hierarchy = Hierarchy {
+    mount: "sys/fs/cgroup",
+    limit: "memory.max",
+    usage: "memory.current",
+    reclaimable: "inactive_file ",
+};
+
+const V1: Hierarchy = Hierarchy {
+    mount: "sys/fs/cgroup/memory",
+    limit: "memory.limit_in_bytes",
+    usage: "memory.usage_in_bytes",
+    reclaimable: "total_inactive_file ",
+};
+
+impl Hierarchy {
+    /// The limits of `group` and of all groups around it. Inside a container the path named in `/proc` may not exist
+    /// below the mount; the mount itself is then the container's own group.
+    fn limits(&self, root: &Path, group: &str) -> Vec<Memory> {
+        let mount = root.join(self.mount);
+        let inside: PathBuf = Path::new(group)
+            .components()
+            .filter(|part| matches!(part, std::path::Component::Normal(_)))
+            .collect();
+        let innermost = mount.join(inside);
+        innermost
+            .ancestors()
+            .take_while(|folder| folder.starts_with(&mount))
+            .filter_map(|folder| self.limit(folder))
+            .collect()
+    }
+
+    fn limit(&self, folder: &Path) -> Option<Memory> {
+        let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+        // `max` does not parse: no limit.
+        let total = number(self.limit)?;
+        let usage = number(self.usage)?;
+        let statistics = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let reclaimable = statistics
+            .lines()
+            .find_map(|line| line.strip_prefix(self.reclaimable)?.trim().parse::<u64>().ok())
+            .unwrap_or(0);
+        let available = total.saturating_sub(usage.saturating_sub(reclaimable));
+        Some(Memory { total, available })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        root
+    }
+
+    const MEMINFO: (&str, &str) =
+        ("proc/meminfo", "MemTotal:       1000 kB\nMemFree:  1 kB\nMemAvailable:    600 kB\n");
+
+    #[test]
+    fn memory_without_groups_is_the_machines() {
+        let root = tree(&[MEMINFO]);
+        assert_eq!(memory_below(root.path()), Memory { total: 1000 * 1024, available: 600 * 1024 });
+    }
+
+    #[test]
+    fn the_tightest_group_of_version_2_counts_and_cache_is_free() {
+        let root = tree(&[
+            MEMINFO,
+            ("proc/self/cgroup", "0::/job/step\n"),
+            ("sys/fs/cgroup/job/memory.max", "500000\n"),
+            ("sys/fs/cgroup/job/memory.current", "300000\n"),
+            ("sys/fs/cgroup/job/memory.stat", "anon 1\ninactive_file 100000\n"),
+            ("sys/fs/cgroup/job/step/memory.max", "max\n"),
+            ("sys/fs/cgroup/job/step/memory.current", "5\n"),
+        ]);
+        assert_eq!(memory_below(root.path()), Memory { total: 500_000, available: 300_000 });
+    }
+
+    #[test]
+    fn version_1_inside_a_container_uses_the_mount() {
+        let root = tree(&[
+            MEMINFO,
+            ("proc/self/cgroup", "5:cpu:/x\n4:memory:/docker/../gone\n0::/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "400000\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "390000\n"),
+            ("sys/fs/cgroup/memory/memory.stat", "inactive_file 7\ntotal_inactive_file 90000\n"),
+        ]);
+        assert_eq!(memory_below(root.path()), Memory { total: 400_000, available: 100_000 });
+    }
+
+    #[test]
+    fn a_group_without_limit_changes_nothing() {
+        let root = tree(&[
+            MEMINFO,
+            ("proc/self/cgroup", "4:memory:/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "390000\n"),
+        ]);
+        assert_eq!(memory_below(root.path()), Memory { total: 1000 * 1024, available: 600 * 1024 });
+    }
+
+    #[test]
+    fn process_fields_count_from_the_last_bracket() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 1 2 3 4 250 50 9 9 20 0 1 0 12345 1 2 3";
+        let process = parse_process(stat, "Name:\tx\nVmRSS:\t     20 kB\n").unwrap();
+        assert_eq!(process, Process { resident_bytes: 20_480, cpu_seconds: 3.0, start: 12_345 });
+        assert_eq!(parse_process("7 (a", ""), None);
+        assert_eq!(parse_process("7 (a) S 1", ""), None);
+    }
+
+    #[test]
+    fn this_process_is_alive_and_a_free_pid_is_not() {
+        let own = own_process().unwrap();
+        assert!(own.resident_bytes > 0 && own.start > 0);
+        assert_eq!(process(u32::MAX), None);
+        let memory = memory();
+        assert!(memory.total >= memory.available && memory.available > 0);
+        assert!(cores() >= 1);
+        assert!(!host_name().is_empty() && !boot_id().is_empty());
+    }
+
+    #[test]
+    fn disk_of_a_folder_yet_to_be_made_is_its_parents() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(free_disk_bytes(&root.path().join("not/yet/there")).unwrap() > 0);
+    }
+}
