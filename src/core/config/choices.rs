@@ -3,6 +3,13 @@
 
 use std::fmt;
 
+use toml::Value;
+
+use super::fields::{Fault, Field, read_choice};
+use super::kinds::Kind;
+use super::problems::Source;
+use super::raw::Located;
+
 /// One value that a setting with a closed list of names may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
@@ -33,6 +40,9 @@ macro_rules! choices {
                 $( Choice { name: $name, doc: $doc, missing: choices!(@missing $($instead)?) }, )+
             ];
 
+            /// Every value, in the same order.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
+
             /// The name written in `luthier.toml`.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -42,10 +52,17 @@ macro_rules! choices {
 
             /// The value of that name, whether or not this version has it.
             pub fn from_name(name: &str) -> Option<Self> {
-                match name {
-                    $( $name => Some(Self::$variant), )+
-                    _ => None,
-                }
+                Self::ALL.iter().copied().find(|value| value.name() == name)
+            }
+        }
+
+        impl Field for $enum {
+            fn read(value: &Located, _: &Kind, source: &Source) -> Result<Self, Fault> {
+                read_choice(value, Self::CHOICES, source).map(|position| Self::ALL[position])
+            }
+
+            fn write(&self) -> Value {
+                Value::from(self.name())
             }
         }
 

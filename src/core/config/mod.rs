@@ -2,6 +2,24 @@
 //! writing, editing while a run is live, the commented template and the reference.
 
 mod choices;
+mod fields;
+mod keys;
+mod kinds;
+mod load;
+mod names;
+mod problems;
+mod raw;
+mod resolve;
+mod rules;
 mod sections;
+mod toml_text;
 
+#[cfg(test)]
+mod tests;
+
+pub use keys::{Change, KEYS, Key, key};
+pub use kinds::{Bounds, Kind};
+pub use load::{ConfigError, FILE_NAME};
+pub use names::nearest;
+pub use problems::{Problem, Problems, Source};
 pub use sections::*;

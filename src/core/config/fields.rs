@@ -1,0 +1,478 @@
+//! How each type of setting is read from and written to TOML.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use regex::Regex;
+use toml::Value;
+
+use super::choices::Choice;
+use super::kinds::{Bounds, Kind, MOST};
+use super::names::nearest;
+use super::problems::Source;
+use super::raw::{Located, Raw};
+use super::sections::{Device, EvalSource, Targets, Warmup};
+
+/// Highest index of a GPU.
+const LAST_GPU: i64 = 1023;
+const SHARE: Bounds = Bounds::below(0.0, 1.0);
+
+/// A setting's type.
+pub(super) trait Field: Sized {
+    /// Reads a value that `kind` accepts.
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault>;
+    /// Writes it so that it reads back the same.
+    fn write(&self) -> Value;
+}
+
+/// Why a value cannot be taken. `message` goes on from the key's name: "must be …".
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub span: Range<usize>,
+    pub message: String,
+    pub help: Option<String>,
+}
+
+impl Fault {
+    fn new(value: &Located, message: impl Into<String>) -> Self {
+        Self { span: value.span.clone(), message: message.into(), help: None }
+    }
+
+    fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    fn mismatch(value: &Located, kind: &Kind, source: &Source) -> Self {
+        let fault = Self::new(value, format!("must be {kind}, not {}", value.found(source)));
+        match &value.value {
+            Raw::Text(text) if !kind.is_text() && is_unquoted_value(text) => {
+                fault.help(format!("write it without quotes: {text}"))
+            }
+            _ => fault,
+        }
+    }
+}
+
+fn is_unquoted_value(text: &str) -> bool {
+    matches!(text, "true" | "false") || text.parse::<f64>().is_ok_and(f64::is_finite)
+}
+
+/// Which of the choices a value names; one that this version does not have is a fault.
+pub(super) fn read_choice(
+    value: &Located,
+    choices: &'static [Choice],
+    source: &Source,
+) -> Result<usize, Fault> {
+    let kind = Kind::Choice(choices);
+    let Raw::Text(name) = &value.value else {
+        return Err(Fault::mismatch(value, &kind, source));
+    };
+    let Some(position) = choices.iter().position(|choice| choice.name == name) else {
+        let fault = Fault::mismatch(value, &kind, source);
+        let near = nearest(name, choices.iter().map(|choice| choice.name));
+        return Err(match choices.iter().find(|choice| Some(choice.name) == near) {
+            Some(Choice { name, missing: None, .. }) => fault.help(format!("did you mean \"{name}\"?")),
+            Some(Choice { name, missing: Some(instead), .. }) => {
+                fault.help(format!("\"{name}\" is not available in this version; {instead}"))
+            }
+            None => fault,
+        });
+    };
+    match choices[position].missing {
+        None => Ok(position),
+        Some(instead) => Err(unavailable(value, &format!("\"{name}\"")).help(instead)),
+    }
+}
+
+fn unavailable(value: &Located, what: &str) -> Fault {
+    Fault::new(value, format!("= {what} is not available in this version of Luthier"))
+}
+
+impl Field for bool {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        match value.value {
+            Raw::Flag(flag) => Ok(flag),
+            _ => Err(Fault::mismatch(value, kind, source)),
+        }
+    }
+
+    fn write(&self) -> Value {
+        Value::Boolean(*self)
+    }
+}
+
+impl Field for u64 {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let (least, most) = match *kind {
+            Kind::Whole { least, most } => (least, most),
+            _ => (0, MOST),
+        };
+        match value.value {
+            Raw::Whole(Some(whole)) => u64::try_from(whole)
+                .ok()
+                .filter(|whole| (least..=most).contains(whole))
+                .ok_or_else(|| Fault::mismatch(value, kind, source)),
+            _ => Err(Fault::mismatch(value, kind, source)),
+        }
+    }
+
+    fn write(&self) -> Value {
+        Value::Integer(i64::try_from(*self).unwrap_or(i64::MAX))
+    }
+}
+
+impl Field for usize {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let whole = u64::read(value, kind, source)?;
+        Self::try_from(whole).map_err(|_| Fault::mismatch(value, kind, source))
+    }
+
+    fn write(&self) -> Value {
+        (*self as u64).write()
+    }
+}
+
+/// 0 stands for "not set".
+impl Field for Option<u64> {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        u64::read(value, kind, source).map(|whole| (whole > 0).then_some(whole))
+    }
+
+    fn write(&self) -> Value {
+        self.unwrap_or(0).write()
+    }
+}
+
+/// 0 stands for "not set".
+impl Field for Option<usize> {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        usize::read(value, kind, source).map(|whole| (whole > 0).then_some(whole))
+    }
+
+    fn write(&self) -> Value {
+        self.unwrap_or(0).write()
+    }
+}
+
+fn number(value: &Located) -> Option<f64> {
+    match value.value {
+        Raw::Whole(whole) => whole.map(|whole| whole as f64),
+        Raw::Number(number) => number,
+        _ => None,
+    }
+}
+
+impl Field for f64 {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let bounds = match kind {
+            Kind::Number(bounds) => *bounds,
+            _ => Bounds::closed(Self::MIN, Self::MAX),
+        };
+        number(value)
+            .filter(|number| bounds.hold(*number))
+            .ok_or_else(|| Fault::mismatch(value, kind, source))
+    }
+
+    fn write(&self) -> Value {
+        Value::Float(*self)
+    }
+}
+
+impl Field for [f64; 2] {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let Raw::List(list) = &value.value else {
+            return Err(Fault::mismatch(value, kind, source));
+        };
+        let [first, second] = list.as_slice() else {
+            return Err(Fault::new(value, format!("must be {kind}, not {} values", list.len())));
+        };
+        let read = |item: &Located| {
+            number(item)
+                .filter(|number| SHARE.hold(*number))
+                .ok_or_else(|| Fault::mismatch(item, kind, source))
+        };
+        Ok([read(first)?, read(second)?])
+    }
+
+    fn write(&self) -> Value {
+        Value::Array(self.iter().copied().map(Value::Float).collect())
+    }
+}
+
+fn text<'a>(value: &'a Located, kind: &Kind, source: &Source) -> Result<&'a str, Fault> {
+    match &value.value {
+        Raw::Text(text) if text.contains('\0') => {
+            Err(Fault::new(value, "holds a NUL character, which no file name or prompt can"))
+        }
+        Raw::Text(text) => Ok(text),
+        _ => Err(Fault::mismatch(value, kind, source)),
+    }
+}
+
+impl Field for String {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        match kind {
+            Kind::Model => model_path(value, kind, source).map(str::to_owned),
+            _ => text(value, kind, source).map(str::to_owned),
+        }
+    }
+
+    fn write(&self) -> Value {
+        Value::String(self.clone())
+    }
+}
+
+fn model_path<'a>(value: &'a Located, kind: &Kind, source: &Source) -> Result<&'a str, Fault> {
+    let path = path(value, kind, source)?;
+    if path.starts_with("hf:") {
+        return Err(unavailable(value, "a Hugging Face name")
+            .help("download the model, and give its folder or .gguf file"));
+    }
+    if path.is_empty() {
+        return Err(Fault::new(value, "is empty").help("give a model folder or a .gguf file"));
+    }
+    Ok(path)
+}
+
+/// A path, which may be empty.
+fn path<'a>(value: &'a Located, kind: &Kind, source: &Source) -> Result<&'a str, Fault> {
+    let path = text(value, kind, source)?;
+    if path == "~" || path.starts_with("~/") {
+        return Err(Fault::new(value, "starts with ~, which only shells understand")
+            .help("write the path out, or relative to the project folder"));
+    }
+    Ok(path)
+}
+
+/// Empty stands for "not set".
+impl Field for Option<PathBuf> {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let path = path(value, kind, source)?;
+        Ok((!path.is_empty()).then(|| PathBuf::from(path)))
+    }
+
+    fn write(&self) -> Value {
+        write_path(self.as_deref().unwrap_or(Path::new("")))
+    }
+}
+
+fn write_path(path: &Path) -> Value {
+    Value::String(path.to_string_lossy().into_owned())
+}
+
+/// A regular expression; empty stands for "not set".
+impl Field for Option<String> {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let pattern = text(value, kind, source)?;
+        check_pattern(value, pattern)?;
+        Ok((!pattern.is_empty()).then(|| pattern.to_owned()))
+    }
+
+    fn write(&self) -> Value {
+        Value::String(self.clone().unwrap_or_default())
+    }
+}
+
+fn check_pattern(value: &Located, pattern: &str) -> Result<(), Fault> {
+    match Regex::new(pattern) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let error = error.to_string();
+            let reason = error.lines().last().unwrap_or_default();
+            let reason = reason.strip_prefix("error: ").unwrap_or(reason);
+            Err(Fault::new(value, format!("is not a regular expression: {reason}"))
+                .help("a backslash must be doubled in \"…\", or write the pattern in '…'"))
+        }
+    }
+}
+
+/// One item or a list of items.
+fn one_or_many<'a, T>(
+    value: &'a Located,
+    read: impl Fn(&'a Located) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
+    match &value.value {
+        Raw::List(list) => list.iter().map(read).collect(),
+        _ => read(value).map(|item| vec![item]),
+    }
+}
+
+fn write_one_or_many(mut items: Vec<Value>) -> Value {
+    match items.len() {
+        1 => items.remove(0),
+        _ => Value::Array(items),
+    }
+}
+
+impl Field for Vec<PathBuf> {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let paths = one_or_many(value, |item| {
+            let path = path(item, kind, source)?;
+            if path.is_empty() {
+                return Err(Fault::new(item, "has an empty path").help("name a file"));
+            }
+            Ok(PathBuf::from(path))
+        })?;
+        if paths.is_empty() {
+            return Err(Fault::new(value, "has no path").help("name at least one file"));
+        }
+        Ok(paths)
+    }
+
+    fn write(&self) -> Value {
+        write_one_or_many(self.iter().map(|path| write_path(path)).collect())
+    }
+}
+
+/// Texts; an empty one alone stands for none.
+impl Field for Vec<String> {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        if matches!(&value.value, Raw::Text(text) if text.is_empty()) {
+            return Ok(Self::new());
+        }
+        one_or_many(value, |item| {
+            let text = text(item, kind, source)?;
+            if text.is_empty() {
+                return Err(Fault::new(item, "has an empty text").help("leave it out"));
+            }
+            Ok(text.to_owned())
+        })
+    }
+
+    fn write(&self) -> Value {
+        Value::Array(self.iter().cloned().map(Value::String).collect())
+    }
+}
+
+impl Field for EvalSource {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        if let Raw::Text(_) | Raw::List(_) = value.value {
+            return Vec::read(value, kind, source).map(Self::Paths);
+        }
+        number(value)
+            .filter(|share| SHARE.hold(*share))
+            .map(Self::Fraction)
+            .ok_or_else(|| Fault::mismatch(value, kind, source))
+    }
+
+    fn write(&self) -> Value {
+        match self {
+            Self::Fraction(share) => Value::Float(*share),
+            Self::Paths(paths) => paths.write(),
+        }
+    }
+}
+
+impl Field for Warmup {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        match value.value {
+            Raw::Whole(_) => u64::read(value, kind, source).map(Self::Steps),
+            Raw::Number(Some(share)) if SHARE.hold(share) => Ok(Self::Fraction(share)),
+            _ => Err(Fault::mismatch(value, kind, source)),
+        }
+    }
+
+    fn write(&self) -> Value {
+        match self {
+            Self::Fraction(share) => Value::Float(*share),
+            Self::Steps(steps) => steps.write(),
+        }
+    }
+}
+
+impl Field for Device {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let gpu = |item: &Located| match &item.value {
+            Raw::Whole(Some(index @ 0..=LAST_GPU)) => Ok(*index as usize),
+            _ => Err(Fault::mismatch(item, kind, source)),
+        };
+        match &value.value {
+            Raw::List(list) => match list.as_slice() {
+                [] => Err(Fault::mismatch(value, kind, source)),
+                [one] => gpu(one).map(|index| Self::Cuda(vec![index])),
+                many => {
+                    many.iter().try_for_each(|item| gpu(item).map(|_| ()))?;
+                    Err(unavailable(value, "several GPUs").help("name one, such as \"cuda:0\""))
+                }
+            },
+            Raw::Text(name) => match name.as_str() {
+                "auto" => Ok(Self::Auto),
+                "cpu" => Ok(Self::Cpu),
+                "cuda" => Ok(Self::Cuda(vec![0])),
+                _ => name
+                    .strip_prefix("cuda:")
+                    .filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
+                    .and_then(|index| index.parse().ok())
+                    .filter(|index| *index <= LAST_GPU as usize)
+                    .map(|index| Self::Cuda(vec![index]))
+                    .ok_or_else(|| Fault::mismatch(value, kind, source)),
+            },
+            _ => Err(Fault::mismatch(value, kind, source)),
+        }
+    }
+
+    fn write(&self) -> Value {
+        match self {
+            Self::Auto => Value::from("auto"),
+            Self::Cpu => Value::from("cpu"),
+            Self::Cuda(indices) => match indices.as_slice() {
+                [one] => Value::String(format!("cuda:{one}")),
+                many => Value::Array(many.iter().map(Field::write).collect()),
+            },
+        }
+    }
+}
+
+impl Field for Targets {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        match &value.value {
+            Raw::Text(name) if name == "all-linear" => Ok(Self::AllLinear),
+            Raw::Text(pattern) if !pattern.is_empty() => {
+                check_pattern(value, pattern)?;
+                Ok(Self::Pattern(pattern.clone()))
+            }
+            Raw::List(list) if !list.is_empty() => Vec::read(value, kind, source).map(Self::Names),
+            _ => Err(Fault::mismatch(value, kind, source)),
+        }
+    }
+
+    fn write(&self) -> Value {
+        match self {
+            Self::AllLinear => Value::from("all-linear"),
+            Self::Names(names) => names.write(),
+            Self::Pattern(pattern) => pattern.write(),
+        }
+    }
+}
+
+impl Field for IndexMap<String, String> {
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let roles = match kind {
+            Kind::Columns(roles) => *roles,
+            _ => &[],
+        };
+        let Raw::Table(table) = &value.value else {
+            return Err(Fault::mismatch(value, kind, source));
+        };
+        let mut columns = Self::new();
+        for (name, column) in table {
+            if !roles.contains(&name.text.as_str()) {
+                let message = format!("has no role `{}`", name.text);
+                let help = match nearest(&name.text, roles.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("roles are {}", roles.join(", ")),
+                };
+                return Err(Fault { span: name.span.clone(), message, help: Some(help) });
+            }
+            columns.insert(name.text.clone(), text(column, &Kind::Text, source)?.to_owned());
+        }
+        Ok(columns)
+    }
+
+    fn write(&self) -> Value {
+        let columns = self.iter().map(|(role, column)| (role.clone(), Value::String(column.clone())));
+        Value::Table(columns.collect())
+    }
+}

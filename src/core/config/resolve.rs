@@ -1,0 +1,376 @@
+//! From text to a checked [`Config`]: every key is placed, read and weighed against the others, and
+//! whatever is wrong on the way is collected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use indexmap::IndexMap;
+
+use super::choices::{
+    Algorithm, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Optimizer, Overflow, Recompute, Schedule,
+    TrainOn, Variant,
+};
+use super::fields::{Fault, Field};
+use super::keys::{KEYS, Key, key};
+use super::kinds::Kind;
+use super::names::nearest;
+use super::problems::{Problem, Problems, Source};
+use super::raw::{self, Located, Name, Raw};
+use super::rules;
+use super::sections::{
+    Config, DataSection, Device, EarlyStop, EvalSource, MethodSection, ModelSection, ObjectiveSection,
+    ReviewSection, Targets, TrainSection, UiSection, Warmup,
+};
+
+/// Past this many, a file is not worth reading on: each further one would only cost time.
+pub(super) const MOST_PROBLEMS: usize = 200;
+
+/// Where a key was given.
+#[derive(Debug)]
+struct Entry {
+    source: usize,
+    name: Range<usize>,
+    value: Located,
+}
+
+/// Everything said about the keys, by the file first and by the overrides after it.
+#[derive(Debug)]
+pub(super) struct Reader {
+    sources: Vec<Source>,
+    entries: BTreeMap<&'static str, Entry>,
+    /// Single columns given by overrides, on top of the file's table.
+    columns: Vec<(&'static Key, usize, Located)>,
+    headers: BTreeMap<String, Range<usize>>,
+    faulty: BTreeSet<&'static str>,
+    problems: Vec<(usize, Problem)>,
+}
+
+/// Reads the first source as a file and each further one as `section.key=value` over it.
+pub(super) fn resolve(sources: Vec<Source>) -> Result<Config, Problems> {
+    let mut reader = Reader {
+        sources,
+        entries: BTreeMap::new(),
+        columns: Vec::new(),
+        headers: BTreeMap::new(),
+        faulty: BTreeSet::new(),
+        problems: Vec::new(),
+    };
+    let (document, syntax) = raw::document(&reader.sources[0]);
+    let broken: BTreeSet<usize> = syntax.iter().map(|problem| problem.line).collect();
+    reader.walk(0, "", document);
+    for source in 1..reader.sources.len() {
+        reader.read_override(source);
+    }
+    let mut config = defaults().clone();
+    reader.fill(&mut config);
+    if broken.is_empty() {
+        reader.require();
+        rules::check(&config, &mut reader);
+    }
+    // What the parser guessed on a line that it could not read is no mistake of the user's.
+    reader.problems.retain(|(source, problem)| *source > 0 || !broken.contains(&problem.line));
+    reader.problems.extend(syntax.into_iter().map(|problem| (0, problem)));
+    if reader.problems.is_empty() {
+        return Ok(config);
+    }
+    reader.problems.sort_by_key(|(source, problem)| (*source, problem.line, problem.column));
+    Err(Problems(reader.problems.into_iter().map(|(_, problem)| problem).collect()))
+}
+
+impl Reader {
+    fn report(&mut self, source: usize, span: Range<usize>, key: &str, message: &str, help: Option<&str>) {
+        if self.problems.len() >= MOST_PROBLEMS {
+            return;
+        }
+        let problem = Problem::new(&self.sources[source], span, message).key(key);
+        self.problems.push((
+            source,
+            match help {
+                Some(help) => problem.help(help),
+                None => problem,
+            },
+        ));
+    }
+
+    /// Sorts what stands below `prefix` into keys.
+    fn walk(&mut self, source: usize, prefix: &str, entries: Vec<(Name, Located)>) {
+        for (name, value) in entries {
+            let path = if prefix.is_empty() { name.text.clone() } else { format!("{prefix}.{}", name.text) };
+            if let Some(key) = key(&path) {
+                self.entries.insert(key.path, Entry { source, name: name.span, value });
+            } else if is_section(&path) {
+                match value.value {
+                    Raw::Table(below) => {
+                        if source == 0 {
+                            self.headers.insert(path.clone(), name.span);
+                        }
+                        self.walk(source, &path, below);
+                    }
+                    _ => self.report_flat_section(source, &path, name.span),
+                }
+            } else {
+                let is_table = matches!(value.value, Raw::Table(_));
+                self.report_unknown(source, prefix, &path, &name, is_table);
+            }
+        }
+    }
+
+    fn report_flat_section(&mut self, source: usize, path: &str, span: Range<usize>) {
+        let message = format!("`{path}` is a section, which takes keys, not a value");
+        let help = match below(path).next() {
+            Some(first) if path.contains('.') => format!("write {{ {first} = … }}"),
+            _ => format!("write [{path}] on a line of its own, its keys below it"),
+        };
+        self.report(source, span, path, &message, Some(&help));
+    }
+
+    fn report_unknown(&mut self, source: usize, prefix: &str, path: &str, name: &Name, is_table: bool) {
+        let text = name.text.as_str();
+        let message = match (prefix, is_table) {
+            ("", true) => format!("unknown section [{text}]"),
+            ("", false) => format!("unknown key `{text}` outside any section"),
+            _ => format!("unknown key `{text}` in [{prefix}]"),
+        };
+        let help = if let Some(near) = nearest(text, below(prefix)) {
+            format!("did you mean `{near}`?")
+        } else if let Some(key) = KEYS.iter().find(|key| key.name() == text) {
+            format!("`{text}` belongs in [{}]", key.section())
+        } else if let Some(near) = nearest(text, KEYS.iter().map(|key| key.name())) {
+            let key = KEYS.iter().find(|key| key.name() == near);
+            format!("did you mean `{}`?", key.map_or(near, |key| key.path))
+        } else {
+            let valid: Vec<_> = below(prefix).collect();
+            format!("there is {}", valid.join(", "))
+        };
+        self.report(source, name.span.clone(), path, &message, Some(&help));
+    }
+
+    /// Reads one `section.key=value`.
+    fn read_override(&mut self, source: usize) {
+        let text = self.sources[source].text().to_owned();
+        let Some((written, _)) = text.split_once('=') else {
+            let help = "write section.key=value, such as train.learning_rate=1e-4";
+            self.report(source, 0..text.len(), "", "has no `=`", Some(help));
+            return;
+        };
+        let path = written.trim();
+        let start = written.len() - written.trim_start().len();
+        let name = start..start + path.len();
+        let given = text[written.len() + 1..].trim_start();
+        let offset = text.len() - given.len();
+        let found = key(path);
+        let column = path.rsplit_once('.').filter(|_| found.is_none()).and_then(|(above, role)| {
+            key(above).filter(|key| matches!(key.kind, Kind::Columns(_))).map(|key| (key, role))
+        });
+        if let Some(key) = found {
+            if let Some(value) = self.override_value(source, offset, key.kind.is_text()) {
+                self.entries.insert(key.path, Entry { source, name, value });
+            } else {
+                self.faulty.insert(key.path);
+            }
+        } else if let Some((key, role)) = column {
+            if let Some(value) = self.override_value(source, offset, true) {
+                let span = value.span.clone();
+                let role = Name { text: role.to_owned(), span: name };
+                self.columns.push((key, source, Located { value: Raw::Table(vec![(role, value)]), span }));
+            }
+        } else if is_section(path) {
+            match self.override_value(source, offset, false) {
+                Some(Located { value: Raw::Table(below), .. }) => self.walk(source, path, below),
+                Some(_) => self.report_flat_section(source, path, name),
+                None => {}
+            }
+        } else {
+            let (prefix, last) = path.rsplit_once('.').unwrap_or(("", path));
+            let prefix = if is_section(prefix) { prefix } else { "" };
+            let unknown = Name { text: last.to_owned(), span: name };
+            self.report_unknown(source, prefix, path, &unknown, false);
+        }
+    }
+
+    /// The value of an override: TOML, or a text without its quotes.
+    fn override_value(&mut self, source: usize, offset: usize, is_text: bool) -> Option<Located> {
+        let text = &self.sources[source].text()[offset..];
+        let bare =
+            Located { value: Raw::Text(text.trim_end().to_owned()), span: offset..offset + text.len() };
+        let opens = |marks: &[char]| text.starts_with(marks);
+        match raw::value(&self.sources[source], offset) {
+            Ok(Located { value: Raw::Date, .. }) => Some(bare),
+            Ok(value) if is_text && !matches!(value.value, Raw::Text(_)) => Some(bare),
+            Ok(value) => Some(value),
+            Err(problem) if opens(&['"', '\'']) || (!is_text && opens(&['[', '{'])) => {
+                self.problems.push((source, *problem));
+                None
+            }
+            Err(_) => Some(bare),
+        }
+    }
+
+    /// Reads every key given into `config`.
+    fn fill(&mut self, config: &mut Config) {
+        let mut faults: Vec<(&'static Key, usize, Fault)> = Vec::new();
+        for key in KEYS {
+            let Some(entry) = self.entries.get(key.path) else { continue };
+            let source = &self.sources[entry.source];
+            if let Err(fault) = (key.read)(config, &entry.value, source) {
+                faults.push((key, entry.source, fault));
+            } else if let Some(reason) = key.missing
+                && (key.write)(config) != (key.write)(defaults())
+            {
+                let message = "is not available in this version of Luthier".to_owned();
+                let span = entry.value.span.clone();
+                faults.push((key, entry.source, Fault { span, message, help: Some(reason.to_owned()) }));
+            }
+        }
+        for (key, source, table) in &self.columns {
+            match IndexMap::<String, String>::read(table, &key.kind, &self.sources[*source]) {
+                Ok(columns) => config.data.columns.extend(columns),
+                Err(fault) => faults.push((key, *source, fault)),
+            }
+        }
+        for (key, source, fault) in faults {
+            self.faulty.insert(key.path);
+            let message = format!("`{}` {}", key.path, fault.message);
+            self.report(source, fault.span, key.path, &message, fault.help.as_deref());
+        }
+    }
+
+    /// Reports required keys that nobody gave.
+    fn require(&mut self) {
+        for key in KEYS.iter().filter(|key| key.required) {
+            if self.entries.contains_key(key.path) || self.faulty.contains(key.path) {
+                continue;
+            }
+            self.faulty.insert(key.path);
+            let message = format!("`{}` is missing", key.path);
+            let help = format!("add {} = … to [{}]: {}", key.name(), key.section(), key.doc);
+            self.report_absent(key, &message, &help);
+        }
+    }
+
+    /// Points at the section of a key that was not given, or at the file as a whole.
+    fn report_absent(&mut self, key: &Key, message: &str, help: &str) {
+        if let Some(span) = self.headers.get(key.section()).cloned() {
+            self.report(0, span, key.path, message, Some(help));
+        } else if self.problems.len() < MOST_PROBLEMS {
+            let problem = Problem::with_whole(&self.sources[0], message).key(key.path).help(help);
+            self.problems.push((0, problem));
+        }
+    }
+
+    /// Reports that keys do not go together, at the first of them that was given. Says nothing while one
+    /// of them is wrong by itself.
+    pub(super) fn contradict(&mut self, keys: &[&'static str], message: &str, help: &str) {
+        if keys.iter().any(|key| self.faulty.contains(key)) {
+            return;
+        }
+        let given = keys.iter().find_map(|key| Some((*key, self.entries.get(key)?)));
+        if let Some((path, entry)) = given {
+            let (source, span) = (entry.source, entry.name.start..entry.value.span.end);
+            self.report(source, span, path, message, Some(help));
+        } else if let Some(key) = keys.first().and_then(|path| key(path)) {
+            self.report_absent(key, message, help);
+        }
+    }
+}
+
+fn is_section(path: &str) -> bool {
+    !path.is_empty() && below(path).next().is_some()
+}
+
+/// The names that stand directly below a section, or the sections themselves.
+fn below(prefix: &str) -> impl Iterator<Item = &'static str> {
+    let mut last = "";
+    KEYS.iter().filter_map(move |key| {
+        let rest = match prefix {
+            "" => key.path,
+            _ => key.path.strip_prefix(prefix)?.strip_prefix('.')?,
+        };
+        let name = rest.split('.').next().unwrap_or(rest);
+        (std::mem::replace(&mut last, name) != name).then_some(name)
+    })
+}
+
+/// A configuration in which every key has its default, and the required ones are empty.
+pub(super) fn defaults() -> &'static Config {
+    static DEFAULTS: OnceLock<Config> = OnceLock::new();
+    DEFAULTS.get_or_init(|| {
+        let mut config = blank();
+        for key in KEYS.iter().filter(|key| !key.required) {
+            let source = Source::new(key.path, key.default);
+            let value = raw::value(&source, 0).expect("defaults are constants, and a test parses each");
+            (key.read)(&mut config, &value, &source).expect("defaults are constants, and a test reads each");
+        }
+        config
+    })
+}
+
+fn blank() -> Config {
+    Config {
+        model: ModelSection { path: String::new(), dtype: Dtype::Auto, device: Device::Auto },
+        data: DataSection {
+            train: Vec::new(),
+            eval: EvalSource::Fraction(0.0),
+            format: Format::Auto,
+            columns: IndexMap::new(),
+            template: String::new(),
+            system: String::new(),
+            train_on: TrainOn::Completion,
+            max_length: 0,
+            overflow: Overflow::Truncate,
+            packing: false,
+            shuffle: false,
+        },
+        method: MethodSection {
+            kind: MethodKind::Lora,
+            rank: 0,
+            alpha: 0.0,
+            dropout: 0.0,
+            targets: Targets::AllLinear,
+            variant: Variant::Plain,
+            init: None,
+            virtual_tokens: 0,
+        },
+        train: TrainSection {
+            algorithm: Algorithm::Sft,
+            epochs: 0.0,
+            max_steps: None,
+            batch_size: 0,
+            accumulate: 0,
+            learning_rate: 0.0,
+            schedule: Schedule::Cosine,
+            warmup: Warmup::Steps(0),
+            min_learning_rate: 0.0,
+            optimizer: Optimizer::Adamw,
+            weight_decay: 0.0,
+            betas: [0.0, 0.0],
+            max_grad_norm: 0.0,
+            seed: 0,
+            recompute: Recompute::Auto,
+            eval_every: 0,
+            sample_every: 0,
+            checkpoint_every: 0,
+            keep_checkpoints: 0,
+            early_stop: EarlyStop { patience: 0 },
+            on_nan: OnNan::Stop,
+        },
+        objective: ObjectiveSection {
+            kind: ObjectiveKind::None,
+            schema: None,
+            pattern: None,
+            contains: Vec::new(),
+            min_length: None,
+            max_length: None,
+        },
+        review: ReviewSection {
+            suite: None,
+            baseline_system: String::new(),
+            temperature: 0.0,
+            top_p: 0.0,
+            top_k: 0,
+            max_new_tokens: 0,
+        },
+        ui: UiSection { theme: String::new() },
+    }
+}

@@ -1,0 +1,113 @@
+//! Settings that are right one by one and wrong together.
+
+use super::choices::{ObjectiveKind, OnNan};
+use super::resolve::Reader;
+use super::sections::{Config, EvalSource, Warmup};
+use super::toml_text::number;
+
+/// Reports every contradiction in `config`.
+pub(super) fn check(config: &Config, reader: &mut Reader) {
+    check_course(config, reader);
+    check_evaluation(config, reader);
+    check_objective(config, reader);
+}
+
+fn check_course(config: &Config, reader: &mut Reader) {
+    let train = &config.train;
+    if let (Warmup::Steps(warmup), Some(steps)) = (train.warmup, train.max_steps)
+        && warmup > steps
+    {
+        reader.contradict(
+            &["train.warmup", "train.max_steps"],
+            &format!("warm-up takes {warmup} steps, but the run ends after {steps}"),
+            "shorten train.warmup, or raise train.max_steps",
+        );
+    }
+    if train.min_learning_rate > train.learning_rate {
+        reader.contradict(
+            &["train.min_learning_rate", "train.learning_rate"],
+            &format!(
+                "`train.min_learning_rate` is {}, above `train.learning_rate`, which is {}",
+                number(train.min_learning_rate),
+                number(train.learning_rate)
+            ),
+            "the schedule falls from the one to the other",
+        );
+    }
+    if train.on_nan == OnNan::Rollback && train.checkpoint_every == 0 {
+        reader.contradict(
+            &["train.on_nan", "train.checkpoint_every"],
+            "`train.on_nan` = \"rollback\" has no checkpoint to go back to",
+            "set train.checkpoint_every",
+        );
+    }
+}
+
+fn check_evaluation(config: &Config, reader: &mut Reader) {
+    let train = &config.train;
+    if train.early_stop.patience > 0 {
+        let help = "early stopping watches the held-out loss";
+        if train.eval_every == 0 {
+            reader.contradict(
+                &["train.early_stop.patience", "train.eval_every"],
+                "`train.early_stop` never sees an evaluation, since `train.eval_every` is 0",
+                help,
+            );
+        }
+        if config.data.eval == EvalSource::Fraction(0.0) {
+            reader.contradict(
+                &["train.early_stop.patience", "data.eval"],
+                "`train.early_stop` has nothing to evaluate, since `data.eval` is 0",
+                help,
+            );
+        }
+    }
+    if let EvalSource::Paths(paths) = &config.data.eval
+        && let Some(path) = paths.iter().find(|path| config.data.train.contains(path))
+    {
+        reader.contradict(
+            &["data.eval", "data.train"],
+            &format!("{} is both trained on and held out", path.display()),
+            "give a share such as eval = 0.1 to split one file",
+        );
+    }
+}
+
+fn check_objective(config: &Config, reader: &mut Reader) {
+    let objective = &config.objective;
+    let (missing, message, help) = match objective.kind {
+        ObjectiveKind::Json if objective.schema.is_none() => (
+            "objective.schema",
+            "`objective.kind` = \"json\" needs a schema",
+            "add schema = \"schema.json\", a JSON Schema of the reply",
+        ),
+        ObjectiveKind::Regex if objective.pattern.is_none() => (
+            "objective.pattern",
+            "`objective.kind` = \"regex\" needs a pattern",
+            "add pattern = '…', a regular expression that a reply must match",
+        ),
+        ObjectiveKind::Contains if objective.contains.is_empty() => (
+            "objective.contains",
+            "`objective.kind` = \"contains\" needs the texts that a reply must hold",
+            "add contains = [\"…\"]",
+        ),
+        ObjectiveKind::Length if objective.min_length.is_none() && objective.max_length.is_none() => (
+            "objective.max_length",
+            "`objective.kind` = \"length\" needs a bound",
+            "add min_length or max_length, in characters",
+        ),
+        _ => ("", "", ""),
+    };
+    if !missing.is_empty() {
+        reader.contradict(&["objective.kind", missing], message, help);
+    }
+    if let (Some(least), Some(most)) = (objective.min_length, objective.max_length)
+        && least > most
+    {
+        reader.contradict(
+            &["objective.min_length", "objective.max_length"],
+            &format!("`objective.min_length` is {least}, above `objective.max_length`, which is {most}"),
+            "no reply can be both that long and that short",
+        );
+    }
+}
