@@ -5,4 +5,5 @@ pub mod config;
 pub mod data;
 pub mod machine;
 pub mod model;
+pub mod runs;
 pub mod text;

@@ -1,0 +1,382 @@
+//! Run directories: made, found, listed, locked.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rustix::fs::{FlockOperation, flock};
+
+use super::RunError;
+use super::checkpoint::{Checkpoint, list_checkpoints};
+use super::error::io_error;
+use super::number::Number;
+use super::process::Host;
+use super::status::{Failure, State, Status, replace_file};
+use super::time;
+use crate::config::Config;
+
+/// Folder of a project's runs.
+pub const RUNS_FOLDER: &str = "runs";
+
+/// Everything the run uses, defaults written out.
+pub const CONFIG_FILE: &str = "config.toml";
+
+/// The journal.
+pub const JOURNAL_FILE: &str = "events.jsonl";
+
+/// What the process and the native libraries print.
+pub const ENGINE_LOG: &str = "engine.log";
+
+/// Held by the process that works on the run.
+const LOCK_FILE: &str = "run.lock";
+
+/// The starter holds the lock for the moment between starting the engine and noting its pid.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Longest slug in a run's id.
+const SLUG_LIMIT: usize = 40;
+
+/// How many runs of one second are told apart.
+const RUNS_A_SECOND: u32 = 10_000;
+
+/// How many runs an error names.
+const NAMED_RUNS: usize = 5;
+
+/// One run's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    id: String,
+    path: PathBuf,
+    project: PathBuf,
+}
+
+impl RunDir {
+    /// Makes a run directory with its `config.toml` and a status of `queued`. Its id is
+    /// `YYYYMMDD-HHMMSS-SLUG` in UTC, with a number after it where two runs would share it; the slug is
+    /// made from the method where none is given.
+    pub fn create(project: &Path, config: &Config, slug: Option<&str>) -> Result<Self, RunError> {
+        let text = config.to_toml();
+        let label = slug.map_or_else(|| method_label(&text), str::to_owned);
+        Self::create_at(project, &text, &label, time::now())
+    }
+
+    fn create_at(project: &Path, config: &str, slug: &str, now: Timestamp) -> Result<Self, RunError> {
+        let project = project.canonicalize().map_err(io_error("find", project))?;
+        let runs = project.join(RUNS_FOLDER);
+        let mut folders = DirBuilder::new();
+        folders.mode(0o700);
+        match folders.create(&runs) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(io_error("make", &runs))?,
+        }
+        let stamp = now.to_zoned_datetime(TimeZone::UTC).strftime("%Y%m%d-%H%M%S").to_string();
+        let base = format!("{stamp}-{}", slug_of(slug));
+        for number in 1..RUNS_A_SECOND {
+            let id = if number == 1 { base.clone() } else { format!("{base}-{number}") };
+            let path = runs.join(&id);
+            match folders.create(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(source) => return Err(RunError::Io { doing: "make", path, source }),
+            }
+            let run = Self { id, path, project };
+            let mut status = Status { state: State::Queued, started: now, ..Status::default() };
+            status.host = Host::this().name;
+            status.write_atomic(&run.path)?;
+            // Last, since it is what makes the folder a run.
+            replace_file(&run.config_path(), config.as_bytes())?;
+            return Ok(run);
+        }
+        Err(RunError::Refused(format!("there are {RUNS_A_SECOND} runs named `{base}` already")))
+    }
+
+    /// Opens a run directory by its path.
+    pub fn open(path: &Path) -> Result<Self, RunError> {
+        let path = path.canonicalize().map_err(io_error("find", path))?;
+        if !path.join(CONFIG_FILE).is_file() {
+            return Err(RunError::NotARun(path));
+        }
+        let id = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let project = path.parent().and_then(Path::parent).map(Path::to_owned);
+        match (id, project) {
+            (Some(id), Some(project)) => Ok(Self { id, path, project }),
+            _ => Err(RunError::NotARun(path)),
+        }
+    }
+
+    /// Finds a run of a project by the beginning of its id, by any part of it that only one run has, or as
+    /// `latest`.
+    pub fn find(project: &Path, wanted: &str) -> Result<Self, RunError> {
+        let ids = ids(project)?;
+        let named = |known: Vec<&String>| -> Vec<String> {
+            known.into_iter().rev().take(NAMED_RUNS).cloned().collect()
+        };
+        let not_found =
+            || RunError::NotFound { wanted: wanted.to_owned(), known: named(ids.iter().collect()) };
+        let open = |id: &String| Self::open(&project.join(RUNS_FOLDER).join(id));
+        if wanted == "latest" {
+            return ids.last().ok_or_else(not_found).and_then(open);
+        }
+        if wanted.is_empty() {
+            return Err(not_found());
+        }
+        if let Some(id) = ids.iter().find(|id| *id == wanted) {
+            return open(id);
+        }
+        for fits in [|id: &str, part: &str| id.starts_with(part), |id: &str, part: &str| id.contains(part)]
+            as [fn(&str, &str) -> bool; 2]
+        {
+            let fitting: Vec<_> = ids.iter().filter(|id| fits(id, wanted)).collect();
+            match fitting.as_slice() {
+                [] => {}
+                [only] => return open(only),
+                _ => return Err(RunError::Ambiguous { wanted: wanted.to_owned(), known: named(fitting) }),
+            }
+        }
+        Err(not_found())
+    }
+
+    /// `YYYYMMDD-HHMMSS-SLUG`.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The run directory, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The project it belongs to, absolute.
+    pub fn project(&self) -> &Path {
+        &self.project
+    }
+
+    /// `config.toml`.
+    pub fn config_path(&self) -> PathBuf {
+        self.path.join(CONFIG_FILE)
+    }
+
+    /// `events.jsonl`.
+    pub fn journal_path(&self) -> PathBuf {
+        self.path.join(JOURNAL_FILE)
+    }
+
+    /// `engine.log`.
+    pub fn log_path(&self) -> PathBuf {
+        self.path.join(ENGINE_LOG)
+    }
+
+    /// `adapter`: the result of a parameter-efficient method, in PEFT layout.
+    pub fn adapter_path(&self) -> PathBuf {
+        self.path.join("adapter")
+    }
+
+    /// Where the run stands, as seen from here and now: a dead one is `lost`.
+    pub fn status(&self) -> Result<Status, RunError> {
+        let status = Status::read(&self.path)?.unwrap_or_default();
+        Ok(status.observed(&Host::this(), Timestamp::now()))
+    }
+
+    /// Its published checkpoints by step, unverified.
+    pub fn checkpoints(&self) -> Vec<Checkpoint> {
+        list_checkpoints(&self.path)
+    }
+
+    /// Takes the run for this process alone; an error names the process that has it.
+    pub fn lock(&self) -> Result<RunLock, RunError> {
+        self.lock_within(LOCK_PATIENCE)
+    }
+
+    fn lock_within(&self, patience: Duration) -> Result<RunLock, RunError> {
+        FolderLock::take(&self.path.join(LOCK_FILE), patience)?
+            .map(RunLock)
+            .map_err(|holder| RunError::Locked { run: self.id.clone(), holder })
+    }
+
+    /// The end of `engine.log`: its last whole lines, at most `lines`, cleaned for showing.
+    pub fn log_tail(&self, lines: usize) -> Vec<String> {
+        const TAIL: u64 = 64 * 1024;
+        let Ok(mut file) = File::open(self.log_path()) else { return Vec::new() };
+        let length = file.metadata().map_or(0, |found| found.len());
+        let begin = length.saturating_sub(TAIL);
+        let mut text = Vec::new();
+        if file.seek(SeekFrom::Start(begin)).is_err() || file.take(TAIL).read_to_end(&mut text).is_err() {
+            return Vec::new();
+        }
+        let text = String::from_utf8_lossy(&text);
+        let mut tail: Vec<_> = text
+            .lines()
+            .skip(usize::from(begin > 0))
+            .filter(|line| !line.trim().is_empty())
+            .map(|line| crate::text::clean_line(line).into_owned())
+            .collect();
+        tail.split_off(tail.len().saturating_sub(lines))
+    }
+}
+
+/// Keeps every other process from working on the run, until dropped. Dies with the process that holds it.
+#[derive(Debug)]
+pub struct RunLock(#[expect(dead_code, reason = "held for its flock alone")] FolderLock);
+
+/// An advisory lock on a file whose content names the holder.
+#[derive(Debug)]
+pub(crate) struct FolderLock(#[expect(dead_code, reason = "held for its flock alone")] File);
+
+impl FolderLock {
+    /// Takes the lock, waiting at most `patience`; the inner error names the holder.
+    pub(crate) fn take(path: &Path, patience: Duration) -> Result<Result<Self, String>, RunError> {
+        let deadline = Instant::now() + patience;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io_error("open", path))?;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let mut holder = String::new();
+                    // Who holds it is only for the message.
+                    let _ = (&mut file).take(256).read_to_string(&mut holder);
+                    let holder = crate::text::clean_line(holder.trim()).into_owned();
+                    return Ok(Err(if holder.is_empty() { "another process".to_owned() } else { holder }));
+                }
+                Err(error) => {
+                    return Err(RunError::Io { doing: "lock", path: path.to_owned(), source: error.into() });
+                }
+            }
+        }
+        // What the file says is for people; the lock holds without it.
+        let _ = file.set_len(0).and_then(|()| {
+            file.write_all(format!("process {} on {}\n", std::process::id(), Host::this().name).as_bytes())
+        });
+        Ok(Ok(Self(file)))
+    }
+}
+
+/// What a list of runs shows of each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunSummary {
+    /// The run's id.
+    pub id: String,
+    /// The run directory.
+    pub path: PathBuf,
+    /// As seen from here and now.
+    pub state: State,
+    /// What is trained, in short: `lora r16`.
+    pub method: String,
+    /// Optimiser updates made.
+    pub step: u64,
+    /// Optimiser updates planned; 0 while unknown.
+    pub total_steps: u64,
+    /// Loss of the last step.
+    pub loss: Option<Number>,
+    /// Loss of the last evaluation.
+    pub eval_loss: Option<Number>,
+    /// Lowest loss of any evaluation.
+    pub best_eval_loss: Option<Number>,
+    /// When it was started first.
+    pub started: Timestamp,
+    /// What went wrong.
+    pub failure: Option<Failure>,
+}
+
+/// A project's runs, newest first. Reads each run's status and the few lines of its configuration that name
+/// it, never its journal. A run whose status cannot be read is listed as lost, with the reason.
+pub fn list(project: &Path) -> Result<Vec<RunSummary>, RunError> {
+    let host = Host::this();
+    let now = Timestamp::now();
+    let runs = project.join(RUNS_FOLDER);
+    let summarise = |id: String| summary(id, &runs, &host, now);
+    Ok(ids(project)?.into_iter().rev().map(summarise).collect())
+}
+
+fn summary(id: String, runs: &Path, host: &Host, now: Timestamp) -> RunSummary {
+    let path = runs.join(&id);
+    let status = match Status::read(&path) {
+        Ok(status) => status.unwrap_or_default().observed(host, now),
+        Err(error) => {
+            let failure = Failure { message: error.to_string(), ..Failure::default() };
+            Status { state: State::Lost, failure: Some(failure), ..Status::default() }
+        }
+    };
+    let config = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
+    RunSummary {
+        method: method_label(&config),
+        state: status.state,
+        step: status.step,
+        total_steps: status.total_steps,
+        loss: status.loss,
+        eval_loss: status.eval_loss,
+        best_eval_loss: status.best_eval_loss,
+        started: status.started,
+        failure: status.failure,
+        id,
+        path,
+    }
+}
+
+/// The ids of a project's runs, oldest first.
+fn ids(project: &Path) -> Result<Vec<String>, RunError> {
+    let runs = project.join(RUNS_FOLDER);
+    let entries = match fs::read_dir(&runs) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(RunError::Io { doing: "read", path: runs, source }),
+    };
+    let mut ids: Vec<_> = entries
+        .flatten()
+        .filter(|entry| entry.path().join(CONFIG_FILE).is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| crate::text::clean_line(name) == *name)
+        .collect();
+    ids.sort_by_cached_key(|id| order_of(id));
+    Ok(ids)
+}
+
+/// Runs of one second sort by their number, `-2` before `-10`.
+fn order_of(id: &str) -> (String, u32, String) {
+    let number = id.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or(1);
+    (id.chars().take("YYYYMMDD-HHMMSS".len()).collect(), number, id.to_owned())
+}
+
+/// `lora r16`, read loosely: a list must show runs of other versions too.
+fn method_label(config: &str) -> String {
+    let table: toml::Table = config.parse().unwrap_or_default();
+    let Some(method) = table.get("method").and_then(toml::Value::as_table) else {
+        return "unknown".to_owned();
+    };
+    let kind = method.get("kind").and_then(toml::Value::as_str).unwrap_or("unknown");
+    let kind = crate::text::clean_line(kind).into_owned();
+    match method.get("rank").and_then(toml::Value::as_integer) {
+        Some(rank) if kind.ends_with("lora") => format!("{kind} r{rank}"),
+        _ => kind,
+    }
+}
+
+/// Small letters, digits and single hyphens.
+fn slug_of(text: &str) -> String {
+    let mut slug = String::new();
+    for character in text.chars() {
+        if slug.len() == SLUG_LIMIT {
+            break;
+        }
+        if character.is_ascii_alphanumeric() {
+            slug.push(character.to_ascii_lowercase());
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+    }
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "run".to_owned() } else { slug.to_owned() }
+}

@@ -1,0 +1,406 @@
+//! What a journal line says.
+
+use indexmap::IndexMap;
+use jiff::Timestamp;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::ser::{Error as _, SerializeMap};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use super::number::Number;
+use super::status::{Failure, State};
+use super::time::{self, millis};
+
+/// One line of a run's journal. Written as one flat JSON object: `kind`, `time` and, where it has one,
+/// `step` first, then the body's own keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// When it happened, to the millisecond.
+    pub time: Timestamp,
+    /// The optimiser update it belongs to: the number of updates made so far (the first is 1). What
+    /// happens between two updates carries the number of the one before.
+    pub step: Option<u64>,
+    /// What happened.
+    pub body: EventBody,
+}
+
+/// What happened, by kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EventBody {
+    /// `run`: a process began to work on this run, fresh or resumed.
+    Run(Box<RunEvent>),
+    /// `step`: one optimiser update.
+    Step(StepEvent),
+    /// `eval`: an evaluation on the held-out examples.
+    Eval(EvalEvent),
+    /// `sample`: one reply to one prompt of the suite, or to one a person asked for.
+    Sample(SampleEvent),
+    /// `checkpoint`: a checkpoint was published.
+    Checkpoint(CheckpointEvent),
+    /// `edit`: a setting was changed while the run lived.
+    Edit(EditEvent),
+    /// `alert`: something a person should look at.
+    Alert(AlertEvent),
+    /// `state`: the run's state changed.
+    State(StateEvent),
+    /// A kind this version does not know, or a known kind in a shape it cannot read. Kept whole: `keys`
+    /// are all keys but `kind`, `time` and `step`.
+    Unknown {
+        /// The line's `kind`.
+        kind: String,
+        /// Everything else the line said.
+        keys: Map<String, Value>,
+    },
+}
+
+/// What was started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunEvent {
+    /// SHA-256 of the run's `config.toml`.
+    pub config_hash: String,
+    /// Identity of the prepared data.
+    pub data_hash: String,
+    /// Identity of the base model.
+    pub model_fingerprint: String,
+    /// Identity of the chat template.
+    pub template_fingerprint: String,
+    /// Versions by name: `luthier`, `libtorch` …
+    pub versions: IndexMap<String, String>,
+    /// `cpu`, `cuda:0` …
+    pub device: String,
+    /// The type computed in: `f32`, `bf16`.
+    pub dtype: String,
+    /// How many weights there are.
+    pub parameters: ParameterCount,
+    /// Rows trained on.
+    pub train_rows: u64,
+    /// Rows held out.
+    pub eval_rows: u64,
+    /// Steps until the end.
+    pub total_steps: u64,
+    /// Seed of everything random in the run.
+    pub seed: u64,
+    /// The checkpoint's step that this process goes on from. `step`, `eval` and `sample` events of a later
+    /// step that stand *before* this line were lost with the former process and happen again: a reader
+    /// of curves drops them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumed_from: Option<u64>,
+}
+
+/// How many weights there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ParameterCount {
+    /// All of them, the adapter's included.
+    pub total: u64,
+    /// Those that the method trains.
+    pub trainable: u64,
+}
+
+/// One optimiser update.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StepEvent {
+    /// Mean over the step's trained tokens, natural logarithm.
+    pub loss: Number,
+    /// The learning rate this update used.
+    pub learning_rate: Number,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: Number,
+    /// Tokens read in this step, padding excluded.
+    pub tokens: u64,
+    /// Tokens trained on in this step.
+    pub trained_tokens: u64,
+    /// `tokens / seconds`.
+    pub tokens_per_second: Number,
+    /// Wall time of the step; pauses, evaluations and checkpoints excluded.
+    pub seconds: Number,
+    /// Position in the data: 1.5 is the middle of the second epoch.
+    pub epoch: Number,
+    /// Resident memory of the process.
+    pub memory_bytes: u64,
+    /// Memory allocated on the device, where it is not the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_memory_bytes: Option<u64>,
+    /// How busy the device was, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load: Option<Number>,
+}
+
+/// An evaluation on the held-out examples.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalEvent {
+    /// Mean over all trained tokens of the held-out examples, natural logarithm.
+    pub loss: Number,
+    /// `exp(loss)`.
+    pub perplexity: Number,
+    /// Share of trained tokens whose most likely prediction is right, 0 to 1.
+    pub token_accuracy: Number,
+    /// The objective's scores by name, 0 to 1, where replies were generated.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub scores: IndexMap<String, Number>,
+    /// How long it took.
+    pub seconds: Number,
+    /// Held-out rows evaluated.
+    pub rows: u64,
+}
+
+/// One reply to one prompt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SampleEvent {
+    /// What was asked (the last user message).
+    pub prompt: String,
+    /// What the model answered.
+    pub reply: String,
+    /// Position in the suite, from 0; missing where a person asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<u64>,
+    /// The objective's scores of this reply by name, 0 to 1.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub scores: IndexMap<String, Number>,
+    /// Whether the objective's check passed, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed: Option<bool>,
+}
+
+/// A checkpoint was published.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckpointEvent {
+    /// Folder, relative to the run directory.
+    pub path: String,
+    /// Size of all its files.
+    pub bytes: u64,
+    /// How long training stood still for it.
+    pub seconds: Number,
+}
+
+/// A setting was changed while the run lived.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EditEvent {
+    /// Dotted key, as `train.learning_rate`.
+    pub key: String,
+    /// The value before, as TOML.
+    pub old: String,
+    /// The value after, as TOML.
+    pub new: String,
+    /// Who changed it and where: `config.toml`, or what the client of the control socket said.
+    pub who: String,
+    /// The first step that uses the new value.
+    pub applied_at_step: u64,
+}
+
+/// Something a person should look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AlertEvent {
+    /// What sort of thing.
+    pub alert: AlertKind,
+    /// One or two sentences for the person.
+    pub message: String,
+    /// The rows behind it, where it has any (indices into the dataset).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<u64>,
+}
+
+/// Sorts of alert.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum AlertKind {
+    /// A loss or gradient was not a finite number.
+    Nan,
+    /// The loss jumped.
+    Spike,
+    /// Held-out loss rises while train loss falls.
+    Overfitting,
+    /// The disk is full or nearly so.
+    DiskLow,
+    /// Memory ran out and the micro-batch was split.
+    OomSplit,
+    /// Journal lines were kept back or lost.
+    JournalGap,
+    /// A configuration edit was refused.
+    EditRefused,
+    /// A checkpoint was unreadable and passed over, or could not be written.
+    Checkpoint,
+    /// Something about the data.
+    Data,
+    /// A sort this version does not know.
+    #[default]
+    #[serde(other)]
+    Other,
+}
+
+/// The run's state changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StateEvent {
+    /// The new state.
+    pub state: State,
+    /// Why, in words: who asked, or what ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What went wrong, with `state` `failed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+impl Event {
+    /// An event of now.
+    pub fn now(step: Option<u64>, body: impl Into<EventBody>) -> Self {
+        Self { time: time::now(), step, body: body.into() }
+    }
+
+    /// Reads one journal line (without or with its line end). Unknown kinds are kept, unknown keys of
+    /// known kinds are ignored.
+    pub fn from_line(line: &[u8]) -> Result<Self, serde_json::Error> {
+        let head: Head = serde_json::from_slice(line)?;
+        let known = match head.kind.as_str() {
+            "run" => body(line, |body| EventBody::Run(Box::new(body))),
+            "step" => body(line, EventBody::Step),
+            "eval" => body(line, EventBody::Eval),
+            "sample" => body(line, EventBody::Sample),
+            "checkpoint" => body(line, EventBody::Checkpoint),
+            "edit" => body(line, EventBody::Edit),
+            "alert" => body(line, EventBody::Alert),
+            "state" => body(line, EventBody::State),
+            _ => None,
+        };
+        let body = match known {
+            Some(known) => known,
+            None => unknown(head.kind, serde_json::from_slice(line)?),
+        };
+        Ok(Self { time: head.time, step: head.step, body })
+    }
+
+    /// The journal line, ending in a newline. Text inside is escaped by JSON, so a line is one line.
+    pub fn to_line(&self) -> Vec<u8> {
+        let mut line = serde_json::to_vec(self).unwrap_or_else(|error| {
+            let alert = AlertEvent {
+                alert: AlertKind::JournalGap,
+                message: format!("an event could not be written as JSON: {error}"),
+                rows: Vec::new(),
+            };
+            let fallback = serde_json::json!({
+                "kind": "alert", "time": time::text(self.time), "alert": alert.alert, "message": alert.message
+            });
+            fallback.to_string().into_bytes()
+        });
+        line.push(b'\n');
+        line
+    }
+}
+
+impl EventBody {
+    /// The word in `kind`.
+    pub fn kind(&self) -> &str {
+        match self {
+            Self::Run(_) => "run",
+            Self::Step(_) => "step",
+            Self::Eval(_) => "eval",
+            Self::Sample(_) => "sample",
+            Self::Checkpoint(_) => "checkpoint",
+            Self::Edit(_) => "edit",
+            Self::Alert(_) => "alert",
+            Self::State(_) => "state",
+            Self::Unknown { kind, .. } => kind,
+        }
+    }
+}
+
+macro_rules! body_from {
+    ($($event:ty => $variant:expr),* $(,)?) => {
+        $(impl From<$event> for EventBody {
+            fn from(event: $event) -> Self {
+                $variant(event)
+            }
+        })*
+    };
+}
+
+body_from! {
+    RunEvent => |event| Self::Run(Box::new(event)),
+    StepEvent => Self::Step,
+    EvalEvent => Self::Eval,
+    SampleEvent => Self::Sample,
+    CheckpointEvent => Self::Checkpoint,
+    EditEvent => Self::Edit,
+    AlertEvent => Self::Alert,
+    StateEvent => Self::State,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    kind: String,
+    #[serde(with = "millis")]
+    time: Timestamp,
+    #[serde(default)]
+    step: Option<u64>,
+}
+
+/// `time` and `step` have been read already; a body is looked for in the same line a second time, which
+/// costs less than serde's buffering for flattened enums.
+fn body<T: DeserializeOwned>(line: &[u8], into: impl Fn(T) -> EventBody) -> Option<EventBody> {
+    serde_json::from_slice(line).ok().map(into)
+}
+
+fn unknown(kind: String, mut keys: Map<String, Value>) -> EventBody {
+    for taken in ["kind", "time", "step"] {
+        keys.shift_remove(taken);
+    }
+    EventBody::Unknown { kind, keys }
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("kind", self.body.kind())?;
+        map.serialize_entry("time", &time::text(self.time))?;
+        if let Some(step) = self.step {
+            map.serialize_entry("step", &step)?;
+        }
+        let flat = match &self.body {
+            EventBody::Run(body) => serde_json::to_value(body),
+            EventBody::Step(body) => serde_json::to_value(body),
+            EventBody::Eval(body) => serde_json::to_value(body),
+            EventBody::Sample(body) => serde_json::to_value(body),
+            EventBody::Checkpoint(body) => serde_json::to_value(body),
+            EventBody::Edit(body) => serde_json::to_value(body),
+            EventBody::Alert(body) => serde_json::to_value(body),
+            EventBody::State(body) => serde_json::to_value(body),
+            EventBody::Unknown { keys, .. } => Ok(Value::Object(keys.clone())),
+        }
+        .map_err(S::Error::custom)?;
+        if let Value::Object(keys) = flat {
+            for (key, value) in keys {
+                map.serialize_entry(&key, &value)?;
+            }
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Map::<String, Value>::deserialize(deserializer)?;
+        let line = serde_json::to_vec(&value).map_err(D::Error::custom)?;
+        Self::from_line(&line).map_err(D::Error::custom)
+    }
+}

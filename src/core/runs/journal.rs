@@ -1,0 +1,202 @@
+//! Writing a run's journal without ever failing the run.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use super::RunError;
+use super::error::io_error;
+use super::event::{AlertEvent, AlertKind, Event};
+use super::time;
+
+/// Lines kept back at most while the disk refuses them.
+const KEPT_LINES: usize = 4096;
+
+/// Bytes kept back at most while the disk refuses them.
+const KEPT_BYTES: usize = 4 << 20;
+
+/// Where journal lines go.
+trait Sink: Write + Send {
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+impl Sink for File {
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+/// Appends events to `events.jsonl`, each with one write of one whole line. Where the disk refuses a line
+/// (full, failing), it is kept back, at most 4096 of them, and written as soon as the disk takes lines again,
+/// followed by an `alert` that marks the gap. The run goes on whatever happens.
+pub struct JournalWriter {
+    sink: Box<dyn Sink>,
+    /// Lines the disk has not taken yet, oldest first.
+    kept: VecDeque<Vec<u8>>,
+    kept_bytes: usize,
+    gap: Option<Gap>,
+    /// Whether the file ends in the middle of a line.
+    torn: bool,
+}
+
+struct Gap {
+    since: Timestamp,
+    error: String,
+    delayed: u64,
+    lost: u64,
+}
+
+impl JournalWriter {
+    /// Opens the journal for appending; makes it if there is none. A torn last line, left by a process that
+    /// was killed, is closed so that the next event stands on a line of its own.
+    pub fn open(path: &Path) -> Result<Self, RunError> {
+        let mut file = File::options()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(io_error("open", path))?;
+        let torn = ends_torn(&mut file).map_err(io_error("read", path))?;
+        Ok(Self::over(Box::new(file), torn))
+    }
+
+    fn over(sink: Box<dyn Sink>, torn: bool) -> Self {
+        Self { sink, kept: VecDeque::new(), kept_bytes: 0, gap: None, torn }
+    }
+
+    /// Appends one event. Never fails: see [`JournalWriter::problem`].
+    pub fn append(&mut self, event: &Event) {
+        let line = event.to_line();
+        if self.gap.is_none() {
+            match self.write(&line) {
+                Ok(()) => return,
+                Err(error) => self.begin_gap(&error),
+            }
+        }
+        self.keep(line);
+        self.flush();
+    }
+
+    /// What keeps the journal from being written at present, in words.
+    pub fn problem(&self) -> Option<&str> {
+        self.gap.as_ref().map(|gap| gap.error.as_str())
+    }
+
+    /// Tries again to write what was kept back, and asks the disk to hold everything so far. Meant for
+    /// checkpoints and the end of a run.
+    pub fn sync(&mut self) {
+        self.flush();
+        if self.gap.is_none()
+            && let Err(error) = self.sink.sync()
+        {
+            tracing::warn!(%error, "the journal could not be synced");
+        }
+    }
+
+    fn begin_gap(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "the journal cannot be written; its lines are kept back");
+        self.gap = Some(Gap { since: time::now(), error: error.to_string(), delayed: 0, lost: 0 });
+    }
+
+    fn keep(&mut self, line: Vec<u8>) {
+        self.kept_bytes += line.len();
+        self.kept.push_back(line);
+        while self.kept.len() > KEPT_LINES || self.kept_bytes > KEPT_BYTES {
+            let Some(oldest) = self.kept.pop_front() else { break };
+            self.kept_bytes -= oldest.len();
+            if let Some(gap) = &mut self.gap {
+                gap.lost += 1;
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some(line) = self.kept.pop_front() {
+            if let Err(error) = self.write(&line) {
+                self.kept.push_front(line);
+                if let Some(gap) = &mut self.gap {
+                    gap.error = error.to_string();
+                }
+                return;
+            }
+            self.kept_bytes -= line.len();
+            if let Some(gap) = &mut self.gap {
+                gap.delayed += 1;
+            }
+        }
+        if let Some(gap) = self.gap.take() {
+            let mark = gap.mark().to_line();
+            if self.write(&mark).is_err() {
+                self.gap = Some(gap);
+            }
+        }
+    }
+
+    /// One write of one line. What the disk took only a part of is closed by a line end next time, so that
+    /// a torn line never swallows its successor.
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        let joined;
+        let bytes = if self.torn {
+            joined = [b"\n", line].concat();
+            &joined
+        } else {
+            line
+        };
+        loop {
+            match self.sink.write(bytes) {
+                Ok(count) if count == bytes.len() => {
+                    self.torn = false;
+                    return Ok(());
+                }
+                Ok(count) => {
+                    // A lone line end closes the torn line; anything longer begins one.
+                    self.torn = if self.torn { count != 1 } else { count > 0 };
+                    return Err(io::Error::new(
+                        io::ErrorKind::StorageFull,
+                        "only a part of a line was written",
+                    ));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Gap {
+    fn mark(&self) -> Event {
+        let lost = match self.lost {
+            0 => "none was lost".to_owned(),
+            1 => "1 older one was lost".to_owned(),
+            lost => format!("{lost} older ones were lost"),
+        };
+        Event::now(
+            None,
+            AlertEvent {
+                alert: AlertKind::JournalGap,
+                message: format!(
+                    "the journal could not be written from {} ({}); {} events were written late, {lost}",
+                    time::text(self.since),
+                    self.error,
+                    self.delayed
+                ),
+                rows: Vec::new(),
+            },
+        )
+    }
+}
+
+fn ends_torn(file: &mut File) -> io::Result<bool> {
+    if file.metadata()?.len() == 0 {
+        return Ok(false);
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
+}

@@ -1,0 +1,53 @@
+//! Runs as others see them: the run directory and its files, the journal written and read, the status,
+//! checkpoints, the control socket's two ends, and the start of engine processes.
+//!
+//! The journal is the truth about a run, the status file its summary, the socket a shortcut: everything can
+//! be seen and, through `config.toml`, edited without it.
+
+mod actions;
+mod checkpoint;
+mod client;
+mod directory;
+mod error;
+mod event;
+mod journal;
+mod number;
+mod process;
+mod protocol;
+mod reader;
+mod server;
+pub mod serving;
+mod socket;
+mod spawn;
+mod status;
+pub mod time;
+
+pub use actions::{Action, ResumeWay, resume_way};
+pub use checkpoint::{
+    CHECKPOINT_FOLDER, Checkpoint, CheckpointError, CheckpointWriter, MANIFEST_FILE, Manifest, ManifestEntry,
+    Pruned, list_checkpoints, newest_valid, prune, sweep_debris,
+};
+pub use client::{Client, Greeting, Heard, REQUEST_TIMEOUT, Subscription, ask};
+pub use directory::{CONFIG_FILE, ENGINE_LOG, JOURNAL_FILE, RUNS_FOLDER, RunDir, RunLock, RunSummary, list};
+pub use error::RunError;
+pub use event::{
+    AlertEvent, AlertKind, CheckpointEvent, EditEvent, EvalEvent, Event, EventBody, ParameterCount, RunEvent,
+    SampleEvent, StateEvent, StepEvent,
+};
+pub use journal::JournalWriter;
+pub use number::Number;
+pub use process::{Host, ProcessIdentity, is_alive};
+pub use protocol::{MESSAGE_LIMIT, PROTOCOL_VERSION, Reply, Request, StopWhen};
+pub use reader::{Batch, JournalReader};
+pub use server::{Call, Responder, Server};
+pub use socket::{
+    Closer, LineReader, LineWriter, OwnListener, Peer, connect_checked, control_socket_path,
+    serving_socket_path, socket_folder, sweep_stale_sockets,
+};
+pub use spawn::{
+    ENGINE_VARIABLE, become_session_leader, engine_executable, start_detached, start_detached_with,
+    start_serving,
+};
+pub use status::{
+    Failure, FailureClass, HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, STATUS_FILE, State, Status, replace_file,
+};

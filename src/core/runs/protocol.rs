@@ -1,0 +1,140 @@
+//! What is said over a run's control socket: one JSON object a line, each way.
+
+use serde::{Deserialize, Serialize};
+
+use super::event::Event;
+
+/// Version of the protocol. Raised when a request or reply changes its meaning; added ones do not count.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest line either side accepts, in bytes.
+pub const MESSAGE_LIMIT: usize = 1 << 20;
+
+/// What a client asks of a run. The first request of a connection must be `Hello`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Opens the conversation.
+    Hello {
+        /// [`PROTOCOL_VERSION`] of the client.
+        version: u32,
+    },
+    /// Hold still after the current step.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Write a checkpoint after the current step.
+    Checkpoint,
+    /// End the run.
+    Stop {
+        /// How.
+        when: StopWhen,
+    },
+    /// Change a setting.
+    Edit {
+        /// Dotted key, as `train.learning_rate`.
+        key: String,
+        /// The new value, written as TOML.
+        value: String,
+        /// Who asks, for the journal.
+        #[serde(default)]
+        who: Option<String>,
+    },
+    /// Evaluate after the current step.
+    Evaluate,
+    /// Answer a prompt with the weights of now.
+    Sample {
+        /// The user's message.
+        prompt: String,
+    },
+    /// Send every journal event from now on as well.
+    Subscribe,
+}
+
+/// How a run is ended.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, strum::Display, strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum StopWhen {
+    /// After the current step, with a checkpoint and the adapter saved.
+    #[default]
+    Save,
+    /// After one more evaluation, saved as well.
+    AfterEval,
+    /// At once, without saving: what is past the last checkpoint is lost.
+    Now,
+}
+
+/// What a run answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// Answer to `Hello`.
+    Hello {
+        /// [`PROTOCOL_VERSION`] of the engine.
+        version: u32,
+        /// The run's id.
+        run: String,
+        /// The engine's process.
+        pid: u32,
+        /// The engine's version.
+        engine: String,
+    },
+    /// Done, or will be done; in words for the user.
+    Ok {
+        /// What is done.
+        message: String,
+    },
+    /// Not done; in words for the user.
+    Error {
+        /// Why not.
+        message: String,
+    },
+    /// A journal event, to subscribers.
+    Event {
+        /// The event.
+        event: Box<Event>,
+    },
+    /// The subscriber was too slow: events before the next one were dropped. They are in the journal.
+    Missed {
+        /// How many.
+        events: u64,
+    },
+}
+
+impl Reply {
+    /// `Ok` with a message.
+    pub fn ok(message: impl Into<String>) -> Self {
+        Self::Ok { message: message.into() }
+    }
+
+    /// `Error` with a message.
+    pub fn error(message: impl Into<String>) -> Self {
+        Self::Error { message: message.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_plain_json_lines() {
+        let cases = [
+            (Request::Pause, r#"{"request":"pause"}"#),
+            (Request::Stop { when: StopWhen::AfterEval }, r#"{"request":"stop","when":"after_eval"}"#),
+            (
+                Request::Edit { key: "train.learning_rate".into(), value: "1e-4".into(), who: None },
+                r#"{"request":"edit","key":"train.learning_rate","value":"1e-4","who":null}"#,
+            ),
+            (Request::Hello { version: 1 }, r#"{"request":"hello","version":1}"#),
+        ];
+        for (request, text) in cases {
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
+        }
+        assert!(serde_json::from_str::<Request>(r#"{"request":"explode"}"#).is_err());
+    }
+}

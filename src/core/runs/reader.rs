@@ -1,0 +1,186 @@
+//! Reading a journal that another process is writing.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::RunError;
+use super::error::io_error;
+use super::event::Event;
+
+/// Bytes read at once.
+const CHUNK: usize = 256 * 1024;
+
+/// A line longer than this is passed over: no event is that long.
+const LINE_LIMIT: usize = 16 << 20;
+
+/// Bytes before the read position that are compared before reading on.
+const WITNESS: usize = 64;
+
+/// How many lines are read between two looks at the clock.
+const LINES_PER_LOOK: usize = 64;
+
+/// What one [`JournalReader::read`] found.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// New events, oldest first.
+    pub events: Vec<Event>,
+    /// The file was replaced or cut short: these events are from its beginning, and what was read before
+    /// no longer counts.
+    pub restarted: bool,
+    /// Lines that were no events and passed over, such as those torn by a kill.
+    pub broken_lines: u64,
+    /// More is there already: read again without waiting.
+    pub more: bool,
+}
+
+/// Follows a journal from its beginning. A line is given out once it is whole; a last line without its end
+/// waits for the rest.
+pub struct JournalReader {
+    path: PathBuf,
+    open: Option<Open>,
+    /// Bytes read and not given out yet; lines begin at `begin`.
+    buffer: Vec<u8>,
+    begin: usize,
+    /// Everything up to here was searched for a line end.
+    searched: usize,
+    /// In the middle of a line that is too long.
+    skipping: bool,
+}
+
+struct Open {
+    file: File,
+    device: u64,
+    inode: u64,
+    /// Where the next bytes come from.
+    offset: u64,
+    /// The last bytes before `offset`.
+    witness: Vec<u8>,
+}
+
+impl JournalReader {
+    /// A reader at the beginning of the journal, which need not exist yet.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), open: None, buffer: Vec::new(), begin: 0, searched: 0, skipping: false }
+    }
+
+    /// Reads what is new: at most `max_events`, and for not much longer than `max_time`. Where nothing is
+    /// new, or no journal is there yet, the batch is empty.
+    pub fn read(&mut self, max_events: usize, max_time: Duration) -> Result<Batch, RunError> {
+        let begun = Instant::now();
+        let mut batch = Batch { restarted: self.follow()?, ..Batch::default() };
+        let mut lines = 0;
+        loop {
+            match self.next_line() {
+                Some(range) => {
+                    let line = &self.buffer[range];
+                    match Event::from_line(line) {
+                        Ok(event) => batch.events.push(event),
+                        Err(_) if line.trim_ascii().is_empty() => {}
+                        Err(_) => batch.broken_lines += 1,
+                    }
+                    lines += 1;
+                    let late = lines % LINES_PER_LOOK == 0 && begun.elapsed() >= max_time;
+                    if batch.events.len() >= max_events || late {
+                        batch.more = true;
+                        return Ok(batch);
+                    }
+                }
+                None => {
+                    if !self.fill(&mut batch)? {
+                        return Ok(batch);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes sure that the open file is the one at the path and still holds what was read of it; `true`
+    /// where reading began anew.
+    fn follow(&mut self) -> Result<bool, RunError> {
+        let found = match fs::metadata(&self.path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => {
+                return Err(RunError::Io { doing: "read", path: self.path.clone(), source });
+            }
+        };
+        if let Some(open) = &self.open
+            && open.device == found.dev()
+            && open.inode == found.ino()
+            && open.offset <= found.len()
+            && open.still_true().map_err(io_error("read", &self.path))?
+        {
+            return Ok(false);
+        }
+        let restarted = self.open.is_some();
+        let file = File::open(&self.path).map_err(io_error("open", &self.path))?;
+        let found = file.metadata().map_err(io_error("read", &self.path))?;
+        self.open =
+            Some(Open { file, device: found.dev(), inode: found.ino(), offset: 0, witness: Vec::new() });
+        self.buffer.clear();
+        self.begin = 0;
+        self.searched = 0;
+        self.skipping = false;
+        Ok(restarted)
+    }
+
+    fn next_line(&mut self) -> Option<std::ops::Range<usize>> {
+        loop {
+            let Some(found) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') else {
+                self.searched = self.buffer.len();
+                return None;
+            };
+            let end = self.searched + found;
+            let line = self.begin..end;
+            self.begin = end + 1;
+            self.searched = self.begin;
+            if !std::mem::take(&mut self.skipping) {
+                return Some(line);
+            }
+        }
+    }
+
+    /// Reads the next bytes; `false` at the end of the file.
+    fn fill(&mut self, batch: &mut Batch) -> Result<bool, RunError> {
+        self.buffer.drain(..self.begin);
+        self.searched -= self.begin;
+        self.begin = 0;
+        if self.buffer.len() > LINE_LIMIT {
+            batch.broken_lines += u64::from(!self.skipping);
+            self.skipping = true;
+        }
+        if self.skipping {
+            self.buffer.clear();
+            self.searched = 0;
+        }
+        let Some(open) = &mut self.open else { return Ok(false) };
+        let count = open.read_into(&mut self.buffer).map_err(io_error("read", &self.path))?;
+        Ok(count > 0)
+    }
+}
+
+impl Open {
+    fn still_true(&self) -> io::Result<bool> {
+        let mut again = vec![0; self.witness.len()];
+        let at = self.offset - self.witness.len() as u64;
+        match self.file.read_exact_at(&mut again, at) {
+            Ok(()) => Ok(again == self.witness),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read_into(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        let before = buffer.len();
+        self.file.seek(SeekFrom::Start(self.offset))?;
+        let count = (&mut self.file).take(CHUNK as u64).read_to_end(buffer)?;
+        self.offset += count as u64;
+        self.witness.extend_from_slice(&buffer[before.max(buffer.len().saturating_sub(WITNESS))..]);
+        let surplus = self.witness.len().saturating_sub(WITNESS);
+        self.witness.drain(..surplus);
+        Ok(count)
+    }
+}

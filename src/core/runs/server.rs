@@ -1,0 +1,353 @@
+//! The engine's end of the control socket.
+
+use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::RunError;
+use super::directory::RunDir;
+use super::event::Event;
+use super::protocol::{PROTOCOL_VERSION, Reply, Request};
+use super::socket::{
+    Closer, LineReader, LineWriter, OwnListener, Peer, control_socket_path, sweep_stale_sockets,
+};
+
+/// Clients at a time.
+const CLIENTS: usize = 32;
+
+/// Requests that may wait for the engine.
+const WAITING_REQUESTS: usize = 64;
+
+/// Events that may wait for a slow subscriber; the oldest are dropped beyond it.
+const WAITING_EVENTS: usize = 256;
+
+/// A client that says nothing for this long after connecting is sent away.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A request that waits for the engine's answer.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked. Never `Hello` or `Subscribe`, which the server answers itself.
+    pub request: Request,
+    /// Who asks.
+    pub peer: Peer,
+    /// Takes the answer; dropping it unanswered tells the client that the run ended.
+    pub responder: Responder,
+}
+
+impl Call {
+    /// Answers.
+    pub fn reply(self, reply: Reply) {
+        self.responder.reply(reply);
+    }
+}
+
+/// Takes the answer to one request.
+#[derive(Debug)]
+pub struct Responder(SyncSender<Reply>);
+
+impl Responder {
+    /// Answers. The client may be gone, which is no concern of the run.
+    pub fn reply(self, reply: Reply) {
+        let _ = self.0.try_send(reply);
+    }
+}
+
+/// Listens at a run's control socket, in threads of its own, until dropped.
+pub struct Server {
+    path: PathBuf,
+    closer: Closer,
+    shared: Arc<Shared>,
+    listening: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    run: String,
+    engine: String,
+    calls: SyncSender<Call>,
+    clients: Mutex<Vec<Arc<Client>>>,
+}
+
+struct Client {
+    stream: UnixStream,
+    outbox: Outbox,
+}
+
+impl Server {
+    /// Listens at the run's control socket. `engine` is the engine's version, for clients. The caller holds
+    /// the run's lock, answers what arrives at the receiver, and notes [`Server::path`] in the status.
+    pub fn start(run: &RunDir, engine: &str) -> Result<(Self, Receiver<Call>), RunError> {
+        let path = control_socket_path(run.path())?;
+        if let Some(folder) = path.parent() {
+            sweep_stale_sockets(folder);
+        }
+        Self::start_at(&path, run.id(), engine)
+    }
+
+    fn start_at(path: &Path, run: &str, engine: &str) -> Result<(Self, Receiver<Call>), RunError> {
+        let listener = OwnListener::bind(path)?;
+        let broke = |error| RunError::Socket(format!("the control socket cannot be served: {error}"));
+        let closer = listener.closer().map_err(broke)?;
+        let (calls, receiver) = mpsc::sync_channel(WAITING_REQUESTS);
+        let shared = Arc::new(Shared {
+            run: run.to_owned(),
+            engine: engine.to_owned(),
+            calls,
+            clients: Mutex::new(Vec::new()),
+        });
+        let listening = {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new()
+                .name("control".to_owned())
+                .spawn(move || shared.listen(&listener))
+                .map_err(broke)?
+        };
+        Ok((Self { path: path.to_owned(), closer, shared, listening: Some(listening) }, receiver))
+    }
+
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sends an event to every subscriber. Never waits: a slow subscriber misses events, and is told how many.
+    pub fn publish(&self, event: &Event) {
+        let clients: Vec<_> =
+            self.shared.clients().iter().filter(|client| client.outbox.is_subscriber()).cloned().collect();
+        if clients.is_empty() {
+            return;
+        }
+        let reply = Reply::Event { event: Box::new(event.clone()) };
+        let Some(line) = to_line(&reply) else { return };
+        let line: Arc<[u8]> = line.into();
+        for client in clients {
+            client.outbox.push_event(Arc::clone(&line));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.closer.close();
+        if let Some(listening) = self.listening.take() {
+            // A panic there has nothing to do with the run.
+            let _ = listening.join();
+        }
+        for client in self.shared.clients().drain(..) {
+            client.outbox.close();
+        }
+    }
+}
+
+fn to_line(reply: &Reply) -> Option<Vec<u8>> {
+    let mut line = serde_json::to_vec(reply).ok()?;
+    line.push(b'\n');
+    Some(line)
+}
+
+impl Shared {
+    fn clients(&self) -> MutexGuard<'_, Vec<Arc<Client>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listen(self: &Arc<Self>, listener: &OwnListener) {
+        while let Ok((stream, peer)) = listener.accept() {
+            if let Err(error) = self.admit(stream, peer) {
+                tracing::warn!(%error, "a control connection could not be served");
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, stream: UnixStream, peer: Peer) -> Result<(), RunError> {
+        let broke = |error| RunError::Socket(format!("no thread for a connection: {error}"));
+        let mut writer = LineWriter::new(&stream)?;
+        let reading = stream.try_clone().map_err(broke)?;
+        let client = Arc::new(Client { stream, outbox: Outbox::default() });
+        {
+            let mut clients = self.clients();
+            if clients.len() >= CLIENTS {
+                return writer.send(&Reply::error(format!(
+                    "{CLIENTS} clients are connected already; close one of them"
+                )));
+            }
+            clients.push(Arc::clone(&client));
+        }
+        let writing = {
+            let client = Arc::clone(&client);
+            thread::Builder::new().name("control-write".to_owned()).spawn(move || {
+                while let Some(line) = client.outbox.next() {
+                    if writer.send_line(&line).is_err() {
+                        break;
+                    }
+                }
+                client.end();
+            })
+        };
+        let shared = Arc::clone(self);
+        let reader = LineReader::new(reading);
+        let reading = writing.and_then(|_| {
+            let client = Arc::clone(&client);
+            thread::Builder::new().name("control-read".to_owned()).spawn(move || {
+                shared.converse(&client, reader, peer);
+                client.outbox.close();
+                shared.clients().retain(|other| !Arc::ptr_eq(other, &client));
+            })
+        });
+        if let Err(error) = reading {
+            client.outbox.close();
+            self.clients().retain(|other| !Arc::ptr_eq(other, &client));
+            return Err(broke(error));
+        }
+        Ok(())
+    }
+
+    fn converse(&self, client: &Client, mut reader: LineReader, peer: Peer) {
+        match reader.receive(Some(HELLO_TIMEOUT)) {
+            Ok(Some(Request::Hello { version: PROTOCOL_VERSION })) => client.outbox.push(&self.hello()),
+            Ok(Some(Request::Hello { version })) => {
+                client.outbox.push(&Reply::error(format!(
+                    "this run speaks version {PROTOCOL_VERSION} of the control protocol, the client version \
+                     {version}; use the `luthier` that came with the engine of this run ({})",
+                    self.engine
+                )));
+                return;
+            }
+            Ok(Some(_)) => {
+                client.outbox.push(&Reply::error("the first request must be `hello`"));
+                return;
+            }
+            Ok(None) | Err(_) => return,
+        }
+        loop {
+            let request = match reader.receive(None) {
+                Ok(Some(request)) => request,
+                Ok(None) => continue,
+                Err(RunError::Answer(message)) => {
+                    client.outbox.push(&Reply::error(message));
+                    continue;
+                }
+                Err(_) => return,
+            };
+            let reply = match request {
+                Request::Hello { .. } => self.hello(),
+                Request::Subscribe => {
+                    client.outbox.subscribe();
+                    Reply::ok("subscribed")
+                }
+                request => self.call(request, peer),
+            };
+            client.outbox.push(&reply);
+        }
+    }
+
+    fn hello(&self) -> Reply {
+        Reply::Hello {
+            version: PROTOCOL_VERSION,
+            run: self.run.clone(),
+            pid: std::process::id(),
+            engine: self.engine.clone(),
+        }
+    }
+
+    fn call(&self, request: Request, peer: Peer) -> Reply {
+        let (answer, answered) = mpsc::sync_channel(1);
+        match self.calls.try_send(Call { request, peer, responder: Responder(answer) }) {
+            Ok(()) => {
+                answered.recv().unwrap_or_else(|_| Reply::error("the run ended before it could answer"))
+            }
+            Err(TrySendError::Full(_)) => {
+                Reply::error("too many requests wait for this run already; try again after its current step")
+            }
+            Err(TrySendError::Disconnected(_)) => Reply::error("the run is ending"),
+        }
+    }
+}
+
+impl Client {
+    fn end(&self) {
+        // A connection that is closed already is what was wanted.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// What waits to be written to one client.
+#[derive(Default)]
+struct Outbox {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Answers; few, since a client waits for each.
+    replies: VecDeque<Vec<u8>>,
+    events: VecDeque<Arc<[u8]>>,
+    missed: u64,
+    subscriber: bool,
+    closed: bool,
+}
+
+impl Outbox {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_subscriber(&self) -> bool {
+        self.waiting().subscriber
+    }
+
+    fn subscribe(&self) {
+        self.waiting().subscriber = true;
+    }
+
+    fn push(&self, reply: &Reply) {
+        if let Some(line) = to_line(reply) {
+            self.waiting().replies.push_back(line);
+            self.changed.notify_one();
+        }
+    }
+
+    fn push_event(&self, line: Arc<[u8]>) {
+        let mut waiting = self.waiting();
+        if waiting.events.len() == WAITING_EVENTS {
+            waiting.events.pop_front();
+            waiting.missed += 1;
+        }
+        waiting.events.push_back(line);
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// What was pushed before is still written.
+    fn close(&self) {
+        self.waiting().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// The next line to write; waits for one. `None` once closed and empty.
+    fn next(&self) -> Option<Arc<[u8]>> {
+        let mut waiting = self.waiting();
+        loop {
+            if let Some(line) = waiting.replies.pop_front() {
+                return Some(line.into());
+            }
+            if waiting.missed > 0 {
+                let events = std::mem::take(&mut waiting.missed);
+                if let Some(line) = to_line(&Reply::Missed { events }) {
+                    return Some(line.into());
+                }
+            }
+            if let Some(line) = waiting.events.pop_front() {
+                return Some(line);
+            }
+            if waiting.closed {
+                return None;
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}

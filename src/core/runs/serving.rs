@@ -1,0 +1,175 @@
+//! What is said between the workbench and `luthier-engine serve`: one JSON object a line, each way, over a
+//! Unix socket.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::Message;
+
+use super::RunError;
+use super::socket::{LineReader, LineWriter, connect_checked};
+
+/// Version of the serving protocol.
+pub const SERVING_VERSION: u32 = 1;
+
+/// What is asked of the server. The first request of a connection must be `Hello`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum ServeRequest {
+    /// Opens the conversation; answered with `Ready` once the base model is loaded.
+    Hello {
+        /// [`SERVING_VERSION`] of the client.
+        version: u32,
+    },
+    /// Load the base model of a run (its `config.toml`), or of the project where `run` is missing. Answered
+    /// with `Ready`, or with `Error` with id 0.
+    Load {
+        /// Run directory.
+        run: Option<PathBuf>,
+    },
+    /// Answer prompts, each row with the base model or with an adapter over it, as one batch.
+    Generate {
+        /// Chosen by the client; comes back with every token.
+        id: u64,
+        /// What to answer.
+        rows: Vec<GenerateRow>,
+        /// How to choose tokens.
+        sampling: Sampling,
+    },
+    /// Give up a generation; its rows end with `Cancelled`.
+    Cancel {
+        /// The generation's id.
+        id: u64,
+    },
+}
+
+/// One conversation to answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerateRow {
+    /// PEFT adapter folder; missing for the base model as it is.
+    pub adapter: Option<PathBuf>,
+    /// The conversation so far, the system prompt included.
+    pub messages: Vec<Message>,
+    /// Seed of this row's choices.
+    pub seed: u64,
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 takes the most likely token each time.
+    pub temperature: f64,
+    /// Smallest set of tokens that holds this much probability.
+    pub top_p: f64,
+    /// Most likely tokens considered; 0 considers all.
+    pub top_k: usize,
+    /// Longest reply.
+    pub max_new_tokens: usize,
+}
+
+/// What the server says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum ServeReply {
+    /// The base model is loaded.
+    Ready {
+        /// [`SERVING_VERSION`] of the server.
+        version: u32,
+        /// Identity of the base weights.
+        base_fingerprint: String,
+        /// `cpu`, `cuda:0` …
+        device: String,
+    },
+    /// The model is being loaded: sent so that waiting can be shown.
+    Loading {
+        /// What is being done.
+        message: String,
+    },
+    /// A piece of a reply.
+    Token {
+        /// The generation.
+        id: u64,
+        /// Row within it.
+        row: usize,
+        /// Text to append.
+        text: String,
+    },
+    /// A row is finished.
+    Done {
+        /// The generation.
+        id: u64,
+        /// Row within it.
+        row: usize,
+        /// Why it ended.
+        reason: DoneReason,
+        /// Tokens generated.
+        tokens: usize,
+        /// Time from the request to the last token.
+        seconds: f64,
+        /// Fingerprint of what answered: of the base weights, or of the adapter's over them.
+        weights: String,
+    },
+    /// A generation (or, with id 0, a load) failed, in words for the user.
+    Error {
+        /// The generation.
+        id: u64,
+        /// Why.
+        message: String,
+    },
+}
+
+/// Why a reply ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::Display, strum::EnumString)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum DoneReason {
+    /// The model ended it.
+    Stop,
+    /// It reached the longest length.
+    Length,
+    /// The client gave up.
+    Cancelled,
+}
+
+/// The workbench's end: a sender and a receiver that may live in different threads.
+pub struct ServingClient {
+    /// Sends requests.
+    pub sender: ServingSender,
+    /// Receives replies.
+    pub receiver: ServingReceiver,
+}
+
+/// Sends requests to the server.
+pub struct ServingSender(LineWriter);
+
+/// Receives what the server says.
+pub struct ServingReceiver(LineReader);
+
+impl ServingClient {
+    /// Connects to a server of the same user. Says nothing yet.
+    pub fn connect(socket: &Path) -> Result<Self, RunError> {
+        Self::over(connect_checked(socket)?)
+    }
+
+    fn over(stream: UnixStream) -> Result<Self, RunError> {
+        let writer = LineWriter::new(&stream)?;
+        Ok(Self { sender: ServingSender(writer), receiver: ServingReceiver(LineReader::new(stream)) })
+    }
+}
+
+impl ServingSender {
+    /// Sends one request.
+    pub fn send(&mut self, request: &ServeRequest) -> Result<(), RunError> {
+        self.0.send(request)
+    }
+}
+
+impl ServingReceiver {
+    /// The next reply; `Ok(None)` where none came within `timeout`. An error where the server is gone.
+    pub fn receive(&mut self, timeout: Duration) -> Result<Option<ServeReply>, RunError> {
+        self.0.receive(Some(timeout))
+    }
+}

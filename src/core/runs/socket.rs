@@ -1,0 +1,316 @@
+//! Unix sockets of the user's own: where they live, who may speak, and how lines travel over them.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::getuid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use super::RunError;
+use super::error::{io_error, shown};
+use super::protocol::MESSAGE_LIMIT;
+
+/// Longest path the kernel takes for a socket (`sun_path` of 108 bytes with its end mark, see unix(7)).
+const PATH_LIMIT: usize = 107;
+
+/// A peer that takes nothing off its socket for this long is given up.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The folder of this user's sockets: `$XDG_RUNTIME_DIR/luthier`, or `/tmp/luthier-UID`. Made if missing
+/// (0700) and refused if it is not a real folder of the user's own that nobody else may enter.
+pub fn socket_folder() -> Result<PathBuf, RunError> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    socket_folder_in(runtime.as_deref(), Path::new("/tmp"))
+}
+
+/// Longest file name we make: `serve-`, 16 hexadecimal digits, `.sock`.
+const NAME_LENGTH: usize = 27;
+
+fn socket_folder_in(runtime: Option<&Path>, temporary: &Path) -> Result<PathBuf, RunError> {
+    let uid = getuid().as_raw();
+    let own = runtime.filter(|folder| {
+        folder.is_absolute()
+            && folder.as_os_str().len() + "/luthier/".len() + NAME_LENGTH <= PATH_LIMIT
+            && fs::metadata(folder).is_ok_and(|found| found.is_dir() && found.uid() == uid)
+    });
+    let folder = match own {
+        Some(runtime) => runtime.join("luthier"),
+        None => temporary.join(format!("luthier-{uid}")),
+    };
+    match DirBuilder::new().mode(0o700).create(&folder) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(source) => return Err(RunError::Io { doing: "make", path: folder, source }),
+    }
+    check_folder(&folder, uid)?;
+    Ok(folder)
+}
+
+fn check_folder(folder: &Path, uid: u32) -> Result<(), RunError> {
+    let found = fs::symlink_metadata(folder).map_err(io_error("read", folder))?;
+    let complaint = if !found.is_dir() {
+        "it is not a folder"
+    } else if found.uid() != uid {
+        "it belongs to another user"
+    } else if found.mode() & 0o077 != 0 {
+        "others may enter it"
+    } else {
+        return Ok(());
+    };
+    Err(RunError::Socket(format!(
+        "`{0}` cannot hold control sockets: {complaint}; remove it (or, if it is yours, `chmod 700 {0}`) and try again",
+        shown(folder)
+    )))
+}
+
+/// Where the control socket of a run is: a short name made from the run directory's path, since socket
+/// paths are limited to 107 bytes.
+pub fn control_socket_path(run: &Path) -> Result<PathBuf, RunError> {
+    named_socket("run", run)
+}
+
+/// Where the serving socket of a project is.
+pub fn serving_socket_path(project: &Path) -> Result<PathBuf, RunError> {
+    named_socket("serve", project)
+}
+
+fn named_socket(prefix: &str, of: &Path) -> Result<PathBuf, RunError> {
+    let of = of.canonicalize().map_err(io_error("find", of))?;
+    let digest = Sha256::digest(of.as_os_str().as_bytes());
+    let mut name = String::from(prefix);
+    name.push('-');
+    for byte in &digest[..8] {
+        name.push_str(&format!("{byte:02x}"));
+    }
+    name.push_str(".sock");
+    Ok(socket_folder()?.join(name))
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// User.
+    pub uid: u32,
+    /// Process.
+    pub pid: u32,
+}
+
+/// The other end as the kernel saw it when it connected (`SO_PEERCRED`).
+fn peer_of(stream: &UnixStream) -> io::Result<Peer> {
+    let found = socket_peercred(stream)?;
+    Ok(Peer { uid: found.uid.as_raw(), pid: found.pid.as_raw_nonzero().get().unsigned_abs() })
+}
+
+/// A listening socket that only its owner may use: 0600, and every peer's uid is checked. Removed when
+/// dropped.
+pub struct OwnListener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl OwnListener {
+    /// Listens at `path`. A socket left there by a process that is gone is replaced; a living one is an
+    /// error.
+    pub fn bind(path: &Path) -> Result<Self, RunError> {
+        if path.as_os_str().len() > PATH_LIMIT {
+            return Err(RunError::Socket(format!(
+                "`{}` is too long for a socket: at most {PATH_LIMIT} bytes",
+                shown(path)
+            )));
+        }
+        if is_stale(path) {
+            fs::remove_file(path).map_err(io_error("remove the stale socket", path))?;
+        }
+        let listener = UnixListener::bind(path).map_err(io_error("listen at", path))?;
+        let own = Self { listener, path: path.to_owned() };
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(io_error("protect", path))?;
+        Ok(own)
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Waits for the next connection of the same user; others are turned away. An error once
+    /// [`OwnListener::closer`] was used.
+    pub fn accept(&self) -> io::Result<(UnixStream, Peer)> {
+        let uid = getuid().as_raw();
+        loop {
+            let (stream, _) = match self.listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            match peer_of(&stream) {
+                Ok(peer) if peer.uid == uid => return Ok((stream, peer)),
+                Ok(peer) => {
+                    tracing::warn!(uid = peer.uid, "turned away a connection of another user");
+                }
+                Err(error) => tracing::warn!(%error, "cannot tell who connects"),
+            }
+        }
+    }
+
+    /// A handle that makes a waiting [`OwnListener::accept`] return an error.
+    pub fn closer(&self) -> io::Result<Closer> {
+        Ok(Closer(self.listener.try_clone()?))
+    }
+}
+
+/// Ends an [`OwnListener`]'s waiting, from another thread.
+pub struct Closer(UnixListener);
+
+impl Closer {
+    /// Ends it.
+    pub fn close(&self) {
+        // An already closed socket is what was wanted.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+}
+
+impl Drop for OwnListener {
+    fn drop(&mut self) {
+        // Gone already is what was wanted.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether nobody listens at a socket file any more.
+fn is_stale(path: &Path) -> bool {
+    UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Removes the sockets in the user's folder that nobody listens at any more.
+pub fn sweep_stale_sockets(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "sock") && is_stale(&path) {
+            // Whoever else removed it did our work.
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+/// Connects to a socket and makes sure that a process of the same user answers there.
+pub fn connect_checked(path: &Path) -> Result<UnixStream, RunError> {
+    let stream = UnixStream::connect(path).map_err(io_error("connect to", path))?;
+    let peer = peer_of(&stream).map_err(io_error("check", path))?;
+    if peer.uid == getuid().as_raw() {
+        return Ok(stream);
+    }
+    Err(RunError::Socket(format!(
+        "the process at `{}` belongs to another user (uid {})",
+        shown(path),
+        peer.uid
+    )))
+}
+
+/// Writes JSON lines to a socket; gives up a peer that takes nothing for five seconds.
+pub struct LineWriter(UnixStream);
+
+impl LineWriter {
+    /// A writer over a handle of its own to the same connection.
+    pub fn new(stream: &UnixStream) -> Result<Self, RunError> {
+        let gone = |error| RunError::Socket(format!("cannot use the connection: {error}"));
+        let stream = stream.try_clone().map_err(gone)?;
+        stream.set_write_timeout(Some(WRITE_TIMEOUT)).map_err(gone)?;
+        Ok(Self(stream))
+    }
+
+    /// Sends one message.
+    pub fn send<T: Serialize>(&mut self, message: &T) -> Result<(), RunError> {
+        let mut line = serde_json::to_vec(message)
+            .map_err(|error| RunError::Socket(format!("cannot write the message as JSON: {error}")))?;
+        line.push(b'\n');
+        self.send_line(&line)
+    }
+
+    /// Sends one message that is a line already.
+    pub fn send_line(&mut self, line: &[u8]) -> Result<(), RunError> {
+        if line.len() > MESSAGE_LIMIT {
+            return Err(RunError::Socket(format!(
+                "the message is too long: {} bytes, at most {MESSAGE_LIMIT}",
+                line.len()
+            )));
+        }
+        self.0.write_all(line).map_err(|error| RunError::Socket(format!("the connection broke: {error}")))
+    }
+}
+
+/// Reads JSON lines from a socket, each at most [`MESSAGE_LIMIT`] bytes long.
+pub struct LineReader {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+    searched: usize,
+}
+
+impl LineReader {
+    /// A reader over the connection.
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream, buffer: Vec::new(), searched: 0 }
+    }
+
+    /// The next message, or `Ok(None)` where none came within `timeout` (`None` waits for ever). An error
+    /// where the connection ended or the line is no such message; after the latter the next line can still
+    /// be read.
+    pub fn receive<T: DeserializeOwned>(&mut self, timeout: Option<Duration>) -> Result<Option<T>, RunError> {
+        let Some(line) = self.line(timeout)? else { return Ok(None) };
+        serde_json::from_slice(&line)
+            .map(Some)
+            .map_err(|error| RunError::Answer(format!("not understood: {error}")))
+    }
+
+    fn line(&mut self, timeout: Option<Duration>) -> Result<Option<Vec<u8>>, RunError> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(self.searched + end + 1);
+                let line = std::mem::replace(&mut self.buffer, rest);
+                self.searched = 0;
+                return Ok(Some(line));
+            }
+            self.searched = self.buffer.len();
+            if self.buffer.len() > MESSAGE_LIMIT {
+                return Err(RunError::Socket(format!(
+                    "the other side sent a line longer than {MESSAGE_LIMIT} bytes"
+                )));
+            }
+            if !self.fill(deadline)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads what is there; `false` once the deadline has passed.
+    fn fill(&mut self, deadline: Option<Instant>) -> Result<bool, RunError> {
+        let broke = |error: io::Error| RunError::Socket(format!("the connection broke: {error}"));
+        let left = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+            Some(Duration::ZERO) => return Ok(false),
+            left => left,
+        };
+        self.stream.set_read_timeout(left).map_err(broke)?;
+        let mut chunk = [0; 16 * 1024];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => Err(RunError::Socket("the other side ended the connection".to_owned())),
+            Ok(count) => {
+                self.buffer.extend_from_slice(&chunk[..count]);
+                Ok(true)
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Ok(false),
+                io::ErrorKind::Interrupted => Ok(true),
+                _ => Err(broke(error)),
+            },
+        }
+    }
+}

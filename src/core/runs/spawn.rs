@@ -1,0 +1,185 @@
+//! Starting engine processes that outlive whoever started them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::directory::{RUNS_FOLDER, RunDir};
+use super::error::{io_error, shown};
+use super::process::ProcessIdentity;
+use super::socket::serving_socket_path;
+use super::status::{Failure, FailureClass, State, Status};
+use super::{RunError, time};
+
+/// Names another engine executable than the one beside ours.
+pub const ENGINE_VARIABLE: &str = "LUTHIER_ENGINE";
+
+const ENGINE_NAME: &str = "luthier-engine";
+
+/// What no engine needs and no log should be able to hold.
+const SECRETS: [&str; 4] =
+    ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY"];
+
+/// The engine's executable: what `LUTHIER_ENGINE` names, else `luthier-engine` beside the running one.
+pub fn engine_executable() -> Result<PathBuf, RunError> {
+    let own = std::env::current_exe().ok();
+    engine_among(std::env::var_os(ENGINE_VARIABLE).map(PathBuf::from), own.as_deref())
+}
+
+fn engine_among(named: Option<PathBuf>, own: Option<&Path>) -> Result<PathBuf, RunError> {
+    if let Some(named) = named.filter(|path| !path.as_os_str().is_empty()) {
+        return if is_executable(&named) {
+            std::path::absolute(&named).map_err(io_error("find", &named))
+        } else {
+            Err(RunError::Engine(format!(
+                "{ENGINE_VARIABLE} names `{}`, which is not an executable file; unset it, or let it name the \
+                 engine (`make build` leaves one at target/release/{ENGINE_NAME})",
+                shown(&named)
+            )))
+        };
+    }
+    let beside = own.and_then(|own| own.canonicalize().ok()).map(|own| own.with_file_name(ENGINE_NAME));
+    match beside {
+        Some(beside) if is_executable(&beside) => Ok(beside),
+        Some(beside) => Err(RunError::Engine(format!(
+            "the engine is missing: `{}` is not there; build it with `make build`, or let {ENGINE_VARIABLE} name it",
+            shown(&beside)
+        ))),
+        None => Err(RunError::Engine(format!(
+            "the engine cannot be found, since this program does not know where it lies itself; let \
+             {ENGINE_VARIABLE} name it"
+        ))),
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// Starts the engine on a run, detached: a process group of its own, nothing on stdin, everything it prints
+/// in `engine.log`, no pipe. Notes its pid in the status, so that its death is seen from the first moment on.
+/// Returns the pid.
+pub fn start_detached(run: &RunDir) -> Result<u32, RunError> {
+    start_detached_with(&engine_executable()?, run, &[])
+}
+
+/// As [`start_detached`], with another executable and additional environment variables.
+pub fn start_detached_with(
+    engine: &Path,
+    run: &RunDir,
+    environment: &[(String, String)],
+) -> Result<u32, RunError> {
+    // Held until the pid is noted: the engine waits for the lock before it writes a status itself.
+    let _lock = run.lock()?;
+    let mut status = Status::read(run.path())?.unwrap_or_default();
+    status.state = State::Starting;
+    status.failure = None;
+    status.ended = None;
+    status.reason = None;
+    status.socket = None;
+    let mut command = Command::new(engine);
+    command.arg("train").arg(run.path()).envs(environment.iter().cloned());
+    let child = match spawn(command, engine, run.project(), &run.log_path()) {
+        Ok(child) => child,
+        Err(error) => {
+            status.state = State::Failed;
+            status.ended = Some(time::now());
+            status.failure = Some(Failure {
+                class: FailureClass::Config,
+                message: error.to_string(),
+                remedy: "build the engine with `make build`, then resume the run".to_owned(),
+            });
+            status.write_atomic(run.path())?;
+            return Err(error);
+        }
+    };
+    let pid = child.id();
+    status.claim(&ProcessIdentity::of(pid));
+    reap(child);
+    status.write_atomic(run.path())?;
+    Ok(pid)
+}
+
+/// Starts `luthier-engine serve` for a project and returns it with the socket it will listen at. The caller
+/// owns it: it ends when told to, or by itself some time after its last client has gone. What it prints goes
+/// to `runs/serve.log`.
+pub fn start_serving(project: &Path) -> Result<(Child, PathBuf), RunError> {
+    let engine = engine_executable()?;
+    let project = project.canonicalize().map_err(io_error("find", project))?;
+    let socket = serving_socket_path(&project)?;
+    let runs = project.join(RUNS_FOLDER);
+    fs::create_dir_all(&runs).map_err(io_error("make", &runs))?;
+    let mut command = Command::new(&engine);
+    command.arg("serve").arg("--project").arg(&project).arg("--socket").arg(&socket);
+    let child = spawn(command, &engine, &project, &runs.join("serve.log"))?;
+    Ok((child, socket))
+}
+
+/// Starts a process that outlives its starter: process group of its own, no stdin, both outputs appended to
+/// a log, no secrets.
+pub(crate) fn spawn(
+    mut command: Command,
+    program: &Path,
+    folder: &Path,
+    log: &Path,
+) -> Result<Child, RunError> {
+    let output =
+        File::options().append(true).create(true).mode(0o600).open(log).map_err(io_error("open", log))?;
+    let errors = output.try_clone().map_err(io_error("open", log))?;
+    for secret in SECRETS {
+        command.env_remove(secret);
+    }
+    command
+        .current_dir(folder)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .spawn()
+        .map_err(|error| RunError::Engine(format!("`{}` could not be started: {error}", shown(program))))
+}
+
+/// Takes note of the child's end in a thread of its own, so that it does not stay behind as a zombie.
+pub(crate) fn reap(mut child: Child) {
+    let waiting = std::thread::Builder::new().name("reap".to_owned()).spawn(move || {
+        // How it ended stands in its status.
+        let _ = child.wait();
+    });
+    if let Err(error) = waiting {
+        tracing::warn!(%error, "no thread to wait for the engine's end");
+    }
+}
+
+/// Makes the calling process independent of the terminal and the session it was started from: it leads a
+/// session of its own from now on, and a hang-up no longer ends it. For the engine's first moment.
+pub fn become_session_leader() -> Result<(), RunError> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        RunError::Engine(format!("cannot {what}: {error}; the run would end with its terminal"))
+    };
+    // A handler that does nothing, rather than SIG_IGN, which needs unsafe code.
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::new(AtomicBool::new(false)))
+        .map_err(|error| failed("ignore hang-ups", &error))?;
+    if rustix::process::setsid().is_ok() {
+        return Ok(());
+    }
+    // The leader of a process group may not begin a session: join another group of this session first.
+    let own = rustix::process::getpgrp();
+    let others = [
+        rustix::process::getppid().and_then(|parent| rustix::process::getpgid(Some(parent)).ok()),
+        rustix::process::getsid(None).ok(),
+    ];
+    let joined = others
+        .into_iter()
+        .flatten()
+        .any(|group| group != own && rustix::process::setpgid(None, Some(group)).is_ok());
+    if joined && rustix::process::setsid().is_ok() {
+        return Ok(());
+    }
+    // Whoever leads its session already, or has a group of its own in a session whose other groups are gone,
+    // is as independent as it can be.
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! `status.json`: where a run stands, replaced atomically by the engine.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::RunError;
+use super::number::Number;
+use super::process::{Host, ProcessIdentity};
+use super::time::{self, millis, optional_millis};
+
+/// How old the heartbeat of a run on another machine may be before the run counts as lost.
+pub const HEARTBEAT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How often a running engine should renew its heartbeat.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A status file is small; anything larger is not one.
+const STATUS_LIMIT: u64 = 1 << 20;
+
+/// Name of the file in the run directory.
+pub const STATUS_FILE: &str = "status.json";
+
+/// Run states.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum State {
+    /// Made, not started.
+    #[default]
+    Queued,
+    /// The process exists and prepares.
+    Starting,
+    /// Steps are made.
+    Running,
+    /// Holds still between two steps, memory kept.
+    Paused,
+    /// Was asked to stop and is saving.
+    Stopping,
+    /// Came to its planned end.
+    Finished,
+    /// Ended before its planned end because someone asked, or by early stop.
+    Stopped,
+    /// Ended by an error.
+    Failed,
+    /// The process is gone and said nothing. Never written: found by looking.
+    Lost,
+}
+
+impl State {
+    /// Whether no process works on the run any more.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Stopped | Self::Failed | Self::Lost)
+    }
+
+    /// Whether a process should be alive.
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Starting | Self::Running | Self::Paused | Self::Stopping)
+    }
+}
+
+/// Why a run failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Failure {
+    /// Sort of failure.
+    pub class: FailureClass,
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// Sorts of failure.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    strum::Display,
+    strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum FailureClass {
+    /// Memory ran out, on the device or the machine.
+    Oom,
+    /// Loss or gradients were not finite.
+    Nan,
+    /// The disk was full or failed.
+    Disk,
+    /// The data cannot be trained on.
+    Data,
+    /// The configuration, or the model it names, cannot be used.
+    Config,
+    /// A signal ended the process.
+    Killed,
+    /// The device failed.
+    Device,
+    /// A defect of Luthier, or something nobody foresaw.
+    #[default]
+    #[serde(other)]
+    Bug,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The run's state. Use [`Status::observed`] before showing it: a dead process cannot say it is lost.
+    pub state: State,
+    /// Process of the engine; 0 before there is one.
+    pub pid: u32,
+    /// When that process started, in clock ticks since boot, so that a recycled pid is not taken for it.
+    pub process_start: u64,
+    /// Machine the process runs on.
+    pub host: String,
+    /// Boot of that machine.
+    pub boot_id: String,
+    /// Optimiser updates made.
+    pub step: u64,
+    /// Optimiser updates planned; 0 while unknown.
+    pub total_steps: u64,
+    /// Position in the data.
+    pub epoch: f64,
+    /// When the run was started first.
+    #[serde(with = "millis")]
+    pub started: Timestamp,
+    /// When it ended.
+    #[serde(with = "optional_millis", skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Timestamp>,
+    /// When the engine last said that it lives. Set by [`Status::write_atomic`].
+    #[serde(with = "millis")]
+    pub heartbeat: Timestamp,
+    /// Control socket, while there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// What went wrong, with state `failed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// Why it is in this state, in words, where that is of interest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Loss of the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Number>,
+    /// Loss of the last evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<Number>,
+    /// Lowest loss of any evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_eval_loss: Option<Number>,
+    /// Step of that evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_step: Option<u64>,
+    /// The objective's scores at the last evaluation, by name.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub scores: IndexMap<String, Number>,
+    /// Learning rate of the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<Number>,
+    /// Recent throughput.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<Number>,
+    /// Seconds spent in steps, pauses excluded, over all processes of the run.
+    pub train_seconds: f64,
+    /// Step of the newest checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<u64>,
+    /// `cpu`, `cuda:0` …
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub device: String,
+    /// What the engine is doing beside training, in words: `evaluating`, `loading the model` …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activity: Option<String>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            state: State::Queued,
+            pid: 0,
+            process_start: 0,
+            host: String::new(),
+            boot_id: String::new(),
+            step: 0,
+            total_steps: 0,
+            epoch: 0.0,
+            started: Timestamp::UNIX_EPOCH,
+            ended: None,
+            heartbeat: Timestamp::UNIX_EPOCH,
+            socket: None,
+            failure: None,
+            reason: None,
+            loss: None,
+            eval_loss: None,
+            best_eval_loss: None,
+            best_step: None,
+            scores: IndexMap::new(),
+            learning_rate: None,
+            tokens_per_second: None,
+            train_seconds: 0.0,
+            checkpoint: None,
+            device: String::new(),
+            activity: None,
+        }
+    }
+}
+
+impl Status {
+    /// A status that names the calling process as the one that works on the run.
+    pub fn of_this_process(state: State) -> Self {
+        let mut status = Self { state, started: time::now(), ..Self::default() };
+        status.claim(&ProcessIdentity::this());
+        status
+    }
+
+    /// Names the process that works on the run from now on.
+    pub fn claim(&mut self, process: &ProcessIdentity) {
+        self.pid = process.pid;
+        self.process_start = process.start;
+        self.host.clone_from(&process.host);
+        self.boot_id.clone_from(&process.boot_id);
+    }
+
+    /// Reads `status.json` of a run directory as it stands. `Ok(None)` where there is none.
+    pub fn read(run: &Path) -> Result<Option<Self>, RunError> {
+        let path = run.join(STATUS_FILE);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RunError::Io { doing: "read", path, source }),
+        };
+        let mut text = Vec::new();
+        file.take(STATUS_LIMIT).read_to_end(&mut text).map_err(|source| RunError::Io {
+            doing: "read",
+            path: path.clone(),
+            source,
+        })?;
+        serde_json::from_slice(&text).map(Some).map_err(|source| RunError::Status { path, source })
+    }
+
+    /// Replaces `status.json` in a run directory with this, heartbeat set to now: a reader finds the old
+    /// file or the new one, whole, whatever happens meanwhile.
+    pub fn write_atomic(&mut self, run: &Path) -> Result<(), RunError> {
+        self.heartbeat = time::now();
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|source| RunError::Status { path: run.join(STATUS_FILE), source })?;
+        text.push(b'\n');
+        replace_file(&run.join(STATUS_FILE), &text)
+    }
+
+    /// The status as an onlooker on `host` at `now` must take it: a run whose process is gone without a
+    /// word is `lost`. On the same machine the process decides (pid, start time and boot), elsewhere the
+    /// age of the heartbeat.
+    #[must_use]
+    pub fn observed(mut self, host: &Host, now: Timestamp) -> Self {
+        if self.state.is_live() && !self.is_alive(host, now) {
+            self.state = State::Lost;
+            self.socket = None;
+            self.activity = None;
+        }
+        self
+    }
+
+    fn is_alive(&self, host: &Host, now: Timestamp) -> bool {
+        if self.host != host.name || self.pid == 0 {
+            return self.silence(now) <= HEARTBEAT_LIMIT;
+        }
+        self.boot_id == host.boot_id && super::process::is_alive(self.pid, self.process_start)
+    }
+
+    /// How long ago the engine last gave a sign of life; zero where the clock went backwards.
+    pub fn silence(&self, now: Timestamp) -> Duration {
+        Duration::try_from(now.duration_since(self.heartbeat)).unwrap_or_default()
+    }
+}
+
+/// Replaces a small file as a whole: written beside it, synced, renamed over it. Readable and writable by
+/// the user alone.
+pub fn replace_file(path: &Path, content: &[u8]) -> Result<(), RunError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    })();
+    written.map_err(|source| {
+        // The half-written file is of no use; failing to remove it changes nothing about the error.
+        let _ = fs::remove_file(&beside);
+        RunError::Io { doing: "write", path: path.to_owned(), source }
+    })
+}
