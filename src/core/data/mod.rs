@@ -8,11 +8,17 @@ mod error;
 mod example;
 mod guard;
 mod report;
+mod template;
+#[cfg(test)]
+mod testing;
+mod tokenizer;
 
 pub use error::{DataError, RowProblem, RowProblemKind};
 pub use example::{Example, Extras, Message, Origin, Row, Split};
 pub use guard::in_guarded_call;
 pub use report::{DataProblem, HistogramBin, LengthStatistics, ProblemKind, Report, Severity};
+pub use template::{Template, with_system};
+pub use tokenizer::{DecodeStream, Encoding, Tokenizer};
 
 /// A row as the model sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]

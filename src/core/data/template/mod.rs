@@ -1,0 +1,398 @@
+//! Chat templates: messages → text, in the Jinja dialect of `transformers`, in a sandbox with limits.
+
+mod dialect;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use minijinja::{Environment, ErrorKind, Value};
+use serde_json::Map;
+
+use super::example::short_hash;
+use super::guard::guarded;
+use super::{DataError, Extras, Message, Tokenizer};
+use crate::config::Config;
+use crate::model::{ModelFiles, SpecialTokens};
+use crate::text::clean;
+
+/// Largest template source, in bytes: published ones stay below 50 kB.
+const MAX_SOURCE_BYTES: usize = 1 << 20;
+/// What a render may cost, in minijinja's fuel (an instruction, or 64 bytes of data): a base, for each message, for each
+/// byte of the messages.
+const FUEL_BASE: u64 = 1_000_000;
+const FUEL_PER_MESSAGE: u64 = 10_000;
+/// What a render may write, in bytes: a base, for each message, for each byte of the messages.
+const OUTPUT_BASE: usize = 1 << 20;
+const OUTPUT_PER_MESSAGE: usize = 4 << 10;
+const OUTPUT_PER_BYTE: usize = 8;
+
+/// Templates that come with Luthier: name and source.
+const BUILT_IN: &[(&str, &str)] = &[
+    ("alpaca", include_str!("builtin/alpaca.jinja")),
+    ("chatml", include_str!("builtin/chatml.jinja")),
+    ("gemma", include_str!("builtin/gemma.jinja")),
+    ("llama2", include_str!("builtin/llama2.jinja")),
+    ("llama3", include_str!("builtin/llama3.jinja")),
+    ("mistral", include_str!("builtin/mistral.jinja")),
+    ("phi3", include_str!("builtin/phi3.jinja")),
+    ("smollm2", include_str!("builtin/smollm2.jinja")),
+    ("zephyr", include_str!("builtin/zephyr.jinja")),
+];
+
+/// `data.template` for no template at all.
+const NONE: &str = "none";
+
+/// Turns messages into text. Clones share one compiled template.
+#[derive(Clone)]
+pub struct Template {
+    /// `model` for the model's own, a built-in name, a file's name, or `none`.
+    pub name: String,
+    /// 16 hex digits of the source's SHA-256, `none` without a template.
+    pub fingerprint: String,
+    compiled: Option<Arc<Compiled>>,
+}
+
+struct Compiled {
+    environment: Environment<'static>,
+    /// Special tokens by the names templates know them by.
+    tokens: Vec<(&'static str, String)>,
+    marks_generation: bool,
+}
+
+/// A rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Rendered {
+    pub(crate) text: String,
+    /// Byte ranges of `text` that `{% generation %}` blocks wrote, in order, without overlap.
+    pub(crate) generation: Vec<Range<usize>>,
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Template")
+            .field("name", &self.name)
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Template {
+    /// Names of the templates that come with Luthier.
+    pub fn built_in_names() -> impl Iterator<Item = &'static str> {
+        BUILT_IN.iter().map(|&(name, _)| name)
+    }
+
+    /// The template that `data.template` means: `auto` is the model's own, or none where the model has none.
+    pub fn resolve(config: &Config, project: &Path, files: &ModelFiles) -> Result<Self, DataError> {
+        let wanted = config.data.template.as_str();
+        match wanted {
+            "auto" => match &files.chat_template {
+                Some(source) => Self::compile("model", source, &files.special),
+                None => Ok(Self::none()),
+            },
+            NONE => Ok(Self::none()),
+            _ => {
+                if let Some((name, source)) = BUILT_IN.iter().find(|(name, _)| *name == wanted) {
+                    return Self::compile(name, source, &files.special);
+                }
+                let path = project.join(wanted);
+                let is_template = path.extension().is_some_and(|extension| {
+                    ["jinja", "jinja2", "j2"].iter().any(|known| extension == *known)
+                });
+                if !is_template {
+                    return Err(DataError::template(
+                        wanted,
+                        format!(
+                            "not known. Use \"auto\" (the model's own), \"none\", one of {}, or the path of a .jinja file",
+                            Self::built_in_names().collect::<Vec<_>>().join(", ")
+                        ),
+                    ));
+                }
+                let name = path.file_name().map_or_else(|| wanted.into(), |name| name.to_string_lossy());
+                Self::compile(&name, &read_source(&path)?, &files.special)
+            }
+        }
+    }
+
+    /// No template: texts are joined as they are.
+    pub(crate) fn none() -> Self {
+        Template { name: NONE.to_owned(), fingerprint: NONE.to_owned(), compiled: None }
+    }
+
+    /// Whether there is no template.
+    pub fn is_none(&self) -> bool {
+        self.compiled.is_none()
+    }
+
+    /// Whether `{% generation %}` blocks say what the model writes.
+    pub(crate) fn marks_generation(&self) -> bool {
+        self.compiled.as_ref().is_some_and(|compiled| compiled.marks_generation)
+    }
+
+    pub(crate) fn compile(name: &str, source: &str, special: &SpecialTokens) -> Result<Self, DataError> {
+        let name = clean(name).into_owned();
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(DataError::template(name, format!("larger than {} KiB", MAX_SOURCE_BYTES >> 10)));
+        }
+        let (marked, marks_generation) = dialect::with_marked_generation(source);
+        if marks_generation && marked.contains([dialect::GENERATION_START, dialect::GENERATION_END]) {
+            return Err(DataError::template(
+                name,
+                "contains the noncharacters U+FDD0 or U+FDD1, which mark generation here",
+            ));
+        }
+        let environment = guarded(|| -> Result<_, minijinja::Error> {
+            let mut environment = dialect::environment()?;
+            environment.add_template_owned("chat", marked)?;
+            Ok(environment)
+        })
+        .map_err(|panic| DataError::template(&name, panic))?
+        .map_err(|error| DataError::template(&name, describe(&error)))?;
+        let texts = [
+            ("bos_token", special.bos.as_ref()),
+            ("eos_token", special.eos.first()),
+            ("pad_token", special.pad.as_ref()),
+            ("unk_token", special.unknown.as_ref()),
+        ];
+        let tokens = texts.into_iter().filter_map(|(key, token)| Some((key, token?.text.clone()?))).collect();
+        Ok(Template {
+            fingerprint: short_hash(&[source.as_bytes()]),
+            compiled: Some(Arc::new(Compiled { environment, tokens, marks_generation })),
+            name,
+        })
+    }
+
+    /// The text of a conversation; with `add_generation_prompt` up to where the model is to go on. Without a template
+    /// the contents, joined as they are.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, DataError> {
+        Ok(self.render_marked(messages, &Extras::default(), add_generation_prompt)?.text)
+    }
+
+    /// Token ids from which the model is to answer `messages`, with `data.system` before them where they have no system
+    /// message: exactly what training puts before a reply.
+    pub fn prompt_ids(
+        &self,
+        messages: &[Message],
+        tokenizer: &Tokenizer,
+        config: &Config,
+    ) -> Result<Vec<u32>, DataError> {
+        let messages = with_system(messages, &config.data.system);
+        let text = self.render(&messages, true)?;
+        let mut ids = tokenizer.encode(&text, false)?.ids;
+        if self.is_none() && !ids.starts_with(tokenizer.ids_before()) {
+            ids.splice(0..0, tokenizer.ids_before().iter().copied());
+        }
+        Ok(ids)
+    }
+
+    /// Ids that end a reply: the model's own end tokens, then the special token that this template puts behind one.
+    pub fn stop_tokens(&self, tokenizer: &Tokenizer, files: &ModelFiles) -> Vec<u32> {
+        let mut stop = files.special.eos_ids();
+        stop.extend(tokenizer.eos());
+        stop.extend(self.end_of_turn(tokenizer));
+        let mut seen = Vec::with_capacity(stop.len());
+        stop.retain(|id| {
+            let fresh = !seen.contains(id);
+            seen.push(*id);
+            fresh
+        });
+        stop
+    }
+
+    /// The special token that this template puts behind a reply.
+    pub(crate) fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let reply = "Certainly";
+        let messages = [Message::new("user", "Hello"), Message::new("assistant", reply)];
+        let text = self.render(&messages, false).ok().filter(|_| !self.is_none())?;
+        let behind = &text[text.rfind(reply)? + reply.len()..];
+        tokenizer.special_at_start(behind.trim_start()).map(|(_, id)| id)
+    }
+
+    /// As [`Template::render`], with the row's tools and further message fields, and the ranges of generation blocks.
+    pub(crate) fn render_marked(
+        &self,
+        messages: &[Message],
+        extras: &Extras,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, DataError> {
+        let Some(compiled) = &self.compiled else {
+            let text = messages.iter().map(|message| message.content.as_str()).collect();
+            return Ok(Rendered { text, generation: Vec::new() });
+        };
+        let fail = |message: String| DataError::template(&self.name, message);
+        let (context, size) = context(compiled, messages, extras, add_generation_prompt);
+        if compiled.marks_generation
+            && messages
+                .iter()
+                .any(|message| message.content.contains([dialect::GENERATION_START, dialect::GENERATION_END]))
+        {
+            return Err(fail("a message contains the noncharacters U+FDD0 or U+FDD1".to_owned()));
+        }
+        let count = messages.len();
+        let mut environment = compiled.environment.clone();
+        environment.set_fuel(Some(FUEL_BASE + FUEL_PER_MESSAGE * count as u64 + size as u64));
+        let mut output = Bounded {
+            bytes: Vec::new(),
+            limit: OUTPUT_BASE + OUTPUT_PER_MESSAGE * count + OUTPUT_PER_BYTE * size,
+        };
+        guarded(|| environment.get_template("chat")?.render_captured_to(context, &mut output).map(|_| ()))
+            .map_err(&fail)?
+            .map_err(|error| fail(describe(&error)))?;
+        let text = String::from_utf8(output.bytes).map_err(|error| fail(error.to_string()))?;
+        if !compiled.marks_generation {
+            return Ok(Rendered { text, generation: Vec::new() });
+        }
+        without_marks(&text)
+            .ok_or_else(|| fail("its generation blocks are nested or were cut apart".to_owned()))
+    }
+}
+
+/// `messages` with `system` before them, unless it is empty or they have a system message of their own.
+pub fn with_system(messages: &[Message], system: &str) -> Vec<Message> {
+    let mut all = Vec::with_capacity(messages.len() + 1);
+    if !system.is_empty() && messages.first().is_none_or(|message| message.role != "system") {
+        all.push(Message::new("system", system));
+    }
+    all.extend_from_slice(messages);
+    all
+}
+
+/// The variables a template sees, and their size in bytes.
+fn context(
+    compiled: &Compiled,
+    messages: &[Message],
+    extras: &Extras,
+    add_generation_prompt: bool,
+) -> (Value, usize) {
+    let mut size = 0;
+    let rows: Vec<Value> = messages
+        .iter()
+        .enumerate()
+        .map(|(index, message)| {
+            size += message.role.len() + message.content.len();
+            let mut pairs = vec![
+                ("role".to_owned(), Value::from(message.role.as_str())),
+                ("content".to_owned(), Value::from(message.content.as_str())),
+            ];
+            for (key, value) in extras.fields.get(index).into_iter().flatten() {
+                size += key.len();
+                pairs.push((key.clone(), from_json(value, &mut size)));
+            }
+            Value::from_pairs(pairs)
+        })
+        .collect();
+    let tools = extras.tools.as_ref().map_or_else(|| Value::from(()), |tools| from_json(tools, &mut size));
+    let mut variables: Vec<(&str, Value)> = vec![
+        ("messages", Value::from(rows)),
+        ("tools", tools),
+        ("documents", Value::from(())),
+        ("add_generation_prompt", Value::from(add_generation_prompt)),
+    ];
+    variables.extend(compiled.tokens.iter().map(|(key, text)| (*key, Value::from(text.as_str()))));
+    (Value::from_pairs(variables), size)
+}
+
+fn from_json(value: &serde_json::Value, size: &mut usize) -> Value {
+    *size += 8;
+    match value {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(truth) => Value::from(*truth),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(integer), ..) => Value::from(integer),
+            (_, Some(integer), _) => Value::from(integer),
+            (.., float) => Value::from(float.unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => {
+            *size += text.len();
+            Value::from(text.as_str())
+        }
+        serde_json::Value::Array(elements) => {
+            elements.iter().map(|element| from_json(element, size)).collect::<Vec<_>>().into()
+        }
+        serde_json::Value::Object(fields) => from_map(fields, size),
+    }
+}
+
+fn from_map(fields: &Map<String, serde_json::Value>, size: &mut usize) -> Value {
+    let pairs: Vec<(String, Value)> = fields
+        .iter()
+        .map(|(key, value)| {
+            *size += key.len();
+            (key.clone(), from_json(value, size))
+        })
+        .collect();
+    Value::from_pairs(pairs)
+}
+
+/// Takes the marks of generation blocks out; `None` where they do not pair.
+fn without_marks(marked: &str) -> Option<Rendered> {
+    let mut rendered = Rendered { text: String::with_capacity(marked.len()), generation: Vec::new() };
+    let mut start = None;
+    for character in marked.chars() {
+        match character {
+            dialect::GENERATION_START if start.is_none() => start = Some(rendered.text.len()),
+            dialect::GENERATION_START => return None,
+            dialect::GENERATION_END => rendered.generation.push(start.take()?..rendered.text.len()),
+            other => rendered.text.push(other),
+        }
+    }
+    start.is_none().then_some(rendered)
+}
+
+/// A template's failure in words for its user.
+fn describe(error: &minijinja::Error) -> String {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = source {
+        if let Some(raised) = current.downcast_ref::<dialect::Raised>() {
+            return clean(&raised.0).into_owned();
+        }
+        source = current.source();
+    }
+    let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
+    let reason = match error.kind() {
+        ErrorKind::OutOfFuel => "does more work than a template may".to_owned(),
+        ErrorKind::WriteFailure => "writes more text than a template may".to_owned(),
+        kind => match error.detail() {
+            Some(detail) => format!("{kind}: {detail}"),
+            None => kind.to_string(),
+        },
+    };
+    clean(&format!("{line}{reason}")).into_owned()
+}
+
+/// Collects bytes up to a limit.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.limit {
+            return Err(io::Error::other("output limit"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn read_source(path: &Path) -> Result<String, DataError> {
+    let file = File::open(path).map_err(|error| DataError::read(path, error))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_SOURCE_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| DataError::read(path, error))?;
+    String::from_utf8(bytes).map_err(|_| DataError::file(path, "not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+use pretty_assertions::assert_eq;
+use serde_json::Value as Json;
+
+use super::*;
+use crate::data::testing::{reference_json, tiny};
+use crate::model::SpecialToken;
+
+fn special(template: &Json) -> SpecialTokens {
+    let token =
+        |key: &str| template[key].as_str().map(|text| SpecialToken { id: None, text: Some(text.to_owned()) });
+    SpecialTokens {
+        bos: token("bos_token"),
+        eos: token("eos_token").into_iter().collect(),
+        ..SpecialTokens::default()
+    }
+}
+
+fn messages(conversation: &Json) -> Vec<Message> {
+    serde_json::from_value(conversation["messages"].clone()).unwrap()
+}
+
+fn compile(source: &str) -> Template {
+    Template::compile("test", source, &SpecialTokens::default()).unwrap()
+}
+
+fn failure(source: &str, messages: &[Message]) -> String {
+    match Template::compile("test", source, &SpecialTokens::default()) {
+        Ok(template) => template.render(messages, false).unwrap_err().to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn every_reference_conversation_renders_as_transformers_renders_it() {
+    let reference = reference_json("chat/chat.json");
+    let conversations = reference["conversations"].as_array().unwrap();
+    let cases = reference["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 220);
+    for case in cases {
+        let name = case["template"].as_str().unwrap();
+        let template = &reference["templates"][name];
+        let conversation = conversations.iter().find(|found| found["id"] == case["conv"]).unwrap();
+        let extras = Extras {
+            tools: Some(conversation["tools"].clone()).filter(|tools| !tools.is_null()),
+            ..Extras::default()
+        };
+        let rendered = Template::compile(name, template["template"].as_str().unwrap(), &special(template))
+            .unwrap()
+            .render_marked(
+                &messages(conversation),
+                &extras,
+                case["add_generation_prompt"].as_bool().unwrap(),
+            );
+        let place = format!("{name} / {}", case["conv"]);
+        match case["text"].as_str() {
+            Some(text) => assert_eq!(rendered.unwrap().text, text, "{place}"),
+            None => {
+                let raised = case["error"].as_str().unwrap().trim_start_matches("TemplateError: ");
+                let error = rendered.unwrap_err().to_string();
+                assert!(error.ends_with(raised), "{place}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn generation_blocks_mark_the_spans_that_transformers_finds() {
+    let reference = reference_json("chat/chat.json");
+    let conversations = reference["conversations"].as_array().unwrap();
+    let masks = reference_json("chat/masks.json");
+    let cases = masks["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 74);
+    for case in cases {
+        let name = case["template"].as_str().unwrap();
+        let template = &reference["templates"][name];
+        let conversation = conversations.iter().find(|found| found["id"] == case["conv"]).unwrap();
+        let extras = Extras {
+            tools: Some(conversation["tools"].clone()).filter(|tools| !tools.is_null()),
+            ..Extras::default()
+        };
+        let rendered =
+            Template::compile(name, template["generation_template"].as_str().unwrap(), &special(template))
+                .unwrap()
+                .render_marked(&messages(conversation), &extras, false)
+                .unwrap();
+        let place = format!("{name} / {}", case["conv"]);
+        assert_eq!(rendered.text, case["text"].as_str().unwrap(), "{place}");
+        let written: Vec<&str> =
+            rendered.generation.iter().map(|span| &rendered.text[span.clone()]).collect();
+        let expected: Vec<&str> = case["assistant_substrings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|text| text.as_str().unwrap())
+            .collect();
+        assert_eq!(written, expected, "{place}");
+        let characters = |at: usize| rendered.text[..at].chars().count() as u64;
+        let spans: Vec<Json> = rendered
+            .generation
+            .iter()
+            .map(|span| serde_json::json!([characters(span.start), characters(span.end)]))
+            .collect();
+        assert_eq!(Json::from(spans), case["assistant_char_spans"], "{place}");
+    }
+}
+
+#[test]
+fn built_in_templates_write_what_the_published_ones_write() {
+    let reference = reference_json("chat/chat.json");
+    let conversations = reference["conversations"].as_array().unwrap();
+    let mut compared = 0;
+    for case in reference["cases"].as_array().unwrap() {
+        let published = case["template"].as_str().unwrap();
+        let ours = match published {
+            "mistral-v0.3" => "mistral",
+            other => other,
+        };
+        let Some((_, source)) = BUILT_IN.iter().find(|(name, _)| *name == ours && *name != "phi3") else {
+            continue;
+        };
+        let conversation = conversations.iter().find(|found| found["id"] == case["conv"]).unwrap();
+        if !conversation["tools"].is_null() || case["conv"] == "whitespace" && ours == "mistral" {
+            continue;
+        }
+        let template = Template::compile(ours, source, &special(&reference["templates"][published])).unwrap();
+        assert!(template.marks_generation());
+        let rendered =
+            template.render(&messages(conversation), case["add_generation_prompt"].as_bool().unwrap());
+        match case["text"].as_str() {
+            // Published Mistral templates put the system prompt into the last turn, which a growing conversation
+            // contradicts; ours puts it into the first.
+            Some(_) if ours == "mistral" && conversation["messages"][0]["role"] == "system" => {
+                assert!(rendered.is_ok());
+            }
+            Some(text) => assert_eq!(rendered.unwrap(), text, "{ours} / {}", case["conv"]),
+            None => assert!(rendered.is_err(), "{ours} / {}", case["conv"]),
+        }
+        compared += 1;
+    }
+    assert!(compared > 100, "{compared}");
+}
+
+#[test]
+fn every_built_in_template_marks_replies_and_nothing_else() {
+    let special = SpecialTokens {
+        bos: Some(SpecialToken { id: None, text: Some("<s>".to_owned()) }),
+        eos: vec![SpecialToken { id: None, text: Some("</s>".to_owned()) }],
+        ..SpecialTokens::default()
+    };
+    let talk = [
+        Message::new("user", "one"),
+        Message::new("assistant", "two"),
+        Message::new("user", "three"),
+        Message::new("assistant", "four"),
+    ];
+    for (name, source) in BUILT_IN {
+        let template = Template::compile(name, source, &special).unwrap();
+        let whole = template.render_marked(&talk, &Extras::default(), false).unwrap();
+        let marked: Vec<&str> = whole.generation.iter().map(|span| &whole.text[span.clone()]).collect();
+        assert_eq!(marked.len(), 2, "{name}");
+        assert!(
+            marked[0].trim_start().starts_with("two") && marked[0].len() > "two".len(),
+            "{name}: {marked:?}"
+        );
+        let prompt = template.render(&talk[..3], true).unwrap();
+        assert_eq!(prompt.len(), whole.generation[1].start, "{name}");
+        assert!(whole.text.starts_with(&prompt), "{name}");
+    }
+}
+
+#[test]
+fn limits_hold() {
+    let hello = [Message::new("user", "hello")];
+    for hostile in [
+        "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 300000000 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ [1] * 1000000000 }}",
+        "{% for i in range(99999) %}{{ 'twelve bytes twelve bytes twelve bytes twelve bytes' }}{% endfor %}",
+        "{{ strftime_now('%Y' * 1000) }}",
+        "{% include '/etc/passwd' %}",
+    ] {
+        let message = failure(hostile, &hello);
+        assert!(message.starts_with("chat template test:"), "{message}");
+    }
+    assert!(failure(&format!("{{{{ {} }}}}", "(".repeat(3000)), &hello).contains("syntax error"));
+}
+
+#[test]
+fn failures_say_where_and_why() {
+    assert!(failure("{% if %}", &[]).contains("line 1"));
+    assert!(failure("\n{{ messages[7].content }}", &[]).contains("line 2"));
+    assert_eq!(
+        failure("{{ raise_exception('no \u{1b}[31msystem') }}", &[]),
+        "chat template test: no [31msystem"
+    );
+    let too_long = "x".repeat(MAX_SOURCE_BYTES + 1);
+    assert!(failure(&too_long, &[]).contains("larger than"));
+    assert!(
+        failure("{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}", &[])
+            .contains("nested")
+    );
+    let marked = [Message::new("user", "\u{fdd0}")];
+    assert!(
+        failure("{% generation %}{{ messages[0].content }}{% endgeneration %}", &marked).contains("U+FDD0")
+    );
+}
+
+#[test]
+fn the_dialect_knows_what_templates_use() {
+    let hello = [Message::new("user", " hello ")];
+    let render = |source: &str| compile(source).render(&hello, true).unwrap();
+    assert_eq!(
+        render("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}x{% endfor %}"),
+        ""
+    );
+    assert_eq!(render("{{ tools is none and documents is none and bos_token is undefined }}"), "True");
+    assert_eq!(render("{{ messages[0].content.strip().upper().replace('L', 'l') }}"), "HEllO");
+    assert_eq!(render("{{ messages[0]['content'] | trim }}{{ add_generation_prompt }}"), "helloTrue");
+    assert_eq!(render("{{ [none, true, 1.0, 'a'] }}"), "[None, True, 1.0, 'a']");
+    assert_eq!(render("a\n  {% if true %}\nb\n  {% endif %}\nc\n"), "a\nb\nc");
+    assert_eq!(render("{{ strftime_now('%Y') | int > 2000 }}"), "True");
+    assert_eq!(render("{% generation %}{% set x = 1 %}{% endgeneration %}{{ x is defined }}"), "False");
+}
+
+#[test]
+fn message_fields_and_tools_reach_the_template() {
+    let template = compile("{{ messages[0].tool_calls[0].function | tojson }} {{ tools | length }}");
+    let fields = serde_json::json!({"tool_calls": [{"function": {"name": "f", "n": 1.5, "big": 18446744073709551615u64}}]});
+    let extras = Extras {
+        tools: Some(serde_json::json!([{"type": "function"}])),
+        fields: vec![fields.as_object().unwrap().clone()],
+        untrained: Vec::new(),
+    };
+    let rendered = template.render_marked(&[Message::new("assistant", "")], &extras, false).unwrap();
+    assert_eq!(rendered.text, r#"{"name": "f", "n": 1.5, "big": 18446744073709551615} 1"#);
+}
+
+#[test]
+fn the_end_of_turn_is_found_by_rendering() {
+    let tokenizer = tiny("bytelevel");
+    let (_, chatml) = BUILT_IN.iter().find(|(name, _)| *name == "chatml").unwrap();
+    assert_eq!(compile(chatml).end_of_turn(&tokenizer), tokenizer.id("<|im_end|>"));
+    assert_eq!(compile("{% for m in messages %}{{ m.content }}\n{% endfor %}").end_of_turn(&tokenizer), None);
+    assert_eq!(Template::none().end_of_turn(&tokenizer), None);
+}
+
+#[test]
+fn the_system_prompt_stands_before_conversations_without_one() {
+    let hello = [Message::new("user", "hello")];
+    assert_eq!(with_system(&hello, ""), hello);
+    assert_eq!(with_system(&hello, "Be brief.")[0], Message::new("system", "Be brief."));
+    let own = [Message::new("system", "Own."), Message::new("user", "hello")];
+    assert_eq!(with_system(&own, "Be brief."), own);
+}

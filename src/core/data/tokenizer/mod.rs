@@ -1,0 +1,271 @@
+//! Text ↔ token ids, over the `tokenizers` crate: from a `tokenizer.json` or from the vocabulary of a GGUF file.
+
+mod gguf;
+mod stream;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::DataError;
+use super::guard::guarded;
+use crate::model::{ModelFiles, SpecialToken, SpecialTokens, TokenizerSource};
+
+pub use stream::DecodeStream;
+
+/// Largest `tokenizer.json` that is read: the biggest published ones are below 40 MB.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+/// Longest text encoded at once, in bytes.
+const MAX_TEXT_BYTES: usize = 256 << 20;
+
+/// Turns text into token ids and back. Clones share one tokenizer.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    vocabulary: usize,
+    /// Rows of the model's embedding: no id may reach it.
+    limit: u32,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    /// Ids that encoding with special tokens puts before and after a text.
+    before: Vec<u32>,
+    after: Vec<u32>,
+    /// Text and id of each special token, longest text first.
+    special: Vec<(String, u32)>,
+}
+
+/// Token ids with their places in the text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Encoding {
+    /// First to last.
+    pub ids: Vec<u32>,
+    /// One per id: start and end in bytes of the text. Tokens that share one character share its range; tokens that
+    /// are put in have an empty range.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Tokenizer")
+            .field("vocabulary", &self.inner.vocabulary)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer of a model.
+    pub fn open(files: &ModelFiles) -> Result<Self, DataError> {
+        let mut tokenizer = match &files.tokenizer {
+            TokenizerSource::HuggingFace { tokenizer_json, .. } => {
+                Self::from_json(&read_bounded(tokenizer_json)?, &files.special)?
+            }
+            TokenizerSource::Gguf(vocabulary) => {
+                let description = gguf::describe(vocabulary)?;
+                Self::from_json(description.to_string().as_bytes(), &files.special)?
+            }
+        };
+        if let Some(inner) = Arc::get_mut(&mut tokenizer.inner) {
+            inner.limit = u32::try_from(files.architecture.vocabulary).unwrap_or(u32::MAX);
+        }
+        Ok(tokenizer)
+    }
+
+    /// From the content of a `tokenizer.json`, with the special tokens the model declares.
+    pub(crate) fn from_json(json: &[u8], special: &SpecialTokens) -> Result<Self, DataError> {
+        let mut tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(json))
+            .map_err(|panic| DataError::Tokenizer(format!("its description is broken ({panic})")))?
+            .map_err(|error| DataError::Tokenizer(format!("its description is broken: {error}")))?;
+        tokenizer.with_padding(None);
+        guarded(|| tokenizer.with_truncation(None).map(|_| ()))
+            .ok()
+            .and_then(Result::ok)
+            .ok_or_else(|| DataError::Tokenizer("its truncation cannot be switched off".to_owned()))?;
+
+        let mut special_texts: Vec<(String, u32)> = tokenizer
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special && !token.content.is_empty())
+            .map(|(id, token)| (token.content, id))
+            .collect();
+        special_texts.sort_by(|left, right| right.0.len().cmp(&left.0.len()).then_with(|| left.cmp(right)));
+
+        let id_of = |token: &SpecialToken| {
+            token.id.or_else(|| token.text.as_deref().and_then(|text| tokenizer.token_to_id(text)))
+        };
+        let mut inner = Inner {
+            vocabulary: tokenizer.get_vocab_size(true),
+            limit: u32::MAX,
+            bos: special.bos.as_ref().and_then(id_of),
+            eos: special.eos.first().and_then(id_of),
+            before: Vec::new(),
+            after: Vec::new(),
+            special: special_texts,
+            tokenizer,
+        };
+        let (plain, full) = (inner.encode("a", false)?.ids, inner.encode("a", true)?.ids);
+        if let Some(start) = full.windows(plain.len().max(1)).position(|window| window == plain) {
+            inner.before = full[..start].to_vec();
+            inner.after = full[start + plain.len()..].to_vec();
+        }
+        Ok(Tokenizer { inner: Arc::new(inner) })
+    }
+
+    /// Token ids of `text`. With `add_special` the tokens that the tokenizer puts around a text (begin of text …) are
+    /// there too, with an empty range. Texts of special tokens within `text` become those tokens.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoding, DataError> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(DataError::Tokenizer(format!(
+                "a text of {} MiB is longer than the {} MiB that can be encoded at once",
+                text.len() >> 20,
+                MAX_TEXT_BYTES >> 20
+            )));
+        }
+        let encoding = self.inner.encode(text, add_special)?;
+        self.check_ids(&encoding.ids)?;
+        Ok(encoding)
+    }
+
+    /// Fails where an id lies beyond the model's embedding.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), DataError> {
+        match ids.iter().find(|&&id| id >= self.inner.limit) {
+            Some(id) => Err(DataError::Tokenizer(format!(
+                "token {id} is beyond the model's vocabulary of {}: tokenizer and model do not belong together",
+                self.inner.limit
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The text of `ids`; ids the tokenizer does not know are left out, incomplete UTF-8 becomes U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, DataError> {
+        guarded(|| self.inner.tokenizer.decode(ids, skip_special))
+            .map_err(DataError::Tokenizer)?
+            .map_err(|error| DataError::Tokenizer(error.to_string()))
+    }
+
+    /// How one token reads by itself: its decoded text, or its name in the vocabulary where that is empty or not UTF-8.
+    pub fn token_text(&self, id: u32) -> String {
+        match self.decode(&[id], false) {
+            Ok(text) if !text.is_empty() && !text.contains('\u{fffd}') => text,
+            _ => self.inner.tokenizer.id_to_token(id).unwrap_or_else(|| format!("<{id}>")),
+        }
+    }
+
+    /// Decodes token by token; see [`DecodeStream`].
+    pub fn stream(&self) -> DecodeStream {
+        DecodeStream::new(self.clone())
+    }
+
+    /// The id of a token by its name in the vocabulary.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.tokenizer.token_to_id(token)
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn vocabulary_size(&self) -> usize {
+        self.inner.vocabulary
+    }
+
+    /// Begin of text, where the model declares one.
+    pub fn bos(&self) -> Option<u32> {
+        self.inner.bos
+    }
+
+    /// End of text, where the model declares one.
+    pub fn eos(&self) -> Option<u32> {
+        self.inner.eos
+    }
+
+    /// Ids that [`Tokenizer::encode`] with `add_special` puts before a text.
+    pub fn ids_before(&self) -> &[u32] {
+        &self.inner.before
+    }
+
+    /// Ids that [`Tokenizer::encode`] with `add_special` puts after a text.
+    pub fn ids_after(&self) -> &[u32] {
+        &self.inner.after
+    }
+
+    /// Whether `id` is a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.special.iter().any(|&(_, special)| special == id)
+    }
+
+    /// Text and id of each special token, longest text first.
+    pub fn special_tokens(&self) -> &[(String, u32)] {
+        &self.inner.special
+    }
+
+    /// The special token whose text `text` starts with.
+    pub(crate) fn special_at_start(&self, text: &str) -> Option<(&str, u32)> {
+        self.inner
+            .special
+            .iter()
+            .find(|(token, _)| text.starts_with(token.as_str()))
+            .map(|(token, id)| (token.as_str(), *id))
+    }
+
+    /// The special token whose text `text` ends with.
+    pub(crate) fn special_at_end(&self, text: &str) -> Option<(&str, u32)> {
+        self.inner
+            .special
+            .iter()
+            .find(|(token, _)| text.ends_with(token.as_str()))
+            .map(|(token, id)| (token.as_str(), *id))
+    }
+}
+
+impl Inner {
+    fn encode(&self, text: &str, add_special: bool) -> Result<Encoding, DataError> {
+        let encoding = guarded(|| self.tokenizer.encode(text, add_special))
+            .map_err(DataError::Tokenizer)?
+            .map_err(|error| DataError::Tokenizer(error.to_string()))?;
+        let offsets = encoding
+            .get_offsets()
+            .iter()
+            .map(|&(start, end)| (char_start(text, start), char_end(text, end)))
+            .collect();
+        Ok(Encoding { ids: encoding.get_ids().to_vec(), offsets })
+    }
+}
+
+/// `at`, or the start of the character it falls into.
+fn char_start(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// `at`, or the end of the character it falls into.
+fn char_end(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at += 1;
+    }
+    at
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, DataError> {
+    let file = File::open(path).map_err(|error| DataError::read(path, error))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| DataError::read(path, error))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(DataError::file(
+            path,
+            format!("larger than {} MiB: not a tokenizer", MAX_FILE_BYTES >> 20),
+        ));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;
