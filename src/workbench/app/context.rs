@@ -1,0 +1,68 @@
+//! What every pane may know about the rest of the workbench.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use luthier_core::config::Config;
+
+use super::event::Size;
+use crate::panes::PaneId;
+
+/// The time, as it came in with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Since the workbench opened; never jumps. Deadlines are counted in this.
+    pub elapsed: Duration,
+    /// On the clock.
+    pub wall: Timestamp,
+}
+
+/// What every pane may know, read-only.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The project folder.
+    pub project: PathBuf,
+    /// Its name, fit for the screen.
+    pub project_name: String,
+    /// The last settings that were right; nothing while `luthier.toml` was never right.
+    pub config: Option<Arc<Config>>,
+    /// Why `luthier.toml` cannot be used as it stands now, with carets; nothing while it is right.
+    pub config_problem: Option<Arc<str>>,
+    /// The time.
+    pub now: Now,
+    /// Where times of day are shown.
+    pub zone: TimeZone,
+    /// The terminal's size.
+    pub size: Size,
+    /// What the machine does, for the header; empty until known.
+    pub device: String,
+    /// The pane on screen.
+    pub pane: PaneId,
+}
+
+impl Context {
+    /// `luthier.toml` of the project.
+    pub fn config_path(&self) -> PathBuf {
+        self.project.join("luthier.toml")
+    }
+
+    /// The time of day of `time`, `14:02`.
+    pub fn clock(&self, time: Timestamp) -> String {
+        let local = time.to_zoned_datetime(self.zone.clone());
+        format!("{:02}:{:02}", local.hour(), local.minute())
+    }
+
+    /// How long ago `time` was: `now`, `4 m ago`, `2 h ago`, `3 d ago`.
+    pub fn ago(&self, time: Timestamp) -> String {
+        let seconds = self.now.wall.duration_since(time).as_secs();
+        match seconds {
+            ..60 => "now".to_owned(),
+            60..3600 => format!("{} m ago", seconds / 60),
+            3600..86400 => format!("{} h ago", seconds / 3600),
+            _ => format!("{} d ago", seconds / 86400),
+        }
+    }
+}

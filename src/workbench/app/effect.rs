@@ -1,0 +1,59 @@
+//! Everything the workbench can do to the world. Closed; performed by [`crate::effects`] and
+//! [`crate::runtime`] only.
+
+use std::path::PathBuf;
+
+use super::tag::Tag;
+use crate::panes::{data, review, sweep, train};
+
+/// Something to be done outside of the state.
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    /// Something with the terminal, done by the loop that owns it.
+    Terminal(TerminalEffect),
+    /// Reading and watching settings, themes and keys.
+    Settings(SettingsEffect),
+    /// Work for the data pane.
+    Data(Tag, data::Effect),
+    /// Work for the train pane.
+    Train(Tag, train::Effect),
+    /// Work for the sweep pane.
+    Sweep(Tag, sweep::Effect),
+    /// Work for the review pane.
+    Review(Tag, review::Effect),
+}
+
+/// What needs the terminal.
+#[derive(Debug, PartialEq)]
+pub enum TerminalEffect {
+    /// End the workbench.
+    Quit(Ending),
+    /// Give the terminal to the shell until the process is continued.
+    Suspend,
+    /// Forget what is on the screen, so that the next frame writes all of it.
+    Redraw,
+    /// Put text on the terminal's clipboard.
+    Copy(String),
+    /// Open a file in the person's editor, at a line counted from 1.
+    Edit(PathBuf, Option<usize>),
+}
+
+/// What concerns settings, themes and keys.
+#[derive(Debug, PartialEq)]
+pub enum SettingsEffect {
+    /// Watch settings, themes, keymap and the machine from now on.
+    Watch,
+    /// Read a theme and use it.
+    LoadTheme(String),
+    /// Find the themes there are.
+    ListThemes,
+}
+
+/// How the workbench ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The person left.
+    Left,
+    /// A signal ended it.
+    Interrupted,
+}

@@ -1,0 +1,73 @@
+//! Everything that can happen to the workbench. Closed: what is not here does not happen.
+
+use std::path::PathBuf;
+
+use luthier_core::config::Config;
+
+use super::tag::Tag;
+use crate::keymap::{Key, Keymap};
+use crate::panes::{data, review, sweep, train};
+use crate::theme::Theme;
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The workbench opened; comes first and once.
+    Started,
+    /// A key was pressed.
+    Key(Key),
+    /// Text was pasted, as the terminal sent it.
+    Paste(String),
+    /// The terminal has this size now.
+    Resize(Size),
+    /// The terminal window gained (true) or lost the person's attention.
+    Attention(bool),
+    /// The wheel turned: lines downwards, negative upwards.
+    Wheel(i16),
+    /// The time that something waited for has come; see [`App::deadline`](super::App::deadline).
+    Deadline,
+    /// Someone outside asked the process to end.
+    Signal(Signal),
+    /// The process was stopped and goes on; the screen was drawn over.
+    Resumed,
+    /// `luthier.toml` was read again: the new settings, or the text of all its problems.
+    Config(Box<Result<Config, String>>),
+    /// A theme was read, with what was wrong in its file.
+    Theme(Box<Theme>, Vec<String>),
+    /// The themes there are to choose from.
+    ThemeNames(Vec<String>),
+    /// The person's keymap was read again, with what was wrong in it.
+    Keymap(Box<Keymap>, Vec<String>),
+    /// What the machine does, in one line for the header.
+    Device(String),
+    /// The external editor closed the file; an error says why it could not be run.
+    EditorClosed(PathBuf, Result<(), String>),
+    /// An answer for the data pane.
+    Data(Tag, data::Event),
+    /// An answer for the train pane.
+    Train(Tag, train::Event),
+    /// An answer for the sweep pane.
+    Sweep(Tag, sweep::Event),
+    /// An answer for the review pane.
+    Review(Tag, review::Event),
+}
+
+/// Columns and rows of the terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// A request from outside to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGINT.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+    /// SIGHUP: the terminal is gone.
+    Hangup,
+}

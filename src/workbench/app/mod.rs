@@ -1,0 +1,162 @@
+//! The state of the workbench and how it changes. Pure: events and the time go in, effects come out.
+
+mod boxes;
+mod context;
+mod effect;
+mod event;
+mod flash;
+mod input;
+mod layers;
+mod reaction;
+mod tag;
+mod update;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use luthier_core::config::Config;
+use luthier_core::text;
+
+pub use context::{Context, Now};
+pub use effect::{Effect, Ending, SettingsEffect, TerminalEffect};
+pub use event::{Event, Signal, Size};
+pub use flash::{Flash, Messages, Severity};
+pub use input::Input;
+pub use layers::{Chooser, ConfirmBox, Layer, palette_candidates, palette_commands};
+pub use reaction::{AppQuestion, Confirm, Link, Message, Pick, PickItem, Prompt, Question, Reaction};
+pub use tag::{Generations, Slot, Tag};
+
+use crate::command::{AppCommand, Command, ViewCommand};
+use crate::keymap::{Key, KeyContext, Keymap};
+use crate::panes::{PaneId, Panes};
+use crate::theme::Theme;
+
+/// The whole state of the workbench.
+#[derive(Debug)]
+pub struct App {
+    /// What the panes may know.
+    pub context: Context,
+    /// The panes.
+    pub panes: Panes,
+    /// Boxes over them, the topmost last.
+    pub layers: Vec<Layer>,
+    /// Keys pressed that may become a longer sequence.
+    pub pending: Vec<Key>,
+    /// Messages.
+    pub messages: Messages,
+    /// The bindings in force.
+    pub keymap: Keymap,
+    /// The look.
+    pub theme: Theme,
+    last_pane: PaneId,
+    generations: Generations,
+    theme_wanted: String,
+    editing: Option<Editing>,
+    dirty: bool,
+}
+
+/// Who waits for the external editor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Editing {
+    Pane(PaneId),
+    Config,
+}
+
+/// What the workbench opens with.
+#[derive(Debug)]
+pub struct Opening {
+    /// The project folder.
+    pub project: PathBuf,
+    /// Its settings, or the text of what is wrong with them.
+    pub config: Result<Config, String>,
+    /// The bindings, with what is wrong in the person's own.
+    pub keymap: (Keymap, Vec<String>),
+    /// The look, with what is wrong in its file.
+    pub theme: (Theme, Vec<String>),
+    /// The time.
+    pub now: Now,
+    /// Where times of day are shown.
+    pub zone: TimeZone,
+    /// The terminal's size.
+    pub size: Size,
+}
+
+impl App {
+    /// The workbench as it opens.
+    pub fn new(opening: Opening) -> Self {
+        let (config, config_problem) = match opening.config {
+            Ok(config) => (Some(Arc::new(config)), None),
+            Err(problem) => (None, Some(Arc::from(problem))),
+        };
+        let name = opening.project.file_name().unwrap_or(opening.project.as_os_str());
+        let mut app = Self {
+            context: Context {
+                project_name: text::clean_line(&name.to_string_lossy()).into_owned(),
+                project: opening.project,
+                config,
+                config_problem,
+                now: opening.now,
+                zone: opening.zone,
+                size: opening.size,
+                device: String::new(),
+                pane: PaneId::Data,
+            },
+            panes: Panes::default(),
+            layers: Vec::new(),
+            pending: Vec::new(),
+            messages: Messages::default(),
+            keymap: opening.keymap.0,
+            theme_wanted: opening.theme.0.name().to_owned(),
+            theme: opening.theme.0,
+            last_pane: PaneId::Train,
+            generations: Generations::default(),
+            editing: None,
+            dirty: true,
+        };
+        for problem in opening.keymap.1.iter().chain(&opening.theme.1) {
+            app.messages.push(Severity::Warning, problem, opening.now);
+        }
+        app
+    }
+
+    /// The contexts in which the next key is looked up, nearest first.
+    pub fn contexts(&self) -> Vec<KeyContext> {
+        let mut contexts = match self.layers.last() {
+            Some(layer) => layer.contexts(),
+            None => self.panes.contexts(self.context.pane, &self.context),
+        };
+        contexts.push(KeyContext::Global);
+        contexts
+    }
+
+    /// Why `command` cannot be done now, or nothing if it can.
+    pub fn unavailable(&self, command: Command) -> Option<String> {
+        match command {
+            Command::App(AppCommand::LastPane | AppCommand::NextPane | AppCommand::PreviousPane)
+                if !self.layers.is_empty() =>
+            {
+                Some("a box is open; esc closes it".to_owned())
+            }
+            Command::App(_) | Command::View(ViewCommand::Back) | Command::Input(_) | Command::Modal(_) => {
+                None
+            }
+            _ => {
+                let pane = command.pane().unwrap_or(self.context.pane);
+                self.panes.unavailable(pane, &self.context, command)
+            }
+        }
+    }
+
+    /// When [`Event::Deadline`] is next wanted, in time since the workbench opened.
+    pub fn deadline(&self) -> Option<Duration> {
+        let pane = self.panes.deadline(self.context.pane, &self.context);
+        [self.messages.deadline(), pane].into_iter().flatten().min()
+    }
+
+    /// Whether something changed since this was asked last.
+    pub fn take_dirty(&mut self) -> bool {
+        std::mem::take(&mut self.dirty)
+    }
+}

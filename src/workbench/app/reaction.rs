@@ -1,0 +1,152 @@
+//! What a pane may ask of the rest of the workbench.
+
+use std::path::PathBuf;
+
+use super::flash::Severity;
+use crate::command::Command;
+use crate::panes::{PaneId, data, review, sweep, train};
+
+/// What a pane answers to an input: work to be done, or something for the shell around it.
+#[derive(Debug, PartialEq)]
+pub enum Reaction {
+    /// Work for the data pane's performer.
+    Data(data::Effect),
+    /// Work for the train pane's performer.
+    Train(train::Effect),
+    /// Work for the sweep pane's performer.
+    Sweep(sweep::Effect),
+    /// Work for the review pane's performer.
+    Review(review::Effect),
+    /// Say something in the footer.
+    Flash(Severity, String),
+    /// Ask before something that cannot be taken back; the answer yes comes as `Input::Confirmed`.
+    Confirm(Confirm),
+    /// Ask for a line of text; it comes as `Input::Entered`.
+    Prompt(Prompt),
+    /// Offer a choice; it comes as `Input::Picked`.
+    Pick(Pick),
+    /// Show a longer text in a box, scrollable.
+    Message(Message),
+    /// Show another pane.
+    Show(PaneId),
+    /// Show something in the pane that is about it.
+    Follow(Link),
+    /// Run another command, in its own pane.
+    Run(Command),
+    /// Put text on the terminal's clipboard.
+    Copy(String),
+    /// Open a file in the editor, at a line counted from 1; `Input::Edited` follows.
+    Edit(PathBuf, Option<usize>),
+    /// Nothing on screen changes through this input: no frame is needed.
+    Unchanged,
+}
+
+/// Asks yes or no; no is the default.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Confirm {
+    /// What would be done, naming the object: `Stop lora r16?`.
+    pub title: String,
+    /// What will be lost or started, a line each.
+    pub lines: Vec<String>,
+    /// The word on the button that does it: `Stop`.
+    pub yes: String,
+    /// Comes back with yes.
+    pub question: Question,
+}
+
+/// Asks for a line of text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// What is asked for.
+    pub title: String,
+    /// What stands in the field at first.
+    pub initial: String,
+    /// A line below the field: the form expected, an example.
+    pub hint: String,
+    /// Comes back with the text.
+    pub question: Question,
+}
+
+/// Offers a choice from a list that can be narrowed by typing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pick {
+    /// What is chosen.
+    pub title: String,
+    /// What there is to choose from.
+    pub items: Vec<PickItem>,
+    /// The item selected at first.
+    pub selected: usize,
+    /// Comes back with the position of the chosen item.
+    pub question: Question,
+}
+
+/// One thing to choose.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PickItem {
+    /// Its name.
+    pub label: String,
+    /// What distinguishes it, right of the name.
+    pub detail: String,
+}
+
+/// A text to read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Heading.
+    pub title: String,
+    /// Text with line ends; shown as it is, columns kept, so that carets stay under their words.
+    pub text: String,
+    /// How bad it is.
+    pub severity: Severity,
+}
+
+/// What a box asked about, so that its answer finds its way back.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Question {
+    /// The workbench itself asked.
+    App(AppQuestion),
+    /// The data pane asked.
+    Data(data::Question),
+    /// The train pane asked.
+    Train(train::Question),
+    /// The sweep pane asked.
+    Sweep(sweep::Question),
+    /// The review pane asked.
+    Review(review::Question),
+}
+
+/// What the workbench itself asks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AppQuestion {
+    /// Which theme, of these.
+    Theme(Vec<String>),
+    /// Leave although something would be lost.
+    Quit,
+}
+
+/// Something one pane wants shown by another.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Link {
+    /// Rows of the dataset, by index, with what they have in common.
+    Rows(String, Vec<usize>),
+    /// A run, by id.
+    Run(String),
+    /// The start of a new run.
+    NewRun,
+    /// A comparison of a run's result, or of one of its checkpoints by step, with the base model.
+    Review(String, Option<u64>),
+    /// A trial of the queue, by its id.
+    Trial(i64),
+}
+
+impl Link {
+    /// The pane that shows it.
+    pub fn pane(&self) -> PaneId {
+        match self {
+            Self::Rows(..) => PaneId::Data,
+            Self::Run(_) | Self::NewRun => PaneId::Train,
+            Self::Review(..) => PaneId::Review,
+            Self::Trial(_) => PaneId::Sweep,
+        }
+    }
+}

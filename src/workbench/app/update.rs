@@ -1,0 +1,386 @@
+//! How the workbench reacts to an event.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use luthier_core::config::Config;
+use luthier_core::text;
+use strum::IntoEnumIterator;
+
+use super::layers::{Chooser, ConfirmBox, Layer, palette_candidates};
+use super::{
+    App, AppQuestion, Confirm, Context, Editing, Effect, Ending, Event, Input, Link, Message, Now, Pick,
+    PickItem, Question, Reaction, SettingsEffect, Severity, Tag, TerminalEffect,
+};
+use crate::command::{AppCommand, Command, ListCommand};
+use crate::keymap::{Key, Lookup};
+use crate::panes::{Common, PaneId, Panes, data, review, sweep, train};
+use crate::widgets::{Scroll, TextLine};
+
+/// Heading of the box that shows what is wrong with the settings; also how that box is known.
+const CONFIG_PROBLEM: &str = "luthier.toml";
+
+impl App {
+    /// Reacts to `event` at the time `now` and says what is to be done about it. No IO, no clock.
+    pub fn update(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        self.context.now = now;
+        self.messages.expire(now);
+        self.dirty = true;
+        let mut effects = Vec::new();
+        match event {
+            Event::Started => {
+                effects.push(Effect::Settings(SettingsEffect::Watch));
+                if let Some(problem) = self.context.config_problem.clone() {
+                    self.show_config_problem(&problem);
+                }
+                for pane in PaneId::iter() {
+                    self.deliver(pane, Common::Started, &mut effects);
+                }
+                self.deliver(self.context.pane, Common::Shown, &mut effects);
+            }
+            Event::Key(key) => self.key(key, &mut effects),
+            Event::Paste(pasted) => self.paste(&pasted, &mut effects),
+            Event::Resize(size) => self.context.size = size,
+            Event::Attention(_) => self.dirty = false,
+            Event::Wheel(lines) => self.wheel(lines, &mut effects),
+            Event::Deadline => {
+                let due = self.panes.deadline(self.context.pane, &self.context);
+                if due.is_some_and(|due| due <= now.elapsed) {
+                    self.deliver(self.context.pane, Common::Deadline, &mut effects);
+                    self.dirty |= self.messages.current().is_none();
+                }
+            }
+            Event::Signal(_) => effects.push(Effect::Terminal(TerminalEffect::Quit(Ending::Interrupted))),
+            Event::Resumed => effects.push(Effect::Terminal(TerminalEffect::Redraw)),
+            Event::Config(read) => self.config_read(*read, &mut effects),
+            Event::Theme(theme, warnings) => {
+                self.theme = *theme;
+                for warning in warnings {
+                    self.messages.push(Severity::Warning, &warning, now);
+                }
+            }
+            Event::ThemeNames(names) => self.offer_themes(names),
+            Event::Keymap(keymap, problems) => {
+                self.keymap = *keymap;
+                self.pending.clear();
+                match problems.first() {
+                    None => self.messages.push(Severity::Success, "keymap.toml read again", now),
+                    Some(_) => problems.iter().for_each(|problem| {
+                        self.messages.push(Severity::Warning, &format!("keymap.toml: {problem}"), now)
+                    }),
+                }
+            }
+            Event::Device(line) => {
+                self.dirty = self.context.device != line;
+                self.context.device = text::clean_line(&line).into_owned();
+            }
+            Event::EditorClosed(path, outcome) => self.editor_closed(path, outcome, &mut effects),
+            Event::Data(tag, answer) => self.answered(PaneId::Data, tag, &mut effects, |panes, context| {
+                data::update(&mut panes.data, context, Input::Answer(answer))
+            }),
+            Event::Train(tag, answer) => self.answered(PaneId::Train, tag, &mut effects, |panes, context| {
+                train::update(&mut panes.train, context, Input::Answer(answer))
+            }),
+            Event::Sweep(tag, answer) => self.answered(PaneId::Sweep, tag, &mut effects, |panes, context| {
+                sweep::update(&mut panes.sweep, context, Input::Answer(answer))
+            }),
+            Event::Review(tag, answer) => {
+                self.answered(PaneId::Review, tag, &mut effects, |panes, context| {
+                    review::update(&mut panes.review, context, Input::Answer(answer))
+                })
+            }
+        }
+        effects
+    }
+
+    fn key(&mut self, key: Key, effects: &mut Vec<Effect>) {
+        self.pending.push(key);
+        let contexts = self.contexts();
+        match self.keymap.lookup(&contexts, &self.pending) {
+            Lookup::Pending => {}
+            Lookup::Matched(command) => {
+                self.pending.clear();
+                self.run(command, effects);
+            }
+            Lookup::NotFound => {
+                let begun = self.pending.len() > 1;
+                self.pending.clear();
+                // A sequence that led nowhere is dropped whole: half of it must not run something else.
+                if !begun {
+                    self.unbound(key, effects);
+                }
+            }
+        }
+    }
+
+    fn unbound(&mut self, key: Key, effects: &mut Vec<Effect>) {
+        match self.layers.last_mut() {
+            None => self.deliver(self.context.pane, Common::Key(key), effects),
+            Some(Layer::Prompt(_, line)) => {
+                line.key(key);
+            }
+            Some(layer) => {
+                if let Some(chooser) = layer.chooser()
+                    && chooser.line.key(key)
+                {
+                    chooser.narrow();
+                }
+            }
+        }
+    }
+
+    fn paste(&mut self, pasted: &str, effects: &mut Vec<Effect>) {
+        // Terminals send line ends as carriage returns.
+        let pasted = text::clean(&pasted.replace("\r\n", "\n").replace('\r', "\n")).into_owned();
+        match self.layers.last_mut() {
+            None => self.deliver(self.context.pane, Common::Paste(pasted), effects),
+            Some(Layer::Prompt(_, line)) => line.paste(&pasted),
+            Some(layer) => {
+                if let Some(chooser) = layer.chooser() {
+                    chooser.line.paste(&pasted);
+                    chooser.narrow();
+                }
+            }
+        }
+    }
+
+    fn wheel(&mut self, lines: i16, effects: &mut Vec<Effect>) {
+        let command = if lines > 0 { ListCommand::Down } else { ListCommand::Up };
+        for _ in 0..lines.unsigned_abs() {
+            self.run(Command::List(command), effects);
+        }
+    }
+
+    pub(super) fn run(&mut self, command: Command, effects: &mut Vec<Effect>) {
+        if let Some(reason) = self.unavailable(command) {
+            self.messages.push(
+                Severity::Note,
+                &format!("{}: {reason}", command.entry().label),
+                self.context.now,
+            );
+            return;
+        }
+        if let Some(layer) = self.layers.pop() {
+            self.run_in_layer(layer, command, effects);
+            return;
+        }
+        match command {
+            Command::App(command) => self.run_app(command, effects),
+            Command::Modal(_) => {}
+            _ => {
+                let pane = command.pane().unwrap_or(self.context.pane);
+                self.show(pane, effects);
+                self.deliver(pane, Common::Command(command), effects);
+            }
+        }
+    }
+
+    fn run_app(&mut self, command: AppCommand, effects: &mut Vec<Effect>) {
+        match command {
+            AppCommand::Quit | AppCommand::Interrupt => self.leave(effects),
+            AppCommand::Help => self.layers.push(Layer::Help(Scroll::default())),
+            AppCommand::Palette => self.layers.push(Layer::Palette(Chooser::new(palette_candidates(), 0))),
+            AppCommand::Show(pane) => self.show(pane, effects),
+            AppCommand::NextPane => self.show(self.context.pane.next(), effects),
+            AppCommand::PreviousPane => self.show(self.context.pane.previous(), effects),
+            AppCommand::LastPane => self.show(self.last_pane, effects),
+            AppCommand::Suspend => effects.push(Effect::Terminal(TerminalEffect::Suspend)),
+            AppCommand::Redraw => effects.push(Effect::Terminal(TerminalEffect::Redraw)),
+            AppCommand::Messages => {
+                let mut scroll = Scroll::default();
+                scroll.to_end();
+                self.layers.push(Layer::Messages(scroll));
+            }
+            AppCommand::Theme => effects.push(Effect::Settings(SettingsEffect::ListThemes)),
+            AppCommand::EditConfig => {
+                self.editing = Some(Editing::Config);
+                effects.push(Effect::Terminal(TerminalEffect::Edit(self.context.config_path(), None)));
+            }
+        }
+    }
+
+    /// An answer for `pane`; dropped here where a newer effect made it stale.
+    fn answered(
+        &mut self,
+        pane: PaneId,
+        tag: Tag,
+        effects: &mut Vec<Effect>,
+        update: impl FnOnce(&mut Panes, &Context) -> Vec<Reaction>,
+    ) {
+        if self.generations.is_current(pane, tag) {
+            let reactions = update(&mut self.panes, &self.context);
+            self.react(pane, reactions, effects);
+        } else {
+            self.dirty = false;
+        }
+    }
+
+    /// Lets `pane` react to `input`.
+    pub(super) fn deliver(&mut self, pane: PaneId, input: Common, effects: &mut Vec<Effect>) {
+        let reactions = self.panes.update(pane, &self.context, input);
+        self.react(pane, reactions, effects);
+    }
+
+    /// Does what `pane` asked for.
+    pub(super) fn react(&mut self, pane: PaneId, reactions: Vec<Reaction>, effects: &mut Vec<Effect>) {
+        for reaction in reactions {
+            match reaction {
+                Reaction::Data(effect) => {
+                    let tag = self.generations.issue(PaneId::Data, effect.slot());
+                    effects.push(Effect::Data(tag, effect));
+                }
+                Reaction::Train(effect) => {
+                    let tag = self.generations.issue(PaneId::Train, effect.slot());
+                    effects.push(Effect::Train(tag, effect));
+                }
+                Reaction::Sweep(effect) => {
+                    let tag = self.generations.issue(PaneId::Sweep, effect.slot());
+                    effects.push(Effect::Sweep(tag, effect));
+                }
+                Reaction::Review(effect) => {
+                    let tag = self.generations.issue(PaneId::Review, effect.slot());
+                    effects.push(Effect::Review(tag, effect));
+                }
+                Reaction::Flash(severity, text) => self.messages.push(severity, &text, self.context.now),
+                Reaction::Confirm(confirm) => {
+                    self.layers.push(Layer::Confirm(ConfirmBox { confirm, yes: false }))
+                }
+                Reaction::Prompt(prompt) => {
+                    let line = TextLine::new(&prompt.initial);
+                    self.layers.push(Layer::Prompt(prompt, line));
+                }
+                Reaction::Pick(pick) => self.layers.push(picker(pick)),
+                Reaction::Message(message) => self.layers.push(Layer::Message(message, Scroll::default())),
+                Reaction::Show(shown) => self.show(shown, effects),
+                Reaction::Follow(link) => self.follow(link, effects),
+                Reaction::Run(command) => self.run(command, effects),
+                Reaction::Copy(text) => {
+                    effects.push(Effect::Terminal(TerminalEffect::Copy(text)));
+                    self.messages.push(
+                        Severity::Success,
+                        "copied to the terminal's clipboard",
+                        self.context.now,
+                    );
+                }
+                Reaction::Edit(path, line) => {
+                    self.editing = Some(Editing::Pane(pane));
+                    effects.push(Effect::Terminal(TerminalEffect::Edit(path, line)));
+                }
+                Reaction::Unchanged => self.dirty = false,
+            }
+        }
+    }
+
+    fn follow(&mut self, link: Link, effects: &mut Vec<Effect>) {
+        let pane = link.pane();
+        self.show(pane, effects);
+        self.deliver(pane, Common::Link(link), effects);
+    }
+
+    fn show(&mut self, pane: PaneId, effects: &mut Vec<Effect>) {
+        let before = self.context.pane;
+        if before == pane {
+            return;
+        }
+        self.last_pane = before;
+        self.deliver(before, Common::Hidden, effects);
+        self.context.pane = pane;
+        self.deliver(pane, Common::Shown, effects);
+    }
+
+    fn leave(&mut self, effects: &mut Vec<Effect>) {
+        let lines = self.panes.unsaved();
+        if lines.is_empty() {
+            effects.push(Effect::Terminal(TerminalEffect::Quit(Ending::Left)));
+            return;
+        }
+        let confirm = Confirm {
+            title: "Leave the workbench?".to_owned(),
+            lines,
+            yes: "Leave".to_owned(),
+            question: Question::App(AppQuestion::Quit),
+        };
+        self.layers.push(Layer::Confirm(ConfirmBox { confirm, yes: false }));
+    }
+
+    fn config_read(&mut self, read: Result<Config, String>, effects: &mut Vec<Effect>) {
+        match read {
+            Ok(config) => {
+                let same = self.context.config.as_deref() == Some(&config);
+                let repaired = self.context.config_problem.take().is_some();
+                if same && !repaired {
+                    self.dirty = false;
+                    return;
+                }
+                if config.ui.theme != self.theme_wanted {
+                    self.theme_wanted.clone_from(&config.ui.theme);
+                    effects.push(Effect::Settings(SettingsEffect::LoadTheme(config.ui.theme.clone())));
+                }
+                self.context.config = Some(Arc::new(config));
+                self.layers.retain(|layer| !is_config_problem(layer));
+                self.messages.push(Severity::Success, "luthier.toml read again", self.context.now);
+            }
+            Err(problem) => {
+                if self.context.config_problem.as_deref() == Some(&problem) {
+                    self.dirty = false;
+                    return;
+                }
+                self.show_config_problem(&problem);
+                self.context.config_problem = Some(Arc::from(problem));
+            }
+        }
+        for pane in PaneId::iter() {
+            self.deliver(pane, Common::ConfigChanged, effects);
+        }
+    }
+
+    fn show_config_problem(&mut self, problem: &str) {
+        self.layers.retain(|layer| !is_config_problem(layer));
+        let message =
+            Message { title: CONFIG_PROBLEM.to_owned(), text: problem.to_owned(), severity: Severity::Error };
+        // Below whatever else is open: a box being answered must not change under the hands.
+        self.layers.insert(0, Layer::Message(message, Scroll::default()));
+        self.messages.push(
+            Severity::Error,
+            "luthier.toml has problems; what was in force stays in force",
+            self.context.now,
+        );
+    }
+
+    fn offer_themes(&mut self, names: Vec<String>) {
+        let current = self.theme.name();
+        let items = names.iter().map(|name| PickItem {
+            label: text::clean_line(name).into_owned(),
+            detail: if name == current { "in use".to_owned() } else { String::new() },
+        });
+        self.layers.push(picker(Pick {
+            title: "Theme".to_owned(),
+            items: items.collect(),
+            selected: names.iter().position(|name| name == current).unwrap_or(0),
+            question: Question::App(AppQuestion::Theme(names)),
+        }));
+    }
+
+    fn editor_closed(&mut self, path: PathBuf, outcome: Result<(), String>, effects: &mut Vec<Effect>) {
+        let editing = self.editing.take();
+        if let Err(problem) = outcome {
+            self.messages.push(Severity::Error, &problem, self.context.now);
+            return;
+        }
+        match editing {
+            Some(Editing::Pane(pane)) => self.deliver(pane, Common::Edited(path), effects),
+            // The watcher sees a changed luthier.toml by itself.
+            Some(Editing::Config) | None => {}
+        }
+    }
+}
+
+fn picker(pick: Pick) -> Layer {
+    let candidates = pick.items.iter().map(|item| format!("{}  {}", item.label, item.detail)).collect();
+    let chooser = Chooser::new(candidates, pick.selected);
+    Layer::Pick(pick, chooser)
+}
+
+fn is_config_problem(layer: &Layer) -> bool {
+    matches!(layer, Layer::Message(message, _) if message.title == CONFIG_PROBLEM)
+}

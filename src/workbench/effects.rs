@@ -1,0 +1,76 @@
+//! Performs effects and posts what comes of them back as events. The only place that starts work.
+
+mod data;
+mod job;
+mod review;
+mod settings;
+mod sweep;
+mod train;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+pub use job::{Job, Lanes, Worker};
+pub use settings::Settings;
+
+use crate::app::{Effect, Event, SettingsEffect};
+use crate::panes::PaneId;
+
+/// Events that may wait to be handled before producers are made to wait.
+pub const QUEUE: usize = 1024;
+
+/// Performs every effect that does not need the terminal.
+#[derive(Debug)]
+pub struct Performer {
+    events: mpsc::Sender<Event>,
+    lanes: Lanes,
+    settings: Settings,
+    data: data::Performer,
+    train: train::Performer,
+    sweep: sweep::Performer,
+    review: review::Performer,
+}
+
+impl Performer {
+    /// A performer that answers on `events` and works on the blocking threads of `handle`.
+    pub fn new(events: mpsc::Sender<Event>, handle: Handle, settings: Settings) -> Self {
+        Self {
+            events,
+            lanes: Lanes::new(handle),
+            settings,
+            data: data::Performer::default(),
+            train: train::Performer::default(),
+            sweep: sweep::Performer::default(),
+            review: review::Performer::default(),
+        }
+    }
+
+    /// Begins `effect`; returns at once. Effects of the terminal are handed back.
+    pub fn perform(&mut self, effect: Effect) -> Option<crate::app::TerminalEffect> {
+        match effect {
+            Effect::Terminal(effect) => return Some(effect),
+            Effect::Settings(effect) => self.perform_settings(effect),
+            Effect::Data(tag, effect) => {
+                let job = Job::new(&self.lanes, &self.events, PaneId::Data, tag, Event::Data);
+                self.data.perform(effect, job);
+            }
+            Effect::Train(tag, effect) => {
+                let job = Job::new(&self.lanes, &self.events, PaneId::Train, tag, Event::Train);
+                self.train.perform(effect, job);
+            }
+            Effect::Sweep(tag, effect) => {
+                let job = Job::new(&self.lanes, &self.events, PaneId::Sweep, tag, Event::Sweep);
+                self.sweep.perform(effect, job);
+            }
+            Effect::Review(tag, effect) => {
+                let job = Job::new(&self.lanes, &self.events, PaneId::Review, tag, Event::Review);
+                self.review.perform(effect, job);
+            }
+        }
+        None
+    }
+
+    fn perform_settings(&mut self, effect: SettingsEffect) {
+        self.settings.perform(effect, &self.events, &self.lanes);
+    }
+}

@@ -1,0 +1,235 @@
+//! Work on threads of its own: answers that carry their tag, one job a slot, the newest wins.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use crate::app::{Event, Slot, Tag};
+use crate::panes::PaneId;
+
+/// How long a worker waits before it tries a full queue again.
+const RETRY: Duration = Duration::from_millis(2);
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// One job at a time and at most one waiting.
+#[derive(Default)]
+struct Lane {
+    busy: bool,
+    next: Option<Work>,
+    newest: Arc<AtomicU64>,
+}
+
+/// The lanes of all slots.
+pub struct Lanes {
+    handle: Handle,
+    lanes: Mutex<HashMap<(PaneId, &'static str), Arc<Mutex<Lane>>>>,
+}
+
+impl fmt::Debug for Lanes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Lanes").finish_non_exhaustive()
+    }
+}
+
+impl Lanes {
+    /// No lanes yet; work will run on the blocking threads of `handle`.
+    pub fn new(handle: Handle) -> Self {
+        Self { handle, lanes: Mutex::default() }
+    }
+
+    /// Where work is started.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    fn lane(&self, pane: PaneId, slot: &'static str) -> Arc<Mutex<Lane>> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(lanes.entry((pane, slot)).or_default())
+    }
+}
+
+/// An effect about to be worked on.
+pub struct Job<E> {
+    worker: Worker<E>,
+    handle: Handle,
+    lane: Option<Arc<Mutex<Lane>>>,
+}
+
+/// The work's way back: posts answers, and knows whether anyone still wants them.
+pub struct Worker<E> {
+    events: mpsc::Sender<Event>,
+    tag: Tag,
+    wrap: fn(Tag, E) -> Event,
+    newest: Arc<AtomicU64>,
+}
+
+impl<E> Clone for Worker<E> {
+    fn clone(&self) -> Self {
+        Self { events: self.events.clone(), tag: self.tag, wrap: self.wrap, newest: Arc::clone(&self.newest) }
+    }
+}
+
+impl<E> fmt::Debug for Worker<E> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Worker").field("tag", &self.tag).finish_non_exhaustive()
+    }
+}
+
+impl<E: Send + 'static> Job<E> {
+    /// A job for the effect tagged `tag`; older ones of its slot are stale from now on.
+    pub(super) fn new(
+        lanes: &Lanes,
+        events: &mpsc::Sender<Event>,
+        pane: PaneId,
+        tag: Tag,
+        wrap: fn(Tag, E) -> Event,
+    ) -> Self {
+        let lane = match tag.slot {
+            Slot::Each => None,
+            Slot::Latest(name) => Some(lanes.lane(pane, name)),
+        };
+        let newest = lane.as_ref().map_or_else(Arc::default, |lane| {
+            Arc::clone(&lane.lock().unwrap_or_else(PoisonError::into_inner).newest)
+        });
+        newest.store(tag.generation, Ordering::Release);
+        let worker = Worker { events: events.clone(), tag, wrap, newest };
+        Self { worker, handle: lanes.handle.clone(), lane }
+    }
+
+    /// The way back alone, for work that goes on elsewhere: a watcher, a thread of the performer's own.
+    pub fn into_worker(self) -> Worker<E> {
+        self.worker
+    }
+
+    /// Runs `work` on a blocking thread. Of a latest-wins slot one job runs at a time: a newer one waits
+    /// until the running one notices that it is stale, and replaces what waited before it.
+    pub fn spawn(self, work: impl FnOnce(Worker<E>) + Send + 'static) {
+        let Self { worker, handle, lane } = self;
+        let work: Work = Box::new(move || {
+            // The panic hook has logged it; the lane must go on.
+            drop(catch_unwind(AssertUnwindSafe(|| work(worker))));
+        });
+        let Some(lane) = lane else {
+            handle.spawn_blocking(work);
+            return;
+        };
+        {
+            let mut state = lane.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.busy {
+                state.next = Some(work);
+                return;
+            }
+            state.busy = true;
+        }
+        handle.spawn_blocking(move || {
+            let mut work = work;
+            loop {
+                work();
+                let mut state = lane.lock().unwrap_or_else(PoisonError::into_inner);
+                match state.next.take() {
+                    Some(next) => work = next,
+                    None => {
+                        state.busy = false;
+                        return;
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl<E> Worker<E> {
+    /// Posts an answer, waiting while too many others wait. False when no one wants answers any more: the
+    /// work can stop.
+    pub fn send(&self, answer: E) -> bool {
+        let mut event = (self.wrap)(self.tag, answer);
+        loop {
+            if self.is_stale() {
+                return false;
+            }
+            match self.events.try_send(event) {
+                Ok(()) => return true,
+                Err(TrySendError::Closed(_)) => return false,
+                Err(TrySendError::Full(back)) => {
+                    event = back;
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+
+    /// Whether there is room for an answer now; a producer of batches goes on collecting where there is not.
+    pub fn has_room(&self) -> bool {
+        self.events.capacity() > 0
+    }
+
+    /// Whether a newer effect took this one's place, or the workbench is closing.
+    pub fn is_stale(&self) -> bool {
+        self.newest.load(Ordering::Acquire) != self.tag.generation || self.events.is_closed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc as channel;
+
+    use super::*;
+
+    fn tag(generation: u64) -> Tag {
+        Tag { slot: Slot::Latest("row"), generation }
+    }
+
+    fn wrap(_: Tag, line: String) -> Event {
+        Event::Device(line)
+    }
+
+    #[test]
+    fn the_newest_job_wins_and_only_one_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let lanes = Lanes::new(runtime.handle().clone());
+        let (events, mut received) = mpsc::channel(8);
+        let (started, has_started) = channel::channel();
+        let first = Job::new(&lanes, &events, PaneId::Data, tag(1), wrap);
+        first.spawn(move |worker| {
+            started.send(()).unwrap();
+            while !worker.is_stale() {
+                std::thread::yield_now();
+            }
+            assert!(!worker.send("first".into()));
+        });
+        has_started.recv().unwrap();
+        for generation in 2..=5 {
+            let job = Job::new(&lanes, &events, PaneId::Data, tag(generation), wrap);
+            job.spawn(move |worker| {
+                worker.send(generation.to_string());
+            });
+        }
+        drop(events);
+        let mut all = Vec::new();
+        while let Some(Event::Device(line)) = received.blocking_recv() {
+            all.push(line);
+        }
+        assert_eq!(all.last().map(String::as_str), Some("5"));
+        assert!(!all.contains(&"first".to_owned()));
+    }
+
+    #[test]
+    fn a_panic_does_not_block_the_lane() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let lanes = Lanes::new(runtime.handle().clone());
+        let (events, mut received) = mpsc::channel(8);
+        Job::new(&lanes, &events, PaneId::Data, tag(1), wrap).spawn(|_: Worker<String>| panic!("on purpose"));
+        Job::new(&lanes, &events, PaneId::Data, tag(2), wrap).spawn(|worker| {
+            worker.send("alive".into());
+        });
+        drop(events);
+        assert!(matches!(received.blocking_recv(), Some(Event::Device(line)) if line == "alive"));
+    }
+}

@@ -1,0 +1,9 @@
+//! Reusable parts of the screen. They know roles of the theme and nothing of what the workbench is about.
+
+pub mod input;
+pub mod list;
+pub mod scroll;
+
+pub use input::TextLine;
+pub use list::ListState;
+pub use scroll::Scroll;
