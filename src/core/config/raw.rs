@@ -6,6 +6,12 @@ use toml::de::{DeTable, DeValue};
 
 use super::problems::{Problem, Source};
 
+/// Lines put aside in one document; a file with more is no configuration.
+const MOST_UNREAD: usize = 40;
+/// In messages about something that was opened and not closed, so that the parser took the next lines
+/// for part of it.
+const RUNNING_ON: [&str; 4] = ["unclosed", "missing comma", "multi-line", "missing array"];
+
 /// A value with its bytes in the text.
 #[derive(Clone, Debug)]
 pub(super) struct Located {
@@ -51,24 +57,79 @@ impl Located {
     }
 }
 
-/// A whole document: what could be read of it, and what could not.
-///
-/// A tree comes back even from broken text, so that its other mistakes can be told in the same breath.
-pub(super) fn document(source: &Source) -> (Vec<(Name, Located)>, Vec<Problem>) {
-    let (table, errors) = DeTable::parse_recoverable(source.text());
-    let mut problems: Vec<Problem> = Vec::new();
-    for error in errors {
-        let span = error.span().unwrap_or(0..0);
-        let problem = Problem::new(source, span, error.message());
-        // One slip makes the parser stumble several times; only its first complaint helps.
-        if problems.iter().all(|earlier| earlier.line != problem.line) {
-            problems.push(problem);
-        }
-        if problems.len() >= super::resolve::MOST_PROBLEMS {
-            break;
-        }
+/// What could be read of a document, and what could not.
+#[derive(Debug)]
+pub(super) struct Document {
+    pub entries: Vec<(Name, Located)>,
+    pub problems: Vec<Problem>,
+    /// Lines, from 1, of which nothing else should be said: they could not be read, or it is not known
+    /// which section they belong to.
+    unread: Vec<Range<usize>>,
+}
+
+impl Document {
+    /// Whether a line, from 1, is beyond judgement.
+    pub fn is_unread(&self, line: usize) -> bool {
+        self.unread.iter().any(|lines| lines.contains(&line))
     }
-    (entries(table.get_ref(), 0), problems)
+}
+
+/// Reads a whole document.
+///
+/// A line that cannot be read is put aside and the rest read without it, so that the other mistakes can be
+/// told in the same breath.
+pub(super) fn document(source: &Source) -> Document {
+    let mut text = source.text().to_owned();
+    let mut problems: Vec<Problem> = Vec::new();
+    let mut unread = Vec::new();
+    loop {
+        let error = match DeTable::parse(&text) {
+            Ok(table) => return Document { entries: entries(table.get_ref(), 0), problems, unread },
+            Err(error) => error,
+        };
+        let span = error.span().unwrap_or(0..0);
+        let line = line_at(&text, span.start);
+        let is_header = text[line.clone()].trim_start().starts_with('[');
+        let before = text.get(line.start..span.start).unwrap_or_default();
+        let opened_here =
+            is_header || before.split_once('=').is_some_and(|(_, value)| value.contains(['[', '{']));
+        let runs_on = !opened_here && RUNNING_ON.iter().any(|sign| error.message().contains(sign));
+        let problem = syntax_problem(source, span, error.message(), runs_on);
+        let number = problem.line;
+        problems.push(problem);
+        if runs_on || text[line.clone()].trim().is_empty() || problems.len() >= MOST_UNREAD {
+            unread.push(number..usize::MAX);
+            let (table, _) = DeTable::parse_recoverable(&text);
+            return Document { entries: entries(table.get_ref(), 0), problems, unread };
+        }
+        let below = if is_header { lines_to_next_header(&text[line.end..]) } else { 0 };
+        unread.push(number..number + 1 + below);
+        text.replace_range(line.clone(), &" ".repeat(line.len()));
+    }
+}
+
+fn syntax_problem(source: &Source, span: Range<usize>, message: &str, runs_on: bool) -> Problem {
+    let line = &source.text()[line_at(source.text(), span.start)];
+    match line.trim_end().strip_suffix('=') {
+        Some(name) if span.is_empty() && !name.contains(['=', '#']) => {
+            Problem::new(source, span, format!("`{}` has no value", name.trim()))
+        }
+        _ if runs_on => Problem::new(source, span, message)
+            .help("is a list, table or text opened above and not closed? What follows was not read"),
+        _ => Problem::new(source, span, message),
+    }
+}
+
+/// The line around a byte, without its end.
+fn line_at(text: &str, position: usize) -> Range<usize> {
+    let position = text.floor_char_boundary(position);
+    let start = text[..position].rfind('\n').map_or(0, |newline| newline + 1);
+    let end = text[position..].find('\n').map_or(text.len(), |length| position + length);
+    start..end
+}
+
+fn lines_to_next_header(text: &str) -> usize {
+    text.lines().skip(1).take_while(|line| !line.trim_start().starts_with('[')).count()
 }
 
 /// One value, starting `offset` bytes into the text of `source`.

@@ -56,21 +56,19 @@ pub(super) fn resolve(sources: Vec<Source>) -> Result<Config, Problems> {
         faulty: BTreeSet::new(),
         problems: Vec::new(),
     };
-    let (document, syntax) = raw::document(&reader.sources[0]);
-    let broken: BTreeSet<usize> = syntax.iter().map(|problem| problem.line).collect();
-    reader.walk(0, "", document);
+    let mut document = raw::document(&reader.sources[0]);
+    reader.walk(0, "", std::mem::take(&mut document.entries));
     for source in 1..reader.sources.len() {
         reader.read_override(source);
     }
     let mut config = defaults().clone();
     reader.fill(&mut config);
-    if broken.is_empty() {
+    if document.problems.is_empty() {
         reader.require();
         rules::check(&config, &mut reader);
     }
-    // What the parser guessed on a line that it could not read is no mistake of the user's.
-    reader.problems.retain(|(source, problem)| *source > 0 || !broken.contains(&problem.line));
-    reader.problems.extend(syntax.into_iter().map(|problem| (0, problem)));
+    reader.problems.retain(|(source, problem)| *source > 0 || !document.is_unread(problem.line));
+    reader.problems.extend(document.problems.into_iter().map(|problem| (0, problem)));
     if reader.problems.is_empty() {
         return Ok(config);
     }
