@@ -6,7 +6,8 @@ use serde::Serialize;
 use super::LinearModule;
 use super::roles::{Names, Part, Role};
 
-/// A decoder-only language model. Built by a [`super::families::Family`], checked by [`Architecture::check`].
+/// A decoder-only language model. Built by a [`super::families::Family`], which refuses what
+/// [`Architecture::contradiction`] finds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Architecture {
     /// The family's name, e.g. `llama`.
@@ -166,13 +167,6 @@ pub struct Parameter {
     pub shape: Vec<usize>,
 }
 
-impl Parameter {
-    /// Number of elements.
-    pub fn elements(&self) -> u64 {
-        self.shape.iter().map(|&length| length as u64).product()
-    }
-}
-
 impl AttentionSpec {
     /// Width of all query heads together.
     pub fn query_width(&self) -> usize {
@@ -185,10 +179,59 @@ impl AttentionSpec {
     }
 }
 
+impl LayerSpec {
+    fn contradiction(&self) -> Option<(&'static str, &'static str)> {
+        let AttentionSpec { heads, key_value_heads, head_size, rope, .. } = &self.attention;
+        if !heads.is_multiple_of(*key_value_heads) {
+            return Some(("num_key_value_heads", "must divide the number of attention heads"));
+        }
+        if !head_size.is_multiple_of(2) {
+            return Some(("head_dim", "must be even, since rotary embedding works on pairs"));
+        }
+        rope.contradiction().or_else(|| self.norm.contradiction())
+    }
+}
+
+impl Norm {
+    fn contradiction(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Rms { epsilon } if epsilon <= 0.0 => Some(("rms_norm_eps", "must be above 0")),
+            Self::Rms { .. } => None,
+        }
+    }
+}
+
+impl RopeSpec {
+    fn contradiction(&self) -> Option<(&'static str, &'static str)> {
+        if self.theta <= 0.0 {
+            return Some(("rope_theta", "must be above 0"));
+        }
+        match &self.scaling {
+            RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } if *factor < 1.0 => {
+                Some(("factor", "must be at least 1"))
+            }
+            RopeScaling::Llama3 { low_frequency_factor: low, high_frequency_factor: high, .. }
+                if *low <= 0.0 || high <= low =>
+            {
+                Some(("high_freq_factor", "must be above `low_freq_factor`, and both above 0"))
+            }
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::Divisors(_) => None,
+        }
+    }
+}
+
 impl Architecture {
     /// The module's Hugging Face name without `.weight`; `None` where the family has no such module.
     pub fn module(&self, role: Role, layer: usize) -> Option<String> {
         self.names.module(role, layer)
+    }
+
+    /// The first value that contradicts another, as its Hugging Face configuration key and what is wrong with it.
+    pub fn contradiction(&self) -> Option<(&'static str, &'static str)> {
+        self.layers.iter().find_map(|layer| layer.contradiction()).or_else(|| self.final_norm.contradiction())
     }
 
     /// Every tensor the architecture needs, embedding first; a tied head has none.

@@ -1,7 +1,7 @@
 //! What can be wrong with a model on disk, in words for its user.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::text;
 
@@ -120,6 +120,36 @@ pub enum ModelError {
     },
 }
 
+/// What a parser finds wrong before it knows, or has to know, which file it reads.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// See [`ModelError::Read`].
+    Read(std::io::Error),
+    /// See [`ModelError::Damaged`].
+    Damaged(String),
+    /// See [`ModelError::TensorType`].
+    TensorType { tensor: String, found: String },
+    /// See [`ModelError::Unsupported`].
+    Unsupported { feature: String, remedy: &'static str },
+}
+
+impl Fault {
+    /// The error with its file.
+    pub(super) fn at(self, file: &Path) -> ModelError {
+        let file = Shown::from(file);
+        match self {
+            Self::Read(source) => ModelError::Read { file, source },
+            Self::Damaged(problem) => ModelError::Damaged { file, problem },
+            Self::TensorType { tensor, found } => {
+                ModelError::TensorType { file, tensor: Shown::new(&tensor), found: Shown::new(&found) }
+            }
+            Self::Unsupported { feature, remedy } => {
+                ModelError::Unsupported { file, feature, remedy: remedy.to_owned() }
+            }
+        }
+    }
+}
+
 /// Untrusted text made fit for a message: one line, cleaned, cut short.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Shown(String);
@@ -140,8 +170,8 @@ impl Shown {
     }
 }
 
-impl From<&std::path::Path> for Shown {
-    fn from(path: &std::path::Path) -> Self {
+impl From<&Path> for Shown {
+    fn from(path: &Path) -> Self {
         Self::new(&path.to_string_lossy())
     }
 }

@@ -3,8 +3,17 @@
 
 pub mod architecture;
 mod error;
+pub mod families;
+mod files;
+mod fingerprint;
+mod folder;
+mod gguf;
 pub mod roles;
+mod safetensors;
+mod settings;
+mod special;
 mod storage;
+mod tensors;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +23,7 @@ use roles::Role;
 
 pub use architecture::Architecture;
 pub use error::{ModelError, Shown, TensorProblems};
+pub use settings::Settings;
 pub use storage::{Block, Storage};
 
 /// A base model on disk: everything its files say about it, no weights.
@@ -207,7 +217,22 @@ impl ModelFiles {
     /// Reads what the files at `path` say: a folder with `config.json`, or a `.gguf` file. Reads headers and a bounded
     /// sample of the weights, never more.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        Err(ModelError::NotFound { path: path.into() })
+        if !path.exists() {
+            return Err(ModelError::NotFound { path: path.into() });
+        }
+        if path.is_dir() {
+            return folder::open(path);
+        }
+        let extension = path.extension().unwrap_or_default();
+        let folder = path.parent().unwrap_or(path);
+        if folder::PICKLES.iter().any(|pickle| extension == *pickle) {
+            return Err(ModelError::Pickle { file: path.into(), folder: folder.into() });
+        }
+        if extension == "safetensors" || extension == "json" {
+            let found = format!("it is one file of a model; give its folder {}", Shown::from(folder));
+            return Err(ModelError::NotAModel { path: path.into(), found });
+        }
+        gguf::open(path)
     }
 
     /// All linear layers, layer by layer, the head last (also a tied one).

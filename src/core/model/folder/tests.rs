@@ -1,0 +1,426 @@
+use std::os::unix::fs::symlink;
+
+use pretty_assertions::assert_eq;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::architecture::{Mlp, RopeScaling};
+use crate::model::{SpecialToken, Storage};
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
+
+/// A copy of the tiny llama, to be spoilt.
+fn tiny() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ] {
+        fs::copy(Path::new(TINY).join(name), folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
+fn edit(folder: &tempfile::TempDir, name: &str, change: impl FnOnce(&mut serde_json::Map<String, Value>)) {
+    let path = folder.path().join(name);
+    let mut object = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut object);
+    fs::write(&path, serde_json::to_vec(&object).unwrap()).unwrap();
+}
+
+fn refusal(folder: &tempfile::TempDir) -> String {
+    ModelFiles::open(folder.path()).unwrap_err().to_string()
+}
+
+/// A safetensors file of `[rows, columns]` f32 tensors.
+fn safetensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, shape) in tensors {
+        let begin = end;
+        end += 4 * shape.iter().product::<usize>();
+        header.insert(
+            (*name).to_owned(),
+            json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}),
+        );
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(&header);
+    bytes.resize(bytes.len() + end, 0);
+    bytes
+}
+
+/// The tiny llama's tensors in two shards with an index.
+fn sharded() -> tempfile::TempDir {
+    let folder = tiny();
+    let model = ModelFiles::open(folder.path()).unwrap();
+    fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    let mut weight_map = serde_json::Map::new();
+    let tensors: Vec<(&str, &[usize])> =
+        model.tensors.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice())).collect();
+    for (number, part) in [&tensors[..10], &tensors[10..]].into_iter().enumerate() {
+        let name = format!("model-{number}.safetensors");
+        fs::write(folder.path().join(&name), safetensors(part)).unwrap();
+        for (tensor, _) in part {
+            weight_map.insert((*tensor).to_owned(), json!(name));
+        }
+    }
+    let index = json!({"metadata": {"total_size": 1}, "weight_map": weight_map});
+    fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn the_tiny_llama_is_read_whole() {
+    let model = ModelFiles::open(Path::new(TINY)).unwrap();
+    let architecture = &model.architecture;
+    assert_eq!((architecture.family, architecture.vocabulary, architecture.hidden), ("llama", 512, 64));
+    assert_eq!((architecture.positions, architecture.layers.len(), architecture.tied_head), (128, 3, false));
+    let layer = &architecture.layers[2];
+    let attention = &layer.attention;
+    assert_eq!((attention.heads, attention.key_value_heads, attention.head_size), (4, 2, 16));
+    assert_eq!((attention.scale, attention.rope.theta, attention.rope.rotated), (0.25, 10_000.0, 16));
+    assert!(matches!(layer.mlp, Mlp::Gated { width: 128, bias: false, .. }));
+    assert_eq!(model.tensors.len(), 3 + 3 * 9);
+    assert_eq!(model.parameters(), 176_576);
+    let query = &model.tensors["model.layers.1.self_attn.q_proj.weight"];
+    assert_eq!(
+        (query.shape.as_slice(), query.storage, query.bytes),
+        (&[64, 64][..], Storage::F32, 4 * 64 * 64)
+    );
+    assert_eq!(query.permutation, None);
+    assert!(model.chat_template.as_deref().unwrap().starts_with("{% for message in messages %}"));
+    let token = |id, text: &str| SpecialToken { id: Some(id), text: Some(text.to_owned()) };
+    assert_eq!(model.special.bos, Some(token(0, "<|begin_of_text|>")));
+    assert_eq!(model.special.eos, [token(1, "<|end_of_text|>")]);
+    assert_eq!(model.special.pad, Some(token(2, "<|pad|>")));
+    assert_eq!(model.fingerprint.len(), 64);
+}
+
+#[test]
+fn both_spellings_of_the_configuration_are_one_model() {
+    let folder = tiny();
+    let new = ModelFiles::open(folder.path()).unwrap();
+    fs::copy(Path::new(TINY).join("config_v4.json"), folder.path().join("config.json")).unwrap();
+    let old = ModelFiles::open(folder.path()).unwrap();
+    assert_eq!(old.architecture, new.architecture);
+    assert_eq!(old.special, new.special);
+    assert_eq!(old.fingerprint, new.fingerprint);
+}
+
+#[test]
+fn rotary_scaling_reads_alike_in_both_spellings() {
+    let open = |change: fn(&mut serde_json::Map<String, Value>)| {
+        let folder = tiny();
+        edit(&folder, "config.json", change);
+        ModelFiles::open(folder.path()).map(|model| model.architecture.layers[0].attention.rope.clone())
+    };
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_frequency_factor: 1.0,
+        high_frequency_factor: 4.0,
+        original_positions: 64,
+    };
+    let new = open(|config| {
+        config["rope_parameters"] = json!({"rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
+    });
+    let old = open(|config| {
+        config.remove("rope_parameters");
+        config.insert("rope_theta".to_owned(), json!(500_000));
+        config.insert(
+            "rope_scaling".to_owned(),
+            json!({"rope_type": "llama3", "factor": 8,
+            "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 64}),
+        );
+    });
+    assert_eq!(new.as_ref().unwrap().scaling, llama3);
+    assert_eq!(new.as_ref().unwrap().theta, 500_000.0);
+    assert_eq!(old.unwrap(), new.unwrap());
+    let linear = open(|config| {
+        config.remove("rope_parameters");
+        config.insert("rope_scaling".to_owned(), json!({"type": "linear", "factor": 2.0}));
+    });
+    assert_eq!(linear.unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
+    for (change, words) in [
+        (json!({"rope_type": "yarn", "factor": 4.0}), "`rope_parameters.rope_type` = \"yarn\""),
+        (json!({"rope_type": "linear"}), "`rope_parameters.factor` is missing"),
+        (json!({"rope_type": "linear", "factor": 0.5}), "must be at least 1"),
+        (json!({"partial_rotary_factor": 0.5}), "partial rotary"),
+        (json!("default"), "must be an object"),
+    ] {
+        let folder = tiny();
+        edit(&folder, "config.json", |config| config["rope_parameters"] = change);
+        let error = refusal(&folder);
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn wrong_configurations_say_which_key() {
+    for (key, value, words) in [
+        ("model_type", json!("mamba"), "unknown architecture `mamba`; supported: llama"),
+        ("model_type", json!("x\u{1b}[2J"), "unknown architecture `x[2J`"),
+        ("model_type", json!(null), "`model_type` is missing"),
+        ("hidden_size", json!(null), "`hidden_size` is missing"),
+        ("hidden_size", json!(1_u64 << 60), "`hidden_size` must be a whole number from 1"),
+        ("num_hidden_layers", json!(1_000_000), "`num_hidden_layers` must be at most 4096"),
+        ("num_attention_heads", json!(0), "`num_attention_heads` must be a whole number from 1"),
+        ("num_key_value_heads", json!(3), "`num_key_value_heads` must divide"),
+        ("head_dim", json!(15), "`head_dim` must be even"),
+        ("hidden_act", json!("gelu"), "this activation (`hidden_act` = \"gelu\")"),
+        ("rms_norm_eps", json!(0.0), "`rms_norm_eps` must be above 0"),
+        ("tie_word_embeddings", json!("no"), "`tie_word_embeddings` must be true or false"),
+        ("quantization_config", json!({"quant_method": "gptq"}), "quantised Hugging Face format"),
+    ] {
+        let folder = tiny();
+        edit(&folder, "config.json", |config| {
+            config.insert(key.to_owned(), value);
+        });
+        let error = refusal(&folder);
+        assert!(error.contains(words) && error.contains("config.json"), "{error}");
+    }
+}
+
+#[test]
+fn biases_are_expected_where_configured() {
+    let folder = tiny();
+    edit(&folder, "config.json", |config| {
+        config["attention_bias"] = json!(true);
+        config["mlp_bias"] = json!(true);
+    });
+    let ModelError::Tensors { problems, .. } = ModelFiles::open(folder.path()).unwrap_err() else {
+        panic!("other error")
+    };
+    assert_eq!(problems.missing.len(), 3 * 7);
+    assert!(problems.missing.contains(&"model.layers.2.self_attn.o_proj.bias".to_owned()));
+    assert_eq!((problems.unexpected, problems.shapes), (vec![], vec![]));
+}
+
+#[test]
+fn all_tensor_problems_are_reported_at_once() {
+    let folder = tiny();
+    edit(&folder, "config.json", |config| {
+        config["num_hidden_layers"] = json!(4);
+        config["vocab_size"] = json!(500);
+        config["tie_word_embeddings"] = json!(true);
+    });
+    let ModelError::Tensors { problems, .. } = ModelFiles::open(folder.path()).unwrap_err() else {
+        panic!("other error")
+    };
+    assert_eq!(problems.missing.len(), 9);
+    // The stored copy of the tied head is no problem.
+    assert_eq!(problems.unexpected, Vec::<String>::new());
+    assert_eq!(problems.shapes, [("model.embed_tokens.weight".to_owned(), vec![500, 64], vec![512, 64])]);
+    edit(&folder, "config.json", |config| {
+        config["num_hidden_layers"] = json!(2);
+        config["vocab_size"] = json!(512);
+    });
+    let ModelError::Tensors { problems, .. } = ModelFiles::open(folder.path()).unwrap_err() else {
+        panic!("other error")
+    };
+    assert_eq!((problems.missing.len(), problems.unexpected.len()), (0, 9));
+}
+
+#[test]
+fn a_tied_head_is_listed_as_linear_but_not_as_tensor() {
+    let folder = tiny();
+    edit(&folder, "config.json", |config| config["tie_word_embeddings"] = json!(true));
+    let model = ModelFiles::open(folder.path()).unwrap();
+    assert!(!model.tensors.contains_key("lm_head.weight"));
+    let modules = model.linear_modules();
+    assert_eq!(modules.len(), 3 * 7 + 1);
+    let head = modules.last().unwrap();
+    assert_eq!((head.name.as_str(), head.in_features, head.out_features), ("lm_head", 64, 512));
+}
+
+#[test]
+fn harmless_leftovers_are_ignored_and_unreadable_types_named() {
+    let folder = sharded();
+    let path = folder.path().join("extra.safetensors");
+    fs::write(&path, safetensors(&[("model.layers.0.self_attn.rotary_emb.inv_freq", &[8])])).unwrap();
+    edit(&folder, "model.safetensors.index.json", |index| {
+        index["weight_map"]["model.layers.0.self_attn.rotary_emb.inv_freq"] = json!("extra.safetensors");
+    });
+    assert_eq!(ModelFiles::open(folder.path()).unwrap().tensors.len(), 30);
+
+    let folder = tiny();
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(3).position(|window| window == b"F32").unwrap();
+    bytes[at..at + 3].copy_from_slice(b"I32");
+    fs::write(&path, bytes).unwrap();
+    let error = refusal(&folder);
+    assert!(error.contains("is stored as I32; readable: F32, F16, BF16"), "{error}");
+}
+
+#[test]
+fn shards_are_found_through_the_index() {
+    let folder = sharded();
+    let model = ModelFiles::open(folder.path()).unwrap();
+    assert_eq!(model.files.len(), 2);
+    assert_eq!(model.tensors.len(), 30);
+    let last =
+        model.tensors.values().filter(|entry| entry.file == 1).map(|entry| entry.offset + entry.bytes).max();
+    assert_eq!(last, Some(fs::metadata(&model.files[1]).unwrap().len()));
+}
+
+#[test]
+fn the_index_cannot_point_outside_of_its_folder() {
+    let outside = sharded();
+    let foreign = outside.path().join("model-0.safetensors");
+    for name in [
+        foreign.to_str().unwrap(),
+        "../x.safetensors",
+        "a/../../x.safetensors",
+        "/x.safetensors",
+        "./model-0.safetensors/..",
+    ] {
+        let folder = sharded();
+        edit(&folder, "model.safetensors.index.json", |index| {
+            index["weight_map"]["lm_head.weight"] = json!(name)
+        });
+        let error = refusal(&folder);
+        assert!(error.contains("points outside of the model folder"), "{name}: {error}");
+    }
+    let folder = sharded();
+    let shard = folder.path().join("model-0.safetensors");
+    fs::remove_file(&shard).unwrap();
+    symlink(&foreign, &shard).unwrap();
+    let error = refusal(&folder);
+    assert!(error.contains("is a link to outside of the model folder"), "{error}");
+}
+
+#[test]
+fn links_of_the_hubs_cache_are_inside() {
+    let cache = tempfile::tempdir().unwrap();
+    let (blobs, snapshot) = (cache.path().join("blobs"), cache.path().join("snapshots/0123abcd"));
+    fs::create_dir_all(&blobs).unwrap();
+    fs::create_dir_all(&snapshot).unwrap();
+    for entry in fs::read_dir(sharded().path()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), blobs.join(entry.file_name())).unwrap();
+        symlink(Path::new("../../blobs").join(entry.file_name()), snapshot.join(entry.file_name())).unwrap();
+    }
+    assert_eq!(ModelFiles::open(&snapshot).unwrap().tensors.len(), 30);
+}
+
+#[test]
+fn shards_without_their_tensors_and_tensors_in_two_shards_are_refused() {
+    let folder = sharded();
+    edit(&folder, "model.safetensors.index.json", |index| {
+        index["weight_map"]["model.norm.bias"] = json!("model-0.safetensors");
+    });
+    let error = refusal(&folder);
+    assert!(error.contains("model.norm.bias (in model-0.safetensors)"), "{error}");
+
+    let folder = sharded();
+    fs::copy(folder.path().join("model-0.safetensors"), folder.path().join("model-2.safetensors")).unwrap();
+    edit(&folder, "model.safetensors.index.json", |index| {
+        index["weight_map"]["model.embed_tokens.weight"] = json!("model-2.safetensors");
+    });
+    let error = refusal(&folder);
+    assert!(error.contains("stands in an earlier file too"), "{error}");
+}
+
+#[test]
+fn pickles_are_refused_with_the_remedy() {
+    let folder = tiny();
+    fs::rename(folder.path().join("model.safetensors"), folder.path().join("pytorch_model.bin")).unwrap();
+    let error = refusal(&folder);
+    assert!(
+        error.contains("pytorch_model.bin is a pickle file") && error.contains("save_pretrained"),
+        "{error}"
+    );
+    let error = ModelFiles::open(&folder.path().join("pytorch_model.bin")).unwrap_err();
+    assert!(matches!(error, ModelError::Pickle { .. }), "{error}");
+    fs::remove_file(folder.path().join("pytorch_model.bin")).unwrap();
+    assert!(refusal(&folder).contains("holds no weights"));
+
+    let folder = sharded();
+    edit(&folder, "model.safetensors.index.json", |index| {
+        index["weight_map"]["lm_head.weight"] = json!("pytorch_model.bin");
+    });
+    assert!(refusal(&folder).contains("pickle"));
+}
+
+#[test]
+fn missing_and_damaged_files_say_what_to_do() {
+    let missing = ModelFiles::open(Path::new("/nowhere/at/all")).unwrap_err().to_string();
+    assert!(missing.contains("/nowhere/at/all does not exist"), "{missing}");
+
+    let folder = tiny();
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    assert!(refusal(&folder).contains("tokenizer.json: is missing; download it"));
+    fs::write(folder.path().join("tokenizer.model"), b"x").unwrap();
+    assert!(refusal(&folder).contains("Convert it"));
+
+    let folder = tiny();
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(refusal(&folder).contains("damaged or was not downloaded completely"));
+
+    let folder = tiny();
+    fs::write(folder.path().join("config.json"), b"{\"model_type\": ").unwrap();
+    assert!(refusal(&folder).contains("config.json: not a JSON object"));
+
+    let folder = tiny();
+    fs::remove_file(folder.path().join("config.json")).unwrap();
+    assert!(refusal(&folder).contains("a folder without config.json; give a folder"));
+    fs::write(folder.path().join("m.gguf"), b"x").unwrap();
+    assert!(refusal(&folder).contains("m.gguf itself"));
+    let error = ModelFiles::open(&folder.path().join("model.safetensors")).unwrap_err().to_string();
+    assert!(error.contains("give its folder"), "{error}");
+}
+
+#[test]
+fn templates_come_from_the_file_before_the_configuration() {
+    let folder = tiny();
+    let template = |folder: &tempfile::TempDir| ModelFiles::open(folder.path()).unwrap().chat_template;
+    edit(&folder, "tokenizer_config.json", |config| {
+        config["chat_template"] =
+            json!([{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]);
+    });
+    assert_eq!(template(&folder).as_deref(), Some("plain"));
+    edit(&folder, "tokenizer_config.json", |config| {
+        config.remove("chat_template");
+    });
+    assert_eq!(template(&folder), None);
+    fs::write(folder.path().join("chat_template.jinja"), "from file").unwrap();
+    assert_eq!(template(&folder).as_deref(), Some("from file"));
+}
+
+#[test]
+fn several_ends_are_kept_the_tokenizers_first() {
+    let folder = tiny();
+    edit(&folder, "generation_config.json", |config| config["eos_token_id"] = json!([2, 1, 70_000, -1]));
+    edit(&folder, "tokenizer_config.json", |config| {
+        config["eos_token"] = json!({"content": "<|end_of_text|>", "lstrip": false});
+    });
+    let special = ModelFiles::open(folder.path()).unwrap().special;
+    assert_eq!(special.eos_ids(), [1, 2]);
+    assert_eq!(special.eos[1].text.as_deref(), Some("<|pad|>"));
+}
+
+#[test]
+fn the_fingerprint_follows_weights_and_not_places() {
+    let fingerprint = |folder: &tempfile::TempDir| ModelFiles::open(folder.path()).unwrap().fingerprint;
+    let (one, other) = (tiny(), tiny());
+    assert_eq!(fingerprint(&one), fingerprint(&other));
+    edit(&other, "config.json", |config| config["rms_norm_eps"] = json!(1e-6));
+    assert_ne!(fingerprint(&one), fingerprint(&other));
+    let other = tiny();
+    let path = other.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let model = ModelFiles::open(other.path()).unwrap();
+    // A norm is shorter than a sample, so that every byte of it counts.
+    let norm = &model.tensors["model.norm.weight"];
+    bytes[norm.offset as usize] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_ne!(fingerprint(&one), fingerprint(&other));
+}

@@ -1,0 +1,347 @@
+//! The header of a safetensors file, checked against the format and the file before anything trusts it
+//! (<https://github.com/huggingface/safetensors#format>).
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io::Read;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::error::{Fault, Shown};
+use super::storage::Storage;
+
+/// Largest header the format allows.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Most dimensions a tensor may have.
+const MAX_RANK: usize = 8;
+
+/// The tensors of one file.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Header {
+    /// In the order of the header.
+    pub(super) tensors: Vec<Tensor>,
+}
+
+/// A tensor as the header names it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Tensor {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: Dtype,
+    /// From the start of the file.
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+/// An element type of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dtype {
+    /// One that weights may have.
+    Weight(Storage),
+    /// One that Luthier only skips, with its bytes per element.
+    Other(&'static str, u64),
+}
+
+const OTHER: [(&str, u64); 14] = [
+    ("BOOL", 1),
+    ("U8", 1),
+    ("I8", 1),
+    ("F8_E5M2", 1),
+    ("F8_E4M3", 1),
+    ("F8_E8M0", 1),
+    ("I16", 2),
+    ("U16", 2),
+    ("I32", 4),
+    ("U32", 4),
+    ("F64", 8),
+    ("I64", 8),
+    ("U64", 8),
+    ("C64", 8),
+];
+
+impl Dtype {
+    fn parse(name: &str) -> Option<Self> {
+        match name {
+            "F32" => Some(Self::Weight(Storage::F32)),
+            "F16" => Some(Self::Weight(Storage::F16)),
+            "BF16" => Some(Self::Weight(Storage::BF16)),
+            _ => OTHER.iter().find(|(other, _)| *other == name).map(|&(name, size)| Self::Other(name, size)),
+        }
+    }
+
+    fn bytes(self, elements: u64) -> Option<u64> {
+        match self {
+            Self::Weight(storage) => storage.bytes(elements),
+            Self::Other(_, size) => elements.checked_mul(size),
+        }
+    }
+}
+
+impl Header {
+    /// Reads the header of a file of `size` bytes.
+    pub(super) fn read(mut file: impl Read, size: u64) -> Result<Self, Fault> {
+        let mut prefix = [0; 8];
+        let room = size.checked_sub(8).ok_or_else(|| {
+            Fault::Damaged(format!("it has only {size} bytes, fewer than a safetensors header begins with"))
+        })?;
+        file.read_exact(&mut prefix).map_err(Fault::Read)?;
+        let length = u64::from_le_bytes(prefix);
+        if length > MAX_HEADER {
+            return Err(Fault::Damaged(format!(
+                "its header claims {length} bytes; the format allows {MAX_HEADER}. Is it a safetensors file?"
+            )));
+        }
+        if length > room {
+            return Err(Fault::Damaged(format!(
+                "its header claims {length} bytes, but only {room} follow in the file"
+            )));
+        }
+        let mut json = vec![0; length as usize];
+        file.read_exact(&mut json).map_err(Fault::Read)?;
+        Self::parse(&json, room - length)
+    }
+
+    /// `room` is the number of bytes behind the header.
+    fn parse(json: &[u8], room: u64) -> Result<Self, Fault> {
+        if json.first() != Some(&b'{') {
+            return Err(Fault::Damaged("its header does not begin with `{`".to_owned()));
+        }
+        let raw: RawHeader = serde_json::from_slice(json)
+            .map_err(|error| Fault::Damaged(format!("its header: {}", Shown::new(&error.to_string()))))?;
+        let start = 8 + json.len() as u64;
+        let tensors = raw
+            .tensors
+            .into_iter()
+            .map(|(name, tensor)| tensor.check(name, start, room))
+            .collect::<Result<Vec<_>, _>>()?;
+        let header = Self { tensors };
+        header.check_layout(start, room)?;
+        Ok(header)
+    }
+
+    /// Tensors must fill the space behind the header without holes and overlaps: what else lies in a file could be
+    /// anything, and bytes used twice point to a crafted file.
+    fn check_layout(&self, start: u64, room: u64) -> Result<(), Fault> {
+        let mut order: Vec<&Tensor> = self.tensors.iter().collect();
+        order.sort_by_key(|tensor| (tensor.offset, tensor.bytes));
+        let mut end = start;
+        for tensor in order {
+            if tensor.offset != end {
+                let what =
+                    if tensor.offset < end { "overlaps the one before" } else { "leaves a hole before it" };
+                return Err(Fault::Damaged(format!("tensor `{}` {what}", Shown::new(&tensor.name))));
+            }
+            end += tensor.bytes;
+        }
+        if end != start + room {
+            return Err(Fault::Damaged(format!(
+                "{room} bytes follow the header, but its tensors take {}",
+                end - start
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct RawTensor {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+impl RawTensor {
+    fn check(self, name: String, start: u64, room: u64) -> Result<Tensor, Fault> {
+        let damaged = |problem: String| Fault::Damaged(format!("tensor `{}` {problem}", Shown::new(&name)));
+        let Some(dtype) = Dtype::parse(&self.dtype) else {
+            return Err(Fault::TensorType { tensor: name, found: self.dtype });
+        };
+        if self.shape.len() > MAX_RANK {
+            return Err(damaged(format!("has {} dimensions", self.shape.len())));
+        }
+        let elements = self.shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length));
+        let needed = elements.and_then(|elements| dtype.bytes(elements));
+        let Some(needed) = needed else {
+            return Err(damaged(format!("has the impossible shape {:?}", self.shape)));
+        };
+        let (begin, end) = self.data_offsets;
+        if begin > end || end > room {
+            return Err(damaged(format!("claims bytes {begin} to {end} of {room}")));
+        }
+        if end - begin != needed {
+            return Err(damaged(format!(
+                "of shape {:?} and type {} needs {needed} bytes, but claims {}",
+                self.shape,
+                self.dtype,
+                end - begin
+            )));
+        }
+        let shape = self.shape.iter().map(|&length| length as usize).collect();
+        Ok(Tensor { name, shape, dtype, offset: start + begin, bytes: needed })
+    }
+}
+
+/// The header object with its order and without silently dropped duplicates.
+struct RawHeader {
+    tensors: Vec<(String, RawTensor)>,
+}
+
+impl<'de> Deserialize<'de> for RawHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = RawHeader;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<RawHeader, M::Error> {
+                let mut seen = HashSet::new();
+                let mut tensors = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if !seen.insert(name.clone()) {
+                        return Err(serde::de::Error::custom(format_args!("`{name}` stands there twice")));
+                    }
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        tensors.push((name, map.next_value()?));
+                    }
+                }
+                Ok(RawHeader { tensors })
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(json: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<Header, Fault> {
+        Header::read(bytes, bytes.len() as u64)
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        match read(bytes).unwrap_err() {
+            Fault::Damaged(problem) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const GOOD: &str = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},
+        "b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]},"c":{"dtype":"I64","shape":[0,7],"data_offsets":[26,26]}}  "#;
+
+    #[test]
+    fn a_good_header_names_its_tensors_in_order() {
+        let header = read(&file(GOOD, 26)).unwrap();
+        let start = 8 + GOOD.len() as u64;
+        let [a, b, c] = header.tensors.as_slice() else { panic!("{header:?}") };
+        assert_eq!((a.name.as_str(), a.shape.as_slice(), a.offset, a.bytes), ("a", &[2, 3][..], start, 24));
+        assert_eq!((b.dtype, b.offset, b.bytes), (Dtype::Weight(Storage::BF16), start + 24, 2));
+        assert_eq!((c.dtype, c.bytes), (Dtype::Other("I64", 8), 0));
+    }
+
+    #[test]
+    fn a_truncated_file_is_refused() {
+        assert!(refusal(b"abc").contains("only 3 bytes"));
+        assert!(refusal(&file(GOOD, 26)[..40]).contains("but only 32 follow"));
+        assert!(refusal(&file(GOOD, 25)).contains("claims bytes 24 to 26 of 25"));
+    }
+
+    #[test]
+    fn huge_lengths_are_refused_before_allocation() {
+        assert!(refusal(&u64::MAX.to_le_bytes()).contains("the format allows"));
+        assert!(refusal(&99_999_999_u64.to_le_bytes()).contains("only 0 follow"));
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        assert!(refusal(&file("[1]", 0)).contains("does not begin"));
+        assert!(refusal(&file(&format!("{{\"a\":{}", "[".repeat(100_000)), 0)).contains("its header"));
+        assert!(
+            refusal(&file(r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4)).contains("-1")
+        );
+    }
+
+    #[test]
+    fn duplicate_names_are_refused() {
+        let one = r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#;
+        assert!(refusal(&file(&format!(r#"{{"a":{one},"a":{one}}}"#), 4)).contains("twice"));
+    }
+
+    #[test]
+    fn shapes_that_overflow_are_refused() {
+        let json = r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#;
+        assert!(refusal(&file(json, 0)).contains("impossible shape"));
+        let json = r#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]}}"#;
+        assert!(refusal(&file(json, 0)).contains("impossible shape"));
+    }
+
+    #[test]
+    fn overlaps_holes_and_leftovers_are_refused() {
+        let two = |b: &str| {
+            format!(
+                r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}},"b":{{"dtype":"U8","shape":[4],"data_offsets":{b}}}}}"#
+            )
+        };
+        assert!(read(&file(&two("[4,8]"), 8)).is_ok());
+        assert!(refusal(&file(&two("[2,6]"), 8)).contains("`b` overlaps"));
+        assert!(refusal(&file(&two("[5,9]"), 9)).contains("`b` leaves a hole"));
+        assert!(refusal(&file(&two("[4,8]"), 9)).contains("9 bytes follow the header"));
+        assert!(refusal(&file(&two("[8,4]"), 9)).contains("claims bytes 8 to 4"));
+    }
+
+    #[test]
+    fn a_size_other_than_shape_and_type_say_is_refused() {
+        let json = r#"{"a":{"dtype":"F16","shape":[4],"data_offsets":[0,4]}}"#;
+        assert!(refusal(&file(json, 4)).contains("needs 8 bytes, but claims 4"));
+    }
+
+    #[test]
+    fn unknown_types_name_their_tensor() {
+        let json = r#"{"a":{"dtype":"F3","shape":[4],"data_offsets":[0,4]}}"#;
+        match read(&file(json, 4)).unwrap_err() {
+            Fault::TensorType { tensor, found } => assert_eq!((tensor.as_str(), found.as_str()), ("a", "F3")),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read(&bytes);
+        }
+
+        #[test]
+        fn mutated_headers_are_refused_or_consistent(at in 0..GOOD.len() + 34, value in any::<u8>()) {
+            let mut bytes = file(GOOD, 26);
+            bytes[at] = value;
+            if let Ok(header) = read(&bytes) {
+                for tensor in header.tensors {
+                    prop_assert!(tensor.offset + tensor.bytes <= bytes.len() as u64);
+                }
+            }
+        }
+
+        #[test]
+        fn truncated_files_are_refused(length in 0..GOOD.len() + 33) {
+            prop_assert!(read(&file(GOOD, 26)[..length]).is_err());
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The special tokens of a Hugging Face folder: texts stand in one file, ids in others.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::error::{ModelError, Shown};
+use super::settings::Settings;
+use super::{SpecialToken, SpecialTokens, files};
+
+/// Largest `generation_config.json` and `special_tokens_map.json` that are read.
+const MAX_SMALL: u64 = 4 << 20;
+
+/// Largest `tokenizer.json` that is read; the largest real ones have some 35 MB.
+const MAX_TOKENIZER: u64 = 512 << 20;
+
+/// Reads what the folder says. `vocabulary` is the number of rows of the embedding; ids beyond it count as absent, since
+/// configurations name such ids for tokens that they do not have.
+pub(super) fn read(
+    root: &Path,
+    config: &Settings,
+    tokenizer_config: Option<&Map<String, Value>>,
+    tokenizer_json: &Path,
+    vocabulary: usize,
+) -> Result<SpecialTokens, ModelError> {
+    let object = |name: &str| {
+        let path = root.join(name);
+        if path.exists() { files::read_object(&path, MAX_SMALL).map(Some) } else { Ok(None) }
+    };
+    let generation = object("generation_config.json")?;
+    let map = object("special_tokens_map.json")?;
+    let ids = |key: &str| -> Vec<u32> {
+        let generation = generation.as_ref().and_then(|generation| generation.get(key));
+        let value = generation.filter(|value| !value.is_null()).or_else(|| config.get(key));
+        let values = match value {
+            Some(Value::Array(values)) => values.as_slice(),
+            Some(value) => std::slice::from_ref(value),
+            None => &[],
+        };
+        values
+            .iter()
+            .filter_map(Value::as_u64)
+            .filter(|&id| id < vocabulary as u64)
+            .filter_map(|id| u32::try_from(id).ok())
+            .collect()
+    };
+    let text = |key: &str| {
+        [tokenizer_config, map.as_ref()].into_iter().flatten().find_map(|object| token_text(object.get(key)?))
+    };
+    let added = added_tokens(tokenizer_json)?;
+    let id_of = |text: &str| {
+        let id = added.iter().find(|token| token.content == text).map(|token| token.id);
+        id.filter(|&id| (id as usize) < vocabulary)
+    };
+    let text_of = |id: u32| added.iter().find(|token| token.id == id).map(|token| token.content.clone());
+    let by_id = |id: u32| SpecialToken { id: Some(id), text: text_of(id) };
+    let token = |name: &str| -> Option<SpecialToken> {
+        let configured = ids(&format!("{name}_id")).first().copied();
+        match text(name) {
+            // The tokenizer decides which token its text means; a configured id is the next best thing for one that
+            // is not among the added tokens.
+            Some(text) => Some(SpecialToken { id: id_of(&text).or(configured), text: Some(text) }),
+            None => configured.map(by_id),
+        }
+    };
+    let mut eos = Vec::new();
+    let ends = ids("eos_token_id");
+    if let Some(text) = text("eos_token") {
+        let configured = ends.first().copied().filter(|_| ends.len() == 1);
+        eos.push(SpecialToken { id: id_of(&text).or(configured), text: Some(text) });
+    }
+    for id in ends {
+        if !eos.iter().any(|token: &SpecialToken| token.id == Some(id)) {
+            eos.push(by_id(id));
+        }
+    }
+    Ok(SpecialTokens { bos: token("bos_token"), eos, pad: token("pad_token"), unknown: token("unk_token") })
+}
+
+/// A token stands there as its text or as an object with its text.
+fn token_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
+        _ => None,
+    }
+}
+
+#[derive(Deserialize)]
+struct AddedTokens {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+}
+
+/// The added tokens of a `tokenizer.json`; all else in it is skipped, which is fast.
+fn added_tokens(path: &Path) -> Result<Vec<AddedToken>, ModelError> {
+    let bytes = files::read(path, MAX_TOKENIZER)?;
+    let tokens: AddedTokens = serde_json::from_slice(&bytes).map_err(|error| ModelError::Tokenizer {
+        file: path.into(),
+        problem: format!(
+            "is damaged or was not downloaded completely: {}; download it again",
+            Shown::new(&error.to_string())
+        ),
+    })?;
+    Ok(tokens.added_tokens)
+}

@@ -1,0 +1,71 @@
+//! Brings together the tensors an architecture needs and those that files hold.
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+
+use super::TensorEntry;
+use super::architecture::{Architecture, Parameter};
+use super::error::{ModelError, Shown, TensorProblems};
+use super::roles::Role;
+use super::storage::Storage;
+
+/// A tensor in a file.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) shape: Vec<usize>,
+    /// Or the name of an encoding that Luthier does not read.
+    pub(super) storage: Result<Storage, &'static str>,
+    pub(super) file: usize,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+/// Finds each parameter's tensor under the name `in_file` gives it. All missing, unexpected and misshapen tensors are
+/// reported together; unexpected ones that end with one of `harmless` are not, nor is a stored copy of a tied head.
+pub(super) fn assign(
+    root: &Path,
+    files: &[PathBuf],
+    architecture: &Architecture,
+    mut found: IndexMap<String, Found>,
+    harmless: &[&str],
+    in_file: impl Fn(&Parameter) -> String,
+) -> Result<IndexMap<String, TensorEntry>, ModelError> {
+    let mut problems = TensorProblems::default();
+    let mut tensors = IndexMap::new();
+    let mut unreadable = None;
+    for parameter in architecture.parameters() {
+        let name = in_file(&parameter);
+        let Some(Found { shape, storage, file, offset, bytes }) = found.shift_remove(&name) else {
+            problems.missing.push(name);
+            continue;
+        };
+        if shape != parameter.shape {
+            problems.shapes.push((name, parameter.shape, shape));
+            continue;
+        }
+        match storage {
+            Ok(storage) => {
+                let entry = TensorEntry { shape, storage, file, offset, bytes, permutation: None };
+                tensors.insert(parameter.name, entry);
+            }
+            Err(found) => unreadable = unreadable.or(Some((name, file, found))),
+        }
+    }
+    let tied_head = architecture
+        .module(Role::Head, 0)
+        .filter(|_| architecture.tied_head)
+        .map(|head| format!("{head}.weight"));
+    problems.unexpected = found
+        .into_keys()
+        .filter(|name| Some(name) != tied_head.as_ref() && !harmless.iter().any(|end| name.ends_with(end)))
+        .collect();
+    if !problems.is_empty() {
+        return Err(ModelError::Tensors { root: root.into(), problems });
+    }
+    if let Some((tensor, file, found)) = unreadable {
+        let file = files.get(file).map_or_else(|| root.into(), Shown::from);
+        return Err(ModelError::TensorType { file, tensor: Shown::new(&tensor), found: Shown::new(found) });
+    }
+    Ok(tensors)
+}
