@@ -1,0 +1,378 @@
+//! The C seam over libtorch (`csrc/shim.cpp`): one safe function per symbol. The only unsafe code of the engine.
+#![expect(unsafe_code, reason = "this is the seam to C++; each use says why it is sound")]
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fs::File;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::error::{EngineError, Result};
+
+type Pointer = *mut C_tensor;
+
+unsafe extern "C" {
+    fn luthier_last_error() -> *const c_char;
+    fn luthier_prepare_process() -> c_int;
+    fn luthier_set_threads(threads: c_int) -> c_int;
+    fn luthier_set_deterministic(on: c_int) -> c_int;
+    fn luthier_borrow(
+        data: *mut c_void,
+        sizes: *const i64,
+        dimensions: usize,
+        kind: c_int,
+        release: extern "C" fn(*mut c_void),
+        owner: *mut c_void,
+        out: *mut Pointer,
+    ) -> c_int;
+    fn luthier_backward(roots: *const Pointer, gradients: *const Pointer, count: usize) -> c_int;
+    fn luthier_adamw(
+        parameters: *const Pointer,
+        gradients: *const Pointer,
+        first: *const Pointer,
+        second: *const Pointer,
+        steps: *const Pointer,
+        count: usize,
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        epsilon: f64,
+    ) -> c_int;
+    fn luthier_grad_norm(gradients: *const Pointer, count: usize, out: *mut Pointer) -> c_int;
+    fn luthier_clip(gradients: *const Pointer, count: usize, norm: Pointer, limit: f64) -> c_int;
+    fn luthier_linear_cross_entropy(
+        hidden: Pointer,
+        weight: Pointer,
+        ids: Pointer,
+        chunk: i64,
+        count_correct: c_int,
+        sum: *mut Pointer,
+        losses: *mut Pointer,
+        correct: *mut Pointer,
+    ) -> c_int;
+    fn luthier_add_low_rank(y: Pointer, x: Pointer, a: Pointer, b: Pointer, scale: f64) -> c_int;
+    fn luthier_dropout_mask(x: Pointer, p: f64, seed: u64, out: *mut Pointer) -> c_int;
+    fn luthier_device_memory(device: c_int, out: *mut i64) -> c_int;
+    fn luthier_device_memory_release(device: c_int) -> c_int;
+}
+
+/// Turns a status of the shim into a result.
+fn checked(operation: &str, status: c_int) -> Result<()> {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: the shim returns a pointer to a thread-local string that lives until this thread's next failure.
+    let text = unsafe { CStr::from_ptr(luthier_last_error()) }.to_string_lossy().into_owned();
+    Err(EngineError::torch(operation, &text))
+}
+
+/// The pointer the shim takes. It reads the tensor; where it writes, the function that calls it says so.
+fn pointer(tensor: &Tensor) -> Pointer {
+    tensor.as_ptr().cast_mut()
+}
+
+fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<Pointer> {
+    tensors.into_iter().map(pointer).collect()
+}
+
+/// Takes over a tensor that the shim made.
+fn owned(tensor: Pointer) -> Tensor {
+    // SAFETY: the shim made it with `new` for this call alone, and reported success; `Tensor` deletes it once.
+    unsafe { Tensor::from_ptr(tensor) }
+}
+
+/// Settings that must be made before anything else in the process: what is freed stays with the process, and CUDA
+/// memory grows in place. Call once at the start of `main`.
+pub fn prepare_process() -> Result<()> {
+    // SAFETY: plain call; the caller has not started threads yet, so the environment may change.
+    checked("prepare_process", unsafe { luthier_prepare_process() })
+}
+
+/// Number of CPU threads that one operation may use.
+pub fn set_threads(threads: usize) -> Result<()> {
+    let threads = c_int::try_from(threads.max(1)).unwrap_or(c_int::MAX);
+    // SAFETY: plain call without pointers.
+    checked("set_threads", unsafe { luthier_set_threads(threads) })
+}
+
+/// Whether operations must give the same bits each time, at some cost on CUDA.
+pub fn set_deterministic(on: bool) -> Result<()> {
+    // SAFETY: plain call without pointers.
+    checked("set_deterministic", unsafe { luthier_set_deterministic(c_int::from(on)) })
+}
+
+/// Loads libtorch's CUDA half, which registers itself; `None` where it cannot be loaded. Keep what is returned.
+pub fn open_cuda() -> Option<libloading::Library> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: libtorch's own library from libtorch's own folder; its initialisers only register operators.
+    let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+    match library {
+        Ok(library) => Some(library.into()),
+        Err(error) => {
+            tracing::warn!(%error, "there is an NVIDIA driver, but libtorch's CUDA half cannot be loaded");
+            None
+        }
+    }
+}
+
+/// Maps a whole file for reading.
+pub fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
+    // SAFETY: weights are opened read-only. Somebody else who writes to the file meanwhile changes what is read, or ends
+    // the process; both are theirs to avoid, as for every program that maps its model.
+    let map = unsafe { Mmap::map(file) }?;
+    Ok(Arc::new(map))
+}
+
+/// A CPU tensor over `bytes` of a mapped file, without copying; the map lives as long as the tensor. The tensor must
+/// never be written to. `None` where the bytes do not hold exactly the shape, or lie unaligned.
+pub fn borrow_map(map: &Arc<Mmap>, offset: usize, shape: &[i64], kind: Kind) -> Result<Option<Tensor>> {
+    let size = kind.elt_size_in_bytes();
+    // Numbers of c10/core/ScalarType.h.
+    let scalar_type = match kind {
+        Kind::Half => 5,
+        Kind::Float => 6,
+        Kind::BFloat16 => 15,
+        _ => return Ok(None),
+    };
+    let elements =
+        shape.iter().try_fold(1_usize, |product, &length| product.checked_mul(usize::try_from(length).ok()?));
+    let Some(length) = elements.and_then(|elements| elements.checked_mul(size)) else { return Ok(None) };
+    let Some(bytes) = offset.checked_add(length).and_then(|end| map.get(offset..end)) else {
+        return Ok(None);
+    };
+    if bytes.is_empty() || !bytes.as_ptr().addr().is_multiple_of(size) {
+        return Ok(None);
+    }
+    extern "C" fn release(owner: *mut c_void) {
+        // SAFETY: `owner` is the box made below; libtorch calls this once, after the last use of the memory.
+        drop(unsafe { Box::from_raw(owner.cast::<Arc<Mmap>>()) });
+    }
+    let owner = Box::into_raw(Box::new(Arc::clone(map)));
+    let mut out = null_mut();
+    // SAFETY: `bytes` lies in the map, holds the whole shape, is aligned and is kept alive by `owner`; nobody writes
+    // to frozen weights.
+    let status = unsafe {
+        luthier_borrow(
+            bytes.as_ptr().cast_mut().cast(),
+            shape.as_ptr(),
+            shape.len(),
+            scalar_type,
+            release,
+            owner.cast(),
+            &raw mut out,
+        )
+    };
+    if status != 0 {
+        // SAFETY: the tensor was not made, so the box still has this one owner.
+        drop(unsafe { Box::from_raw(owner) });
+    }
+    checked("borrow_map", status)?;
+    Ok(Some(owned(out)))
+}
+
+/// An element type whose tensors [`fill`] makes.
+pub trait Element: Copy {
+    /// Its name in libtorch.
+    const KIND: Kind;
+}
+
+impl Element for f32 {
+    const KIND: Kind = Kind::Float;
+}
+
+impl Element for half::bf16 {
+    const KIND: Kind = Kind::BFloat16;
+}
+
+/// A new CPU tensor whose elements `write` sets; they are zero before.
+pub fn fill<T: Element>(shape: &[i64], write: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Tensor> {
+    let tensor = crate::ops::zeros(shape, T::KIND, tch::Device::Cpu)?;
+    let length = tensor.numel();
+    if length > 0 {
+        // SAFETY: a new tensor is contiguous, holds `length` elements of `T`'s layout, is zeroed, and has no other
+        // handle while the slice lives.
+        write(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), length) })?;
+    }
+    Ok(tensor)
+}
+
+/// Gradients of `roots` into the leaves they were made from, starting from `gradients` (of the roots' shapes; `None` is
+/// one, for scalars). Frees the graph.
+pub fn backward(roots: &[&Tensor], gradients: &[Option<&Tensor>]) -> Result<()> {
+    if roots.len() != gradients.len() {
+        return Err(EngineError::torch("backward", "as many gradients as roots are needed"));
+    }
+    let starts: Vec<Pointer> =
+        gradients.iter().map(|gradient| gradient.map_or(null_mut(), |tensor| pointer(tensor))).collect();
+    let roots = pointers(roots.iter().copied());
+    // SAFETY: both arrays have `roots.len()` pointers to live tensors, or null where allowed.
+    checked("backward", unsafe { luthier_backward(roots.as_ptr(), starts.as_ptr(), roots.len()) })
+}
+
+/// Settings of [`adamw`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Step size.
+    pub learning_rate: f64,
+    /// Decay of the first and of the second moment.
+    pub betas: [f64; 2],
+    /// Decoupled: `parameter -= learning_rate · weight_decay · parameter`.
+    pub weight_decay: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+}
+
+/// What [`adamw`] changes for one parameter, and its gradient.
+#[derive(Debug)]
+pub struct Moments<'a> {
+    /// Updated in place.
+    pub parameter: &'a Tensor,
+    /// Of the parameter's shape and type.
+    pub gradient: &'a Tensor,
+    /// First moment, updated in place.
+    pub first: &'a Tensor,
+    /// Second moment, updated in place.
+    pub second: &'a Tensor,
+    /// Steps made, a 0-dimensional f32 tensor on the parameter's device; one is added.
+    pub step: &'a Tensor,
+}
+
+/// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters at once, in place. Parameters of one device and
+/// type.
+pub fn adamw(parameters: &[Moments], settings: &AdamW) -> Result<()> {
+    if parameters.is_empty() {
+        return Ok(());
+    }
+    let column = |pick: fn(&Moments) -> Pointer| parameters.iter().map(pick).collect::<Vec<_>>();
+    let (values, gradients) = (column(|row| pointer(row.parameter)), column(|row| pointer(row.gradient)));
+    let (first, second) = (column(|row| pointer(row.first)), column(|row| pointer(row.second)));
+    let steps = column(|row| pointer(row.step));
+    // SAFETY: each array has `parameters.len()` pointers to tensors that live through the call.
+    checked("adamw", unsafe {
+        luthier_adamw(
+            values.as_ptr(),
+            gradients.as_ptr(),
+            first.as_ptr(),
+            second.as_ptr(),
+            steps.as_ptr(),
+            parameters.len(),
+            settings.learning_rate,
+            settings.betas[0],
+            settings.betas[1],
+            settings.weight_decay,
+            settings.epsilon,
+        )
+    })
+}
+
+/// Euclidean norm of all gradients together: a 0-dimensional f32 tensor on their device, so that nothing waits for it.
+pub fn grad_norm(gradients: &[Tensor]) -> Result<Tensor> {
+    if gradients.is_empty() {
+        return crate::ops::zeros(&[], Kind::Float, tch::Device::Cpu);
+    }
+    let list = pointers(gradients);
+    let mut out = null_mut();
+    // SAFETY: `list` has `list.len()` pointers to live tensors; `out` is written on success.
+    checked("grad_norm", unsafe { luthier_grad_norm(list.as_ptr(), list.len(), &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// Scales gradients in place by `min(1, limit / (norm + 1e-6))`, where `norm` comes from [`grad_norm`].
+pub fn clip(gradients: &[Tensor], norm: &Tensor, limit: f64) -> Result<()> {
+    if gradients.is_empty() {
+        return Ok(());
+    }
+    let list = pointers(gradients);
+    // SAFETY: `list` has `list.len()` pointers to live tensors; gradients are plain buffers that may be scaled.
+    checked("clip", unsafe { luthier_clip(list.as_ptr(), list.len(), pointer(norm), limit) })
+}
+
+/// What [`linear_cross_entropy`] returns.
+#[derive(Debug)]
+pub struct CrossEntropy {
+    /// Sum over rows, f32, 0-dimensional; carries the gradient of the hidden states (and of a trained head).
+    pub sum: Tensor,
+    /// Loss of each row, `[N]` f32, without gradient.
+    pub rows: Tensor,
+    /// Number of rows whose most likely token is the right one, 0-dimensional int64; 0 where it was not asked for.
+    pub correct: Tensor,
+}
+
+/// Cross entropy of `softmax(hidden · weightᵀ)` against `ids`, summed. `hidden` is `[N, H]`, `weight` `[V, H]`, `ids`
+/// `[N]` int64 within 0..V. Holds the logits of `chunk` rows at a time; gradients are made at once.
+pub fn linear_cross_entropy(
+    hidden: &Tensor,
+    weight: &Tensor,
+    ids: &Tensor,
+    chunk: i64,
+    count_correct: bool,
+) -> Result<CrossEntropy> {
+    let (mut sum, mut rows, mut correct) = (null_mut(), null_mut(), null_mut());
+    // SAFETY: three live tensors in, three pointers written on success.
+    checked("linear_cross_entropy", unsafe {
+        luthier_linear_cross_entropy(
+            pointer(hidden),
+            pointer(weight),
+            pointer(ids),
+            chunk,
+            c_int::from(count_correct),
+            &raw mut sum,
+            &raw mut rows,
+            &raw mut correct,
+        )
+    })?;
+    Ok(CrossEntropy { sum: owned(sum), rows: owned(rows), correct: owned(correct) })
+}
+
+/// `y += scale · (x · aᵀ) · bᵀ` in place, differentiable in all four: `y` is `[N, out]` and the result of an operation
+/// that does not need it for its own gradient, `x` `[N, in]`, `a` `[rank, in]`, `b` `[out, rank]`.
+pub fn add_low_rank(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<()> {
+    // SAFETY: four live tensors; `y` is written through autograd's own in-place operation.
+    checked("add_low_rank", unsafe {
+        luthier_add_low_rank(pointer(y), pointer(x), pointer(a), pointer(b), scale)
+    })
+}
+
+/// A tensor like `x` that is 0 with probability `p` and else `1 / (1 - p)`; a function of `seed` alone.
+pub fn dropout_mask(x: &Tensor, p: f64, seed: u64) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: one live tensor in, one pointer written on success.
+    checked("dropout_mask", unsafe { luthier_dropout_mask(pointer(x), p, seed, &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// Memory of a CUDA device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Held by tensors now.
+    pub allocated: i64,
+    /// Most ever held by tensors.
+    pub peak: i64,
+    /// Held by the allocator.
+    pub reserved: i64,
+    /// Free on the device, whoever uses the rest.
+    pub free: i64,
+    /// Of the device.
+    pub total: i64,
+}
+
+/// What libtorch's allocator holds on a CUDA device.
+pub fn device_memory(index: usize) -> Result<DeviceMemory> {
+    let mut out = [0_i64; 5];
+    let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+    // SAFETY: the shim writes five numbers.
+    checked("device_memory", unsafe { luthier_device_memory(index, out.as_mut_ptr()) })?;
+    let [allocated, peak, reserved, free, total] = out;
+    Ok(DeviceMemory { allocated, peak, reserved, free, total })
+}
+
+/// Gives unused memory back to a CUDA device and starts [`DeviceMemory::peak`] anew.
+pub fn release_device_memory(index: usize) -> Result<()> {
+    let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+    // SAFETY: plain call without pointers.
+    checked("release_device_memory", unsafe { luthier_device_memory_release(index) })
+}

@@ -1,0 +1,62 @@
+//! The device that tensors live on, and the process-wide settings of libtorch.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use luthier_core::config;
+use tch::{Cuda, Device, Kind};
+
+use crate::csrc;
+use crate::error::{EngineError, Result};
+
+fn driver_present() -> bool {
+    Path::new("/dev/nvidiactl").exists() || Path::new("/dev/dxg").exists()
+}
+
+/// Loads libtorch's CUDA half where the machine has a driver. The linker drops libraries that nothing refers to, and
+/// without this one libtorch knows no CUDA. Must run before the first tensor is made; later calls do nothing.
+pub fn load_cuda() {
+    static CUDA: OnceLock<Option<libloading::Library>> = OnceLock::new();
+    CUDA.get_or_init(|| if driver_present() { csrc::open_cuda() } else { None });
+}
+
+/// The device a configuration names. `auto` is the first CUDA device, or else the CPU.
+pub fn choose(device: &config::Device) -> Result<Device> {
+    load_cuda();
+    match device {
+        config::Device::Cpu => Ok(Device::Cpu),
+        config::Device::Auto if driver_present() && Cuda::is_available() => Ok(Device::Cuda(0)),
+        config::Device::Auto => Ok(Device::Cpu),
+        config::Device::Cuda(indices) => {
+            let [index] = indices[..] else {
+                return Err(EngineError::Config(
+                    "model.device: several devices are not available in this version of Luthier; name one, as \
+                     in \"cuda:0\""
+                        .into(),
+                ));
+            };
+            let count = if driver_present() { Cuda::device_count() } else { 0 };
+            if i64::try_from(index).is_ok_and(|index| index < count) {
+                Ok(Device::Cuda(index))
+            } else {
+                Err(EngineError::Device(format!(
+                    "model.device = \"cuda:{index}\", but this machine has {count} usable CUDA devices"
+                )))
+            }
+        }
+    }
+}
+
+/// The type that activations and frozen weights have. `auto` is bf16 on a GPU and f32 on the CPU.
+pub fn compute_kind(dtype: config::Dtype, device: Device) -> Result<Kind> {
+    match dtype {
+        config::Dtype::F32 => Ok(Kind::Float),
+        config::Dtype::Bf16 => Ok(Kind::BFloat16),
+        config::Dtype::Auto if device.is_cuda() => Ok(Kind::BFloat16),
+        config::Dtype::Auto => Ok(Kind::Float),
+        config::Dtype::F16 => Err(EngineError::Config(
+            "model.dtype = \"f16\" is not available in this version of Luthier; use \"bf16\" or \"f32\""
+                .into(),
+        )),
+    }
+}

@@ -1,0 +1,184 @@
+//! What can go wrong in the engine, sorted by what a run reports about its end.
+
+use std::io;
+use std::path::PathBuf;
+
+use luthier_core::runs::FailureClass;
+use tch::TchError;
+
+/// Result of engine work.
+pub type Result<T, E = EngineError> = std::result::Result<T, E>;
+
+/// What went wrong. [`EngineError::class`] sorts it, [`EngineError::remedy`] says what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// An allocation was refused, on the device or the machine.
+    #[error("out of memory in {operation}: {message}")]
+    OutOfMemory {
+        /// The operation, its module and its operands' shapes.
+        operation: String,
+        /// libtorch's first line.
+        message: String,
+    },
+    /// A loss or a gradient is infinite or not a number.
+    #[error("{what} is not a finite number")]
+    NotFinite {
+        /// What was looked at, and where.
+        what: String,
+    },
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// A verb: read, write, replace …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The data cannot be trained on or generated from.
+    #[error("{0}")]
+    Data(String),
+    /// The configuration asks for what cannot be done.
+    #[error("{0}")]
+    Config(String),
+    /// A base model's files are not what they say they are.
+    #[error("{}: {message}", path.display())]
+    Model {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// An adapter does not fit the base model, or is damaged. All findings at once.
+    #[error("the adapter {} does not fit: {}", path.display(), problems.join("; "))]
+    Adapter {
+        /// The adapter's folder.
+        path: PathBuf,
+        /// One sentence each.
+        problems: Vec<String>,
+    },
+    /// The device is missing or failed; after such an error no more work can be done in this process.
+    #[error("{0}")]
+    Device(String),
+    /// libtorch refused an operation: a defect of Luthier.
+    #[error("libtorch failed in {operation}: {message}")]
+    Torch {
+        /// The operation, its module and its operands' shapes.
+        operation: String,
+        /// libtorch's first line.
+        message: String,
+    },
+}
+
+impl EngineError {
+    /// Sorts what libtorch says about a failed operation. The only place that reads libtorch's texts.
+    pub fn torch(operation: impl Into<String>, text: &str) -> Self {
+        const MEMORY: [&str; 5] = [
+            "out of memory",
+            "can't allocate memory",
+            "not enough memory",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+            "bad_alloc",
+        ];
+        const DEVICE: [&str; 6] = [
+            "CUDA error",
+            "CUBLAS_STATUS_",
+            "CUDNN_STATUS_",
+            "device-side assert",
+            "NCCL error",
+            "no NVIDIA driver",
+        ];
+        let operation = operation.into();
+        let message = luthier_core::text::clean_line(text.lines().next().unwrap_or_default()).into_owned();
+        if MEMORY.iter().any(|sign| text.contains(sign)) {
+            Self::OutOfMemory { operation, message }
+        } else if DEVICE.iter().any(|sign| text.contains(sign)) {
+            Self::Device(format!("the device failed in {operation}: {message}"))
+        } else {
+            Self::Torch { operation, message }
+        }
+    }
+
+    /// The same error with the module it happened in.
+    #[must_use]
+    pub fn within(mut self, module: &str) -> Self {
+        if let Self::OutOfMemory { operation, .. } | Self::Torch { operation, .. } = &mut self {
+            *operation = format!("{operation} of {module}");
+        }
+        self
+    }
+
+    /// How a run that ends with this error is classed.
+    pub fn class(&self) -> FailureClass {
+        match self {
+            Self::OutOfMemory { .. } => FailureClass::Oom,
+            Self::NotFinite { .. } => FailureClass::Nan,
+            Self::File { .. } => FailureClass::Disk,
+            Self::Data(_) => FailureClass::Data,
+            Self::Config(_) | Self::Model { .. } | Self::Adapter { .. } => FailureClass::Config,
+            Self::Device(_) => FailureClass::Device,
+            Self::Torch { .. } => FailureClass::Bug,
+        }
+    }
+
+    /// What a user can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::OutOfMemory { .. } => {
+                "lower train.batch_size (and raise train.accumulate to keep the step the same), lower \
+                 data.max_length, or set train.recompute = \"on\""
+            }
+            Self::NotFinite { .. } => "lower train.learning_rate, or set train.on_nan = \"skip\"",
+            Self::File { .. } => "check that the path exists, may be used and has space left",
+            Self::Data(_) => "run `luthier data check`",
+            Self::Config(_) => "correct luthier.toml and start a new run",
+            Self::Model { .. } => "download the base model again, then run `luthier model verify`",
+            Self::Adapter { .. } => "use the base model that the adapter was trained on",
+            Self::Device(_) => "run `luthier doctor`; the run can be resumed from its last checkpoint",
+            Self::Torch { .. } => "this is a defect of Luthier; please report it with engine.log",
+        }
+    }
+}
+
+/// Sorts a failure of `operation`.
+pub(crate) fn from_tch(operation: impl Into<String>, error: &TchError) -> EngineError {
+    match error {
+        TchError::Torch(text) => EngineError::torch(operation, text),
+        other => EngineError::torch(operation, &other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libtorch_texts_are_sorted() {
+        let cases = [
+            ("CUDA out of memory. Tried to allocate 2.00 GiB.", FailureClass::Oom),
+            ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", FailureClass::Oom),
+            ("CUDA error: an illegal memory access was encountered", FailureClass::Device),
+            ("CUBLAS_STATUS_ALLOC_FAILED when calling", FailureClass::Oom),
+            ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", FailureClass::Bug),
+        ];
+        for (text, class) in cases {
+            assert_eq!(EngineError::torch("linear", text).class(), class, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_the_first_line_is_kept_and_cleaned() {
+        let error = EngineError::torch("linear [2, 3]", "bad\u{1b}[31m shapes\nC++ stack").within("lm_head");
+        let text = error.to_string();
+        assert!(text.starts_with("libtorch failed in linear [2, 3] of lm_head: bad"), "{text}");
+        assert!(!text.contains('\u{1b}') && !text.contains("stack"), "{text}");
+    }
+
+    #[test]
+    fn an_impossible_allocation_is_out_of_memory() {
+        let result = tch::Tensor::f_zeros([1_i64 << 55], (tch::Kind::Float, tch::Device::Cpu));
+        let error = from_tch("zeros", &result.err().unwrap());
+        assert_eq!(error.class(), FailureClass::Oom, "{error}");
+    }
+}

@@ -1,0 +1,137 @@
+//! Keys and values of tokens already seen, by layer and row.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{EngineError, Result};
+use crate::models::Model;
+use crate::ops;
+
+/// Room is made for this many more tokens at a time.
+const STEP: i64 = 256;
+
+/// Keys and values of a batch. Rows may differ in length; what lies beyond a row's length is never looked at.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<Option<LayerCache>>,
+    /// Key-value heads and head size by layer.
+    shapes: Vec<[i64; 2]>,
+    lengths: Vec<i64>,
+    capacity: i64,
+    options: (Kind, Device),
+}
+
+impl KvCache {
+    /// For `rows` rows, all empty.
+    pub fn new(model: &Model, rows: usize) -> Self {
+        let specs = model.architecture().layers.iter().map(|layer| &layer.attention);
+        let shapes = specs.map(|spec| [spec.key_value_heads as i64, spec.head_size as i64]);
+        Self {
+            layers: model.architecture().layers.iter().map(|_| None).collect(),
+            shapes: shapes.collect(),
+            lengths: vec![0; rows],
+            capacity: 0,
+            options: (model.kind(), model.device()),
+        }
+    }
+
+    /// Tokens held, by row.
+    pub fn lengths(&self) -> &[i64] {
+        &self.lengths
+    }
+
+    /// Forgets what lies beyond these lengths.
+    pub fn truncate(&mut self, lengths: &[i64]) {
+        for (held, &wanted) in self.lengths.iter_mut().zip(lengths) {
+            *held = wanted.clamp(0, *held);
+        }
+    }
+
+    /// Keeps these rows, in this order.
+    pub fn keep_rows(&mut self, rows: &[usize]) -> Result<()> {
+        let indices: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+        let indices = ops::integers(&indices, self.options.1)?;
+        for layer in self.layers.iter_mut().flatten() {
+            layer.keys = ops::select_rows(&layer.keys, 0, &indices)?;
+            layer.values = ops::select_rows(&layer.values, 0, &indices)?;
+        }
+        self.lengths = rows.iter().filter_map(|&row| self.lengths.get(row).copied()).collect();
+        Ok(())
+    }
+
+    /// Makes room for `width` more tokens of every row.
+    pub(crate) fn reserve(&mut self, width: i64) -> Result<()> {
+        let longest = self.lengths.iter().copied().max().unwrap_or_default();
+        if longest + width <= self.capacity {
+            return Ok(());
+        }
+        let capacity = (longest + width).div_euclid(STEP) * STEP + STEP;
+        let rows = self.lengths.len() as i64;
+        for (layer, [heads, size]) in self.layers.iter_mut().zip(&self.shapes) {
+            let fresh = || ops::zeros(&[rows, *heads, capacity, *size], self.options.0, self.options.1);
+            let (mut keys, mut values) = (fresh()?, fresh()?);
+            if let Some(old) = layer.take().filter(|_| longest > 0) {
+                keys = carry_over(keys, &old.keys, longest)?;
+                values = carry_over(values, &old.values, longest)?;
+            }
+            *layer = Some(LayerCache { keys, values, starts: vec![] });
+        }
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    /// One layer's share, about to take the next tokens.
+    pub(crate) fn layer(&mut self, layer: usize) -> Result<&mut LayerCache> {
+        let starts = &self.lengths;
+        let cache = self.layers.get_mut(layer).and_then(Option::as_mut);
+        let cache = cache.ok_or_else(|| EngineError::torch("cache", "no room was reserved"))?;
+        cache.starts.clone_from(starts);
+        Ok(cache)
+    }
+
+    /// Every row has grown by `width` tokens.
+    pub(crate) fn advance(&mut self, width: i64) {
+        for length in &mut self.lengths {
+            *length += width;
+        }
+    }
+}
+
+fn carry_over(fresh: Tensor, old: &Tensor, length: i64) -> Result<Tensor> {
+    ops::copy_into(&mut ops::narrow(&fresh, 2, 0, length)?, &ops::narrow(old, 2, 0, length)?)?;
+    Ok(fresh)
+}
+
+/// Keys and values of one layer, `[B, heads, capacity, size]`.
+#[derive(Debug)]
+pub(crate) struct LayerCache {
+    keys: Tensor,
+    values: Tensor,
+    /// Where each row's next token goes.
+    starts: Vec<i64>,
+}
+
+impl LayerCache {
+    /// Adds `[B, heads, T, size]` to every row.
+    pub fn write(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
+        let width = keys.size().get(2).copied().unwrap_or_default();
+        for (store, new) in [(&self.keys, keys), (&self.values, values)] {
+            match self.starts.first() {
+                Some(&start) if self.starts.iter().all(|&other| other == start) => {
+                    ops::copy_into(&mut ops::narrow(store, 2, start, width)?, new)?;
+                }
+                _ => {
+                    for (row, &start) in self.starts.iter().enumerate() {
+                        let place = ops::narrow(&ops::narrow(store, 0, row as i64, 1)?, 2, start, width)?;
+                        ops::copy_into(&mut { place }, &ops::narrow(new, 0, row as i64, 1)?)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first `length` keys and values of every row.
+    pub fn read(&self, length: i64) -> Result<(Tensor, Tensor)> {
+        Ok((ops::narrow(&self.keys, 2, 0, length)?, ops::narrow(&self.values, 2, 0, length)?))
+    }
+}

@@ -1,0 +1,66 @@
+//! From final hidden states to losses and log-probabilities, without ever holding all logits.
+
+use tch::{Device, Tensor};
+
+use super::Model;
+use crate::csrc::{self, CrossEntropy};
+use crate::error::{EngineError, Result};
+use crate::ops;
+
+/// Label of a token that is not trained on, as in transformers.
+pub const IGNORED: i64 = -100;
+
+/// Logits held at once, in elements: large enough for efficient products, small enough to stay out of the way.
+const LOGITS_AT_ONCE: i64 = 1 << 24;
+
+/// Which hidden states predict which token. Made on the host, where batches are made, so that nothing waits for the
+/// device.
+#[derive(Debug)]
+pub struct Targets {
+    /// `[n]` int64: rows of the hidden states seen as `[B × T, H]`.
+    pub rows: Tensor,
+    /// `[n]` int64: the token each predicts.
+    pub ids: Tensor,
+    /// n
+    pub count: usize,
+}
+
+impl Targets {
+    /// `wanted[b · T + t]` is the token that the hidden state at row b, column t predicts, or [`IGNORED`].
+    pub fn new(wanted: &[i64], device: Device) -> Result<Self> {
+        let (rows, ids): (Vec<i64>, Vec<i64>) =
+            wanted.iter().enumerate().filter(|&(_, &id)| id >= 0).map(|(row, &id)| (row as i64, id)).unzip();
+        Ok(Self { rows: ops::integers(&rows, device)?, ids: ops::integers(&ids, device)?, count: ids.len() })
+    }
+
+    /// From labels as transformers has them: `labels[b · T + t]` says whether token t of row b is itself trained on, so
+    /// that it is predicted by t - 1. `width` is T.
+    pub fn shifted(labels: &[i64], width: usize, device: Device) -> Result<Self> {
+        if width == 0 || !labels.len().is_multiple_of(width) {
+            return Err(EngineError::torch("targets", "labels do not fill whole rows"));
+        }
+        let mut wanted = Vec::with_capacity(labels.len());
+        for row in labels.chunks(width) {
+            wanted.extend_from_slice(&row[1..]);
+            wanted.push(IGNORED);
+        }
+        Self::new(&wanted, device)
+    }
+}
+
+/// Sum of the cross entropies of all targets under `softmax(head · hidden)`; `hidden` is `[B, T, H]`. `count_correct`
+/// asks for [`CrossEntropy::correct`].
+pub fn loss_sum(
+    model: &Model,
+    hidden: &Tensor,
+    targets: &Targets,
+    count_correct: bool,
+) -> Result<CrossEntropy> {
+    let width = hidden.size().last().copied().unwrap_or_default();
+    let flat = ops::reshape(hidden, &[-1, width])?;
+    let chosen = ops::select_rows(&flat, 0, &targets.rows)?;
+    let vocabulary = model.architecture().vocabulary as i64;
+    let chunk = (LOGITS_AT_ONCE / vocabulary.max(1)).max(1);
+    csrc::linear_cross_entropy(&chosen, model.head_weight(), &targets.ids, chunk, count_correct)
+        .map_err(|error| error.within("the head"))
+}

@@ -1,0 +1,72 @@
+//! What belongs to the process as a whole: signals, panics, where log lines go.
+
+use std::any::Any;
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
+use tracing_subscriber::EnvFilter;
+
+/// A flag that SIGTERM and SIGINT raise. The work looks at it where it can stop cleanly.
+#[derive(Debug, Clone)]
+pub struct Termination {
+    raised: Arc<AtomicBool>,
+}
+
+impl Termination {
+    /// Takes over SIGTERM and SIGINT, and lets SIGHUP and SIGPIPE do nothing: losing a terminal or a
+    /// reader must not end the work.
+    pub fn listen() -> io::Result<Self> {
+        let raised = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGINT] {
+            signal_hook::flag::register(signal, Arc::clone(&raised))?;
+        }
+        let nothing = Arc::new(AtomicBool::new(false));
+        for signal in [SIGHUP, SIGPIPE] {
+            signal_hook::flag::register(signal, Arc::clone(&nothing))?;
+        }
+        Ok(Self { raised })
+    }
+
+    /// True once the process has been asked to end.
+    pub fn asked(&self) -> bool {
+        self.raised.load(Ordering::Relaxed)
+    }
+}
+
+/// Sends log lines to standard error, filtered by `LUTHIER_LOG` (default: `info`).
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("LUTHIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let outcome = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    if let Err(error) = outcome {
+        eprintln!("luthier-engine: logging was already set up: {error}");
+    }
+}
+
+/// Runs `work`; a panic inside becomes its message, so that it can be recorded as a failure. The panic
+/// hook has then already written place and backtrace to standard error.
+pub fn catching_panics<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| panic_message(payload.as_ref()))
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_its_message() {
+        assert_eq!(catching_panics(|| 7), Ok(7));
+        let message = catching_panics(|| -> () { panic!("tensor {} is lost", 3) });
+        assert_eq!(message, Err("tensor 3 is lost".into()));
+    }
+}

@@ -1,0 +1,227 @@
+//! AdamW (arXiv 1711.05101, algorithm 2) over tensors we own, so that its state can be saved and restored.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use crate::csrc::{self, Moments};
+use crate::error::{EngineError, Result};
+use crate::methods::Parameters;
+use crate::ops;
+
+/// Added to the root of the second moment, as in PyTorch and transformers.
+pub const EPSILON: f64 = 1e-8;
+
+/// Running moments of every trained parameter, f32, on the parameter's device.
+#[derive(Debug)]
+pub struct AdamW {
+    slots: BTreeMap<String, Slot>,
+    updates: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    first: Tensor,
+    second: Tensor,
+    /// Updates made, as the fused update wants it: a 0-dimensional f32 tensor.
+    step: Tensor,
+}
+
+impl AdamW {
+    /// Zero moments for `parameters`.
+    pub fn new(parameters: &Parameters) -> Result<Self> {
+        let slots = parameters.iter().map(|(name, parameter)| {
+            let zeros = || ops::zeros(&parameter.size(), Kind::Float, parameter.device());
+            let step = ops::zeros(&[], Kind::Float, parameter.device())?;
+            Ok((name.clone(), Slot { first: zeros()?, second: zeros()?, step }))
+        });
+        Ok(Self { slots: slots.collect::<Result<_>>()?, updates: 0 })
+    }
+
+    /// Updates made so far; steps that were skipped do not count.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// One update of `parameters` in place. `gradients` are in the order of `parameters`.
+    pub fn update(
+        &mut self,
+        parameters: &Parameters,
+        gradients: &[Tensor],
+        settings: &csrc::AdamW,
+    ) -> Result<()> {
+        if parameters.len() != gradients.len() || !parameters.keys().eq(self.slots.keys()) {
+            return Err(EngineError::torch(
+                "adamw",
+                "parameters, gradients and moments do not belong together",
+            ));
+        }
+        let rows: Vec<Moments> = parameters
+            .values()
+            .zip(gradients)
+            .zip(self.slots.values())
+            .map(|((parameter, gradient), slot)| Moments {
+                parameter,
+                gradient,
+                first: &slot.first,
+                second: &slot.second,
+                step: &slot.step,
+            })
+            .collect();
+        csrc::adamw(&rows, settings)?;
+        self.updates += 1;
+        Ok(())
+    }
+
+    /// The moments by the names they are saved under: `first.NAME` and `second.NAME`. The tensors are the optimizer's
+    /// own, not copies.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let named = |(name, slot): (&String, &Slot)| {
+            [
+                (format!("first.{name}"), slot.first.shallow_clone()),
+                (format!("second.{name}"), slot.second.shallow_clone()),
+            ]
+        };
+        self.slots.iter().flat_map(named).collect()
+    }
+
+    /// Sets every moment to what [`AdamW::tensors`] gave, and the number of updates. All that does not fit is said at
+    /// once, and then nothing has changed.
+    pub fn restore(&mut self, tensors: &BTreeMap<String, Tensor>, updates: u64) -> Result<()> {
+        let expected = self.tensors();
+        let mut problems: Vec<String> = Vec::new();
+        for (name, own) in &expected {
+            match tensors.get(name) {
+                None => problems.push(format!("{name} is missing")),
+                Some(found) if found.size() != own.size() || found.kind() != Kind::Float => {
+                    problems.push(format!(
+                        "{name} is {:?} {:?} instead of Float {:?}",
+                        found.kind(),
+                        found.size(),
+                        own.size()
+                    ))
+                }
+                Some(_) => {}
+            }
+        }
+        problems.extend(
+            tensors
+                .keys()
+                .filter(|name| !expected.contains_key(*name))
+                .map(|name| format!("{name} is not expected")),
+        );
+        if !problems.is_empty() {
+            return Err(EngineError::Config(format!(
+                "the optimizer's state does not fit: {}",
+                problems.join("; ")
+            )));
+        }
+        for (name, mut own) in expected {
+            if let Some(saved) = tensors.get(&name) {
+                ops::copy_into(&mut own, saved)?;
+            }
+        }
+        for slot in self.slots.values_mut() {
+            let made = ops::floats(&[updates as f32], slot.step.device())?;
+            ops::copy_into(&mut slot.step, &ops::reshape(&made, &[])?)?;
+        }
+        self.updates = updates;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: csrc::AdamW =
+        csrc::AdamW { learning_rate: 0.05, betas: [0.9, 0.99], weight_decay: 0.1, epsilon: EPSILON };
+
+    fn parameters() -> Parameters {
+        let ramp = |count: i64| Tensor::arange(count, (Kind::Float, tch::Device::Cpu)) / 10.0 - 0.3;
+        [("a".to_owned(), ramp(7)), ("b".to_owned(), ramp(12).reshape([3, 4]))].into()
+    }
+
+    fn gradients(step: i64) -> Vec<Tensor> {
+        parameters().values().map(|parameter| (parameter * step).sin()).collect()
+    }
+
+    /// The algorithm of the paper, line by line, in f64.
+    fn plain(steps: i64) -> Vec<Vec<f64>> {
+        let [beta1, beta2] = SETTINGS.betas;
+        parameters()
+            .into_values()
+            .enumerate()
+            .map(|(index, parameter)| {
+                let mut theta = parameter.to_kind(Kind::Double);
+                let (mut m, mut v) = (theta.zeros_like(), theta.zeros_like());
+                for t in 1..=steps {
+                    let g = gradients(t)[index].to_kind(Kind::Double);
+                    m = m * beta1 + &g * (1.0 - beta1);
+                    v = v * beta2 + &g * &g * (1.0 - beta2);
+                    let m_hat = &m / (1.0 - beta1.powi(t as i32));
+                    let v_hat = &v / (1.0 - beta2.powi(t as i32));
+                    let decayed = &theta * (1.0 - SETTINGS.learning_rate * SETTINGS.weight_decay);
+                    theta = decayed - SETTINGS.learning_rate * m_hat / (v_hat.sqrt() + EPSILON);
+                }
+                Vec::<f64>::try_from(theta.reshape([-1])).unwrap()
+            })
+            .collect()
+    }
+
+    fn values(parameters: &Parameters) -> Vec<Vec<f32>> {
+        parameters.values().map(|parameter| ops::to_floats(parameter).unwrap()).collect()
+    }
+
+    #[test]
+    fn ten_fused_updates_equal_the_papers() {
+        let parameters = parameters();
+        let mut optimizer = AdamW::new(&parameters).unwrap();
+        for step in 1..=10 {
+            optimizer.update(&parameters, &gradients(step), &SETTINGS).unwrap();
+        }
+        assert_eq!(optimizer.updates(), 10);
+        for (ours, expected) in values(&parameters).iter().zip(plain(10)) {
+            for (a, b) in ours.iter().zip(expected) {
+                assert!((f64::from(*a) - b).abs() < 1e-6, "{a} instead of {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_restored_optimizer_goes_on_bit_for_bit() {
+        let whole = parameters();
+        let mut optimizer = AdamW::new(&whole).unwrap();
+        for step in 1..=6 {
+            optimizer.update(&whole, &gradients(step), &SETTINGS).unwrap();
+        }
+
+        let halves = parameters();
+        let mut first = AdamW::new(&halves).unwrap();
+        for step in 1..=3 {
+            first.update(&halves, &gradients(step), &SETTINGS).unwrap();
+        }
+        let saved = first.tensors().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect();
+        let mut second = AdamW::new(&halves).unwrap();
+        second.restore(&saved, first.updates()).unwrap();
+        for step in 4..=6 {
+            second.update(&halves, &gradients(step), &SETTINGS).unwrap();
+        }
+        assert_eq!(values(&whole), values(&halves));
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_changes_nothing() {
+        let parameters = parameters();
+        let mut optimizer = AdamW::new(&parameters).unwrap();
+        let mut saved = AdamW::new(&parameters).unwrap().tensors();
+        saved.remove("first.a");
+        saved.insert("second.c".into(), Tensor::zeros([1], (Kind::Float, tch::Device::Cpu)));
+        saved.insert("first.b".into(), Tensor::ones([2], (Kind::Float, tch::Device::Cpu)));
+        let text = optimizer.restore(&saved, 5).unwrap_err().to_string();
+        for part in ["first.a is missing", "second.c is not expected", "first.b is Float [2]"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(optimizer.updates(), 0);
+    }
+}

@@ -1,0 +1,169 @@
+//! Rules that notice trouble in the numbers of a run. They only say so; nothing here stops a run.
+
+use std::collections::VecDeque;
+
+/// Steps whose losses a spike is measured against.
+const WINDOW: usize = 32;
+/// Fewer losses than this say nothing about what is usual.
+const ENOUGH: usize = 8;
+/// How many robust standard deviations above the median a loss has to lie.
+const DEVIATIONS: f64 = 6.0;
+/// … and by what share of the median, so that a run with hardly any noise does not cry wolf.
+const SHARE: f64 = 0.5;
+/// Scales the median absolute deviation to the standard deviation of a normal distribution.
+const ROBUST_DEVIATION: f64 = 1.4826;
+
+/// Notices a training loss far above the median of the steps before it.
+#[derive(Debug, Default)]
+pub struct SpikeWatch {
+    recent: VecDeque<f64>,
+    spiking: bool,
+}
+
+/// A loss that stands out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Spike {
+    /// The loss that stands out.
+    pub loss: f64,
+    /// The median of the steps before it.
+    pub usual: f64,
+}
+
+impl SpikeWatch {
+    /// Takes the loss of the next step; says so when a spike begins, and once only while it lasts.
+    /// Non-finite losses are another rule's business.
+    pub fn observe(&mut self, loss: f64) -> Option<Spike> {
+        if !loss.is_finite() {
+            return None;
+        }
+        let spike = self.measure(loss);
+        let begins = spike.is_some() && !self.spiking;
+        self.spiking = spike.is_some();
+        if self.recent.len() == WINDOW {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(loss);
+        spike.filter(|_| begins)
+    }
+
+    fn measure(&self, loss: f64) -> Option<Spike> {
+        if self.recent.len() < ENOUGH {
+            return None;
+        }
+        let usual = median(self.recent.iter().copied());
+        let deviation = ROBUST_DEVIATION * median(self.recent.iter().map(|each| (each - usual).abs()));
+        let limit = usual + (DEVIATIONS * deviation).max(SHARE * usual.abs());
+        (loss > limit).then_some(Spike { loss, usual })
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match (sorted.get(middle), middle.checked_sub(1).and_then(|below| sorted.get(below))) {
+        (Some(upper), Some(lower)) if sorted.len() % 2 == 0 => f64::midpoint(*lower, *upper),
+        (Some(upper), _) => *upper,
+        (None, _) => 0.0,
+    }
+}
+
+/// Evaluations in a row that have to rise before a run is said to overfit.
+const RISES: u32 = 3;
+
+/// Notices a held-out loss that rises from evaluation to evaluation while training goes on.
+#[derive(Debug, Default)]
+pub struct OverfitWatch {
+    previous: Option<f64>,
+    best: Option<f64>,
+    rises: u32,
+}
+
+impl OverfitWatch {
+    /// Takes the held-out loss of the next evaluation; true when it has just risen the third time in a
+    /// row and lies above the best one.
+    pub fn observe(&mut self, loss: f64) -> bool {
+        let rising = self.previous.is_some_and(|previous| loss > previous);
+        self.rises = if rising { self.rises + 1 } else { 0 };
+        self.previous = Some(loss);
+        let above_best = self.best.is_some_and(|best| loss > best);
+        if !above_best {
+            self.best = Some(loss);
+        }
+        self.rises == RISES && above_best
+    }
+}
+
+/// Free space below which a run says that the disk is nearly full, beside what its next checkpoint
+/// needs: 256 MiB.
+const RESERVE: u64 = 256 << 20;
+
+/// Notices a file system that has no room for two more checkpoints; once until there is room again.
+#[derive(Debug, Default)]
+pub struct DiskWatch {
+    low: bool,
+}
+
+impl DiskWatch {
+    /// Takes the free bytes and the size of a checkpoint; true when space has just become low.
+    pub fn observe(&mut self, free: u64, checkpoint: u64) -> bool {
+        let low = free < RESERVE.saturating_add(checkpoint.saturating_mul(2));
+        let begins = low && !self.low;
+        self.low = low;
+        begins
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spike_is_reported_once_and_noise_is_not() {
+        let mut watch = SpikeWatch::default();
+        for step in 0..40 {
+            let noisy = 2.0 + 0.2 * f64::from(step % 3);
+            assert_eq!(watch.observe(noisy), None, "step {step}");
+        }
+        let spike = watch.observe(5.0).expect("a loss of 5 stands out of 2.0 to 2.4");
+        assert!((spike.usual - 2.2).abs() < 1e-9);
+        assert_eq!(watch.observe(5.1), None);
+        assert_eq!(watch.observe(2.1), None);
+        assert!(watch.observe(6.0).is_some());
+    }
+
+    #[test]
+    fn the_first_steps_and_a_steady_loss_raise_no_spike() {
+        let mut watch = SpikeWatch::default();
+        for loss in [9.0, 1.0, 20.0, 1.0] {
+            assert_eq!(watch.observe(loss), None);
+        }
+        let mut steady = SpikeWatch::default();
+        for _ in 0..20 {
+            steady.observe(1.0);
+        }
+        assert_eq!(steady.observe(1.4), None, "40 % above a loss without noise is no spike");
+        assert!(steady.observe(1.6).is_some());
+        assert_eq!(steady.observe(f64::NAN), None);
+    }
+
+    #[test]
+    fn overfitting_is_three_rises_in_a_row_above_the_best() {
+        let mut watch = OverfitWatch::default();
+        let alerts: Vec<bool> = [1.0, 0.9, 0.95, 0.94, 0.96, 0.97, 0.98, 0.99]
+            .into_iter()
+            .map(|loss| watch.observe(loss))
+            .collect();
+        assert_eq!(alerts, [false, false, false, false, false, false, true, false]);
+    }
+
+    #[test]
+    fn low_disk_is_reported_when_it_begins() {
+        let mut watch = DiskWatch::default();
+        assert!(!watch.observe(RESERVE + 300, 100));
+        assert!(watch.observe(RESERVE + 100, 100));
+        assert!(!watch.observe(RESERVE, 100));
+        assert!(!watch.observe(u64::MAX, 100));
+        assert!(watch.observe(0, u64::MAX));
+    }
+}

@@ -1,0 +1,314 @@
+//! What people ask of a running run. A thread answers the control socket at once, however long a step takes, and notes
+//! what is wished; the loop looks at the notes between steps.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use luthier_core::config::{self, Change, Config, edit_plan};
+use luthier_core::runs::{Call, Reply, Request, StopWhen};
+use luthier_core::text::clean_line;
+
+use crate::process::Termination;
+
+/// How often a waiting loop looks for a signal, which cannot wake it.
+const SIGNAL_POLL: Duration = Duration::from_millis(100);
+
+/// Prompts that may wait to be answered.
+const WAITING_PROMPTS: usize = 16;
+
+/// What is wished for at the moment.
+#[derive(Debug, Default)]
+struct Wishes {
+    paused: bool,
+    stop: Option<StopWhen>,
+    checkpoint: bool,
+    evaluate: bool,
+    prompts: VecDeque<String>,
+    /// The configuration file may say something else than before.
+    config: bool,
+    /// Who asked for a key's present value; the others were edited in the file.
+    editors: BTreeMap<String, String>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    wishes: Mutex<Wishes>,
+    changed: Condvar,
+}
+
+/// The notes, as the loop and others see them.
+#[derive(Debug, Clone)]
+pub struct Control {
+    shared: Arc<Shared>,
+    termination: Termination,
+}
+
+impl Control {
+    /// Nobody wishes anything yet.
+    pub fn new(termination: Termination) -> Self {
+        let shared = Shared { wishes: Mutex::new(Wishes::default()), changed: Condvar::new() };
+        Self { shared: Arc::new(shared), termination }
+    }
+
+    /// Answers calls in a thread of its own until the server that sends them is gone. Edits are written to `file`, the
+    /// run's `config.toml`.
+    pub fn answer(&self, calls: Receiver<Call>, file: PathBuf) -> std::io::Result<()> {
+        let control = self.clone();
+        let answering = thread::Builder::new().name("requests".into()).spawn(move || {
+            for call in calls {
+                let reply = control.take(&call.request, call.peer.pid, &file);
+                call.reply(reply);
+            }
+        });
+        answering.map(drop)
+    }
+
+    /// Notes that the configuration file may have changed.
+    pub fn config_changed(&self) {
+        self.note(|wishes| wishes.config = true);
+    }
+
+    /// Notes that the run shall end.
+    pub fn stop(&self, when: StopWhen) {
+        self.note(|wishes| wishes.stop = Some(when));
+    }
+
+    /// How the run shall end, if it shall. A signal asks for saving.
+    pub fn stopping(&self) -> Option<StopWhen> {
+        let asked = self.termination.asked().then_some(StopWhen::Save);
+        self.wishes().stop.or(asked)
+    }
+
+    /// Whether the run shall end at once, without saving.
+    pub fn abandoned(&self) -> bool {
+        self.wishes().stop == Some(StopWhen::Now)
+    }
+
+    /// Who asked for the end, in words.
+    pub fn stop_reason(&self) -> &'static str {
+        if self.wishes().stop.is_some() { "asked to stop" } else { "the process was told to end (SIGTERM)" }
+    }
+
+    /// Whether the run shall hold still.
+    pub fn paused(&self) -> bool {
+        self.wishes().paused
+    }
+
+    /// Waits until something is wished, or a moment has passed.
+    pub fn wait(&self) {
+        let wishes = self.wishes();
+        // Whoever waits looks at everything again, so it does not matter what woke it.
+        drop(self.shared.changed.wait_timeout(wishes, SIGNAL_POLL));
+    }
+
+    /// Whether a checkpoint was asked for since the last call.
+    pub fn take_checkpoint(&self) -> bool {
+        std::mem::take(&mut self.wishes().checkpoint)
+    }
+
+    /// Whether an evaluation was asked for since the last call.
+    pub fn take_evaluation(&self) -> bool {
+        std::mem::take(&mut self.wishes().evaluate)
+    }
+
+    /// The next prompt to answer.
+    pub fn take_prompt(&self) -> Option<String> {
+        self.wishes().prompts.pop_front()
+    }
+
+    /// Whether the configuration file may have changed since the last call; with it, who asked for which key's value.
+    pub fn take_config(&self) -> Option<BTreeMap<String, String>> {
+        let mut wishes = self.wishes();
+        std::mem::take(&mut wishes.config).then(|| std::mem::take(&mut wishes.editors))
+    }
+
+    fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.shared.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Wishes)) {
+        change(&mut self.wishes());
+        self.shared.changed.notify_all();
+    }
+
+    /// Notes what a request wishes, and says what will come of it.
+    fn take(&self, request: &Request, pid: u32, file: &Path) -> Reply {
+        match request {
+            Request::Hello { .. } | Request::Subscribe => Reply::ok("connected already"),
+            _ if self.stopping().is_some_and(|when| {
+                *request != Request::Stop { when: StopWhen::Now } && when != StopWhen::AfterEval
+            }) =>
+            {
+                Reply::error("the run is stopping")
+            }
+            Request::Pause if self.paused() => Reply::error("it is paused already"),
+            Request::Pause => {
+                self.note(|wishes| wishes.paused = true);
+                Reply::ok("pauses after the current step")
+            }
+            Request::Resume if !self.paused() => Reply::error("it is running already"),
+            Request::Resume => {
+                self.note(|wishes| wishes.paused = false);
+                Reply::ok("goes on")
+            }
+            Request::Checkpoint => {
+                self.note(|wishes| wishes.checkpoint = true);
+                Reply::ok("writes a checkpoint after the current step")
+            }
+            Request::Evaluate => {
+                self.note(|wishes| wishes.evaluate = true);
+                Reply::ok("evaluates after the current step")
+            }
+            Request::Stop { when } => {
+                self.note(|wishes| {
+                    wishes.stop = Some(*when);
+                    wishes.paused = false;
+                });
+                Reply::ok(match when {
+                    StopWhen::Save => "stops after the current step, with a checkpoint and the adapter saved",
+                    StopWhen::AfterEval => {
+                        "stops after one more evaluation, with a checkpoint and the adapter saved"
+                    }
+                    StopWhen::Now => "stops at once; what is past the last checkpoint is lost",
+                })
+            }
+            Request::Sample { prompt } => {
+                let mut wishes = self.wishes();
+                if wishes.prompts.len() == WAITING_PROMPTS {
+                    return Reply::error(format!(
+                        "{WAITING_PROMPTS} prompts wait already; try again after the current step"
+                    ));
+                }
+                wishes.prompts.push_back(prompt.clone());
+                drop(wishes);
+                self.shared.changed.notify_all();
+                Reply::ok("answers after the current step; the reply becomes a `sample` event")
+            }
+            Request::Edit { key, value, who } => {
+                let who = who
+                    .as_deref()
+                    .map_or_else(|| format!("process {pid}"), |who| clean_line(who).into_owned());
+                self.edit(key, value, who, file).unwrap_or_else(Reply::error)
+            }
+        }
+    }
+
+    /// Writes an edit into the configuration file, from where it reaches the loop as any other.
+    fn edit(&self, key: &str, value: &str, who: String, file: &Path) -> Result<Reply, String> {
+        let old = Config::load_file(file, &[])
+            .map_err(|error| format!("the run's config.toml is broken: {error}"))?;
+        let new = Config::load_file(file, &[format!("{key}={value}")]).map_err(|error| error.to_string())?;
+        let plan = edit_plan(&old, &new);
+        if let Some(refused) =
+            plan.edits.iter().find_map(|edit| refusal(edit.when).map(|why| format!("{} {why}", edit.key)))
+        {
+            return Err(refused);
+        }
+        let Some(edit) = plan.edits.first() else {
+            return Ok(Reply::ok(format!("{key} has this value already")));
+        };
+        let said = match edit.when {
+            Change::NextEvaluation => "from the next evaluation on",
+            Change::Now | Change::NewRun | Change::Refused(_) => "from the next step on",
+        };
+        let said = format!("{}: {} → {}, {said}", edit.key, edit.old, edit.new);
+        // Before the file changes, so that the editor is known when the watcher sees it.
+        self.note(|wishes| {
+            wishes.editors.insert(edit.key.clone(), who);
+        });
+        config::write_key(file, key, value).map_err(|error| error.to_string())?;
+        self.config_changed();
+        Ok(Reply::ok(said))
+    }
+}
+
+/// Why a live run cannot take a change; `None` where it can.
+pub fn refusal(when: Change) -> Option<String> {
+    match when {
+        Change::Now | Change::NextEvaluation => None,
+        Change::NewRun => Some("can only be changed for a new run".into()),
+        Change::Refused(reason) => Some(format!("cannot be changed while a run is live: {reason}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn control() -> Control {
+        Control::new(Termination::listen().unwrap())
+    }
+
+    fn project() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        std::fs::write(
+            &file,
+            "# mine\n[model]\npath = \"m\"\n[data]\ntrain = \"t.jsonl\"\n[train]\nlearning_rate = 2e-4\n",
+        )
+        .unwrap();
+        (folder, file)
+    }
+
+    #[test]
+    fn wishes_are_taken_once() {
+        let control = control();
+        let (_folder, file) = project();
+        for request in [Request::Checkpoint, Request::Evaluate, Request::Sample { prompt: "hi".into() }] {
+            assert!(matches!(control.take(&request, 1, &file), Reply::Ok { .. }));
+        }
+        assert!(control.take_checkpoint() && !control.take_checkpoint());
+        assert!(control.take_evaluation() && !control.take_evaluation());
+        assert_eq!((control.take_prompt(), control.take_prompt()), (Some("hi".into()), None));
+    }
+
+    #[test]
+    fn a_stop_ends_a_pause_and_only_an_urgent_one_may_follow() {
+        let control = control();
+        let (_folder, file) = project();
+        assert!(matches!(control.take(&Request::Resume, 1, &file), Reply::Error { .. }));
+        control.take(&Request::Pause, 1, &file);
+        assert!(control.paused());
+        control.take(&Request::Stop { when: StopWhen::Save }, 1, &file);
+        assert!(!control.paused());
+        assert!(matches!(control.take(&Request::Pause, 1, &file), Reply::Error { .. }));
+        control.take(&Request::Stop { when: StopWhen::Now }, 1, &file);
+        assert!(control.abandoned());
+    }
+
+    #[test]
+    fn an_edit_is_written_to_the_file_and_remembers_who_asked() {
+        let control = control();
+        let (_folder, file) = project();
+        let edit = |key: &str, value: &str| Request::Edit {
+            key: key.into(),
+            value: value.into(),
+            who: Some("ann".into()),
+        };
+        let Reply::Ok { message } = control.take(&edit("train.learning_rate", "1e-4"), 1, &file) else {
+            panic!("the edit was refused")
+        };
+        assert!(message.contains("train.learning_rate"), "{message}");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.starts_with("# mine") && text.contains("1e-4"), "{text}");
+        let editors = control.take_config().unwrap();
+        assert_eq!(editors.get("train.learning_rate").map(String::as_str), Some("ann"));
+        assert!(control.take_config().is_none());
+
+        for (key, value) in [
+            ("method.rank", "8"),
+            ("train.seed", "7"),
+            ("train.learning_rte", "1"),
+            ("train.learning_rate", "-1"),
+        ] {
+            let reply = control.take(&edit(key, value), 1, &file);
+            assert!(matches!(reply, Reply::Error { .. }), "{key}: {reply:?}");
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "{key} must not be written");
+        }
+        assert!(control.take_config().is_none());
+    }
+}

@@ -1,0 +1,117 @@
+//! A linear layer: base weights, and whatever adapters make of their result.
+
+use tch::{Kind, Tensor};
+
+use crate::error::Result;
+use crate::methods::Adapter;
+use crate::models::{Active, Pass};
+use crate::ops;
+
+/// Names a linear layer of one model by number, counted from 0 in the order of [`crate::models::Model::linears`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Site(pub usize);
+
+/// A weight matrix `[out, in]` as it lies in memory.
+#[derive(Debug)]
+pub enum Weight {
+    /// One element after the other.
+    Dense(Tensor),
+}
+
+impl Weight {
+    /// `x · weightᵀ + bias`: `[N, in]` → `[N, out]`
+    pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => ops::linear(x, weight, bias),
+        }
+    }
+
+    /// The matrix with elements of type `kind`.
+    pub fn dense(&self, kind: Kind) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => ops::to_kind(weight, kind),
+        }
+    }
+}
+
+/// A linear layer of the base model. Every product of activations with a block's weights goes through
+/// [`Linear::forward`].
+#[derive(Debug)]
+pub struct Linear {
+    /// Where it is.
+    pub site: Site,
+    /// Its Hugging Face module name, which PEFT stores adapters under.
+    pub name: String,
+    /// Columns of the weight.
+    pub in_features: usize,
+    /// Rows of the weight.
+    pub out_features: usize,
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub(super) fn new(
+        site: Site,
+        name: &str,
+        features: [usize; 2],
+        weight: Weight,
+        bias: Option<Tensor>,
+    ) -> Self {
+        let [out_features, in_features] = features;
+        Self { site, name: name.into(), in_features, out_features, weight, bias }
+    }
+
+    /// `[N, in]` → `[N, out]`, with the adapters of `pass`.
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let changed = self.weight.linear(x, self.bias.as_ref()).and_then(|y| match pass.adapters {
+            Active::Base => Ok(y),
+            Active::All(adapter) => adapter.output(self, x, y, pass.noise.as_ref()),
+            Active::Rows(rows) => self.by_rows(x, &y, rows, pass),
+        });
+        changed.map_err(|error| error.within(&self.name))
+    }
+
+    /// The base weight, `[out, in]`.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// The bias, `[out]`.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Base weights have run once over the whole batch; each run of neighbouring rows with one adapter then gets it.
+    fn by_rows(&self, x: &Tensor, y: &Tensor, rows: &[Option<&dyn Adapter>], pass: &Pass) -> Result<Tensor> {
+        let tokens = x.size().first().copied().unwrap_or_default();
+        let count = rows.len() as i64;
+        if count == 0 || tokens % count != 0 {
+            return Err(ops::mismatch("adapters by row", &[x], &format!("{count} rows")));
+        }
+        let width = tokens / count;
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for run in rows.chunk_by(|a, b| same(*a, *b)) {
+            let length = run.len() as i64 * width;
+            let part = ops::narrow(y, 0, start, length)?;
+            parts.push(match run.first().copied().flatten() {
+                Some(adapter) => {
+                    adapter.output(self, &ops::narrow(x, 0, start, length)?, part, pass.noise.as_ref())?
+                }
+                None => part,
+            });
+            start += length;
+        }
+        ops::concatenate(&parts, 0)
+    }
+}
+
+/// Whether two rows have the same adapter, the same object.
+fn same(a: Option<&dyn Adapter>, b: Option<&dyn Adapter>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => std::ptr::addr_eq(a, b),
+        _ => false,
+    }
+}

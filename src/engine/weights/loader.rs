@@ -1,0 +1,121 @@
+//! Tensors out of mapped model files, as the compute type, on the device.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use luthier_core::model::{ModelFiles, RopePermutation, Storage, TensorEntry};
+use memmap2::Mmap;
+use tch::{Device, Kind, Tensor};
+
+use super::dequantise::decode;
+use super::linear::{Linear, Site, Weight};
+use crate::error::{EngineError, Result};
+use crate::{csrc, ops};
+
+/// Reads the tensors of one base model.
+pub struct Loader<'a> {
+    files: &'a ModelFiles,
+    maps: Vec<Arc<Mmap>>,
+    device: Device,
+    kind: Kind,
+    sites: usize,
+}
+
+impl<'a> Loader<'a> {
+    /// Maps the model's files; reads nothing yet.
+    pub fn open(files: &'a ModelFiles, device: Device, kind: Kind) -> Result<Self> {
+        let maps = files
+            .files
+            .iter()
+            .map(|path| {
+                let failed = |source| EngineError::File { action: "read", path: path.clone(), source };
+                csrc::map(&File::open(path).map_err(failed)?).map_err(failed)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { files, maps, device, kind, sites: 0 })
+    }
+
+    /// The tensor of this Hugging Face name, as the compute type on the device. Never to be written to.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let Some(entry) = self.files.tensors.get(name) else {
+            return Err(self.damaged(&self.files.root, format!("tensor {name} is missing")));
+        };
+        let stored = self.stored(name, entry)?;
+        let restored = match entry.permutation {
+            Some(permutation) => restore(&stored, permutation)?,
+            None => stored,
+        };
+        ops::to_device(&ops::to_kind(&restored, self.kind)?, self.device)
+    }
+
+    /// The next linear layer, of this module name; layers must be asked for in the order of their sites.
+    pub fn linear(&mut self, module: &str, has_bias: bool) -> Result<Linear> {
+        let weight = self.tensor(&format!("{module}.weight"))?;
+        let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
+        let size = weight.size();
+        let [out_features, in_features] = size[..] else {
+            return Err(self.damaged(&self.files.root, format!("{module}.weight is no matrix")));
+        };
+        let site = Site(self.sites);
+        self.sites += 1;
+        let features = [out_features as usize, in_features as usize];
+        Ok(Linear::new(site, module, features, Weight::Dense(weight), bias))
+    }
+
+    /// As it is stored, as f32, f16 or bf16; over the map itself where it can be.
+    fn stored(&self, name: &str, entry: &TensorEntry) -> Result<Tensor> {
+        let missing = || self.damaged(&self.files.root, format!("tensor {name} lies outside of its file"));
+        let map = self.maps.get(entry.file).ok_or_else(missing)?;
+        let (start, length) = (entry.offset as usize, entry.bytes as usize);
+        let bytes = start.checked_add(length).and_then(|end| map.get(start..end)).ok_or_else(missing)?;
+        if entry.storage.bytes(entry.elements()) != Some(entry.bytes) {
+            return Err(self.damaged(&self.files.root, format!("tensor {name} has {length} bytes")));
+        }
+        let shape: Vec<i64> = entry.shape.iter().map(|&length| length as i64).collect();
+        let plain = match entry.storage {
+            Storage::F32 => Some(Kind::Float),
+            Storage::F16 => Some(Kind::Half),
+            Storage::BF16 => Some(Kind::BFloat16),
+            _ => None,
+        };
+        if let Some(kind) = plain
+            && let Some(borrowed) = csrc::borrow_map(map, start, &shape, kind)?
+        {
+            return Ok(borrowed);
+        }
+        csrc::fill::<f32>(&shape, |out| {
+            decode(entry.storage, bytes, out);
+            Ok(())
+        })
+    }
+
+    fn damaged(&self, path: &std::path::Path, message: String) -> EngineError {
+        EngineError::Model { path: path.to_owned(), message }
+    }
+}
+
+/// Undoes llama.cpp's order of rotary rows: `[heads, size / 2, 2, …]` back to `[heads, 2, size / 2, …]`.
+fn restore(stored: &Tensor, permutation: RopePermutation) -> Result<Tensor> {
+    let size = stored.size();
+    let (rows, heads) = (size[0], permutation.heads as i64);
+    let rest: i64 = size[1..].iter().product();
+    let paired = ops::reshape(stored, &[heads, rows / heads / 2, 2, rest])?;
+    ops::reshape(&ops::transpose(&paired, 1, 2)?, &size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restoring_follows_the_permutation_row_by_row() {
+        let permutation = RopePermutation { heads: 3 };
+        let rows = 24;
+        let stored = Tensor::arange(rows * 5, (Kind::Float, Device::Cpu)).view([rows, 5]);
+        let restored = restore(&stored, permutation).unwrap();
+        for row in 0..rows {
+            let source = permutation.source_row(row as usize, rows as usize) as i64;
+            assert_eq!(restored.get(row), stored.get(source), "row {row}");
+        }
+    }
+}
