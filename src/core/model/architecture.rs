@@ -231,7 +231,7 @@ impl Architecture {
 
     /// The first value that contradicts another, as its Hugging Face configuration key and what is wrong with it.
     pub fn contradiction(&self) -> Option<(&'static str, &'static str)> {
-        self.layers.iter().find_map(|layer| layer.contradiction()).or_else(|| self.final_norm.contradiction())
+        self.layers.iter().find_map(LayerSpec::contradiction).or_else(|| self.final_norm.contradiction())
     }
 
     /// Every tensor the architecture needs, embedding first; a tied head has none.

@@ -52,9 +52,10 @@ pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
         return Err(no_tokenizer(root, &tokenizer_json));
     }
     let tokenizer_config = root.join("tokenizer_config.json");
-    let tokenizer_config = match tokenizer_config.exists() {
-        true => Some(files::read_object(&tokenizer_config, MAX_TOKENIZER_CONFIG)?),
-        false => None,
+    let tokenizer_config = if tokenizer_config.exists() {
+        Some(files::read_object(&tokenizer_config, MAX_TOKENIZER_CONFIG)?)
+    } else {
+        None
     };
     let chat_template = chat_template(root, tokenizer_config.as_ref())?;
     let special =
@@ -185,10 +186,10 @@ fn read_index(path: &Path) -> Result<IndexMap<String, String>, ModelError> {
     let problem = |problem: String| ModelError::Settings { file: path.into(), problem };
     let index: Index = serde_json::from_slice(&files::read(path, MAX_INDEX)?)
         .map_err(|error| problem(Shown::new(&error.to_string()).to_string()))?;
-    match index.weight_map.is_empty() {
-        true => Err(problem("`weight_map` names no tensor".to_owned())),
-        false => Ok(index.weight_map),
+    if index.weight_map.is_empty() {
+        return Err(problem("`weight_map` names no tensor".to_owned()));
     }
+    Ok(index.weight_map)
 }
 
 /// The path of a shard. The index is untrusted: its names must be those of safetensors files inside the folder.

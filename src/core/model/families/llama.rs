@@ -121,7 +121,10 @@ fn rope(settings: &Settings, head_size: usize) -> Result<RopeSpec, ModelError> {
         Some(theta) => theta,
         None => settings.number_if_any("rope_theta")?.unwrap_or(10_000.0),
     };
-    if partial.or(settings.number_if_any("partial_rotary_factor")?).is_some_and(|share| share != 1.0) {
+    if partial
+        .or(settings.number_if_any("partial_rotary_factor")?)
+        .is_some_and(|share| (share - 1.0).abs() > f64::EPSILON)
+    {
         return Err(settings.unsupported(
             "partial_rotary_factor",
             "partial rotary embedding in a llama model",

@@ -4,7 +4,7 @@ use pretty_assertions::assert_eq;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::architecture::{Mlp, RopeScaling};
+use crate::model::architecture::{Mlp, RopeScaling, RopeSpec};
 use crate::model::{SpecialToken, Storage};
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
@@ -138,9 +138,9 @@ fn rotary_scaling_reads_alike_in_both_spellings() {
             "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 64}),
         );
     });
-    assert_eq!(new.as_ref().unwrap().scaling, llama3);
-    assert_eq!(new.as_ref().unwrap().theta, 500_000.0);
-    assert_eq!(old.unwrap(), new.unwrap());
+    let wanted = RopeSpec { theta: 500_000.0, rotated: 16, scaling: llama3 };
+    assert_eq!(new.unwrap(), wanted);
+    assert_eq!(old.unwrap(), wanted);
     let linear = open(|config| {
         config.remove("rope_parameters");
         config.insert("rope_scaling".to_owned(), json!({"type": "linear", "factor": 2.0}));
@@ -282,7 +282,7 @@ fn the_index_cannot_point_outside_of_its_folder() {
     ] {
         let folder = sharded();
         edit(&folder, "model.safetensors.index.json", |index| {
-            index["weight_map"]["lm_head.weight"] = json!(name)
+            index["weight_map"]["lm_head.weight"] = json!(name);
         });
         let error = refusal(&folder);
         assert!(error.contains("points outside of the model folder"), "{name}: {error}");

@@ -33,14 +33,14 @@ const ROPE_DIVISORS: &str = "rope_freqs.weight";
 pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
     let (file, size) = files::open(path)?;
     let mut file = BufReader::with_capacity(1 << 16, file);
-    let header = Header::read(&mut file, size).map_err(|fault| fault.at(path))?;
+    let mut header = Header::read(&mut file, size).map_err(|fault| fault.at(path))?;
     let family = family(path, &header)?;
     let mut architecture = family.architecture(&settings(path, &header, family)?)?;
     let mut found = IndexMap::new();
     for tensor in &header.tensors {
         if tensor.name == ROPE_DIVISORS {
             let divisors = read_floats(&mut file, tensor).map_err(|fault| fault.at(path))?;
-            divide_frequencies(&mut architecture, divisors).map_err(|fault| fault.at(path))?;
+            divide_frequencies(&mut architecture, &divisors).map_err(|fault| fault.at(path))?;
             continue;
         }
         let entry = Found {
@@ -71,7 +71,7 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
         }
     }
     let vocabulary =
-        GgufVocabulary::read(&header, architecture.vocabulary).map_err(|fault| fault.at(path))?;
+        GgufVocabulary::read(&mut header, architecture.vocabulary).map_err(|fault| fault.at(path))?;
     let chat_template = header.get("tokenizer.chat_template").and_then(Value::text).map(str::to_owned);
     let fingerprint = fingerprint::of(&architecture, &tensors, &files)?;
     Ok(ModelFiles {
@@ -232,7 +232,7 @@ fn read_floats(file: &mut BufReader<File>, tensor: &header::Tensor) -> Result<Ve
     Ok(bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect())
 }
 
-fn divide_frequencies(architecture: &mut Architecture, divisors: Vec<f32>) -> Result<(), Fault> {
+fn divide_frequencies(architecture: &mut Architecture, divisors: &[f32]) -> Result<(), Fault> {
     if divisors.iter().any(|divisor| !divisor.is_finite() || *divisor <= 0.0) {
         return Err(Fault::Damaged(format!("tensor `{ROPE_DIVISORS}` holds values that are not above 0")));
     }
@@ -252,8 +252,8 @@ fn divide_frequencies(architecture: &mut Architecture, divisors: Vec<f32>) -> Re
                 remedy: "choose another model",
             });
         }
-        if divisors.iter().any(|&divisor| divisor != 1.0) {
-            rope.scaling = RopeScaling::Divisors(divisors.clone());
+        if divisors.iter().any(|divisor| (divisor - 1.0).abs() > f32::EPSILON) {
+            rope.scaling = RopeScaling::Divisors(divisors.to_vec());
         }
     }
     Ok(())

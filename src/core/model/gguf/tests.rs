@@ -54,7 +54,7 @@ fn metadata() -> Writer {
 }
 
 /// The row order llama.cpp gives query and key rows: for each head, dimension `i` of both halves side by side.
-fn permuted(rows: Vec<&[u8]>, heads: usize) -> Vec<u8> {
+fn permuted(rows: &[&[u8]], heads: usize) -> Vec<u8> {
     let head_size = rows.len() / heads;
     let half = head_size / 2;
     let order = (0..heads)
@@ -70,10 +70,9 @@ fn tiny() -> Writer {
     for parameter in model.architecture.parameters() {
         let entry = &model.tensors[&parameter.name];
         let mut data = bytes[entry.offset as usize..(entry.offset + entry.bytes) as usize].to_vec();
-        let rows = || data.chunks(4 * 64).collect();
         match parameter.role {
-            Role::Query => data = permuted(rows(), 4),
-            Role::Key => data = permuted(rows(), 2),
+            Role::Query => data = permuted(&data.chunks(4 * 64).collect::<Vec<_>>(), 4),
+            Role::Key => data = permuted(&data.chunks(4 * 64).collect::<Vec<_>>(), 2),
             _ => {}
         }
         let name = format!("{}.weight", parameter.role.gguf_module(parameter.layer.unwrap_or(0)));

@@ -151,14 +151,6 @@ impl Array {
             Self::Texts(_) | Self::Arrays(_) => None,
         }
     }
-
-    /// The elements of an array of texts.
-    pub(in crate::model) fn texts(&self) -> Option<&[String]> {
-        match self {
-            Self::Texts(texts) => Some(texts),
-            Self::Numbers { .. } | Self::Arrays(_) => None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -7,18 +7,19 @@ use crate::model::{GgufTokenType, GgufVocabulary};
 
 impl GgufVocabulary {
     /// `rows` is the number of rows of the embedding: no id may lie beyond.
-    pub(super) fn read(header: &Header, rows: usize) -> Result<Self, Fault> {
-        let keys = Keys { header };
+    /// Takes the long lists out of `header`, since copying them would double the time.
+    pub(super) fn read(header: &mut Header, rows: usize) -> Result<Self, Fault> {
+        let mut keys = Keys { header };
         let model = keys
             .text("model")?
-            .ok_or_else(|| keys.damaged("model", "is missing: the file has no tokenizer"))?;
+            .ok_or_else(|| Keys::damaged("model", "is missing: the file has no tokenizer"))?;
         let tokens = keys.texts("tokens")?;
         if tokens.is_empty() {
-            return Err(keys.damaged("tokens", "is missing: the file has no vocabulary"));
+            return Err(Keys::damaged("tokens", "is missing: the file has no vocabulary"));
         }
         if tokens.len() > rows {
             let problem = format!("has {} tokens, but the embedding only {rows} rows", tokens.len());
-            return Err(keys.damaged("tokens", &problem));
+            return Err(Keys::damaged("tokens", &problem));
         }
         let count = tokens.len();
         Ok(Self {
@@ -54,7 +55,7 @@ fn token_type(number: u64) -> GgufTokenType {
 }
 
 struct Keys<'a> {
-    header: &'a Header,
+    header: &'a mut Header,
 }
 
 impl Keys<'_> {
@@ -62,13 +63,13 @@ impl Keys<'_> {
         self.header.get(&format!("tokenizer.ggml.{key}"))
     }
 
-    fn damaged(&self, key: &str, problem: &str) -> Fault {
+    fn damaged(key: &str, problem: &str) -> Fault {
         Fault::Damaged(format!("`tokenizer.ggml.{key}` {problem}"))
     }
 
     fn typed<'a, T>(&'a self, key: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, Fault> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        read(value).map(Some).ok_or_else(|| self.damaged(key, "has the wrong type"))
+        read(value).map(Some).ok_or_else(|| Self::damaged(key, "has the wrong type"))
     }
 
     fn text(&self, key: &str) -> Result<Option<String>, Fault> {
@@ -79,18 +80,20 @@ impl Keys<'_> {
         self.typed(key, Value::truth)
     }
 
-    fn texts(&self, key: &str) -> Result<Vec<String>, Fault> {
-        let texts = self.typed(key, |value| value.array().and_then(Array::texts))?;
-        Ok(texts.unwrap_or_default().to_vec())
+    fn texts(&mut self, key: &str) -> Result<Vec<String>, Fault> {
+        match self.header.metadata.swap_remove(&format!("tokenizer.ggml.{key}")) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(Array::Texts(texts))) => Ok(texts),
+            Some(_) => Err(Self::damaged(key, "has the wrong type")),
+        }
     }
 
     /// An id; -1, or one past the vocabulary, is how some files say that there is none.
     fn id(&self, key: &str, count: usize) -> Result<Option<u32>, Fault> {
         match self.get(key) {
-            None => Ok(None),
-            Some(Value::Signed(..0)) => Ok(None),
+            None | Some(Value::Signed(..0)) => Ok(None),
             Some(value) => {
-                let id = value.unsigned().ok_or_else(|| self.damaged(key, "has the wrong type"))?;
+                let id = value.unsigned().ok_or_else(|| Self::damaged(key, "has the wrong type"))?;
                 Ok(u32::try_from(id).ok().filter(|&id| (id as usize) < count))
             }
         }
@@ -106,10 +109,10 @@ impl Keys<'_> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let numbers = value.array().and_then(Array::numbers);
         let numbers: Option<Vec<T>> = numbers.and_then(|values| values.map(|value| read(&value)).collect());
-        let numbers = numbers.ok_or_else(|| self.damaged(key, "has the wrong type"))?;
+        let numbers = numbers.ok_or_else(|| Self::damaged(key, "has the wrong type"))?;
         if numbers.len() == count {
             return Ok(numbers);
         }
-        Err(self.damaged(key, &format!("has {} values for {count} tokens", numbers.len())))
+        Err(Self::damaged(key, &format!("has {} values for {count} tokens", numbers.len())))
     }
 }
