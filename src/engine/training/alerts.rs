@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 /// Steps whose losses a spike is measured against.
 const WINDOW: usize = 32;
 /// Fewer losses than this say nothing about what is usual.
@@ -14,7 +16,7 @@ const SHARE: f64 = 0.5;
 const ROBUST_DEVIATION: f64 = 1.4826;
 
 /// Notices a training loss far above the median of the steps before it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SpikeWatch {
     recent: VecDeque<f64>,
     spiking: bool,
@@ -72,7 +74,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 const RISES: u32 = 3;
 
 /// Notices a held-out loss that rises from evaluation to evaluation while training goes on.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct OverfitWatch {
     previous: Option<f64>,
     best: Option<f64>,

@@ -1,5 +1,9 @@
 //! Training: the loop, one step, the optimizer, the schedule, and what surrounds them while a run lives.
 
-mod alerts;
-mod record;
-mod schedule;
+pub mod adamw;
+pub mod alerts;
+pub mod batch;
+pub mod record;
+pub mod schedule;
+pub mod state;
+pub mod step;

@@ -1,0 +1,128 @@
+//! What must survive the process: saved and restored as one mirrored pair. Order of rows and dropout are functions of seed
+//! and step, the learning rate one of the step, and the settings stand in `config.toml`, so none of them is in here.
+
+use std::path::Path;
+
+use luthier_core::runs::{Checkpoint, CheckpointError, CheckpointWriter};
+use serde::{Deserialize, Serialize};
+
+use super::adamw::AdamW;
+use super::alerts::{OverfitWatch, SpikeWatch};
+use crate::error::{EngineError, Result};
+use crate::methods::{self, Adapter, Method};
+use crate::models::Model;
+use crate::weights::safetensors;
+
+/// The optimizer's moments.
+const MOMENTS_FILE: &str = "optimizer.safetensors";
+/// Everything small.
+const PROGRESS_FILE: &str = "progress.json";
+
+/// Where a run stands.
+pub struct State {
+    /// What is trained.
+    pub adapter: Box<dyn Adapter>,
+    /// Its optimizer.
+    pub optimizer: AdamW,
+    /// The rest.
+    pub progress: Progress,
+}
+
+/// Where a run stands, beside its weights.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps made, skipped ones included: the position in the data.
+    pub step: u64,
+    /// Updates the optimizer made.
+    pub updates: u64,
+    /// Lowest held-out loss so far and its step.
+    pub best: Option<Best>,
+    /// Evaluations since then.
+    pub evaluations_since_best: u64,
+    /// Steps in a row whose loss or gradient was not finite.
+    pub bad_steps: u32,
+    /// Into how many parts each micro-batch is cut, since memory ran out.
+    pub cuts: usize,
+    /// Seconds spent in steps.
+    pub train_seconds: f64,
+    /// Losses that the next ones are compared with.
+    pub spikes: SpikeWatch,
+    /// Held-out losses that the next ones are compared with.
+    pub overfitting: OverfitWatch,
+    /// What the run is made on.
+    pub identity: Identity,
+}
+
+/// The lowest held-out loss.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// The loss.
+    pub loss: f64,
+    /// Its step.
+    pub step: u64,
+}
+
+/// What a run is made on. Another model makes a checkpoint useless; other data make the rest of the run another one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The base weights.
+    pub model_fingerprint: String,
+    /// The prepared rows.
+    pub data_hash: String,
+    /// The chat template.
+    pub template_fingerprint: String,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+impl State {
+    /// The beginning of a run.
+    pub fn new(adapter: Box<dyn Adapter>, identity: Identity) -> Result<Self> {
+        let optimizer = AdamW::new(adapter.parameters())?;
+        Ok(Self { adapter, optimizer, progress: Progress { cuts: 1, identity, ..Progress::default() } })
+    }
+
+    /// Publishes a checkpoint of this state in the run directory, usable as a PEFT adapter folder as well.
+    pub fn save(&self, run: &Path) -> Result<Checkpoint> {
+        // Exhaustive, so that a new field does not compile until it is saved.
+        let Self { adapter, optimizer, progress } = self;
+        let writer = CheckpointWriter::begin(run, progress.step).map_err(checkpoint_error)?;
+        methods::save(adapter.as_ref(), writer.path())?;
+        let moments = optimizer.tensors();
+        let named = moments.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        safetensors::write(&writer.path().join(MOMENTS_FILE), named)?;
+        let progress = Progress { updates: optimizer.updates(), ..progress.clone() };
+        let text = serde_json::to_vec_pretty(&progress)
+            .map_err(|error| EngineError::Data(format!("the progress cannot be written as JSON: {error}")))?;
+        let path = writer.path().join(PROGRESS_FILE);
+        std::fs::write(&path, text).map_err(|source| EngineError::File { action: "write", path, source })?;
+        let notes = serde_json::json!({ "best": progress.best, "identity": progress.identity });
+        writer.finish(notes).map_err(checkpoint_error)
+    }
+
+    /// What [`State::save`] saved, from a checkpoint whose files were verified.
+    pub fn load(checkpoint: &Checkpoint, method: &dyn Method, model: &Model) -> Result<Self> {
+        let path = checkpoint.path.join(PROGRESS_FILE);
+        let text = std::fs::read(&path).map_err(|source| EngineError::File {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let progress: Progress = serde_json::from_slice(&text).map_err(|error| EngineError::Model {
+            path,
+            message: format!("is not a run's progress: {error}"),
+        })?;
+        let adapter = method.load(&checkpoint.path, model)?;
+        let mut optimizer = AdamW::new(adapter.parameters())?;
+        optimizer.restore(&safetensors::read(&checkpoint.path.join(MOMENTS_FILE))?, progress.updates)?;
+        Ok(Self { adapter, optimizer, progress })
+    }
+}
+
+/// A checkpoint's failure as one of the engine's.
+pub fn checkpoint_error(error: CheckpointError) -> EngineError {
+    match error {
+        CheckpointError::Io { doing, path, source } => EngineError::File { action: doing, path, source },
+        damaged @ CheckpointError::Damaged { .. } => EngineError::Data(damaged.to_string()),
+    }
+}
