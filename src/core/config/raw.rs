@@ -12,6 +12,9 @@ const MOST_UNREAD: usize = 40;
 /// for part of it.
 const RUNNING_ON: [&str; 4] = ["unclosed", "missing comma", "multi-line", "missing array"];
 
+/// In messages about a value that is none of TOML's, most often a text without quotes.
+const UNQUOTED: [&str; 2] = ["must be quoted", "invalid boolean"];
+
 /// A value with its bytes in the text.
 #[derive(Clone, Debug)]
 pub(super) struct Located {
@@ -116,6 +119,9 @@ fn syntax_problem(source: &Source, span: Range<usize>, message: &str, runs_on: b
         }
         _ if runs_on => Problem::new(source, span, message)
             .help("is a list, table or text opened above and not closed? What follows was not read"),
+        _ if UNQUOTED.iter().any(|sign| message.contains(sign)) => {
+            Problem::new(source, span, message).help("a text stands in quotes")
+        }
         _ => Problem::new(source, span, message),
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Reader {
     columns: Vec<(&'static Key, usize, Located)>,
     headers: BTreeMap<String, Range<usize>>,
     faulty: BTreeSet<&'static str>,
+    /// Keys and sections that a misspelt name was most likely meant to be.
+    meant: BTreeSet<String>,
     problems: Vec<(usize, Problem)>,
 }
 
@@ -54,6 +56,7 @@ pub(super) fn resolve(sources: Vec<Source>) -> Result<Config, Problems> {
         columns: Vec::new(),
         headers: BTreeMap::new(),
         faulty: BTreeSet::new(),
+        meant: BTreeSet::new(),
         problems: Vec::new(),
     };
     let mut document = raw::document(&reader.sources[0]);
@@ -131,6 +134,7 @@ impl Reader {
             _ => format!("unknown key `{text}` in [{prefix}]"),
         };
         let help = if let Some(near) = nearest(text, below(prefix)) {
+            self.meant.insert(if prefix.is_empty() { near.to_owned() } else { format!("{prefix}.{near}") });
             format!("did you mean `{near}`?")
         } else if let Some(key) = KEYS.iter().find(|key| key.name() == text) {
             format!("`{text}` belongs in [{}]", key.section())
@@ -237,10 +241,10 @@ impl Reader {
     /// Reports required keys that nobody gave.
     fn require(&mut self) {
         for key in KEYS.iter().filter(|key| key.required) {
-            if self.entries.contains_key(key.path) || self.faulty.contains(key.path) {
+            let is_given = self.entries.contains_key(key.path) || self.faulty.contains(key.path);
+            if is_given || self.meant.contains(key.path) || self.meant.contains(key.section()) {
                 continue;
             }
-            self.faulty.insert(key.path);
             let message = format!("`{}` is missing", key.path);
             let help = format!("add {} = … to [{}]: {}", key.name(), key.section(), key.doc);
             self.report_absent(key, &message, &help);
