@@ -6,5 +6,8 @@ pub mod command;
 pub mod effects;
 pub mod keymap;
 pub mod panes;
+#[cfg(test)]
+mod testing;
 pub mod theme;
+pub mod ui;
 pub mod widgets;

@@ -1,3 +1,7 @@
 //! Entry point of `luthier`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    luthier_workbench::cli::run()
+}

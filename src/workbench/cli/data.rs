@@ -1,0 +1,247 @@
+//! `luthier data …`: the pre-flight of a project's data.
+
+use clap::{Args, Subcommand};
+use luthier_core::data::{
+    self, Message, Report, Row, Severity, Split, Template, TokenPiece, Tokenizer, read_dataset,
+};
+use serde_json::json;
+
+use super::failure::{Failure, Outcome};
+use super::output;
+use super::preflight;
+use super::project::{Project, Settings};
+use super::units;
+
+/// Bars of the length histogram are this wide.
+const BAR: usize = 40;
+
+/// Look at a project's data as it will be trained on
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(Check),
+    Show(Show),
+    Stats(Stats),
+}
+
+/// Check the data before training; exit status 3 where something would spoil a run
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  luthier data check -C tickets\n  luthier data check --json | jq '.problems[] | .message'"
+)]
+struct Check {
+    #[command(flatten)]
+    settings: Settings,
+    /// Print a JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Show one row: its messages, its text, and which tokens are trained on
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  luthier data show 212 -C tickets\n  luthier data show 212 --json | jq '.tokens[] | select(.trained) | .text'"
+)]
+struct Show {
+    /// Number of the row, from 0: training files first, then evaluation files
+    #[arg(value_name = "N")]
+    row: usize,
+    #[command(flatten)]
+    settings: Settings,
+    /// Print a JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Count rows and tokens, and show how long the rows are
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier data stats -C tickets")]
+struct Stats {
+    #[command(flatten)]
+    settings: Settings,
+    /// Print a JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does what was asked with the data.
+pub fn run(arguments: &Arguments) -> Outcome {
+    match &arguments.command {
+        Command::Check(arguments) => check(arguments),
+        Command::Show(arguments) => show(arguments),
+        Command::Stats(arguments) => stats(arguments),
+    }
+}
+
+fn report(project: &Project) -> Outcome<Report> {
+    Ok(preflight::data(project, &preflight::model(project)?)?.report)
+}
+
+fn check(arguments: &Check) -> Outcome {
+    let report = report(&arguments.settings.load()?)?;
+    if arguments.json {
+        output::document(&report)?;
+    } else {
+        output::line(&describe_check(&report))?;
+    }
+    if report.blocks() {
+        let count = report.count(Severity::Blocks);
+        return Err(Failure::check(format!(
+            "{} the data from being trained on",
+            if count == 1 { "one problem keeps".to_owned() } else { format!("{count} problems keep") }
+        )));
+    }
+    Ok(())
+}
+
+fn summary(report: &Report) -> String {
+    format!(
+        "{}: {} to train on, {} held out\n{} tokens, {} trained ({})\ntemplate {} ({})",
+        units::counted(report.rows, "row", "rows"),
+        units::count(report.train_rows as u64),
+        units::count(report.eval_rows as u64),
+        units::count(report.tokens),
+        units::count(report.trained_tokens),
+        units::percent(report.trained_share()),
+        report.template,
+        report.template_fingerprint,
+    )
+}
+
+fn describe_check(report: &Report) -> String {
+    let mut lines = vec![summary(report)];
+    if report.problems.is_empty() {
+        lines.push("no problems".to_owned());
+    }
+    for problem in &report.problems {
+        let mark = match problem.severity {
+            Severity::Blocks => "✗",
+            Severity::Warning => "!",
+            Severity::Note => "·",
+        };
+        lines.push(format!("{mark} {}", preflight::problem_line(problem)));
+    }
+    lines.join("\n")
+}
+
+fn stats(arguments: &Stats) -> Outcome {
+    let report = report(&arguments.settings.load()?)?;
+    if arguments.json {
+        return output::document(&json!({
+            "rows": report.rows,
+            "train_rows": report.train_rows,
+            "eval_rows": report.eval_rows,
+            "quarantined": report.quarantined,
+            "truncated": report.truncated,
+            "dropped": report.dropped,
+            "tokens": report.tokens,
+            "trained_tokens": report.trained_tokens,
+            "trained_share": report.trained_share(),
+            "lengths": report.lengths,
+            "template": report.template,
+            "template_fingerprint": report.template_fingerprint,
+        }));
+    }
+    output::line(&describe_stats(&report))
+}
+
+fn describe_stats(report: &Report) -> String {
+    let lengths = &report.lengths;
+    let mut lines = vec![
+        summary(report),
+        format!("{} cut, {} dropped, {} in quarantine", report.truncated, report.dropped, report.quarantined),
+        format!(
+            "tokens per row: min {}, median {}, p95 {}, max {}",
+            lengths.min, lengths.p50, lengths.p95, lengths.max
+        ),
+    ];
+    let most = lengths.histogram.iter().map(|bin| bin.rows).max().unwrap_or(0).max(1);
+    let width = lengths.max.to_string().len();
+    for bin in &lengths.histogram {
+        let bar = "▪".repeat((bin.rows * BAR).div_ceil(most));
+        lines.push(format!("  {:>width$}–{:<width$}  {bar} {}", bin.from, bin.to, bin.rows));
+    }
+    lines.join("\n")
+}
+
+fn show(arguments: &Show) -> Outcome {
+    let project = arguments.settings.load()?;
+    let files = preflight::model(&project)?;
+    let row = find(&project, arguments.row)?;
+    let tokenizer = Tokenizer::open(&files)?;
+    let template = Template::resolve(&project.config, &project.folder, &files)?;
+    let encoded = data::encode(&row, &tokenizer, &template, &project.config)
+        .map_err(|problem| Failure::check(problem.to_string()))?;
+    let tokens = encoded.pieces();
+    let messages = row.example.messages();
+    if arguments.json {
+        return output::document(&json!({
+            "row": row.index,
+            "split": row.split,
+            "origin": row.origin,
+            "messages": messages,
+            "text": encoded.text,
+            "tokens": tokens,
+            "truncated": encoded.truncated,
+        }));
+    }
+    output::line(&describe_row(&row, messages.as_deref(), &tokens, encoded.truncated))
+}
+
+fn find(project: &Project, wanted: usize) -> Outcome<Row> {
+    let dataset = read_dataset(&project.config, &project.folder)?;
+    let last = dataset.rows.iter().map(|row| row.index).max();
+    let unreadable = dataset.problems.into_iter().find(|problem| problem.row == Some(wanted));
+    if let Some(row) = dataset.rows.into_iter().find(|row| row.index == wanted) {
+        return Ok(row);
+    }
+    if let Some(problem) = unreadable {
+        return Err(Failure::check(problem.to_string()));
+    }
+    if dataset.quarantined.iter().any(|row| row.index == wanted) {
+        return Err(Failure::work(format!("row {wanted} is in quarantine")));
+    }
+    Err(Failure::usage(match last {
+        Some(last) => format!("there is no row {wanted}; rows are numbered from 0 to {last}"),
+        None => "the data holds no rows".to_owned(),
+    }))
+}
+
+/// Trained stretches stand between half blocks.
+fn describe_row(row: &Row, messages: Option<&[Message]>, tokens: &[TokenPiece], truncated: bool) -> String {
+    let split = match row.split {
+        Split::Train => "train",
+        Split::Eval => "held out",
+    };
+    let trained = tokens.iter().filter(|token| token.trained).count();
+    let mut lines = vec![format!(
+        "row {}, {split}, {}: {} tokens, {trained} trained{}",
+        row.index,
+        row.origin,
+        tokens.len(),
+        if truncated { ", cut at data.max_length" } else { "" }
+    )];
+    for message in messages.unwrap_or_default() {
+        lines.push(format!("\n{}: {}", message.role, message.content));
+    }
+    lines.push(String::from("\ntokens, trained ones between ▐ and ▌:\n"));
+    let mut marked = String::new();
+    let mut inside = false;
+    for token in tokens {
+        if token.trained != inside {
+            marked.push(if token.trained { '▐' } else { '▌' });
+            inside = token.trained;
+        }
+        marked.push_str(&token.text);
+    }
+    if inside {
+        marked.push('▌');
+    }
+    lines.push(marked);
+    lines.join("\n")
+}

@@ -1,0 +1,131 @@
+//! Findings about the engine: whether it is there, runs, and what it computes with.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use luthier_core::runs::engine_executable;
+use luthier_core::text::clean_line;
+use serde::Deserialize;
+
+use super::{Finding, Standing};
+
+/// Loading libtorch from a cold or remote disk can take this long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often a process is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What `luthier-engine doctor --json` says.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Report {
+    version: String,
+    libtorch: String,
+    cuda: bool,
+    devices: Vec<String>,
+    threads: usize,
+    problems: Vec<String>,
+}
+
+/// Everything about the engine.
+pub fn findings() -> Vec<Finding> {
+    let engine = match engine_executable() {
+        Ok(engine) => engine,
+        Err(error) => {
+            return vec![Finding::short("engine", Standing::Missing, "not found", error.to_string())];
+        }
+    };
+    let shown = clean_line(&engine.display().to_string()).into_owned();
+    match ask(&engine) {
+        Ok(report) => {
+            let mut findings =
+                vec![Finding::good("engine", format!("{shown}, version {}", clean_line(&report.version)))];
+            findings.push(libtorch(&report));
+            findings.extend(report.problems.iter().map(|problem| {
+                Finding::short(
+                    "engine",
+                    Standing::Warning,
+                    clean_line(problem).into_owned(),
+                    "see above; `make setup` looks for libtorch again",
+                )
+            }));
+            findings
+        }
+        Err(reason) => vec![Finding::short(
+            "engine",
+            Standing::Missing,
+            format!("{shown} does not run: {reason}"),
+            "run `make setup` and `make build` again: it was built against a libtorch that is gone or damaged",
+        )],
+    }
+}
+
+fn libtorch(report: &Report) -> Finding {
+    let devices = report.devices.join(", ");
+    let found = format!("{} on {} with {} threads", report.libtorch, devices, report.threads);
+    let driver = Path::new("/proc/driver/nvidia/version").exists();
+    let found = clean_line(&found).into_owned();
+    if driver && !report.cuda {
+        Finding::short(
+            "libtorch",
+            Standing::Warning,
+            format!("{found}; it does not use the GPU of this machine"),
+            "install a torch with CUDA (pip install torch==2.11.0), let LIBTORCH name it, and run `make setup` and `make build`",
+        )
+    } else {
+        Finding::good("libtorch", found)
+    }
+}
+
+fn ask(engine: &Path) -> Result<Report, String> {
+    let mut child = Command::new(engine)
+        .args(["doctor", "--json"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let output = drain(child.stdout.take());
+    let errors = drain(child.stderr.take());
+    let status = wait(&mut child)?;
+    let read = |reading: thread::JoinHandle<String>| reading.join().unwrap_or_default();
+    let (output, errors) = (read(output), read(errors));
+    if !status.success() {
+        let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+        return Err(format!("{status}: {}", clean_line(last)));
+    }
+    serde_json::from_str(&output).map_err(|error| format!("its answer is not understood: {error}"))
+}
+
+fn drain(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+    /// An engine that talks more than this is not one.
+    const MOST: u64 = 1 << 20;
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(from) = from {
+            // What could be read before it broke is what there is to show.
+            let _ = from.take(MOST).read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+fn wait(child: &mut Child) -> Result<std::process::ExitStatus, String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) if Instant::now() < deadline => thread::sleep(LOOK),
+            Ok(None) => {
+                // It may end by itself meanwhile, which is as well.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("it did not answer within {} s", PATIENCE.as_secs()));
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Following a live run from the command line: its journal until it ends, or until the person turns away.
+
+use std::io::{self, IsTerminal};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use luthier_core::runs::{Event, EventBody, JournalReader, RunDir, State, Status, StepEvent};
+use luthier_core::text::clean_line;
+
+use super::failure::Outcome;
+use super::interrupts::Interrupts;
+use super::{output, units};
+
+/// How often a quiet journal is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How often progress is said where it cannot be drawn.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// Steps whose mean duration forecasts the rest.
+const REMEMBERED_STEPS: usize = 20;
+
+/// Characters of a reply or alert in one line.
+const EXCERPT: usize = 100;
+
+/// How following ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The run is over, and stands so.
+    Over(Box<Status>),
+    /// The person turned away; the run goes on.
+    Left,
+}
+
+/// Gives every event of the run's journal to `see` until the run is over or ctrl-C comes.
+pub fn follow(
+    run: &RunDir,
+    interrupts: &Interrupts,
+    see: &mut dyn FnMut(&Event) -> Outcome,
+) -> Outcome<Ending> {
+    let mut reader = JournalReader::new(&run.journal_path());
+    let mut over = None;
+    loop {
+        let batch = reader.read(1024, LOOK)?;
+        for event in &batch.events {
+            see(event)?;
+        }
+        if interrupts.came() {
+            return Ok(Ending::Left);
+        }
+        if batch.more || !batch.events.is_empty() {
+            continue;
+        }
+        // The journal is looked at once more after the end was seen: the last events stand there by then.
+        if let Some(status) = over {
+            return Ok(Ending::Over(Box::new(status)));
+        }
+        let status = run.status()?;
+        if status.state.is_over() {
+            over = Some(status);
+        } else {
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+/// Draws a run's progress on stderr: a bar where that is a terminal, now and then a line where it is not.
+pub struct Progress {
+    bar: ProgressBar,
+    drawn: bool,
+    said: Option<Instant>,
+    total: u64,
+    seconds: Vec<f64>,
+}
+
+impl Progress {
+    /// A bar without a length yet.
+    pub fn new() -> Self {
+        let drawn = io::stderr().is_terminal();
+        let target = if drawn { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        bar.set_style(ProgressStyle::default_spinner());
+        bar.set_message("starting");
+        Self { bar, drawn, said: None, total: 0, seconds: Vec::new() }
+    }
+
+    /// Shows an event.
+    pub fn see(&mut self, event: &Event) {
+        let step = event.step.unwrap_or(0);
+        match &event.body {
+            EventBody::Run(run) => {
+                self.total = run.total_steps;
+                self.bar.set_length(run.total_steps);
+                self.bar.set_style(bar_style());
+                self.bar.set_message(format!("on {}", clean_line(&run.device)));
+                if let Some(from) = run.resumed_from {
+                    self.bar.set_position(from);
+                    self.say(&format!("goes on from step {from}"));
+                }
+            }
+            EventBody::Step(done) => self.step(step, done),
+            EventBody::Eval(eval) => {
+                let scores: String = eval
+                    .scores
+                    .iter()
+                    .map(|(name, score)| format!(" · {name} {}", units::percent(score.get())))
+                    .collect();
+                let loss = units::number(eval.loss.get());
+                self.say(&format!("step {step}: held-out loss {loss}{scores}"));
+            }
+            EventBody::Sample(sample) => {
+                self.say(&format!("step {step}: {} → {}", excerpt(&sample.prompt), excerpt(&sample.reply)));
+            }
+            EventBody::Edit(edit) => self.say(&format!(
+                "from step {}: {} {} → {} ({})",
+                edit.applied_at_step, edit.key, edit.old, edit.new, edit.who
+            )),
+            EventBody::Alert(alert) => self.say(&format!("step {step}: {}", alert.message)),
+            EventBody::State(changed) => {
+                if matches!(changed.state, State::Paused | State::Stopping) {
+                    self.say(&format!("step {step}: {}", changed.state));
+                }
+            }
+            EventBody::Checkpoint(_) | EventBody::Unknown { .. } => {}
+        }
+    }
+
+    /// Takes the bar off the screen.
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn step(&mut self, step: u64, done: &StepEvent) {
+        if self.seconds.len() == REMEMBERED_STEPS {
+            self.seconds.remove(0);
+        }
+        self.seconds.push(done.seconds.get());
+        let mean = self.seconds.iter().sum::<f64>() / self.seconds.len() as f64;
+        let left = mean * self.total.saturating_sub(step) as f64;
+        let eta = Duration::try_from_secs_f64(left).map_or_else(|_| "–".to_owned(), units::duration);
+        let facts = format!(
+            "loss {} · {:.0} tokens/s · ETA {eta}",
+            units::number(done.loss.get()),
+            done.tokens_per_second.get()
+        );
+        self.bar.set_position(step);
+        if self.drawn {
+            self.bar.set_message(facts);
+        } else if step == self.total || self.said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+            self.said = Some(Instant::now());
+            output::note(&format!("step {step}/{} · {facts}", self.total));
+        }
+    }
+
+    fn say(&self, text: &str) {
+        let text = clean_line(text).into_owned();
+        self.bar.suspend(|| output::note(&text));
+    }
+}
+
+fn bar_style() -> ProgressStyle {
+    ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━╸─")
+}
+
+fn excerpt(text: &str) -> String {
+    let line = clean_line(text.trim());
+    match line.char_indices().nth(EXCERPT) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_and_hostile_replies_become_one_short_line() {
+        assert_eq!(excerpt(" a\nb\x1b[2J "), "a⏎b[2J");
+        let long = excerpt(&"é".repeat(500));
+        assert_eq!(long.chars().count(), EXCERPT + 1);
+    }
+}

@@ -1,0 +1,150 @@
+//! The command line: one file per subcommand.
+
+mod completions;
+mod doctor;
+mod failure;
+mod interrupts;
+mod model;
+mod output;
+mod project;
+mod run;
+mod runs;
+mod sample;
+mod units;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use luthier_core::config::nearest;
+use tracing_subscriber::EnvFilter;
+
+use failure::{Failure, Outcome};
+use interrupts::Interrupts;
+
+/// Names what is logged, as in `LUTHIER_LOG=debug`.
+const LOG_VARIABLE: &str = "LUTHIER_LOG";
+
+const EXAMPLES: &str = "\
+Examples:
+  luthier new tickets                 start a project in the folder `tickets`
+  luthier tickets                     open it in the workbench
+  luthier data check -C tickets       look at its data before training
+  luthier train -C tickets --set train.learning_rate=1e-4
+
+Exit status: 0 done, 1 the work failed, 2 bad usage or configuration, 3 a check fell short,
+130 interrupted. Logs go to stderr; LUTHIER_LOG=debug shows more.";
+
+/// A terminal workbench for fine-tuning language models on the machine you are logged in to.
+#[derive(Debug, Parser)]
+#[command(name = "luthier", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// Project folder to open in the workbench [default: the current folder]
+    #[arg(value_name = "PROJECT")]
+    project: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Doctor(doctor::Arguments),
+    Model(model::Arguments),
+    Runs(runs::Arguments),
+    Run(run::Arguments),
+    Completions(completions::Arguments),
+}
+
+impl Command {
+    fn run(self, interrupts: &Interrupts) -> Outcome {
+        match self {
+            Self::Doctor(arguments) => doctor::run(&arguments),
+            Self::Model(arguments) => model::run(&arguments),
+            Self::Runs(arguments) => runs::run(&arguments),
+            Self::Run(arguments) => run::run(&arguments),
+            Self::Completions(arguments) => completions::run(&arguments),
+        }
+    }
+}
+
+/// Does what the command line says; the whole of `luthier`.
+pub fn run() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help goes to stdout, a complaint to stderr; whoever closed it does not want it.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let outcome = match arguments.command {
+        Some(command) => {
+            start_log();
+            Interrupts::watch()
+                .map_err(|error| Failure::work(format!("cannot watch for ctrl-C: {error}")))
+                .and_then(|interrupts| command.run(&interrupts))
+        }
+        None => open(arguments.project),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+}
+
+/// Opens the workbench.
+fn open(project: Option<PathBuf>) -> Outcome {
+    let project = project.unwrap_or_else(|| PathBuf::from("."));
+    Err(no_project(&project))
+}
+
+/// Why a folder cannot be opened. A word that is no folder may have been meant as a command.
+fn no_project(project: &std::path::Path) -> Failure {
+    let shown = project.display();
+    let names: Vec<String> = Arguments::command()
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+        .map(|command| command.get_name().to_owned())
+        .collect();
+    let word = project.to_str().filter(|word| !word.contains('/')).unwrap_or_default();
+    match nearest(word, names.iter().map(String::as_str)) {
+        Some(name) => Failure::usage(format!("there is no folder `{shown}`; did you mean `luthier {name}`?")),
+        None => Failure::usage(format!(
+            "there is no folder `{shown}`; `luthier new {shown}` starts a project there"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_line_of_help_and_an_example() {
+        fn check(command: &clap::Command) {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name} has no description");
+            let subcommands: Vec<_> = command.get_subcommands().collect();
+            if subcommands.is_empty() && !command.is_hide_set() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "{name} has no example");
+                assert!(help.contains("luthier "), "{name}'s example is no command");
+            }
+            for subcommand in subcommands {
+                check(subcommand);
+            }
+        }
+        check(&Arguments::command());
+    }
+}

@@ -1,0 +1,95 @@
+//! What has to be right before a run may start: model, data, and room for both.
+
+use std::io::{self, IsTerminal};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use luthier_core::data::{Prepared, Report, Severity, prepare};
+use luthier_core::machine;
+use luthier_core::model::ModelFiles;
+use luthier_core::model::forecast::{self, Plan};
+
+use super::failure::{Failure, Outcome};
+use super::project::Project;
+use super::units;
+
+/// Problems written out; the rest is counted.
+const SHOWN_PROBLEMS: usize = 20;
+
+/// Opens the project's base model.
+pub fn model(project: &Project) -> Outcome<ModelFiles> {
+    Ok(ModelFiles::open(&project.path(&project.config.model.path))?)
+}
+
+/// Reads, tokenises and checks the project's data, with progress on stderr where that is a terminal.
+pub fn data(project: &Project, files: &ModelFiles) -> Outcome<Prepared> {
+    let target =
+        if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(None, target);
+    let style = ProgressStyle::with_template("tokenising {pos}/{len} rows");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let prepared = prepare(&project.config, &project.folder, files, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    Ok(prepared?)
+}
+
+/// Fails where the data would spoil a run, with everything that would.
+pub fn passes(report: &Report) -> Outcome {
+    if !report.blocks() {
+        return Ok(());
+    }
+    let blocking: Vec<_> =
+        report.problems.iter().filter(|problem| problem.severity == Severity::Blocks).collect();
+    let mut message = format!(
+        "{} the data from being trained on:",
+        if blocking.len() == 1 {
+            "one problem keeps".to_owned()
+        } else {
+            format!("{} problems keep", blocking.len())
+        }
+    );
+    for problem in blocking.iter().take(SHOWN_PROBLEMS) {
+        message.push_str("\n  ");
+        message.push_str(&problem_line(problem));
+    }
+    if let Some(more) = blocking.len().checked_sub(SHOWN_PROBLEMS).filter(|more| *more > 0) {
+        message.push_str(&format!("\n  … and {more} more; `luthier data check` lists all"));
+    }
+    Err(Failure::check(message))
+}
+
+/// A problem in one line, with its row where it has one.
+pub fn problem_line(problem: &luthier_core::data::DataProblem) -> String {
+    match problem.row {
+        Some(row) => format!("row {row}: {}: {}", problem.kind.label(), problem.message),
+        None => format!("{}: {}", problem.kind.label(), problem.message),
+    }
+}
+
+/// What a run would train and need; fails where this machine cannot hold it.
+pub fn plan(project: &Project, files: &ModelFiles, prepared: &Prepared) -> Outcome<Plan> {
+    Ok(forecast::plan(files, &project.config, &prepared.summary())?)
+}
+
+/// Fails where the disk cannot hold the checkpoints that the run will keep.
+pub fn disk(project: &Project, plan: &Plan) -> Outcome {
+    let train = &project.config.train;
+    let written = if train.checkpoint_every == 0 { 1 } else { plan.steps / train.checkpoint_every + 1 };
+    let kept =
+        if train.keep_checkpoints == 0 { written } else { written.min(train.keep_checkpoints as u64 + 1) };
+    // The adapter at the end is smaller than a checkpoint; the journal is smaller still.
+    let needed = plan.checkpoint_bytes.saturating_mul(kept + 1);
+    match machine::free_disk_bytes(&project.folder) {
+        Ok(free) if free < needed => Err(Failure::work(format!(
+            "the disk is too full: {} are free at `{}`, the run's checkpoints need {}; \
+             free some space, or lower train.keep_checkpoints",
+            units::bytes(free),
+            project.folder.display(),
+            units::bytes(needed)
+        ))),
+        // Where the file system does not say, the run finds out.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,61 @@
+//! `luthier run diff`.
+
+use clap::Args;
+use luthier_core::config::{Config, edit_plan};
+use luthier_core::runs::RunDir;
+use serde_json::json;
+
+use super::Which;
+use crate::cli::failure::Outcome;
+use crate::cli::output::{self, Align};
+
+/// Compare a run's settings with those of another run, or of the project as it is now
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  luthier run diff latest -C tickets\n  luthier run diff 20260102-1504 latest"
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    which: Which,
+    /// The run to compare with [default: the project's luthier.toml]
+    #[arg(value_name = "OTHER")]
+    other: Option<String>,
+    /// Print a JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lists what differs.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let run = arguments.which.find()?;
+    let old = Config::load_file(&run.config_path(), &[])?;
+    let (name, new) = match &arguments.other {
+        Some(other) => {
+            let other = RunDir::find(run.project(), other)?;
+            (other.id().to_owned(), Config::load_file(&other.config_path(), &[])?)
+        }
+        None => ("luthier.toml".to_owned(), Config::load(run.project(), &[])?),
+    };
+    let edits = edit_plan(&old, &new).edits;
+    if arguments.json {
+        let differences: Vec<_> = edits
+            .iter()
+            .map(|edit| json!({"key": edit.key, "old": edit.old, "new": edit.new, "when": edit.when.to_string()}))
+            .collect();
+        return output::document(&json!({"run": run.id(), "other": name, "differences": differences}));
+    }
+    if edits.is_empty() {
+        return output::line(&format!("run {} and {name} have the same settings", run.id()));
+    }
+    let columns = [
+        ("setting", Align::Left),
+        (run.id(), Align::Left),
+        (name.as_str(), Align::Left),
+        ("takes effect", Align::Left),
+    ];
+    let rows: Vec<_> = edits
+        .iter()
+        .map(|edit| vec![edit.key.clone(), edit.old.clone(), edit.new.clone(), edit.when.to_string()])
+        .collect();
+    output::line(&output::table(&columns, &rows))
+}

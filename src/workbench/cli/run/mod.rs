@@ -1,0 +1,54 @@
+//! `luthier run …`: the same control over a run as the workbench has.
+
+mod control;
+mod show;
+
+use clap::{Args, Subcommand};
+use luthier_core::runs::RunDir;
+
+use super::failure::Outcome;
+use super::project::Folder;
+
+/// See and control one run
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Show(show::Arguments),
+    Pause(control::Pause),
+    Resume(control::Resume),
+    Stop(control::Stop),
+    Edit(control::Edit),
+}
+
+/// Which run a command is about.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Id of the run, a part of it that no other run has, or `latest`
+    #[arg(value_name = "RUN")]
+    run: String,
+    #[command(flatten)]
+    folder: Folder,
+}
+
+impl Which {
+    /// Finds the run.
+    pub fn find(&self) -> Outcome<RunDir> {
+        Ok(RunDir::find(&self.folder.find()?, &self.run)?)
+    }
+}
+
+/// Does what was asked with a run.
+pub fn run(arguments: &Arguments) -> Outcome {
+    match &arguments.command {
+        Command::Show(arguments) => show::run(arguments),
+        Command::Pause(arguments) => control::pause(arguments),
+        Command::Resume(arguments) => control::resume(arguments),
+        Command::Stop(arguments) => control::stop(arguments),
+        Command::Edit(arguments) => control::edit(arguments),
+    }
+}

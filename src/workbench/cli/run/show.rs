@@ -1,0 +1,166 @@
+//! `luthier run show`.
+
+use clap::Args;
+use jiff::Timestamp;
+use luthier_core::runs::{self, EventBody, JournalReader, Number, RunDir, Status};
+use luthier_core::text::clean_line;
+use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::Which;
+use crate::cli::failure::{Failure, Outcome};
+use crate::cli::{output, units};
+
+/// Lines of the log shown for a run that did not end well.
+const LOG_LINES: usize = 8;
+
+/// Show where a run stands
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  luthier run show latest -C tickets\n  luthier run show latest --json | jq .state"
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    which: Which,
+    /// Print a JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the journal holds beside the status.
+#[derive(Default)]
+struct History {
+    evaluations: Vec<(u64, Number)>,
+    edits: Vec<String>,
+    alerts: Vec<String>,
+}
+
+/// Shows the run.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let run = arguments.which.find()?;
+    let status = run.status()?;
+    if arguments.json {
+        return output::document(&document(&run, &status)?);
+    }
+    let history = History::read(&run)?;
+    output::line(&describe(&run, &status, &history, Timestamp::now()))
+}
+
+fn document(run: &RunDir, status: &Status) -> Outcome<Value> {
+    let status = serde_json::to_value(status)
+        .map_err(|error| Failure::work(format!("cannot write the status as JSON: {error}")))?;
+    let mut document = Map::new();
+    document.insert("id".to_owned(), json!(run.id()));
+    document.insert("path".to_owned(), json!(run.path()));
+    if let Value::Object(keys) = status {
+        document.extend(keys);
+    }
+    let checkpoints: Vec<_> = run
+        .checkpoints()
+        .iter()
+        .map(|checkpoint| json!({"step": checkpoint.step, "path": checkpoint.path}))
+        .collect();
+    document.insert("checkpoints".to_owned(), json!(checkpoints));
+    let adapter = run.adapter_path();
+    document.insert("adapter".to_owned(), json!(adapter.is_dir().then_some(adapter)));
+    Ok(Value::Object(document))
+}
+
+impl History {
+    fn read(run: &RunDir) -> Outcome<Self> {
+        let mut reader = JournalReader::new(&run.journal_path());
+        let mut history = Self::default();
+        loop {
+            let batch = reader.read(4096, Duration::from_secs(1))?;
+            for event in batch.events {
+                let step = event.step.unwrap_or(0);
+                match event.body {
+                    // What a former process did past the checkpoint happened again.
+                    EventBody::Run(run) => {
+                        if let Some(from) = run.resumed_from {
+                            history.evaluations.retain(|(step, _)| *step <= from);
+                        }
+                    }
+                    EventBody::Eval(eval) => history.evaluations.push((step, eval.loss)),
+                    EventBody::Edit(edit) => history.edits.push(format!(
+                        "from step {}: {} {} → {} ({})",
+                        edit.applied_at_step, edit.key, edit.old, edit.new, edit.who
+                    )),
+                    EventBody::Alert(alert) => history.alerts.push(format!("step {step}: {}", alert.message)),
+                    _ => {}
+                }
+            }
+            if !batch.more {
+                return Ok(history);
+            }
+        }
+    }
+}
+
+fn describe(run: &RunDir, status: &Status, history: &History, now: Timestamp) -> String {
+    let mut text = format!("run {}\n", run.id());
+    let mut line = |name: &str, value: &str| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {name:<14} {}", clean_line(value));
+    };
+    let state = match &status.reason {
+        Some(reason) => format!("{}: {reason}", status.state),
+        None => status.state.to_string(),
+    };
+    line("state", &state);
+    if let Some(activity) = &status.activity {
+        line("activity", activity);
+    }
+    if status.state.is_live() {
+        line("process", &format!("{} on {}", status.pid, status.host));
+    }
+    line("started", &units::ago(status.started, now));
+    line("step", &format!("{} of {}, epoch {:.2}", status.step, status.total_steps, status.epoch));
+    let mut number = |name: &str, value: Option<Number>, more: &str| {
+        if let Some(value) = value {
+            line(name, &format!("{}{more}", units::number(value.get())));
+        }
+    };
+    number("loss", status.loss, "");
+    number("held-out loss", status.eval_loss, "");
+    let at = status.best_step.map(|step| format!(" at step {step}")).unwrap_or_default();
+    number("best", status.best_eval_loss, &at);
+    number("learning rate", status.learning_rate, "");
+    number("tokens/s", status.tokens_per_second, "");
+    for (name, score) in &status.scores {
+        line(name, &units::percent(score.get()));
+    }
+    if let Some(step) = status.checkpoint {
+        line("checkpoint", &format!("step {step}"));
+    }
+    if run.adapter_path().is_dir() {
+        line("adapter", &run.adapter_path().display().to_string());
+    }
+    let evaluations: Vec<_> = history
+        .evaluations
+        .iter()
+        .map(|(step, loss)| format!("{} @ {step}", units::number(loss.get())))
+        .collect();
+    if !evaluations.is_empty() {
+        line("evaluations", &evaluations.join("  "));
+    }
+    for edit in &history.edits {
+        line("edit", edit);
+    }
+    for alert in &history.alerts {
+        line("alert", alert);
+    }
+    if let Some(failure) = &status.failure {
+        line("failure", &format!("{}: {}", failure.class, failure.message));
+        if !failure.remedy.is_empty() {
+            line("remedy", &failure.remedy);
+        }
+    }
+    if matches!(status.state, runs::State::Failed | runs::State::Lost) {
+        for logged in run.log_tail(LOG_LINES) {
+            line("log", &logged);
+        }
+    }
+    text.trim_end().to_owned()
+}

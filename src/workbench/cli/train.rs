@@ -1,0 +1,153 @@
+//! `luthier train`.
+
+use std::time::Duration;
+
+use clap::Args;
+use luthier_core::runs::{Event, EventBody, RunDir, State, Status, engine_executable, start_detached};
+use serde_json::json;
+
+use super::failure::{Failure, Outcome};
+use super::follow::{Ending, Progress, follow};
+use super::interrupts::Interrupts;
+use super::project::Settings;
+use super::{output, preflight, units};
+
+/// Lines of the log repeated for a run that failed without a word.
+const LOG_LINES: usize = 12;
+
+/// Fine-tune the base model on the project's data
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  luthier train -C tickets
+  luthier train --set train.learning_rate=1e-4 --set train.epochs=1
+  luthier train --json | jq 'select(.kind == \"eval\")'
+
+The run is a process of its own: ctrl-C, a closed terminal or a lost connection leave it running.
+`luthier run pause|resume|stop latest` control it; the workbench shows it live.")]
+pub struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+    /// Start the run, print its id, and leave it to itself
+    #[arg(long)]
+    detach: bool,
+    /// Print the journal's events as JSON lines until the run ends; with --detach, one JSON document about it
+    #[arg(long)]
+    json: bool,
+}
+
+/// Starts a run and follows it.
+pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
+    let project = arguments.settings.load()?;
+    engine_executable()?;
+    let files = preflight::model(&project)?;
+    let prepared = preflight::data(&project, &files)?;
+    preflight::passes(&prepared.report)?;
+    let plan = preflight::plan(&project, &files, &prepared)?;
+    preflight::disk(&project, &plan)?;
+    drop(prepared);
+    let run = RunDir::create(&project.folder, &project.config, None)?;
+    let process = start_detached(&run)?;
+    if arguments.detach {
+        return report_start(&run, process, arguments.json);
+    }
+    if !arguments.json {
+        output::note(&format!("run {} · {} steps · ctrl-C leaves it running", run.id(), plan.steps));
+    }
+    watch(&run, arguments.json, interrupts)
+}
+
+fn report_start(run: &RunDir, process: u32, json: bool) -> Outcome {
+    if json {
+        return output::document(&json!({ "id": run.id(), "path": run.path(), "pid": process }));
+    }
+    output::line(run.id())?;
+    output::note(&how_to_return(run));
+    Ok(())
+}
+
+fn how_to_return(run: &RunDir) -> String {
+    let project = run.project().display();
+    format!(
+        "the run goes on by itself:\n  luthier {project}                        opens the workbench on it\n  \
+         luthier run show {id} -C {project}\n  luthier run stop {id} -C {project}",
+        id = run.id()
+    )
+}
+
+fn watch(run: &RunDir, json: bool, interrupts: &Interrupts) -> Outcome {
+    interrupts.hold();
+    let mut first_loss = None;
+    let ending = if json {
+        follow(run, interrupts, &mut |event: &Event| output::record(event))?
+    } else {
+        let mut progress = Progress::new();
+        let ending = follow(run, interrupts, &mut |event: &Event| {
+            if let (None, EventBody::Step(step)) = (first_loss, &event.body) {
+                first_loss = Some(step.loss.get());
+            }
+            progress.see(event);
+            Ok(())
+        });
+        progress.end();
+        ending?
+    };
+    match ending {
+        Ending::Left => Err(Failure::interrupted(format!("run {}: {}", run.id(), how_to_return(run)))),
+        Ending::Over(status) => conclude(run, &status, first_loss, json),
+    }
+}
+
+fn conclude(run: &RunDir, status: &Status, first_loss: Option<f64>, json: bool) -> Outcome {
+    match status.state {
+        State::Failed | State::Lost => Err(Failure::work(complaint(run, status))),
+        _ if json => Ok(()),
+        _ => output::line(&summary(run, status, first_loss)),
+    }
+}
+
+fn summary(run: &RunDir, status: &Status, first_loss: Option<f64>) -> String {
+    let mut text = format!(
+        "{} after {} in {}",
+        status.state,
+        units::counted(usize::try_from(status.step).unwrap_or(usize::MAX), "step", "steps"),
+        Duration::try_from_secs_f64(status.train_seconds).map_or_else(|_| "–".to_owned(), units::duration)
+    );
+    if let (Some(first), Some(last)) = (first_loss, status.loss) {
+        text.push_str(&format!(" · loss {} → {}", units::number(first), units::number(last.get())));
+    }
+    if let Some(loss) = status.eval_loss {
+        text.push_str(&format!(" · held-out {}", units::number(loss.get())));
+    }
+    if let Some(reason) = &status.reason {
+        text.push_str(&format!(" · {reason}"));
+    }
+    let adapter = run.adapter_path();
+    if adapter.is_dir() {
+        text.push_str(&format!("\nadapter  {}", adapter.display()));
+    }
+    text.push_str(&format!("\ncompare  luthier eval {} -C {}", run.id(), run.project().display()));
+    text
+}
+
+fn complaint(run: &RunDir, status: &Status) -> String {
+    let mut text = match &status.failure {
+        Some(failure) => format!("run {} failed ({}): {}", run.id(), failure.class, failure.message),
+        None => format!("run {}: its process ended without a word at step {}", run.id(), status.step),
+    };
+    if let Some(remedy) =
+        status.failure.as_ref().map(|failure| failure.remedy.as_str()).filter(|remedy| !remedy.is_empty())
+    {
+        text.push_str(&format!("\n  remedy: {remedy}"));
+    }
+    if status.state == State::Lost {
+        for line in run.log_tail(LOG_LINES) {
+            text.push_str(&format!("\n  log: {line}"));
+        }
+    }
+    text.push_str(&format!("\n  its log: {}", run.log_path().display()));
+    if !run.checkpoints().is_empty() {
+        text.push_str(&format!("\n  go on from its newest checkpoint: luthier run resume {}", run.id()));
+    }
+    text
+}
