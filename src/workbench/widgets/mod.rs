@@ -2,7 +2,9 @@
 
 pub mod input;
 pub mod list;
+pub mod rule;
 pub mod scroll;
+pub mod text;
 
 pub use input::TextLine;
 pub use list::ListState;

@@ -1,0 +1,99 @@
+//! The whole screen, drawn from the state: pure, reads no clock, does no IO.
+//!
+//! ```text
+//!  luthier · tickets        1 Data   2 Train   3 Sweep   4 Review        cpu · 2 cores   header
+//! ─────────────────────────────────────────────────────────────────────────────────────
+//!                                                                                        the pane's view,
+//!                                                                                        boxes over it
+//! ─────────────────────────────────────────────────────────────────────────────────────
+//!  ↵ open  n new run  ? help                                    ✓ luthier.toml read again  footer
+//! ```
+
+mod ascii;
+mod boxes;
+mod footer;
+mod header;
+mod help;
+pub mod layout;
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+
+use crate::app::App;
+use crate::theme::{Markers, Role};
+use crate::widgets::{rule, text};
+
+/// Smallest screen that is drawn.
+pub const SMALLEST: (u16, u16) = (80, 24);
+
+/// Draws everything.
+pub fn render(app: &App, area: Rect, buffer: &mut Buffer) {
+    buffer.set_style(area, app.theme.style(Role::Screen));
+    if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
+        too_small(app, area, buffer);
+    } else {
+        let screen = layout::Screen::new(area);
+        header::header(app, screen.header, buffer);
+        rule::horizontal(screen.upper_rule, buffer, &app.theme);
+        app.panes.view(app.context.pane, &app.context, screen.body, buffer, &app.theme);
+        rule::horizontal(screen.lower_rule, buffer, &app.theme);
+        footer::footer(app, screen.footer, buffer);
+        boxes::boxes(app, screen.body, buffer);
+        footer::pending(app, screen.body, buffer);
+    }
+    if app.theme.markers() == Markers::Ascii {
+        ascii::fold(buffer);
+    }
+}
+
+fn too_small(app: &App, area: Rect, buffer: &mut Buffer) {
+    let lines = [
+        format!("This terminal has {}×{} cells.", area.width, area.height),
+        format!("Luthier needs {}×{}.", SMALLEST.0, SMALLEST.1),
+        "Make it larger; q leaves. Runs go on.".to_owned(),
+    ];
+    for (line, y) in lines.iter().zip(area.top()..area.bottom()) {
+        text::put(buffer, area.x, y, area.right(), line, app.theme.style(Role::Screen));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::app::{Event, Severity};
+    use crate::testing::{TestApp, snapshot};
+
+    #[test]
+    fn opens_on_the_data_pane() {
+        let mut app = TestApp::new(80, 24);
+        app.event(Event::Device("cpu · 2 cores".to_owned()));
+        snapshot!(app, "");
+    }
+
+    #[test]
+    fn keys_that_may_follow_are_shown() {
+        snapshot!(TestApp::new(80, 24), "<ctrl-w>");
+    }
+
+    #[test]
+    fn palette_finds_commands() {
+        snapshot!(TestApp::new(120, 36), "<ctrl-p>pane");
+    }
+
+    #[test]
+    fn help_lists_the_keys() {
+        snapshot!(TestApp::new(120, 36), "2?");
+    }
+
+    #[test]
+    fn a_terminal_too_small_says_so() {
+        snapshot!(TestApp::new(60, 10), "");
+    }
+
+    #[test]
+    fn messages_take_the_right_of_the_footer() {
+        let mut app = TestApp::new(80, 24);
+        let now = app.app.context.now;
+        app.app.messages.push(Severity::Warning, "a message that is far too long for the footer of a small screen", now);
+        snapshot!(app, "");
+    }
+}
