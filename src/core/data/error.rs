@@ -19,6 +19,14 @@ pub enum DataError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file that cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A file whose kind or content is not what it should be as a whole.
     #[error("{}: {message}", path.display())]
     File {

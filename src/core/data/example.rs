@@ -155,7 +155,7 @@ pub enum Split {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Row {
     /// Its number in reading order over all files, from 0: training files first, then evaluation files. Rows that cannot
-    /// be read and rows in quarantine count, so that a number always means the same row.
+    /// be read and rows in quarantine do not count, so that it is the row's place in the list of rows.
     pub index: usize,
     /// Where it stands.
     pub origin: Origin,

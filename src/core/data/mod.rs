@@ -7,6 +7,9 @@
 mod error;
 mod example;
 mod guard;
+mod quarantine;
+mod random;
+mod read;
 mod report;
 mod template;
 #[cfg(test)]
@@ -16,6 +19,8 @@ mod tokenizer;
 pub use error::{DataError, RowProblem, RowProblemKind};
 pub use example::{Example, Extras, Message, Origin, Row, Split};
 pub use guard::in_guarded_call;
+pub use quarantine::Quarantine;
+pub use read::{Dataset, read_dataset, read_rows};
 pub use report::{DataProblem, HistogramBin, LengthStatistics, ProblemKind, Report, Severity};
 pub use template::{Template, with_system};
 pub use tokenizer::{DecodeStream, Encoding, Tokenizer};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::Tokenizer;
+use crate::config::Config;
 use crate::model::{SpecialToken, SpecialTokens};
 
 /// A file below `tests/references`.
@@ -34,4 +35,11 @@ pub(crate) fn tiny_special(name: &str) -> SpecialTokens {
 pub(crate) fn tiny(name: &str) -> Tokenizer {
     let json = std::fs::read(reference(&format!("tiny/_tokenizers/{name}/tokenizer.json"))).unwrap();
     Tokenizer::from_json(&json, &tiny_special(name)).unwrap()
+}
+
+/// A configuration with one training file and `settings` over the defaults.
+pub(crate) fn config(train: &str, settings: &[&str]) -> Config {
+    let text = format!("[model]\npath = \"model\"\n[data]\ntrain = {train:?}\n");
+    let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+    Config::parse(&text, "luthier.toml".as_ref(), &settings).unwrap()
 }

@@ -1,0 +1,105 @@
+//! Rows a person has set aside: `quarantine.json` in the project, a JSON list of row hashes.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::DataError;
+
+const FILE: &str = "quarantine.json";
+/// Largest list that is read: a million rows.
+const MAX_BYTES: u64 = 32 << 20;
+
+/// The hashes ([`super::Row::hash`]) of rows that are left out of everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Quarantine {
+    path: PathBuf,
+    hashes: BTreeSet<String>,
+}
+
+impl Quarantine {
+    /// The project's list; empty where there is no file.
+    pub fn load(project: &Path) -> Result<Self, DataError> {
+        let path = project.join(FILE);
+        let mut text = String::new();
+        match File::open(&path) {
+            Ok(file) => file
+                .take(MAX_BYTES)
+                .read_to_string(&mut text)
+                .map_err(|error| DataError::read(&path, error))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Quarantine { path, ..Self::default() });
+            }
+            Err(error) => return Err(DataError::read(&path, error)),
+        };
+        let hashes = serde_json::from_str(&text)
+            .map_err(|error| DataError::file(&path, format!("not a JSON list of row hashes: {error}")))?;
+        Ok(Quarantine { path, hashes })
+    }
+
+    /// Whether the row with this hash is left out.
+    pub fn contains(&self, hash: &str) -> bool {
+        self.hashes.contains(hash)
+    }
+
+    /// Number of hashes.
+    pub fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// Whether nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
+    /// Puts a hash in, or takes it out where it is in; returns whether it is in now.
+    pub fn toggle(&mut self, hash: &str) -> bool {
+        if self.hashes.remove(hash) {
+            return false;
+        }
+        self.hashes.insert(hash.to_owned())
+    }
+
+    /// Writes the list, replacing the file at once or not at all.
+    pub fn save(&self) -> Result<(), DataError> {
+        let aside = self.path.with_extension(format!("json.{}", std::process::id()));
+        let fail = |source| DataError::Write { path: self.path.clone(), source };
+        let text = serde_json::to_string_pretty(&self.hashes).map_err(|error| fail(error.into()))?;
+        let mut file = File::create(&aside).map_err(fail)?;
+        let written = writeln!(file, "{text}").and_then(|()| file.sync_all());
+        written.and_then(|()| fs::rename(&aside, &self.path)).map_err(|error| {
+            // The file aside is only litter; what matters is why the list could not be replaced.
+            let _ = fs::remove_file(&aside);
+            fail(error)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_survives_saving() {
+        let project = tempfile::tempdir().unwrap();
+        let mut quarantine = Quarantine::load(project.path()).unwrap();
+        assert!(quarantine.is_empty());
+        assert!(quarantine.toggle("aa"));
+        assert!(quarantine.toggle("bb"));
+        assert!(!quarantine.toggle("aa"));
+        quarantine.save().unwrap();
+        let again = Quarantine::load(project.path()).unwrap();
+        assert_eq!(again, quarantine);
+        assert!(again.contains("bb") && !again.contains("aa"));
+        assert_eq!(fs::read_dir(project.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_broken_list_is_named() {
+        let project = tempfile::tempdir().unwrap();
+        fs::write(project.path().join(FILE), "{}").unwrap();
+        let error = Quarantine::load(project.path()).unwrap_err().to_string();
+        assert!(error.contains("quarantine.json") && error.contains("list of row hashes"), "{error}");
+    }
+}

@@ -1,0 +1,134 @@
+//! A JSON file: an array of objects, objects one after the other, or one object whose only list holds the rows.
+
+use std::fs::File;
+use std::io::Read;
+
+use serde_json::{Deserializer, Value};
+
+use super::Sink;
+use crate::data::DataError;
+
+/// Largest `.json` file, which must be held in memory whole; JSON Lines has no such limit.
+const MAX_FILE_BYTES: u64 = 2 << 30;
+
+pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| DataError::read(sink.path, error))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(DataError::file(
+            sink.path,
+            format!("larger than {} GiB; write it as .jsonl, one object a line", MAX_FILE_BYTES >> 30),
+        ));
+    }
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|error| DataError::file(sink.path, super::lines::not_utf8(error.valid_up_to())))?;
+    let mut rows = Rows { text: text.strip_prefix('\u{feff}').unwrap_or(text), at: 0, line: 1 };
+    match rows.next_byte() {
+        None => Ok(()),
+        Some(b'[') => {
+            rows.at += 1;
+            read_array(&mut rows, sink)
+        }
+        Some(_) => read_objects(&mut rows, sink),
+    }
+}
+
+/// A place in the text, with its line.
+struct Rows<'text> {
+    text: &'text str,
+    at: usize,
+    line: usize,
+}
+
+impl Rows<'_> {
+    /// The next byte that is no white space; the place moves there.
+    fn next_byte(&mut self) -> Option<u8> {
+        let rest = &self.text.as_bytes()[self.at..];
+        let blank = rest.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        self.advance(blank);
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        let passed = &self.text.as_bytes()[self.at..self.at + bytes];
+        self.line += passed.iter().filter(|&&byte| byte == b'\n').count();
+        self.at += bytes;
+    }
+
+    /// The value at this place; the place moves behind it.
+    fn value(&mut self) -> Result<Value, serde_json::Error> {
+        let mut stream = Deserializer::from_str(&self.text[self.at..]).into_iter::<Value>();
+        match stream.next() {
+            Some(Ok(value)) => {
+                let length = stream.byte_offset();
+                self.advance(length);
+                Ok(value)
+            }
+            Some(Err(error)) => Err(error),
+            None => Ok(Value::Null),
+        }
+    }
+
+    /// What is wrong, with its line in the file.
+    fn broken(&self, error: &serde_json::Error) -> String {
+        let text = error.to_string();
+        let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
+        format!("not JSON from line {} on: {reason}", self.line + error.line().saturating_sub(1))
+    }
+}
+
+fn read_array(rows: &mut Rows, sink: &mut Sink) -> Result<(), DataError> {
+    if rows.next_byte() == Some(b']') {
+        return Ok(());
+    }
+    loop {
+        rows.next_byte();
+        let line = rows.line;
+        let value = rows.value().map_err(|error| DataError::file(sink.path, rows.broken(&error)))?;
+        sink.row(line, Ok(value));
+        match rows.next_byte() {
+            Some(b',') => rows.at += 1,
+            Some(b']') => return Ok(()),
+            _ => {
+                return Err(DataError::file(
+                    sink.path,
+                    format!("not JSON from line {} on: expected `,` or `]`", rows.line),
+                ));
+            }
+        }
+    }
+}
+
+fn read_objects(rows: &mut Rows, sink: &mut Sink) -> Result<(), DataError> {
+    let mut objects = Vec::new();
+    while rows.next_byte().is_some() {
+        let line = rows.line;
+        let value = rows.value().map_err(|error| DataError::file(sink.path, rows.broken(&error)))?;
+        objects.push((line, value));
+    }
+    if let [(line, Value::Object(fields))] = &mut objects[..] {
+        let is_list = |value: &Value| {
+            value.as_array().is_some_and(|list| !list.is_empty() && list.iter().all(Value::is_object))
+        };
+        let lists: Vec<&String> =
+            fields.iter().filter(|(_, value)| is_list(value)).map(|(key, _)| key).collect();
+        let known = ["messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools"];
+        if let [only] = lists[..]
+            && !known.contains(&only.as_str())
+        {
+            let only = only.clone();
+            if let Some(Value::Array(list)) = fields.remove(&only) {
+                for value in list {
+                    sink.row(*line, Ok(value));
+                }
+                return Ok(());
+            }
+        }
+    }
+    for (line, value) in objects {
+        sink.row(line, Ok(value));
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Files of lines: JSON Lines and plain text. A line is bounded in length, so that no file can fill memory.
+
+use std::io::{self, BufRead};
+
+use serde_json::{Map, Value};
+
+use super::{MAX_ROW_BYTES, Sink};
+use crate::data::DataError;
+
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// What the next line is.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    /// It stands in the buffer, without its end.
+    Text,
+    /// It is longer than [`MAX_ROW_BYTES`] and was passed over.
+    TooLong,
+}
+
+/// One JSON object a line; blank lines are passed over.
+pub(super) fn read_json_lines(reader: impl BufRead, sink: &mut Sink) -> Result<(), DataError> {
+    each_line(reader, sink, |line| serde_json::from_slice::<Value>(line).map_err(|error| describe(&error)))
+}
+
+/// One text a line; blank lines are passed over.
+pub(super) fn read_text_lines(reader: impl BufRead, sink: &mut Sink) -> Result<(), DataError> {
+    each_line(reader, sink, |line| {
+        let text = std::str::from_utf8(line).map_err(|error| not_utf8(error.valid_up_to()))?;
+        let mut fields = Map::new();
+        fields.insert("text".to_owned(), Value::from(text));
+        Ok(Value::from(fields))
+    })
+}
+
+pub(super) fn not_utf8(column: usize) -> String {
+    format!("not UTF-8 at byte {}", column + 1)
+}
+
+/// A JSON error without its line, which the row's place says already.
+fn describe(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(" at line ") {
+        Some((reason, _)) => format!("not JSON: {reason}, column {}", error.column()),
+        None => format!("not JSON: {text}"),
+    }
+}
+
+fn each_line(
+    mut reader: impl BufRead,
+    sink: &mut Sink,
+    parse: impl Fn(&[u8]) -> Result<Value, String>,
+) -> Result<(), DataError> {
+    let mut buffer = Vec::new();
+    let mut number = 0;
+    loop {
+        let line = next_line(&mut reader, &mut buffer).map_err(|error| DataError::read(sink.path, error))?;
+        let Some(line) = line else { return Ok(()) };
+        number += 1;
+        if number == 1 {
+            if buffer.starts_with(b"\xff\xfe") || buffer.starts_with(b"\xfe\xff") {
+                return Err(DataError::file(sink.path, "UTF-16 text; convert it to UTF-8"));
+            }
+            if buffer.starts_with(BOM) {
+                buffer.drain(..BOM.len());
+            }
+        }
+        if line == Line::TooLong {
+            sink.row(number, Err(format!("longer than {} MiB", MAX_ROW_BYTES >> 20)));
+            continue;
+        }
+        let text = buffer.strip_suffix(b"\r").unwrap_or(&buffer);
+        if !text.trim_ascii().is_empty() {
+            sink.row(number, parse(text));
+        }
+    }
+}
+
+/// Reads the next line into `buffer`; `None` at the end of the file.
+fn next_line(reader: &mut impl BufRead, buffer: &mut Vec<u8>) -> io::Result<Option<Line>> {
+    buffer.clear();
+    let mut any = false;
+    let mut too_long = false;
+    loop {
+        let available = match reader.fill_buf() {
+            Ok(available) => available,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let line = if too_long { Line::TooLong } else { Line::Text };
+        if available.is_empty() {
+            return Ok(any.then_some(line));
+        }
+        any = true;
+        let end = available.iter().position(|&byte| byte == b'\n');
+        let part = &available[..end.unwrap_or(available.len())];
+        if buffer.len() + part.len() > MAX_ROW_BYTES {
+            too_long = true;
+            buffer.clear();
+        } else if !too_long {
+            buffer.extend_from_slice(part);
+        }
+        let used = part.len() + usize::from(end.is_some());
+        reader.consume(used);
+        if end.is_some() {
+            return Ok(Some(if too_long { Line::TooLong } else { Line::Text }));
+        }
+    }
+}

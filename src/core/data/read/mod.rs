@@ -1,0 +1,223 @@
+//! Dataset files → rows: `.jsonl .json .csv .tsv .parquet .txt`, in any of the known formats.
+
+mod formats;
+mod json;
+mod lines;
+mod parquet;
+mod split;
+mod table;
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value};
+
+use super::quarantine::Quarantine;
+use super::{DataError, Example, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
+use crate::config::{Config, EvalSource, Format};
+use crate::text::clean_line;
+
+/// Longest row, in bytes.
+const MAX_ROW_BYTES: usize = 64 << 20;
+/// Row problems kept; more are counted.
+const MAX_PROBLEMS: usize = 1000;
+
+/// Everything the files of a project hold.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Dataset {
+    /// Usable rows in reading order; [`Row::index`] counts in here.
+    pub rows: Vec<Row>,
+    /// Rows left out because the project's quarantine lists them. Their `index` says where they would stand.
+    pub quarantined: Vec<Row>,
+    /// Rows that cannot be used, the first 1000.
+    pub problems: Vec<RowProblem>,
+    /// How many rows cannot be used.
+    pub unreadable: usize,
+}
+
+/// The project's rows: training files first, then evaluation files. Fails where a row cannot be used, and names every
+/// such row.
+pub fn read_rows(config: &Config, project: &Path) -> Result<Vec<Row>, DataError> {
+    let dataset = read_dataset(config, project)?;
+    if dataset.problems.is_empty() { Ok(dataset.rows) } else { Err(DataError::Rows(dataset.problems)) }
+}
+
+/// As [`read_rows`], with the rows that cannot be used beside those that can.
+pub fn read_dataset(config: &Config, project: &Path) -> Result<Dataset, DataError> {
+    let columns = Columns::new(&config.data.columns);
+    let quarantine = Quarantine::load(project)?;
+    let mut dataset = Dataset::default();
+    let eval_paths: &[PathBuf] = match &config.data.eval {
+        EvalSource::Fraction(_) => &[],
+        EvalSource::Paths(paths) => paths,
+    };
+    let files = config.data.train.iter().map(|path| (path, Split::Train));
+    for (path, split) in files.chain(eval_paths.iter().map(|path| (path, Split::Eval))) {
+        let mut sink = Sink {
+            path,
+            split,
+            columns: &columns,
+            wanted: config.data.format,
+            found: None,
+            quarantine: &quarantine,
+            dataset: &mut dataset,
+        };
+        read_file(&project.join(path), &mut sink)?;
+    }
+    if let EvalSource::Fraction(fraction) = config.data.eval {
+        split::hold_out(&mut dataset.rows, fraction, config.train.seed);
+    }
+    Ok(dataset)
+}
+
+fn read_file(path: &Path, sink: &mut Sink) -> Result<(), DataError> {
+    let shown = sink.path;
+    let extension =
+        path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let metadata = path.metadata().map_err(|error| DataError::read(shown, error))?;
+    if !metadata.is_file() {
+        return Err(DataError::file(shown, "not a file"));
+    }
+    let file = File::open(path).map_err(|error| DataError::read(shown, error))?;
+    match extension.as_str() {
+        "jsonl" | "ndjson" => lines::read_json_lines(BufReader::new(file), sink),
+        "json" => json::read(file, sink),
+        "csv" => table::read(file, b',', sink),
+        "tsv" => table::read(file, b'\t', sink),
+        "parquet" => parquet::read(file, sink),
+        "txt" => lines::read_text_lines(BufReader::new(file), sink),
+        _ => Err(DataError::file(
+            shown,
+            "not a known kind of dataset; use .jsonl, .json, .csv, .tsv, .parquet or .txt",
+        )),
+    }
+}
+
+/// Takes what a reader finds in one file.
+struct Sink<'read> {
+    /// As the config names it.
+    path: &'read Path,
+    split: Split,
+    columns: &'read Columns,
+    wanted: Format,
+    /// What the file's first usable row is, under `format = "auto"`.
+    found: Option<Format>,
+    quarantine: &'read Quarantine,
+    dataset: &'read mut Dataset,
+}
+
+impl Sink<'_> {
+    fn row(&mut self, line: usize, value: Result<Value, String>) {
+        match value.and_then(|value| self.example(value)) {
+            Ok((example, extras)) => {
+                let origin = self.origin(line);
+                let row = Row { index: self.dataset.rows.len(), origin, split: self.split, example, extras };
+                if self.quarantine.contains(&row.hash()) {
+                    self.dataset.quarantined.push(row);
+                } else {
+                    self.dataset.rows.push(row);
+                }
+            }
+            Err(message) => {
+                self.dataset.unreadable += 1;
+                if self.dataset.problems.len() < MAX_PROBLEMS {
+                    let origin = self.origin(line);
+                    let kind = RowProblemKind::Unreadable;
+                    self.dataset.problems.push(RowProblem { kind, origin, row: None, message });
+                }
+            }
+        }
+    }
+
+    fn origin(&self, line: usize) -> Origin {
+        Origin { file: self.path.to_path_buf(), line }
+    }
+
+    fn example(&mut self, value: Value) -> Result<(Example, Extras), String> {
+        let Value::Object(mut fields) = value else {
+            return Err(format!("{} where an object is expected", formats::kind(&value)));
+        };
+        self.columns.rename(&mut fields)?;
+        let format = match (self.wanted, self.found) {
+            (Format::Auto, Some(found)) => found,
+            (Format::Auto, None) => self.columns.detect(&fields)?,
+            (wanted, _) => wanted,
+        };
+        let row = formats::shape(format, fields)?;
+        self.found = Some(format);
+        Ok(row)
+    }
+}
+
+/// `data.columns`: which column plays which role.
+#[derive(Debug)]
+struct Columns {
+    /// Role and column, of rows.
+    rows: Vec<(String, String)>,
+    /// Role and field, of messages.
+    messages: Vec<(String, String)>,
+}
+
+impl Columns {
+    fn new(columns: &IndexMap<String, String>) -> Self {
+        let (messages, rows) = columns
+            .iter()
+            .map(|(role, column)| (role.clone(), column.clone()))
+            .partition(|(role, _)| formats::MESSAGE_ROLES.contains(&role.as_str()));
+        Columns { rows, messages }
+    }
+
+    fn rename(&self, fields: &mut Map<String, Value>) -> Result<(), String> {
+        for (role, column) in &self.rows {
+            if !fields.contains_key(column) && !formats::OPTIONAL_ROLES.contains(&role.as_str()) {
+                return Err(format!(
+                    "no column {:?}, which data.columns names (has {})",
+                    clean_line(column),
+                    formats::names(fields)
+                ));
+            }
+        }
+        rename(&self.rows, fields);
+        if self.messages.is_empty() {
+            return Ok(());
+        }
+        for key in ["messages", "conversations", "prompt", "completion", "chosen", "rejected"] {
+            let Some(value) = fields.get_mut(key) else { continue };
+            *value = formats::parsed_list(std::mem::take(value));
+            for message in value.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+                rename(&self.messages, message);
+            }
+        }
+        Ok(())
+    }
+
+    /// The format of a row: what the mapped roles say, else what all its fields say.
+    fn detect(&self, fields: &Map<String, Value>) -> Result<Format, String> {
+        let roles: Vec<&str> = self.rows.iter().map(|(role, _)| role.as_str()).collect();
+        let all: Vec<&str> = fields.keys().map(String::as_str).collect();
+        formats::detect(&roles, fields).or_else(|| formats::detect(&all, fields)).ok_or_else(|| {
+            format!(
+                "its fields ({}) fit no known format. Say which is which, e.g. \
+                 data.columns = {{ prompt = \"question\", completion = \"answer\" }}",
+                formats::names(fields)
+            )
+        })
+    }
+}
+
+/// Gives the value of each column to its role, whatever had the role's name before.
+fn rename(names: &[(String, String)], fields: &mut Map<String, Value>) {
+    let values: Vec<(&String, Value)> =
+        names.iter().filter_map(|(role, column)| Some((role, fields.get(column)?.clone()))).collect();
+    for (_, column) in names {
+        fields.shift_remove(column);
+    }
+    for (role, value) in values {
+        fields.insert(role.clone(), value);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,26 @@
+//! Which rows are held out.
+
+use super::super::{Row, Split};
+use crate::data::random::mix;
+
+/// Marks `fraction` of the rows as held out: at least one and never all, where there are two. The choice depends on the
+/// seed and each row's content alone, so that rows added, removed or moved elsewhere leave nearly all others on their
+/// side; equal rows stand together wherever the numbers allow it.
+pub(super) fn hold_out(rows: &mut [Row], fraction: f64, seed: u64) {
+    if fraction <= 0.0 || rows.len() < 2 {
+        return;
+    }
+    let count = ((rows.len() as f64 * fraction).round() as usize).clamp(1, rows.len() - 1);
+    let mut order: Vec<(u64, usize)> = rows
+        .iter()
+        .enumerate()
+        .map(|(position, row)| {
+            let content = u64::from_str_radix(&row.hash(), 16).unwrap_or(0);
+            (mix(seed, content), position)
+        })
+        .collect();
+    order.sort_unstable();
+    for &(_, position) in &order[..count] {
+        rows[position].split = Split::Eval;
+    }
+}

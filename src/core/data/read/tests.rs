@@ -1,0 +1,373 @@
+use std::fs;
+
+use pretty_assertions::assert_eq;
+use serde_json::json;
+
+use super::*;
+use crate::data::Message;
+
+struct Project {
+    folder: tempfile::TempDir,
+    config: Config,
+}
+
+impl Project {
+    fn new(files: &[(&str, &[u8])], settings: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        let config = crate::data::testing::config(files[0].0, settings);
+        Project { folder, config }
+    }
+
+    fn read(&self) -> Dataset {
+        read_dataset(&self.config, self.folder.path()).unwrap()
+    }
+
+    fn error(&self) -> String {
+        read_dataset(&self.config, self.folder.path())
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default()
+    }
+}
+
+fn examples(name: &str, content: &[u8], settings: &[&str]) -> Vec<Example> {
+    let dataset = Project::new(&[(name, content)], settings).read();
+    assert_eq!(dataset.problems, []);
+    dataset.rows.into_iter().map(|row| row.example).collect()
+}
+
+fn pair(prompt: &str, completion: &str) -> Example {
+    Example::PromptCompletion { prompt: prompt.to_owned(), completion: completion.to_owned() }
+}
+
+fn only(value: &Value) -> (Example, Extras) {
+    let dataset = Project::new(&[("a.jsonl", value.to_string().as_bytes())], &["data.eval=0"]).read();
+    assert_eq!(dataset.problems, []);
+    let row = dataset.rows.into_iter().next().unwrap();
+    (row.example, row.extras)
+}
+
+fn refused(value: &Value) -> String {
+    let dataset = Project::new(&[("a.jsonl", value.to_string().as_bytes())], &["data.eval=0"]).read();
+    assert_eq!(dataset.rows, []);
+    dataset.problems[0].to_string()
+}
+
+#[test]
+fn json_lines_survive_bom_crlf_blank_lines_and_a_missing_last_newline() {
+    let file = b"\xef\xbb\xbf{\"text\": \"one\"}\r\n\r\n   \n{\"text\": \"two\"}\n{\"text\": \"three\"}";
+    let dataset = Project::new(&[("a.jsonl", file)], &["data.eval=0"]).read();
+    let places: Vec<(usize, usize)> = dataset.rows.iter().map(|row| (row.index, row.origin.line)).collect();
+    assert_eq!(places, [(0, 1), (1, 4), (2, 5)]);
+    assert_eq!(dataset.rows[2].example, Example::Text("three".to_owned()));
+}
+
+#[test]
+fn broken_rows_are_named_and_the_rest_is_read() {
+    let file =
+        b"{\"text\": \"one\"}\n{\"text\": \xff}\n[1]\n{\"text\": 5}\n{\"txt\": \"x\"}\n{\"text\": \"two\"}\n";
+    let project = Project::new(&[("a.jsonl", file)], &["data.eval=0"]);
+    let dataset = project.read();
+    assert_eq!(dataset.rows.len(), 2);
+    assert_eq!((dataset.unreadable, dataset.problems.len()), (4, 4));
+    let messages: Vec<String> = dataset.problems.iter().map(ToString::to_string).collect();
+    assert!(messages[0].starts_with("a.jsonl:2: not JSON"), "{messages:?}");
+    assert_eq!(messages[1], "a.jsonl:3: a list where an object is expected");
+    assert_eq!(messages[2], "a.jsonl:4: \"text\" is a number where text is expected");
+    assert!(messages[3].contains("data.columns = { text = "), "{messages:?}");
+    let error = read_rows(&project.config, project.folder.path()).unwrap_err().to_string();
+    assert!(error.starts_with("4 rows cannot be used\n  a.jsonl:2:"), "{error}");
+}
+
+#[test]
+fn a_line_without_end_does_not_fill_memory() {
+    let mut file = b"{\"text\": \"one\"}\n{\"text\": \"".to_vec();
+    file.resize(MAX_ROW_BYTES + 100, b'x');
+    file.extend_from_slice(b"\n{\"text\": \"two\"}\n");
+    let dataset = Project::new(&[("a.jsonl", &file)], &["data.eval=0"]).read();
+    assert_eq!(dataset.rows.len(), 2);
+    assert_eq!(dataset.problems[0].to_string(), "a.jsonl:2: longer than 64 MiB");
+    let quote = [b"text\n\"".as_slice(), &vec![b'x'; MAX_ROW_BYTES + 3_000_000]].concat();
+    let error = Project::new(&[("a.csv", &quote)], &["data.eval=0"]).error();
+    assert!(error.contains("is a quote not closed?"), "{error}");
+}
+
+#[test]
+fn json_files_hold_rows_in_three_ways() {
+    let rows = [pair("a", "b"), pair("c", "d")];
+    let array = b"\xef\xbb\xbf[\n {\"prompt\": \"a\", \"completion\": \"b\"},\n {\"prompt\": \"c\", \"completion\": \"d\"}\n]\n";
+    let dataset = Project::new(&[("a.json", array)], &["data.eval=0"]).read();
+    assert_eq!(dataset.rows.iter().map(|row| row.origin.line).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(dataset.rows.into_iter().map(|row| row.example).collect::<Vec<_>>(), rows);
+    let objects = b"{\"prompt\": \"a\", \"completion\": \"b\"} {\"prompt\": \"c\",\n\"completion\": \"d\"}";
+    assert_eq!(examples("a.json", objects, &["data.eval=0"]), rows);
+    let wrapped = b"{\"version\": 1, \"data\": [{\"prompt\": \"a\", \"completion\": \"b\"}, {\"prompt\": \"c\", \"completion\": \"d\"}]}";
+    assert_eq!(examples("a.json", wrapped, &["data.eval=0"]), rows);
+    let one = br#"{"messages": [{"role": "user", "content": "x"}]}"#;
+    assert_eq!(
+        examples("a.json", one, &["data.eval=0"]),
+        [Example::Messages(vec![Message::new("user", "x")])]
+    );
+    assert_eq!(examples("a.json", b" [ ] ", &["data.eval=0"]), []);
+    assert_eq!(examples("a.json", b"", &["data.eval=0"]), []);
+    let error = Project::new(&[("a.json", b"[{\"text\": \"x\"},\n {\"text\": }]")], &[]).error();
+    assert!(error.contains("not JSON from line 2 on"), "{error}");
+    let deep = [vec![b'['; 100_000], vec![b']'; 100_000]].concat();
+    assert!(Project::new(&[("a.json", &deep)], &[]).error().contains("recursion limit"));
+}
+
+#[test]
+fn tables_are_read_by_their_header() {
+    let csv = b"\xef\xbb\xbfprompt,completion,note\n\"a, \"\"quoted\"\"\",\"two\nlines\",\nc,d,x\nonly one\n\xff,b,c\n";
+    let dataset = Project::new(&[("a.csv", csv)], &["data.eval=0"]).read();
+    let read: Vec<&Example> = dataset.rows.iter().map(|row| &row.example).collect();
+    assert_eq!(read, [&pair("a, \"quoted\"", "two\nlines"), &pair("c", "d")]);
+    assert_eq!(dataset.rows[1].origin.line, 4);
+    let messages: Vec<String> = dataset.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        messages,
+        ["a.csv:5: 1 fields, but the header has 3", "a.csv:6: column \"prompt\" is not UTF-8 at byte 1"]
+    );
+    let tsv = b"q\ta\nWhat?\tThat, of course\n";
+    let mapped = ["data.eval=0", "data.columns={ prompt = \"q\", completion = \"a\" }"];
+    assert_eq!(examples("a.tsv", tsv, &mapped), [pair("What?", "That, of course")]);
+    let json = b"messages\n\"[{\"\"role\"\": \"\"user\"\", \"\"content\"\": \"\"x\"\"}]\"\n";
+    assert_eq!(
+        examples("a.csv", json, &["data.eval=0"]),
+        [Example::Messages(vec![Message::new("user", "x")])]
+    );
+}
+
+#[test]
+fn text_files_hold_a_text_a_line() {
+    let texts = examples("a.txt", "eins\n\nzwei \ndrei".as_bytes(), &["data.eval=0"]);
+    assert_eq!(texts, ["eins", "zwei ", "drei"].map(|text| Example::Text(text.to_owned())));
+    assert!(Project::new(&[("a.txt", b"\xff\xfea\0")], &[]).error().contains("UTF-16"));
+}
+
+#[test]
+fn parquet_is_read_with_its_lists() {
+    use ::parquet::data_type::{ByteArray, ByteArrayType};
+    use ::parquet::file::writer::SerializedFileWriter;
+    use ::parquet::schema::parser::parse_message_type;
+    let schema = "message row {
+        required group messages (LIST) { repeated group list { required group element {
+            required binary role (UTF8); required binary content (UTF8); } } }
+    }";
+    let folder = tempfile::tempdir().unwrap();
+    let file = File::create(folder.path().join("a.parquet")).unwrap();
+    let schema = std::sync::Arc::new(parse_message_type(schema).unwrap());
+    let mut writer = SerializedFileWriter::new(file, schema, std::sync::Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for texts in [["user", "assistant", "user"], ["2+2?", "4", "überall"]] {
+        let mut column = group.next_column().unwrap().unwrap();
+        let values = texts.map(|text| ByteArray::from(text.as_bytes().to_vec()));
+        column.typed::<ByteArrayType>().write_batch(&values, Some(&[1, 1, 1]), Some(&[0, 1, 0])).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    let config = crate::data::testing::config("a.parquet", &["data.eval=0"]);
+    let rows = read_rows(&config, folder.path()).unwrap();
+    assert_eq!(
+        rows.iter().map(|row| row.example.clone()).collect::<Vec<_>>(),
+        [
+            Example::Messages(vec![Message::new("user", "2+2?"), Message::new("assistant", "4")]),
+            Example::Messages(vec![Message::new("user", "überall")]),
+        ]
+    );
+    assert_eq!(rows[1].origin.line, 2);
+    let whole = fs::read(folder.path().join("a.parquet")).unwrap();
+    for length in [0, 4, 11, whole.len() / 2, whole.len() - 9] {
+        let mut torn = whole[..length].to_vec();
+        torn.extend_from_slice(&whole[whole.len() - 8.min(length)..]);
+        let error = Project::new(&[("a.parquet", &torn)], &[]).error();
+        assert!(error.contains("not readable as Parquet"), "{error}");
+    }
+}
+
+#[test]
+fn conversations_come_in_the_ways_that_are_in_use() {
+    let (example, extras) = only(&json!({
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},
+            {"role": "assistant", "content": "no", "weight": 0},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}], "refusal": null},
+        ],
+        "tools": [{"type": "function"}],
+        "parallel_tool_calls": false,
+    }));
+    let expected = [("user", "ab"), ("assistant", "no"), ("assistant", "")];
+    assert_eq!(
+        example,
+        Example::Messages(expected.map(|(role, content)| Message::new(role, content)).to_vec())
+    );
+    assert_eq!(extras.untrained, [1]);
+    assert_eq!(
+        serde_json::to_value(&extras.fields).unwrap(),
+        json!([{"name": "Ann"}, {}, {"tool_calls": [{"id": "1"}]}])
+    );
+    assert_eq!(extras.tools, Some(json!([{"type": "function"}])));
+
+    let (example, extras) = only(&json!({
+        "system": "Be brief.",
+        "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "observation", "value": "c"}],
+    }));
+    let expected = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("tool", "c")];
+    assert_eq!(
+        example,
+        Example::Messages(expected.map(|(role, content)| Message::new(role, content)).to_vec())
+    );
+    assert_eq!(extras, Extras::default());
+
+    assert_eq!(only(&json!({"instruction": "a", "input": "b", "output": "c"})).0, pair("a\n\nb", "c"));
+    assert_eq!(only(&json!({"instruction": "a", "input": "", "output": "c"})).0, pair("a", "c"));
+    let (example, _) =
+        only(&json!({"instruction": "a", "output": "c", "system": "s", "history": [["x", "y"]]}));
+    assert_eq!(example.messages().unwrap().len(), 5);
+    let (example, _) = only(&json!({
+        "prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}],
+    }));
+    assert_eq!(example.messages().unwrap(), pair("a", "b").messages().unwrap());
+    assert_eq!(only(&json!({"prompt": "[1, 2", "completion": "[3]"})).0, pair("[1, 2", "[3]"));
+}
+
+#[test]
+fn preferences_and_tokens() {
+    let expected = Example::Preference {
+        prompt: vec![Message::new("user", "a")],
+        chosen: "b".to_owned(),
+        rejected: "c".to_owned(),
+    };
+    assert_eq!(only(&json!({"prompt": "a", "chosen": "b", "rejected": "c"})).0, expected);
+    let talk =
+        |reply: &str| json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": reply}]);
+    assert_eq!(only(&json!({"chosen": talk("b"), "rejected": talk("c")})).0, expected);
+    assert!(refused(&json!({"chosen": "b", "rejected": "c"})).contains("no \"prompt\""));
+
+    let tokens = |row: Value| only(&row).0;
+    let expected = Example::Tokens { input_ids: vec![1, 2, 3], labels: vec![-100, 2, 3] };
+    assert_eq!(tokens(json!({"input_ids": [1, 2, 3], "labels": [-100, 2, 3]})), expected);
+    assert_eq!(
+        tokens(
+            json!({"input_ids": [1, 2, 3, 0], "labels": [-100, 2, 3, -100], "attention_mask": [1, 1, 1, 0]})
+        ),
+        expected
+    );
+    assert!(
+        refused(&json!({"input_ids": [1, 2], "labels": [2, -100]})).contains("neither -100 nor the id 1")
+    );
+    assert!(refused(&json!({"input_ids": [1, 2], "labels": [1]})).contains("2 input_ids, but 1 labels"));
+    assert!(refused(&json!({"input_ids": [-1], "labels": [1]})).contains("no token id"));
+}
+
+#[test]
+fn misshapen_conversations_are_refused_with_their_place() {
+    let message = |value: Value| refused(&json!({"messages": value}));
+    assert!(message(json!([])).contains("is empty"));
+    assert!(message(json!("x")).contains("text where a list of messages"));
+    assert!(
+        message(json!([{"role": "user", "content": "x"}, {"content": "y"}]))
+            .contains("messages[1] has no \"role\"")
+    );
+    assert!(message(json!([{"role": "user"}])).contains("messages[0] has no \"content\""));
+    let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
+    assert!(message(image).contains("only text can be trained on"));
+    assert!(
+        refused(&json!({"question": "x", "answer": "y"})).contains("(question, answer) fit no known format")
+    );
+    assert!(
+        refused(&json!({"conversations": [{"from": "nobody", "value": "x"}]})).contains("no known speaker")
+    );
+}
+
+#[test]
+fn columns_are_checked_and_renamed() {
+    let file = br#"{"q": "a", "completion": "b", "prompt": "shadowed"}"#;
+    assert_eq!(
+        examples("a.jsonl", file, &["data.eval=0", "data.columns={ prompt = \"q\" }"]),
+        [pair("a", "b")]
+    );
+    let swapped = br#"{"prompt": "b", "completion": "a"}"#;
+    let settings = ["data.eval=0", "data.columns={ prompt = \"completion\", completion = \"prompt\" }"];
+    assert_eq!(examples("a.jsonl", swapped, &settings), [pair("a", "b")]);
+    let missing = Project::new(&[("a.jsonl", file)], &["data.columns={ prompt = \"question\" }"]).read();
+    assert!(missing.problems[0].message.contains("no column \"question\""), "{:?}", missing.problems);
+}
+
+#[test]
+fn columns_reach_into_messages() {
+    let file = br#"{"talk": [{"speaker": "user", "says": "a"}, {"speaker": "assistant", "says": "b"}]}"#;
+    let settings =
+        ["data.eval=0", "data.columns={ messages = \"talk\", role = \"speaker\", content = \"says\" }"];
+    assert_eq!(examples("a.jsonl", file, &settings), [Example::Messages(pair("a", "b").messages().unwrap())]);
+    let file = br#"{"conversations": [{"who": "human", "value": "a"}, {"who": "gpt", "value": "b"}]}"#;
+    let settings = ["data.eval=0", "data.columns={ from = \"who\" }"];
+    assert_eq!(examples("a.jsonl", file, &settings), [Example::Messages(pair("a", "b").messages().unwrap())]);
+}
+
+#[test]
+fn unusable_files_are_named() {
+    let unknown = Project::new(&[("a.xlsx", b"x")], &[]);
+    assert!(unknown.error().starts_with("a.xlsx: not a known kind of dataset"), "{}", unknown.error());
+    let mut project = Project::new(&[("a.jsonl", b"{}")], &[]);
+    project.config.data.train = vec!["missing.jsonl".into()];
+    assert!(project.error().starts_with("cannot read missing.jsonl:"), "{}", project.error());
+    project.config.data.train = vec!["/dev/zero".into()];
+    assert_eq!(project.error(), "/dev/zero: not a file");
+}
+
+fn numbered(count: usize) -> Vec<u8> {
+    (0..count).map(|number| format!("{{\"text\": \"row {number}\"}}\n")).collect::<String>().into_bytes()
+}
+
+fn held_out(dataset: &Dataset) -> Vec<String> {
+    dataset.rows.iter().filter(|row| row.split == Split::Eval).map(|row| row.example.plain_text()).collect()
+}
+
+#[test]
+fn the_split_depends_on_seed_and_content_alone() {
+    let project = Project::new(&[("a.jsonl", &numbered(100))], &["data.eval=0.1"]);
+    let first = held_out(&project.read());
+    assert_eq!(first.len(), 10);
+    assert_eq!(first, held_out(&project.read()));
+    let other = Project::new(&[("a.jsonl", &numbered(100))], &["data.eval=0.1", "train.seed=7"]);
+    assert_ne!(first, held_out(&other.read()));
+    let longer = Project::new(&[("a.jsonl", &numbered(104))], &["data.eval=0.1"]);
+    let kept = held_out(&longer.read()).iter().filter(|text| first.contains(text)).count();
+    assert!(kept >= 8, "{kept}");
+    let two = Project::new(&[("a.jsonl", &numbered(2))], &["data.eval=0.01"]);
+    assert_eq!(held_out(&two.read()).len(), 1);
+    let one = Project::new(&[("a.jsonl", &numbered(1))], &["data.eval=0.5"]);
+    assert_eq!(held_out(&one.read()).len(), 0);
+}
+
+#[test]
+fn equal_rows_stand_on_one_side() {
+    let file = [numbered(50), numbered(50)].concat();
+    let dataset = Project::new(&[("a.jsonl", &file)], &["data.eval=0.2"]).read();
+    let out = held_out(&dataset);
+    assert_eq!(out.len(), 20);
+    assert!(out.iter().all(|text| out.iter().filter(|other| *other == text).count() == 2));
+}
+
+#[test]
+fn evaluation_files_and_quarantine() {
+    let files: [(&str, &[u8]); 2] = [("a.jsonl", &numbered(5)), ("b.jsonl", b"{\"text\": \"other\"}\n")];
+    let project = Project::new(&files, &["data.eval=\"b.jsonl\""]);
+    let dataset = project.read();
+    assert_eq!(held_out(&dataset), ["other"]);
+    assert_eq!(dataset.rows.iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+
+    let mut quarantine = Quarantine::load(project.folder.path()).unwrap();
+    quarantine.toggle(&dataset.rows[2].hash());
+    quarantine.save().unwrap();
+    let after = project.read();
+    assert_eq!(after.quarantined.len(), 1);
+    assert_eq!(after.quarantined[0].example, dataset.rows[2].example);
+    assert_eq!(after.rows.iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    assert!(after.rows.iter().all(|row| row.example != dataset.rows[2].example));
+}
