@@ -76,7 +76,7 @@ impl RunDir {
         let stamp = now.to_zoned_datetime(TimeZone::UTC).strftime("%Y%m%d-%H%M%S").to_string();
         let base = format!("{stamp}-{}", slug_of(slug));
         for number in 1..RUNS_A_SECOND {
-            let id = if number == 1 { base.clone() } else { format!("{base}-{number}") };
+            let id = if number == 1 { base.clone() } else { format!("{base}_{number}") };
             let path = runs.join(&id);
             match folders.create(&path) {
                 Ok(()) => {}
@@ -344,10 +344,10 @@ fn ids(project: &Path) -> Result<Vec<String>, RunError> {
     Ok(ids)
 }
 
-/// Runs of one second sort by their number, `-2` before `-10`.
-fn order_of(id: &str) -> (String, u32, String) {
-    let number = id.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or(1);
-    (id.chars().take("YYYYMMDD-HHMMSS".len()).collect(), number, id.to_owned())
+/// Runs of one second and name sort by their number, `_2` before `_10`.
+fn order_of(id: &str) -> (String, u32) {
+    let (base, number) = id.rsplit_once('_').unwrap_or((id, "1"));
+    (base.to_owned(), number.parse().unwrap_or(1))
 }
 
 /// `lora r16`, read loosely: a list must show runs of other versions too.
@@ -379,4 +379,125 @@ fn slug_of(text: &str) -> String {
     }
     let slug = slug.trim_end_matches('-');
     if slug.is_empty() { "run".to_owned() } else { slug.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::runs::testing::config;
+
+    const CONFIG: &str = "[method]\nkind = \"lora\"\nrank = 16\n";
+
+    fn at(project: &Path, time: &str, slug: &str) -> RunDir {
+        RunDir::create_at(project, CONFIG, slug, time.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_run_has_its_configuration_and_is_the_users_alone() {
+        let project = tempfile::tempdir().unwrap();
+        let config = config(&["method.rank=8"]);
+        let run = RunDir::create(project.path(), &config, None).unwrap();
+        assert_eq!(Config::load_file(&run.config_path(), &[]).unwrap(), config);
+        assert_eq!(run.status().unwrap().state, State::Queued);
+        assert_eq!(fs::metadata(run.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert!(run.id().ends_with("-lora-r8"), "{}", run.id());
+        assert_eq!(RunDir::open(run.path()).unwrap(), run);
+        assert_eq!(run.project(), project.path().canonicalize().unwrap());
+    }
+
+    #[test]
+    fn ids_of_one_second_differ_and_sort_as_made() {
+        let project = tempfile::tempdir().unwrap();
+        let made: Vec<_> = (0..12)
+            .map(|_| at(project.path(), "2026-08-23T14:02:11.9Z", "LoRA, rank 16!").id().to_owned())
+            .collect();
+        assert_eq!(made[0], "20260823-140211-lora-rank-16");
+        assert_eq!(made.iter().collect::<BTreeSet<_>>().len(), 12);
+        let later = at(project.path(), "2026-08-23T14:02:12Z", "a").id().to_owned();
+        let listed: Vec<_> = list(project.path()).unwrap().into_iter().map(|summary| summary.id).collect();
+        let newest_first: Vec<_> = made.into_iter().chain([later]).rev().collect();
+        assert_eq!(listed, newest_first);
+    }
+
+    #[test]
+    fn slugs_are_plain() {
+        for (text, slug) in [
+            ("../../etc/passwd", "etc-passwd"),
+            ("Ünïcode \u{1b}[31m", "n-code-31m"),
+            ("", "run"),
+            ("--", "run"),
+            (
+                "a-very-long-name-that-goes-on-and-on-and-on-and-on",
+                "a-very-long-name-that-goes-on-and-on-and",
+            ),
+        ] {
+            assert_eq!(slug_of(text), slug);
+        }
+    }
+
+    #[test]
+    fn runs_are_found_by_the_beginning_or_a_part_of_their_id() {
+        let project = tempfile::tempdir().unwrap();
+        let missing = RunDir::find(project.path(), "latest").unwrap_err().to_string();
+        assert!(missing.contains("no runs yet"), "{missing}");
+        let first = at(project.path(), "2026-08-23T14:02:11Z", "lora-r8");
+        let second = at(project.path(), "2026-08-24T09:00:00Z", "lora-r16");
+        fs::create_dir(project.path().join("runs/29990101-000000-no-config")).unwrap();
+        let find = |wanted: &str| RunDir::find(project.path(), wanted);
+        assert_eq!(find("latest").unwrap(), second);
+        assert_eq!(find("20260823").unwrap(), first);
+        assert_eq!(find("r16").unwrap(), second);
+        assert_eq!(find(first.id()).unwrap(), first);
+        assert!(matches!(find("2026"), Err(RunError::Ambiguous { known, .. }) if known.len() == 2));
+        for wanted in ["", "nothing", "../runs", "29990101"] {
+            assert!(matches!(find(wanted), Err(RunError::NotFound { .. })), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn a_list_shows_what_the_status_says() {
+        let project = tempfile::tempdir().unwrap();
+        assert!(list(project.path()).unwrap().is_empty());
+        let run = at(project.path(), "2026-08-23T14:02:11Z", "a");
+        let mut status = Status::of_this_process(State::Running);
+        status.step = 412;
+        status.loss = Some(0.871.into());
+        status.write_atomic(run.path()).unwrap();
+        let broken = at(project.path(), "2026-08-23T14:02:12Z", "b");
+        fs::write(broken.path().join("status.json"), "{").unwrap();
+        fs::write(broken.config_path(), "not toml").unwrap();
+        let listed = list(project.path()).unwrap();
+        assert_eq!((listed[0].state, listed[0].method.as_str()), (State::Lost, "unknown"));
+        assert!(listed[0].failure.as_ref().unwrap().message.contains("status.json"));
+        assert_eq!(
+            (listed[1].state, listed[1].step, listed[1].method.as_str()),
+            (State::Running, 412, "lora r16")
+        );
+    }
+
+    #[test]
+    fn one_process_at_a_time_works_on_a_run() {
+        let project = tempfile::tempdir().unwrap();
+        let run = at(project.path(), "2026-08-23T14:02:11Z", "a");
+        let lock = run.lock().unwrap();
+        let message = run.lock_within(Duration::ZERO).unwrap_err().to_string();
+        assert!(message.contains(&format!("process {}", std::process::id())), "{message}");
+        drop(lock);
+        assert!(run.lock().is_ok());
+    }
+
+    #[test]
+    fn the_end_of_the_log_is_shown_clean() {
+        let project = tempfile::tempdir().unwrap();
+        let run = at(project.path(), "2026-08-23T14:02:11Z", "a");
+        assert!(run.log_tail(5).is_empty());
+        let mut text = "x".repeat(100_000);
+        text.push_str("\none\n\n\u{1b}[31mtwo\u{7}\nthree\n");
+        fs::write(run.log_path(), text).unwrap();
+        assert_eq!(run.log_tail(2), ["[31mtwo", "three"]);
+        assert_eq!(run.log_tail(9).len(), 3);
+    }
 }

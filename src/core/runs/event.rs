@@ -404,3 +404,119 @@ impl<'de> Deserialize<'de> for Event {
         Self::from_line(&line).map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pretty_assertions::assert_eq;
+
+    use super::*;
+
+    fn one_of_each() -> Vec<Event> {
+        let bodies: Vec<EventBody> = vec![
+            RunEvent {
+                config_hash: "c0".into(),
+                versions: IndexMap::from([("luthier".to_owned(), "0.1.0".to_owned())]),
+                parameters: ParameterCount { total: 10, trainable: 2 },
+                resumed_from: Some(100),
+                ..RunEvent::default()
+            }
+            .into(),
+            StepEvent {
+                loss: f64::NAN.into(),
+                grad_norm: f64::INFINITY.into(),
+                load: Some(0.5.into()),
+                ..StepEvent::default()
+            }
+            .into(),
+            EvalEvent {
+                loss: 0.25.into(),
+                scores: IndexMap::from([("valid".to_owned(), 0.5.into())]),
+                ..EvalEvent::default()
+            }
+            .into(),
+            SampleEvent {
+                prompt: "a\nb\u{1b}[2J".into(),
+                reply: "\u{2028}".into(),
+                passed: Some(false),
+                ..SampleEvent::default()
+            }
+            .into(),
+            CheckpointEvent { path: "checkpoints/step-3".into(), bytes: 7, seconds: 0.1.into() }.into(),
+            EditEvent {
+                key: "train.learning_rate".into(),
+                old: "2e-4".into(),
+                new: "1e-4".into(),
+                ..EditEvent::default()
+            }
+            .into(),
+            AlertEvent { alert: AlertKind::Spike, message: "up".into(), rows: vec![1, 2] }.into(),
+            StateEvent {
+                state: State::Failed,
+                reason: None,
+                failure: Some(Failure { message: "out of memory".into(), ..Failure::default() }),
+            }
+            .into(),
+        ];
+        bodies
+            .into_iter()
+            .enumerate()
+            .map(|(step, body)| Event::now((step > 0).then_some(step as u64), body))
+            .collect()
+    }
+
+    #[test]
+    fn every_kind_reads_back_equal_from_one_line() {
+        for event in one_of_each() {
+            let line = event.to_line();
+            assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
+            assert_eq!(Event::from_line(&line).unwrap(), event);
+            assert_eq!(serde_json::from_slice::<Event>(&line).unwrap(), event);
+        }
+    }
+
+    #[test]
+    fn kind_time_and_step_come_first() {
+        let event = Event {
+            time: "2026-08-23T14:02:11.25Z".parse().unwrap(),
+            step: Some(3),
+            body: CheckpointEvent { path: "p".into(), bytes: 1, seconds: 2.0.into() }.into(),
+        };
+        assert_eq!(
+            String::from_utf8(event.to_line()).unwrap(),
+            "{\"kind\":\"checkpoint\",\"time\":\"2026-08-23T14:02:11.250Z\",\"step\":3,\"path\":\"p\",\"bytes\":1,\"seconds\":2.0}\n"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_kept() {
+        for line in [
+            r#"{"kind":"rung","time":"2026-08-23T14:02:11.250Z","step":3,"place":{"of":[1,2]}}"#,
+            r#"{"kind":"step","time":"2026-08-23T14:02:11.250Z","step":3,"loss":["a","shape","of","the","future"]}"#,
+        ] {
+            let event = Event::from_line(line.as_bytes()).unwrap();
+            assert!(matches!(event.body, EventBody::Unknown { .. }), "{event:?}");
+            assert_eq!(String::from_utf8(event.to_line()).unwrap().trim_end(), line);
+        }
+        let known =
+            r#"{"kind":"alert","time":"2026-08-23T14:02:11.250Z","alert":"aliens","message":"m","new":1}"#;
+        let event = Event::from_line(known.as_bytes()).unwrap();
+        assert_eq!(
+            event.body,
+            AlertEvent { alert: AlertKind::Other, message: "m".into(), rows: vec![] }.into()
+        );
+    }
+
+    #[test]
+    fn a_torn_line_is_no_event() {
+        for event in one_of_each() {
+            let line = event.to_line();
+            for end in 0..line.len() - 2 {
+                assert!(
+                    Event::from_line(&line[..end]).is_err(),
+                    "{:?}",
+                    String::from_utf8_lossy(&line[..end])
+                );
+            }
+        }
+    }
+}

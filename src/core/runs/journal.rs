@@ -153,6 +153,11 @@ impl JournalWriter {
                     self.torn = false;
                     return Ok(());
                 }
+                Ok(count) if count + 1 == bytes.len() => {
+                    // The event is whole; only its line end is missing.
+                    self.torn = true;
+                    return Ok(());
+                }
                 Ok(count) => {
                     // A lone line end closes the torn line; anything longer begins one.
                     self.torn = if self.torn { count != 1 } else { count > 0 };
@@ -199,4 +204,134 @@ fn ends_torn(file: &mut File) -> io::Result<bool> {
     file.seek(SeekFrom::End(-1))?;
     file.read_exact(&mut last)?;
     Ok(last != *b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::runs::event::{EventBody, StepEvent};
+
+    /// What the disk does with each write in turn: takes that many bytes, or fails. After the script it
+    /// takes everything.
+    #[derive(Default)]
+    struct Disk {
+        script: VecDeque<Result<usize, io::ErrorKind>>,
+        content: Vec<u8>,
+    }
+
+    struct ScriptedSink(Arc<Mutex<Disk>>);
+
+    impl Write for ScriptedSink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut disk = self.0.lock().unwrap();
+            let count = disk.script.pop_front().unwrap_or(Ok(usize::MAX))?.min(bytes.len());
+            disk.content.extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Sink for ScriptedSink {
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn step(number: u64) -> Event {
+        Event::now(Some(number), StepEvent { loss: 0.5.into(), ..StepEvent::default() })
+    }
+
+    fn write_all(
+        script: Vec<Result<usize, io::ErrorKind>>,
+        events: u64,
+    ) -> (JournalWriter, Arc<Mutex<Disk>>) {
+        let disk = Arc::new(Mutex::new(Disk { script: script.into(), content: Vec::new() }));
+        let mut writer = JournalWriter::over(Box::new(ScriptedSink(Arc::clone(&disk))), false);
+        for number in 1..=events {
+            writer.append(&step(number));
+        }
+        (writer, disk)
+    }
+
+    fn read_back(disk: &Mutex<Disk>) -> (Vec<u64>, Vec<String>) {
+        let content = disk.lock().unwrap().content.clone();
+        let (mut steps, mut alerts) = (Vec::new(), Vec::new());
+        for line in content.split(|byte| *byte == b'\n') {
+            match Event::from_line(line) {
+                Ok(Event { step: Some(step), .. }) => steps.push(step),
+                Ok(Event { body: EventBody::Alert(alert), .. }) => alerts.push(alert.message),
+                _ => {}
+            }
+        }
+        (steps, alerts)
+    }
+
+    #[test]
+    fn a_full_disk_delays_events_and_marks_the_gap() {
+        let full = Err(io::ErrorKind::StorageFull);
+        let (writer, disk) = write_all(vec![Ok(usize::MAX), full, full, full], 6);
+        assert_eq!(writer.problem(), None);
+        let (steps, alerts) = read_back(&disk);
+        assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(alerts.len(), 1);
+        assert!(alerts[0].contains("none was lost"), "{alerts:?}");
+    }
+
+    #[test]
+    fn a_line_written_in_part_never_swallows_another() {
+        let line = step(1).to_line().len();
+        for taken in 0..=line {
+            let (_, disk) = write_all(vec![Ok(taken)], 3);
+            let (steps, _) = read_back(&disk);
+            assert_eq!(steps, [1, 2, 3], "after {taken} of {line} bytes");
+        }
+        for taken in 0..=line + 1 {
+            let (_, disk) = write_all(vec![Ok(5), Ok(taken)], 3);
+            let (steps, _) = read_back(&disk);
+            assert_eq!(steps, [1, 2, 3], "after 5 bytes, then {taken} of {line}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_back_is_bounded_and_the_loss_is_told() {
+        let script = vec![Err(io::ErrorKind::StorageFull); 2 * KEPT_LINES];
+        let (mut writer, disk) = write_all(script, KEPT_LINES as u64 + 100);
+        assert!(writer.problem().is_some());
+        assert_eq!(writer.kept.len(), KEPT_LINES);
+        disk.lock().unwrap().script.clear();
+        writer.sync();
+        assert_eq!(writer.problem(), None);
+        let (steps, alerts) = read_back(&disk);
+        assert_eq!((steps[0], steps.len()), (101, KEPT_LINES));
+        assert!(alerts[0].contains("100 older ones were lost"), "{alerts:?}");
+    }
+
+    #[test]
+    fn a_really_full_disk_fails_nothing() {
+        let mut writer = JournalWriter::open(Path::new("/dev/full")).unwrap();
+        writer.append(&step(1));
+        writer.append(&step(2));
+        writer.sync();
+        assert!(writer.problem().unwrap().contains("No space left"));
+    }
+
+    #[test]
+    fn the_torn_line_of_a_killed_process_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        let mut text = step(1).to_line();
+        text.extend_from_slice(b"{\"kind\":\"step\",\"ti");
+        std::fs::write(&path, text).unwrap();
+        JournalWriter::open(&path).unwrap().append(&step(2));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<_> = text.lines().map(|line| Event::from_line(line.as_bytes()).ok()).collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[1], None);
+        assert_eq!(lines[2].as_ref().and_then(|event| event.step), Some(2));
+    }
 }

@@ -20,6 +20,8 @@ pub mod serving;
 mod socket;
 mod spawn;
 mod status;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod time;
 
 pub use actions::{Action, ResumeWay, resume_way};

@@ -156,6 +156,6 @@ mod tests {
     fn a_32_bit_number_keeps_its_digits() {
         assert_eq!(serde_json::to_string(&Number::from(0.1_f32)).unwrap(), "0.1");
         assert!(Number::from(f32::NAN).get().is_nan());
-        assert_eq!(Number::from(f32::INFINITY).get(), f64::INFINITY);
+        assert_eq!(Number::from(f32::INFINITY), Number(f64::INFINITY));
     }
 }

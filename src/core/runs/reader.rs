@@ -16,8 +16,9 @@ const CHUNK: usize = 256 * 1024;
 /// A line longer than this is passed over: no event is that long.
 const LINE_LIMIT: usize = 16 << 20;
 
-/// Bytes before the read position that are compared before reading on.
-const WITNESS: usize = 64;
+/// Bytes before the read position that are compared before reading on: enough to hold the time of a usual
+/// last line.
+const WITNESS: usize = 1024;
 
 /// How many lines are read between two looks at the clock.
 const LINES_PER_LOOK: usize = 64;
@@ -182,5 +183,180 @@ impl Open {
         let surplus = self.witness.len().saturating_sub(WITNESS);
         self.witness.drain(..surplus);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::runs::event::{EventBody, StateEvent, StepEvent};
+
+    const LONG: Duration = Duration::from_hours(1);
+
+    fn step(number: u64) -> Event {
+        Event::now(Some(number), StepEvent { loss: 0.5.into(), ..StepEvent::default() })
+    }
+
+    fn lines(steps: impl IntoIterator<Item = u64>) -> Vec<u8> {
+        steps.into_iter().flat_map(|number| step(number).to_line()).collect()
+    }
+
+    fn steps(batch: &Batch) -> Vec<u64> {
+        batch.events.iter().filter_map(|event| event.step).collect()
+    }
+
+    fn append(path: &Path, bytes: &[u8]) {
+        File::options().append(true).create(true).open(path).unwrap().write_all(bytes).unwrap();
+    }
+
+    struct Folder {
+        _folder: tempfile::TempDir,
+        path: PathBuf,
+    }
+
+    fn journal() -> Folder {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        Folder { _folder: folder, path }
+    }
+
+    #[test]
+    fn a_line_is_given_out_once_it_is_whole() {
+        let journal = journal();
+        let mut reader = JournalReader::new(&journal.path);
+        assert!(reader.read(10, LONG).unwrap().events.is_empty());
+        let bytes = lines([1, 2]);
+        let (first, second) = bytes.split_at(bytes.len() - 20);
+        append(&journal.path, first);
+        assert_eq!(steps(&reader.read(10, LONG).unwrap()), [1]);
+        assert!(reader.read(10, LONG).unwrap().events.is_empty());
+        append(&journal.path, second);
+        let batch = reader.read(10, LONG).unwrap();
+        assert_eq!((steps(&batch), batch.restarted, batch.broken_lines), (vec![2], false, 0));
+    }
+
+    #[test]
+    fn count_and_time_bound_a_batch() {
+        let journal = journal();
+        append(&journal.path, &lines(1..=1000));
+        let mut reader = JournalReader::new(&journal.path);
+        let batch = reader.read(10, LONG).unwrap();
+        assert_eq!((steps(&batch), batch.more), ((1..=10).collect(), true));
+        let batch = reader.read(usize::MAX, Duration::ZERO).unwrap();
+        assert!(batch.more && batch.events.len() <= LINES_PER_LOOK, "{}", batch.events.len());
+        let mut seen = 10 + batch.events.len();
+        loop {
+            let batch = reader.read(100, LONG).unwrap();
+            seen += batch.events.len();
+            if !batch.more {
+                break;
+            }
+        }
+        assert_eq!(seen, 1000);
+    }
+
+    #[test]
+    fn broken_lines_are_counted_and_passed_over() {
+        let journal = journal();
+        let mut bytes = lines([1]);
+        bytes.extend_from_slice(b"{\"kind\":\"st\n\n\xff\xfe\nnull\n");
+        bytes.extend(lines([2]));
+        append(&journal.path, &bytes);
+        let batch = JournalReader::new(&journal.path).read(10, LONG).unwrap();
+        assert_eq!((steps(&batch), batch.broken_lines), (vec![1, 2], 3));
+    }
+
+    #[test]
+    fn a_line_without_end_does_not_fill_the_memory() {
+        let journal = journal();
+        append(&journal.path, &lines([1]));
+        for _ in 0..LINE_LIMIT / CHUNK + 4 {
+            append(&journal.path, &vec![b'x'; CHUNK]);
+        }
+        let mut reader = JournalReader::new(&journal.path);
+        let batch = reader.read(10, LONG).unwrap();
+        assert_eq!((steps(&batch), batch.broken_lines), (vec![1], 1));
+        assert!(reader.buffer.len() <= LINE_LIMIT);
+        append(&journal.path, b"\n");
+        append(&journal.path, &lines([2]));
+        let batch = reader.read(10, LONG).unwrap();
+        assert_eq!((steps(&batch), batch.broken_lines), (vec![2], 0));
+    }
+
+    #[test]
+    fn a_replaced_or_cut_journal_is_read_anew() {
+        let journal = journal();
+        append(&journal.path, &lines(1..=5));
+        let mut reader = JournalReader::new(&journal.path);
+        assert_eq!(steps(&reader.read(10, LONG).unwrap()), [1, 2, 3, 4, 5]);
+
+        let other = journal.path.with_extension("new");
+        append(&other, &lines(11..=20));
+        fs::rename(&other, &journal.path).unwrap();
+        let batch = reader.read(3, LONG).unwrap();
+        assert_eq!((steps(&batch), batch.restarted), (vec![11, 12, 13], true));
+        let batch = reader.read(100, LONG).unwrap();
+        assert_eq!((steps(&batch), batch.restarted), ((14..=20).collect(), false));
+
+        fs::write(&journal.path, lines([31])).unwrap();
+        let batch = reader.read(100, LONG).unwrap();
+        assert_eq!((steps(&batch), batch.restarted), (vec![31], true));
+
+        fs::write(&journal.path, lines(41..=43)).unwrap();
+        let batch = reader.read(100, LONG).unwrap();
+        assert_eq!(
+            (steps(&batch), batch.restarted),
+            (vec![41, 42, 43], true),
+            "longer than before, same file"
+        );
+
+        fs::remove_file(&journal.path).unwrap();
+        assert!(reader.read(100, LONG).unwrap().events.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_written_and_read_every_event_comes_once(
+            kinds in prop::collection::vec(0..3_u8, 0..40),
+            cuts in prop::collection::vec(1..400_usize, 1..60),
+            most in 1..7_usize,
+        ) {
+            let events: Vec<Event> = kinds.iter().enumerate().map(|(number, kind)| match kind {
+                0 => step(number as u64),
+                1 => Event::now(None, StateEvent::default()),
+                _ => Event::now(Some(number as u64), EventBody::Unknown { kind: "rung".into(), keys: serde_json::Map::new() }),
+            }).collect();
+            let bytes: Vec<u8> = events.iter().flat_map(Event::to_line).collect();
+            let journal = journal();
+            let mut reader = JournalReader::new(&journal.path);
+            let mut rest = bytes.as_slice();
+            let mut read = Vec::new();
+            for cut in cuts.iter().cycle() {
+                let (now, later) = rest.split_at((*cut).min(rest.len()));
+                append(&journal.path, now);
+                rest = later;
+                let batch = reader.read(most, LONG).unwrap();
+                prop_assert!(!batch.restarted && batch.broken_lines == 0);
+                read.extend(batch.events);
+                if rest.is_empty() && !batch.more {
+                    break;
+                }
+            }
+            prop_assert_eq!(read, events);
+        }
+
+        #[test]
+        fn no_bytes_whatever_stop_the_reader(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let journal = journal();
+            append(&journal.path, &bytes);
+            append(&journal.path, b"\n");
+            append(&journal.path, &lines([7]));
+            let batch = JournalReader::new(&journal.path).read(usize::MAX, LONG).unwrap();
+            prop_assert_eq!(steps(&batch).pop(), Some(7));
+        }
     }
 }

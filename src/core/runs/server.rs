@@ -351,3 +351,166 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::runs::client::{Client as Caller, Heard};
+    use crate::runs::event::StepEvent;
+    use crate::runs::protocol::StopWhen;
+    use crate::runs::testing::wait_until;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    struct Running {
+        _folder: tempfile::TempDir,
+        path: PathBuf,
+        server: Server,
+        calls: Receiver<Call>,
+    }
+
+    fn start() -> Running {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.sock");
+        let (server, calls) = Server::start_at(&path, "20260823-140211-a", "0.1.0").unwrap();
+        Running { _folder: folder, path, server, calls }
+    }
+
+    fn step(number: u64) -> Event {
+        Event::now(Some(number), StepEvent::default())
+    }
+
+    fn raw(path: &Path, text: &str) -> String {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn a_request_reaches_the_engine_and_its_answer_the_client() {
+        let running = start();
+        let engine = thread::spawn({
+            let calls = running.calls;
+            move || {
+                let call = calls.recv().unwrap();
+                assert_eq!(call.request, Request::Stop { when: StopWhen::AfterEval });
+                assert_eq!(call.peer.pid, std::process::id());
+                call.reply(Reply::ok("stopping after the next evaluation"));
+                let call = calls.recv().unwrap();
+                call.reply(Reply::error("not while stopping"));
+                drop(calls.recv().unwrap());
+            }
+        });
+        let mut client = Caller::connect_to(&running.path).unwrap();
+        assert_eq!(
+            (client.greeting.run.as_str(), client.greeting.pid),
+            ("20260823-140211-a", std::process::id())
+        );
+        let answer = client.request(&Request::Stop { when: StopWhen::AfterEval }, LONG).unwrap();
+        assert_eq!(answer, "stopping after the next evaluation");
+        let refusal = client.request(&Request::Pause, LONG).unwrap_err();
+        assert_eq!(refusal.to_string(), "not while stopping");
+        let unanswered = client.request(&Request::Evaluate, LONG).unwrap_err();
+        assert!(unanswered.to_string().contains("ended before it could answer"), "{unanswered}");
+        engine.join().unwrap();
+        let after = client.request(&Request::Pause, LONG).unwrap_err();
+        assert_eq!(after.to_string(), "the run is ending");
+    }
+
+    #[test]
+    fn an_engine_in_a_long_step_is_waited_for_only_so_long() {
+        let running = start();
+        let mut client = Caller::connect_to(&running.path).unwrap();
+        let error = client.request(&Request::Pause, Duration::from_millis(20)).unwrap_err();
+        assert!(matches!(error, RunError::NoAnswer { .. }), "{error}");
+        assert_eq!(running.calls.recv().unwrap().request, Request::Pause);
+    }
+
+    #[test]
+    fn who_does_not_greet_properly_is_sent_away() {
+        let running = start();
+        let answer = raw(&running.path, "{\"request\":\"pause\"}\n");
+        assert!(answer.contains("first request must be `hello`"), "{answer}");
+        let answer = raw(&running.path, "{\"request\":\"hello\",\"version\":999}\n{\"request\":\"pause\"}\n");
+        assert!(answer.contains("speaks version 1") && answer.contains("999"), "{answer}");
+        assert_eq!(raw(&running.path, "garbage\n"), "");
+        assert!(running.calls.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_request_that_is_not_understood_ends_nothing() {
+        let running = start();
+        let answer = raw(
+            &running.path,
+            "{\"request\":\"hello\",\"version\":1}\n{\"request\":\"explode\"}\n{\"request\":\"hello\",\"version\":1}\n",
+        );
+        let lines: Vec<_> = answer.lines().collect();
+        assert_eq!(lines.len(), 3, "{answer}");
+        assert!(lines[1].contains("not understood"), "{answer}");
+        assert!(lines[2].contains("\"reply\":\"hello\""), "{answer}");
+    }
+
+    #[test]
+    fn subscribers_hear_events_and_others_do_not() {
+        let running = start();
+        let mut subscription = Caller::connect_to(&running.path).unwrap().subscribe().unwrap();
+        let mut other = Caller::connect_to(&running.path).unwrap();
+        running.server.publish(&step(7));
+        let heard = subscription.next(LONG).unwrap();
+        assert!(matches!(heard, Some(Heard::Event(event)) if event.step == Some(7)));
+        assert!(other.request(&Request::Pause, Duration::from_millis(10)).is_err());
+        assert_eq!(subscription.next(Duration::from_millis(1)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_subscriber_that_does_not_read_holds_nobody_up() {
+        const EVENTS: u64 = 20_000;
+        let running = start();
+        let mut subscription = Caller::connect_to(&running.path).unwrap().subscribe().unwrap();
+        for number in 1..=EVENTS {
+            running.server.publish(&step(number));
+        }
+        let (mut heard, mut missed) = (0, 0);
+        loop {
+            match subscription.next(LONG).unwrap().unwrap() {
+                Heard::Event(event) => {
+                    heard += 1;
+                    if event.step == Some(EVENTS) {
+                        break;
+                    }
+                }
+                Heard::Missed(events) => missed += events,
+            }
+        }
+        assert!(missed > 0, "the socket cannot hold them all");
+        assert_eq!(heard + missed, EVENTS);
+    }
+
+    #[test]
+    fn only_so_many_clients_at_a_time() {
+        let running = start();
+        let clients: Vec<_> = (0..CLIENTS).map(|_| Caller::connect_to(&running.path).unwrap()).collect();
+        let refused = Caller::connect_to(&running.path).err().unwrap();
+        assert!(refused.to_string().contains("clients are connected already"), "{refused}");
+        drop(clients);
+        wait_until("a place is free again", || Caller::connect_to(&running.path).is_ok());
+    }
+
+    #[test]
+    fn its_end_is_heard_and_leaves_no_socket() {
+        let Running { _folder, path, server, calls: _calls } = start();
+        let mut subscription = Caller::connect_to(&path).unwrap().subscribe().unwrap();
+        server.publish(&step(1));
+        drop(server);
+        assert!(subscription.next(LONG).unwrap().is_some(), "what was published before is still heard");
+        assert!(subscription.next(LONG).is_err());
+        assert!(!path.exists());
+        assert!(Server::start_at(&path, "again", "0.1.0").is_ok());
+    }
+}

@@ -173,3 +173,36 @@ impl ServingReceiver {
         self.0.receive(Some(timeout))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ends_understand_each_other() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut client = ServingClient::over(here).unwrap();
+        let mut server_writer = LineWriter::new(&there).unwrap();
+        let mut server_reader = LineReader::new(there);
+        let request = ServeRequest::Generate {
+            id: 3,
+            rows: vec![GenerateRow { adapter: None, messages: vec![Message::new("user", "hi")], seed: 1 }],
+            sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, max_new_tokens: 8 },
+        };
+        client.sender.send(&request).unwrap();
+        assert_eq!(server_reader.receive::<ServeRequest>(None).unwrap(), Some(request));
+        assert_eq!(client.receiver.receive(Duration::from_millis(1)).unwrap(), None);
+        let reply = ServeReply::Done {
+            id: 3,
+            row: 0,
+            reason: DoneReason::Length,
+            tokens: 8,
+            seconds: 0.5,
+            weights: "f00d".into(),
+        };
+        server_writer.send(&reply).unwrap();
+        assert_eq!(client.receiver.receive(Duration::from_secs(30)).unwrap(), Some(reply));
+        drop((server_writer, server_reader));
+        assert!(client.receiver.receive(Duration::from_secs(30)).is_err());
+    }
+}

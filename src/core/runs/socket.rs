@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::RunError;
+use super::checkpoint::hexadecimal;
 use super::error::{io_error, shown};
 use super::protocol::MESSAGE_LIMIT;
 
@@ -23,6 +24,9 @@ const PATH_LIMIT: usize = 107;
 
 /// A peer that takes nothing off its socket for this long is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A timeout of zero would mean none to the kernel.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
 /// The folder of this user's sockets: `$XDG_RUNTIME_DIR/luthier`, or `/tmp/luthier-UID`. Made if missing
 /// (0700) and refused if it is not a real folder of the user's own that nobody else may enter.
@@ -84,14 +88,8 @@ pub fn serving_socket_path(project: &Path) -> Result<PathBuf, RunError> {
 
 fn named_socket(prefix: &str, of: &Path) -> Result<PathBuf, RunError> {
     let of = of.canonicalize().map_err(io_error("find", of))?;
-    let digest = Sha256::digest(of.as_os_str().as_bytes());
-    let mut name = String::from(prefix);
-    name.push('-');
-    for byte in &digest[..8] {
-        name.push_str(&format!("{byte:02x}"));
-    }
-    name.push_str(".sock");
-    Ok(socket_folder()?.join(name))
+    let digest = hexadecimal(&Sha256::digest(of.as_os_str().as_bytes())[..8]);
+    Ok(socket_folder()?.join(format!("{prefix}-{digest}.sock")))
 }
 
 /// Who is at the other end of a connection.
@@ -272,6 +270,7 @@ impl LineReader {
 
     fn line(&mut self, timeout: Option<Duration>) -> Result<Option<Vec<u8>>, RunError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut looked = false;
         loop {
             if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let rest = self.buffer.split_off(self.searched + end + 1);
@@ -285,20 +284,21 @@ impl LineReader {
                     "the other side sent a line longer than {MESSAGE_LIMIT} bytes"
                 )));
             }
-            if !self.fill(deadline)? {
+            if !self.fill(deadline, looked)? {
                 return Ok(None);
             }
+            looked = true;
         }
     }
 
-    /// Reads what is there; `false` once the deadline has passed.
-    fn fill(&mut self, deadline: Option<Instant>) -> Result<bool, RunError> {
+    /// Reads what is there; `false` once the deadline has passed, but not before having looked once.
+    fn fill(&mut self, deadline: Option<Instant>, looked: bool) -> Result<bool, RunError> {
         let broke = |error: io::Error| RunError::Socket(format!("the connection broke: {error}"));
-        let left = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
-            Some(Duration::ZERO) => return Ok(false),
-            left => left,
-        };
-        self.stream.set_read_timeout(left).map_err(broke)?;
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if looked && left == Some(Duration::ZERO) {
+            return Ok(false);
+        }
+        self.stream.set_read_timeout(left.map(|left| left.max(SHORTEST_WAIT))).map_err(broke)?;
         let mut chunk = [0; 16 * 1024];
         match self.stream.read(&mut chunk) {
             Ok(0) => Err(RunError::Socket("the other side ended the connection".to_owned())),
@@ -312,5 +312,125 @@ impl LineReader {
                 _ => Err(broke(error)),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir().unwrap()
+    }
+
+    #[test]
+    fn the_folder_is_made_for_its_user_alone() {
+        let base = folder();
+        let own = socket_folder_in(Some(base.path()), Path::new("/nowhere")).unwrap();
+        assert_eq!(own, base.path().join("luthier"));
+        assert_eq!(fs::metadata(&own).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(socket_folder_in(Some(base.path()), Path::new("/nowhere")).unwrap(), own);
+    }
+
+    #[test]
+    fn without_a_usable_runtime_folder_it_is_made_under_tmp() {
+        let base = folder();
+        let expected = base.path().join(format!("luthier-{}", getuid().as_raw()));
+        let long = base.path().join("x".repeat(100));
+        fs::create_dir(&long).unwrap();
+        for runtime in
+            [None, Some(Path::new("relative")), Some(Path::new("/does/not/exist")), Some(long.as_path())]
+        {
+            assert_eq!(socket_folder_in(runtime, base.path()).unwrap(), expected, "{runtime:?}");
+        }
+    }
+
+    #[test]
+    fn a_planted_folder_is_refused() {
+        let target = folder();
+        let plant: [fn(&Path, &Path); 3] = [
+            |place, target| symlink(target, place).unwrap(),
+            |place, _| fs::write(place, b"").unwrap(),
+            |place, _| {
+                fs::create_dir(place).unwrap();
+                fs::set_permissions(place, fs::Permissions::from_mode(0o755)).unwrap();
+            },
+        ];
+        for (plant, complaint) in plant.iter().zip(["not a folder", "not a folder", "others may enter"]) {
+            let base = folder();
+            plant(&base.path().join("luthier"), target.path());
+            let error = socket_folder_in(Some(base.path()), Path::new("/nowhere")).unwrap_err().to_string();
+            assert!(error.contains(complaint) && error.contains("chmod 700"), "{error}");
+        }
+        if getuid().is_root() {
+            let base = folder();
+            fs::create_dir(base.path().join("luthier")).unwrap();
+            std::os::unix::fs::chown(base.path().join("luthier"), Some(12345), None).unwrap();
+            let error = socket_folder_in(Some(base.path()), Path::new("/nowhere")).unwrap_err().to_string();
+            assert!(error.contains("another user"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+        let base = folder();
+        let path = base.path().join("a.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let living = OwnListener::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(OwnListener::bind(&path).is_err());
+        assert!(path.exists());
+
+        let stale = base.path().join("b.sock");
+        drop(UnixListener::bind(&stale).unwrap());
+        fs::write(base.path().join("notes.txt"), b"").unwrap();
+        sweep_stale_sockets(base.path());
+        assert!(path.exists() && !stale.exists() && base.path().join("notes.txt").exists());
+        drop(living);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_refused_in_words() {
+        let base = folder();
+        let error = OwnListener::bind(&base.path().join("x".repeat(120))).err().unwrap().to_string();
+        assert!(error.contains("too long for a socket"), "{error}");
+    }
+
+    #[test]
+    fn lines_travel_whole_whatever_their_pieces() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut reader = LineReader::new(there);
+        assert_eq!(reader.receive::<Value>(Some(Duration::from_millis(1))).unwrap(), None);
+        let mut raw = here.try_clone().unwrap();
+        raw.write_all(b"{\"a\":1}\n[2").unwrap();
+        assert_eq!(reader.receive::<Value>(None).unwrap().unwrap()["a"], 1);
+        assert_eq!(reader.receive::<Value>(Some(Duration::ZERO)).unwrap(), None);
+        raw.write_all(b",3]\nnonsense\n\"next\"\n").unwrap();
+        assert_eq!(reader.receive::<Value>(None).unwrap().unwrap()[1], 3);
+        assert!(matches!(reader.receive::<Value>(None), Err(RunError::Answer(_))));
+        assert_eq!(reader.receive::<Value>(None).unwrap().unwrap(), "next");
+        drop((raw, here));
+        assert!(matches!(reader.receive::<Value>(None), Err(RunError::Socket(_))));
+    }
+
+    #[test]
+    fn an_endless_line_is_cut_off() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut reader = LineReader::new(there);
+        let writing = std::thread::spawn(move || {
+            let mut here = here;
+            // The reader hangs up in the middle of it.
+            let _ = here.write_all(&vec![b'x'; MESSAGE_LIMIT + 100_000]);
+        });
+        let error = reader.receive::<Value>(None).unwrap_err().to_string();
+        assert!(error.contains("longer than"), "{error}");
+        drop(reader);
+        writing.join().unwrap();
     }
 }

@@ -157,12 +157,12 @@ pub(crate) fn reap(mut child: Child) {
 /// Makes the calling process independent of the terminal and the session it was started from: it leads a
 /// session of its own from now on, and a hang-up no longer ends it. For the engine's first moment.
 pub fn become_session_leader() -> Result<(), RunError> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| {
-        RunError::Engine(format!("cannot {what}: {error}; the run would end with its terminal"))
-    };
     // A handler that does nothing, rather than SIG_IGN, which needs unsafe code.
-    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::new(AtomicBool::new(false)))
-        .map_err(|error| failed("ignore hang-ups", &error))?;
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::new(AtomicBool::new(false))).map_err(
+        |error| {
+            RunError::Engine(format!("cannot ignore hang-ups: {error}; the run would end with its terminal"))
+        },
+    )?;
     if rustix::process::setsid().is_ok() {
         return Ok(());
     }
@@ -176,10 +176,120 @@ pub fn become_session_leader() -> Result<(), RunError> {
         .into_iter()
         .flatten()
         .any(|group| group != own && rustix::process::setpgid(None, Some(group)).is_ok());
-    if joined && rustix::process::setsid().is_ok() {
-        return Ok(());
+    let leads = joined && rustix::process::setsid().is_ok();
+    if !leads && rustix::process::getsid(None).ok() != Some(rustix::process::getpid()) {
+        // A group of its own and deafness to hang-ups are nearly as good.
+        tracing::warn!("cannot begin a session of its own");
     }
-    // Whoever leads its session already, or has a group of its own in a session whose other groups are gone,
-    // is as independent as it can be.
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runs::testing::{config, script, wait_until};
+
+    fn run() -> (tempfile::TempDir, RunDir) {
+        let project = tempfile::tempdir().unwrap();
+        let run = RunDir::create(project.path(), &config(&[]), Some("a")).unwrap();
+        (project, run)
+    }
+
+    #[test]
+    fn the_engine_is_looked_for_beside_us_unless_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("luthier");
+        fs::write(&own, b"").unwrap();
+        let missing = engine_among(None, Some(&own)).unwrap_err().to_string();
+        assert!(missing.contains("make build") && missing.contains(ENGINE_VARIABLE), "{missing}");
+        fs::write(folder.path().join(ENGINE_NAME), b"not executable").unwrap();
+        assert!(engine_among(None, Some(&own)).is_err());
+        let engine = script(folder.path(), ENGINE_NAME, "true");
+        assert_eq!(engine_among(None, Some(&own)).unwrap(), engine.canonicalize().unwrap());
+        assert_eq!(engine_among(Some(PathBuf::new()), Some(&own)).unwrap(), engine.canonicalize().unwrap());
+        let other = script(folder.path(), "other", "true");
+        assert_eq!(engine_among(Some(other.clone()), Some(&own)).unwrap(), other);
+        let wrong = engine_among(Some(folder.path().join("gone")), Some(&own)).unwrap_err().to_string();
+        assert!(wrong.contains("gone") && wrong.contains("unset it"), "{wrong}");
+        assert!(engine_among(None, None).is_err());
+    }
+
+    #[test]
+    fn a_started_engine_stands_alone() {
+        let (project, run) = run();
+        let body = r#"
+            echo "arguments $1 $2"
+            echo "token ${HF_TOKEN:-none} marked $MARK" >&2
+            echo "input $(cat | wc -c)"
+            echo "group $(ps -o pgid= -p $$ 2>/dev/null || cut -d' ' -f5 /proc/$$/stat) pid $$"
+            mv "$2/go" "$2/went""#;
+        let engine = script(project.path(), "engine", body);
+        fs::write(run.path().join("go"), b"").unwrap();
+        let environment =
+            [("HF_TOKEN", "secret"), ("MARK", "yes")].map(|(key, value)| (key.into(), value.into()));
+        let pid = start_detached_with(&engine, &run, &environment).unwrap();
+        wait_until("the engine is through", || run.path().join("went").exists());
+        let log = fs::read_to_string(run.log_path()).unwrap();
+        assert!(log.contains(&format!("arguments train {}", run.path().display())), "{log}");
+        assert!(log.contains("token none marked yes"), "{log}");
+        assert!(log.contains("input 0"), "{log}");
+        let words: Vec<_> =
+            log.lines().find(|line| line.starts_with("group")).unwrap().split_whitespace().collect();
+        assert_eq!((words[1], words[3]), (pid.to_string().as_str(), pid.to_string().as_str()));
+    }
+
+    #[test]
+    fn an_engine_that_dies_at_once_is_seen_to_be_lost() {
+        let (project, run) = run();
+        let engine = script(project.path(), "engine", "echo cannot load libtorch.so; exit 127");
+        start_detached_with(&engine, &run, &[]).unwrap();
+        wait_until("it is lost", || run.status().unwrap().state == State::Lost);
+        assert_eq!(run.log_tail(1), ["cannot load libtorch.so"]);
+    }
+
+    #[test]
+    fn an_engine_that_cannot_be_started_fails_the_run_with_a_remedy() {
+        let (project, run) = run();
+        let error = start_detached_with(&project.path().join("gone"), &run, &[]).unwrap_err().to_string();
+        assert!(error.contains("gone") && error.contains("could not be started"), "{error}");
+        let status = run.status().unwrap();
+        assert_eq!(status.state, State::Failed);
+        assert!(status.failure.unwrap().remedy.contains("make build"));
+    }
+
+    #[test]
+    fn a_run_that_is_worked_on_is_not_started_again() {
+        let (project, run) = run();
+        let engine = script(project.path(), "engine", "true");
+        let _lock = run.lock().unwrap();
+        assert!(matches!(start_detached_with(&engine, &run, &[]), Err(RunError::Locked { .. })));
+        assert_eq!(run.status().unwrap().state, State::Queued);
+    }
+
+    /// Plays two parts: started by itself as a leader of a process group, it becomes a session leader and
+    /// says so.
+    #[test]
+    fn a_group_leader_becomes_a_session_leader() {
+        const PART: &str = "LUTHIER_TEST_SESSION";
+        if std::env::var_os(PART).is_some() {
+            become_session_leader().unwrap();
+            let own = rustix::process::getpid();
+            assert_eq!(rustix::process::getsid(None).unwrap(), own);
+            rustix::process::kill_process(own, rustix::process::Signal::HUP).unwrap();
+            assert_eq!(rustix::process::getsid(None).unwrap(), own, "still alive");
+            return;
+        }
+        for group in [Some(0), None] {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command
+                .env(PART, "1")
+                .args(["--exact", "runs::spawn::tests::a_group_leader_becomes_a_session_leader"]);
+            if let Some(group) = group {
+                command.process_group(group);
+            }
+            let output = command.stdin(Stdio::null()).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && text.contains("1 passed"), "{group:?}: {text}");
+        }
+    }
 }

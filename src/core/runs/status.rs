@@ -16,7 +16,7 @@ use super::process::{Host, ProcessIdentity};
 use super::time::{self, millis, optional_millis};
 
 /// How old the heartbeat of a run on another machine may be before the run counts as lost.
-pub const HEARTBEAT_LIMIT: Duration = Duration::from_secs(60);
+pub const HEARTBEAT_LIMIT: Duration = Duration::from_mins(1);
 
 /// How often a running engine should renew its heartbeat.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
@@ -315,4 +315,100 @@ pub fn replace_file(path: &Path, content: &[u8]) -> Result<(), RunError> {
         let _ = fs::remove_file(&beside);
         RunError::Io { doing: "write", path: path.to_owned(), source }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use jiff::SignedDuration;
+    use pretty_assertions::assert_eq;
+
+    use super::*;
+    use crate::runs::testing::wait_until;
+
+    #[test]
+    fn it_reads_back_equal_and_leaves_nothing_beside() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Status::read(folder.path()).unwrap(), None);
+        let mut status = Status::of_this_process(State::Running);
+        status.loss = Some(f64::NAN.into());
+        status.best_step = Some(40);
+        status.failure = Some(Failure { class: FailureClass::Oom, message: "m".into(), remedy: "r".into() });
+        for step in 0..3 {
+            status.step = step;
+            status.write_atomic(folder.path()).unwrap();
+            assert_eq!(Status::read(folder.path()).unwrap(), Some(status.clone()));
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_half_written_replacement_leaves_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut status = Status { step: 7, ..Status::default() };
+        status.write_atomic(folder.path()).unwrap();
+        fs::write(folder.path().join(".status.json.1.tmp"), b"{\"state\":\"runn").unwrap();
+        assert_eq!(Status::read(folder.path()).unwrap().unwrap().step, 7);
+    }
+
+    #[test]
+    fn a_broken_status_is_an_error_and_an_older_or_newer_one_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(STATUS_FILE);
+        fs::write(&file, b"{\"state\":\"runn").unwrap();
+        let message = Status::read(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("is not a status file") && message.contains("events.jsonl"), "{message}");
+        fs::write(
+            &file,
+            br#"{"state":"paused","pid":4,"moon":"full","failure":{"class":"flood","message":"wet"}}"#,
+        )
+        .unwrap();
+        let status = Status::read(folder.path()).unwrap().unwrap();
+        assert_eq!((status.state, status.pid, status.step), (State::Paused, 4, 0));
+        assert_eq!(status.failure.unwrap().class, FailureClass::Bug);
+    }
+
+    fn seen(status: &Status) -> State {
+        status.clone().observed(&Host::this(), Timestamp::now()).state
+    }
+
+    #[test]
+    fn this_process_is_alive_and_its_look_alikes_are_not() {
+        let status = Status::of_this_process(State::Running);
+        assert_eq!(seen(&status), State::Running);
+        assert_eq!(seen(&Status { process_start: status.process_start + 1, ..status.clone() }), State::Lost);
+        assert_eq!(seen(&Status { boot_id: "before".into(), ..status.clone() }), State::Lost);
+        for state in [State::Queued, State::Finished, State::Stopped, State::Failed] {
+            assert_eq!(
+                seen(&Status { state, process_start: 0, boot_id: "before".into(), ..status.clone() }),
+                state
+            );
+        }
+    }
+
+    #[test]
+    fn a_killed_process_is_lost_even_before_its_parent_looked() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut status = Status { state: State::Paused, ..Status::default() };
+        status.claim(&ProcessIdentity::of(child.id()));
+        assert_eq!(seen(&status), State::Paused);
+        child.kill().unwrap();
+        wait_until("the zombie counts as gone", || seen(&status) == State::Lost);
+        child.wait().unwrap();
+        assert_eq!(seen(&status), State::Lost);
+    }
+
+    #[test]
+    fn on_another_machine_the_heartbeat_decides() {
+        let mut status = Status::of_this_process(State::Running);
+        status.host = "elsewhere".into();
+        let now = Timestamp::now();
+        for (age, state) in
+            [(0, State::Running), (59, State::Running), (61, State::Lost), (-3600, State::Running)]
+        {
+            status.heartbeat = now - SignedDuration::from_secs(age);
+            assert_eq!(status.clone().observed(&Host::this(), now).state, state, "{age} s old");
+        }
+    }
 }

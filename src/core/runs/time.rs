@@ -34,7 +34,6 @@ pub mod optional_millis {
     use super::{Deserialize, Deserializer, Serializer, Timestamp};
 
     /// As [`super::millis::serialize`], or `null`.
-    #[expect(clippy::ref_option, reason = "the signature that serde's `with` asks for")]
     pub fn serialize<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
         match time {
             Some(time) => super::millis::serialize(time, serializer),

@@ -1,0 +1,211 @@
+//! Checkpoints: written aside, published whole, checked before they are trusted, removed last.
+
+mod upkeep;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::error::{remedy, shown};
+use super::time::{self, millis};
+
+pub use upkeep::{Pruned, prune, sweep_debris};
+pub use writer::CheckpointWriter;
+
+/// Folder of a run's checkpoints.
+pub const CHECKPOINT_FOLDER: &str = "checkpoints";
+
+/// Name of the manifest in a checkpoint's folder.
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// A manifest names a few dozen files; anything larger is not one.
+const MANIFEST_LIMIT: u64 = 16 << 20;
+
+/// What can go wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file system refused something.
+    #[error("cannot {doing} `{}`: {source}{}", shown(path), remedy(source))]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It does not hold what its manifest says.
+    #[error("checkpoint `{}` is damaged: {what}; Luthier falls back to the one before it", shown(path))]
+    Damaged {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// Which file, and what about it.
+        what: String,
+    },
+}
+
+type Result<T> = std::result::Result<T, CheckpointError>;
+
+fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> CheckpointError + 'a {
+    move |source| CheckpointError::Io { doing, path: path.to_owned(), source }
+}
+
+/// What a checkpoint's folder holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Optimiser updates made.
+    pub step: u64,
+    /// When it was written.
+    #[serde(with = "millis")]
+    pub created: Timestamp,
+    /// Every file by name.
+    pub files: IndexMap<String, ManifestEntry>,
+    /// What the writer adds: position in the data, losses …
+    #[serde(default)]
+    pub notes: Value,
+    /// SHA-256 over all of the above, so that a damaged manifest is found too.
+    pub digest: String,
+}
+
+/// One file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestEntry {
+    /// Size.
+    pub bytes: u64,
+    /// Content, hexadecimal.
+    pub sha256: String,
+}
+
+impl Manifest {
+    fn digest_of(&self) -> String {
+        let mut digest = Sha256::new();
+        digest.update(format!("{}\n{}\n{}\n", self.step, time::text(self.created), self.notes));
+        for (name, entry) in &self.files {
+            digest.update(format!("{name:?} {} {}\n", entry.bytes, entry.sha256));
+        }
+        hexadecimal(&digest.finalize())
+    }
+
+    /// Size of all files together.
+    pub fn bytes(&self) -> u64 {
+        self.files.values().fold(0, |sum, entry| sum.saturating_add(entry.bytes))
+    }
+}
+
+/// A published checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Checkpoint {
+    /// Optimiser updates made.
+    pub step: u64,
+    /// Its folder.
+    pub path: PathBuf,
+}
+
+impl Checkpoint {
+    /// The manifest, checked against itself but not against the files.
+    pub fn manifest(&self) -> Result<Manifest> {
+        let path = self.path.join(MANIFEST_FILE);
+        let file = File::open(&path).map_err(io_error("open", &path))?;
+        let mut text = Vec::new();
+        file.take(MANIFEST_LIMIT).read_to_end(&mut text).map_err(io_error("read", &path))?;
+        let manifest: Manifest = serde_json::from_slice(&text)
+            .map_err(|error| self.damaged(format!("{MANIFEST_FILE} is not a manifest ({error})")))?;
+        if manifest.digest != manifest.digest_of() {
+            return Err(self.damaged(format!("{MANIFEST_FILE} does not fit its own digest")));
+        }
+        if manifest.step != self.step {
+            return Err(self.damaged(format!("{MANIFEST_FILE} is of step {}", manifest.step)));
+        }
+        Ok(manifest)
+    }
+
+    /// Reads every file and compares it with the manifest: only what passes may be loaded.
+    pub fn verify(&self) -> Result<Manifest> {
+        let manifest = self.manifest()?;
+        for (name, entry) in &manifest.files {
+            if !is_plain_name(name) {
+                return Err(
+                    self.damaged(format!("{MANIFEST_FILE} names `{}`", crate::text::clean_line(name)))
+                );
+            }
+            let path = self.path.join(name);
+            let found = fs::symlink_metadata(&path);
+            if !found.is_ok_and(|found| found.is_file() && found.len() == entry.bytes) {
+                return Err(self.damaged(format!("{name} is missing or not {} bytes long", entry.bytes)));
+            }
+            if hash_file(&path)? != entry.sha256 {
+                return Err(self.damaged(format!("the content of {name} has changed")));
+            }
+        }
+        Ok(manifest)
+    }
+
+    fn damaged(&self, what: String) -> CheckpointError {
+        CheckpointError::Damaged { path: self.path.clone(), what }
+    }
+}
+
+/// All published checkpoints of a run, by step. Nothing is verified.
+pub fn list_checkpoints(run: &Path) -> Vec<Checkpoint> {
+    let Ok(entries) = fs::read_dir(run.join(CHECKPOINT_FOLDER)) else { return Vec::new() };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| {
+            let step = step_of(entry.file_name().to_str()?)?;
+            Some(Checkpoint { step, path: entry.path() })
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// The newest checkpoint that verifies, and why each newer one was passed over.
+pub fn newest_valid(run: &Path) -> (Option<Checkpoint>, Vec<CheckpointError>) {
+    let mut passed_over = Vec::new();
+    for checkpoint in list_checkpoints(run).into_iter().rev() {
+        match checkpoint.verify() {
+            Ok(_) => return (Some(checkpoint), passed_over),
+            Err(error) => passed_over.push(error),
+        }
+    }
+    (None, passed_over)
+}
+
+/// `step-N` with N in plain digits.
+fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("step-")?;
+    let plain =
+        digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    if plain { digits.parse().ok() } else { None }
+}
+
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && name != MANIFEST_FILE && !name.contains(['/', '\0'])
+}
+
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn hash_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(io_error("open", path))?;
+    let mut digest = Sha256::new();
+    io::copy(&mut file, &mut digest).map_err(io_error("read", path))?;
+    Ok(hexadecimal(&digest.finalize()))
+}
