@@ -33,6 +33,7 @@ pub struct Key {
     pub missing: Option<&'static str>,
     pub(super) read: fn(&mut Config, &Located, &Source) -> Result<(), Fault>,
     pub(super) write: fn(&Config) -> Value,
+    pub(super) copy: fn(&mut Config, &Config),
 }
 
 impl Key {
@@ -122,6 +123,7 @@ macro_rules! key {
                 Ok(())
             },
             write: |config| Field::write(&config.$section.$field $(.$part)?),
+            copy: |config, from| config.$section.$field $(.$part)?.clone_from(&from.$section.$field $(.$part)?),
         }
     };
 }
@@ -310,17 +312,16 @@ pub fn key(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
 }
 
-/// The sections, in order and each once: `model`, `data` … `train.early_stop` comes with `train`.
-pub(super) fn sections() -> Vec<&'static str> {
-    let mut sections: Vec<&str> = Vec::new();
-    for key in KEYS {
-        let section = key.path.split_once('.').map_or("", |(section, _)| section);
-        if sections.last() != Some(&section) {
-            sections.push(section);
-        }
-    }
-    sections
-}
+/// The sections with their meaning, in the order in which files are written.
+pub(super) static SECTIONS: &[(&str, &str)] = &[
+    ("model", "the base model and where it computes"),
+    ("data", "what it learns from"),
+    ("method", "what is trained"),
+    ("train", "how it is trained"),
+    ("objective", "what \"better\" means; scored on the held-out examples and in review"),
+    ("review", "how replies are drawn and compared"),
+    ("ui", "how the workbench looks"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -332,7 +333,9 @@ mod tests {
     fn every_key_stands_once_under_its_section() {
         let paths: HashSet<_> = KEYS.iter().map(|key| key.path).collect();
         assert_eq!(paths.len(), KEYS.len());
-        assert_eq!(sections(), ["model", "data", "method", "train", "objective", "review", "ui"]);
+        let mut sections: Vec<_> = KEYS.iter().filter_map(|key| key.path.split('.').next()).collect();
+        sections.dedup();
+        assert_eq!(sections, SECTIONS.iter().map(|(section, _)| *section).collect::<Vec<_>>());
         assert_eq!(key("train.early_stop.patience").map(Key::section), Some("train.early_stop"));
         assert_eq!(key("train.early_stop.patience").map(Key::name), Some("patience"));
         assert!(key("train").is_none());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use super::keys::{KEYS, key, sections};
+use super::keys::{KEYS, SECTIONS, key};
 use super::problems::{Problem, Problems, Source};
 use super::resolve::{defaults, resolve};
 use super::sections::Config;
@@ -92,7 +92,7 @@ impl Config {
     /// Every key written out, defaults too; reads back equal.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
-        for section in sections() {
+        for (section, _) in SECTIONS {
             let gap = if text.is_empty() { "" } else { "\n" };
             let _ = writeln!(text, "{gap}[{section}]");
             for key in KEYS.iter().filter(|key| key.is_in(section)) {

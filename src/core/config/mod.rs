@@ -2,6 +2,7 @@
 //! writing, editing while a run is live, the commented template and the reference.
 
 mod choices;
+mod edit;
 mod fields;
 mod keys;
 mod kinds;
@@ -12,14 +13,19 @@ mod raw;
 mod resolve;
 mod rules;
 mod sections;
+mod template;
 mod toml_text;
+mod write;
 
 #[cfg(test)]
 mod tests;
 
+pub use edit::{Edit, EditPlan, edit_plan};
 pub use keys::{Change, KEYS, Key, key};
 pub use kinds::{Bounds, Kind};
 pub use load::{ConfigError, FILE_NAME};
 pub use names::nearest;
 pub use problems::{Problem, Problems, Source};
 pub use sections::*;
+pub use template::{reference, template};
+pub use write::write_key;
