@@ -3,6 +3,8 @@
 pub mod adamw;
 pub mod alerts;
 pub mod batch;
+#[cfg(test)]
+mod parity;
 pub mod record;
 pub mod schedule;
 pub mod state;
