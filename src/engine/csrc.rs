@@ -127,6 +127,11 @@ pub fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
     Ok(Arc::new(map))
 }
 
+extern "C" fn release_map(owner: *mut c_void) {
+    // SAFETY: `owner` is the box that `borrow_map` made; libtorch calls this once, after the last use of the memory.
+    drop(unsafe { Box::from_raw(owner.cast::<Arc<Mmap>>()) });
+}
+
 /// A CPU tensor over `bytes` of a mapped file, without copying; the map lives as long as the tensor. The tensor must
 /// never be written to. `None` where the bytes do not hold exactly the shape, or lie unaligned.
 pub fn borrow_map(map: &Arc<Mmap>, offset: usize, shape: &[i64], kind: Kind) -> Result<Option<Tensor>> {
@@ -147,10 +152,6 @@ pub fn borrow_map(map: &Arc<Mmap>, offset: usize, shape: &[i64], kind: Kind) -> 
     if bytes.is_empty() || !bytes.as_ptr().addr().is_multiple_of(size) {
         return Ok(None);
     }
-    extern "C" fn release(owner: *mut c_void) {
-        // SAFETY: `owner` is the box made below; libtorch calls this once, after the last use of the memory.
-        drop(unsafe { Box::from_raw(owner.cast::<Arc<Mmap>>()) });
-    }
     let owner = Box::into_raw(Box::new(Arc::clone(map)));
     let mut out = null_mut();
     // SAFETY: `bytes` lies in the map, holds the whole shape, is aligned and is kept alive by `owner`; nobody writes
@@ -161,7 +162,7 @@ pub fn borrow_map(map: &Arc<Mmap>, offset: usize, shape: &[i64], kind: Kind) -> 
             shape.as_ptr(),
             shape.len(),
             scalar_type,
-            release,
+            release_map,
             owner.cast(),
             &raw mut out,
         )
@@ -207,7 +208,7 @@ pub fn backward(roots: &[&Tensor], gradients: &[Option<&Tensor>]) -> Result<()> 
         return Err(EngineError::torch("backward", "as many gradients as roots are needed"));
     }
     let starts: Vec<Pointer> =
-        gradients.iter().map(|gradient| gradient.map_or(null_mut(), |tensor| pointer(tensor))).collect();
+        gradients.iter().map(|gradient| gradient.map_or(null_mut(), pointer)).collect();
     let roots = pointers(roots.iter().copied());
     // SAFETY: both arrays have `roots.len()` pointers to live tensors, or null where allowed.
     checked("backward", unsafe { luthier_backward(roots.as_ptr(), starts.as_ptr(), roots.len()) })

@@ -24,9 +24,8 @@ pub fn load_cuda() {
 pub fn choose(device: &config::Device) -> Result<Device> {
     load_cuda();
     match device {
-        config::Device::Cpu => Ok(Device::Cpu),
         config::Device::Auto if driver_present() && Cuda::is_available() => Ok(Device::Cuda(0)),
-        config::Device::Auto => Ok(Device::Cpu),
+        config::Device::Auto | config::Device::Cpu => Ok(Device::Cpu),
         config::Device::Cuda(indices) => {
             let [index] = indices[..] else {
                 return Err(EngineError::Config(
@@ -50,10 +49,9 @@ pub fn choose(device: &config::Device) -> Result<Device> {
 /// The type that activations and frozen weights have. `auto` is bf16 on a GPU and f32 on the CPU.
 pub fn compute_kind(dtype: config::Dtype, device: Device) -> Result<Kind> {
     match dtype {
-        config::Dtype::F32 => Ok(Kind::Float),
         config::Dtype::Bf16 => Ok(Kind::BFloat16),
         config::Dtype::Auto if device.is_cuda() => Ok(Kind::BFloat16),
-        config::Dtype::Auto => Ok(Kind::Float),
+        config::Dtype::F32 | config::Dtype::Auto => Ok(Kind::Float),
         config::Dtype::F16 => Err(EngineError::Config(
             "model.dtype = \"f16\" is not available in this version of Luthier; use \"bf16\" or \"f32\""
                 .into(),

@@ -41,7 +41,8 @@ pub(super) fn sample(mut logits: Vec<f32>, sampling: &Sampling, draw: f64) -> u3
 /// `exp((logit - best) / temperature)` of every token whose share is above 0.
 fn weigh(logits: &[f32], temperature: f64) -> Vec<Candidate> {
     let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let share = |logit: f32| if logit == best { 1.0 } else { (f64::from(logit - best) / temperature).exp() };
+    // Infinity minus itself is no number.
+    let share = |logit: f32| if logit < best { (f64::from(logit - best) / temperature).exp() } else { 1.0 };
     let weighed = logits.iter().enumerate().map(|(id, &logit)| (id as u32, share(logit)));
     weighed.filter(|&(_, share)| share > 0.0).collect()
 }

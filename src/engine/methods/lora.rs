@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use luthier_core::config::{MethodSection, Targets};
+use luthier_core::model::{LinearModule, match_targets};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -47,8 +48,7 @@ impl LoraMethod {
 impl Method for LoraMethod {
     /// `A` as PEFT initialises it (`kaiming_uniform_(a = √5)`: uniform in ±1/√in), `B` zero: a new adapter changes nothing.
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>> {
-        let linears: Vec<&Linear> = model.linears().collect();
-        let chosen = chosen(&self.targets, &linears)?;
+        let chosen = chosen(&self.targets, model)?;
         let mut lora = Lora::empty(Settings {
             rank: self.rank,
             alpha: self.alpha,
@@ -244,19 +244,18 @@ impl Adapter for Lora {
 }
 
 /// The linear layers that the targets name.
-fn chosen<'a>(targets: &Targets, linears: &[&'a Linear]) -> Result<Vec<&'a Linear>> {
-    let wanted = |linear: &&&Linear| match targets {
-        Targets::AllLinear => true,
-        Targets::Names(names) => {
-            names.iter().any(|name| linear.name == *name || linear.name.ends_with(&format!(".{name}")))
-        }
-        Targets::Pattern(_) => false,
+fn chosen<'a>(targets: &Targets, model: &'a Model) -> Result<Vec<&'a Linear>> {
+    let modules = match_targets(targets, &model.architecture().linear_modules())
+        .map_err(|error| EngineError::Config(error.to_string()))?;
+    let find = |module: &LinearModule| {
+        model.linears().find(|linear| linear.name == module.name).ok_or_else(|| {
+            EngineError::Config(format!(
+                "method.targets: an adapter on {} is not available in this version of Luthier; leave it out",
+                module.name
+            ))
+        })
     };
-    let chosen: Vec<&Linear> = linears.iter().filter(wanted).copied().collect();
-    if chosen.is_empty() {
-        return Err(EngineError::Config("method.targets matches no linear layer of the model".into()));
-    }
-    Ok(chosen)
+    modules.iter().map(find).collect()
 }
 
 /// Names that PEFT stores the two factors under.

@@ -55,13 +55,11 @@ impl Model {
         let mut blocks = Vec::with_capacity(architecture.layers.len());
         for (layer, spec) in architecture.layers.iter().enumerate() {
             let wanted = &spec.attention.rope;
-            let rope = match ropes.iter().position(|rope| rope.spec == *wanted) {
-                Some(index) => index,
-                None => {
-                    ropes.push(Rope::new(wanted, device)?);
-                    ropes.len() - 1
-                }
-            };
+            let known = ropes.iter().position(|rope| rope.spec == *wanted);
+            if known.is_none() {
+                ropes.push(Rope::new(wanted, device)?);
+            }
+            let rope = known.unwrap_or(ropes.len() - 1);
             blocks.push(Block::load(&architecture, layer, rope, &mut loader)?);
         }
         let final_norm = Norm::load(architecture.final_norm, &module(Role::FinalNorm)?, &loader)?;

@@ -3,13 +3,14 @@
 use half::{bf16, f16};
 use luthier_core::model::Storage;
 
+/// Below so many blocks a thread costs more than it saves.
+const BLOCKS_WORTH_A_THREAD: usize = 4096;
+
 /// Decodes a whole tensor on all cores. `bytes` holds exactly the elements of `out`.
 pub(super) fn decode(storage: Storage, bytes: &[u8], out: &mut [f32]) {
     let block = storage.block();
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let blocks = out.len() / block.elements;
-    // Below this a thread costs more than it saves.
-    const BLOCKS_WORTH_A_THREAD: usize = 4096;
     let each = blocks.div_ceil(workers).max(BLOCKS_WORTH_A_THREAD);
     std::thread::scope(|scope| {
         let parts = bytes.chunks(each * block.bytes).zip(out.chunks_mut(each * block.elements));
@@ -23,9 +24,9 @@ pub(super) fn decode(storage: Storage, bytes: &[u8], out: &mut [f32]) {
 fn decode_part(storage: Storage, bytes: &[u8], out: &mut [f32]) {
     match storage {
         Storage::F32 => each(bytes, out, |b: &[u8; 4], y: &mut [f32; 1]| y[0] = f32::from_le_bytes(*b)),
-        Storage::F16 => {
-            each(bytes, out, |b: &[u8; 2], y: &mut [f32; 1]| y[0] = f16::from_le_bytes(*b).to_f32())
-        }
+        Storage::F16 => each(bytes, out, |b: &[u8; 2], y: &mut [f32; 1]| {
+            y[0] = f16::from_le_bytes(*b).to_f32();
+        }),
         Storage::BF16 => {
             each(bytes, out, |b: &[u8; 2], y: &mut [f32; 1]| y[0] = bf16::from_le_bytes(*b).to_f32());
         }
@@ -177,79 +178,83 @@ mod tests {
         bytes
     }
 
-    fn decoded(storage: Storage, bytes: &[u8]) -> Vec<f32> {
-        let mut out = vec![f32::NAN; bytes.len() / storage.block().bytes * storage.block().elements];
-        decode(storage, bytes, &mut out);
-        out
+    /// Decodes `bytes` and compares with a formula for element `i`. The scales of these tests are powers of two, so that
+    /// nothing is rounded.
+    fn assert_elements(storage: Storage, bytes: &[u8], formula: impl Fn(usize) -> f32) {
+        let count = bytes.len() / storage.block().bytes * storage.block().elements;
+        let mut found = vec![f32::NAN; count];
+        decode(storage, bytes, &mut found);
+        let expected: Vec<f32> = (0..count).map(formula).collect();
+        assert_eq!(found, expected, "{storage}");
+    }
+
+    #[test]
+    fn plain_formats_are_read_as_they_stand() {
+        let values = [1.0_f32, -2.5, 0.15625];
+        let single: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let half: Vec<u8> = values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect();
+        let brain: Vec<u8> = values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect();
+        for (storage, bytes) in [(Storage::F32, single), (Storage::F16, half), (Storage::BF16, brain)] {
+            assert_elements(storage, &bytes, |i| values[i]);
+        }
     }
 
     #[test]
     fn q8_0_scales_signed_bytes() {
         let bytes = block(34, &[(0, 0.5)]);
-        let out = decoded(Storage::Q8_0, &bytes);
-        for i in 0..32 {
-            assert_eq!(out[i], 0.5 * f32::from(bytes[2 + i] as i8));
-        }
+        assert_elements(Storage::Q8_0, &bytes, |i| 0.5 * f32::from(bytes[2 + i].cast_signed()));
     }
 
     #[test]
     fn nibble_formats_follow_their_formulae() {
-        // Element i lies in byte i % 16, in its low half for i < 16.
-        let nibble = |bytes: &[u8], i: usize| (bytes[i % 16] >> (4 * (i / 16)) & 15) as i32;
-        let fifth = |bytes: &[u8], i: usize| i32::from(bytes[i / 8] >> (i % 8) & 1) << 4;
-        let (b0, b1) = (block(18, &[(0, 0.25)]), block(20, &[(0, 0.25), (2, -1.5)]));
-        let (c0, c1) = (block(22, &[(0, 0.25)]), block(24, &[(0, 0.25), (2, -1.5)]));
-        let (o0, o1) = (decoded(Storage::Q4_0, &b0), decoded(Storage::Q4_1, &b1));
-        let (p0, p1) = (decoded(Storage::Q5_0, &c0), decoded(Storage::Q5_1, &c1));
-        for i in 0..32 {
-            assert_eq!(o0[i], 0.25 * (nibble(&b0[2..], i) - 8) as f32);
-            assert_eq!(o1[i], 0.25 * nibble(&b1[4..], i) as f32 - 1.5);
-            assert_eq!(p0[i], 0.25 * ((nibble(&c0[6..], i) | fifth(&c0[2..6], i)) - 16) as f32);
-            assert_eq!(p1[i], 0.25 * (nibble(&c1[8..], i) | fifth(&c1[4..8], i)) as f32 - 1.5);
-        }
+        // Element i lies in byte i % 16, in its low half for i < 16; its fifth bit is bit i of 32.
+        let nibble = |bytes: &[u8], i: usize| f32::from(bytes[i % 16] >> (4 * (i / 16)) & 15);
+        let fifth = |bytes: &[u8], i: usize| f32::from((bytes[i / 8] >> (i % 8) & 1) * 16);
+        let b = block(18, &[(0, 0.25)]);
+        assert_elements(Storage::Q4_0, &b, |i| 0.25 * (nibble(&b[2..], i) - 8.0));
+        let b = block(20, &[(0, 0.25), (2, -1.5)]);
+        assert_elements(Storage::Q4_1, &b, |i| 0.25 * nibble(&b[4..], i) - 1.5);
+        let b = block(22, &[(0, 0.25)]);
+        assert_elements(Storage::Q5_0, &b, |i| 0.25 * (nibble(&b[6..], i) + fifth(&b[2..6], i) - 16.0));
+        let b = block(24, &[(0, 0.25), (2, -1.5)]);
+        assert_elements(Storage::Q5_1, &b, |i| 0.25 * (nibble(&b[8..], i) + fifth(&b[4..8], i)) - 1.5);
     }
 
     #[test]
     fn k_formats_follow_their_formulae() {
         // Group g of 32 elements: scale and minimum of 6 bits each, the upper four groups split over two places.
         let group = |s: &[u8], g: usize| -> (f32, f32) {
-            if g < 4 {
-                (f32::from(s[g] & 63), f32::from(s[g + 4] & 63))
-            } else {
-                (
-                    f32::from((s[g + 4] & 0xF) | ((s[g - 4] >> 6) << 4)),
-                    f32::from((s[g + 4] >> 4) | ((s[g] >> 6) << 4)),
-                )
-            }
+            let (scale, minimum) = match g {
+                0..4 => (s[g] & 63, s[g + 4] & 63),
+                _ => ((s[g + 4] & 15) + (s[g - 4] >> 6) * 16, (s[g + 4] >> 4) + (s[g] >> 6) * 16),
+            };
+            (f32::from(scale), f32::from(minimum))
         };
         let b = block(144, &[(0, 0.125), (2, 0.5)]);
-        let o = decoded(Storage::Q4K, &b);
-        let c = block(176, &[(0, 0.125), (2, 0.5)]);
-        let p = decoded(Storage::Q5K, &c);
-        for e in 0..256 {
-            let (g, i) = (e / 32, e % 32);
-            let shift = 4 * (g % 2);
-            let (scale, minimum) = group(&b[4..16], g);
-            let q = f32::from(b[16 + 32 * (g / 2) + i] >> shift & 15);
-            assert_eq!(o[e], 0.125 * scale * q - 0.5 * minimum, "Q4_K {e}");
-            let (scale, minimum) = group(&c[4..16], g);
-            let q = (c[48 + 32 * (g / 2) + i] >> shift & 15) + 16 * (c[16 + i] >> g & 1);
-            assert_eq!(p[e], 0.125 * scale * f32::from(q) - 0.5 * minimum, "Q5_K {e}");
-        }
+        assert_elements(Storage::Q4K, &b, |i| {
+            let (group, within) = (group(&b[4..16], i / 32), i % 32);
+            let q = b[16 + 32 * (i / 64) + within] >> (4 * (i / 32 % 2)) & 15;
+            0.125 * group.0 * f32::from(q) - 0.5 * group.1
+        });
+        let b = block(176, &[(0, 0.125), (2, 0.5)]);
+        assert_elements(Storage::Q5K, &b, |i| {
+            let (group, within) = (group(&b[4..16], i / 32), i % 32);
+            let low = b[48 + 32 * (i / 64) + within] >> (4 * (i / 32 % 2)) & 15;
+            let fifth = b[16 + within] >> (i / 32) & 1;
+            0.125 * group.0 * f32::from(low + 16 * fifth) - 0.5 * group.1
+        });
     }
 
     #[test]
     fn q6_k_follows_its_formula() {
         let b = block(210, &[(208, 0.0625)]);
-        let o = decoded(Storage::Q6K, &b);
-        for e in 0..256 {
-            let (half, within) = (e / 128, e % 128);
-            let (quarter, i) = (within / 32, within % 32);
-            let low = b[64 * half + 32 * (quarter % 2) + i] >> (4 * (quarter / 2)) & 15;
-            let high = b[128 + 32 * half + i] >> (2 * quarter) & 3;
-            let scale = f32::from(b[192 + 8 * half + 2 * quarter + i / 16] as i8);
-            assert_eq!(o[e], 0.0625 * scale * (f32::from(low | high << 4) - 32.0), "{e}");
-        }
+        assert_elements(Storage::Q6K, &b, |i| {
+            let (half, quarter, within) = (i / 128, i / 32 % 4, i % 32);
+            let low = b[64 * half + 32 * (quarter % 2) + within] >> (4 * (quarter / 2)) & 15;
+            let high = b[128 + 32 * half + within] >> (2 * quarter) & 3;
+            let scale = b[192 + i / 16].cast_signed();
+            0.0625 * f32::from(scale) * (f32::from(low + 16 * high) - 32.0)
+        });
     }
 
     #[test]
@@ -258,6 +263,6 @@ mod tests {
         let bytes: Vec<u8> = (0..blocks).flat_map(|n| block(18, &[(0, n as f32 / 64.0)])).collect();
         let mut whole = vec![0.0; blocks * 32];
         decode_part(Storage::Q4_0, &bytes, &mut whole);
-        assert_eq!(whole, decoded(Storage::Q4_0, &bytes));
+        assert_elements(Storage::Q4_0, &bytes, |i| whole[i]);
     }
 }

@@ -38,7 +38,7 @@ impl<'a> Loader<'a> {
     /// The tensor of this Hugging Face name, as the compute type on the device. Never to be written to.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let Some(entry) = self.files.tensors.get(name) else {
-            return Err(self.damaged(&self.files.root, format!("tensor {name} is missing")));
+            return Err(self.damaged(format!("tensor {name} is missing")));
         };
         let stored = self.stored(name, entry)?;
         let restored = match entry.permutation {
@@ -54,7 +54,7 @@ impl<'a> Loader<'a> {
         let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
         let size = weight.size();
         let [out_features, in_features] = size[..] else {
-            return Err(self.damaged(&self.files.root, format!("{module}.weight is no matrix")));
+            return Err(self.damaged(format!("{module}.weight is no matrix")));
         };
         let site = Site(self.sites);
         self.sites += 1;
@@ -64,12 +64,12 @@ impl<'a> Loader<'a> {
 
     /// As it is stored, as f32, f16 or bf16; over the map itself where it can be.
     fn stored(&self, name: &str, entry: &TensorEntry) -> Result<Tensor> {
-        let missing = || self.damaged(&self.files.root, format!("tensor {name} lies outside of its file"));
+        let missing = || self.damaged(format!("tensor {name} lies outside of its file"));
         let map = self.maps.get(entry.file).ok_or_else(missing)?;
         let (start, length) = (entry.offset as usize, entry.bytes as usize);
         let bytes = start.checked_add(length).and_then(|end| map.get(start..end)).ok_or_else(missing)?;
         if entry.storage.bytes(entry.elements()) != Some(entry.bytes) {
-            return Err(self.damaged(&self.files.root, format!("tensor {name} has {length} bytes")));
+            return Err(self.damaged(format!("tensor {name} has {length} bytes")));
         }
         let shape: Vec<i64> = entry.shape.iter().map(|&length| length as i64).collect();
         let plain = match entry.storage {
@@ -89,8 +89,8 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn damaged(&self, path: &std::path::Path, message: String) -> EngineError {
-        EngineError::Model { path: path.to_owned(), message }
+    fn damaged(&self, message: String) -> EngineError {
+        EngineError::Model { path: self.files.root.clone(), message }
     }
 }
 

@@ -1,0 +1,133 @@
+//! Continuing prompts: against transformers, and the promises about rows.
+
+use std::ops::ControlFlow;
+
+use luthier_core::config::Targets;
+use luthier_engine::generation::{Completion, Ended, Row, Sampling, generate};
+use luthier_engine::methods::{Adapter, LoraMethod, Method};
+use luthier_engine::models::Model;
+use tch::Kind;
+
+use crate::support::{greedy_without_cache, ids, tensors, tiny};
+
+fn row(prompt: &[u32]) -> Row<'_> {
+    Row { prompt, adapter: None, sampling: Sampling::GREEDY, seed: 0, stop: &[], max_new_tokens: 24 }
+}
+
+fn run(model: &Model, rows: &[Row]) -> Vec<Completion> {
+    generate(model, rows, &mut |_, _| ControlFlow::Continue(())).unwrap()
+}
+
+fn tokens(model: &Model, rows: &[Row]) -> Vec<Vec<u32>> {
+    run(model, rows).into_iter().map(|completion| completion.tokens).collect()
+}
+
+/// A LoRA adapter that changes every layer.
+fn adapter(model: &Model, seed: u64) -> Box<dyn Adapter> {
+    let method =
+        LoraMethod { rank: 4, alpha: 16.0, dropout: 0.0, targets: Targets::AllLinear, base: "llama".into() };
+    let adapter = method.create(model, seed).unwrap();
+    tch::no_grad(|| {
+        for tensor in adapter.parameters().values() {
+            let mut tensor = tensor.shallow_clone();
+            let _ = tensor.g_add_scalar_(0.05);
+        }
+    });
+    adapter
+}
+
+#[test]
+fn greedy_tokens_equal_transformers_with_and_without_cache_alone_and_together() {
+    let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
+    let prompts = [ids(&stored["gen0.prompt"]), ids(&stored["gen1.prompt"])];
+    let wanted = [ids(&stored["gen0.tokens"]), ids(&stored["gen1.tokens"])];
+    for (prompt, wanted) in prompts.iter().zip(&wanted) {
+        assert_eq!(&greedy_without_cache(&model, prompt, 24), wanted);
+        assert_eq!(&tokens(&model, &[row(prompt)])[0], wanted);
+    }
+    assert_eq!(tokens(&model, &[row(&prompts[0]), row(&prompts[1])]), wanted);
+}
+
+#[test]
+fn rows_with_different_adapters_draw_what_each_draws_alone() {
+    let model = tiny(Kind::Float);
+    let (first, second) = (adapter(&model, 1), adapter(&model, 2));
+    let sampling = Sampling { temperature: 0.9, top_k: 50, top_p: 0.95 };
+    let prompts: [&[u32]; 4] = [&[0, 39, 83, 355], &[0, 39, 83, 355], &[0, 56], &[0, 39, 83, 355, 8, 9, 10]];
+    let adapters: [Option<&dyn Adapter>; 4] = [Some(&*first), None, Some(&*second), Some(&*first)];
+    let rows: Vec<Row> = prompts
+        .into_iter()
+        .zip(adapters)
+        .enumerate()
+        .map(|(seed, (prompt, adapter))| Row { adapter, sampling, seed: seed as u64, ..row(prompt) })
+        .collect();
+    let together = tokens(&model, &rows);
+    for (place, alone) in rows.iter().enumerate() {
+        assert_eq!(together[place], tokens(&model, &[*alone])[0], "row {place}");
+    }
+    assert_ne!(together[0], together[1]);
+}
+
+#[test]
+fn a_seed_decides_what_is_drawn() {
+    let model = tiny(Kind::Float);
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+    let with = |seed| tokens(&model, &[Row { sampling, seed, ..row(&[0, 39]) }]);
+    assert_eq!(with(1), with(1));
+    assert_ne!(with(1), with(2));
+}
+
+#[test]
+fn rows_end_on_their_own_and_every_token_is_seen() {
+    let model = tiny(Kind::Float);
+    let long = tokens(&model, &[row(&[0, 39, 83, 355, 379, 354, 274, 73, 30])])[0].clone();
+    let prompt = [0, 39, 83, 355, 379, 354, 274, 73, 30];
+    let stop = [long[5]];
+    let until = 1 + long.iter().position(|token| *token == stop[0]).unwrap();
+    let rows = [
+        Row { max_new_tokens: 3, ..row(&prompt) },
+        Row { stop: &stop, ..row(&prompt) },
+        row(&prompt),
+        row(&prompt),
+        Row { max_new_tokens: 0, ..row(&prompt) },
+    ];
+    let mut seen = vec![Vec::new(); rows.len()];
+    let completions = generate(&model, &rows, &mut |row, token| {
+        seen[row].push(token);
+        if row == 3 && seen[row].len() == 7 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+    .unwrap();
+    let wanted = [
+        (&long[..3], Ended::Length),
+        (&long[..until], Ended::Stop),
+        (&long[..], Ended::Length),
+        (&long[..7], Ended::Cancelled),
+        (&[], Ended::Length),
+    ];
+    for (place, (tokens, ended)) in wanted.into_iter().enumerate() {
+        assert_eq!(
+            (&completions[place].tokens[..], completions[place].ended),
+            (tokens, ended),
+            "row {place}"
+        );
+        assert_eq!(seen[place], tokens);
+    }
+}
+
+#[test]
+fn a_text_longer_than_the_caches_first_room_goes_on() {
+    let model = tiny(Kind::Float);
+    let prompt: Vec<u32> = (0..250).map(|i| i * 7 % 512).collect();
+    let short = [3, 4];
+    let alone = tokens(&model, &[row(&prompt)]);
+    assert_eq!(alone[0], greedy_without_cache(&model, &prompt, 24));
+    assert_eq!(tokens(&model, &[row(&short), row(&prompt)])[1], alone[0]);
+}
+
+#[test]
+fn prompts_that_cannot_be_read_are_errors() {
+    let model = tiny(Kind::Float);
+    for prompt in [&[][..], &[512]] {
+        assert!(generate(&model, &[row(prompt)], &mut |_, _| ControlFlow::Continue(())).is_err());
+    }
+}

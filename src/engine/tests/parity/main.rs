@@ -1,0 +1,13 @@
+//! The engine against what transformers and PEFT compute: stored logits, hidden states, losses, generations and
+//! training steps of a tiny random model and of the sample model.
+
+#[cfg(test)]
+mod adapters;
+#[cfg(test)]
+mod generation;
+#[cfg(test)]
+mod sample_model;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod tiny;

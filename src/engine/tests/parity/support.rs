@@ -1,0 +1,99 @@
+//! Stored references, and forwards over them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use luthier_core::model::ModelFiles;
+use luthier_engine::generation::KvCache;
+use luthier_engine::models::{Active, Mask, Model, Pass};
+use luthier_engine::weights::safetensors;
+use tch::{Device, Kind, Tensor};
+
+/// A folder below `tests/references`.
+pub fn reference(path: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references")).join(path)
+}
+
+/// The tensors of a reference file.
+pub fn tensors(path: &str) -> BTreeMap<String, Tensor> {
+    safetensors::read(&reference(path)).unwrap()
+}
+
+/// A reference JSON file.
+pub fn json(path: &str) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(reference(path)).unwrap()).unwrap()
+}
+
+/// The tiny model in a type.
+pub fn tiny(kind: Kind) -> Model {
+    let files = ModelFiles::open(&reference("tiny/llama")).unwrap();
+    Model::load(&files, Device::Cpu, kind).unwrap()
+}
+
+/// `[rows, width]`, counting columns.
+pub fn columns(rows: i64, width: i64) -> Tensor {
+    Tensor::arange(width, (Kind::Int64, Device::Cpu)).unsqueeze(0).repeat([rows, 1])
+}
+
+/// Hidden states of rows that are documents, or padded on the right.
+pub fn hidden(model: &Model, ids: &Tensor, adapters: Active) -> Tensor {
+    let (rows, width) = ids.size2().unwrap();
+    let positions = columns(rows, width);
+    let pass = Pass { positions: &positions, mask: Mask::Causal, adapters, noise: None };
+    model.hidden(ids, &pass, None).unwrap()
+}
+
+/// Logits of the same.
+pub fn logits(model: &Model, ids: &Tensor, adapters: Active) -> Tensor {
+    model.logits(&hidden(model, ids, adapters)).unwrap()
+}
+
+/// Largest difference in f32.
+pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a.to_kind(Kind::Float) - b.to_kind(Kind::Float)).abs().max().double_value(&[])
+}
+
+/// Largest difference where `mask` `[B, T]` is 1, over `[B, T, …]`.
+pub fn distance_where(mask: &Tensor, a: &Tensor, b: &Tensor) -> f64 {
+    let counts = mask.to_kind(Kind::Bool);
+    let pick = |x: &Tensor| x.index(&[Some(&counts)]);
+    distance(&pick(a), &pick(b))
+}
+
+/// The most likely tokens after `prompt`, each from the whole text again.
+pub fn greedy_without_cache(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
+    let _guard = tch::no_grad_guard();
+    let mut ids: Vec<i64> = prompt.iter().map(|&id| i64::from(id)).collect();
+    for _ in 0..count {
+        let all = logits(model, &Tensor::from_slice(&ids).unsqueeze(0), Active::Base);
+        ids.push(all.get(0).get(-1).argmax(-1, false).int64_value(&[]));
+    }
+    ids[prompt.len()..].iter().map(|&id| id as u32).collect()
+}
+
+/// Logits of `ids` `[B, T]` fed in pieces through a cache.
+pub fn logits_in_pieces(model: &Model, ids: &Tensor, pieces: &[i64]) -> Tensor {
+    let _guard = tch::no_grad_guard();
+    let (rows, width) = ids.size2().unwrap();
+    let positions = columns(rows, width);
+    let mut cache = KvCache::new(model, rows as usize);
+    let mut start = 0;
+    let parts: Vec<Tensor> = pieces
+        .iter()
+        .map(|&length| {
+            let here = positions.narrow(1, start, length);
+            let pass = Pass { positions: &here, mask: Mask::Causal, adapters: Active::Base, noise: None };
+            let part = model.hidden(&ids.narrow(1, start, length), &pass, Some(&mut cache)).unwrap();
+            start += length;
+            model.logits(&part).unwrap()
+        })
+        .collect();
+    assert_eq!(cache.lengths(), vec![width; rows as usize]);
+    Tensor::cat(&parts, 1)
+}
+
+/// A tensor of ids as a row generation takes.
+pub fn ids(tensor: &Tensor) -> Vec<u32> {
+    Vec::<i64>::try_from(tensor).unwrap().into_iter().map(|id| u32::try_from(id).unwrap()).collect()
+}

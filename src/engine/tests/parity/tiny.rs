@@ -1,0 +1,149 @@
+//! The base model alone.
+
+use luthier_core::model::ModelFiles;
+use luthier_engine::models::head::{Targets, loss_sum};
+use luthier_engine::models::{Active, Mask, Model, Pass};
+use tch::{Device, Kind, Tensor};
+
+use crate::support::{
+    columns, distance, distance_where, hidden, json, logits, logits_in_pieces, reference, tensors, tiny,
+};
+
+/// Mean loss of right-padded rows with labels as transformers has them.
+fn mean_loss(model: &Model, ids: &Tensor, labels: &Tensor) -> f64 {
+    let flat = Vec::<i64>::try_from(labels.flatten(0, -1)).unwrap();
+    let targets = Targets::shifted(&flat, labels.size()[1] as usize, Device::Cpu).unwrap();
+    let loss = loss_sum(model, &hidden(model, ids, Active::Base), &targets, false).unwrap();
+    loss.sum.double_value(&[]) / targets.count as f64
+}
+
+#[test]
+fn logits_hidden_states_and_loss_equal_transformers() {
+    let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
+    let (ids, mask) = (&stored["input_ids"], &stored["attention_mask"]);
+    let positions = columns(3, 27);
+    let pass = Pass { positions: &positions, mask: Mask::Causal, adapters: Active::Base, noise: None };
+    let states = model.hidden_states(ids, &pass).unwrap();
+    assert_eq!(states.len(), 4);
+    for (layer, state) in states.iter().enumerate() {
+        let error = distance_where(mask, state, &stored[&format!("hidden_{layer}")]);
+        assert!(error <= 1e-5, "hidden state {layer}: {error}");
+    }
+    assert_eq!(states[3], hidden(&model, ids, Active::Base));
+    let error = distance_where(mask, &logits(&model, ids, Active::Base), &stored["logits"]);
+    assert!(error <= 1e-5, "{error}");
+    let loss = mean_loss(&model, ids, &stored["labels"]);
+    assert!((loss - stored["loss"].double_value(&[0])).abs() <= 1e-5, "{loss}");
+}
+
+#[test]
+fn the_hubs_older_spelling_of_the_configuration_loads_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(reference("tiny/llama")).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let name = match name.as_str() {
+            "config.json" => continue,
+            "config_v4.json" => "config.json",
+            other => other,
+        };
+        std::fs::copy(entry.path(), folder.path().join(name)).unwrap();
+    }
+    let files = ModelFiles::open(folder.path()).unwrap();
+    let old = Model::load(&files, Device::Cpu, Kind::Float).unwrap();
+    let ids = &tensors("tiny/llama/ref.safetensors")["input_ids"];
+    assert_eq!(logits(&old, ids, Active::Base), logits(&tiny(Kind::Float), ids, Active::Base));
+}
+
+#[test]
+fn bf16_is_as_near_to_f32_as_transformers_bf16_is() {
+    let (model, stored) = (tiny(Kind::BFloat16), tensors("tiny/llama/ref.safetensors"));
+    let notes = json("tiny/llama/ref.json");
+    let ids = &stored["input_ids"];
+    let loss = mean_loss(&model, ids, &stored["labels"]);
+    assert!((loss - notes["bf16_loss"].as_f64().unwrap()).abs() <= 2e-2, "{loss}");
+    let error =
+        distance_where(&stored["attention_mask"], &logits(&model, ids, Active::Base), &stored["logits"]);
+    assert!(error <= 1.5 * notes["bf16_maxdiff"].as_f64().unwrap(), "{error}");
+}
+
+#[test]
+fn documents_end_to_end_equal_documents_alone() {
+    let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
+    let lengths = [27_i64, 19, 11];
+    let parts = |x: &Tensor| -> Vec<Tensor> {
+        lengths.iter().enumerate().map(|(row, &length)| x.get(row as i64).narrow(0, 0, length)).collect()
+    };
+    let ids = Tensor::cat(&parts(&stored["input_ids"]), 0).unsqueeze(0);
+    let positions = Tensor::cat(&parts(&columns(3, 27)), 0).unsqueeze(0);
+    let mask = Mask::Documents(&lengths);
+    let pass = Pass { positions: &positions, mask, adapters: Active::Base, noise: None };
+    let packed = model.logits(&model.hidden(&ids, &pass, None).unwrap()).unwrap().get(0);
+    let error = distance(&packed, &Tensor::cat(&parts(&stored["logits"]), 0));
+    assert!(error <= 1e-5, "{error}");
+}
+
+#[test]
+fn documents_of_one_length_equal_rows() {
+    let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
+    let ids = stored["input_ids"].reshape([1, 81]);
+    let positions = columns(3, 27).reshape([1, 81]);
+    let mask = Mask::Documents(&[27, 27, 27]);
+    let pass = Pass { positions: &positions, mask, adapters: Active::Base, noise: None };
+    let packed = model.hidden(&ids, &pass, None).unwrap().reshape([3, 27, -1]);
+    assert_eq!(packed, hidden(&model, &stored["input_ids"], Active::Base));
+}
+
+#[test]
+fn padding_on_the_left_changes_nothing_that_counts() {
+    let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
+    let lengths = [27_i64, 19, 11];
+    let shifted = |x: &Tensor| {
+        let rows: Vec<Tensor> = lengths
+            .iter()
+            .enumerate()
+            .map(|(row, &length)| x.get(row as i64).roll([27 - length], [0]))
+            .collect();
+        Tensor::stack(&rows, 0)
+    };
+    let (ids, counts) = (shifted(&stored["input_ids"]), shifted(&stored["attention_mask"]));
+    let positions = (counts.cumsum(1, Kind::Int64) - 1).clamp_min(0);
+    let columns = counts.to_kind(Kind::Bool);
+    let pass =
+        Pass { positions: &positions, mask: Mask::Columns(&columns), adapters: Active::Base, noise: None };
+    let found = model.logits(&model.hidden(&ids, &pass, None).unwrap()).unwrap();
+    let error = distance_where(&counts, &found, &shifted(&stored["logits"]));
+    assert!(error <= 1e-5, "{error}");
+}
+
+#[test]
+fn a_cache_fed_in_pieces_gives_the_same_logits() {
+    let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
+    let ids = &stored["input_ids"];
+    for pieces in [&[27][..], &[1; 27], &[10, 1, 1, 15], &[1, 26]] {
+        let error = distance_where(
+            &stored["attention_mask"],
+            &logits_in_pieces(&model, ids, pieces),
+            &stored["logits"],
+        );
+        assert!(error <= 1e-5, "{pieces:?}: {error}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_together_is_an_error() {
+    let model = tiny(Kind::Float);
+    let (ids, positions) = (columns(2, 8), columns(2, 8));
+    let refused = |ids: &Tensor, mask: Mask| {
+        let pass = Pass { positions: &positions, mask, adapters: Active::Base, noise: None };
+        model.hidden(ids, &pass, None).is_err()
+    };
+    assert!(refused(&columns(2, 7), Mask::Causal));
+    assert!(refused(&columns(1, 16), Mask::Causal));
+    assert!(refused(&ids, Mask::Documents(&[8, 7])));
+    assert!(refused(&ids, Mask::Documents(&[17, -1])));
+    assert!(refused(&(&ids + 10_000), Mask::Causal));
+    let adapters = Active::Rows(&[None, None, None]);
+    let pass = Pass { positions: &positions, mask: Mask::Causal, adapters, noise: None };
+    assert!(model.hidden(&ids, &pass, None).is_err());
+}
