@@ -3,6 +3,9 @@
 pub mod adamw;
 pub mod alerts;
 pub mod batch;
+pub mod control;
+pub mod edits;
+pub mod meter;
 #[cfg(test)]
 mod parity;
 pub mod record;

@@ -1,0 +1,91 @@
+//! What a step costs the machine: memory, and how busy the device is.
+
+use std::time::{Duration, Instant};
+
+use luthier_core::machine::{self, Gpus};
+use tch::Device;
+
+use crate::csrc;
+
+/// The driver is asked no more often than this; between, the last answer counts.
+const DRIVER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One reading.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Reading {
+    /// Resident memory of this process.
+    pub memory_bytes: u64,
+    /// Memory that tensors hold on the device, where it is not the CPU.
+    pub device_memory_bytes: Option<u64>,
+    /// How busy the device was since the last reading, 0 to 1.
+    pub load: Option<f64>,
+}
+
+/// Reads memory and load, step after step.
+pub struct Meter {
+    device: Device,
+    gpus: Option<Gpus>,
+    cores: f64,
+    cpu_seconds: f64,
+    since: Instant,
+    driver: (Instant, Option<f64>),
+}
+
+impl Meter {
+    /// For work on `device`.
+    pub fn new(device: Device) -> Self {
+        let gpus = if device.is_cuda() { Gpus::open() } else { None };
+        let cpu_seconds = machine::own_process().map_or(0.0, |process| process.cpu_seconds);
+        let since = Instant::now();
+        Self { device, gpus, cores: machine::cores() as f64, cpu_seconds, since, driver: (since, None) }
+    }
+
+    /// What stands now.
+    pub fn read(&mut self) -> Reading {
+        let process = machine::own_process();
+        let now = Instant::now();
+        let cpu_seconds = process.map_or(self.cpu_seconds, |process| process.cpu_seconds);
+        let wall = now.duration_since(self.since).as_secs_f64();
+        let busy = (cpu_seconds - self.cpu_seconds) / (wall * self.cores).max(f64::EPSILON);
+        (self.cpu_seconds, self.since) = (cpu_seconds, now);
+        let memory_bytes = process.map_or(0, |process| process.resident_bytes);
+        match self.device {
+            Device::Cuda(index) => Reading {
+                memory_bytes,
+                device_memory_bytes: csrc::device_memory(index)
+                    .ok()
+                    .map(|memory| memory.allocated.max(0) as u64),
+                load: self.driver_load(index, now),
+            },
+            _ => Reading { memory_bytes, device_memory_bytes: None, load: Some(busy.clamp(0.0, 1.0)) },
+        }
+    }
+
+    /// NVML counts all GPUs of the machine, CUDA those it may see; where the two lists differ in length nothing is said.
+    fn driver_load(&mut self, index: usize, now: Instant) -> Option<f64> {
+        let (read, load) = self.driver;
+        if load.is_some() && now.duration_since(read) < DRIVER_INTERVAL {
+            return load;
+        }
+        let gpus = self.gpus.as_ref()?.read();
+        let all_visible = tch::Cuda::device_count() == gpus.len() as i64;
+        let gpu = gpus.into_iter().nth(index).filter(|_| all_visible);
+        let load = gpu.and_then(|gpu| gpu.load_percent).map(|percent| f64::from(percent) / 100.0);
+        self.driver = (now, load);
+        load
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_memory_and_a_load() {
+        let mut meter = Meter::new(Device::Cpu);
+        let reading = meter.read();
+        assert!(reading.memory_bytes > 1 << 20);
+        assert_eq!(reading.device_memory_bytes, None);
+        assert!(reading.load.is_some_and(|load| (0.0..=1.0).contains(&load)));
+    }
+}
