@@ -1,0 +1,275 @@
+//! Checks that score a reply.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use jsonschema::{PatternOptions, Validator};
+use regex::Regex;
+use serde_json::Value;
+
+use super::EvalError;
+use super::error::io_error;
+use crate::config::{Config, ObjectiveKind, ObjectiveSection};
+use crate::text::clean_line;
+
+/// A schema is written by hand; anything larger is not one.
+const SCHEMA_LIMIT: u64 = 1 << 20;
+
+/// Name of the overall result among averaged scores.
+const PASSED: &str = "passed";
+
+/// Longest explanation of a failed check, in characters.
+const REASON_LIMIT: usize = 200;
+
+/// What the project wants replies to be.
+#[derive(Debug)]
+pub struct Objective {
+    check: Check,
+}
+
+#[derive(Debug)]
+enum Check {
+    None,
+    Json(Option<Box<Validator>>),
+    Regex(Regex),
+    Exact,
+    Contains(Vec<String>),
+    Length { least: usize, most: usize },
+}
+
+/// How one reply fared.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Score {
+    /// Whether the reply is what the objective asks for.
+    pub passed: bool,
+    /// Scores by name, each 0 to 1. `json`: `valid`, `conforms` (with a schema), and with an expected reply
+    /// `fields` (share of its top-level fields that are equal), `equal` (all of it), and `field.NAME` for each;
+    /// `regex`: `matches`; `exact`: `equal`; `contains`: `contained` (share); `length`: `length`.
+    pub details: IndexMap<String, f64>,
+    /// Why it did not pass, in a line fit for a terminal.
+    pub reason: Option<String>,
+}
+
+impl Objective {
+    /// The objective of a configuration. Paths in it are relative to the project folder.
+    pub fn from_config(config: &Config, project: &Path) -> Result<Self, EvalError> {
+        let section = &config.objective;
+        let check = match section.kind {
+            ObjectiveKind::None => Check::None,
+            ObjectiveKind::Json => Check::Json(match &section.schema {
+                Some(schema) => Some(Box::new(load_schema(&project.join(schema))?)),
+                None => None,
+            }),
+            ObjectiveKind::Regex => Check::Regex(pattern(section)?),
+            ObjectiveKind::Exact => Check::Exact,
+            ObjectiveKind::Contains => {
+                if section.contains.is_empty() {
+                    return Err(EvalError::Objective {
+                        key: "objective.contains",
+                        reason: "names no text; give the texts a reply must hold".to_owned(),
+                    });
+                }
+                Check::Contains(section.contains.clone())
+            }
+            ObjectiveKind::Length => {
+                let (least, most) =
+                    (section.min_length.unwrap_or(0), section.max_length.unwrap_or(usize::MAX));
+                if least > most {
+                    return Err(EvalError::Objective {
+                        key: "objective.min_length",
+                        reason: format!("{least} is more than objective.max_length ({most})"),
+                    });
+                }
+                Check::Length { least, most }
+            }
+        };
+        Ok(Self { check })
+    }
+
+    /// Whether there is nothing to check.
+    pub fn is_none(&self) -> bool {
+        matches!(self.check, Check::None)
+    }
+
+    /// Whether a score needs an expected reply.
+    pub fn needs_expected(&self) -> bool {
+        matches!(self.check, Check::Exact)
+    }
+
+    /// Scores one reply. `None` where there is nothing to check: no objective, or one that compares with an
+    /// expected reply where none is known. White space around a reply does not count.
+    pub fn score(&self, reply: &str, expected: Option<&str>) -> Option<Score> {
+        let reply = reply.trim();
+        let expected = expected.map(str::trim);
+        match &self.check {
+            Check::None => None,
+            Check::Json(schema) => Some(score_json(reply, expected, schema.as_deref())),
+            Check::Regex(regex) => {
+                let matches = regex.is_match(reply);
+                Some(Score::one("matches", matches, || format!("does not match {regex}")))
+            }
+            Check::Exact => {
+                let expected = expected?;
+                Some(Score::one("equal", reply == expected, || format!("expected {expected}")))
+            }
+            Check::Contains(texts) => Some(score_contains(reply, texts)),
+            Check::Length { least, most } => {
+                let length = reply.chars().count();
+                let fits = (*least..=*most).contains(&length);
+                Some(Score::one("length", fits, || {
+                    if length < *least {
+                        format!("{length} characters long, at least {least} asked for")
+                    } else {
+                        format!("{length} characters long, at most {most} asked for")
+                    }
+                }))
+            }
+        }
+    }
+}
+
+impl Score {
+    fn one(name: &str, passed: bool, reason: impl FnOnce() -> String) -> Self {
+        Self {
+            passed,
+            details: IndexMap::from([(name.to_owned(), share(passed))]),
+            reason: (!passed).then(|| brief(&reason())),
+        }
+    }
+}
+
+/// Means over many replies, by name, with `passed` first. A detail is averaged over the replies that have it.
+/// Empty without replies.
+pub fn average_scores<'a>(scores: impl IntoIterator<Item = &'a Score>) -> IndexMap<String, f64> {
+    let mut sums: IndexMap<&str, (f64, usize)> = IndexMap::new();
+    for score in scores {
+        let passed = (PASSED, share(score.passed));
+        for (name, value) in
+            std::iter::once(passed).chain(score.details.iter().map(|(name, value)| (&**name, *value)))
+        {
+            let (sum, count) = sums.entry(name).or_default();
+            *sum += value;
+            *count += 1;
+        }
+    }
+    sums.into_iter().map(|(name, (sum, count))| (name.to_owned(), sum / count as f64)).collect()
+}
+
+fn share(passed: bool) -> f64 {
+    f64::from(u8::from(passed))
+}
+
+fn brief(reason: &str) -> String {
+    let reason = clean_line(reason);
+    match reason.char_indices().nth(REASON_LIMIT) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.into_owned(),
+    }
+}
+
+fn score_contains(reply: &str, texts: &[String]) -> Score {
+    let missing: Vec<_> = texts.iter().filter(|text| !reply.contains(text.as_str())).collect();
+    let contained = (texts.len() - missing.len()) as f64 / texts.len() as f64;
+    Score {
+        passed: missing.is_empty(),
+        details: IndexMap::from([("contained".to_owned(), contained)]),
+        reason: missing.first().map(|text| brief(&format!("does not hold {text:?}"))),
+    }
+}
+
+fn score_json(reply: &str, expected: Option<&str>, schema: Option<&Validator>) -> Score {
+    let parsed: Result<Value, _> = serde_json::from_str(reply);
+    let mut score = Score { passed: parsed.is_ok(), ..Score::default() };
+    score.details.insert("valid".to_owned(), share(parsed.is_ok()));
+    if let Err(error) = &parsed {
+        score.reason = Some(brief(&format!("not valid JSON: {error}")));
+    }
+    let reply = parsed.ok();
+    if let Some(schema) = schema {
+        let problem = reply.as_ref().map(|reply| schema.iter_errors(reply).next());
+        let conforms = matches!(problem, Some(None));
+        score.details.insert("conforms".to_owned(), share(conforms));
+        score.passed &= conforms;
+        if let Some(Some(problem)) = problem {
+            let place = problem.instance_path().to_string();
+            let place = if place.is_empty() { String::new() } else { format!(" at {place}") };
+            score.reason = Some(brief(&format!("does not conform{place}: {problem}")));
+        }
+    }
+    if let Some(Ok(expected)) = expected.map(serde_json::from_str::<Value>) {
+        compare(reply.as_ref(), &expected, &mut score.details);
+    }
+    score
+}
+
+/// Adds how the reply compares with what is expected: the whole, and each top-level field of it.
+fn compare(reply: Option<&Value>, expected: &Value, details: &mut IndexMap<String, f64>) {
+    if let Value::Object(fields) = expected
+        && !fields.is_empty()
+    {
+        let found = reply.and_then(Value::as_object);
+        let equal: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| {
+                (name, found.and_then(|found| found.get(name)).is_some_and(|found| same(found, value)))
+            })
+            .collect();
+        let count = equal.iter().filter(|(_, equal)| *equal).count();
+        details.insert("fields".to_owned(), count as f64 / fields.len() as f64);
+        details.insert("equal".to_owned(), share(reply.is_some_and(|reply| same(reply, expected))));
+        for (name, equal) in equal {
+            details.insert(format!("field.{}", clean_line(name)), share(equal));
+        }
+    } else {
+        details.insert("equal".to_owned(), share(reply.is_some_and(|reply| same(reply, expected))));
+    }
+}
+
+/// Equality of JSON values: the order of an object's fields does not count, and 1 equals 1.0.
+fn same(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Number(left), Value::Number(right)) => left == right || left.as_f64() == right.as_f64(),
+        (Value::Array(left), Value::Array(right)) => {
+            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| same(left, right))
+        }
+        (Value::Object(left), Value::Object(right)) => {
+            left.len() == right.len()
+                && left.iter().all(|(name, left)| right.get(name).is_some_and(|right| same(left, right)))
+        }
+        _ => left == right,
+    }
+}
+
+fn pattern(section: &ObjectiveSection) -> Result<Regex, EvalError> {
+    let key = "objective.pattern";
+    let pattern = section.pattern.as_deref().ok_or_else(|| EvalError::Objective {
+        key,
+        reason: "is missing; give the regular expression a reply must match".to_owned(),
+    })?;
+    Regex::new(pattern)
+        .map_err(|error| EvalError::Objective { key, reason: format!("is no regular expression: {error}") })
+}
+
+fn load_schema(path: &Path) -> Result<Validator, EvalError> {
+    let wrong = |reason: String| EvalError::Schema { path: path.to_owned(), reason };
+    let schema = read_schema(path)?;
+    // The linear engine: a schema's patterns meet text that a model wrote.
+    jsonschema::options()
+        .with_pattern_options(PatternOptions::regex())
+        .build(&schema)
+        .map_err(|error| wrong(format!("{} (at {})", clean_line(&error.to_string()), error.instance_path())))
+}
+
+fn read_schema(path: &Path) -> Result<Value, EvalError> {
+    let wrong = |reason: String| EvalError::Schema { path: PathBuf::from(path), reason };
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(SCHEMA_LIMIT + 1).read_to_end(&mut text))
+        .map_err(io_error("read", path))?;
+    if text.len() as u64 > SCHEMA_LIMIT {
+        return Err(wrong(format!("it is longer than {SCHEMA_LIMIT} bytes, so it is not a JSON schema")));
+    }
+    serde_json::from_slice(&text).map_err(|error| wrong(format!("it is not JSON: {error}")))
+}

@@ -1,0 +1,124 @@
+//! Suites: prompts that are asked again and again.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::EvalError;
+use super::error::io_error;
+use crate::data::Message;
+
+/// A suite is read by people; anything larger is not one.
+const SUITE_LIMIT: u64 = 64 << 20;
+
+/// A file of prompts: JSON lines, each `{"prompt": TEXT}` or `{"messages": [{"role", "content"} …]}`, with
+/// `"expected"` (a text, or any JSON value) where the right reply is known. Where `messages` end with the
+/// assistant's, that one is the expected reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suite {
+    /// The file.
+    pub path: PathBuf,
+    /// Its prompts, in order; at least one.
+    pub prompts: Vec<SuitePrompt>,
+    /// SHA-256 of the file.
+    pub fingerprint: String,
+}
+
+/// One prompt of a suite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SuitePrompt {
+    /// The conversation to be answered; ends with the user's message.
+    pub messages: Vec<Message>,
+    /// The right reply, where one is known.
+    pub expected: Option<String>,
+    /// Line in the file, from 1.
+    pub line: usize,
+}
+
+impl Suite {
+    /// Reads a suite; all its problems come at once.
+    pub fn load(path: &Path) -> Result<Self, EvalError> {
+        let file = File::open(path).map_err(io_error("read", path))?;
+        let mut reader = BufReader::new(file.take(SUITE_LIMIT));
+        let (mut prompts, mut problems) = (Vec::new(), Vec::new());
+        let mut digest = Sha256::new();
+        let mut text = Vec::new();
+        for line in 1.. {
+            text.clear();
+            if reader.read_until(b'\n', &mut text).map_err(io_error("read", path))? == 0 {
+                break;
+            }
+            digest.update(&text);
+            if text.trim_ascii().is_empty() {
+                continue;
+            }
+            match prompt(&text, line) {
+                Ok(prompt) => prompts.push(prompt),
+                Err(problem) => problems.push((line, problem)),
+            }
+        }
+        if prompts.is_empty() && problems.is_empty() {
+            problems.push((0, "the suite is empty; write a line such as {\"prompt\": \"…\"}".to_owned()));
+        }
+        if problems.is_empty() {
+            Ok(Self { path: path.to_owned(), prompts, fingerprint: format!("{:x}", digest.finalize()) })
+        } else {
+            Err(EvalError::Suite { path: path.to_owned(), problems })
+        }
+    }
+}
+
+impl SuitePrompt {
+    /// A prompt that a person typed.
+    pub fn typed(text: impl Into<String>) -> Self {
+        Self { messages: vec![Message::new("user", text)], expected: None, line: 0 }
+    }
+
+    /// The last message: what is asked.
+    pub fn text(&self) -> &str {
+        self.messages.last().map_or("", |message| &message.content)
+    }
+
+    /// The conversation with a system prompt before it, unless it has one of its own or `system` is empty.
+    pub fn conversation(&self, system: &str) -> Vec<Message> {
+        let has_own = self.messages.first().is_some_and(|message| message.role == "system");
+        let before = (!has_own && !system.is_empty()).then(|| Message::new("system", system));
+        before.into_iter().chain(self.messages.iter().cloned()).collect()
+    }
+}
+
+fn prompt(text: &[u8], line: usize) -> Result<SuitePrompt, String> {
+    let row: Value = serde_json::from_slice(text).map_err(|error| format!("not JSON: {error}"))?;
+    let Value::Object(row) = row else { return Err("not a JSON object".to_owned()) };
+    let mut expected = match row.get("expected") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(expected)) => Some(expected.clone()),
+        Some(expected) => Some(expected.to_string()),
+    };
+    let mut messages: Vec<Message> = match (row.get("prompt"), row.get("messages")) {
+        (Some(Value::String(prompt)), None) => vec![Message::new("user", prompt)],
+        (None, Some(messages)) => serde_json::from_value(messages.clone())
+            .map_err(|error| format!("`messages` is not a list of {{\"role\", \"content\"}}: {error}"))?,
+        (Some(_), Some(_)) => return Err("has both `prompt` and `messages`; keep one".to_owned()),
+        (Some(_), None) => return Err("`prompt` is not a text".to_owned()),
+        (None, None) => return Err("has neither `prompt` nor `messages`".to_owned()),
+    };
+    if messages.last().is_some_and(Message::is_assistant)
+        && let Some(reply) = messages.pop()
+    {
+        expected = expected.or(Some(reply.content));
+    }
+    match messages.last() {
+        None => Err("has no message to answer".to_owned()),
+        Some(last) if last.role == "user" || last.role == "tool" => {
+            Ok(SuitePrompt { messages, expected, line })
+        }
+        Some(last) => Err(format!(
+            "ends with a message of `{}`; the last one must be the user's",
+            crate::text::clean_line(&last.role)
+        )),
+    }
+}

@@ -1,0 +1,196 @@
+//! People's judgements of A/B comparisons.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::EvalError;
+use super::error::io_error;
+use crate::data::Message;
+use crate::runs::time::millis;
+
+/// Name of the file in the project folder.
+pub const VERDICT_FILE: &str = "verdicts.jsonl";
+
+/// Who answers in a comparison.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, strum::Display, strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum Contender {
+    /// The base model as it is.
+    Base,
+    /// The base model given a system prompt instead of training.
+    Baseline,
+    /// The base model with what a run trained.
+    Tuned,
+}
+
+/// One answer of a comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Side {
+    /// Whose it is.
+    pub who: Contender,
+    /// What was answered.
+    pub reply: String,
+    /// Fingerprint of the weights that answered.
+    #[serde(default)]
+    pub weights: String,
+    /// Seed of its choices.
+    #[serde(default)]
+    pub seed: u64,
+    /// The objective's scores by name, where there are any.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub scores: IndexMap<String, f64>,
+}
+
+/// What a person chose.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, strum::Display, strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum VerdictChoice {
+    /// The left answer is better.
+    Left,
+    /// The right answer is better.
+    Right,
+    /// Neither is better, and at least one would do.
+    Tie,
+    /// Neither would do.
+    BothBad,
+    /// Not judged.
+    Skip,
+}
+
+/// A person's judgement of one comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// When it was given.
+    #[serde(with = "millis")]
+    pub time: Timestamp,
+    /// The tuned side's run.
+    pub run: String,
+    /// Step of the tuned side's checkpoint; missing for the run's result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<u64>,
+    /// The conversation that was answered.
+    pub prompt: Vec<Message>,
+    /// The answer shown on the left.
+    pub left: Side,
+    /// The answer shown on the right.
+    pub right: Side,
+    /// What was chosen.
+    pub choice: VerdictChoice,
+    /// Whether the sides were hidden until the choice.
+    #[serde(default)]
+    pub blind: bool,
+    /// What the person noted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    /// The reply as the person would have it, where they wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edited: Option<String>,
+}
+
+impl Verdict {
+    /// Who won, where someone did.
+    pub fn winner(&self) -> Option<Contender> {
+        self.preferred().map(|(chosen, _)| chosen.who)
+    }
+
+    /// The better and the worse side, where one is better.
+    pub fn preferred(&self) -> Option<(&Side, &Side)> {
+        match self.choice {
+            VerdictChoice::Left => Some((&self.left, &self.right)),
+            VerdictChoice::Right => Some((&self.right, &self.left)),
+            VerdictChoice::Tie | VerdictChoice::BothBad | VerdictChoice::Skip => None,
+        }
+    }
+
+    /// Whether these two answered.
+    pub fn is_between(&self, one: Contender, other: Contender) -> bool {
+        let found = [self.left.who, self.right.who];
+        found == [one, other] || found == [other, one]
+    }
+}
+
+/// A project's verdicts: one JSON object a line, only ever appended to.
+#[derive(Clone, Debug)]
+pub struct VerdictStore {
+    path: PathBuf,
+}
+
+/// What a store holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdicts {
+    /// The verdicts, oldest first.
+    pub verdicts: Vec<Verdict>,
+    /// Lines that are none and were passed over.
+    pub broken_lines: usize,
+}
+
+impl VerdictStore {
+    /// The store of a project; its file need not exist yet.
+    pub fn of(project: &Path) -> Self {
+        Self { path: project.join(VERDICT_FILE) }
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends a verdict and has the disk hold it before returning. A line torn by a former kill is closed
+    /// first.
+    pub fn append(&self, verdict: &Verdict) -> Result<(), EvalError> {
+        let failed = io_error("write", &self.path);
+        let mut file = File::options()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&self.path)
+            .map_err(&failed)?;
+        let mut line = Vec::new();
+        if ends_torn(&mut file).map_err(&failed)? {
+            line.push(b'\n');
+        }
+        serde_json::to_writer(&mut line, verdict).map_err(|error| failed(error.into()))?;
+        line.push(b'\n');
+        file.write_all(&line).and_then(|()| file.sync_data()).map_err(&failed)
+    }
+
+    /// Reads all verdicts; lines that are none are counted, not fatal.
+    pub fn load(&self) -> Result<Verdicts, EvalError> {
+        let text = match fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Verdicts::default()),
+            Err(error) => return Err(io_error("read", &self.path)(error)),
+        };
+        let mut found = Verdicts::default();
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+            match serde_json::from_slice(line) {
+                Ok(verdict) => found.verdicts.push(verdict),
+                Err(_) => found.broken_lines += 1,
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn ends_torn(file: &mut File) -> io::Result<bool> {
+    if file.metadata()?.len() == 0 {
+        return Ok(false);
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
+}
