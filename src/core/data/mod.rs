@@ -4,9 +4,11 @@
 //! tokenizer into ids, and one place ([`encode`]) decides which tokens are trained on. [`StepOrder`] says which rows
 //! belong to a step, as a pure function of seed, epoch and step.
 
+mod encode;
 mod error;
 mod example;
 mod guard;
+mod mask;
 mod quarantine;
 mod random;
 mod read;
@@ -16,6 +18,7 @@ mod template;
 mod testing;
 mod tokenizer;
 
+pub use encode::{conversation, encode, row_tokens};
 pub use error::{DataError, RowProblem, RowProblemKind};
 pub use example::{Example, Extras, Message, Origin, Row, Split};
 pub use guard::in_guarded_call;

@@ -43,3 +43,49 @@ pub(crate) fn config(train: &str, settings: &[&str]) -> Config {
     let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
     Config::parse(&text, "luthier.toml".as_ref(), &settings).unwrap()
 }
+
+/// The sample base model that `make setup` fetches.
+pub(crate) fn sample_model() -> PathBuf {
+    if let Some(path) = std::env::var_os("LUTHIER_SAMPLE_MODEL") {
+        return path.into();
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
+        .unwrap_or_default();
+    let path = cache.join("luthier/models/smollm2-135m-instruct-q4_1.gguf");
+    assert!(path.is_file(), "{} is missing; `make setup` fetches it", path.display());
+    path
+}
+
+/// The byte-level tiny tokenizer with the special tokens of every template in `chat/chat.json`.
+pub(crate) fn chat_tokenizer() -> Tokenizer {
+    let mut description = reference_json("tiny/_tokenizers/bytelevel/tokenizer.json");
+    let added = description["added_tokens"].as_array_mut().unwrap();
+    let texts = [
+        "<s>",
+        "</s>",
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<bos>",
+        "<eos>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+    ];
+    let known: Vec<String> =
+        added.iter().map(|token| token["content"].as_str().unwrap().to_owned()).collect();
+    for (index, text) in texts.iter().filter(|text| !known.iter().any(|known| known == *text)).enumerate() {
+        added.push(serde_json::json!({
+            "id": 512 + index, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        }));
+    }
+    Tokenizer::from_json(description.to_string().as_bytes(), &tiny_special("bytelevel")).unwrap()
+}

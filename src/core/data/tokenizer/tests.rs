@@ -62,6 +62,12 @@ fn tiny_tokenizers_equal_the_reference() {
     }
 }
 
+#[test]
+fn the_sample_model_tokenizes_as_the_reference() {
+    let files = crate::model::ModelFiles::open(&crate::data::testing::sample_model()).unwrap();
+    check_against(&Tokenizer::open(&files).unwrap(), "tokenizer/smollm2.json");
+}
+
 /// The vocabulary a GGUF file would hold for a tiny tokenizer.
 fn as_gguf(name: &str, model: &str, pre: Option<&str>) -> GgufVocabulary {
     let description = reference_json(&format!("tiny/_tokenizers/{name}/tokenizer.json"));

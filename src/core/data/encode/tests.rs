@@ -1,0 +1,317 @@
+use pretty_assertions::assert_eq;
+use serde_json::Value;
+
+use super::*;
+use crate::data::testing::{chat_tokenizer, config, reference_json, sample_model, tiny};
+use crate::data::{Extras, Origin, Split};
+use crate::model::{ModelFiles, SpecialToken, SpecialTokens};
+
+fn row(example: Example) -> Row {
+    Row {
+        index: 0,
+        origin: Origin { file: "a.jsonl".into(), line: 1 },
+        split: Split::Train,
+        example,
+        extras: Extras::default(),
+    }
+}
+
+fn template(reference: &Value, name: &str, kind: &str) -> Template {
+    let entry = &reference["templates"][name];
+    let token =
+        |key: &str| entry[key].as_str().map(|text| SpecialToken { id: None, text: Some(text.to_owned()) });
+    let special = SpecialTokens {
+        bos: token("bos_token"),
+        eos: token("eos_token").into_iter().collect(),
+        ..SpecialTokens::default()
+    };
+    Template::compile(name, entry[kind].as_str().unwrap(), &special).unwrap()
+}
+
+fn conversation_row(reference: &Value, id: &Value) -> Row {
+    let found =
+        reference["conversations"].as_array().unwrap().iter().find(|found| found["id"] == *id).unwrap();
+    let messages: Vec<Message> = serde_json::from_value(found["messages"].clone()).unwrap();
+    let tools = Some(found["tools"].clone()).filter(|tools| !tools.is_null());
+    Row { extras: Extras { tools, ..Extras::default() }, ..row(Example::Messages(messages)) }
+}
+
+/// The trained parts of a row's text, neighbours joined.
+fn trained_text(encoded: &Encoded) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    let mut before = false;
+    for piece in row_tokens(encoded) {
+        match (piece.trained, before) {
+            (true, true) => parts.last_mut().unwrap().push_str(&piece.text),
+            (true, false) => parts.push(piece.text),
+            _ => {}
+        }
+        before = piece.trained;
+    }
+    parts
+}
+
+fn chatml() -> Template {
+    template(&reference_json("chat/chat.json"), "chatml", "template")
+}
+
+#[test]
+fn masks_equal_the_reference_with_the_sample_model() {
+    let tokenizer = Tokenizer::open(&ModelFiles::open(&sample_model()).unwrap()).unwrap();
+    let reference = reference_json("chat/chat.json");
+    let masks = reference_json("chat/masks.json");
+    let settings = config("a.jsonl", &["data.train_on=\"assistant\"", "data.max_length=4096"]);
+    for case in masks["cases"].as_array().unwrap() {
+        let name = case["template"].as_str().unwrap();
+        let row = conversation_row(&reference, &case["conv"]);
+        let encoded =
+            encode(&row, &tokenizer, &template(&reference, name, "generation_template"), &settings).unwrap();
+        let place = format!("{name} / {}", case["conv"]);
+        assert_eq!(serde_json::to_value(&encoded.ids).unwrap(), case["input_ids"], "{place}");
+        let mask: Vec<u8> = encoded.trained.iter().map(|&trained| trained.into()).collect();
+        assert_eq!(serde_json::to_value(mask).unwrap(), case["assistant_mask"], "{place}");
+    }
+}
+
+/// Without white space at the end of a part, and parts that the template writes one behind the other joined.
+fn comparable(text: &str, spans: &[std::ops::Range<usize>]) -> Vec<String> {
+    let mut joined: Vec<std::ops::Range<usize>> = Vec::new();
+    for span in spans {
+        match joined.last_mut() {
+            Some(last) if last.end == span.start => last.end = span.end,
+            _ => joined.push(span.clone()),
+        }
+    }
+    joined.into_iter().map(|span| text[span].trim_end().to_owned()).collect()
+}
+
+#[test]
+fn prefix_rendering_finds_what_generation_blocks_mark() {
+    let tokenizer = chat_tokenizer();
+    let reference = reference_json("chat/chat.json");
+    let masks = reference_json("chat/masks.json");
+    let mut compared = 0;
+    for case in masks["cases"].as_array().unwrap() {
+        let name = case["template"].as_str().unwrap();
+        let place = format!("{name} / {}", case["conv"]);
+        let row = conversation_row(&reference, &case["conv"]);
+        let messages = row.example.messages().unwrap();
+        let plain = template(&reference, name, "template");
+        let whole = plain.render_marked(&messages, &row.extras, false).unwrap();
+        let spans = trained_spans(&plain, &tokenizer, &messages, &row.extras, TrainOn::Assistant, &whole);
+        if case["same_text_as_plain_template"] == false {
+            continue;
+        }
+        if name == "falcon-chat" && case["conv"] == "assistant-first" {
+            // Its generation prompt hangs on the last message, so there is none for an empty conversation.
+            assert!(matches!(spans, Err(MaskError::Uncertain(_))), "{place}");
+            continue;
+        }
+        if name == "mistral-v0.3" && (messages[0].role == "system" || row.extras.tools.is_some()) {
+            // System prompt and tools stand in the last user message only, so a reply never stands behind what it was asked.
+            assert!(matches!(spans, Err(MaskError::Uncertain(_))), "{place}");
+            continue;
+        }
+        let marked = template(&reference, name, "generation_template")
+            .render_marked(&messages, &row.extras, false)
+            .unwrap();
+        assert_eq!(
+            comparable(&whole.text, &spans.unwrap()),
+            comparable(&marked.text, &marked.generation),
+            "{place}"
+        );
+        compared += 1;
+    }
+    assert!(compared > 60, "{compared}");
+}
+
+#[test]
+fn a_template_that_rewrites_earlier_turns_is_followed_or_refused() {
+    let tokenizer = chat_tokenizer();
+    let reference = reference_json("chat/chat.json");
+    let qwen = template(&reference, "qwen3", "template");
+    let row = conversation_row(&reference, &"system-multi-turn".into());
+    let settings = config("a.jsonl", &["data.train_on=\"assistant\""]);
+    let encoded = encode(&row, &tokenizer, &qwen, &settings).unwrap();
+    assert_eq!(
+        trained_text(&encoded),
+        ["Bonjour !<|im_end|>", "<think>\n\n</think>\n\nBonne nuit !<|im_end|>"]
+    );
+    let shouting = "{% for m in messages %}[{{ m.role }}]{{ m.content if loop.last else m.content | upper }};{% endfor %}\
+                    {% if add_generation_prompt %}[assistant]{% endif %}";
+    let shouting = Template::compile("shouting", shouting, &SpecialTokens::default()).unwrap();
+    let refused = encode(&row, &tokenizer, &shouting, &settings).unwrap_err();
+    assert_eq!(refused.kind, RowProblemKind::Mask);
+    assert!(refused.to_string().contains("a.jsonl:1: the loss mask is uncertain"), "{refused}");
+    let first =
+        self::row(Example::Messages(vec![Message::new("assistant", "I begin."), Message::new("user", "ok")]));
+    let strict = Template::compile(
+        "strict",
+        "{{ messages[0].role }}: {{ messages[0].content }}",
+        &SpecialTokens::default(),
+    );
+    let refused = encode(&first, &tokenizer, &strict.unwrap(), &settings).unwrap_err();
+    assert!(refused.message.contains("message 1 has nothing before it"), "{refused}");
+    let all = config("a.jsonl", &["data.train_on=\"all\""]);
+    assert!(encode(&row, &tokenizer, &shouting, &all).is_ok());
+}
+
+#[test]
+fn train_on_chooses_the_turns() {
+    let tokenizer = tiny("bytelevel");
+    let reference = reference_json("chat/chat.json");
+    let row = conversation_row(&reference, &"system-multi-turn".into());
+    let trained = |row: &Row, kind: &str, train_on: &str| {
+        let settings = config("a.jsonl", &[&format!("data.train_on={train_on:?}")]);
+        trained_text(&encode(row, &tokenizer, &template(&reference, "chatml", kind), &settings).unwrap())
+    };
+    for kind in ["template", "generation_template"] {
+        assert_eq!(trained(&row, kind, "completion"), ["Bonne nuit !<|im_end|>"]);
+        assert_eq!(trained(&row, kind, "assistant"), ["Bonjour !<|im_end|>", "Bonne nuit !<|im_end|>"]);
+        let all = trained(&row, kind, "all");
+        assert_eq!(all.len(), 1);
+        assert!(
+            all[0].starts_with("system\nAnswer in French.") && all[0].ends_with("<|im_end|>\n"),
+            "{all:?}"
+        );
+        let mut weighted = row.clone();
+        weighted.extras.untrained = vec![2];
+        assert_eq!(trained(&weighted, kind, "assistant"), ["Bonne nuit !<|im_end|>"]);
+        weighted.extras.untrained = vec![4];
+        assert_eq!(trained(&weighted, kind, "completion"), [] as [&str; 0]);
+    }
+}
+
+#[test]
+fn the_system_prompt_of_the_config_shifts_message_indices() {
+    let tokenizer = tiny("bytelevel");
+    let mut row = row(Example::Messages(vec![
+        Message::new("user", "a"),
+        Message::new("assistant", "b"),
+        Message::new("user", "c"),
+        Message::new("assistant", "d"),
+    ]));
+    row.extras.untrained = vec![1];
+    let settings = config("a.jsonl", &["data.train_on=\"assistant\"", "data.system=\"Be brief.\""]);
+    let encoded = encode(&row, &tokenizer, &chatml(), &settings).unwrap();
+    assert!(encoded.text.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n"), "{}", encoded.text);
+    assert_eq!(trained_text(&encoded), ["d<|im_end|>"]);
+    assert_eq!(conversation(&row, &settings).unwrap().len(), 5);
+}
+
+#[test]
+fn pairs_and_preferences_are_conversations() {
+    let tokenizer = tiny("bytelevel");
+    let settings = config("a.jsonl", &[]);
+    let pair = row(Example::PromptCompletion { prompt: "2+2?".to_owned(), completion: "4".to_owned() });
+    let preference = row(Example::Preference {
+        prompt: vec![Message::new("user", "2+2?")],
+        chosen: "4".to_owned(),
+        rejected: "5".to_owned(),
+    });
+    for row in [pair, preference] {
+        let encoded = encode(&row, &tokenizer, &chatml(), &settings).unwrap();
+        assert_eq!(encoded.text, "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n");
+        assert_eq!(trained_text(&encoded), ["4<|im_end|>"]);
+    }
+}
+
+#[test]
+fn without_a_template_a_pair_is_joined_and_ends() {
+    let settings = config("a.jsonl", &[]);
+    let none = Template::none();
+    let pair = row(Example::PromptCompletion { prompt: "2+2=".to_owned(), completion: "4".to_owned() });
+    for (name, text) in [
+        ("bytelevel", "2+2=4<|end_of_text|>"),
+        ("bytelevel-bos", "<|begin_of_text|>2+2=4<|end_of_text|>"),
+        ("metaspace", "<s>2+2=4</s>"),
+    ] {
+        let tokenizer = tiny(name);
+        let encoded = encode(&pair, &tokenizer, &none, &settings).unwrap();
+        assert_eq!(encoded.text, text);
+        assert_eq!(trained_text(&encoded).concat(), text.rsplit('=').next().unwrap(), "{name}");
+        let prompt = none.prompt_ids(&[Message::new("user", "2+2=")], &tokenizer, &settings).unwrap();
+        assert!(encoded.ids.starts_with(&prompt), "{name}");
+    }
+    let talk = row(Example::Messages(vec![Message::new("user", "x")]));
+    let refused = encode(&talk, &tiny("bytelevel"), &none, &settings).unwrap_err();
+    assert!(
+        refused.message.contains("needs a chat template") && refused.message.contains("chatml"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn texts_get_one_begin_and_one_end() {
+    let settings = config("a.jsonl", &[]);
+    let tokenizer = tiny("bytelevel-bos");
+    for text in ["Hello", "<|begin_of_text|>Hello", "Hello<|end_of_text|>"] {
+        let encoded = encode(&row(Example::Text(text.to_owned())), &tokenizer, &chatml(), &settings).unwrap();
+        assert_eq!(encoded.text, "<|begin_of_text|>Hello<|end_of_text|>");
+        assert_eq!(encoded.ids.iter().filter(|&&id| id == 0).count(), 1);
+        assert_eq!(encoded.ids.iter().filter(|&&id| id == 1).count(), 1);
+        assert_eq!(encoded.trained.iter().filter(|&&trained| !trained).count(), 1);
+        assert!(!encoded.trained[0]);
+    }
+}
+
+#[test]
+fn tokens_keep_their_labels() {
+    let settings = config("a.jsonl", &[]);
+    let tokenizer = tiny("bytelevel");
+    let ids = tokenizer.encode("日本 ok", false).unwrap().ids;
+    let mut labels: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+    labels[1] = -100;
+    let encoded =
+        encode(&row(Example::Tokens { input_ids: ids.clone(), labels }), &tokenizer, &chatml(), &settings)
+            .unwrap();
+    assert_eq!(encoded.ids, ids);
+    assert_eq!(encoded.trained[..3], [false, false, true]);
+    assert_eq!(
+        row_tokens(&encoded).iter().map(|piece| piece.text.as_str()).collect::<String>(),
+        encoded.text
+    );
+}
+
+#[test]
+fn a_row_that_is_too_long_is_cut_dropped_or_refused() {
+    let tokenizer = tiny("bytelevel");
+    let pair = row(Example::PromptCompletion { prompt: "a".repeat(60), completion: "b".repeat(60) });
+    let with =
+        |overflow: &str| config("a.jsonl", &["data.max_length=32", &format!("data.overflow={overflow:?}")]);
+    let encoded = encode(&pair, &tokenizer, &chatml(), &with("truncate")).unwrap();
+    assert!(encoded.truncated);
+    assert_eq!((encoded.ids.len(), encoded.trained.len(), encoded.offsets.len()), (32, 32, 32));
+    let refused = |overflow: &str| encode(&pair, &tokenizer, &chatml(), &with(overflow)).unwrap_err();
+    assert_eq!(refused("drop").kind, RowProblemKind::Dropped);
+    assert_eq!(refused("error").kind, RowProblemKind::TooLong);
+    assert!(refused("error").message.contains("data.max_length = 32"), "{}", refused("error"));
+}
+
+#[test]
+fn pieces_join_to_the_text() {
+    let settings = config("a.jsonl", &["data.train_on=\"all\""]);
+    for name in ["bytelevel", "bytelevel-bos", "metaspace"] {
+        let tokenizer = tiny(name);
+        for text in ["naïve 日本語 👩\u{200d}👩\u{200d}👧 done", "  spaces  and\n\nlines\t", "é"] {
+            let talk =
+                row(Example::Messages(vec![Message::new("user", text), Message::new("assistant", text)]));
+            for row in [talk, row(Example::Text(text.to_owned()))] {
+                let encoded = encode(&row, &tokenizer, &chatml(), &settings).unwrap();
+                let joined: String = row_tokens(&encoded).iter().map(|piece| piece.text.as_str()).collect();
+                assert_eq!(joined, encoded.text, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_prompt_of_a_reply_is_what_training_puts_before_it() {
+    let tokenizer = tiny("bytelevel");
+    let settings = config("a.jsonl", &["data.system=\"Be brief.\""]);
+    let pair = row(Example::PromptCompletion { prompt: "2+2?".to_owned(), completion: "4".to_owned() });
+    let encoded = encode(&pair, &tokenizer, &chatml(), &settings).unwrap();
+    let prompt = chatml().prompt_ids(&[Message::new("user", "2+2?")], &tokenizer, &settings).unwrap();
+    let first = encoded.trained.iter().position(|&trained| trained).unwrap();
+    assert_eq!(encoded.ids[..first], prompt);
+}
