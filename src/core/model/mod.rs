@@ -7,13 +7,17 @@ pub mod families;
 mod files;
 mod fingerprint;
 mod folder;
+pub mod forecast;
 mod gguf;
 pub mod roles;
 mod safetensors;
 mod settings;
 mod special;
 mod storage;
+mod targets;
 mod tensors;
+#[cfg(test)]
+mod testing;
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +29,7 @@ pub use architecture::Architecture;
 pub use error::{ModelError, Shown, TensorProblems};
 pub use settings::Settings;
 pub use storage::{Block, Storage};
+pub use targets::{TargetError, match_targets};
 
 /// A base model on disk: everything its files say about it, no weights.
 #[derive(Debug, Clone)]

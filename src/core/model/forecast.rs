@@ -1,0 +1,431 @@
+//! What a run would train and need, before it starts.
+//!
+//! Bytes follow from how the engine computes. With e the bytes of a weight and activation (4 in f32, 2 in bf16):
+//!
+//! - *weights*: every parameter once, e each, also those that lie quantised on disk.
+//! - *adapter*, *gradients*, *optimizer*: per trained parameter 4 bytes each for its value and its gradient, 8 for
+//!   AdamW's two moments: all in f32.
+//! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the width, Q and K the
+//!   widths of all query heads and of all key heads, h query heads, F the feed-forward width, and a tensor that only an
+//!   adapter reads back counted only where one reads it:
+//!   - two norms keep their input in f32: 2 · 4H, and their outputs for adapters on query, key or value and on gate or up:
+//!     eH each;
+//!   - attention keeps query, key, value and result: e(2Q + 2K), and 4h for the normalisers of its softmax; rows of unequal
+//!     length keep the result once more, laid end to end, for an adapter on the output projection: eQ;
+//!   - the feed-forward part keeps gate, its activation and up: 3eF, and their product for an adapter on down: eF;
+//!   - each adapter keeps its input times A: e · rank; dropout keeps mask and masked input: 2e · in, in place of the
+//!     shared input;
+//!   - in bf16 each adapter's factors once more in bf16.
+//!
+//!   The backward pass of one layer needs, beside that, gradients of what it has just computed: e(4F + 4H + 2Q + 2K) per token.
+//!   With recompute only each layer's input is kept, eH per token, and one layer at a time is as above.
+//! - *logits*: the head works through the trained tokens in parts of at most [`LOGITS_AT_ONCE`] logits; 8 bytes per
+//!   logit in f32 (logits, and a copy that the normaliser takes), 10 in bf16; and twice eH per trained token.
+//! - *runtime*: libtorch, its kernels and their workspaces ([`Place::runtime_bytes`]), measured, not derived.
+//!
+//! The micro-batch is the largest that can come up: without packing the `batch_size` longest rows together, with packing
+//! `batch_size` full sequences. All its tokens count as trained.
+
+use serde::Serialize;
+
+use super::architecture::{Architecture, LayerSpec, Mlp, Qkv, Residual};
+use super::roles::Role;
+use super::targets::{TargetError, match_targets};
+use super::{LinearModule, ModelFiles};
+use crate::config::{Config, Device, Dtype, MethodKind, Recompute};
+use crate::data::DataSummary;
+use crate::machine::{self, Gpus};
+
+/// Most logits that training and evaluation hold at once.
+pub const LOGITS_AT_ONCE: u64 = 1 << 24;
+
+/// What a run would train and need.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// How many numbers.
+    pub parameters: Parameters,
+    /// At its highest.
+    pub memory: Memory,
+    /// Optimiser updates.
+    pub steps: u64,
+    /// Tokens read over the whole run.
+    pub tokens: u64,
+    /// Size of one checkpoint.
+    pub checkpoint_bytes: u64,
+    /// The number format that weights and activations would have: `f32` or `bf16`.
+    pub dtype: &'static str,
+    /// Whether activations would be computed again in the backward pass.
+    pub recompute: bool,
+    /// Bytes that are free where the run would compute.
+    pub available: u64,
+}
+
+/// How many numbers a run has to do with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Parameters {
+    /// Of the base model; a tied head counts once.
+    pub total: u64,
+    /// Trained.
+    pub trainable: u64,
+}
+
+/// Memory by part, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Frozen base weights.
+    pub weights: u64,
+    /// Trained weights.
+    pub adapter: u64,
+    /// Of the trained weights.
+    pub gradients: u64,
+    /// The optimizer's state.
+    pub optimizer: u64,
+    /// What the backward pass of one micro-batch needs.
+    pub activations: u64,
+    /// Of as many tokens as the head takes at once.
+    pub logits: u64,
+    /// Libraries and their workspaces.
+    pub runtime: u64,
+    /// All of the above.
+    pub total: u64,
+}
+
+/// Where a run would compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Whether on a GPU.
+    pub gpu: bool,
+    /// Bytes that are free there.
+    pub available: u64,
+}
+
+impl Place {
+    /// Where this machine would run what the configuration asks for: the GPU it names, by `auto` the first, else the
+    /// processor. A GPU that is not there counts as full.
+    pub fn here(config: &Config) -> Self {
+        let wanted = match &config.model.device {
+            Device::Cpu => None,
+            Device::Auto => Some(0),
+            Device::Cuda(indices) => indices.first().copied(),
+        };
+        if let Some(index) = wanted {
+            let gpus = Gpus::open().map(|gpus| gpus.read()).unwrap_or_default();
+            let gpu = gpus.iter().find(|gpu| gpu.index as usize == index);
+            if let Some(gpu) = gpu {
+                return Self { gpu: true, available: gpu.memory_total.saturating_sub(gpu.memory_used) };
+            }
+            if config.model.device != Device::Auto {
+                return Self { gpu: true, available: 0 };
+            }
+        }
+        Self { gpu: false, available: machine::memory().available }
+    }
+
+    /// Memory that the libraries take by themselves.
+    pub fn runtime_bytes(self) -> u64 {
+        if self.gpu { 700 << 20 } else { 250 << 20 }
+    }
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The targets do not fit the model.
+    #[error(transparent)]
+    Targets(#[from] TargetError),
+    /// A method without a forecast.
+    #[error("method.kind = \"{0}\" is not available in this version of Luthier; use \"lora\"")]
+    Method(MethodKind),
+    /// The run would not fit.
+    #[error(
+        "the run needs about {} of memory, but {} are free{}; {remedy}",
+        bytes(plan.memory.total), bytes(plan.available), if *gpu { " on the GPU" } else { "" }
+    )]
+    TooLarge {
+        /// What was forecast.
+        plan: Box<Plan>,
+        /// Whether a GPU is what is too small.
+        gpu: bool,
+        /// What to change, with what each change saves.
+        remedy: String,
+    },
+}
+
+/// Forecasts a run on this machine; refuses one that cannot fit.
+pub fn plan(files: &ModelFiles, config: &Config, data: &DataSummary) -> Result<Plan, PlanError> {
+    plan_at(files, config, data, Place::here(config))
+}
+
+/// As [`plan`], for another place.
+pub fn plan_at(
+    files: &ModelFiles,
+    config: &Config,
+    data: &DataSummary,
+    place: Place,
+) -> Result<Plan, PlanError> {
+    let plan = forecast(&files.architecture, files.parameters(), config, data, place)?;
+    if plan.memory.total <= place.available {
+        return Ok(plan);
+    }
+    let remedy = remedy(&files.architecture, config, data, &plan, place)?;
+    Err(PlanError::TooLarge { plan: Box::new(plan), gpu: place.gpu, remedy })
+}
+
+fn forecast(
+    architecture: &Architecture,
+    total: u64,
+    config: &Config,
+    data: &DataSummary,
+    place: Place,
+) -> Result<Plan, PlanError> {
+    if config.method.kind != MethodKind::Lora {
+        return Err(PlanError::Method(config.method.kind));
+    }
+    let targets = match_targets(&config.method.targets, &architecture.linear_modules())?;
+    let rank = config.method.rank as u64;
+    let trainable: u64 =
+        targets.iter().map(|module| rank * (module.in_features + module.out_features) as u64).sum();
+    let half = match config.model.dtype {
+        Dtype::F32 => false,
+        Dtype::Bf16 | Dtype::F16 => true,
+        Dtype::Auto => place.gpu,
+    };
+    let (dtype, element) = if half { ("bf16", 2) } else { ("f32", 4) };
+    let (steps, tokens) = course(config, data);
+    let batch = largest_batch(config, data);
+    let shape = Shape { element, batch, config, targets: &targets };
+    let mut memory = Memory {
+        weights: total * element,
+        adapter: trainable * 4,
+        gradients: trainable * 4,
+        optimizer: trainable * 8,
+        activations: 0,
+        logits: shape.logits(architecture),
+        runtime: place.runtime_bytes(),
+        total: 0,
+    };
+    memory.activations = shape.activations(architecture, false);
+    memory.total = memory.sum();
+    let recompute = match config.train.recompute {
+        Recompute::On => true,
+        Recompute::Off => false,
+        Recompute::Auto => memory.total > place.available / 10 * 9,
+    };
+    if recompute {
+        memory.activations = shape.activations(architecture, true);
+        memory.total = memory.sum();
+    }
+    Ok(Plan {
+        parameters: Parameters { total, trainable },
+        memory,
+        steps,
+        tokens,
+        // Weights, two moments each, and little else.
+        checkpoint_bytes: trainable * 12 + CHECKPOINT_EXTRAS,
+        dtype,
+        recompute,
+        available: place.available,
+    })
+}
+
+/// Steps of the run and tokens read in them, taking packed sequences as full.
+fn course(config: &Config, data: &DataSummary) -> (u64, u64) {
+    let train = &config.train;
+    let sequences = if config.data.packing {
+        data.train_tokens.div_ceil(config.data.max_length.max(1) as u64)
+    } else {
+        data.train_lengths.len() as u64
+    };
+    let per_step = (train.batch_size as u64).saturating_mul(train.accumulate as u64).max(1);
+    let per_epoch = sequences.div_ceil(per_step);
+    let steps = train.max_steps.unwrap_or_else(|| (train.epochs * per_epoch as f64).ceil() as u64);
+    let epochs = steps as f64 / per_epoch.max(1) as f64;
+    (steps, (epochs * data.train_tokens as f64).round() as u64)
+}
+
+/// Manifest, configuration and headers of a checkpoint.
+const CHECKPOINT_EXTRAS: u64 = 64 << 10;
+
+impl Memory {
+    fn sum(&self) -> u64 {
+        let Self { weights, adapter, gradients, optimizer, activations, logits, runtime, total: _ } = *self;
+        weights + adapter + gradients + optimizer + activations + logits + runtime
+    }
+}
+
+/// Tokens of the largest micro-batch that can come up.
+fn largest_batch(config: &Config, data: &DataSummary) -> u64 {
+    let rows = config.train.batch_size;
+    if config.data.packing {
+        let full = config.data.max_length.min(data.train_tokens as usize) as u64;
+        return full.saturating_mul(rows as u64).min(data.train_tokens);
+    }
+    let mut lengths = data.train_lengths.clone();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    lengths.iter().take(rows).map(|&length| length as u64).sum()
+}
+
+/// What the sizes of activations depend on.
+struct Shape<'a> {
+    /// Bytes per element.
+    element: u64,
+    /// Tokens of a micro-batch.
+    batch: u64,
+    config: &'a Config,
+    targets: &'a [LinearModule],
+}
+
+impl Shape<'_> {
+    /// See the module's documentation.
+    fn activations(&self, architecture: &Architecture, recompute: bool) -> u64 {
+        let hidden = architecture.hidden as u64;
+        let layers: Vec<u64> = (0..architecture.layers.len())
+            .map(|index| self.kept(architecture, index, &architecture.layers[index]))
+            .collect();
+        let largest = layers.iter().copied().max().unwrap_or(0);
+        let passing = architecture.layers.iter().map(|layer| self.passing(hidden, layer)).max().unwrap_or(0);
+        let kept = if recompute {
+            layers.len() as u64 * self.element * hidden + largest
+        } else {
+            layers.iter().sum()
+        };
+        self.batch * (kept + passing) + self.copied_factors(architecture, recompute)
+    }
+
+    /// Bytes per token that a layer keeps for its backward pass.
+    fn kept(&self, architecture: &Architecture, index: usize, layer: &LayerSpec) -> u64 {
+        let targets: Vec<&LinearModule> =
+            self.targets.iter().filter(|module| module.layer == Some(index)).collect();
+        let dropout = self.config.method.dropout > 0.0;
+        // An adapter reads its input back; with dropout it reads its own masked copy instead.
+        let reads =
+            |roles: &[Role]| u64::from(!dropout && targets.iter().any(|module| roles.contains(&module.role)));
+        let hidden = architecture.hidden as u64;
+        let attention = &layer.attention;
+        let (query, key) = (attention.query_width() as u64, attention.key_value_width() as u64);
+        let inputs = match (layer.residual, attention.qkv) {
+            (Residual::PreNorm, Qkv::Split) => reads(&[Role::Query, Role::Key, Role::Value]) * hidden,
+        };
+        let mixed = 2 * query + 2 * key + reads(&[Role::Output]) * query;
+        let (inner, width) = match layer.mlp {
+            Mlp::Gated { width, .. } => {
+                (reads(&[Role::Gate, Role::Up]) * hidden + 3 * width as u64, width as u64)
+            }
+        };
+        let product = reads(&[Role::Down]) * width;
+        let low_rank = targets.len() as u64 * self.config.method.rank as u64;
+        let masked: u64 =
+            if dropout { targets.iter().map(|module| 2 * module.in_features as u64).sum() } else { 0 };
+        let elements = inputs + mixed + inner + product + low_rank + masked;
+        2 * 4 * hidden + 4 * attention.heads as u64 + self.element * elements
+    }
+
+    /// Bytes per token of gradients on their way through a layer.
+    fn passing(&self, hidden: u64, layer: &LayerSpec) -> u64 {
+        let (query, key) = (layer.attention.query_width() as u64, layer.attention.key_value_width() as u64);
+        match layer.mlp {
+            Mlp::Gated { width, .. } => self.element * (4 * width as u64 + 4 * hidden + 2 * query + 2 * key),
+        }
+    }
+
+    /// Bytes of the adapter's factors in the type of the activations, where that is another than their own.
+    fn copied_factors(&self, architecture: &Architecture, recompute: bool) -> u64 {
+        if self.element == 4 {
+            return 0;
+        }
+        let factors: usize = self.targets.iter().map(|module| module.in_features + module.out_features).sum();
+        let all = self.config.method.rank as u64 * factors as u64 * self.element;
+        if recompute { all / (architecture.layers.len() as u64).max(1) } else { all }
+    }
+
+    fn logits(&self, architecture: &Architecture) -> u64 {
+        let all = self.batch * architecture.vocabulary as u64;
+        let per_logit = if self.element == 4 { 8 } else { 10 };
+        let states = 2 * self.batch * architecture.hidden as u64 * self.element;
+        all.min(LOGITS_AT_ONCE.max(architecture.vocabulary as u64)) * per_logit + states
+    }
+}
+
+/// What to change, in order of how little it changes the result.
+fn remedy(
+    architecture: &Architecture,
+    config: &Config,
+    data: &DataSummary,
+    plan: &Plan,
+    place: Place,
+) -> Result<String, PlanError> {
+    let total = plan.parameters.total;
+    let mut changed = config.clone();
+    let mut changes: Vec<String> = Vec::new();
+    let mut attempt = |changed: &Config, change: String| -> Result<Option<String>, PlanError> {
+        changes.push(change);
+        let forecast = forecast(architecture, total, changed, data, place)?;
+        let fits = forecast.memory.total <= place.available;
+        Ok(fits
+            .then(|| format!("{} would bring it to {}", changes.join(" and "), bytes(forecast.memory.total))))
+    };
+    if !plan.recompute {
+        changed.train.recompute = Recompute::On;
+        if let Some(found) = attempt(&changed, "train.recompute = \"on\"".to_owned())? {
+            return Ok(found);
+        }
+    }
+    if plan.dtype == "f32" {
+        changed.model.dtype = Dtype::Bf16;
+        if let Some(found) = attempt(&changed, "model.dtype = \"bf16\"".to_owned())? {
+            return Ok(found);
+        }
+    }
+    if changed.train.batch_size > 1 {
+        let factor = changed.train.batch_size;
+        changed.train.batch_size = 1;
+        changed.train.accumulate = changed.train.accumulate.saturating_mul(factor);
+        let accumulate = changed.train.accumulate;
+        let change = format!("train.batch_size = 1 with train.accumulate = {accumulate}");
+        if let Some(found) = attempt(&changed, change)? {
+            return Ok(found);
+        }
+    }
+    if changed.data.max_length > SHORT {
+        changed.data.max_length = SHORT;
+        let mut shorter = data.clone();
+        for length in &mut shorter.train_lengths {
+            *length = (*length).min(SHORT);
+        }
+        let forecast = forecast(architecture, total, &changed, &shorter, place)?;
+        changes.push(format!("data.max_length = {SHORT}"));
+        if forecast.memory.total <= place.available {
+            return Ok(format!(
+                "{} would bring it to {}",
+                changes.join(" and "),
+                bytes(forecast.memory.total)
+            ));
+        }
+    }
+    let also =
+        if changes.is_empty() { String::new() } else { format!(", even with {}", changes.join(" and ")) };
+    Ok(format!(
+        "it cannot fit here{also}: the weights alone take {}; choose a smaller model, or a machine with more memory",
+        bytes(plan.memory.weights)
+    ))
+}
+
+/// The length that is suggested where memory is short.
+const SHORT: usize = 256;
+
+/// Bytes as people read them.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+use std::path::Path;
+
+use super::*;
+use crate::config::Targets;
+use crate::model::testing;
+
+/// Parameters of SmolLM2-135M.
+const TOTAL: u64 = 134_515_008;
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.method.rank = 16;
+    config.train.batch_size = 1;
+    config.train.accumulate = 1;
+    config.data.max_length = 512;
+    config.data.packing = false;
+    config.train.recompute = Recompute::Off;
+    config
+}
+
+fn data(lengths: &[usize]) -> DataSummary {
+    let train_tokens = lengths.iter().map(|&length| length as u64).sum();
+    DataSummary { train_lengths: lengths.to_vec(), train_tokens, ..DataSummary::default() }
+}
+
+const LARGE: Place = Place { gpu: false, available: 1 << 40 };
+
+fn of(config: &Config, lengths: &[usize], place: Place) -> Plan {
+    forecast(&testing::architecture(30), TOTAL, config, &data(lengths), place).unwrap()
+}
+
+#[test]
+fn parameters_are_those_that_peft_counts() {
+    let plan = of(&config(), &[512], LARGE);
+    assert_eq!(plan.parameters, Parameters { total: TOTAL, trainable: 4_884_480 });
+    let mut queries = config();
+    queries.method.targets = Targets::Names(vec!["q_proj".to_owned()]);
+    assert_eq!(of(&queries, &[512], LARGE).parameters.trainable, 30 * 16 * (576 + 576));
+}
+
+#[test]
+fn parts_follow_the_documented_sizes() {
+    let plan = of(&config(), &[512], LARGE);
+    let memory = plan.memory;
+    assert_eq!(memory.weights, TOTAL * 4);
+    assert_eq!((memory.adapter, memory.gradients), (4_884_480 * 4, 4_884_480 * 4));
+    assert_eq!(memory.optimizer, 4_884_480 * 8);
+    let per_layer = 8 * 576 + 4 * 9 + 4 * (2 * 576 + 3 * 576 + 2 * 192 + 4 * 1536 + 7 * 16);
+    let passing = 4 * (4 * 1536 + 4 * 576 + 2 * 576 + 2 * 192);
+    assert_eq!(memory.activations, 512 * (30 * per_layer + passing));
+    assert_eq!(memory.logits, 8 * (1 << 24) + 2 * 512 * 576 * 4);
+    let parts = memory.weights + memory.adapter + memory.gradients + memory.optimizer;
+    assert_eq!(memory.total, parts + memory.activations + memory.logits + memory.runtime);
+    assert!(plan.checkpoint_bytes > 4_884_480 * 12);
+}
+
+#[test]
+fn only_what_adapters_read_back_is_kept() {
+    let mut queries = config();
+    queries.method.targets = Targets::Names(vec!["q_proj".to_owned()]);
+    let saved =
+        of(&config(), &[512], LARGE).memory.activations - of(&queries, &[512], LARGE).memory.activations;
+    assert_eq!(saved, 512 * 30 * 4 * (576 + 576 + 1536 + 6 * 16));
+    let mut dropped = config();
+    dropped.method.dropout = 0.1;
+    let inputs = 5 * 576 + 576 + 1536;
+    let more =
+        of(&dropped, &[512], LARGE).memory.activations - of(&config(), &[512], LARGE).memory.activations;
+    assert_eq!(more, 512 * 30 * 4 * (2 * inputs - (576 + 576 + 576 + 1536)));
+}
+
+#[test]
+fn recompute_keeps_one_layer_and_is_chosen_where_memory_is_short() {
+    let full = of(&config(), &[512], LARGE);
+    let mut again = config();
+    again.train.recompute = Recompute::On;
+    let small = of(&again, &[512], LARGE);
+    assert!(small.memory.activations < full.memory.activations / 8);
+    let mut auto = config();
+    auto.train.recompute = Recompute::Auto;
+    assert!(!of(&auto, &[512], LARGE).recompute);
+    let tight = Place { available: full.memory.total, ..LARGE };
+    assert_eq!(of(&auto, &[512], tight).memory, small.memory);
+}
+
+#[test]
+fn bf16_halves_weights_and_is_the_default_on_a_gpu() {
+    let gpu = Place { gpu: true, available: 1 << 40 };
+    let plan = of(&config(), &[512], gpu);
+    assert_eq!((plan.dtype, plan.memory.weights), ("bf16", TOTAL * 2));
+    assert_eq!(plan.memory.adapter, 4_884_480 * 4);
+    assert_eq!(of(&config(), &[512], LARGE).dtype, "f32");
+}
+
+#[test]
+fn the_largest_micro_batch_counts() {
+    let mut three = config();
+    three.train.batch_size = 3;
+    let lengths = [10, 500, 20, 400, 300];
+    assert_eq!(largest_batch(&three, &data(&lengths)), 1200);
+    three.data.packing = true;
+    assert_eq!(largest_batch(&three, &data(&lengths)), 1230);
+    three.data.max_length = 256;
+    assert_eq!(largest_batch(&three, &data(&lengths)), 768);
+    let few = of(&three, &[], LARGE);
+    assert_eq!((few.steps, few.tokens, few.memory.activations), (0, 0, 0));
+}
+
+#[test]
+fn steps_and_tokens_follow_epochs_or_the_limit() {
+    let mut config = config();
+    config.train.epochs = 3.0;
+    config.train.batch_size = 2;
+    config.train.accumulate = 2;
+    let lengths = [100; 40];
+    let plan = of(&config, &lengths, LARGE);
+    assert_eq!((plan.steps, plan.tokens), (30, 12_000));
+    config.train.max_steps = Some(5);
+    let plan = of(&config, &lengths, LARGE);
+    assert_eq!((plan.steps, plan.tokens), (5, 2_000));
+}
+
+fn tiny() -> ModelFiles {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
+    ModelFiles::open(Path::new(path)).unwrap()
+}
+
+fn refusal(config: &Config, lengths: &[usize], available: u64) -> String {
+    let place = Place { gpu: false, available };
+    match plan_at(&tiny(), config, &data(lengths), place) {
+        Err(error @ PlanError::TooLarge { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_cannot_fit_is_refused_with_what_would_help() {
+    let runtime = LARGE.runtime_bytes();
+    let mut config = config();
+    config.train.batch_size = 8;
+    let total = |config: &Config| plan_at(&tiny(), config, &data(&[512; 8]), LARGE).unwrap().memory.total;
+    let mut smaller = config.clone();
+    smaller.train.recompute = Recompute::On;
+    let error = refusal(&config, &[512; 8], total(&smaller));
+    assert!(error.contains("the run needs about"), "{error}");
+    assert!(error.contains("; train.recompute = \"on\" would bring it to"), "{error}");
+    smaller.model.dtype = Dtype::Bf16;
+    smaller.train.batch_size = 1;
+    let error = refusal(&config, &[512; 8], total(&smaller));
+    let changes = "train.recompute = \"on\" and model.dtype = \"bf16\" and train.batch_size = 1 with train.accumulate = 8";
+    assert!(error.contains(changes), "{error}");
+    let error = refusal(&config, &[512; 8], runtime);
+    assert!(error.contains("it cannot fit here") && error.contains("the weights alone"), "{error}");
+}
+
+#[test]
+fn methods_without_a_forecast_and_wrong_targets_are_errors() {
+    let mut full = config();
+    full.method.kind = MethodKind::Full;
+    let error = forecast(&testing::architecture(1), TOTAL, &full, &data(&[8]), LARGE).unwrap_err();
+    assert!(error.to_string().contains("method.kind = \"full\" is not available"), "{error}");
+    let mut wrong = config();
+    wrong.method.targets = Targets::Names(vec!["wq".to_owned()]);
+    let error = forecast(&testing::architecture(1), TOTAL, &wrong, &data(&[8]), LARGE).unwrap_err();
+    assert!(matches!(error, PlanError::Targets(TargetError::Unmatched { .. })), "{error}");
+}
+
+#[test]
+fn bytes_are_read_at_a_glance() {
+    assert_eq!(bytes(0), "0.00 KiB");
+    assert_eq!(bytes(23 << 20), "23.0 MiB");
+    assert_eq!(bytes(1 << 30), "1.00 GiB");
+    assert_eq!(bytes(512 << 30), "512 GiB");
+}
+
+#[test]
+fn the_json_has_the_fixed_keys() {
+    let json = serde_json::to_value(of(&config(), &[512], LARGE)).unwrap();
+    for key in ["weights", "adapter", "gradients", "optimizer", "activations", "logits", "total"] {
+        assert!(json["memory"][key].is_u64(), "{key}");
+    }
+    assert!(json["parameters"]["trainable"].is_u64() && json["checkpoint_bytes"].is_u64());
+}
