@@ -1,5 +1,9 @@
 //! `luthier.toml` and a run's `config.toml`: one table of keys ([`KEYS`]) drives reading, checking,
 //! writing, editing while a run is live, the commented template and the reference.
+//!
+//! The way of a file: `raw` turns text into a tree in which every value knows its place, `resolve` finds
+//! the key of each and lets `fields` read it, `rules` weighs keys against each other, and whatever is wrong
+//! on the way becomes one of [`Problems`]. A new setting is one field in `sections` and one row in `keys`.
 
 mod choices;
 mod edit;
@@ -15,6 +19,7 @@ mod rules;
 mod sections;
 mod template;
 mod toml_text;
+mod watch;
 mod write;
 
 #[cfg(test)]
@@ -28,4 +33,5 @@ pub use names::nearest;
 pub use problems::{Problem, Problems, Source};
 pub use sections::*;
 pub use template::{reference, template};
+pub use watch::Watcher;
 pub use write::write_key;

@@ -138,7 +138,7 @@ impl Reader {
             format!("did you mean `{near}`?")
         } else if let Some(key) = KEYS.iter().find(|key| key.name() == text) {
             format!("`{text}` belongs in [{}]", key.section())
-        } else if let Some(near) = nearest(text, KEYS.iter().map(|key| key.name())) {
+        } else if let Some(near) = nearest(text, KEYS.iter().map(Key::name)) {
             let key = KEYS.iter().find(|key| key.name() == near);
             format!("did you mean `{}`?", key.map_or(near, |key| key.path))
         } else {
@@ -261,13 +261,14 @@ impl Reader {
         }
     }
 
-    /// Reports that keys do not go together, at the first of them that was given. Says nothing while one
-    /// of them is wrong by itself.
+    /// Reports that keys do not go together: at the one given by the latest override, else at the first that
+    /// the file gives. Says nothing while one of them is wrong by itself.
     pub(super) fn contradict(&mut self, keys: &[&'static str], message: &str, help: &str) {
         if keys.iter().any(|key| self.faulty.contains(key)) {
             return;
         }
-        let given = keys.iter().find_map(|key| Some((*key, self.entries.get(key)?)));
+        let given = keys.iter().rev().filter_map(|key| Some((*key, self.entries.get(key)?)));
+        let given = given.max_by_key(|(_, entry)| entry.source);
         if let Some((path, entry)) = given {
             let (source, span) = (entry.source, entry.name.start..entry.value.span.end);
             self.report(source, span, path, message, Some(help));

@@ -143,7 +143,7 @@ mod tests {
         let config = Config::parse(&text, Path::new("luthier.toml"), &[]).expect("valid");
         assert_eq!(config.model.path, "a \"b\"");
         assert_eq!(config.objective.schema.as_deref(), Some(Path::new("schema.json")));
-        assert_eq!(config.train.epochs, 2.0);
+        assert_eq!(config.get_text("train.epochs").as_deref(), Some("2.0"));
         let problems = template("m", "t", &[("train.epoch", "2")]).expect_err("unknown").to_string();
         assert!(problems.contains("did you mean `epochs`?"), "{problems}");
     }

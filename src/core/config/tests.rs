@@ -40,8 +40,7 @@ fn a_small_file_gets_every_default() {
         ..Config::default()
     };
     assert_eq!(config, expected);
-    assert_eq!(config.train.learning_rate, 2e-4);
-    assert_eq!(config.train.betas, [0.9, 0.999]);
+    assert_eq!(config.get_text("train.learning_rate").as_deref(), Some("2e-4"));
 }
 
 #[test]
@@ -266,6 +265,12 @@ fn contradictions_are_told_where_they_were_written() {
         assert_eq!(found.len(), 1, "{text}: {found:?}");
         assert!(found[0].starts_with(&format!("luthier.toml:{start}")), "{found:?}");
     }
+    let override_told =
+        problems(&format!("[train]\nmin_learning_rate = 1e-5\n{SMALL}"), &["train.learning_rate=1e-6"]);
+    assert!(
+        override_told[0].starts_with("--set:1:1: `train.min_learning_rate` is 1e-5"),
+        "{override_told:?}"
+    );
     let same_file = "[model]\npath = \"m\"\n[data]\ntrain = [\"a\", \"b\"]\neval = \"b\"\n";
     assert!(problems(same_file, &[])[0].starts_with("luthier.toml:5:1: b is both trained on and held out"));
     let nothing_held_out = format!("[train]\nearly_stop = {{ patience = 1 }}\n{SMALL}eval = 0\n");
@@ -297,7 +302,7 @@ fn overrides_go_over_the_file() {
     ];
     let file = "[model]\npath = \"m\"\n[data]\ntrain = 3\ncolumns = { completion = \"answer\" }\n";
     let config = parse(file, &set).unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(config.train.learning_rate, 1e-4);
+    assert_eq!(config.get_text("train.learning_rate").as_deref(), Some("1e-4"));
     assert_eq!(config.train.schedule, Schedule::Linear);
     assert_eq!(config.review.suite.as_deref(), Some(Path::new("prompts.jsonl")));
     assert_eq!(config.review.baseline_system, "You are \"brief\".");
@@ -307,7 +312,8 @@ fn overrides_go_over_the_file() {
         config.data.columns.iter().map(|(role, column)| format!("{role}={column}")).collect();
     assert_eq!(columns, ["completion=answer", "prompt=question"]);
     assert_eq!(config.train.early_stop.patience, 2);
-    assert_eq!((config.method.rank, config.method.alpha), (4, 8.0));
+    assert_eq!(config.method.rank, 4);
+    assert_eq!(config.get_text("method.alpha").as_deref(), Some("8.0"));
     assert_eq!(config.objective.pattern.as_deref(), Some("[a-z]+"));
     assert_eq!(config.ui.theme, "x");
     assert_eq!(config.train.seed, 2);
@@ -347,8 +353,8 @@ fn problems_with_overrides_point_at_them() {
 
 #[test]
 fn hostile_files_are_read_in_bounds() {
-    let many =
-        "x = 1\n".repeat(1) + &(0..50_000).fold(String::new(), |text, n| text + &format!("k{n} = {n}\n"));
+    let many: Vec<_> = (0..50_000).map(|number| format!("k{number} = {number}\n")).collect();
+    let many = many.concat();
     let found = problems(&many, &[]);
     assert!(found.len() <= 202, "{}", found.len());
     assert!(!problems(&"=\n".repeat(50_000), &[]).is_empty());
@@ -371,7 +377,7 @@ fn every_default_is_its_keys() {
 fn a_configuration_can_be_changed_like_a_file() {
     let config = parse(SMALL, &[]).expect("valid");
     let changed = config.with(&["train.epochs=5".to_owned()]).expect("valid");
-    assert_eq!(changed.train.epochs, 5.0);
+    assert_eq!(changed.get_text("train.epochs").as_deref(), Some("5.0"));
     assert_eq!(Config { train: TrainSection { epochs: 3.0, ..changed.train.clone() }, ..changed }, config);
     assert!(config.with(&["train.epochs=0".to_owned()]).is_err());
 }
