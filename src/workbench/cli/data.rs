@@ -177,8 +177,8 @@ fn show(arguments: &Show) -> Outcome {
     let template = Template::resolve(&project.config, &project.folder, &files)?;
     let encoded = data::encode(&row, &tokenizer, &template, &project.config)
         .map_err(|problem| Failure::check(problem.to_string()))?;
-    let tokens = encoded.pieces();
-    let messages = row.example.messages();
+    let tokens = data::row_tokens(&encoded);
+    let messages = data::conversation(&row, &project.config);
     if arguments.json {
         return output::document(&json!({
             "row": row.index,

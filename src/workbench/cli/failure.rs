@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use luthier_core::config::ConfigError;
 use luthier_core::data::DataError;
+use luthier_core::eval::EvalError;
 use luthier_core::model::ModelError;
+use luthier_core::model::forecast::PlanError;
 use luthier_core::runs::RunError;
 
 /// What a command gives back.
@@ -94,6 +96,23 @@ impl From<ModelError> for Failure {
                 | ModelError::Unsupported { .. }
         );
         if named_wrongly { Self::usage(error.to_string()) } else { Self::work(error.to_string()) }
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<EvalError> for Failure {
+    fn from(error: EvalError) -> Self {
+        match &error {
+            EvalError::Io { .. } | EvalError::Export(_) => Self::work(error.to_string()),
+            EvalError::Schema { .. } | EvalError::Objective { .. } | EvalError::Suite { .. } => {
+                Self::usage(error.to_string())
+            }
+        }
     }
 }
 

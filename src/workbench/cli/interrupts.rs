@@ -28,6 +28,12 @@ impl Interrupts {
         self.ends.store(false, Ordering::SeqCst);
     }
 
+    /// From now on ctrl-C ends the process again.
+    pub fn release(&self) {
+        self.came.store(false, Ordering::SeqCst);
+        self.ends.store(true, Ordering::SeqCst);
+    }
+
     /// Whether ctrl-C was pressed since the last call.
     pub fn came(&self) -> bool {
         self.came.swap(false, Ordering::SeqCst)

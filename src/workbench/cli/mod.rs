@@ -1,16 +1,20 @@
 //! The command line: one file per subcommand.
 
+mod chat;
 mod completions;
 mod doctor;
 mod failure;
 mod interrupts;
 mod model;
+mod new;
 mod output;
 mod project;
+mod review;
 mod run;
 mod runs;
 mod sample;
-mod units;
+mod serving;
+pub(crate) mod units;
 
 use std::io;
 use std::path::PathBuf;
@@ -49,20 +53,26 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    New(new::Arguments),
     Doctor(doctor::Arguments),
     Model(model::Arguments),
     Runs(runs::Arguments),
     Run(run::Arguments),
+    Chat(chat::Arguments),
+    Review(review::Arguments),
     Completions(completions::Arguments),
 }
 
 impl Command {
     fn run(self, interrupts: &Interrupts) -> Outcome {
         match self {
+            Self::New(arguments) => new::run(&arguments),
             Self::Doctor(arguments) => doctor::run(&arguments),
             Self::Model(arguments) => model::run(&arguments),
             Self::Runs(arguments) => runs::run(&arguments),
             Self::Run(arguments) => run::run(&arguments),
+            Self::Chat(arguments) => chat::run(&arguments, interrupts),
+            Self::Review(arguments) => review::run(&arguments),
             Self::Completions(arguments) => completions::run(&arguments),
         }
     }

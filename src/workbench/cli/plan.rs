@@ -1,7 +1,6 @@
 //! `luthier plan`.
 
 use clap::Args;
-use luthier_core::machine;
 use luthier_core::model::forecast::Plan;
 
 use super::failure::Outcome;
@@ -46,18 +45,30 @@ fn describe(plan: &Plan) -> String {
         ("optimizer", memory.optimizer),
         ("activations", memory.activations),
         ("logits", memory.logits),
+        ("libraries", memory.runtime),
         ("total", memory.total),
     ];
     let rows: Vec<_> =
         parts.iter().map(|(name, bytes)| vec![(*name).to_owned(), units::bytes(*bytes)]).collect();
-    format!(
-        "parameters  {} trained of {}\nsteps       {}\ntokens      {}\ncheckpoint  {} each\nmemory      {} available\n\n{}",
-        units::count(plan.parameters.trainable),
-        units::count(plan.parameters.total),
-        units::count(plan.steps),
-        units::count(plan.tokens),
-        units::bytes(plan.checkpoint_bytes),
-        units::bytes(machine::memory().available),
-        output::table(&[("memory of", Align::Left), ("forecast", Align::Right)], &rows),
-    )
+    let facts = [
+        (
+            "parameters",
+            format!(
+                "{} trained of {}",
+                units::count(plan.parameters.trainable),
+                units::count(plan.parameters.total)
+            ),
+        ),
+        ("steps", units::count(plan.steps)),
+        ("tokens", units::count(plan.tokens)),
+        ("checkpoint", format!("{} each", units::bytes(plan.checkpoint_bytes))),
+        (
+            "computes in",
+            format!("{}{}", plan.dtype, if plan.recompute { ", activations computed again" } else { "" }),
+        ),
+        ("memory free", units::bytes(plan.available)),
+    ];
+    let facts: Vec<_> = facts.iter().map(|(name, value)| format!("{name:<12} {value}")).collect();
+    let memory = output::table(&[("memory of", Align::Left), ("forecast", Align::Right)], &rows);
+    format!("{}\n\n{memory}", facts.join("\n"))
 }

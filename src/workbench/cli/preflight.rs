@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::data::{Prepared, Report, Severity, prepare};
+use luthier_core::eval::{Objective, Suite};
 use luthier_core::machine;
 use luthier_core::model::ModelFiles;
 use luthier_core::model::forecast::{self, Plan};
@@ -66,6 +67,15 @@ pub fn problem_line(problem: &luthier_core::data::DataProblem) -> String {
         Some(row) => format!("row {row}: {}: {}", problem.kind.label(), problem.message),
         None => format!("{}: {}", problem.kind.label(), problem.message),
     }
+}
+
+/// Fails where the objective or the suite, which the run will need much later, cannot be used.
+pub fn judgement(project: &Project) -> Outcome {
+    Objective::from_config(&project.config, &project.folder)?;
+    if let Some(suite) = &project.config.review.suite {
+        Suite::load(&project.path(suite))?;
+    }
+    Ok(())
 }
 
 /// What a run would train and need; fails where this machine cannot hold it.

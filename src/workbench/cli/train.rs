@@ -44,6 +44,7 @@ pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
     let prepared = preflight::data(&project, &files)?;
     preflight::passes(&prepared.report)?;
     let plan = preflight::plan(&project, &files, &prepared)?;
+    preflight::judgement(&project)?;
     preflight::disk(&project, &plan)?;
     drop(prepared);
     let run = RunDir::create(&project.folder, &project.config, None)?;

@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn a_clock_that_went_backwards_is_now() {
         let now = Timestamp::from_second(1_000_000).unwrap();
-        let then = |seconds| Timestamp::from_second(1_000_000 - seconds).unwrap();
+        let then = |seconds: i64| Timestamp::from_second(1_000_000 - seconds).unwrap();
         assert_eq!([ago(then(-50), now), ago(then(240), now)], ["just now", "4 m ago"]);
     }
 }

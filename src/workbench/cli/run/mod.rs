@@ -1,6 +1,7 @@
 //! `luthier run …`: the same control over a run as the workbench has.
 
 mod control;
+mod diff;
 mod show;
 
 use clap::{Args, Subcommand};
@@ -23,6 +24,7 @@ enum Command {
     Resume(control::Resume),
     Stop(control::Stop),
     Edit(control::Edit),
+    Diff(diff::Arguments),
 }
 
 /// Which run a command is about.
@@ -50,5 +52,6 @@ pub fn run(arguments: &Arguments) -> Outcome {
         Command::Resume(arguments) => control::resume(arguments),
         Command::Stop(arguments) => control::stop(arguments),
         Command::Edit(arguments) => control::edit(arguments),
+        Command::Diff(arguments) => diff::run(arguments),
     }
 }

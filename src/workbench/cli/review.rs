@@ -1,0 +1,130 @@
+//! `luthier review …`: what people judged.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use luthier_core::eval::{Contender, Tally, Verdict, VerdictStore, export_pairs, tally_against};
+use luthier_core::runs::RunDir;
+use serde_json::json;
+
+use super::failure::{Failure, Outcome};
+use super::output::{self, Align};
+use super::project::Folder;
+use super::units;
+
+/// Count the verdicts of a project: tuned against base, and against the prompt-only baseline
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  luthier review -C tickets\n  luthier review --run latest --json\n  luthier review export pairs.jsonl"
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    verdicts: Which,
+    /// Print a JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Export(Export),
+}
+
+/// Write what the verdicts imply as preference pairs, one JSON object a line
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier review export pairs.jsonl -C tickets")]
+struct Export {
+    /// The file to write; must not exist
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    verdicts: Which,
+}
+
+/// Which verdicts a command is about.
+#[derive(Debug, Args)]
+struct Which {
+    #[command(flatten)]
+    folder: Folder,
+    /// Only verdicts on this run
+    #[arg(long, value_name = "RUN")]
+    run: Option<String>,
+}
+
+impl Which {
+    fn load(&self) -> Outcome<Vec<Verdict>> {
+        let project = self.folder.find()?;
+        let wanted = match &self.run {
+            Some(run) => Some(RunDir::find(&project, run)?.id().to_owned()),
+            None => None,
+        };
+        let found = VerdictStore::of(&project).load()?;
+        if found.broken_lines > 0 {
+            let lines = units::counted(found.broken_lines, "line", "lines");
+            output::note(&format!("{lines} of verdicts.jsonl cannot be read and were passed over"));
+        }
+        let is_wanted = |verdict: &Verdict| wanted.as_ref().is_none_or(|wanted| *wanted == verdict.run);
+        Ok(found.verdicts.into_iter().filter(is_wanted).collect())
+    }
+}
+
+/// Counts or exports verdicts.
+pub fn run(arguments: &Arguments) -> Outcome {
+    match &arguments.command {
+        Some(Command::Export(export)) => write_pairs(export),
+        None => count(arguments),
+    }
+}
+
+fn count(arguments: &Arguments) -> Outcome {
+    let verdicts = arguments.verdicts.load()?;
+    let base = tally_against(&verdicts, Contender::Base);
+    let baseline = tally_against(&verdicts, Contender::Baseline);
+    if arguments.json {
+        return output::document(&json!({ "verdicts": verdicts.len(), "base": base, "baseline": baseline }));
+    }
+    if verdicts.is_empty() {
+        return output::line("no verdicts yet; the workbench's review pane (4) takes them");
+    }
+    let columns = [
+        ("tuned against", Align::Left),
+        ("tuned better", Align::Right),
+        ("other better", Align::Right),
+        ("tie", Align::Right),
+        ("both bad", Align::Right),
+        ("skipped", Align::Right),
+        ("win rate", Align::Left),
+        ("p", Align::Right),
+    ];
+    output::line(&output::table(&columns, &[row("base", &base), row("baseline", &baseline)]))
+}
+
+fn row(other: &str, tally: &Tally) -> Vec<String> {
+    let win_rate = match (tally.win_rate, tally.interval) {
+        (Some(rate), Some(interval)) => format!(
+            "{} ({} to {})",
+            units::percent(rate),
+            units::percent(interval.low),
+            units::percent(interval.high)
+        ),
+        _ => "–".to_owned(),
+    };
+    let counts = [tally.tuned, tally.base, tally.tie, tally.both_bad, tally.skipped];
+    let counts = counts.iter().map(ToString::to_string);
+    [other.to_owned()].into_iter().chain(counts).chain([win_rate, units::number(tally.p)]).collect()
+}
+
+fn write_pairs(export: &Export) -> Outcome {
+    let verdicts = export.verdicts.load()?;
+    let shown = export.file.display();
+    if export.file.symlink_metadata().is_ok() {
+        return Err(Failure::usage(format!(
+            "`{shown}` is there already; name another file, or move it away"
+        )));
+    }
+    let count = export_pairs(&verdicts, &export.file)?;
+    output::line(&format!("{} written to {shown}", units::counted(count, "pair", "pairs")))
+}

@@ -1,0 +1,346 @@
+//! What the command line says and with which status it ends, where no run comes of it.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use luthier_tests::{Finished, Project, reference, tiny_rows};
+use serde_json::{Value, json};
+
+/// Runs `luthier` in the tiny project with something set over its settings.
+fn with(project: &Project, command: &[&str], set: &str) -> Finished {
+    project.luthier(command.iter().copied().chain(["--set", set])).run()
+}
+
+/// A copy of the tiny model in the project, to be broken.
+fn copied_model(project: &Project) {
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        project.write(&format!("model/{name}"), fs::read(reference("tiny/llama").join(name)).unwrap());
+    }
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+fn problems(report: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    report["problems"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|problem| (text(&problem["kind"]), text(&problem["severity"])))
+        .collect()
+}
+
+#[test]
+fn help_and_completions_work_everywhere() {
+    let project = Project::empty();
+    let help = project.luthier(["--help"]).run().expect(0);
+    for command in ["new", "doctor", "model", "data", "plan", "train", "runs", "run", "chat", "review"] {
+        assert!(help.stdout.contains(&format!("  {command} ")), "{help}");
+        let own = project.luthier([command, "--help"]).run().expect(0);
+        assert!(own.stdout.contains("Usage: luthier"), "{own}");
+    }
+    let completions = project.luthier(["completions", "bash"]).run().expect(0);
+    assert!(completions.stdout.contains("_luthier"), "{completions}");
+    let version = project.luthier(["--version"]).run().expect(0);
+    assert!(version.stdout.starts_with("luthier "), "{version}");
+}
+
+#[test]
+fn bad_usage_is_told_apart_from_failed_work() {
+    let project = Project::empty();
+    project.luthier(["plan", "--no-such-flag"]).run().expect(2).complains(&["--no-such-flag"]);
+    project.luthier(["trian"]).run().expect(2).complains(&["did you mean `luthier train`"]);
+    project.luthier(["plan", "-C", "nowhere"]).run().expect(2).complains(&["nowhere", "luthier new"]);
+    project.luthier(["plan"]).run().expect(2).complains(&["luthier.toml", "luthier new"]);
+    project.luthier(["run", "show", "latest"]).run().expect(2).complains(&["no runs yet", "luthier train"]);
+}
+
+#[test]
+fn the_workbench_asks_for_a_real_terminal() {
+    let project = Project::tiny();
+    project.luthier(["."]).variable("TERM", "xterm-256color").run().expect(2).complains(&["not a terminal"]);
+    project.luthier(["."]).variable("TERM", "dumb").run().expect(2).complains(&["terminal"]);
+}
+
+#[test]
+fn a_new_project_is_commented_valid_and_never_written_over() {
+    let project = Project::empty();
+    project.luthier(["new", "fresh", "--model", reference("tiny/llama").to_str().unwrap()]).run().expect(0);
+    let settings = fs::read_to_string(project.path().join("fresh/luthier.toml")).unwrap();
+    assert!(settings.lines().filter(|line| line.contains('#')).count() > 40, "{settings}");
+    let report = project
+        .luthier(["data", "check", "--json", "-C", "fresh", "--set", "data.template=chatml"])
+        .run()
+        .expect(0);
+    assert_eq!(problems(&report.json()), [], "{report}");
+
+    fs::write(project.path().join("fresh/luthier.toml"), "mine").unwrap();
+    project.luthier(["new", "fresh"]).run().expect(2).complains(&["luthier.toml", "already"]);
+    assert_eq!(fs::read_to_string(project.path().join("fresh/luthier.toml")).unwrap(), "mine");
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_shown_at_once_with_carets() {
+    let project = Project::tiny();
+    let settings = Project::tiny_settings()
+        .replace("max_length = 96", "max_lenght = 96")
+        .replace("rank = 8", "rank = \"eight\"")
+        .replace("[review]", "[review]\nbaseline = 1");
+    project.write("luthier.toml", settings);
+    let told = project.luthier(["plan"]).run().expect(2).complains(&[
+        "max_lenght",
+        "max_length",
+        "rank",
+        "baseline_system",
+    ]);
+    assert_eq!(told.stderr.matches("luthier.toml:").count(), 3, "{told}");
+    assert!(told.stderr.matches('^').count() >= 3, "{told}");
+
+    let overriden = with(&Project::tiny(), &["plan"], "train.learning_rat=1");
+    overriden.expect(2).complains(&["--set", "learning_rate"]);
+}
+
+#[test]
+fn a_model_tells_what_it_is() {
+    let project = Project::empty();
+    let model = reference("tiny/llama");
+    let told =
+        project.luthier(["model", "inspect", model.to_str().unwrap(), "--json"]).run().expect(0).json();
+    assert_eq!(told["family"], "llama");
+    assert_eq!(
+        (&told["layers"], &told["heads"], &told["key_value_heads"]),
+        (&json!(3), &json!(4), &json!(2))
+    );
+    assert_eq!((&told["vocabulary"], &told["context"]), (&json!(512), &json!(128)));
+    assert_eq!(told["memory"]["f32"].as_u64(), told["parameters"].as_u64().map(|count| count * 4));
+    let words = project.luthier(["model", "inspect", model.to_str().unwrap()]).run().expect(0);
+    assert!(words.stdout.contains("llama") && words.stdout.contains("128 tokens"), "{words}");
+}
+
+#[test]
+fn a_model_that_cannot_be_used_says_why() {
+    let project = Project::tiny();
+    with(&project, &["plan"], "model.path=nowhere").expect(2).complains(&[
+        "nowhere",
+        "does not exist",
+        "model.path",
+    ]);
+
+    copied_model(&project);
+    let weights = fs::read(reference("tiny/llama/model.safetensors")).unwrap();
+    project.write("model/model.safetensors", &weights[..weights.len() / 2]);
+    with(&project, &["plan"], "model.path=model").expect(1).complains(&["model.safetensors", "damaged"]);
+
+    project.write("model/model.safetensors", &weights);
+    fs::remove_file(project.path().join("model/tokenizer.json")).unwrap();
+    with(&project, &["plan"], "model.path=model").expect(1).complains(&["tokenizer.json"]);
+
+    copied_model(&project);
+    let settings = fs::read_to_string(reference("tiny/llama/config.json")).unwrap();
+    project.write("model/config.json", settings.replace("\"llama\"", "\"theorbo\""));
+    with(&project, &["plan"], "model.path=model").expect(2).complains(&["theorbo", "llama"]);
+
+    project.write("model.gguf", b"GGML and then some more bytes");
+    with(&project, &["plan"], "model.path=model.gguf").expect(2).complains(&["model.gguf", "not a model"]);
+
+    project.write("pickled/config.json", &settings);
+    project.write("pickled/pytorch_model.bin", "\u{80}");
+    with(&project, &["plan"], "model.path=pickled").expect(2).complains(&["pickle", "safetensors"]);
+}
+
+#[test]
+fn the_plan_has_its_fixed_shape() {
+    let project = Project::tiny();
+    let plan = project.luthier(["plan", "--json"]).run().expect(0).json();
+    for key in ["parameters", "memory", "steps", "tokens", "checkpoint_bytes"] {
+        assert!(keys(&plan).contains(&key), "{plan}");
+    }
+    assert_eq!(plan["steps"], 12);
+    for key in ["weights", "adapter", "gradients", "optimizer", "activations", "logits", "total"] {
+        assert!(plan["memory"][key].as_u64().is_some_and(|bytes| bytes > 0), "{key}: {plan}");
+    }
+    assert!(plan["parameters"]["trainable"].as_u64() < plan["parameters"]["total"].as_u64());
+    let words = project.luthier(["plan"]).run().expect(0);
+    assert!(words.stdout.contains("activations"), "{words}");
+}
+
+#[test]
+fn what_cannot_fit_is_refused_before_anything_is_written() {
+    let project = Project::tiny();
+    // A disk for a thousand million checkpoints does not exist.
+    let checkpoints = ["train.max_steps=1000000000", "train.checkpoint_every=1", "train.keep_checkpoints=0"];
+    let set = checkpoints.iter().flat_map(|set| ["--set", set]);
+    project
+        .luthier(["train"].into_iter().chain(set))
+        .run()
+        .expect(1)
+        .complains(&["disk", "keep_checkpoints"]);
+    assert!(!project.path().join("runs").exists());
+}
+
+#[test]
+fn the_check_of_sound_data_has_its_fixed_shape() {
+    let project = Project::tiny();
+    let report = project.luthier(["data", "check", "--json"]).run().expect(0).json();
+    assert_eq!(report["rows"], 30);
+    assert!(report["trained_tokens"].as_u64().unwrap() < report["tokens"].as_u64().unwrap());
+    assert!(report["problems"].is_array());
+    let statistics = project.luthier(["data", "stats", "--json"]).run().expect(0).json();
+    assert_eq!(statistics["tokens"], report["tokens"]);
+    let words = project.luthier(["data", "stats"]).run().expect(0);
+    assert!(words.stdout.contains("tokens per row"), "{words}");
+}
+
+#[test]
+fn a_row_is_shown_with_its_loss_mask() {
+    let project = Project::tiny();
+    let row = project.luthier(["data", "show", "1", "--json"]).run().expect(0).json();
+    assert_eq!(row["row"], 1);
+    assert_eq!(row["messages"][1]["role"], "assistant");
+    let tokens = row["tokens"].as_array().unwrap();
+    let text: String = tokens.iter().map(|token| token["text"].as_str().unwrap()).collect();
+    assert_eq!(text, row["text"].as_str().unwrap());
+    let trained = tokens.iter().filter(|token| token["trained"] == true);
+    let learned: String = trained.map(|token| token["text"].as_str().unwrap()).collect();
+    assert!(learned.starts_with("{\"colour\": \"blue\"}") && learned.contains("<|im_end|>"), "{learned}");
+    assert!(tokens.iter().all(|token| token["id"].is_u64()));
+
+    let words = project.luthier(["data", "show", "1"]).run().expect(0);
+    assert!(words.stdout.contains("▐{\"colour\": \"blue\"}"), "{words}");
+    project.luthier(["data", "show", "999"]).run().expect(2).complains(&["0 to 29"]);
+}
+
+#[test]
+fn text_of_the_data_cannot_steer_the_terminal() {
+    let project = Project::tiny();
+    let evil = "red\u{1b}]52;c;ZXZpbA==\u{7}\u{9b}2J\u{202e}gnp.\u{200b}";
+    project.write_rows(
+        "train.jsonl",
+        &[json!({"messages": [
+            {"role": "user", "content": evil}, {"role": "assistant", "content": evil},
+        ]})],
+    );
+    let settings = ["--set", "data.max_length=128"];
+    let words = project.luthier(["data", "show", "0"].into_iter().chain(settings)).run().expect(0);
+    let document =
+        project.luthier(["data", "show", "0", "--json"].into_iter().chain(settings)).run().expect(0);
+    for text in [&words.stdout, &document.stdout] {
+        assert!(!text.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}', '\u{200b}']), "{text:?}");
+    }
+    assert_eq!(document.json()["messages"][0]["content"], evil);
+}
+
+#[test]
+fn data_that_would_spoil_a_run_blocks_it() {
+    let no_json = "{\"messages\": [{\"role\"\n".to_owned();
+    let no_reply = json!({"messages": [{"role": "user", "content": "anyone there?"}]}).to_string() + "\n";
+    let sound: String = tiny_rows(3).iter().map(|row| format!("{row}\n")).collect();
+    let cases = [
+        ("row that is no JSON", format!("{sound}{no_json}"), "", "train.jsonl:4"),
+        ("row without a reply", format!("{sound}{no_reply}"), "", "assistant"),
+        ("empty dataset", String::new(), "", "train"),
+        ("all rows too long", sound.clone(), "data.max_length=8", "max_length"),
+    ];
+    for (case, rows, set, said) in cases {
+        let project = Project::tiny();
+        project.write("train.jsonl", rows);
+        let set = if set.is_empty() { vec![] } else { vec!["--set", set, "--set", "data.overflow=drop"] };
+        let check = project
+            .luthier(["data", "check", "--json"].into_iter().chain(set.iter().copied()))
+            .run()
+            .expect(3);
+        let found = problems(&check.json());
+        assert!(found.iter().any(|(_, severity)| severity == "blocks"), "{case}: {check}");
+        let train = project.luthier(["train"].into_iter().chain(set)).run().expect(3).complains(&[said]);
+        assert!(!project.path().join("runs").exists(), "{case}: {train}");
+    }
+}
+
+#[test]
+fn a_missing_data_file_is_named() {
+    let project = Project::tiny();
+    with(&project, &["data", "check"], "data.train=gone.jsonl")
+        .expect(2)
+        .complains(&["gone.jsonl", "data.train"]);
+}
+
+#[test]
+fn a_project_that_cannot_be_written_to_is_left_alone() {
+    let project = Project::tiny();
+    project.write("runs", "a file where the folder of runs should be");
+    project.luthier(["train"]).run().expect(1).complains(&["runs"]);
+    assert!(project.path().join("runs").is_file());
+
+    let closed = Project::tiny();
+    fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    // Permissions do not bind root.
+    if fs::write(closed.path().join("probe"), "").is_err() {
+        closed.luthier(["train"]).run().expect(1).complains(&["runs", "permission"]);
+    }
+    fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn without_an_engine_nothing_is_begun() {
+    let project = Project::tiny();
+    let told = project.luthier(["train"]).variable("LUTHIER_ENGINE", "/nowhere/engine").run().expect(1);
+    let told = told.complains(&["LUTHIER_ENGINE", "/nowhere/engine", "make build"]);
+    assert!(!project.path().join("runs").exists(), "{told}");
+    let doctor =
+        project.luthier(["doctor", "--json"]).variable("LUTHIER_ENGINE", "/nowhere/engine").run().expect(3);
+    let findings = doctor.json();
+    assert_eq!(findings["pass"], false);
+    let engine = findings["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|finding| finding["subject"] == "engine")
+        .unwrap();
+    assert_eq!(engine["standing"], "missing");
+    assert!(engine["remedy"].as_str().unwrap().contains("make build"), "{engine}");
+}
+
+#[test]
+fn the_doctor_finds_the_engine_in_order() {
+    let project = Project::tiny();
+    let told = project.luthier(["doctor", "--json"]).run().expect(0).json();
+    assert_eq!(told["pass"], true);
+    let subjects: Vec<_> =
+        told["findings"].as_array().unwrap().iter().map(|finding| &finding["subject"]).collect();
+    for subject in ["engine", "libtorch", "memory", "gpu", "disk", "terminal", "cache"] {
+        assert!(subjects.iter().any(|found| *found == subject), "{subject}: {told}");
+    }
+    let findings = told["findings"].as_array().unwrap();
+    for finding in findings.iter().filter(|finding| finding["standing"] != "good") {
+        assert!(finding["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{finding}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_command_quietly() {
+    let project = Project::tiny();
+    let script = format!(
+        "{} data show 0 --json -C {} | true; exit ${{PIPESTATUS[0]}}",
+        luthier_tests::luthier().display(),
+        project.path().display()
+    );
+    let ended = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+}
+
+#[test]
+fn a_project_may_lie_behind_a_link() {
+    let project = Project::tiny();
+    symlink(project.path(), project.beside("link")).unwrap();
+    let linked = project.beside("link");
+    project.luthier(["plan", "-C", linked.to_str().unwrap()]).run().expect(0);
+}

@@ -1,0 +1,17 @@
+//! Processes that are nobody's children here.
+
+use std::fs;
+use std::process::Command;
+
+/// Whether a process lives; a zombie does not.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Sends a signal, such as `INT`; one that comes too late is lost.
+pub fn send(signal: &str, pid: u32) {
+    let sent = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).output().unwrap();
+    assert!(sent.status.success() || !is_alive(pid), "{}", String::from_utf8_lossy(&sent.stderr));
+}

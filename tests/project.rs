@@ -1,0 +1,169 @@
+//! Small projects in temporary folders.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::command::Luthier;
+use crate::process::{is_alive, send};
+use crate::programs::reference;
+
+/// A project of its own, with sockets and cache of its own. Whatever still runs in it ends with it.
+pub struct Project {
+    home: TempDir,
+}
+
+/// Conversations that a model of any size learns within a few steps.
+pub fn tiny_rows(count: usize) -> Vec<Value> {
+    const COLOURS: [&str; 6] = ["red", "blue", "green", "white", "black", "brown"];
+    (0..count)
+        .map(|index| {
+            let colour = COLOURS[index % COLOURS.len()];
+            json!({"messages": [
+                {"role": "user", "content": format!("item {index} is {colour}")},
+                {"role": "assistant", "content": format!("{{\"colour\": \"{colour}\"}}")},
+            ]})
+        })
+        .collect()
+}
+
+impl Project {
+    /// An empty folder.
+    pub fn empty() -> Self {
+        let project = Self { home: TempDir::with_prefix("luthier-").unwrap() };
+        for folder in ["project", "run", "cache"] {
+            fs::create_dir(project.home.path().join(folder)).unwrap();
+        }
+        project
+    }
+
+    /// The tiny llama with 24 rows to learn and 6 held out; a run of 12 steps takes a second or two.
+    pub fn tiny() -> Self {
+        let project = Self::empty();
+        project.write_rows("train.jsonl", &tiny_rows(24));
+        project.write_rows("held-out.jsonl", &tiny_rows(6));
+        project
+            .write("prompts.jsonl", "{\"prompt\": \"item 3 is white\"}\n{\"prompt\": \"item 9 is black\"}\n");
+        project.write("luthier.toml", &Self::tiny_settings());
+        project
+    }
+
+    /// The settings of [`Project::tiny`].
+    pub fn tiny_settings() -> String {
+        let model = reference("tiny/llama");
+        format!(
+            r#"[model]
+path = "{}"
+dtype = "f32"
+device = "cpu"
+
+[data]
+train = "train.jsonl"
+eval = "held-out.jsonl"
+template = "chatml"
+max_length = 96
+
+[method]
+rank = 8
+
+[train]
+max_steps = 12
+batch_size = 4
+accumulate = 1
+learning_rate = 1e-2
+warmup = 0
+eval_every = 4
+sample_every = 0
+checkpoint_every = 4
+
+[objective]
+kind = "contains"
+contains = ["colour"]
+
+[review]
+suite = "prompts.jsonl"
+temperature = 0.0
+max_new_tokens = 12
+"#,
+            model.display()
+        )
+    }
+
+    /// The project folder.
+    pub fn path(&self) -> PathBuf {
+        self.home.path().join("project")
+    }
+
+    /// A folder beside the project, for what does not belong into it.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// Writes a file of the project.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// Writes a JSONL file of the project.
+    pub fn write_rows(&self, name: &str, rows: &[Value]) {
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        self.write(name, lines);
+    }
+
+    /// `luthier` with these arguments, in the project folder.
+    pub fn luthier<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Luthier {
+        let mut command = Luthier::new(&self.path());
+        for (name, folder) in [
+            ("XDG_RUNTIME_DIR", "run"),
+            ("XDG_CACHE_HOME", "cache"),
+            ("XDG_CONFIG_HOME", "config"),
+            ("HOME", "home"),
+        ] {
+            command = command.variable(name, self.home.path().join(folder));
+        }
+        command.arguments(arguments)
+    }
+
+    /// The run directories, oldest first.
+    pub fn runs(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.path().join("runs")).into_iter().flatten().flatten();
+        let mut runs: Vec<_> =
+            entries.map(|entry| entry.path()).filter(|path| path.join("config.toml").is_file()).collect();
+        runs.sort();
+        runs
+    }
+
+    /// The only run directory.
+    pub fn run(&self) -> PathBuf {
+        let mut runs = self.runs();
+        assert_eq!(runs.len(), 1, "{runs:?}");
+        runs.remove(0)
+    }
+
+    /// The status file of a run.
+    pub fn status(run: &Path) -> Value {
+        let text = fs::read_to_string(run.join("status.json")).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    /// The journal of a run.
+    pub fn journal(run: &Path) -> Vec<Value> {
+        let text = fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        for run in self.runs() {
+            let pid = Self::status(&run)["pid"].as_u64().unwrap_or(0) as u32;
+            if pid != 0 && is_alive(pid) {
+                send("KILL", pid);
+            }
+        }
+    }
+}
