@@ -155,7 +155,7 @@ choices! {
         Cosine = "cosine", "half a cosine down to min_learning_rate";
         Linear = "linear", "a straight line down to min_learning_rate";
         Constant = "constant", "no decay";
-        Wsd = "wsd", "warm-up, stable, decay over the last tenth";
+        Wsd = "wsd", "warm-up, a long constant stretch, a decay at the end";
     }
 }
 

@@ -119,8 +119,10 @@ impl fmt::Display for Kind {
             Self::Whole { least, most } => write!(formatter, "a whole number from {least} to {most}"),
             Self::Number(bounds) => write!(formatter, "a number {bounds}"),
             Self::Choice(choices) => {
-                formatter.write_str("one of ")?;
                 let available = choices.iter().filter(|choice| choice.missing.is_none());
+                if available.clone().count() > 1 {
+                    formatter.write_str("one of ")?;
+                }
                 for (position, choice) in available.enumerate() {
                     if position > 0 {
                         formatter.write_str(", ")?;
@@ -159,6 +161,8 @@ mod tests {
     #[test]
     fn only_what_exists_is_offered() {
         let kind = Kind::Choice(super::super::MethodKind::CHOICES);
-        assert_eq!(kind.to_string(), "one of \"lora\"");
+        assert_eq!(kind.to_string(), "\"lora\"");
+        let kind = Kind::Choice(super::super::Recompute::CHOICES);
+        assert_eq!(kind.to_string(), "one of \"auto\", \"on\", \"off\"");
     }
 }

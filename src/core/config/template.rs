@@ -35,7 +35,7 @@ pub fn template(model_path: &str, train: &str, settings: &[(&str, &str)]) -> Res
 fn commented(config: &Config) -> String {
     let mut text = String::from(
         "# What this project trains on and how. Only model.path and data.train are needed; what is left out\n\
-         # takes its default. Live runs follow a change of this file as soon as it is saved.\n",
+         # takes its default. While the workbench is open, a saved change reaches live runs wherever it can.\n",
     );
     for (section, doc) in SECTIONS {
         let _ = write!(text, "\n{}\n", beside(&format!("[{section}]"), doc));
