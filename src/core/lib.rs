@@ -7,4 +7,5 @@ pub mod eval;
 pub mod machine;
 pub mod model;
 pub mod runs;
+pub mod sweep;
 pub mod text;

@@ -30,6 +30,7 @@ pub use checkpoint::{
     Pruned, list_checkpoints, newest_valid, prune, sweep_debris,
 };
 pub use client::{Client, Greeting, Heard, REQUEST_TIMEOUT, Subscription, ask};
+pub(crate) use directory::FolderLock;
 pub use directory::{CONFIG_FILE, ENGINE_LOG, JOURNAL_FILE, RUNS_FOLDER, RunDir, RunLock, RunSummary, list};
 pub use error::RunError;
 pub use event::{
@@ -50,6 +51,7 @@ pub use spawn::{
     ENGINE_VARIABLE, become_session_leader, engine_executable, start_detached, start_detached_with,
     start_serving,
 };
+pub(crate) use spawn::{reap, spawn};
 pub use status::{
     Failure, FailureClass, HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, STATUS_FILE, State, Status, replace_file,
 };

@@ -1,0 +1,156 @@
+//! What a sweep looks for.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::runs::{EvalEvent, Event, EventBody, JournalReader, Number, RunDir, RunError};
+
+/// Events read at once.
+const EVENTS: usize = 10_000;
+
+/// What a sweep looks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Goal {
+    /// The figure.
+    pub metric: Metric,
+    /// Which way is better.
+    pub direction: Direction,
+}
+
+impl Default for Goal {
+    fn default() -> Self {
+        Self { metric: Metric::Loss, direction: Direction::Min }
+    }
+}
+
+/// A figure of an evaluation on the held-out examples.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// `eval.loss`.
+    Loss,
+    /// `eval.perplexity`.
+    Perplexity,
+    /// `eval.token_accuracy`.
+    TokenAccuracy,
+    /// `eval.NAME`: a score of the objective.
+    Score(String),
+}
+
+/// Which way is better.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, strum::Display, strum::EnumString,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum Direction {
+    /// Less is better.
+    #[default]
+    Min,
+    /// More is better.
+    Max,
+}
+
+impl Metric {
+    /// The direction that is meant where none is given.
+    pub fn usual_direction(&self) -> Direction {
+        match self {
+            Self::Loss | Self::Perplexity => Direction::Min,
+            Self::TokenAccuracy | Self::Score(_) => Direction::Max,
+        }
+    }
+
+    fn of(&self, eval: &EvalEvent) -> Option<Number> {
+        match self {
+            Self::Loss => Some(eval.loss),
+            Self::Perplexity => Some(eval.perplexity),
+            Self::TokenAccuracy => Some(eval.token_accuracy),
+            Self::Score(name) => eval.scores.get(name).copied(),
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loss => formatter.pad("eval.loss"),
+            Self::Perplexity => formatter.pad("eval.perplexity"),
+            Self::TokenAccuracy => formatter.pad("eval.token_accuracy"),
+            Self::Score(name) => formatter.pad(&format!("eval.{name}")),
+        }
+    }
+}
+
+impl FromStr for Metric {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("eval.") {
+            Some("loss") => Ok(Self::Loss),
+            Some("perplexity") => Ok(Self::Perplexity),
+            Some("token_accuracy") => Ok(Self::TokenAccuracy),
+            Some(name) if !name.is_empty() && crate::text::clean_line(name) == name => {
+                Ok(Self::Score(name.to_owned()))
+            }
+            _ => Err(
+                "a goal is \"eval.loss\", \"eval.perplexity\", \"eval.token_accuracy\", or \"eval.\" and a score \
+                      of the objective, such as \"eval.passed\"",
+            ),
+        }
+    }
+}
+
+impl Direction {
+    /// Whether `one` is better than `other`. NaN is worse than everything.
+    pub fn is_better(self, one: f64, other: f64) -> bool {
+        if one.is_nan() || other.is_nan() {
+            return !one.is_nan();
+        }
+        match self {
+            Self::Min => one < other,
+            Self::Max => one > other,
+        }
+    }
+}
+
+impl Goal {
+    /// The best value that any evaluation of the run reached after at least one step; NaN only where all of
+    /// them were. `None` where there was none. What was lost before a resume does not count.
+    pub fn result_of(&self, run: &RunDir) -> Result<Option<Number>, RunError> {
+        let mut reader = JournalReader::new(&run.journal_path());
+        let mut found: Vec<(u64, Number)> = Vec::new();
+        loop {
+            let batch = reader.read(EVENTS, Duration::MAX)?;
+            for event in &batch.events {
+                self.note(event, &mut found);
+            }
+            if !batch.more {
+                break;
+            }
+        }
+        Ok(found.into_iter().map(|(_, value)| value).reduce(|best, value| {
+            if self.direction.is_better(value.get(), best.get()) { value } else { best }
+        }))
+    }
+
+    fn note(&self, event: &Event, found: &mut Vec<(u64, Number)>) {
+        match &event.body {
+            EventBody::Run(run) => {
+                if let Some(from) = run.resumed_from {
+                    found.retain(|(step, _)| *step <= from);
+                }
+            }
+            EventBody::Eval(eval) => {
+                let step = event.step.unwrap_or(0);
+                if let Some(value) = self.metric.of(eval)
+                    && step > 0
+                {
+                    found.push((step, value));
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Searches over settings: the space and its samplers, the queue of trials, and the scheduler that turns queued
+//! trials into runs.
+//!
+//! The queue is one SQLite file, `luthier.db`, in the project folder. Whoever likes may read and edit it; only
+//! the scheduler, one process per project, starts runs.
+
+mod error;
+mod file;
+mod goal;
+mod queue;
+mod sampler;
+mod scheduler;
+mod trial;
+
+pub use error::SweepError;
+pub use file::{Distribution, Sampler, SweepFile, TRIAL_LIMIT};
+pub use goal::{Direction, Goal, Metric};
+pub use queue::{Cancelled, Place, QUEUE_FILE, Queue};
+pub use sampler::Settings;
+pub use scheduler::{Scheduler, cancel, start_scheduler};
+pub use trial::{Sweep, Trial, TrialState, rank};

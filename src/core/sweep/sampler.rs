@@ -1,0 +1,135 @@
+//! Settings of trials: pure functions of the sweep's seed and the trial's number, so that a restart neither
+//! repeats nor skips any.
+
+use std::collections::HashSet;
+
+use indexmap::IndexMap;
+use sha2::{Digest, Sha256};
+
+use super::file::{Distribution, Sampler, SweepFile, TRIAL_LIMIT};
+
+/// What differs from the configuration a sweep starts from: dotted key to TOML value.
+pub type Settings = IndexMap<String, String>;
+
+/// Digits kept of a drawn number: enough for any setting, few enough to read.
+const DIGITS: usize = 4;
+
+/// How often a point is drawn again because an earlier trial has it already.
+const REDRAWS: u64 = 100;
+
+impl SweepFile {
+    /// Points of the grid; `None` for spaces that are none, or past counting.
+    pub fn grid_size(&self) -> Option<u64> {
+        self.space.values().try_fold(1_u64, |size, distribution| size.checked_mul(distribution.points()?))
+    }
+
+    /// The settings of trial `index`, from 0; `None` past a grid's end.
+    pub fn settings(&self, index: u64) -> Option<Settings> {
+        match self.sampler {
+            Sampler::Grid => self.grid_point(index),
+            Sampler::Random => Some(self.draw(index, 0)),
+        }
+    }
+
+    /// The settings of all trials. Of a random sweep none comes twice: a point that an earlier trial has is
+    /// drawn again, and where the space has no more points there are fewer trials.
+    pub fn expand(&self) -> Vec<Settings> {
+        match self.sampler {
+            Sampler::Grid => {
+                let trials = self.trials.unwrap_or(TRIAL_LIMIT);
+                (0..trials).map_while(|index| self.grid_point(index)).collect()
+            }
+            Sampler::Random => {
+                let mut seen = HashSet::new();
+                let mut trials = Vec::new();
+                for index in 0..self.trials.unwrap_or(0) {
+                    let mut draws = (0..REDRAWS).map(|attempt| self.draw(index, attempt));
+                    if let Some(new) = draws.find(|settings| seen.insert(key_of(settings))) {
+                        trials.push(new);
+                    }
+                }
+                trials
+            }
+        }
+    }
+
+    /// The last key changes fastest.
+    fn grid_point(&self, index: u64) -> Option<Settings> {
+        let mut rest = index;
+        let mut point = Settings::new();
+        for (key, distribution) in self.space.iter().rev() {
+            let points = distribution.points()?;
+            point.insert(key.clone(), distribution.point(rest % points));
+            rest /= points;
+        }
+        point.reverse();
+        (rest == 0).then_some(point)
+    }
+
+    fn draw(&self, index: u64, attempt: u64) -> Settings {
+        let draw = |(key, distribution): (&String, &Distribution)| {
+            (key.clone(), distribution.at(share(self.seed, index, attempt, key)))
+        };
+        self.space.iter().map(draw).collect()
+    }
+}
+
+impl Distribution {
+    /// How many values it has; `None` for a continuous one.
+    fn points(&self) -> Option<u64> {
+        match self {
+            Self::Fixed(_) => Some(1),
+            Self::Choice(values) => Some(values.len() as u64),
+            Self::Int(least, most) => most.abs_diff(*least).checked_add(1),
+            Self::Uniform(..) | Self::LogUniform(..) => None,
+        }
+    }
+
+    /// Value `index` of those it has.
+    fn point(&self, index: u64) -> String {
+        match self {
+            Self::Choice(values) => values.get(index as usize).cloned().unwrap_or_default(),
+            Self::Int(least, _) => least.saturating_add_unsigned(index).to_string(),
+            Self::Fixed(value) => value.clone(),
+            Self::Uniform(..) | Self::LogUniform(..) => self.at(0.0),
+        }
+    }
+
+    /// The value at a share of the way through, 0 up to but not 1.
+    fn at(&self, share: f64) -> String {
+        match self {
+            Self::Fixed(_) | Self::Choice(_) | Self::Int(..) => {
+                let points = self.points().unwrap_or(1);
+                self.point(((share * points as f64) as u64).min(points.saturating_sub(1)))
+            }
+            Self::Uniform(least, most) => number(least + share * (most - least), *least, *most),
+            Self::LogUniform(least, most) => {
+                let value = (least.ln() + share * (most.ln() - least.ln())).exp();
+                number(value, *least, *most)
+            }
+        }
+    }
+}
+
+/// A number with a few digits, within its bounds.
+fn number(value: f64, least: f64, most: f64) -> String {
+    let rounded = format!("{value:.*e}", DIGITS - 1).parse().unwrap_or(value);
+    toml::Value::Float(rounded.clamp(least, most)).to_string()
+}
+
+/// A number from 0 up to but not 1: 53 bits of a hash over everything that names the draw.
+fn share(seed: u64, index: u64, attempt: u64, key: &str) -> f64 {
+    let mut digest = Sha256::new();
+    digest.update(b"luthier sweep");
+    for part in [seed, index, attempt] {
+        digest.update(part.to_le_bytes());
+    }
+    digest.update(key);
+    let hash = digest.finalize();
+    let bits = hash.iter().take(8).fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+fn key_of(settings: &Settings) -> Vec<String> {
+    settings.values().cloned().collect()
+}

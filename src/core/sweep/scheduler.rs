@@ -1,0 +1,256 @@
+//! The scheduler: one process per project that turns queued trials into runs, one after another.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::SweepError;
+use super::queue::{Cancelled, Queue, overrides};
+use super::trial::{Trial, TrialState};
+use crate::config::Config;
+use crate::runs::{
+    Client, Failure, FailureClass, FolderLock, RUNS_FOLDER, Request, RunDir, RunError, State, Status,
+    StopWhen, engine_executable, reap, spawn, start_detached_with,
+};
+
+/// Held by the project's scheduler.
+const LOCK_FILE: &str = "scheduler.lock";
+
+/// How often running trials are looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How long a run has to answer that it will stop; it stops all the same if it answers later.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often a process is started for one trial, when it keeps dying without a word.
+const ATTEMPTS: u64 = 3;
+
+/// Lines of the engine's log in a failure.
+const LOG_LINES: usize = 3;
+
+/// Turns queued trials into runs until nothing is left. Knows nothing that is not in the queue or in a run
+/// directory, so that it can be killed at any moment and started again.
+pub struct Scheduler {
+    project: PathBuf,
+    queue: Queue,
+    engine: Option<PathBuf>,
+    poll: Duration,
+    lock: Option<FolderLock>,
+    /// Trials whose runs were asked to stop.
+    asked: HashSet<i64>,
+}
+
+impl Scheduler {
+    /// Takes the project's queue for this process; an error where another one has it.
+    pub fn new(project: &Path) -> Result<Self, SweepError> {
+        let project =
+            project.canonicalize().map_err(|source| SweepError::Read { file: project.to_owned(), source })?;
+        let lock = take_lock(&project)?;
+        let queue = Queue::open(&project)?;
+        Ok(Self { project, queue, engine: None, poll: POLL, lock: Some(lock), asked: HashSet::new() })
+    }
+
+    /// Works until no trial runs and none is queued (held ones stay). `watch` is told of every trial that
+    /// starts or ends.
+    pub fn run(&mut self, watch: &mut dyn FnMut(&Trial)) -> Result<(), SweepError> {
+        loop {
+            while self.tick(watch)? {
+                std::thread::sleep(self.poll);
+            }
+            // Whoever queues a trial now finds the lock taken and starts no scheduler: look again after
+            // letting go of it.
+            self.lock = None;
+            if !self.queue.has_queued()? {
+                return Ok(());
+            }
+            match take_lock(&self.project) {
+                Ok(lock) => self.lock = Some(lock),
+                Err(SweepError::Busy { .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// One look at everything; `false` when nothing is left.
+    fn tick(&mut self, watch: &mut dyn FnMut(&Trial)) -> Result<bool, SweepError> {
+        for trial in self.queue.running()? {
+            self.follow(&trial)?;
+            let now = self.queue.trial(trial.id)?;
+            if now.state != trial.state {
+                watch(&now);
+            }
+        }
+        if !self.queue.running()?.is_empty() {
+            return Ok(true);
+        }
+        let Some(trial) = self.queue.claim()? else { return Ok(false) };
+        self.launch(&trial)?;
+        watch(&self.queue.trial(trial.id)?);
+        Ok(true)
+    }
+
+    fn launch(&mut self, trial: &Trial) -> Result<(), SweepError> {
+        let sweep = self.queue.sweep(trial.sweep)?;
+        let file = Path::new("configuration of the sweep");
+        let config = match Config::parse(&sweep.config, file, &overrides(&trial.settings)) {
+            Ok(config) => config,
+            Err(problems) => {
+                let failure = Failure {
+                    class: FailureClass::Config,
+                    message: problems.to_string(),
+                    remedy: "queue the sweep again with settings that fit each other".to_owned(),
+                };
+                return self.queue.end(trial.id, TrialState::Failed, None, Some(&failure));
+            }
+        };
+        let slug = format!("{}-{}", sweep.name, trial.number);
+        let run = match RunDir::create(&self.project, &config, Some(&slug)) {
+            Ok(run) => run,
+            Err(error) => {
+                self.queue.unclaim(trial.id)?;
+                return Err(error.into());
+            }
+        };
+        self.queue.set_run(trial.id, run.id())?;
+        self.start(trial, &run)
+    }
+
+    fn start(&mut self, trial: &Trial, run: &RunDir) -> Result<(), SweepError> {
+        self.queue.count_attempt(trial.id)?;
+        let engine = match &self.engine {
+            Some(engine) => Ok(engine.clone()),
+            None => engine_executable(),
+        };
+        match engine.and_then(|engine| start_detached_with(&engine, run, &[])) {
+            // Someone else works on the run already: it is followed like any other.
+            Ok(_) | Err(RunError::Locked { .. }) => Ok(()),
+            Err(error) => {
+                let failure = Failure {
+                    class: FailureClass::Config,
+                    message: error.to_string(),
+                    remedy: "then retry the trial".to_owned(),
+                };
+                self.queue.end(trial.id, TrialState::Failed, None, Some(&failure))
+            }
+        }
+    }
+
+    fn follow(&mut self, trial: &Trial) -> Result<(), SweepError> {
+        let Some(id) = &trial.run else {
+            // A scheduler was killed between claiming the trial and making its run.
+            return self.queue.unclaim(trial.id);
+        };
+        let found =
+            RunDir::open(&self.project.join(RUNS_FOLDER).join(id)).and_then(|run| Ok((run.status()?, run)));
+        let (status, run) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                let failure = Failure { message: error.to_string(), ..Failure::default() };
+                return self.queue.end(trial.id, TrialState::Failed, None, Some(&failure));
+            }
+        };
+        match status.state {
+            State::Queued if trial.cancelling => self.end(trial, &run, TrialState::Cancelled, None),
+            State::Queued => self.start(trial, &run),
+            State::Starting | State::Running | State::Paused | State::Stopping => {
+                if trial.cancelling {
+                    self.ask_to_stop(trial, &status);
+                }
+                Ok(())
+            }
+            State::Finished => self.end(trial, &run, TrialState::Finished, None),
+            State::Stopped | State::Lost if trial.cancelling => {
+                self.end(trial, &run, TrialState::Cancelled, None)
+            }
+            State::Stopped => self.end(trial, &run, TrialState::Stopped, None),
+            State::Failed => self.end(trial, &run, TrialState::Failed, status.failure),
+            State::Lost if trial.attempts < ATTEMPTS => self.start(trial, &run),
+            State::Lost => {
+                let log = run.log_tail(LOG_LINES).join("\n");
+                let failure = Failure {
+                    class: FailureClass::Killed,
+                    message: format!(
+                        "its process ended {ATTEMPTS} times without a word; last in its log:\n{log}"
+                    ),
+                    remedy: "look at the run's engine.log, then retry the trial".to_owned(),
+                };
+                self.end(trial, &run, TrialState::Failed, Some(failure))
+            }
+        }
+    }
+
+    fn end(
+        &mut self,
+        trial: &Trial,
+        run: &RunDir,
+        state: TrialState,
+        failure: Option<Failure>,
+    ) -> Result<(), SweepError> {
+        let goal = self.queue.sweep(trial.sweep)?.goal;
+        let result = goal.result_of(run).unwrap_or_else(|error| {
+            tracing::warn!(%error, run = run.id(), "the result of a run cannot be read");
+            None
+        });
+        self.queue.end(trial.id, state, result, failure.as_ref())
+    }
+
+    fn ask_to_stop(&mut self, trial: &Trial, status: &Status) {
+        if self.asked.contains(&trial.id) || status.state == State::Stopping {
+            return;
+        }
+        match stop(status) {
+            // No answer yet means that the request waits for the end of a step.
+            Ok(_) | Err(RunError::NoAnswer { .. } | RunError::Answer(_)) => {
+                self.asked.insert(trial.id);
+            }
+            Err(error) => tracing::info!(%error, trial = trial.id, "the run cannot be asked to stop yet"),
+        }
+    }
+}
+
+fn stop(status: &Status) -> Result<String, RunError> {
+    Client::connect(status)?.request(&Request::Stop { when: StopWhen::Save }, STOP_TIMEOUT)
+}
+
+fn take_lock(project: &Path) -> Result<FolderLock, SweepError> {
+    let runs = project.join(RUNS_FOLDER);
+    fs::create_dir_all(&runs).map_err(|source| SweepError::Read { file: runs.clone(), source })?;
+    FolderLock::take(&runs.join(LOCK_FILE), Duration::ZERO)?.map_err(|holder| SweepError::Busy { holder })
+}
+
+/// Cancels a trial; where a run works on it, the run is asked to save and stop. Works with and without a
+/// scheduler. Returns what happened, for the user.
+pub fn cancel(project: &Path, queue: &mut Queue, trial: i64) -> Result<String, SweepError> {
+    match queue.cancel(trial)? {
+        Cancelled::Done => Ok(format!("trial {trial} is cancelled")),
+        Cancelled::Running { run } => {
+            let status = RunDir::open(&project.join(RUNS_FOLDER).join(&run)).and_then(|run| run.status());
+            match status.and_then(|status| stop(&status)) {
+                Ok(_) => Ok(format!("trial {trial} is cancelled; its run {run} saves and stops")),
+                Err(error) => Ok(format!(
+                    "trial {trial} will be cancelled as soon as its run {run} can be stopped ({error})"
+                )),
+            }
+        }
+    }
+}
+
+/// Starts the project's scheduler, detached, as `PROGRAM scheduler -C PROJECT`, unless one works already.
+/// Returns its pid. What it prints goes to `runs/scheduler.log`.
+pub fn start_scheduler(project: &Path, program: &Path) -> Result<Option<u32>, SweepError> {
+    let project =
+        project.canonicalize().map_err(|source| SweepError::Read { file: project.to_owned(), source })?;
+    match take_lock(&project) {
+        Ok(lock) => drop(lock),
+        Err(SweepError::Busy { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let mut command = Command::new(program);
+    command.arg("scheduler").arg("-C").arg(&project);
+    let child = spawn(command, program, &project, &project.join(RUNS_FOLDER).join("scheduler.log"))?;
+    let pid = child.id();
+    reap(child);
+    Ok(Some(pid))
+}

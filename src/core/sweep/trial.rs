@@ -1,0 +1,123 @@
+//! Sweeps and trials as the queue knows them.
+
+use indexmap::IndexMap;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::goal::{Direction, Goal};
+use crate::runs::time::{millis, optional_millis};
+use crate::runs::{Failure, Number};
+
+/// Trial states.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, strum::Display, strum::EnumString, strum::EnumIter,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum TrialState {
+    /// Waits for its turn.
+    Queued,
+    /// Waits, and is passed over until released.
+    Held,
+    /// A run works on it.
+    Running,
+    /// Its run came to its planned end.
+    Finished,
+    /// Its run was stopped by someone.
+    Stopped,
+    /// Its run failed.
+    Failed,
+    /// It is not to be run, or its run was ended for that reason.
+    Cancelled,
+}
+
+impl TrialState {
+    /// Whether it has a place in the queue.
+    pub fn waits(self) -> bool {
+        matches!(self, Self::Queued | Self::Held)
+    }
+
+    /// Whether nothing more will happen to it by itself.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Stopped | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// A search over settings, or a single queued run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sweep {
+    /// Its number in the queue.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+    /// `grid`, `random`, or `single`.
+    pub sampler: String,
+    /// What it looks for.
+    pub goal: Goal,
+    /// The configuration its trials start from, every key written out.
+    pub config: String,
+    /// When it was queued.
+    pub created: Timestamp,
+}
+
+/// One run of a sweep.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Trial {
+    /// Its number in the queue: what commands name it by.
+    pub id: i64,
+    /// The sweep's id.
+    pub sweep: i64,
+    /// The sweep's name.
+    pub sweep_name: String,
+    /// Its number within the sweep, from 0.
+    pub number: u64,
+    /// Its place among those that wait: lower is earlier.
+    pub position: i64,
+    /// Where it stands.
+    pub state: TrialState,
+    /// Whether its run was asked to stop because the trial is cancelled.
+    pub cancelling: bool,
+    /// What differs from the sweep's configuration: dotted key to TOML value.
+    pub settings: IndexMap<String, String>,
+    /// Id of its run.
+    pub run: Option<String>,
+    /// The goal's value.
+    pub result: Option<Number>,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// How often a process was started for it.
+    pub attempts: u64,
+    /// When it was queued.
+    #[serde(with = "millis")]
+    pub created: Timestamp,
+    /// When its run was started first.
+    #[serde(with = "optional_millis")]
+    pub started: Option<Timestamp>,
+    /// When it was over.
+    #[serde(with = "optional_millis")]
+    pub ended: Option<Timestamp>,
+}
+
+impl Trial {
+    /// Its settings in one line: `learning_rate=2e-4 rank=8`.
+    pub fn label(&self) -> String {
+        let short = |key: &String| key.rsplit('.').next().unwrap_or(key).to_owned();
+        let parts: Vec<_> =
+            self.settings.iter().map(|(key, value)| format!("{}={value}", short(key))).collect();
+        crate::text::clean_line(&parts.join(" ")).into_owned()
+    }
+}
+
+/// The trials that have a result, best first; those of equal result by number.
+pub fn rank(trials: &[Trial], direction: Direction) -> Vec<&Trial> {
+    let mut ranked: Vec<_> = trials.iter().filter_map(|trial| Some((trial, trial.result?.get()))).collect();
+    ranked.sort_by(|(left, left_result), (right, right_result)| {
+        let key = |result: f64| match direction {
+            Direction::Min => result,
+            Direction::Max => -result,
+        };
+        let nan = left_result.is_nan().cmp(&right_result.is_nan());
+        nan.then(key(*left_result).total_cmp(&key(*right_result))).then(left.number.cmp(&right.number))
+    });
+    ranked.into_iter().map(|(trial, _)| trial).collect()
+}
