@@ -6,8 +6,13 @@ pub mod command;
 pub mod effects;
 pub mod keymap;
 pub mod panes;
+pub mod runtime;
+pub mod telemetry;
+pub mod term;
 #[cfg(test)]
 mod testing;
 pub mod theme;
 pub mod ui;
 pub mod widgets;
+
+pub use runtime::{OpenError, open};

@@ -40,6 +40,8 @@ pub enum Event {
     Keymap(Box<Keymap>, Vec<String>),
     /// What the machine does, in one line for the header.
     Device(String),
+    /// Work in the background broke off through a mistake in Luthier itself.
+    Fault(String),
     /// The external editor closed the file; an error says why it could not be run.
     EditorClosed(PathBuf, Result<(), String>),
     /// An answer for the data pane.

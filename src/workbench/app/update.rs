@@ -74,6 +74,7 @@ impl App {
                 self.dirty = self.context.device != line;
                 self.context.device = text::clean_line(&line).into_owned();
             }
+            Event::Fault(problem) => self.messages.push(Severity::Error, &problem, now),
             Event::EditorClosed(path, outcome) => self.editor_closed(path, outcome, &mut effects),
             Event::Data(tag, answer) => self.answered(PaneId::Data, tag, &mut effects, |panes, context| {
                 data::update(&mut panes.data, context, Input::Answer(answer))

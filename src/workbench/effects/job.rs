@@ -112,9 +112,13 @@ impl<E: Send + 'static> Job<E> {
     /// until the running one notices that it is stale, and replaces what waited before it.
     pub fn spawn(self, work: impl FnOnce(Worker<E>) + Send + 'static) {
         let Self { worker, handle, lane } = self;
+        let events = worker.events.clone();
         let work: Work = Box::new(move || {
-            // The panic hook has logged it; the lane must go on.
-            drop(catch_unwind(AssertUnwindSafe(|| work(worker))));
+            // The panic hook has logged the place; the lane must go on.
+            if catch_unwind(AssertUnwindSafe(|| work(worker))).is_err() {
+                let problem = "work in the background broke off; luthier.log has the details".to_owned();
+                drop(events.try_send(Event::Fault(problem)));
+            }
         });
         let Some(lane) = lane else {
             handle.spawn_blocking(work);
@@ -230,6 +234,7 @@ mod tests {
             worker.send("alive".into());
         });
         drop(events);
+        assert!(matches!(received.blocking_recv(), Some(Event::Fault(_))));
         assert!(matches!(received.blocking_recv(), Some(Event::Device(line)) if line == "alive"));
     }
 }

@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn the_list_collapses_on_narrow_screens() {
         let theme = Library::default().load("luthier").0;
-        let mut split = |width, height| {
+        let split = |width, height| {
             let area = Rect::new(0, 0, width, height);
             list_and_detail(area, 33, &mut Buffer::empty(area), &theme)
         };
