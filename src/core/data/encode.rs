@@ -79,7 +79,8 @@ pub(super) fn encode_whole(
     }
 }
 
-fn limit(mut encoded: Encoded, row: &Row, config: &Config) -> Result<Encoded, RowProblem> {
+/// Cuts or refuses what is longer than `data.max_length`.
+pub(super) fn limit(mut encoded: Encoded, row: &Row, config: &Config) -> Result<Encoded, RowProblem> {
     let limit = config.data.max_length;
     if encoded.ids.len() <= limit {
         return Ok(encoded);

@@ -4,12 +4,15 @@
 //! tokenizer into ids, and one place ([`encode`]) decides which tokens are trained on. [`StepOrder`] says which rows
 //! belong to a step, as a pure function of seed, epoch and step.
 
+mod checks;
 mod encode;
 mod error;
 mod example;
 mod guard;
 mod mask;
+mod near;
 mod order;
+mod prepare;
 mod quarantine;
 mod random;
 mod read;
@@ -24,6 +27,7 @@ pub use error::{DataError, RowProblem, RowProblemKind};
 pub use example::{Example, Extras, Message, Origin, Row, Split};
 pub use guard::in_guarded_call;
 pub use order::{MicroBatch, StepOrder};
+pub use prepare::prepare;
 pub use quarantine::Quarantine;
 pub use read::{Dataset, read_dataset, read_rows};
 pub use report::{DataProblem, HistogramBin, LengthStatistics, ProblemKind, Report, Severity};

@@ -1,11 +1,21 @@
 //! The pre-flight: what a dataset is like and what is wrong with it.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
+
+use super::Row;
+use crate::text::clean_line;
+
+/// Findings of one kind that are kept; more are counted.
+const MAX_OF_A_KIND: usize = 1000;
+/// Bars of a length histogram, at most.
+const BARS: usize = 20;
 
 /// The pre-flight of a dataset: `data check --json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// Rows read, quarantined ones not counted.
+    /// Rows found, quarantined ones not counted.
     pub rows: usize,
     /// Rows that will be trained on.
     pub train_rows: usize,
@@ -174,4 +184,91 @@ pub struct HistogramBin {
     pub to: usize,
     /// Rows that fall in.
     pub rows: usize,
+}
+
+impl LengthStatistics {
+    /// Of these lengths.
+    pub(super) fn of(mut lengths: Vec<usize>) -> Self {
+        lengths.sort_unstable();
+        let (Some(&min), Some(&max)) = (lengths.first(), lengths.last()) else { return Self::default() };
+        // The nearest rank: the smallest length that at least this share of rows does not exceed.
+        let at = |percent: usize| lengths[(lengths.len() * percent).div_ceil(100).max(1) - 1];
+        let width = (max + 1).div_ceil(BARS);
+        let mut histogram: Vec<HistogramBin> = (0..=max / width)
+            .map(|bar| HistogramBin { from: bar * width, to: (bar + 1) * width - 1, rows: 0 })
+            .collect();
+        for length in &lengths {
+            histogram[length / width].rows += 1;
+        }
+        LengthStatistics { min, p50: at(50), p95: at(95), max, histogram }
+    }
+}
+
+/// Collects problems; keeps the number of each kind in bounds.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    problems: Vec<DataProblem>,
+    counts: HashMap<(ProblemKind, Severity), usize>,
+}
+
+impl Findings {
+    pub(super) fn add(&mut self, kind: ProblemKind, severity: Severity, row: Option<usize>, message: String) {
+        let count = self.counts.entry((kind, severity)).or_default();
+        *count += 1;
+        if *count <= MAX_OF_A_KIND {
+            let message = clean_line(&message).into_owned();
+            self.problems.push(DataProblem { kind, severity, row, message });
+        }
+    }
+
+    /// A finding about one row, which its message names by its place.
+    pub(super) fn row(&mut self, kind: ProblemKind, severity: Severity, row: &Row, what: &str) {
+        self.add(kind, severity, Some(row.index), format!("{}: {what}", row.origin));
+    }
+
+    /// Gravest first, then by kind and row, findings without a row last.
+    pub(super) fn sorted(mut self) -> Vec<DataProblem> {
+        for ((kind, severity), count) in self.counts {
+            if count > MAX_OF_A_KIND {
+                let message = format!("{}: {} more rows", kind.label(), count - MAX_OF_A_KIND);
+                self.problems.push(DataProblem { kind, severity, row: None, message });
+            }
+        }
+        self.problems
+            .sort_by_key(|problem| (problem.severity, problem.kind, problem.row.is_none(), problem.row));
+        self.problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pretty_assertions::assert_eq;
+
+    use super::*;
+
+    #[test]
+    fn statistics_are_nearest_ranks() {
+        let statistics = LengthStatistics::of((1..=100).rev().collect());
+        assert_eq!((statistics.min, statistics.p50, statistics.p95, statistics.max), (1, 50, 95, 100));
+        assert_eq!(statistics.histogram.iter().map(|bar| bar.rows).sum::<usize>(), 100);
+        assert_eq!(statistics.histogram[0], HistogramBin { from: 0, to: 5, rows: 5 });
+        assert!(statistics.histogram.len() <= BARS);
+        let one = LengthStatistics::of(vec![7]);
+        assert_eq!((one.p50, one.p95, one.histogram.len()), (7, 7, 8));
+        assert_eq!(LengthStatistics::of(Vec::new()), LengthStatistics::default());
+    }
+
+    #[test]
+    fn findings_are_bounded_cleaned_and_sorted() {
+        let mut findings = Findings::default();
+        for row in 0..1500 {
+            findings.add(ProblemKind::EmailAddress, Severity::Note, Some(row), "x\u{1b}[0m".to_owned());
+        }
+        findings.add(ProblemKind::EmptyDataset, Severity::Blocks, None, "empty".to_owned());
+        let sorted = findings.sorted();
+        assert_eq!(sorted.len(), 1002);
+        assert_eq!(sorted[0].kind, ProblemKind::EmptyDataset);
+        assert_eq!(sorted[1].message, "x[0m");
+        assert_eq!(sorted[1001].message, "e-mail addresses: 500 more rows");
+    }
 }

@@ -1,0 +1,193 @@
+//! What each row is looked at for, by itself.
+
+use regex::Regex;
+
+use super::near::{Signature, signature};
+use super::{Encoded, Example, Row, Tokenizer};
+
+/// Shortest special token that is looked for in texts, in bytes.
+const MIN_SPECIAL: usize = 3;
+/// Tokens at the end of a reply among which its end-of-turn token must be: templates may put white space behind it.
+const REPLY_END: usize = 3;
+
+/// Patterns that all rows share.
+pub(super) struct Checks<'tokenizer> {
+    tokenizer: &'tokenizer Tokenizer,
+    email: Option<Regex>,
+    special: Option<Regex>,
+    stop: Vec<u32>,
+}
+
+/// What a row was found to be.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Facts {
+    /// A hash of the row's texts without system messages, case and spacing: equal for rows that say the same.
+    pub(super) key: u64,
+    pub(super) signature: Option<Signature>,
+    /// Whether the row has a reply, and it is empty.
+    pub(super) empty_reply: bool,
+    /// What is broken in its text.
+    pub(super) broken: Option<&'static str>,
+    /// A special token that its text spells.
+    pub(super) special: Option<String>,
+    pub(super) email: bool,
+}
+
+/// What a row's tokens were found to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct TokenFacts {
+    pub(super) trained: usize,
+    pub(super) double_bos: bool,
+    /// `None` where the row has no reply that could end.
+    pub(super) end_trained: Option<bool>,
+}
+
+impl<'tokenizer> Checks<'tokenizer> {
+    pub(super) fn new(tokenizer: &'tokenizer Tokenizer, stop: Vec<u32>) -> Self {
+        let texts: Vec<String> = tokenizer
+            .special_tokens()
+            .iter()
+            .filter(|(text, _)| text.len() >= MIN_SPECIAL)
+            .map(|(text, _)| regex::escape(text))
+            .collect();
+        Checks {
+            tokenizer,
+            email: Regex::new(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}").ok(),
+            special: Regex::new(&texts.join("|")).ok().filter(|_| !texts.is_empty()),
+            stop,
+        }
+    }
+
+    pub(super) fn row(&self, row: &Row) -> Facts {
+        if let Example::Tokens { input_ids, .. } = &row.example {
+            return Facts { key: hash(input_ids.iter().flat_map(|id| id.to_le_bytes())), ..Facts::default() };
+        }
+        let texts = texts(&row.example);
+        let normal = normalised(&texts);
+        let any = |pattern: &Option<Regex>| {
+            let pattern = pattern.as_ref()?;
+            texts.iter().find_map(|text| pattern.find(text)).map(|found| found.as_str().to_owned())
+        };
+        Facts {
+            key: hash(normal.bytes()),
+            signature: signature(&normal),
+            empty_reply: row.example.reply().is_some_and(|reply| reply.trim().is_empty())
+                && row.extras.fields.iter().all(|fields| !fields.contains_key("tool_calls")),
+            broken: texts.iter().find_map(|text| broken(text)),
+            special: any(&self.special),
+            email: any(&self.email).is_some(),
+        }
+    }
+
+    pub(super) fn tokens(&self, row: &Row, encoded: &Encoded) -> TokenFacts {
+        let bos = self.tokenizer.bos();
+        let has_reply = row.example.reply().is_some() && !encoded.truncated;
+        let last = encoded.trained.iter().rposition(|&trained| trained);
+        let end_trained = last.filter(|_| has_reply).map(|last| {
+            let from = (last + 1).saturating_sub(REPLY_END);
+            (from..=last).any(|at| encoded.trained[at] && self.stop.contains(&encoded.ids[at]))
+        });
+        TokenFacts {
+            trained: encoded.trained.iter().filter(|&&trained| trained).count(),
+            double_bos: bos.is_some()
+                && encoded.ids.len() > 1
+                && encoded.ids[..2].iter().all(|&id| Some(id) == bos),
+            end_trained,
+        }
+    }
+}
+
+/// What the row says, system messages left out: they are the same in all rows.
+fn texts(example: &Example) -> Vec<&str> {
+    match example {
+        Example::Messages(messages) => messages
+            .iter()
+            .filter(|message| message.role != "system")
+            .map(|message| message.content.as_str())
+            .collect(),
+        Example::PromptCompletion { prompt, completion } => vec![prompt, completion],
+        Example::Text(text) => vec![text],
+        Example::Preference { prompt, chosen, rejected } => prompt
+            .iter()
+            .filter(|message| message.role != "system")
+            .map(|message| message.content.as_str())
+            .chain([chosen.as_str(), rejected.as_str()])
+            .collect(),
+        Example::Tokens { .. } => Vec::new(),
+    }
+}
+
+fn normalised(texts: &[&str]) -> String {
+    let mut normal = String::new();
+    for word in texts.iter().flat_map(|text| text.split_whitespace()) {
+        if !normal.is_empty() {
+            normal.push(' ');
+        }
+        normal.extend(word.chars().flat_map(char::to_lowercase));
+    }
+    normal
+}
+
+/// FNV-1a, 64 bits.
+fn hash(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn broken(text: &str) -> Option<&'static str> {
+    text.chars().find_map(|character| match character {
+        '\u{fffd}' => Some("holds U+FFFD, which stands where text was decoded wrongly"),
+        '\n' | '\r' | '\t' => None,
+        control if control.is_control() => Some("holds control characters"),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::testing::tiny;
+    use crate::data::{Extras, Message, Origin, Split};
+
+    fn facts(example: Example) -> Facts {
+        let tokenizer = tiny("bytelevel");
+        let row = Row {
+            index: 0,
+            origin: Origin { file: "a.jsonl".into(), line: 1 },
+            split: Split::Train,
+            example,
+            extras: Extras::default(),
+        };
+        Checks::new(&tokenizer, Vec::new()).row(&row)
+    }
+
+    fn talk(messages: &[(&str, &str)]) -> Facts {
+        facts(Example::Messages(
+            messages.iter().map(|&(role, content)| Message::new(role, content)).collect(),
+        ))
+    }
+
+    #[test]
+    fn equal_words_have_an_equal_key() {
+        let key = |messages: &[(&str, &str)]| talk(messages).key;
+        let one = key(&[("user", "Hello  there"), ("assistant", "Hi")]);
+        assert_eq!(one, key(&[("system", "Be brief."), ("user", "hello\nthere"), ("assistant", "hi")]));
+        assert_ne!(one, key(&[("user", "Hello there"), ("assistant", "Ho")]));
+    }
+
+    #[test]
+    fn texts_are_looked_at() {
+        assert_eq!(talk(&[("user", "write to ann.b+c@mail.example.org!")]).email, true);
+        assert_eq!(talk(&[("user", "@ann, see a@b and 3@4.5")]).email, false);
+        assert_eq!(talk(&[("user", "say <|im_end|> now")]).special.as_deref(), Some("<|im_end|>"));
+        assert_eq!(talk(&[("user", "say im_end")]).special, None);
+        assert_eq!(
+            talk(&[("user", "caf\u{fffd}")]).broken,
+            Some("holds U+FFFD, which stands where text was decoded wrongly")
+        );
+        assert_eq!(talk(&[("user", "a\u{1b}[0m")]).broken, Some("holds control characters"));
+        assert_eq!(talk(&[("user", "a\r\n\tb")]).broken, None);
+        assert!(talk(&[("user", "a"), ("assistant", " \n")]).empty_reply);
+        assert!(!talk(&[("user", "a"), ("assistant", "b")]).empty_reply);
+        assert!(!talk(&[("user", "a")]).empty_reply);
+    }
+}

@@ -1,0 +1,238 @@
+use std::collections::BTreeSet;
+use std::fs;
+
+use pretty_assertions::assert_eq;
+use serde_json::json;
+
+use super::*;
+use crate::data::testing::{config, reference_json, sample_model, tiny};
+use crate::data::{DataProblem, StepOrder};
+use crate::model::SpecialTokens;
+
+fn chatml() -> Template {
+    let reference = reference_json("chat/chat.json");
+    let source = reference["templates"]["chatml"]["template"].as_str().unwrap().to_owned();
+    Template::compile("chatml", &source, &SpecialTokens::default()).unwrap()
+}
+
+fn prepared(rows: &[serde_json::Value], settings: &[&str]) -> Prepared {
+    prepared_with(rows, settings, &chatml())
+}
+
+fn prepared_with(rows: &[serde_json::Value], settings: &[&str], template: &Template) -> Prepared {
+    let project = tempfile::tempdir().unwrap();
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    fs::write(project.path().join("a.jsonl"), text).unwrap();
+    let config = config("a.jsonl", settings);
+    let dataset = read_dataset(&config, project.path()).unwrap();
+    let tokenizer = tiny("bytelevel-bos");
+    let stop = tokenizer.id("<|im_end|>").into_iter().collect();
+    prepare_with(&config, &dataset, &tokenizer, template, stop, &mut |_, _| {}).unwrap()
+}
+
+fn pair(prompt: &str, completion: &str) -> serde_json::Value {
+    json!({"prompt": prompt, "completion": completion})
+}
+
+fn found(prepared: &Prepared, kind: ProblemKind) -> Vec<&DataProblem> {
+    prepared.report.problems.iter().filter(|problem| problem.kind == kind).collect()
+}
+
+#[test]
+fn a_sound_dataset_is_counted_and_passes() {
+    let rows: Vec<_> =
+        (0..100).map(|number| pair(&format!("{number} + 1?"), &format!("{}", number + 1))).collect();
+    let prepared = prepared(&rows, &["data.eval=0.1"]);
+    let report = &prepared.report;
+    assert_eq!(report.problems, []);
+    assert!(!report.blocks());
+    assert_eq!((report.rows, report.train_rows, report.eval_rows), (100, 90, 10));
+    assert_eq!((prepared.train.len(), prepared.eval.len()), (90, 10));
+    let tokens: usize = prepared.train.iter().chain(&prepared.eval).map(|row| row.ids.len()).sum();
+    assert_eq!(report.tokens, tokens as u64);
+    assert!(report.trained_share() > 0.0 && report.trained_share() < 0.5);
+    let numbers: BTreeSet<usize> = prepared.train.iter().chain(&prepared.eval).map(|row| row.row).collect();
+    assert_eq!(numbers, (0..100).collect());
+    assert!(prepared.train.is_sorted_by_key(|row| row.row));
+    let summary = prepared.summary();
+    assert_eq!(summary.train_tokens + summary.eval_lengths.iter().sum::<usize>() as u64, report.tokens);
+    let json = serde_json::to_value(report).unwrap();
+    assert_eq!(json["rows"], 100);
+    assert_eq!(json["lengths"]["max"], report.lengths.max);
+}
+
+#[test]
+fn rows_that_would_spoil_a_run_block_it() {
+    let rows =
+        [pair("a", "b"), json!({"prompt": "x"}), json!({"messages": [{"role": "user", "content": "x"}]})];
+    let prepared = prepared(&rows, &["data.eval=0"]);
+    let unreadable = found(&prepared, ProblemKind::UnreadableRow);
+    assert_eq!(unreadable.len(), 2);
+    assert!(unreadable[0].message.starts_with("a.jsonl:2: no \"completion\""), "{unreadable:?}");
+    assert!(prepared.report.blocks());
+    assert_eq!(prepared.report.rows, 3);
+    assert_eq!(serde_json::to_value(unreadable[0]).unwrap()["severity"], "blocks");
+}
+
+#[test]
+fn a_row_without_a_reply_blocks() {
+    let talk =
+        |role: &str| json!({"messages": [{"role": "user", "content": "x"}, {"role": role, "content": "y"}]});
+    let prepared = prepared(&[talk("assistant"), talk("user")], &["data.eval=0"]);
+    let problems = found(&prepared, ProblemKind::NoTrainedTokens);
+    assert_eq!(
+        problems.iter().map(|problem| (problem.row, problem.severity)).collect::<Vec<_>>(),
+        [(Some(1), Severity::Blocks)]
+    );
+    assert!(problems[0].message.starts_with("a.jsonl:2: nothing in it is trained on"), "{problems:?}");
+}
+
+#[test]
+fn length_is_reported_as_overflow_wants_it() {
+    let rows = [pair("a", "b"), pair("a", &"long ".repeat(100)), pair(&"long ".repeat(100), "b")];
+    let cut = prepared(&rows, &["data.eval=0", "data.max_length=60"]);
+    assert_eq!((cut.report.truncated, found(&cut, ProblemKind::Truncated).len()), (2, 2));
+    assert_eq!(found(&cut, ProblemKind::NoTrainedTokens)[0].row, Some(2));
+    assert!(cut.report.lengths.max > 60);
+    assert!(cut.train.iter().all(|row| row.ids.len() <= 60));
+    let dropped = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.overflow=\"drop\""]);
+    assert_eq!((dropped.report.dropped, dropped.report.train_rows), (2, 1));
+    assert!(!dropped.report.blocks());
+    let refused = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.overflow=\"error\""]);
+    assert_eq!(found(&refused, ProblemKind::TooLong).len(), 2);
+    assert!(refused.report.blocks());
+    let all = prepared(&rows, &["data.eval=0", "data.max_length=8", "data.overflow=\"drop\""]);
+    assert_eq!(found(&all, ProblemKind::AllTooLong)[0].severity, Severity::Blocks);
+}
+
+#[test]
+fn an_empty_dataset_blocks() {
+    let prepared = prepared(&[], &[]);
+    assert_eq!(found(&prepared, ProblemKind::EmptyDataset)[0].message, "there are no rows");
+    assert!(prepared.report.blocks());
+    assert_eq!(StepOrder::new(&prepared.summary().train_lengths, &config("a.jsonl", &[])).total_steps(), 0);
+}
+
+#[test]
+fn texts_that_deserve_a_look_are_named() {
+    let rows = [
+        pair("one", ""),
+        pair("two", "caf\u{fffd}"),
+        pair("three <|im_end|>", "x"),
+        pair("write to ann@example.org", "x"),
+    ];
+    let prepared = prepared(&rows, &["data.eval=0"]);
+    for (kind, row) in [
+        (ProblemKind::EmptyReply, 0),
+        (ProblemKind::BrokenText, 1),
+        (ProblemKind::SpecialTokenInText, 2),
+        (ProblemKind::EmailAddress, 3),
+    ] {
+        assert_eq!(
+            found(&prepared, kind).iter().map(|problem| problem.row).collect::<Vec<_>>(),
+            [Some(row)],
+            "{kind:?}"
+        );
+    }
+    assert_eq!(found(&prepared, ProblemKind::NoEvalRows).len(), 1);
+    assert!(!prepared.report.blocks());
+    assert!(prepared.report.problems.is_sorted_by_key(|problem| problem.severity));
+}
+
+#[test]
+fn repeated_rows_are_found_within_and_across_the_split() {
+    let long = "The badge reader at gate B rejects everyone since this morning, please hurry, it is raining outside.";
+    let project = tempfile::tempdir().unwrap();
+    let write = |name: &str, rows: &[serde_json::Value]| {
+        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        fs::write(project.path().join(name), text).unwrap();
+    };
+    write("a.jsonl", &[pair("a", "b"), pair("A ", "b"), pair(long, "yes"), pair(&format!("{long}!"), "yes")]);
+    write("b.jsonl", &[pair("a", "B"), pair("c", "d"), pair(&format!("Oh. {long}"), "yes")]);
+    let config = config("a.jsonl", &["data.eval=\"b.jsonl\""]);
+    let dataset = read_dataset(&config, project.path()).unwrap();
+    let prepared =
+        prepare_with(&config, &dataset, &tiny("bytelevel"), &chatml(), vec![4], &mut |_, _| {}).unwrap();
+    let rows = |kind| found(&prepared, kind).iter().map(|problem| problem.row.unwrap()).collect::<Vec<_>>();
+    assert_eq!(rows(ProblemKind::Duplicate), [1]);
+    assert_eq!(rows(ProblemKind::EvalInTrain), [4]);
+    assert_eq!(rows(ProblemKind::NearDuplicate), [3, 6]);
+    assert!(found(&prepared, ProblemKind::EvalInTrain)[0].message.contains("training row 0 (a.jsonl:1)"));
+    assert!(
+        found(&prepared, ProblemKind::NearDuplicate)[1]
+            .message
+            .contains("held out, but nearly equal to training row")
+    );
+}
+
+#[test]
+fn a_template_that_never_ends_a_turn_is_told_once() {
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    let endless = Template::compile("plain", source, &SpecialTokens::default()).unwrap();
+    let rows = [pair("a", "b"), pair("c", "d")];
+    let prepared = prepared_with(&rows, &["data.eval=0"], &endless);
+    let problems = found(&prepared, ProblemKind::EndOfTurnNotTrained);
+    assert_eq!(problems.len(), 1);
+    assert_eq!((problems[0].row, problems[0].severity), (None, Severity::Warning));
+    assert!(problems[0].message.contains("none of 2 replies"), "{problems:?}");
+}
+
+#[test]
+fn two_begins_of_text_are_told() {
+    let rows = [json!({"input_ids": [0, 0, 70, 71]}), json!({"input_ids": [0, 70, 71]})];
+    let prepared = prepared(&rows, &["data.eval=0"]);
+    assert_eq!(
+        found(&prepared, ProblemKind::DoubleBos).iter().map(|problem| problem.row).collect::<Vec<_>>(),
+        [Some(0)]
+    );
+}
+
+#[test]
+fn the_hash_depends_on_rows_order_and_split() {
+    let rows = [pair("a", "b"), pair("c", "d"), pair("e", "f")];
+    let hash = |rows: &[serde_json::Value], settings: &[&str]| prepared(rows, settings).data_hash;
+    let first = hash(&rows, &["data.eval=0"]);
+    assert_eq!(first.len(), 16);
+    assert_eq!(first, hash(&rows, &["data.eval=0", "train.learning_rate=1e-5"]));
+    let turned = [rows[1].clone(), rows[0].clone(), rows[2].clone()];
+    assert_ne!(first, hash(&turned, &["data.eval=0"]));
+    assert_ne!(first, hash(&rows, &["data.eval=0.3"]));
+    assert_ne!(first, hash(&rows[..2], &["data.eval=0"]));
+}
+
+#[test]
+fn progress_reaches_the_end() {
+    let project = tempfile::tempdir().unwrap();
+    let text: String = (0..500).map(|number| format!("{}\n", pair(&format!("q{number}"), "a"))).collect();
+    fs::write(project.path().join("a.jsonl"), text).unwrap();
+    let config = config("a.jsonl", &[]);
+    let dataset = read_dataset(&config, project.path()).unwrap();
+    let mut told = Vec::new();
+    let mut progress = |done, total| told.push((done, total));
+    prepare_with(&config, &dataset, &tiny("bytelevel"), &chatml(), vec![4], &mut progress).unwrap();
+    assert_eq!(told.first(), Some(&(0, 500)));
+    assert_eq!(told.last(), Some(&(500, 500)));
+    assert!(told.is_sorted() && told.len() <= PROGRESS_STEPS + 2);
+}
+
+#[test]
+fn the_sample_model_prepares_a_project() {
+    let project = tempfile::tempdir().unwrap();
+    let rows: String =
+        (0..20).map(|number| format!("{}\n", pair(&format!("{number} + 1?"), "a number"))).collect();
+    fs::write(project.path().join("a.jsonl"), rows).unwrap();
+    let files = ModelFiles::open(&sample_model()).unwrap();
+    let settings = config("a.jsonl", &["data.eval=0.1"]);
+    let prepared = prepare(&settings, project.path(), &files, &mut |_, _| {}).unwrap();
+    let loud: Vec<_> =
+        prepared.report.problems.iter().filter(|problem| problem.severity != Severity::Note).collect();
+    assert_eq!(loud, [] as [&DataProblem; 0]);
+    assert_eq!(prepared.report.template, "model");
+    let tokenizer = Tokenizer::open(&files).unwrap();
+    let template = Template::resolve(&settings, project.path(), &files).unwrap();
+    assert_eq!(template.stop_tokens(&tokenizer, &files), [2]);
+    let row = &prepared.train[0];
+    let trained: Vec<u32> =
+        row.ids.iter().zip(&row.trained).filter(|(_, trained)| **trained).map(|(&id, _)| id).collect();
+    assert_eq!(tokenizer.decode(&trained, false).unwrap(), "a number<|im_end|>");
+}
