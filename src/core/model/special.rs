@@ -48,7 +48,10 @@ pub(super) fn read(
     let text = |key: &str| {
         [tokenizer_config, map.as_ref()].into_iter().flatten().find_map(|object| token_text(object.get(key)?))
     };
-    let added = added_tokens(tokenizer_json)?;
+    let added = match tokenizer_config.and_then(listed_tokens) {
+        Some(listed) => listed,
+        None => added_tokens(tokenizer_json)?,
+    };
     let id_of = |text: &str| {
         let id = added.iter().find(|token| token.content == text).map(|token| token.id);
         id.filter(|&id| (id as usize) < vocabulary)
@@ -97,6 +100,16 @@ struct AddedTokens {
 struct AddedToken {
     id: u32,
     content: String,
+}
+
+/// The added tokens as `tokenizer_config.json` lists them, where it does: this spares reading a `tokenizer.json` of many
+/// megabytes.
+fn listed_tokens(config: &Map<String, Value>) -> Option<Vec<AddedToken>> {
+    let listed = config.get("added_tokens_decoder")?.as_object()?;
+    let token = |(id, token): (&String, &Value)| {
+        Some(AddedToken { id: id.parse().ok()?, content: token.get("content")?.as_str()?.to_owned() })
+    };
+    listed.iter().map(token).collect()
 }
 
 /// The added tokens of a `tokenizer.json`; all else in it is skipped, which is fast.

@@ -408,6 +408,19 @@ fn several_ends_are_kept_the_tokenizers_first() {
 }
 
 #[test]
+fn ids_of_special_tokens_come_from_the_configuration_where_it_lists_them() {
+    let folder = tiny();
+    edit(&folder, "tokenizer_config.json", |config| {
+        let listed = json!({"7": {"content": "<|end_of_text|>"}, "600": {"content": "<|begin_of_text|>"}});
+        config.insert("added_tokens_decoder".to_owned(), listed);
+    });
+    let special = ModelFiles::open(folder.path()).unwrap().special;
+    assert_eq!(special.eos_ids(), [7, 1]);
+    // 600 lies beyond the vocabulary.
+    assert_eq!(special.bos.unwrap().id, Some(0));
+}
+
+#[test]
 fn the_fingerprint_follows_weights_and_not_places() {
     let fingerprint = |folder: &tempfile::TempDir| ModelFiles::open(folder.path()).unwrap().fingerprint;
     let (one, other) = (tiny(), tiny());
