@@ -1,0 +1,55 @@
+//! A curve of one row.
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::style::Style;
+
+use super::text;
+
+const LEVELS: [&str; 8] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
+
+/// Draws `values` over the width of `area`, oldest left; of several values in a column the last one counts.
+/// A gap stands where a value is not finite. The scale goes from the lowest to the highest value; where
+/// `from_zero`, from 0.
+pub fn sparkline(values: &[f64], from_zero: bool, area: Rect, buffer: &mut Buffer, style: Style) {
+    let width = usize::from(area.width);
+    if width == 0 || area.height == 0 || values.is_empty() {
+        return;
+    }
+    let finite = || values.iter().copied().filter(|value| value.is_finite());
+    let high = finite().fold(f64::NEG_INFINITY, f64::max);
+    let low = if from_zero { 0.0 } else { finite().fold(f64::INFINITY, f64::min) };
+    for column in 0..width.min(values.len()) {
+        let index = if values.len() <= width { column } else { (column + 1) * values.len() / width - 1 };
+        let value = values[index];
+        if !value.is_finite() {
+            continue;
+        }
+        let share = if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0) } else { 0.5 };
+        let level = LEVELS[(share * (LEVELS.len() - 1) as f64).round() as usize];
+        text::put(buffer, area.x + column as u16, area.y, area.right(), level, style);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn(values: &[f64], from_zero: bool, width: u16) -> String {
+        let area = Rect::new(0, 0, width, 1);
+        let mut buffer = Buffer::empty(area);
+        sparkline(values, from_zero, area, &mut buffer, Style::new());
+        (0..width).map(|x| buffer[(x, 0)].symbol().to_owned()).collect()
+    }
+
+    #[test]
+    fn scales_gaps_and_many_values() {
+        assert_eq!(drawn(&[0.0, 1.0, f64::NAN, 2.0], false, 6), "▁▅ █  ");
+        assert_eq!(drawn(&[5.0, 5.0], false, 2), "▅▅");
+        assert_eq!(drawn(&[5.0, 10.0], true, 2), "▅█");
+        let many: Vec<f64> = (0..1000).map(f64::from).collect();
+        assert_eq!(drawn(&many, false, 8), "▂▃▄▄▅▆▇█");
+        assert_eq!(drawn(&[], false, 2), "  ");
+        assert_eq!(drawn(&[f64::NAN], false, 2), "  ");
+    }
+}
