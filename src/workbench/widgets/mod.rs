@@ -2,7 +2,6 @@
 
 pub mod chart;
 pub mod gauge;
-pub mod chart;
 pub mod input;
 pub mod list;
 pub mod rule;
@@ -11,7 +10,7 @@ pub mod sparkline;
 pub mod table;
 pub mod text;
 
-pub use chart::{Chart, Mark, Series, Shape, sparkline};
+pub use chart::{Chart, Mark, Series, Shape};
 pub use input::TextLine;
 pub use list::ListState;
 pub use scroll::Scroll;

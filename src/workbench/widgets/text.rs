@@ -163,7 +163,13 @@ impl Lines {
                         self.end();
                         continue;
                     }
-                    Wrap::Words => self.break_word(),
+                    Wrap::Words => {
+                        self.break_word();
+                        // What moved may itself leave no room for a wide character.
+                        if self.used + columns > self.width {
+                            self.end();
+                        }
+                    }
                 }
             }
             self.used += columns;
@@ -241,7 +247,7 @@ mod tests {
     #[test]
     fn line_ends_tabs_and_long_words() {
         let lines = layout(&[Piece::new("a\n\n\tbc\nabcdefgh", Style::new())], 5, Wrap::Words);
-        assert_eq!(plain(&lines), ["a", "", "    b", "c", "abcde", "fgh"]);
+        assert_eq!(plain(&lines), ["a", "", "    ", "bc", "abcde", "fgh"]);
         let cut = layout(&[Piece::new("abcdefgh\nxy", Style::new())], 5, Wrap::Never);
         assert_eq!(plain(&cut), ["abcde", "xy"]);
     }

@@ -6,7 +6,6 @@
 //! cell, and each of them goes over the line.
 
 mod canvas;
-mod sparkline;
 mod ticks;
 
 use ratatui::buffer::Buffer;
@@ -14,7 +13,6 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 
 use self::canvas::Canvas;
-pub use self::sparkline::sparkline;
 use self::ticks::Scale;
 use super::text;
 use crate::theme::{Role, Theme};
