@@ -8,14 +8,13 @@ use clap::Args;
 use luthier_core::config::Config;
 use luthier_core::data::{Message, with_system};
 use luthier_core::runs::RunDir;
-use luthier_core::runs::serving::{
-    DoneReason, GenerateRow, Sampling, ServeReply, ServeRequest, ServingClient,
-};
+use luthier_core::runs::serving::{DoneReason, GenerateRow, Sampling, ServeReply, ServeRequest};
 
 use super::failure::{Failure, Outcome};
 use super::interrupts::Interrupts;
+use super::output;
 use super::project::Folder;
-use super::{output, serving};
+use super::serving::{self, Serving};
 
 /// How often ctrl-C is looked for while the engine answers.
 const LOOK: Duration = Duration::from_millis(50);
@@ -51,7 +50,7 @@ struct Voice {
 }
 
 struct Chat {
-    client: ServingClient,
+    serving: Serving,
     voices: Vec<Voice>,
     sampling: Sampling,
     seed: u64,
@@ -72,7 +71,7 @@ pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
     let config = Config::load_file(&run.config_path(), &[])?;
     let mut chat = Chat {
         voices: voices(&run, &config, arguments.ab)?,
-        client: serving::connect(&project, run.path())?,
+        serving: serving::connect(&project, run.path())?,
         sampling: Sampling {
             temperature: config.review.temperature,
             top_p: config.review.top_p,
@@ -130,7 +129,11 @@ impl Chat {
                 seed: self.seed.wrapping_add(self.turns),
             })
             .collect();
-        self.client.sender.send(&ServeRequest::Generate { id: self.turns, rows, sampling: self.sampling })?;
+        self.serving.client.sender.send(&ServeRequest::Generate {
+            id: self.turns,
+            rows,
+            sampling: self.sampling,
+        })?;
         let replies = self.listen(interrupts)?;
         for (voice, reply) in self.voices.iter_mut().zip(replies) {
             voice.said.push(Message::new("assistant", reply.text));
@@ -142,7 +145,7 @@ impl Chat {
         let mut replies: Vec<Reply> = self.voices.iter().map(|_| Reply::default()).collect();
         let mut shown = Shown { voice: 0, bytes: 0, named: self.voices.len() > 1 };
         while replies.iter().any(|reply| reply.ended.is_none()) {
-            match self.client.receiver.receive(LOOK)? {
+            match self.serving.client.receiver.receive(LOOK)? {
                 Some(ServeReply::Token { id, row, text }) if id == self.turns => {
                     if let Some(reply) = replies.get_mut(row) {
                         reply.text.push_str(&text);
@@ -159,7 +162,7 @@ impl Chat {
                 Some(_) | None => {}
             }
             if interrupts.came() {
-                self.client.sender.send(&ServeRequest::Cancel { id: self.turns })?;
+                self.serving.client.sender.send(&ServeRequest::Cancel { id: self.turns })?;
             }
             shown.show(&self.voices, &replies)?;
         }

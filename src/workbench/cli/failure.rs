@@ -8,6 +8,7 @@ use luthier_core::eval::EvalError;
 use luthier_core::model::ModelError;
 use luthier_core::model::forecast::PlanError;
 use luthier_core::runs::RunError;
+use luthier_core::sweep::SweepError;
 
 /// What a command gives back.
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -112,6 +113,19 @@ impl From<EvalError> for Failure {
             EvalError::Schema { .. } | EvalError::Objective { .. } | EvalError::Suite { .. } => {
                 Self::usage(error.to_string())
             }
+        }
+    }
+}
+
+impl From<SweepError> for Failure {
+    fn from(error: SweepError) -> Self {
+        match error {
+            SweepError::Read { .. }
+            | SweepError::Problems(_)
+            | SweepError::Config(_)
+            | SweepError::NoTrial(_) => Self::usage(error.to_string()),
+            SweepError::Run(error) => error.into(),
+            _ => Self::work(error.to_string()),
         }
     }
 }

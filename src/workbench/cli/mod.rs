@@ -2,18 +2,27 @@
 
 mod chat;
 mod completions;
+mod data;
 mod doctor;
+mod eval;
 mod failure;
+mod follow;
 mod interrupts;
 mod model;
 mod new;
 mod output;
+mod plan;
+mod preflight;
 mod project;
+mod queue;
 mod review;
 mod run;
 mod runs;
 mod sample;
+mod scheduler;
 mod serving;
+mod sweep;
+mod train;
 pub(crate) mod units;
 
 use std::io;
@@ -56,10 +65,17 @@ enum Command {
     New(new::Arguments),
     Doctor(doctor::Arguments),
     Model(model::Arguments),
+    Data(data::Arguments),
+    Plan(plan::Arguments),
+    Train(train::Arguments),
     Runs(runs::Arguments),
     Run(run::Arguments),
+    Eval(eval::Arguments),
     Chat(chat::Arguments),
+    Sweep(sweep::Arguments),
+    Queue(queue::Arguments),
     Review(review::Arguments),
+    Scheduler(scheduler::Arguments),
     Completions(completions::Arguments),
 }
 
@@ -69,9 +85,16 @@ impl Command {
             Self::New(arguments) => new::run(&arguments),
             Self::Doctor(arguments) => doctor::run(&arguments),
             Self::Model(arguments) => model::run(&arguments),
+            Self::Data(arguments) => data::run(&arguments),
+            Self::Plan(arguments) => plan::run(&arguments),
+            Self::Train(arguments) => train::run(&arguments, interrupts),
             Self::Runs(arguments) => runs::run(&arguments),
             Self::Run(arguments) => run::run(&arguments),
+            Self::Eval(arguments) => eval::run(&arguments, interrupts),
             Self::Chat(arguments) => chat::run(&arguments, interrupts),
+            Self::Sweep(arguments) => sweep::run(&arguments),
+            Self::Queue(arguments) => queue::run(&arguments),
+            Self::Scheduler(arguments) => scheduler::run(&arguments),
             Self::Review(arguments) => review::run(&arguments),
             Self::Completions(arguments) => completions::run(&arguments),
         }

@@ -42,6 +42,11 @@ impl Folder {
 }
 
 impl Settings {
+    /// What was set over the file, as written.
+    pub fn set(&self) -> &[String] {
+        &self.set
+    }
+
     /// Finds the project and reads its settings.
     pub fn load(&self) -> Outcome<Project> {
         let folder = self.folder.find()?;

@@ -22,12 +22,18 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Report {
-    version: String,
+    engine: String,
     libtorch: String,
     cuda: bool,
-    devices: Vec<String>,
+    devices: Vec<Device>,
     threads: usize,
-    problems: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Device {
+    name: String,
+    hint: String,
 }
 
 /// Everything about the engine.
@@ -41,16 +47,11 @@ pub fn findings() -> Vec<Finding> {
     let shown = clean_line(&engine.display().to_string()).into_owned();
     match ask(&engine) {
         Ok(report) => {
+            let version = clean_line(&report.engine).into_owned();
             let mut findings =
-                vec![Finding::good("engine", format!("{shown}, version {}", clean_line(&report.version)))];
-            findings.push(libtorch(&report));
-            findings.extend(report.problems.iter().map(|problem| {
-                Finding::short(
-                    "engine",
-                    Standing::Warning,
-                    clean_line(problem).into_owned(),
-                    "see above; `make setup` looks for libtorch again",
-                )
+                vec![Finding::good("engine", format!("{shown}, version {version}")), libtorch(&report)];
+            findings.extend(report.devices.iter().map(|device| {
+                Finding::good("device", clean_line(&format!("{}: {}", device.name, device.hint)).into_owned())
             }));
             findings
         }
@@ -64,7 +65,8 @@ pub fn findings() -> Vec<Finding> {
 }
 
 fn libtorch(report: &Report) -> Finding {
-    let devices = report.devices.join(", ");
+    let devices: Vec<_> = report.devices.iter().map(|device| device.name.as_str()).collect();
+    let devices = devices.join(", ");
     let found = format!("{} on {} with {} threads", report.libtorch, devices, report.threads);
     let driver = Path::new("/proc/driver/nvidia/version").exists();
     let found = clean_line(&found).into_owned();

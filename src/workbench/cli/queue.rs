@@ -1,0 +1,220 @@
+//! `luthier queue …`: what is queued, and changes to it.
+
+use clap::{Args, Subcommand, ValueEnum};
+use luthier_core::sweep::{Place, Queue, Settings as Overrides, Trial, cancel};
+use serde_json::json;
+
+use super::failure::{Failure, Outcome};
+use super::output::{self, Align};
+use super::project::{Folder, Settings};
+use super::{scheduler, units};
+
+/// See and change the queue of a project's trials
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    List(List),
+    Add(Add),
+    Move(Move),
+    Pause(Pause),
+    Resume(Resume),
+    Cancel(Cancel),
+    Retry(Retry),
+}
+
+/// List the trials: first what runs and waits, then what is over
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  luthier queue list -C tickets\n  luthier queue list --json | jq '.trials[] | select(.state == \"failed\")'"
+)]
+struct List {
+    #[command(flatten)]
+    folder: Folder,
+    /// Print a JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Queue one run with the project's settings and what is set over them
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier queue add -C tickets --set train.epochs=2 --set method.rank=32")]
+struct Add {
+    #[command(flatten)]
+    settings: Settings,
+    /// What the list calls it
+    #[arg(long, value_name = "NAME", default_value = "single")]
+    name: String,
+}
+
+/// Which trial a command is about.
+#[derive(Debug, Args)]
+struct Which {
+    /// Number of the trial, as `luthier queue list` shows it
+    #[arg(value_name = "TRIAL")]
+    trial: i64,
+    #[command(flatten)]
+    folder: Folder,
+}
+
+/// Move a waiting trial
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier queue move 7 top -C tickets")]
+struct Move {
+    #[command(flatten)]
+    which: Which,
+    /// Where to
+    #[arg(value_name = "PLACE", value_enum)]
+    place: Where,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Where {
+    /// Before all others
+    Top,
+    /// Before the one before it
+    Up,
+    /// After the one after it
+    Down,
+    /// After all others
+    Bottom,
+}
+
+/// Keep a queued trial from being started
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier queue pause 7 -C tickets")]
+struct Pause {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Let a paused trial be started again
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier queue resume 7 -C tickets")]
+struct Resume {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Cancel a trial; one that runs saves and stops
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier queue cancel 7 -C tickets")]
+struct Cancel {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Queue a stopped, failed or cancelled trial once more
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier queue retry 7 -C tickets")]
+struct Retry {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Does what was asked with the queue.
+pub fn run(arguments: &Arguments) -> Outcome {
+    match &arguments.command {
+        Command::List(arguments) => list(arguments),
+        Command::Add(arguments) => add(arguments),
+        Command::Move(arguments) => {
+            let place = match arguments.place {
+                Where::Top => Place::Top,
+                Where::Up => Place::Up,
+                Where::Down => Place::Down,
+                Where::Bottom => Place::Bottom,
+            };
+            change(&arguments.which, "is moved", |queue, trial| Ok(queue.move_to(trial, place)?))
+        }
+        Command::Pause(arguments) => {
+            change(&arguments.which, "is held", |queue, trial| Ok(queue.hold(trial)?))
+        }
+        Command::Resume(arguments) => {
+            change(&arguments.which, "is queued again", |queue, trial| Ok(queue.release(trial)?))?;
+            scheduler::ensure(&arguments.which.folder.find()?)
+        }
+        Command::Cancel(arguments) => {
+            let project = arguments.which.folder.find()?;
+            let mut queue = open(&project)?;
+            output::line(&cancel(&project, &mut queue, arguments.which.trial)?)
+        }
+        Command::Retry(arguments) => {
+            change(&arguments.which, "is queued again", |queue, trial| Ok(queue.retry(trial)?))?;
+            scheduler::ensure(&arguments.which.folder.find()?)
+        }
+    }
+}
+
+fn open(project: &std::path::Path) -> Outcome<Queue> {
+    Queue::open_existing(project)?.ok_or_else(|| {
+        Failure::usage("nothing was ever queued in this project; `luthier sweep start` queues trials")
+    })
+}
+
+fn change(which: &Which, done: &str, how: impl FnOnce(&mut Queue, i64) -> Outcome) -> Outcome {
+    how(&mut open(&which.folder.find()?)?, which.trial)?;
+    output::line(&format!("trial {} {done}", which.trial))
+}
+
+fn add(arguments: &Add) -> Outcome {
+    let project = arguments.settings.load()?;
+    let overrides: Overrides = arguments
+        .settings
+        .set()
+        .iter()
+        .filter_map(|set| set.split_once('='))
+        .map(|(key, _)| key.trim())
+        .filter_map(|key| Some((key.to_owned(), project.config.get_text(key)?)))
+        .collect();
+    let trial = Queue::open(&project.folder)?.add_single(&arguments.name, &overrides, &project.config)?;
+    scheduler::ensure(&project.folder)?;
+    output::line(&format!("trial {trial} is queued"))
+}
+
+fn list(arguments: &List) -> Outcome {
+    let project = arguments.folder.find()?;
+    let (sweeps, mut trials) = match Queue::open_existing(&project)? {
+        Some(queue) => (queue.sweeps()?, queue.trials()?),
+        None => (Vec::new(), Vec::new()),
+    };
+    // Stable, so that each part keeps the queue's own order.
+    trials.sort_by_key(|trial| trial.state.is_over());
+    if arguments.json {
+        let sweeps: Vec<_> = sweeps
+            .iter()
+            .map(|sweep| {
+                let goal =
+                    json!({ "metric": sweep.goal.metric.to_string(), "direction": sweep.goal.direction });
+                json!({ "id": sweep.id, "name": sweep.name, "sampler": sweep.sampler, "goal": goal })
+            })
+            .collect();
+        return output::document(&json!({ "sweeps": sweeps, "trials": trials }));
+    }
+    if trials.is_empty() {
+        return output::line("nothing is queued; `luthier sweep start` queues trials");
+    }
+    let columns = [
+        ("trial", Align::Right),
+        ("sweep", Align::Left),
+        ("state", Align::Left),
+        ("result", Align::Right),
+        ("settings", Align::Left),
+        ("run", Align::Left),
+    ];
+    output::line(&output::table(&columns, &trials.iter().map(row).collect::<Vec<_>>()))
+}
+
+fn row(trial: &Trial) -> Vec<String> {
+    let state = match &trial.failure {
+        Some(failure) => format!("{}: {}", trial.state, failure.class),
+        None if trial.cancelling && !trial.state.is_over() => "cancelling".to_owned(),
+        None => trial.state.to_string(),
+    };
+    let result = trial.result.map_or_else(|| "–".to_owned(), |result| units::number(result.get()));
+    let run = trial.run.clone().unwrap_or_else(|| "–".to_owned());
+    vec![trial.id.to_string(), trial.sweep_name.clone(), state, result, trial.label(), run]
+}

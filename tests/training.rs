@@ -1,0 +1,206 @@
+//! Runs from the command line, from their start to what comes of them.
+
+use std::path::Path;
+
+use luthier_tests::{Project, is_alive, send, wait_for};
+use serde_json::{Value, json};
+
+/// Settings under which a run takes far longer than any test looks at it, with a checkpoint and an evaluation
+/// every now and then.
+const LONG: [&str; 6] =
+    ["--set", "train.max_steps=100000", "--set", "train.eval_every=0", "--set", "train.checkpoint_every=25"];
+
+fn kinds<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["kind"] == kind).collect()
+}
+
+fn losses(events: &[Value]) -> Vec<f64> {
+    kinds(events, "step").iter().map(|step| step["loss"].as_f64().unwrap()).collect()
+}
+
+fn wait_for_state(run: &Path, state: &str) -> Value {
+    wait_for(&format!("{} to be {state}", run.display()), || {
+        let status = Project::status(run);
+        if status["state"] == state { Ok(status) } else { Err(status.to_string()) }
+    })
+}
+
+fn wait_for_step(run: &Path, step: u64) -> Value {
+    wait_for(&format!("{} to reach step {step}", run.display()), || {
+        let status = Project::status(run);
+        if status["step"].as_u64().is_some_and(|done| done >= step) {
+            Ok(status)
+        } else {
+            Err(status.to_string())
+        }
+    })
+}
+
+/// Starts a long run and waits until it makes steps.
+fn start_long(project: &Project) -> std::path::PathBuf {
+    let started =
+        project.luthier(["train", "--detach", "--json"].into_iter().chain(LONG)).run().expect(0).json();
+    let run = project.run();
+    assert_eq!(started["id"].as_str().unwrap(), run.file_name().unwrap());
+    wait_for_step(&run, 3);
+    run
+}
+
+#[test]
+fn a_run_streams_its_journal_and_learns() {
+    let project = Project::tiny();
+    let told = project.luthier(["train", "--json"]).run().expect(0);
+    let events = told.json_lines();
+    assert_eq!(events, Project::journal(&project.run()));
+    assert_eq!(kinds(&events, "run").len(), 1);
+    let losses = losses(&events);
+    assert_eq!(losses.len(), 12);
+    assert!(losses[11] < losses[0] - 0.5, "{losses:?}");
+    for key in [
+        "learning_rate",
+        "grad_norm",
+        "tokens",
+        "trained_tokens",
+        "tokens_per_second",
+        "seconds",
+        "memory_bytes",
+    ] {
+        assert!(kinds(&events, "step").iter().all(|step| step[key].is_number()), "{key}: {told}");
+    }
+    let evaluations = kinds(&events, "eval");
+    assert!(evaluations.len() >= 3, "{told}");
+    assert!(evaluations.last().unwrap()["loss"].as_f64() < evaluations[0]["loss"].as_f64(), "{told}");
+    assert_eq!(kinds(&events, "state").last().unwrap()["state"], "finished");
+
+    let run = project.run();
+    assert!(run.join("adapter/adapter_model.safetensors").is_file());
+    assert!(run.join("adapter/adapter_config.json").is_file());
+    let listed = project.luthier(["runs", "--json"]).run().expect(0).json();
+    assert_eq!(listed[0]["state"], "finished");
+    assert_eq!((&listed[0]["step"], &listed[0]["total_steps"]), (&json!(12), &json!(12)));
+    let words = project.luthier(["runs"]).run().expect(0);
+    assert!(words.stdout.contains("finished") && words.stdout.contains("12/12"), "{words}");
+    let shown = project.luthier(["run", "show", "latest"]).run().expect(0);
+    assert!(shown.stdout.contains("evaluations"), "{shown}");
+    project.luthier(["run", "pause", "latest"]).run().expect(1).complains(&["it is finished"]);
+    project.luthier(["run", "resume", "latest"]).run().expect(1).complains(&["planned end"]);
+}
+
+#[test]
+fn a_run_in_the_foreground_ends_with_what_came_of_it() {
+    let project = Project::tiny();
+    let told = project.luthier(["train"]).run().expect(0);
+    assert!(told.stdout.contains("finished after 12 steps") && told.stdout.contains("adapter"), "{told}");
+    assert!(told.stderr.contains("12/12") && told.stderr.contains("held-out loss"), "{told}");
+}
+
+#[test]
+fn control_from_outside_reaches_a_detached_run() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
+    project.luthier(["run", "resume", "latest"]).run().expect(1).complains(&["running already"]);
+
+    project.luthier(["run", "pause", "latest"]).run().expect(0);
+    let paused = wait_for_state(&run, "paused")["step"].clone();
+    let shown = project.luthier(["run", "show", "latest", "--json"]).run().expect(0).json();
+    assert_eq!((&shown["state"], &shown["step"], &shown["pid"]), (&json!("paused"), &paused, &json!(pid)));
+
+    project.luthier(["run", "resume", "latest"]).run().expect(0);
+    wait_for_step(&run, paused.as_u64().unwrap() + 1);
+
+    project.luthier(["run", "edit", "latest", "train.learning_rate=0.003"]).run().expect(0);
+    let edit = wait_for("the edit in the journal", || {
+        let journal = Project::journal(&run);
+        kinds(&journal, "edit")
+            .first()
+            .map(|edit| (*edit).clone())
+            .ok_or_else(|| format!("{} events", journal.len()))
+    });
+    assert_eq!((&edit["key"], &edit["new"]), (&json!("train.learning_rate"), &json!("0.003")));
+    let differing = project.luthier(["run", "diff", "latest", "--json"]).run().expect(0).json();
+    let keys: Vec<_> = differing["differences"].as_array().unwrap().iter().map(|edit| &edit["key"]).collect();
+    assert!(
+        keys.contains(&&json!("train.learning_rate")) && keys.contains(&&json!("train.max_steps")),
+        "{differing}"
+    );
+    project.luthier(["run", "edit", "latest", "method.rank=4"]).run().expect(1).complains(&["method.rank"]);
+    project
+        .luthier(["run", "edit", "latest", "train.learning_rte=1"])
+        .run()
+        .expect(1)
+        .complains(&["learning_rate"]);
+
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    wait_for_state(&run, "stopped");
+    wait_for("the engine to end", || if is_alive(pid) { Err("it lives".to_owned()) } else { Ok(()) });
+    assert!(run.join("adapter/adapter_model.safetensors").is_file());
+}
+
+#[test]
+fn a_stopped_run_goes_on_where_it_was() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    let stopped = wait_for_state(&run, "stopped")["step"].as_u64().unwrap();
+    project.luthier(["run", "resume", "latest"]).run().expect(0);
+    wait_for_step(&run, stopped + 2);
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    wait_for_state(&run, "stopped");
+    let journal = Project::journal(&run);
+    let starts = kinds(&journal, "run");
+    assert_eq!(starts.len(), 2);
+    assert_eq!(starts[1]["resumed_from"].as_u64(), Some(stopped));
+    let steps: Vec<u64> = kinds(&journal, "step").iter().map(|step| step["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>(), "no step is lost or made twice");
+}
+
+#[test]
+fn a_killed_run_is_found_lost_and_resumed_from_its_checkpoint() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    let status = wait_for_step(&run, 30);
+    send("KILL", status["pid"].as_u64().unwrap() as u32);
+    let lost = wait_for("the run to be lost", || {
+        let shown = project.luthier(["run", "show", "latest", "--json"]).run().expect(0).json();
+        if shown["state"] == "lost" { Ok(shown) } else { Err(shown.to_string()) }
+    });
+    let checkpoint = lost["checkpoints"].as_array().unwrap().last().unwrap()["step"].as_u64().unwrap();
+    project.luthier(["run", "pause", "latest"]).run().expect(1).complains(&["resume it first"]);
+    project.luthier(["run", "resume", "latest"]).run().expect(0);
+    wait_for_state(&run, "running");
+    wait_for_step(&run, checkpoint + 2);
+    let journal = Project::journal(&run);
+    assert_eq!(kinds(&journal, "run")[1]["resumed_from"].as_u64(), Some(checkpoint));
+}
+
+#[test]
+fn ctrl_c_leaves_the_run_and_tells_the_way_back() {
+    let project = Project::tiny();
+    let mut followed = project.luthier(["train", "--json"].into_iter().chain(LONG)).start();
+    followed.line("a step", |line| line.contains("\"kind\":\"step\""));
+    followed.interrupt();
+    followed.finish().expect(130).complains(&["luthier run stop"]);
+    let run = project.run();
+    let left = Project::status(&run)["step"].as_u64().unwrap();
+    wait_for_step(&run, left + 2);
+}
+
+#[test]
+fn a_run_that_fails_says_so_and_ends_with_status_1() {
+    let project = Project::tiny();
+    // Steps of this size leave the range of numbers.
+    let settings = [
+        "--set",
+        "train.learning_rate=1e38",
+        "--set",
+        "train.max_grad_norm=0",
+        "--set",
+        "train.max_steps=60",
+    ];
+    let told =
+        project.luthier(["train", "--json"].into_iter().chain(settings)).run().expect(1).complains(&["nan"]);
+    assert_eq!(told.json_lines().last().unwrap()["state"], "failed");
+    let listed = project.luthier(["runs", "--json"]).run().expect(0).json();
+    assert_eq!(listed[0]["failure"]["class"], "nan");
+}
