@@ -1,13 +1,20 @@
 //! The Luthier engine: the only crate that links libtorch.
 
+pub mod base;
+pub mod bench;
 pub mod csrc;
 pub mod device;
+pub mod doctor;
 pub mod error;
+pub mod evaluate;
 pub mod generation;
 pub mod methods;
 pub mod models;
 pub mod ops;
 pub mod process;
 pub mod random;
+pub mod serve;
+#[cfg(test)]
+mod testing;
 pub mod training;
 pub mod weights;

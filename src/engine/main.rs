@@ -1,3 +1,232 @@
-//! Entry point of the engine process.
+//! The engine's command line. People use `luthier`, which starts it.
 
-fn main() {}
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use luthier_core::config::{Device, Dtype};
+use luthier_core::machine;
+use luthier_core::text::clean;
+use luthier_engine::bench::{Bench, bench};
+use luthier_engine::error::EngineError;
+use luthier_engine::evaluate::{Request, compare};
+use luthier_engine::process::{Termination, log_to_stderr};
+use luthier_engine::{csrc, doctor, serve, training};
+use serde::Serialize;
+
+/// The work failed.
+const FAILED: u8 = 1;
+/// It was broken off by a signal.
+const INTERRUPTED: u8 = 130;
+
+/// Trains, evaluates and answers for Luthier. Started by `luthier`; seldom by hand.
+#[derive(Parser)]
+#[command(name = "luthier-engine", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Work on one run until it ends: `luthier-engine train runs/20260823-140211-lora-r16`
+    Train {
+        /// The run's directory
+        run: PathBuf,
+    },
+    /// Answer prompts over a Unix socket, base and tuned side by side
+    Serve {
+        /// The project's folder
+        #[arg(long)]
+        project: PathBuf,
+        /// Where to listen
+        #[arg(long)]
+        socket: PathBuf,
+        /// `auto`, `cpu` or `cuda:N`, instead of what the configuration says
+        #[arg(long, value_parser = parse_device)]
+        device: Option<Device>,
+    },
+    /// Held-out loss and the objective's scores of a run, beside its base model
+    Evaluate {
+        /// The run's directory
+        run: PathBuf,
+        /// What to compare with
+        #[arg(long, value_enum, default_value_t = Against::Base)]
+        against: Against,
+        /// The checkpoint of this step, instead of the run's result
+        #[arg(long)]
+        checkpoint: Option<u64>,
+        /// Most held-out rows to look at
+        #[arg(long)]
+        limit: Option<usize>,
+        /// JSON lines: progress, then the result
+        #[arg(long)]
+        json: bool,
+    },
+    /// What the engine can use on this machine
+    Doctor {
+        /// One JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure LoRA training and generation: `luthier-engine bench MODEL --steps 5 --json`
+    Bench(BenchArguments),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Against {
+    /// The base model (and the baseline, where the project has one)
+    Base,
+}
+
+#[derive(Args)]
+struct BenchArguments {
+    /// Model folder or GGUF file
+    model: PathBuf,
+    /// Number format
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    dtype: Format,
+    /// `auto`, `cpu` or `cuda:N`
+    #[arg(long, value_parser = parse_device, default_value = "auto")]
+    device: Device,
+    /// Rows per step
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Tokens per row
+    #[arg(long, default_value_t = 512)]
+    length: usize,
+    /// Measured training steps; 0 leaves training out
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+    /// LoRA rank, on all linear layers
+    #[arg(long, default_value_t = 16)]
+    rank: usize,
+    /// Compute activations again in the backward pass
+    #[arg(long)]
+    recompute: bool,
+    /// Rows generated at a time
+    #[arg(long, default_value_t = 1)]
+    rows: usize,
+    /// Tokens generated per row; 0 leaves generation out
+    #[arg(long, default_value_t = 64)]
+    new_tokens: usize,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Auto,
+    F32,
+    Bf16,
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    match text {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        _ => text
+            .strip_prefix("cuda:")
+            .and_then(|index| index.parse().ok())
+            .map(|index| Device::Cuda(vec![index]))
+            .ok_or_else(|| "give auto, cpu or cuda:N".into()),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    let prepared = csrc::prepare_process().and_then(|()| csrc::set_threads(machine::cores()));
+    if let Err(error) = prepared {
+        return failed(&error);
+    }
+    let outcome = match arguments.command {
+        Command::Train { run } => {
+            training::train(&run)
+                .map_err(|error| error.to_string())
+                .map(|ended_well| if ended_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+        }
+        Command::Serve { project, socket, device } => listen()
+            .and_then(|termination| {
+                serve::serve(&project, &socket, device, &termination).map_err(|error| error.to_string())
+            })
+            .map(|()| ExitCode::SUCCESS),
+        Command::Evaluate { run, against: Against::Base, checkpoint, limit, json } => {
+            evaluate(&Request { run, checkpoint, limit }, json)
+        }
+        Command::Doctor { json } => print(&doctor::examine(), json).map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => measure(arguments),
+    };
+    outcome.unwrap_or_else(|message| failed(&message))
+}
+
+fn listen() -> Result<Termination, String> {
+    Termination::listen().map_err(|error| format!("signals cannot be handled: {error}"))
+}
+
+fn failed(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("luthier-engine: {}", clean(&error.to_string()));
+    ExitCode::from(FAILED)
+}
+
+fn with_remedy(error: &EngineError) -> String {
+    format!("{error}; {}", error.remedy())
+}
+
+fn measure(arguments: BenchArguments) -> Result<ExitCode, String> {
+    let BenchArguments {
+        model,
+        dtype,
+        device,
+        batch,
+        length,
+        steps,
+        rank,
+        recompute,
+        rows,
+        new_tokens,
+        json,
+    } = arguments;
+    let dtype = match dtype {
+        Format::Auto => Dtype::Auto,
+        Format::F32 => Dtype::F32,
+        Format::Bf16 => Dtype::Bf16,
+    };
+    let wanted = Bench { model, dtype, device, batch, length, steps, rank, recompute, rows, new_tokens };
+    let figures = bench(&wanted).map_err(|error| with_remedy(&error))?;
+    print(&figures, json).map(|()| ExitCode::SUCCESS)
+}
+
+fn evaluate(request: &Request, json: bool) -> Result<ExitCode, String> {
+    let termination = listen()?;
+    let found = compare(request, &mut |progress| {
+        if json && !progress.what.is_empty() {
+            // Whoever reads may be gone; the signal for that ends the work.
+            let _ = line(&serde_json::json!({ "progress": progress }));
+        }
+        if termination.asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    match found.map_err(|error| with_remedy(&error))? {
+        Some(comparison) if json => line(&comparison).map(|()| ExitCode::SUCCESS),
+        Some(comparison) => print(&comparison, false).map(|()| ExitCode::SUCCESS),
+        None => Ok(ExitCode::from(INTERRUPTED)),
+    }
+}
+
+/// One JSON document: on one line for programs, indented for people.
+fn print(report: &impl Serialize, json: bool) -> Result<(), String> {
+    if json {
+        return line(report);
+    }
+    let text = serde_json::to_string_pretty(report).map_err(|error| error.to_string())?;
+    writeln!(io::stdout(), "{text}").map_err(|error| error.to_string())
+}
+
+fn line(report: &impl Serialize) -> Result<(), String> {
+    let text = serde_json::to_string(report).map_err(|error| error.to_string())?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|error| error.to_string())
+}

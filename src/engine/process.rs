@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
 /// A flag that SIGTERM and SIGINT raise. The work looks at it where it can stop cleanly.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Termination {
     raised: Arc<AtomicBool>,
 }
@@ -28,6 +28,11 @@ impl Termination {
             signal_hook::flag::register(signal, Arc::clone(&nothing))?;
         }
         Ok(Self { raised })
+    }
+
+    /// Raises the flag from within.
+    pub fn raise(&self) {
+        self.raised.store(true, Ordering::Relaxed);
     }
 
     /// True once the process has been asked to end.

@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     fn control() -> Control {
-        Control::new(Termination::listen().unwrap())
+        Control::new(Termination::default())
     }
 
     fn project() -> (tempfile::TempDir, PathBuf) {

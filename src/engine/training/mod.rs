@@ -1,4 +1,5 @@
-//! Training: the loop, one step, the optimizer, the schedule, and what surrounds them while a run lives.
+//! Training: one process works on one run until it ends. The loop is in [`trainer`], one step in [`step`]; around them what
+//! people see ([`record`]) and wish ([`control`], [`edits`]).
 
 pub mod adamw;
 pub mod alerts;
@@ -6,9 +7,233 @@ pub mod batch;
 pub mod control;
 pub mod edits;
 pub mod meter;
+mod observe;
 #[cfg(test)]
 mod parity;
 pub mod record;
+mod result;
 pub mod schedule;
 pub mod state;
 pub mod step;
+#[cfg(test)]
+mod tests;
+mod trainer;
+
+use std::path::Path;
+
+use luthier_core::config::{Config, Watcher};
+use luthier_core::data::{self, Prepared};
+use luthier_core::runs::{
+    AlertKind, Failure, FailureClass, ParameterCount, RunDir, RunError, RunEvent, Server, State as RunState,
+    become_session_leader, newest_valid, sweep_debris,
+};
+use tch::Tensor;
+
+use crate::base::{self, Base, data_error};
+use crate::error::{EngineError, Result};
+use crate::methods::{LoraMethod, Method};
+use crate::process::{Termination, catching_panics};
+use control::Control;
+use record::Record;
+use state::{Identity, State};
+use trainer::Trainer;
+
+/// How a run came to an end that is no failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// `finished` or `stopped`.
+    pub state: RunState,
+    /// Why, in words, where it was not the planned end.
+    pub reason: Option<String>,
+}
+
+impl End {
+    fn stopped(reason: impl Into<String>) -> Self {
+        Self { state: RunState::Stopped, reason: Some(reason.into()) }
+    }
+}
+
+/// Works on a run until it ends, from its newest valid checkpoint on where it has one. What happens stands in the run's
+/// journal and status; an error says why there was nothing to work on. `true` where the run did not fail.
+pub fn train(path: &Path) -> Result<bool, RunError> {
+    become_session_leader()?;
+    let run = RunDir::open(path)?;
+    let _lock = run.lock()?;
+    let mut record = Record::open(&run)?;
+    sweep_debris(run.path());
+    let termination = Termination::listen()
+        .map_err(|error| RunError::Engine(format!("signals cannot be handled: {error}")))?;
+    let ended = catching_panics(|| work(&run, &mut record, termination));
+    let failure = match ended {
+        Ok(Ok(end)) => {
+            record.state(end.state, end.reason);
+            return Ok(true);
+        }
+        Ok(Err(error)) => failure_of(&error),
+        Err(panic) => failure_of_panic(&panic),
+    };
+    record.fail(failure);
+    Ok(false)
+}
+
+fn failure_of(error: &EngineError) -> Failure {
+    Failure { class: error.class(), message: error.to_string(), remedy: error.remedy().into() }
+}
+
+/// tch panics where a call without a fallible form fails, so memory and device failures arrive here too.
+fn failure_of_panic(message: &str) -> Failure {
+    let error = EngineError::torch("an operation", message);
+    match error.class() {
+        FailureClass::Oom | FailureClass::Device => failure_of(&error),
+        _ => Failure {
+            class: FailureClass::Bug,
+            message: format!("the engine stopped with a defect: {message}"),
+            remedy:
+                "please report it with the run's engine.log; the run can be resumed from its last checkpoint"
+                    .into(),
+        },
+    }
+}
+
+fn work(run: &RunDir, record: &mut Record, termination: Termination) -> Result<End> {
+    let control = Control::new(termination);
+    serve(run, record, &control);
+    let config =
+        Config::load_file(&run.config_path(), &[]).map_err(|error| EngineError::Config(error.to_string()))?;
+    let project = run.project();
+
+    let files = base::model_files(&config, project)?;
+    let prepared = prepare(&config, run, &files, record)?;
+    if let Some(end) = asked_to_end(&control) {
+        return Ok(end);
+    }
+    record.activity(Some("loading the base model"));
+    let base = Base::load(files, &config, project)?;
+    let method = LoraMethod::from_config(&config.method, Path::new(&config.model.path));
+    let identity = Identity {
+        model_fingerprint: base.files.fingerprint.clone(),
+        data_hash: prepared.data_hash.clone(),
+        template_fingerprint: base.template.fingerprint.clone(),
+        seed: config.train.seed,
+    };
+    let (state, resumed_from) = begin_or_resume(run, record, &config, &method, &base, identity)?;
+    record.activity(None);
+
+    let _watcher = {
+        let control = control.clone();
+        Watcher::new(vec![run.config_path()], move |_| control.config_changed())
+    };
+    let mut trainer = Trainer::new(record, &control, config, &base, &prepared, &method, state);
+    let run_event = describe(&trainer, &base, &prepared, resumed_from);
+    trainer.announce(run_event);
+    trainer.run()
+}
+
+/// Opens the control socket. A run goes on without one: its `config.toml` and signals still reach it.
+fn serve(run: &RunDir, record: &mut Record, control: &Control) {
+    match Server::start(run, env!("CARGO_PKG_VERSION")) {
+        Ok((server, calls)) => {
+            record.serve(server);
+            if let Err(error) = control.answer(calls, run.config_path()) {
+                record.alert(
+                    AlertKind::Other,
+                    format!("the control socket will not answer: {error}"),
+                    Vec::new(),
+                );
+            }
+        }
+        Err(error) => record.alert(
+            AlertKind::Other,
+            format!("there is no control socket ({error}); edit config.toml, or send SIGTERM to stop"),
+            Vec::new(),
+        ),
+    }
+}
+
+fn asked_to_end(control: &Control) -> Option<End> {
+    control.stopping().map(|_| End::stopped(format!("{} before the first step", control.stop_reason())))
+}
+
+fn prepare(
+    config: &Config,
+    run: &RunDir,
+    files: &luthier_core::model::ModelFiles,
+    record: &Record,
+) -> Result<Prepared> {
+    record.activity(Some("reading the data"));
+    let prepared = data::prepare(config, run.project(), files, &mut |_, _| {}).map_err(data_error)?;
+    let blocking = prepared.report.problems.iter().find(|problem| problem.severity == data::Severity::Blocks);
+    if let Some(problem) = blocking {
+        return Err(EngineError::Data(problem.message.clone()));
+    }
+    if prepared.train.is_empty() {
+        return Err(EngineError::Data("there is no row to train on".into()));
+    }
+    Ok(prepared)
+}
+
+/// The state of the newest checkpoint that can be used, and its step; or a fresh one.
+fn begin_or_resume(
+    run: &RunDir,
+    record: &mut Record,
+    config: &Config,
+    method: &dyn Method,
+    base: &Base,
+    identity: Identity,
+) -> Result<(State, Option<u64>)> {
+    let (checkpoint, passed_over) = newest_valid(run.path());
+    for error in passed_over {
+        record.alert(AlertKind::Checkpoint, error.to_string(), Vec::new());
+    }
+    let Some(checkpoint) = checkpoint else {
+        let adapter = match &config.method.init {
+            Some(folder) => method.load(&run.project().join(folder), &base.model)?,
+            None => method.create(&base.model, config.train.seed)?,
+        };
+        return Ok((State::new(adapter, identity)?, None));
+    };
+    let mut state = State::load(&checkpoint, method, &base.model)?;
+    let before = &state.progress.identity;
+    if before.model_fingerprint != identity.model_fingerprint {
+        return Err(EngineError::Config(format!(
+            "the base model is not the one that the checkpoint of step {} was made with; put the former one back, or start \
+             a new run",
+            checkpoint.step
+        )));
+    }
+    if before.data_hash != identity.data_hash || before.template_fingerprint != identity.template_fingerprint
+    {
+        let message = format!(
+            "the data or the chat template changed since the checkpoint of step {}; the run goes on with what is there now",
+            checkpoint.step
+        );
+        record.alert(AlertKind::Data, message, Vec::new());
+    }
+    state.progress.identity = identity;
+    Ok((state, Some(checkpoint.step)))
+}
+
+fn describe(trainer: &Trainer, base: &Base, prepared: &Prepared, resumed_from: Option<u64>) -> RunEvent {
+    let trainable: u64 = trainer.adapter().parameters().values().map(elements).sum();
+    let versions = [("luthier", env!("CARGO_PKG_VERSION")), ("libtorch", crate::doctor::LIBTORCH_VERSION)];
+    let identity = trainer.identity();
+    RunEvent {
+        config_hash: trainer.config_hash(),
+        data_hash: identity.data_hash.clone(),
+        model_fingerprint: identity.model_fingerprint.clone(),
+        template_fingerprint: identity.template_fingerprint.clone(),
+        versions: versions.into_iter().map(|(name, version)| (name.into(), version.into())).collect(),
+        device: base.device_name(),
+        dtype: base.dtype_name().into(),
+        parameters: ParameterCount { total: base.files.parameters() + trainable, trainable },
+        train_rows: prepared.train.len() as u64,
+        eval_rows: prepared.eval.len() as u64,
+        total_steps: trainer.total_steps(),
+        seed: identity.seed,
+        resumed_from,
+    }
+}
+
+fn elements(tensor: &Tensor) -> u64 {
+    tensor.numel() as u64
+}

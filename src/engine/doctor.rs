@@ -1,0 +1,129 @@
+//! What the engine can use on this machine.
+
+use std::time::{Duration, Instant};
+
+use luthier_core::{config, machine};
+use serde::Serialize;
+use tch::{Cuda, Device, Kind};
+
+use crate::base::device_name;
+use crate::error::Result;
+use crate::{device, ops};
+
+/// The libtorch that tch 0.24 is made for; its build refuses others.
+pub const LIBTORCH_VERSION: &str = "2.11.0";
+
+/// Side of the square matrices that speed is measured with.
+const SIDE: i64 = 768;
+
+/// How long one speed is measured.
+const MEASURED_FOR: Duration = Duration::from_millis(200);
+
+/// What the engine can use.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Doctor {
+    /// Version of the engine.
+    pub version: &'static str,
+    /// Version of libtorch.
+    pub libtorch: &'static str,
+    /// CPU threads one operation uses.
+    pub threads: usize,
+    /// Whether libtorch's CUDA half is usable.
+    pub cuda: bool,
+    /// The CPU, then each CUDA device, as `model.device` takes them.
+    pub devices: Vec<String>,
+    /// How fast each of them is.
+    pub speeds: Vec<Speed>,
+    /// What does not work, in words.
+    pub problems: Vec<String>,
+}
+
+/// One device's speed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Speed {
+    /// As in [`Doctor::devices`].
+    pub device: String,
+    /// Billions of floating-point operations per second in f32 matrix products.
+    pub f32_gflops: f64,
+    /// The same in bf16.
+    pub bf16_gflops: f64,
+    /// `bf16` where that is at least as fast as f32, else `f32`.
+    pub faster: &'static str,
+    /// What follows for `model.dtype`.
+    pub hint: String,
+}
+
+/// Looks at every device, which takes about half a second each. A device that fails is a problem, not an error.
+pub fn examine() -> Doctor {
+    let mut problems = Vec::new();
+    let cuda = device::choose(&config::Device::Auto).is_ok_and(|device| device.is_cuda());
+    let count = if cuda { Cuda::device_count().max(0) as usize } else { 0 };
+    let devices: Vec<Device> = std::iter::once(Device::Cpu).chain((0..count).map(Device::Cuda)).collect();
+    let mut speeds = Vec::new();
+    for &device in &devices {
+        match speed(device) {
+            Ok(speed) => speeds.push(speed),
+            Err(error) => problems.push(format!("{} does not compute: {error}", device_name(device))),
+        }
+    }
+    Doctor {
+        version: env!("CARGO_PKG_VERSION"),
+        libtorch: LIBTORCH_VERSION,
+        threads: machine::cores(),
+        cuda,
+        devices: devices.into_iter().map(device_name).collect(),
+        speeds,
+        problems,
+    }
+}
+
+fn speed(device: Device) -> Result<Speed> {
+    let f32_gflops = gflops(device, Kind::Float)?;
+    let bf16_gflops = gflops(device, Kind::BFloat16)?;
+    let faster = if bf16_gflops >= f32_gflops { "bf16" } else { "f32" };
+    let hint = if faster == "bf16" {
+        format!("bf16 is {:.1} times as fast as f32 here and takes half the memory", bf16_gflops / f32_gflops)
+    } else {
+        format!(
+            "f32 is {:.1} times as fast as bf16 here; bf16 takes half the memory",
+            f32_gflops / bf16_gflops
+        )
+    };
+    Ok(Speed { device: device_name(device), f32_gflops, bf16_gflops, faster, hint })
+}
+
+/// Speed of square matrix products, in 10⁹ operations per second.
+fn gflops(device: Device, kind: Kind) -> Result<f64> {
+    let _guard = tch::no_grad_guard();
+    let matrix = ops::zeros(&[SIDE, SIDE], kind, device)?;
+    let one = |count: usize| {
+        let mut last = ops::matmul(&matrix, &matrix)?;
+        for _ in 1..count {
+            last = ops::matmul(&matrix, &matrix)?;
+        }
+        // Reading one element waits for the device.
+        ops::value(&ops::narrow(&ops::narrow(&last, 0, 0, 1)?, 1, 0, 1)?)
+    };
+    one(3)?;
+    let began = Instant::now();
+    let mut products = 0;
+    while began.elapsed() < MEASURED_FOR {
+        one(8)?;
+        products += 8;
+    }
+    let operations = 2.0 * (SIDE as f64).powi(3) * f64::from(products);
+    Ok(operations / began.elapsed().as_secs_f64() / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_always_there() {
+        let doctor = examine();
+        assert_eq!((doctor.devices[0].as_str(), doctor.problems.len()), ("cpu", 0));
+        assert!(doctor.speeds.iter().all(|speed| speed.f32_gflops > 0.0 && speed.bf16_gflops > 0.0));
+        assert!(doctor.threads >= 1);
+    }
+}

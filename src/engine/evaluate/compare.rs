@@ -1,0 +1,252 @@
+//! `luthier-engine evaluate`: base, tuned and baseline on the held-out examples of a run.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use indexmap::IndexMap;
+use luthier_core::config::Config;
+use luthier_core::data::{self, EncodedRow, Prepared, Split};
+use luthier_core::eval::{Objective, average_scores};
+use luthier_core::runs::{Number, RunDir, newest_valid};
+use serde::Serialize;
+
+use super::{Asked, HeldOut, Question, Replying, answer, held_out};
+use crate::base::{Base, data_error, model_files};
+use crate::bench::peak_memory;
+use crate::error::{EngineError, Result};
+use crate::generation::Sampling;
+use crate::methods::{Adapter, LoraMethod, Method};
+use crate::models::Active;
+
+/// What to evaluate.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The run's directory.
+    pub run: PathBuf,
+    /// The checkpoint of this step instead of the run's result.
+    pub checkpoint: Option<u64>,
+    /// Most held-out rows to look at.
+    pub limit: Option<usize>,
+}
+
+/// How one side fared.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct SideReport {
+    /// Mean over the trained tokens of the held-out rows; missing for the baseline, whose prompts are others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Number>,
+    /// `exp(loss)`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<Number>,
+    /// Share of trained tokens whose most likely prediction is right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_accuracy: Option<Number>,
+    /// Means of the objective's scores by name.
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    pub scores: IndexMap<String, Number>,
+    /// Replies that were scored.
+    pub replies: usize,
+}
+
+/// All sides.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// The base model.
+    pub base: SideReport,
+    /// The base model with the run's adapter.
+    pub tuned: SideReport,
+    /// The base model with `review.baseline_system`, where that is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<SideReport>,
+    /// Held-out rows looked at.
+    pub rows: usize,
+    /// The adapter's folder.
+    pub adapter: PathBuf,
+    /// How long it took, loading included.
+    pub seconds: f64,
+    /// Largest resident memory of the process.
+    pub peak_memory_bytes: u64,
+}
+
+/// Something done, out of how much.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Progress<'a> {
+    /// In words.
+    pub what: &'a str,
+    /// Units done.
+    pub done: usize,
+    /// Units in all.
+    pub total: usize,
+}
+
+/// Evaluates a run's adapter against its base model, and against the baseline where there is one. `progress` may break it
+/// off; then there is no result.
+pub fn compare(
+    request: &Request,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Option<Comparison>> {
+    let began = Instant::now();
+    let run = RunDir::open(&request.run).map_err(|error| EngineError::Config(error.to_string()))?;
+    let config =
+        Config::load_file(&run.config_path(), &[]).map_err(|error| EngineError::Config(error.to_string()))?;
+    let project = run.project();
+    let adapter = adapter_folder(&run, request.checkpoint)?;
+    let files = model_files(&config, project)?;
+    let objective =
+        Objective::from_config(&config, project).map_err(|error| EngineError::Config(error.to_string()))?;
+    let prepared = data::prepare(&config, project, &files, &mut |_, _| {}).map_err(data_error)?;
+    let base = Base::load(files, &config, project)?;
+    let method = LoraMethod::from_config(&config.method, Path::new(&config.model.path));
+    let tuned = method.load(&adapter, &base.model)?;
+    let rows = &prepared.eval[..request.limit.unwrap_or(usize::MAX).min(prepared.eval.len())];
+    if rows.is_empty() {
+        return Err(EngineError::Data(
+            "the project holds no rows out; set data.eval and start a new run".into(),
+        ));
+    }
+
+    let mut reports = vec![SideReport::default(); 2];
+    let sides = [("base", Active::Base), ("tuned", Active::All(tuned.as_ref()))];
+    for (report, (name, active)) in reports.iter_mut().zip(sides) {
+        let what = format!("held-out loss of {name}");
+        let heard = &mut |done| progress(Progress { what: &what, done, total: rows.len() });
+        let Some(found) = held_out(&base.model, active, rows, heard)? else { return Ok(None) };
+        report.hold(&found);
+    }
+    let with_baseline = !config.review.baseline_system.is_empty();
+    if with_baseline {
+        reports.push(SideReport::default());
+    }
+    if !objective.is_none() {
+        let sides = Sides { base: &base, config: &config, objective: &objective, tuned: tuned.as_ref() };
+        let questions = sides.questions(project, &prepared, rows)?;
+        if !sides.score(&questions, &mut reports, progress)? {
+            return Ok(None);
+        }
+    }
+    let mut reports = reports.into_iter();
+    let (base, tuned) = (reports.next().unwrap_or_default(), reports.next().unwrap_or_default());
+    Ok(Some(Comparison {
+        base,
+        tuned,
+        baseline: reports.next(),
+        rows: rows.len(),
+        adapter,
+        seconds: began.elapsed().as_secs_f64(),
+        peak_memory_bytes: peak_memory(),
+    }))
+}
+
+impl SideReport {
+    fn hold(&mut self, found: &HeldOut) {
+        self.loss = Some(found.loss.into());
+        self.perplexity = Some(found.perplexity().into());
+        self.token_accuracy = Some(found.token_accuracy.into());
+    }
+}
+
+/// The run's result; while it has none, its newest checkpoint.
+fn adapter_folder(run: &RunDir, checkpoint: Option<u64>) -> Result<PathBuf> {
+    if let Some(step) = checkpoint {
+        let steps = run.checkpoints();
+        return steps
+            .iter()
+            .find(|checkpoint| checkpoint.step == step)
+            .map(|found| found.path.clone())
+            .ok_or_else(|| {
+                let known: Vec<String> = steps.iter().map(|checkpoint| checkpoint.step.to_string()).collect();
+                EngineError::Config(format!(
+                    "the run has no checkpoint of step {step}; it has {}",
+                    known.join(", ")
+                ))
+            });
+    }
+    if run.adapter_path().is_dir() {
+        return Ok(run.adapter_path());
+    }
+    newest_valid(run.path()).0.map(|checkpoint| checkpoint.path).ok_or_else(|| {
+        EngineError::Config(
+            "the run has no adapter and no checkpoint yet; wait for its first checkpoint".into(),
+        )
+    })
+}
+
+/// What is asked of each side, in the order base, tuned, baseline.
+struct Sides<'a> {
+    base: &'a Base,
+    config: &'a Config,
+    objective: &'a Objective,
+    tuned: &'a dyn Adapter,
+}
+
+/// One held-out example as each side is asked it.
+struct Put {
+    plain: Question,
+    with_baseline: Option<Question>,
+}
+
+impl Sides<'_> {
+    fn questions(&self, project: &Path, prepared: &Prepared, rows: &[EncodedRow]) -> Result<Vec<Put>> {
+        let wanted = |index: usize| rows.iter().any(|row| row.row == index);
+        let system = &self.config.review.baseline_system;
+        let dataset = data::read_rows(self.config, project).map_err(data_error)?;
+        let mut questions = Vec::with_capacity(prepared.eval.len());
+        for row in dataset.iter().filter(|row| row.split == Split::Eval && wanted(row.index)) {
+            let Some(plain) = Question::of_row(self.base, self.config, row)? else { continue };
+            let with_baseline = if system.is_empty() {
+                None
+            } else {
+                Question::of_row_with_system(self.base, self.config, row, system)?
+            };
+            questions.push(Put { plain, with_baseline });
+        }
+        Ok(questions)
+    }
+
+    /// Generates all replies, base and tuned side by side in one batch; `false` where it was broken off.
+    fn score(
+        &self,
+        questions: &[Put],
+        reports: &mut [SideReport],
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        let mut asked: Vec<(usize, Asked)> = Vec::new();
+        for put in questions {
+            asked.push((0, (&put.plain, None)));
+            asked.push((1, (&put.plain, Some(self.tuned))));
+            asked.extend(put.with_baseline.iter().map(|question| (2, (question, None))));
+        }
+        let replying = Replying {
+            sampling: Sampling::GREEDY,
+            max_new_tokens: self.config.review.max_new_tokens,
+            seed: self.config.train.seed,
+        };
+        let batch: Vec<Asked> = asked.iter().map(|(_, asked)| *asked).collect();
+        let total = batch.len();
+        let mut last = usize::MAX;
+        let replies = answer(self.base, &batch, &replying, &mut |done| {
+            if done == last {
+                // Only news are worth a line, but breaking off is possible at each token.
+                return progress(Progress { what: "", done, total });
+            }
+            last = done;
+            progress(Progress { what: "replies", done, total })
+        })?;
+        if replies.len() < total {
+            return Ok(false);
+        }
+        for (side, report) in reports.iter_mut().enumerate() {
+            let pairs = asked.iter().zip(&replies).filter(|((asked_of, _), _)| *asked_of == side);
+            let scores: Vec<_> = pairs
+                .filter_map(|((_, (question, _)), reply)| {
+                    self.objective.score(reply, question.expected.as_deref())
+                })
+                .collect();
+            report.replies = scores.len();
+            report.scores =
+                average_scores(&scores).into_iter().map(|(name, mean)| (name, mean.into())).collect();
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,52 @@
+//! A tiny project for tests: the llama reference with a few rows to learn.
+
+use std::path::{Path, PathBuf};
+
+use luthier_core::config::Config;
+use luthier_core::runs::RunDir;
+
+/// A project folder that is removed when dropped.
+pub struct Project {
+    folder: tempfile::TempDir,
+}
+
+impl Project {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let rows: String = (0..24)
+            .map(|index| {
+                format!("{{\"prompt\": \"the {index} th\", \"completion\": \" word is {}\"}}\n", index * 7)
+            })
+            .collect();
+        std::fs::write(folder.path().join("train.jsonl"), rows).unwrap();
+        let prompts = "{\"prompt\": \"the 3 th\"}\n{\"prompt\": \"hello\"}\n";
+        std::fs::write(folder.path().join("prompts.jsonl"), prompts).unwrap();
+        let model = model();
+        let text = format!(
+            "[model]\npath = {model:?}\ndtype = \"f32\"\ndevice = \"cpu\"\n[data]\ntrain = \"train.jsonl\"\neval = 0.25\n\
+             max_length = 64\n[method]\nrank = 4\nalpha = 8\ndropout = 0.1\n[train]\nmax_steps = 8\nbatch_size = 2\n\
+             accumulate = 2\nlearning_rate = 1e-2\nwarmup = 0\neval_every = 4\nsample_every = 8\ncheckpoint_every = 4\n\
+             keep_checkpoints = 0\n[objective]\nkind = \"length\"\nmin_length = 1\n[review]\nsuite = \"prompts.jsonl\"\n\
+             max_new_tokens = 6\n"
+        );
+        std::fs::write(folder.path().join("luthier.toml"), text).unwrap();
+        Self { folder }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A new run with `set` over the project's settings.
+    pub fn run(&self, set: &[&str]) -> RunDir {
+        let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+        let config = Config::load(self.path(), &set).unwrap();
+        RunDir::create(self.path(), &config, Some("test")).unwrap()
+    }
+}
+
+/// The tiny llama's folder.
+pub fn model() -> PathBuf {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
+    Path::new(path).canonicalize().unwrap()
+}

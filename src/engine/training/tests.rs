@@ -1,0 +1,259 @@
+//! Whole runs of a tiny model, in this process.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use luthier_core::runs::{
+    AlertKind, Event, EventBody, FailureClass, JournalReader, RunDir, State as RunState, Status,
+};
+
+use super::record::Record;
+use super::{End, failure_of, work};
+use crate::error::Result;
+use crate::process::Termination;
+use crate::testing::Project;
+
+/// Works on a run as [`super::train`] does, without a session and signals of its own.
+fn work_on(run: &RunDir, termination: Termination) -> Result<End> {
+    let mut record = Record::open(run).unwrap();
+    let ended = work(run, &mut record, termination);
+    match &ended {
+        Ok(end) => record.state(end.state, end.reason.clone()),
+        Err(error) => record.fail(failure_of(error)),
+    }
+    ended
+}
+
+fn events(run: &RunDir) -> Vec<Event> {
+    let mut reader = JournalReader::new(&run.journal_path());
+    reader.read(10_000, Duration::from_secs(10)).unwrap().events
+}
+
+fn losses(run: &RunDir) -> Vec<(u64, f64, f64)> {
+    let step = |event: &Event| match &event.body {
+        EventBody::Step(step) => Some((event.step?, step.loss.get(), step.learning_rate.get())),
+        _ => None,
+    };
+    events(run).iter().filter_map(step).collect()
+}
+
+fn alerts(run: &RunDir) -> Vec<(AlertKind, String)> {
+    let alert = |event: Event| match event.body {
+        EventBody::Alert(alert) => Some((alert.alert, alert.message)),
+        _ => None,
+    };
+    events(run).into_iter().filter_map(alert).collect()
+}
+
+fn adapter(run: &RunDir) -> Vec<u8> {
+    fs::read(run.adapter_path().join("adapter_model.safetensors")).unwrap()
+}
+
+fn copy_checkpoint(from: &RunDir, to: &RunDir, step: u64) {
+    let folder = |run: &RunDir| run.path().join(format!("checkpoints/step-{step}"));
+    fs::create_dir_all(folder(to)).unwrap();
+    for entry in fs::read_dir(folder(from)).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), folder(to).join(entry.file_name())).unwrap();
+    }
+}
+
+fn finished() -> End {
+    End { state: RunState::Finished, reason: None }
+}
+
+#[test]
+fn a_run_learns_evaluates_samples_saves_and_finishes() {
+    let project = Project::new();
+    let run = project.run(&[]);
+    assert_eq!(work_on(&run, Termination::default()).unwrap(), finished());
+
+    let losses = losses(&run);
+    assert_eq!(losses.iter().map(|step| step.0).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
+    assert!(losses[7].1 < losses[0].1, "{losses:?}");
+    let events = events(&run);
+    let evaluations: Vec<u64> =
+        events.iter().filter(|event| event.body.kind() == "eval").filter_map(|event| event.step).collect();
+    assert_eq!(evaluations, [0, 4, 8]);
+    let last = events.iter().rev().find_map(|event| match &event.body {
+        EventBody::Eval(eval) => Some(eval),
+        _ => None,
+    });
+    assert!(last.unwrap().scores.contains_key("passed"), "{last:?}");
+    assert_eq!(events.iter().filter(|event| event.body.kind() == "sample").count(), 2);
+    let EventBody::Run(started) = &events.iter().find(|event| event.body.kind() == "run").unwrap().body
+    else {
+        panic!("{events:?}")
+    };
+    assert_eq!((started.total_steps, started.train_rows + started.eval_rows), (8, 24));
+    assert!(started.parameters.trainable > 0 && started.resumed_from.is_none());
+
+    let status = Status::read(run.path()).unwrap().unwrap();
+    assert_eq!((status.state, status.step, status.total_steps), (RunState::Finished, 8, 8));
+    assert!(status.best_eval_loss.is_some() && status.socket.is_none() && status.activity.is_none());
+    assert!(run.adapter_path().join("adapter_config.json").is_file());
+    let steps: Vec<u64> = run.checkpoints().iter().map(|checkpoint| checkpoint.step).collect();
+    assert_eq!(steps, [4, 8]);
+    assert!(alerts(&run).is_empty(), "{:?}", alerts(&run));
+}
+
+#[test]
+fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
+    let project = Project::new();
+    let whole = project.run(&[]);
+    work_on(&whole, Termination::default()).unwrap();
+    let resumed = project.run(&[]);
+    copy_checkpoint(&whole, &resumed, 4);
+    assert_eq!(work_on(&resumed, Termination::default()).unwrap(), finished());
+    assert_eq!(losses(&resumed), losses(&whole)[4..]);
+    assert_eq!(adapter(&resumed), adapter(&whole));
+    let started = events(&resumed).into_iter().find_map(|event| match event.body {
+        EventBody::Run(started) => Some(started),
+        _ => None,
+    });
+    assert_eq!(started.unwrap().resumed_from, Some(4));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+    let project = Project::new();
+    let whole = project.run(&["train.checkpoint_every=2"]);
+    work_on(&whole, Termination::default()).unwrap();
+    let resumed = project.run(&["train.checkpoint_every=0"]);
+    copy_checkpoint(&whole, &resumed, 2);
+    copy_checkpoint(&whole, &resumed, 4);
+    let moments = resumed.path().join("checkpoints/step-4/optimizer.safetensors");
+    let mut bytes = fs::read(&moments).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&moments, bytes).unwrap();
+    work_on(&resumed, Termination::default()).unwrap();
+    assert_eq!(losses(&resumed), losses(&whole)[2..]);
+    let alerts = alerts(&resumed);
+    assert!(
+        matches!(&alerts[..], [(AlertKind::Checkpoint, message)] if message.contains("optimizer.safetensors")),
+        "{alerts:?}"
+    );
+}
+
+#[test]
+fn an_edited_learning_rate_goes_before_what_a_checkpoint_was_made_with() {
+    let project = Project::new();
+    let whole = project.run(&["train.schedule=constant"]);
+    work_on(&whole, Termination::default()).unwrap();
+    let resumed = project.run(&["train.schedule=constant", "train.learning_rate=5e-3"]);
+    copy_checkpoint(&whole, &resumed, 4);
+    work_on(&resumed, Termination::default()).unwrap();
+    assert!(losses(&whole).iter().all(|step| (step.2 - 1e-2).abs() < 1e-12));
+    assert!(losses(&resumed).iter().all(|step| (step.2 - 5e-3).abs() < 1e-12));
+}
+
+#[test]
+fn other_base_weights_refuse_a_checkpoint_and_other_data_are_reported() {
+    let project = Project::new();
+    let whole = project.run(&[]);
+    work_on(&whole, Termination::default()).unwrap();
+    let resumed = project.run(&[]);
+    copy_checkpoint(&whole, &resumed, 4);
+    let rows = fs::read_to_string(project.path().join("train.jsonl")).unwrap();
+    fs::write(project.path().join("train.jsonl"), rows.replace("word", "number")).unwrap();
+    work_on(&resumed, Termination::default()).unwrap();
+    assert!(matches!(&alerts(&resumed)[..], [(AlertKind::Data, _)]), "{:?}", alerts(&resumed));
+
+    let model = project.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(crate::testing::model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let weights = model.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let middle = bytes.len() / 2 & !3;
+    bytes[middle] ^= 1;
+    fs::remove_file(&weights).unwrap();
+    fs::write(&weights, bytes).unwrap();
+    let other = project.run(&["model.path=model"]);
+    copy_checkpoint(&whole, &other, 4);
+    let error = work_on(&other, Termination::default()).unwrap_err();
+    assert_eq!(error.class(), FailureClass::Config, "{error}");
+}
+
+#[test]
+fn a_loss_that_explodes_ends_the_run_or_is_skipped_as_configured() {
+    let project = Project::new();
+    let explode = ["train.learning_rate=1e30", "train.max_grad_norm=0.0", "train.max_steps=40"];
+    let stopped = project.run(&explode);
+    let error = work_on(&stopped, Termination::default()).unwrap_err();
+    assert_eq!(error.class(), FailureClass::Nan, "{error}");
+    let status = Status::read(stopped.path()).unwrap().unwrap();
+    assert_eq!((status.state, status.failure.unwrap().class), (RunState::Failed, FailureClass::Nan));
+    assert!(alerts(&stopped).iter().any(|(kind, _)| *kind == AlertKind::Nan));
+
+    let skipping = project.run(&[&explode[..], &["train.on_nan=skip"]].concat());
+    let error = work_on(&skipping, Termination::default()).unwrap_err();
+    assert!(error.to_string().contains("10 steps in a row"), "{error}");
+
+    let sound = project.run(&[]);
+    work_on(&sound, Termination::default()).unwrap();
+    let rolling = project.run(
+        &[&explode[..], &["train.on_nan=rollback", "train.max_steps=8", "train.checkpoint_every=0"]].concat(),
+    );
+    copy_checkpoint(&sound, &rolling, 4);
+    assert_eq!(work_on(&rolling, Termination::default()).unwrap(), finished());
+    let finite: Vec<bool> = losses(&rolling).iter().map(|step| step.1.is_finite()).collect();
+    assert_eq!(finite, [true, false, true, false], "{:?}", losses(&rolling));
+}
+
+#[test]
+fn a_signal_saves_and_the_run_can_go_on() {
+    let project = Project::new();
+    let whole = project.run(&[]);
+    work_on(&whole, Termination::default()).unwrap();
+    let run = project.run(&[]);
+    copy_checkpoint(&whole, &run, 4);
+    let termination = Termination::default();
+    termination.raise();
+    let end = work_on(&run, termination).unwrap();
+    assert_eq!(end.state, RunState::Stopped);
+    assert_eq!(work_on(&run, Termination::default()).unwrap(), finished());
+    assert_eq!(adapter(&run), adapter(&whole));
+}
+
+#[test]
+fn early_stop_leaves_the_best_adapter() {
+    let project = Project::new();
+    let run = project.run(&[
+        "train.learning_rate=3.0",
+        "train.eval_every=1",
+        "train.max_steps=60",
+        "train.early_stop.patience=3",
+        "train.schedule=constant",
+    ]);
+    let end = work_on(&run, Termination::default()).unwrap();
+    assert_eq!(end.state, RunState::Stopped, "{end:?}");
+    assert!(end.reason.unwrap().contains("no better held-out loss"));
+    let best = Status::read(run.path()).unwrap().unwrap().best_step.unwrap();
+    let kept = run.path().join(format!("checkpoints/step-{best}/adapter_model.safetensors"));
+    assert_eq!(adapter(&run), fs::read(kept).unwrap());
+}
+
+#[test]
+fn what_is_missing_is_classed_and_has_a_remedy() {
+    let project = Project::new();
+    for (set, class) in [
+        ("model.path=\"nowhere\"", FailureClass::Config),
+        ("data.train=\"nowhere.jsonl\"", FailureClass::Data),
+    ] {
+        let run = project.run(&[set]);
+        let error = work_on(&run, Termination::default()).unwrap_err();
+        assert_eq!(error.class(), class, "{set}: {error}");
+        let failure = Status::read(run.path()).unwrap().unwrap().failure.unwrap();
+        assert!(!failure.remedy.is_empty() && !failure.message.is_empty());
+    }
+    let broken = project.run(&[]);
+    fs::write(broken.config_path(), "[train\n").unwrap();
+    let error = work_on(&broken, Termination::default()).unwrap_err();
+    assert!(error.to_string().contains("config.toml:1"), "{error}");
+    assert!(Path::new(&broken.path().join("events.jsonl")).exists());
+}
