@@ -182,15 +182,17 @@ pub fn screen(buffer: &Buffer) -> String {
 /// Presses keys and compares the screen with the one stored under the test's name.
 macro_rules! snapshot {
     ($app:expr, $keys:expr) => {{
-        $app.keys($keys);
+        let app = &mut $app;
+        app.keys($keys);
         insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
-            insta::assert_snapshot!($app.screen());
+            insta::assert_snapshot!(app.screen());
         });
     }};
     ($app:expr, $keys:expr, $name:expr) => {{
-        $app.keys($keys);
+        let app = &mut $app;
+        app.keys($keys);
         insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
-            insta::assert_snapshot!($name, $app.screen());
+            insta::assert_snapshot!($name, app.screen());
         });
     }};
 }

@@ -88,6 +88,16 @@ impl Library {
         names
     }
 
+    /// The files of a person's own that the look of theme `name` may come from, whether or not they exist.
+    pub fn files(&self, name: &str) -> Vec<PathBuf> {
+        let Some(folder) = &self.folder else { return Vec::new() };
+        let names = self.names().into_iter().chain(is_plain(name).then(|| name.to_owned()));
+        let mut files: Vec<PathBuf> = names.map(|name| folder.join(format!("{name}.toml"))).collect();
+        files.sort();
+        files.dedup();
+        files
+    }
+
     /// The theme called `name` and everything that is wrong with it. There is always one: what cannot be
     /// used is left out, in the end the theme built in is used.
     pub fn load(&self, name: &str) -> (Theme, Vec<String>) {
@@ -147,9 +157,7 @@ impl Library {
 
     /// The text of a theme: a person's own first.
     fn read(&self, name: &str) -> Result<Option<String>, String> {
-        let plain = !name.is_empty()
-            && name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_'));
-        if !plain {
+        if !is_plain(name) {
             return Ok(None);
         }
         if let Some(path) = self.folder.as_ref().map(|folder| folder.join(format!("{name}.toml"))) {
@@ -166,6 +174,11 @@ impl Library {
         }
         Ok(built_in(name).map(str::to_owned))
     }
+}
+
+/// Whether `name` is a name and not a way to some other file.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_'))
 }
 
 fn built_in(name: &str) -> Option<&'static str> {
