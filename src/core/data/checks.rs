@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn texts_are_looked_at() {
-        assert_eq!(talk(&[("user", "write to ann.b+c@mail.example.org!")]).email, true);
-        assert_eq!(talk(&[("user", "@ann, see a@b and 3@4.5")]).email, false);
+        assert!(talk(&[("user", "write to ann.b+c@mail.example.org!")]).email);
+        assert!(!talk(&[("user", "@ann, see a@b and 3@4.5")]).email);
         assert_eq!(talk(&[("user", "say <|im_end|> now")]).special.as_deref(), Some("<|im_end|>"));
         assert_eq!(talk(&[("user", "say im_end")]).special, None);
         assert_eq!(

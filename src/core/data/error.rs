@@ -109,7 +109,9 @@ fn join_problems(problems: &[RowProblem]) -> impl fmt::Display {
         text.push_str(&problem.to_string());
     }
     if problems.len() > SHOWN_PROBLEMS {
-        text.push_str(&format!("\n  … and {} more", problems.len() - SHOWN_PROBLEMS));
+        text.push_str("\n  … and ");
+        text.push_str(&(problems.len() - SHOWN_PROBLEMS).to_string());
+        text.push_str(" more");
     }
     text
 }

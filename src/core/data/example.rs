@@ -187,5 +187,7 @@ pub(crate) fn short_hash(parts: &[&[u8]]) -> String {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let digest: [u8; 32] = hasher.finalize().into();
+    let [first, second, third, fourth, fifth, sixth, seventh, eighth, ..] = digest;
+    format!("{:016x}", u64::from_be_bytes([first, second, third, fourth, fifth, sixth, seventh, eighth]))
 }

@@ -220,16 +220,11 @@ fn pack(window: &[usize], lengths: &[usize], capacity: usize) -> Vec<Vec<usize>>
     for place in places {
         let length = lengths[window[place]];
         let fitting = room.range((length, 0)..).next().copied();
-        let (left, sequence) = match fitting {
-            Some(found) => {
-                room.remove(&found);
-                found
-            }
-            None => {
-                sequences.push(Vec::new());
-                (capacity.max(length), sequences.len() - 1)
-            }
-        };
+        let (left, sequence) = fitting.unwrap_or_else(|| {
+            sequences.push(Vec::new());
+            (capacity.max(length), sequences.len() - 1)
+        });
+        room.remove(&(left, sequence));
         sequences[sequence].push(place);
         room.insert((left - length, sequence));
     }

@@ -144,7 +144,7 @@ fn look_at_all(
 
 fn unusable_rows(dataset: &Dataset, outcomes: &[Outcome], findings: &mut Findings) {
     for problem in &dataset.problems {
-        findings.add(ProblemKind::UnreadableRow, Severity::Blocks, None, problem.to_string());
+        findings.add(ProblemKind::UnreadableRow, Severity::Blocks, None, &problem.to_string());
     }
     if dataset.unreadable > dataset.problems.len() {
         let more = dataset.unreadable - dataset.problems.len();
@@ -152,7 +152,7 @@ fn unusable_rows(dataset: &Dataset, outcomes: &[Outcome], findings: &mut Finding
             ProblemKind::UnreadableRow,
             Severity::Blocks,
             None,
-            format!("{more} more rows cannot be read"),
+            &format!("{more} more rows cannot be read"),
         );
     }
     for problem in outcomes.iter().filter_map(|outcome| outcome.encoded.as_ref().err()) {
@@ -164,7 +164,7 @@ fn unusable_rows(dataset: &Dataset, outcomes: &[Outcome], findings: &mut Finding
             RowProblemKind::TooLong => (ProblemKind::TooLong, Severity::Blocks),
             RowProblemKind::Dropped => (ProblemKind::Dropped, Severity::Note),
         };
-        findings.add(kind, severity, problem.row, problem.to_string());
+        findings.add(kind, severity, problem.row, &problem.to_string());
     }
 }
 
@@ -208,7 +208,7 @@ fn token_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
              chat template fit the model?",
             endless.len()
         );
-        findings.add(ProblemKind::EndOfTurnNotTrained, Severity::Warning, None, what);
+        findings.add(ProblemKind::EndOfTurnNotTrained, Severity::Warning, None, &what);
     } else {
         for row in endless {
             findings.row(ProblemKind::EndOfTurnNotTrained, Severity::Warning, row, what);
@@ -273,7 +273,7 @@ fn repeated_rows(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     }
     if compared == MAX_NEAR {
         let what = format!("near-duplicates were looked for among the first {MAX_NEAR} different rows only");
-        findings.add(ProblemKind::CheckLimited, Severity::Note, None, what);
+        findings.add(ProblemKind::CheckLimited, Severity::Note, None, &what);
     }
 }
 
@@ -290,17 +290,17 @@ fn dataset_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], finding
             "all {too_long} rows are longer than data.max_length = {}; raise it",
             config.data.max_length
         );
-        findings.add(ProblemKind::AllTooLong, Severity::Blocks, None, what);
+        findings.add(ProblemKind::AllTooLong, Severity::Blocks, None, &what);
     } else if usable(Split::Train) == 0 {
         let what = if rows.is_empty() { "there are no rows" } else { "no row is left to train on" };
-        findings.add(ProblemKind::EmptyDataset, Severity::Blocks, None, what.to_owned());
+        findings.add(ProblemKind::EmptyDataset, Severity::Blocks, None, what);
     }
     if usable(Split::Eval) == 0 && !rows.is_empty() {
         let what = match config.data.eval {
             EvalSource::Fraction(0.0) => "data.eval = 0 holds nothing out: there will be no evaluation",
             _ => "no held-out row is usable: there will be no evaluation",
         };
-        findings.add(ProblemKind::NoEvalRows, Severity::Note, None, what.to_owned());
+        findings.add(ProblemKind::NoEvalRows, Severity::Note, None, what);
     }
 }
 

@@ -212,18 +212,18 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    pub(super) fn add(&mut self, kind: ProblemKind, severity: Severity, row: Option<usize>, message: String) {
+    pub(super) fn add(&mut self, kind: ProblemKind, severity: Severity, row: Option<usize>, message: &str) {
         let count = self.counts.entry((kind, severity)).or_default();
         *count += 1;
         if *count <= MAX_OF_A_KIND {
-            let message = clean_line(&message).into_owned();
+            let message = clean_line(message).into_owned();
             self.problems.push(DataProblem { kind, severity, row, message });
         }
     }
 
     /// A finding about one row, which its message names by its place.
     pub(super) fn row(&mut self, kind: ProblemKind, severity: Severity, row: &Row, what: &str) {
-        self.add(kind, severity, Some(row.index), format!("{}: {what}", row.origin));
+        self.add(kind, severity, Some(row.index), &format!("{}: {what}", row.origin));
     }
 
     /// Gravest first, then by kind and row, findings without a row last.
@@ -262,9 +262,9 @@ mod tests {
     fn findings_are_bounded_cleaned_and_sorted() {
         let mut findings = Findings::default();
         for row in 0..1500 {
-            findings.add(ProblemKind::EmailAddress, Severity::Note, Some(row), "x\u{1b}[0m".to_owned());
+            findings.add(ProblemKind::EmailAddress, Severity::Note, Some(row), "x\u{1b}[0m");
         }
-        findings.add(ProblemKind::EmptyDataset, Severity::Blocks, None, "empty".to_owned());
+        findings.add(ProblemKind::EmptyDataset, Severity::Blocks, None, "empty");
         let sorted = findings.sorted();
         assert_eq!(sorted.len(), 1002);
         assert_eq!(sorted[0].kind, ProblemKind::EmptyDataset);

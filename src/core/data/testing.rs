@@ -89,3 +89,8 @@ pub(crate) fn chat_tokenizer() -> Tokenizer {
     }
     Tokenizer::from_json(description.to_string().as_bytes(), &tiny_special("bytelevel")).unwrap()
 }
+
+/// Rows as the text of a `.jsonl` file.
+pub(crate) fn json_lines(rows: &[Value]) -> String {
+    rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
+}

@@ -74,8 +74,8 @@ fn masks_equal_the_reference_with_the_sample_model() {
 }
 
 /// Without white space at the end of a part, and parts that the template writes one behind the other joined.
-fn comparable(text: &str, spans: &[std::ops::Range<usize>]) -> Vec<String> {
-    let mut joined: Vec<std::ops::Range<usize>> = Vec::new();
+fn comparable(text: &str, spans: &[Range<usize>]) -> Vec<String> {
+    let mut joined: Vec<Range<usize>> = Vec::new();
     for span in spans {
         match joined.last_mut() {
             Some(last) if last.end == span.start => last.end = span.end,

@@ -5,7 +5,7 @@ use pretty_assertions::assert_eq;
 use serde_json::json;
 
 use super::*;
-use crate::data::testing::{config, reference_json, sample_model, tiny};
+use crate::data::testing::{config, json_lines, reference_json, sample_model, tiny};
 use crate::data::{DataProblem, StepOrder};
 use crate::model::SpecialTokens;
 
@@ -21,8 +21,7 @@ fn prepared(rows: &[serde_json::Value], settings: &[&str]) -> Prepared {
 
 fn prepared_with(rows: &[serde_json::Value], settings: &[&str], template: &Template) -> Prepared {
     let project = tempfile::tempdir().unwrap();
-    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-    fs::write(project.path().join("a.jsonl"), text).unwrap();
+    fs::write(project.path().join("a.jsonl"), json_lines(rows)).unwrap();
     let config = config("a.jsonl", settings);
     let dataset = read_dataset(&config, project.path()).unwrap();
     let tokenizer = tiny("bytelevel-bos");
@@ -144,8 +143,7 @@ fn repeated_rows_are_found_within_and_across_the_split() {
     let long = "The badge reader at gate B rejects everyone since this morning, please hurry, it is raining outside.";
     let project = tempfile::tempdir().unwrap();
     let write = |name: &str, rows: &[serde_json::Value]| {
-        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-        fs::write(project.path().join(name), text).unwrap();
+        fs::write(project.path().join(name), json_lines(rows)).unwrap();
     };
     write("a.jsonl", &[pair("a", "b"), pair("A ", "b"), pair(long, "yes"), pair(&format!("{long}!"), "yes")]);
     write("b.jsonl", &[pair("a", "B"), pair("c", "d"), pair(&format!("Oh. {long}"), "yes")]);
@@ -203,8 +201,8 @@ fn the_hash_depends_on_rows_order_and_split() {
 #[test]
 fn progress_reaches_the_end() {
     let project = tempfile::tempdir().unwrap();
-    let text: String = (0..500).map(|number| format!("{}\n", pair(&format!("q{number}"), "a"))).collect();
-    fs::write(project.path().join("a.jsonl"), text).unwrap();
+    let rows: Vec<_> = (0..500).map(|number| pair(&format!("q{number}"), "a")).collect();
+    fs::write(project.path().join("a.jsonl"), json_lines(&rows)).unwrap();
     let config = config("a.jsonl", &[]);
     let dataset = read_dataset(&config, project.path()).unwrap();
     let mut told = Vec::new();
@@ -218,9 +216,8 @@ fn progress_reaches_the_end() {
 #[test]
 fn the_sample_model_prepares_a_project() {
     let project = tempfile::tempdir().unwrap();
-    let rows: String =
-        (0..20).map(|number| format!("{}\n", pair(&format!("{number} + 1?"), "a number"))).collect();
-    fs::write(project.path().join("a.jsonl"), rows).unwrap();
+    let rows: Vec<_> = (0..20).map(|number| pair(&format!("{number} + 1?"), "a number")).collect();
+    fs::write(project.path().join("a.jsonl"), json_lines(&rows)).unwrap();
     let files = ModelFiles::open(&sample_model()).unwrap();
     let settings = config("a.jsonl", &["data.eval=0.1"]);
     let prepared = prepare(&settings, project.path(), &files, &mut |_, _| {}).unwrap();

@@ -52,8 +52,7 @@ impl Rows<'_> {
     }
 
     fn advance(&mut self, bytes: usize) {
-        let passed = &self.text.as_bytes()[self.at..self.at + bytes];
-        self.line += passed.iter().filter(|&&byte| byte == b'\n').count();
+        self.line += self.text[self.at..self.at + bytes].matches('\n').count();
         self.at += bytes;
     }
 

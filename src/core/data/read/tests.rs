@@ -321,7 +321,8 @@ fn unusable_files_are_named() {
 }
 
 fn numbered(count: usize) -> Vec<u8> {
-    (0..count).map(|number| format!("{{\"text\": \"row {number}\"}}\n")).collect::<String>().into_bytes()
+    let rows: Vec<Value> = (0..count).map(|number| json!({"text": format!("row {number}")})).collect();
+    format!("{}\n", crate::data::testing::json_lines(&rows)).into_bytes()
 }
 
 fn held_out(dataset: &Dataset) -> Vec<String> {

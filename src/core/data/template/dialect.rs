@@ -70,20 +70,19 @@ pub(super) fn with_marked_generation(source: &str) -> (String, bool) {
             continue;
         }
         let body = &tag[2..tag.len() - 2];
-        let open = body.starts_with(['-', '+']).then(|| &body[..1]).unwrap_or_default();
-        let close = (body.len() > open.len() && body.ends_with(['-', '+']))
-            .then(|| &body[body.len() - 1..])
-            .unwrap_or_default();
-        match body[open.len()..body.len() - close.len()].trim() {
+        let open = if body.starts_with(['-', '+']) { &body[..1] } else { "" };
+        let inner = &body[open.len()..];
+        let close = if inner.ends_with(['-', '+']) { &inner[inner.len() - 1..] } else { "" };
+        match inner[..inner.len() - close.len()].trim() {
             "raw" => in_raw = true,
             "endraw" => in_raw = false,
             "generation" if !in_raw => {
                 found = true;
-                out.push_str(&format!("{{%{open} with %}}{{% filter {GENERATION_FILTER} {close}%}}"));
+                out.extend(["{%", open, " with %}{% filter ", GENERATION_FILTER, " ", close, "%}"]);
                 continue;
             }
             "endgeneration" if !in_raw => {
-                out.push_str(&format!("{{%{open} endfilter %}}{{% endwith {close}%}}"));
+                out.extend(["{%", open, " endfilter %}{% endwith ", close, "%}"]);
                 continue;
             }
             _ => {}
@@ -103,10 +102,9 @@ fn end_of_expression(text: &str, closer: &str) -> Option<usize> {
         match (quote, bytes[at]) {
             (Some(_), b'\\') => at += 1,
             (Some(open), byte) if byte == open => quote = None,
-            (Some(_), _) => {}
             (None, byte @ (b'\'' | b'"')) => quote = Some(byte),
             (None, _) if bytes[at..].starts_with(closer.as_bytes()) => return Some(at + closer.len()),
-            (None, _) => {}
+            _ => {}
         }
         at += 1;
     }
@@ -115,6 +113,7 @@ fn end_of_expression(text: &str, closer: &str) -> Option<usize> {
 
 /// `tojson` as `transformers` defines it: `json.dumps` with its own separators, no HTML escapes, text left as it is
 /// unless `ensure_ascii`.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands keyword arguments over by value")]
 fn to_json(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let separators: Option<Value> = kwargs.get("separators")?;
     let indent: Option<Value> = kwargs.get("indent")?;
@@ -235,16 +234,23 @@ impl JsonWriter {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
-                control if control < ' ' => self.out.push_str(&format!("\\u{:04x}", control as u32)),
+                control if control < ' ' => self.escape(control as u16),
                 other if self.ascii && !other.is_ascii() => {
                     for unit in other.encode_utf16(&mut [0; 2]) {
-                        self.out.push_str(&format!("\\u{unit:04x}"));
+                        self.escape(*unit);
                     }
                 }
                 other => self.out.push(other),
             }
         }
         self.out.push('"');
+    }
+
+    fn escape(&mut self, unit: u16) {
+        self.out.push_str("\\u");
+        self.out.extend(
+            [12, 8, 4, 0].map(|shift| char::from_digit(u32::from(unit >> shift) & 15, 16).unwrap_or('0')),
+        );
     }
 }
 

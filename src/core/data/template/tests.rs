@@ -52,13 +52,12 @@ fn every_reference_conversation_renders_as_transformers_renders_it() {
                 case["add_generation_prompt"].as_bool().unwrap(),
             );
         let place = format!("{name} / {}", case["conv"]);
-        match case["text"].as_str() {
-            Some(text) => assert_eq!(rendered.unwrap().text, text, "{place}"),
-            None => {
-                let raised = case["error"].as_str().unwrap().trim_start_matches("TemplateError: ");
-                let error = rendered.unwrap_err().to_string();
-                assert!(error.ends_with(raised), "{place}: {error}");
-            }
+        if let Some(text) = case["text"].as_str() {
+            assert_eq!(rendered.unwrap().text, text, "{place}");
+        } else {
+            let raised = case["error"].as_str().unwrap().trim_start_matches("TemplateError: ");
+            let error = rendered.unwrap_err().to_string();
+            assert!(error.ends_with(raised), "{place}: {error}");
         }
     }
 }
@@ -227,7 +226,7 @@ fn the_dialect_knows_what_templates_use() {
 #[test]
 fn message_fields_and_tools_reach_the_template() {
     let template = compile("{{ messages[0].tool_calls[0].function | tojson }} {{ tools | length }}");
-    let fields = serde_json::json!({"tool_calls": [{"function": {"name": "f", "n": 1.5, "big": 18446744073709551615u64}}]});
+    let fields = serde_json::json!({"tool_calls": [{"function": {"name": "f", "n": 1.5, "big": 18_446_744_073_709_551_615_u64}}]});
     let extras = Extras {
         tools: Some(serde_json::json!([{"type": "function"}])),
         fields: vec![fields.as_object().unwrap().clone()],

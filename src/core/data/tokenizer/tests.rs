@@ -64,7 +64,7 @@ fn tiny_tokenizers_equal_the_reference() {
 
 #[test]
 fn the_sample_model_tokenizes_as_the_reference() {
-    let files = crate::model::ModelFiles::open(&crate::data::testing::sample_model()).unwrap();
+    let files = ModelFiles::open(&crate::data::testing::sample_model()).unwrap();
     check_against(&Tokenizer::open(&files).unwrap(), "tokenizer/smollm2.json");
 }
 
