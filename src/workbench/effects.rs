@@ -1,6 +1,7 @@
 //! Performs effects and posts what comes of them back as events. The only place that starts work.
 
 mod data;
+mod device;
 mod job;
 mod review;
 mod settings;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 pub use job::{Job, Lanes, Worker};
 pub use settings::Settings;
 
-use crate::app::{Effect, Event, SettingsEffect};
+use crate::app::{Effect, Event, TerminalEffect};
 use crate::panes::PaneId;
 
 /// Events that may wait to be handled before producers are made to wait.
@@ -24,7 +25,7 @@ pub const QUEUE: usize = 1024;
 pub struct Performer {
     events: mpsc::Sender<Event>,
     lanes: Lanes,
-    settings: Settings,
+    settings: settings::Performer,
     data: data::Performer,
     train: train::Performer,
     sweep: sweep::Performer,
@@ -32,24 +33,25 @@ pub struct Performer {
 }
 
 impl Performer {
-    /// A performer that answers on `events` and works on the blocking threads of `handle`.
-    pub fn new(events: mpsc::Sender<Event>, handle: Handle, settings: Settings) -> Self {
+    /// A performer that answers on `events` and works on the blocking threads of `handle`; `theme` is the one
+    /// in use.
+    pub fn new(events: mpsc::Sender<Event>, handle: Handle, settings: Settings, theme: String) -> Self {
         Self {
             events,
             lanes: Lanes::new(handle),
-            settings,
             data: data::Performer::default(),
-            train: train::Performer::default(),
+            train: train::Performer::new(settings.project.clone()),
             sweep: sweep::Performer::default(),
             review: review::Performer::default(),
+            settings: settings::Performer::new(settings, theme),
         }
     }
 
     /// Begins `effect`; returns at once. Effects of the terminal are handed back.
-    pub fn perform(&mut self, effect: Effect) -> Option<crate::app::TerminalEffect> {
+    pub fn perform(&mut self, effect: Effect) -> Option<TerminalEffect> {
         match effect {
             Effect::Terminal(effect) => return Some(effect),
-            Effect::Settings(effect) => self.perform_settings(effect),
+            Effect::Settings(effect) => self.settings.perform(effect, &self.events, &self.lanes),
             Effect::Data(tag, effect) => {
                 let job = Job::new(&self.lanes, &self.events, PaneId::Data, tag, Event::Data);
                 self.data.perform(effect, job);
@@ -68,9 +70,5 @@ impl Performer {
             }
         }
         None
-    }
-
-    fn perform_settings(&mut self, effect: SettingsEffect) {
-        self.settings.perform(effect, &self.events, &self.lanes);
     }
 }

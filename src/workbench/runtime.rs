@@ -109,7 +109,8 @@ async fn run(project: PathBuf) -> Result<Ending, OpenError> {
         size: terminal.size()?,
     });
     let (sender, events) = mpsc::channel(QUEUE);
-    let performer = Performer::new(sender, tokio::runtime::Handle::current(), settings);
+    let theme = app.theme.name().to_owned();
+    let performer = Performer::new(sender, tokio::runtime::Handle::current(), settings, theme);
     let mut workbench = Loop {
         app,
         terminal,
@@ -146,7 +147,7 @@ fn settings(project: PathBuf) -> Settings {
         depth: Some(ColorHints::from_environment().depth()),
         ascii: !speaks_unicode(),
     };
-    Settings { project, set: Vec::new(), themes, keymap: folder.map(|folder| folder.join("keymap.toml")) }
+    Settings { project, themes, keymap: folder.map(|folder| folder.join("keymap.toml")) }
 }
 
 /// Whether the locale is one of UTF-8; one that says nothing is taken for one.

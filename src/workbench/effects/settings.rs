@@ -1,11 +1,12 @@
-//! Settings, themes and keys: read, read again when they change.
+//! Settings, themes and keys: read, and read again when their files change.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use luthier_core::config::Config;
+use luthier_core::config::{Config, Watcher};
 use tokio::sync::mpsc;
 
-use super::Lanes;
+use super::{Lanes, device};
 use crate::app::{Event, SettingsEffect};
 use crate::keymap::Keymap;
 use crate::theme::{Library, Theme};
@@ -18,8 +19,6 @@ const MAX_KEYMAP: u64 = 256 * 1024;
 pub struct Settings {
     /// The project folder.
     pub project: PathBuf,
-    /// Settings given on the command line, over the file.
-    pub set: Vec<String>,
     /// Themes.
     pub themes: Library,
     /// The person's keymap, whether or not it exists.
@@ -27,9 +26,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads the project's settings.
+    /// Reads the project's settings; an error is the text of all problems, with carets.
     pub fn read_config(&self) -> Result<Config, String> {
-        Config::load(&self.project, &self.set).map_err(|problem| problem.to_string())
+        Config::load(&self.project, &[]).map_err(|problem| problem.to_string())
     }
 
     /// Reads the keymap; the defaults where there is none.
@@ -46,16 +45,54 @@ impl Settings {
         self.themes.load(name)
     }
 
+    fn config_path(&self) -> PathBuf {
+        self.project.join("luthier.toml")
+    }
+
+    /// The files whose change is noticed while `theme` is in use.
+    fn watched(&self, theme: &str) -> Vec<PathBuf> {
+        let mut files = vec![self.config_path()];
+        files.extend(self.keymap.clone());
+        files.extend(self.themes.files(theme));
+        files
+    }
+}
+
+/// Reads settings, themes and keys, and posts them.
+#[derive(Debug)]
+pub(super) struct Performer {
+    settings: Settings,
+    theme: Arc<Mutex<String>>,
+    watcher: Option<Watcher>,
+}
+
+impl Performer {
+    /// A performer for settings of which `theme` is in use.
+    pub fn new(settings: Settings, theme: String) -> Self {
+        Self { settings, theme: Arc::new(Mutex::new(theme)), watcher: None }
+    }
+
     /// Begins `effect`, answering on `events`.
-    pub(super) fn perform(&mut self, effect: SettingsEffect, events: &mpsc::Sender<Event>, lanes: &Lanes) {
-        let settings = self.clone();
+    pub fn perform(&mut self, effect: SettingsEffect, events: &mpsc::Sender<Event>, lanes: &Lanes) {
+        let settings = self.settings.clone();
         let events = events.clone();
+        // Nobody listens any more when the workbench is closing: what cannot be posted is dropped.
         match effect {
-            SettingsEffect::Watch => {}
+            SettingsEffect::Watch => {
+                device::watch(&events);
+                let theme = Arc::clone(&self.theme);
+                let files = settings.watched(&locked(&theme));
+                self.watcher = Some(Watcher::new(files, move |path| {
+                    drop(events.blocking_send(changed(&settings, &path, &theme)));
+                }));
+            }
             SettingsEffect::LoadTheme(name) => {
+                locked(&self.theme).clone_from(&name);
+                if let Some(watcher) = &self.watcher {
+                    watcher.set_files(settings.watched(&name));
+                }
                 lanes.handle().spawn_blocking(move || {
                     let (theme, warnings) = settings.read_theme(&name);
-                    // Nobody listens any more when the workbench is closing.
                     drop(events.blocking_send(Event::Theme(Box::new(theme), warnings)));
                 });
             }
@@ -65,6 +102,23 @@ impl Settings {
                 });
             }
         }
+    }
+}
+
+fn locked(theme: &Mutex<String>) -> std::sync::MutexGuard<'_, String> {
+    theme.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the change of a watched file means.
+fn changed(settings: &Settings, path: &Path, theme: &Mutex<String>) -> Event {
+    if path == settings.config_path() {
+        Event::Config(Box::new(settings.read_config()))
+    } else if settings.keymap.as_deref() == Some(path) {
+        let (keymap, problems) = settings.read_keymap();
+        Event::Keymap(Box::new(keymap), problems)
+    } else {
+        let (theme, warnings) = settings.read_theme(&locked(theme));
+        Event::Theme(Box::new(theme), warnings)
     }
 }
 
@@ -79,5 +133,43 @@ fn read_bounded(path: &Path) -> Result<Option<String>, String> {
             Ok(text) => Ok(Some(text)),
             Err(problem) => Err(format!("{}: {problem}", path.display())),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[model]\npath = \"models/tiny\"\n[data]\ntrain = \"train.jsonl\"\n";
+
+    #[test]
+    fn an_edited_file_arrives_as_an_event() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("luthier.toml", GOOD);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let lanes = Lanes::new(runtime.handle().clone());
+        let (events, mut received) = mpsc::channel(16);
+        let settings = Settings {
+            project: folder.path().into(),
+            themes: Library { folder: Some(folder.path().into()), ..Library::default() },
+            keymap: Some(folder.path().join("keymap.toml")),
+        };
+        let mut performer = Performer::new(settings, "mine".to_owned());
+        performer.perform(SettingsEffect::Watch, &events, &lanes);
+        let mut next = || loop {
+            match received.blocking_recv().unwrap() {
+                Event::Device(_) => {}
+                event => return event,
+            }
+        };
+        write("luthier.toml", &format!("{GOOD}[train]\nlearning_rate = 1e-5\n"));
+        assert!(matches!(next(), Event::Config(config) if config.as_ref().as_ref().unwrap().train.learning_rate < 2e-5));
+        write("luthier.toml", "[model\n");
+        assert!(matches!(next(), Event::Config(config) if config.as_ref().as_ref().unwrap_err().contains("luthier.toml")));
+        write("keymap.toml", "[global]\nx = \"quit\"\n");
+        assert!(matches!(next(), Event::Keymap(_, problems) if problems.is_empty()));
+        write("mine.toml", "inherits = \"luthier\"\n");
+        assert!(matches!(next(), Event::Theme(theme, warnings) if theme.name() == "mine" && warnings.is_empty()));
     }
 }
