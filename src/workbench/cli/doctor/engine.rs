@@ -22,17 +22,19 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Report {
-    engine: String,
+    version: String,
     libtorch: String,
     cuda: bool,
-    devices: Vec<Device>,
+    devices: Vec<String>,
     threads: usize,
+    speeds: Vec<Speed>,
+    problems: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Device {
-    name: String,
+struct Speed {
+    device: String,
     hint: String,
 }
 
@@ -47,11 +49,15 @@ pub fn findings() -> Vec<Finding> {
     let shown = clean_line(&engine.display().to_string()).into_owned();
     match ask(&engine) {
         Ok(report) => {
-            let version = clean_line(&report.engine).into_owned();
+            let version = clean_line(&report.version).into_owned();
             let mut findings =
                 vec![Finding::good("engine", format!("{shown}, version {version}")), libtorch(&report)];
-            findings.extend(report.devices.iter().map(|device| {
-                Finding::good("device", clean_line(&format!("{}: {}", device.name, device.hint)).into_owned())
+            findings.extend(report.speeds.iter().map(|speed| {
+                Finding::good("device", clean_line(&format!("{}: {}", speed.device, speed.hint)).into_owned())
+            }));
+            findings.extend(report.problems.iter().map(|problem| {
+                let remedy = "set model.device to another one, or to \"cpu\"";
+                Finding::short("device", Standing::Warning, clean_line(problem).into_owned(), remedy)
             }));
             findings
         }
@@ -65,8 +71,7 @@ pub fn findings() -> Vec<Finding> {
 }
 
 fn libtorch(report: &Report) -> Finding {
-    let devices: Vec<_> = report.devices.iter().map(|device| device.name.as_str()).collect();
-    let devices = devices.join(", ");
+    let devices = report.devices.join(", ");
     let found = format!("{} on {} with {} threads", report.libtorch, devices, report.threads);
     let driver = Path::new("/proc/driver/nvidia/version").exists();
     let found = clean_line(&found).into_owned();
