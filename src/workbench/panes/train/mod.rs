@@ -1,13 +1,17 @@
-//! Runs, their curves and what would run next.
+//! Runs: what would run, what runs, how it is going.
 
 mod command;
+mod curves;
 mod effect;
+pub(crate) mod look;
 mod state;
+#[cfg(test)]
+mod tests;
 mod update;
 mod view;
 
 pub use command::{COMMANDS, Command};
-pub use effect::{Effect, Event, Question};
+pub use effect::{Effect, Event, PlanSummary, Question, Refusal};
 pub use state::{State, contexts, deadline, hints, status, unavailable, unsaved};
 pub use update::update;
 pub use view::view;

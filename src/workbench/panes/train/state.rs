@@ -2,27 +2,286 @@
 
 use std::time::Duration;
 
+use indexmap::IndexMap;
+use luthier_core::config::Config;
+use luthier_core::runs::{Action, RunSummary, State as RunState, Status};
+use strum::IntoEnumIterator;
+
+use super::command::Command;
+use super::curves::{Curves, Metric};
 use crate::app::Context;
-use crate::command::Command;
+use crate::command::{Command as Any, ListCommand, ViewCommand};
 use crate::keymap::KeyContext;
+use crate::widgets::{ListState, Scroll, TextLine};
+
+/// What has the focus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Focus {
+    /// The list of runs.
+    #[default]
+    List,
+    /// The large chart, with its cursor.
+    Chart,
+}
+
+/// What the detail shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// Charts, notices and samples.
+    #[default]
+    Charts,
+    /// What the engine printed.
+    Log,
+}
+
+/// The run whose detail is shown.
+#[derive(Debug)]
+pub struct OpenRun {
+    /// Its id.
+    pub id: String,
+    /// Its curves so far.
+    pub curves: Curves,
+    /// Where it stands; nothing until read.
+    pub status: Option<Status>,
+    /// Its checkpoints, by step.
+    pub checkpoints: Vec<u64>,
+    /// Its settings; nothing until read.
+    pub config: Option<Config>,
+    /// Whether all of the journal was read.
+    pub caught_up: bool,
+    /// What the engine printed last.
+    pub log: Vec<String>,
+    /// The step the person looked away at.
+    pub left_at: Option<u64>,
+}
+
+impl OpenRun {
+    /// A run of which nothing is known yet.
+    pub fn new(id: String) -> Self {
+        Self {
+            id,
+            curves: Curves::default(),
+            status: None,
+            checkpoints: Vec::new(),
+            config: None,
+            caught_up: false,
+            log: Vec::new(),
+            left_at: None,
+        }
+    }
+
+    /// The newest step known.
+    pub fn step(&self) -> u64 {
+        let journaled = self.curves.last.as_ref().map_or(0, |last| last.step);
+        self.status.as_ref().map_or(journaled, |status| status.step.max(journaled))
+    }
+
+    /// Seconds until the end at the pace of the last steps, while the run makes steps.
+    pub fn seconds_left(&self) -> Option<f64> {
+        let status = self.status.as_ref().filter(|status| status.state == RunState::Running)?;
+        let left = status.total_steps.saturating_sub(self.step());
+        Some(self.curves.seconds_a_step()? * left as f64)
+    }
+}
+
+/// Which part of the steps the large chart shows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Window {
+    /// First step.
+    pub from: f64,
+    /// Last step.
+    pub to: f64,
+}
 
 /// The state of the train pane.
 #[derive(Debug, Default)]
-pub struct State {}
+pub struct State {
+    /// Runs, newest first; nothing until they were read.
+    pub runs: Option<Vec<RunSummary>>,
+    /// Why they could not be read.
+    pub problem: Option<String>,
+    /// Where the list of runs that pass the filter stands.
+    pub list: ListState,
+    /// Words that a run's line must contain.
+    pub filter: String,
+    /// The filter while it is typed.
+    pub typing: Option<TextLine>,
+    /// What has the focus.
+    pub focus: Focus,
+    /// What the detail shows.
+    pub detail: Detail,
+    /// The run shown.
+    pub open: Option<OpenRun>,
+    /// Curves of other runs on the same chart.
+    pub overlays: IndexMap<String, Curves>,
+    /// What the large chart shows.
+    pub metric: Option<Metric>,
+    /// Whether the large chart's values are logarithmic.
+    pub logarithmic: bool,
+    /// The step under the cursor, while the chart has the focus.
+    pub cursor: Option<u64>,
+    /// The part of the steps shown; nothing for all of them.
+    pub window: Option<Window>,
+    /// Position of the prompt whose samples are shown, among those that have any.
+    pub sample: usize,
+    /// Where the log stands.
+    pub log: Scroll,
+    /// How far a plan is prepared: rows done and rows in all.
+    pub planning: Option<(usize, usize)>,
+    /// Whether a start is under way.
+    pub starting: bool,
+    /// A run to select once it is in the list.
+    pub wanted: Option<String>,
+}
+
+impl State {
+    /// The runs that pass the filter, newest first.
+    pub fn shown(&self) -> Vec<&RunSummary> {
+        let words: Vec<String> = self.filter.split_whitespace().map(str::to_lowercase).collect();
+        self.runs
+            .iter()
+            .flatten()
+            .filter(|run| words.iter().all(|word| line_of(run).contains(word)))
+            .collect()
+    }
+
+    /// The selected run.
+    pub fn selected(&self) -> Option<&RunSummary> {
+        let shown = self.shown();
+        self.list.selected().and_then(|index| shown.get(index).copied())
+    }
+
+    /// The metric of the large chart.
+    pub fn main_metric(&self) -> Metric {
+        self.metric.unwrap_or(Metric::Loss)
+    }
+
+    /// Metrics that the run shown has values of.
+    pub fn metrics(&self) -> Vec<Metric> {
+        Metric::iter()
+            .filter(|metric| {
+                *metric == Metric::Loss
+                    || self.open.as_ref().is_some_and(|open| !open.curves.series(*metric).is_empty())
+            })
+            .collect()
+    }
+
+    /// The steps a chart of the run spans: the planned ones, or more where it has made more.
+    pub fn span(&self) -> f64 {
+        let planned = self.open.as_ref().map_or(0, |open| {
+            let planned = open.status.as_ref().map_or(0, |status| status.total_steps);
+            planned.max(open.curves.run.as_ref().map_or(0, |run| run.total_steps)).max(open.step())
+        });
+        let overlaid = self.overlays.values().filter_map(|curves| curves.last.as_ref()).map(|last| last.step);
+        overlaid.chain([planned, 1]).max().unwrap_or(1) as f64
+    }
+}
+
+/// What a filter searches: id, method, state and failure class.
+fn line_of(run: &RunSummary) -> String {
+    let failure = run.failure.as_ref().map(|failure| failure.class.to_string()).unwrap_or_default();
+    format!("{} {} {} {failure}", run.id, run.method, run.state).to_lowercase()
+}
 
 /// The key contexts active now, nearest first; the global one is added by the shell.
-pub fn contexts(_state: &State, _context: &Context) -> Vec<KeyContext> {
-    vec![KeyContext::Train]
+pub fn contexts(state: &State, _context: &Context) -> Vec<KeyContext> {
+    if state.typing.is_some() {
+        return vec![KeyContext::Input];
+    }
+    match state.focus {
+        Focus::Chart => vec![KeyContext::Chart, KeyContext::Train],
+        Focus::List => vec![KeyContext::Train, KeyContext::List],
+    }
 }
 
 /// The commands worth a place in the footer now, most useful first.
-pub fn hints(_state: &State, _context: &Context) -> Vec<Command> {
-    Vec::new()
+pub fn hints(state: &State, context: &Context) -> Vec<Any> {
+    let possible = |command: &Any| unavailable(state, context, *command).is_none();
+    let mut hints = Vec::new();
+    if state.typing.is_some() {
+        return vec![
+            Any::Input(crate::command::InputCommand::Accept),
+            Any::Input(crate::command::InputCommand::Cancel),
+        ];
+    }
+    if state.focus == Focus::Chart {
+        use crate::command::ChartCommand::{Left, LogScale, Open, Right, ZoomIn, ZoomOut, ZoomReset};
+        hints.extend([Left, Right, Open, ZoomIn, ZoomOut, ZoomReset, LogScale].map(Any::Chart));
+        hints.push(Any::Train(Command::Metric));
+        hints.push(Any::View(ViewCommand::Back));
+        return hints;
+    }
+    if state.open.is_some() {
+        hints.push(Any::List(ListCommand::Open));
+    }
+    let own = [
+        Command::New,
+        Command::Resume,
+        Command::Pause,
+        Command::Checkpoint,
+        Command::Stop,
+        Command::Edit,
+        Command::Undo,
+        Command::Review,
+        Command::Overlay,
+        Command::Metric,
+        Command::Log,
+        Command::Diff,
+    ];
+    hints.extend(own.map(Any::Train));
+    hints.push(Any::View(ViewCommand::Search));
+    hints.retain(possible);
+    hints
 }
 
 /// Why `command` cannot be done now, or nothing if it can.
-pub fn unavailable(_state: &State, _context: &Context, _command: Command) -> Option<String> {
-    None
+pub fn unavailable(state: &State, context: &Context, command: Any) -> Option<String> {
+    let Any::Train(command) = command else { return None };
+    match command {
+        Command::New | Command::NewWith => {
+            if context.config.is_none() {
+                return Some("luthier.toml has mistakes; `space e` opens it".to_owned());
+            }
+            if state.starting || state.planning.is_some() {
+                return Some("a run is being prepared already".to_owned());
+            }
+            None
+        }
+        _ => {
+            let Some(open) = &state.open else {
+                return Some("there is no run yet; `n` plans one".to_owned());
+            };
+            let Some(status) = &open.status else { return Some("its status is not read yet".to_owned()) };
+            let newest = open.checkpoints.last().copied();
+            let check = |action: Action| action.check(status, newest).err().map(str::to_owned);
+            match command {
+                Command::Pause if status.state == RunState::Paused => None,
+                Command::Pause => check(Action::Pause),
+                Command::Resume => check(Action::Resume),
+                Command::Checkpoint => check(Action::Checkpoint),
+                Command::Stop => check(Action::Stop),
+                Command::Evaluate => check(Action::Evaluate),
+                Command::Edit => match status.state {
+                    RunState::Finished => Some("it is finished".to_owned()),
+                    RunState::Stopping => Some("it is stopping already".to_owned()),
+                    _ => None,
+                },
+                Command::Undo => open.curves.last_edit().is_none().then(|| "nothing was edited".to_owned()),
+                Command::Sample => (open.curves.sampled().len() < 2)
+                    .then(|| "there is no other prompt with samples".to_owned()),
+                Command::Review => {
+                    let usable = open.checkpoints.last().is_some() || status.state == RunState::Finished;
+                    (!usable).then(|| "it has no checkpoint to compare yet; `c` writes one".to_owned())
+                }
+                Command::New
+                | Command::NewWith
+                | Command::Overlay
+                | Command::Diff
+                | Command::Log
+                | Command::Metric => None,
+            }
+        }
+    }
 }
 
 /// What the right end of the header says instead of the machine's state.

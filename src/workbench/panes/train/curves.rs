@@ -1,0 +1,277 @@
+//! A run's journal, folded into what is drawn.
+
+use jiff::Timestamp;
+use luthier_core::runs::{
+    AlertEvent, EditEvent, EvalEvent, Event, EventBody, Number, RunEvent, SampleEvent, StepEvent,
+};
+use strum::EnumIter;
+
+/// Samples kept; older ones stay in the journal.
+const SAMPLES: usize = 512;
+
+/// Alerts and edits kept for the list below the charts.
+const NOTICES: usize = 512;
+
+/// Steps whose times say how long the rest will take.
+const PACE: usize = 20;
+
+/// What a chart can show against the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter)]
+pub enum Metric {
+    /// Loss of training and held-out examples.
+    Loss,
+    /// Learning rate.
+    LearningRate,
+    /// Norm of the gradient before clipping.
+    GradientNorm,
+    /// Tokens a second.
+    Throughput,
+    /// Resident memory of the engine's process.
+    Memory,
+    /// Memory allocated on the device.
+    DeviceMemory,
+    /// How busy the device was.
+    Load,
+}
+
+impl Metric {
+    /// Its name on screen.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::LearningRate => "learning rate",
+            Self::GradientNorm => "gradient norm",
+            Self::Throughput => "tokens/s",
+            Self::Memory => "memory",
+            Self::DeviceMemory => "device memory",
+            Self::Load => "load",
+        }
+    }
+
+    fn of(self, step: &StepEvent) -> Option<f64> {
+        match self {
+            Self::Loss => Some(step.loss.get()),
+            Self::LearningRate => Some(step.learning_rate.get()),
+            Self::GradientNorm => Some(step.grad_norm.get()),
+            Self::Throughput => Some(step.tokens_per_second.get()),
+            Self::Memory => Some(step.memory_bytes as f64),
+            Self::DeviceMemory => step.device_memory_bytes.map(|bytes| bytes as f64),
+            Self::Load => step.load.map(Number::get),
+        }
+    }
+}
+
+/// Something with a time and a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct At<T> {
+    /// When it was journaled.
+    pub time: Timestamp,
+    /// The step it belongs to.
+    pub step: u64,
+    /// What it is.
+    pub what: T,
+}
+
+/// What the list below the charts tells.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// A setting was changed.
+    Edit(EditEvent),
+    /// Something to look at.
+    Alert(AlertEvent),
+}
+
+/// All that is drawn of one run.
+#[derive(Clone, Debug, Default)]
+pub struct Curves {
+    series: [Vec<(f64, f64)>; 7],
+    seconds: Vec<f64>,
+    /// Evaluations, by step.
+    pub evaluations: Vec<At<EvalEvent>>,
+    /// Steps with a checkpoint.
+    pub checkpoints: Vec<u64>,
+    /// Edits and alerts, oldest first.
+    pub notices: Vec<At<Notice>>,
+    /// Samples, oldest first.
+    pub samples: Vec<At<SampleEvent>>,
+    /// What was started, as last said.
+    pub run: Option<Box<RunEvent>>,
+    /// The newest step.
+    pub last: Option<At<StepEvent>>,
+}
+
+impl Curves {
+    /// Takes in journal events, oldest first.
+    pub fn add(&mut self, events: Vec<Event>) {
+        for event in events {
+            let Event { time, step, body } = event;
+            let step = step.unwrap_or_else(|| self.last.as_ref().map_or(0, |last| last.step));
+            match body {
+                EventBody::Run(run) => {
+                    if let Some(from) = run.resumed_from {
+                        self.cut(from);
+                    }
+                    self.run = Some(run);
+                }
+                EventBody::Step(event) => self.add_step(time, step, event),
+                EventBody::Eval(what) => self.evaluations.push(At { time, step, what }),
+                EventBody::Sample(what) => {
+                    if self.samples.len() == SAMPLES {
+                        self.samples.remove(0);
+                    }
+                    self.samples.push(At { time, step, what });
+                }
+                EventBody::Checkpoint(_) => self.checkpoints.push(step),
+                EventBody::Edit(edit) => self.notice(time, edit.applied_at_step, Notice::Edit(edit)),
+                EventBody::Alert(alert) => self.notice(time, step, Notice::Alert(alert)),
+                EventBody::State(_) | EventBody::Unknown { .. } => {}
+            }
+        }
+    }
+
+    fn add_step(&mut self, time: Timestamp, step: u64, event: StepEvent) {
+        for (metric, series) in METRICS.iter().zip(&mut self.series) {
+            if let Some(value) = metric.of(&event) {
+                series.push((step as f64, value));
+            }
+        }
+        self.seconds.push(event.seconds.get());
+        self.last = Some(At { time, step, what: event });
+    }
+
+    fn notice(&mut self, time: Timestamp, step: u64, what: Notice) {
+        if self.notices.len() == NOTICES {
+            self.notices.remove(0);
+        }
+        self.notices.push(At { time, step, what });
+    }
+
+    /// Forgets what was computed after `step`: it is computed again.
+    fn cut(&mut self, step: u64) {
+        let keep = |at: u64| at <= step;
+        for series in &mut self.series {
+            series.truncate(series.partition_point(|point| point.0 <= step as f64));
+        }
+        self.seconds.truncate(self.series[0].len());
+        self.evaluations.retain(|at| keep(at.step));
+        self.samples.retain(|at| keep(at.step));
+        self.checkpoints.retain(|at| keep(*at));
+    }
+
+    /// Points of a metric, step and value; not a number where the journal says so.
+    pub fn series(&self, metric: Metric) -> &[(f64, f64)] {
+        METRICS.iter().position(|known| *known == metric).map_or(&[], |index| &self.series[index])
+    }
+
+    /// Held-out losses, step and value.
+    pub fn held_out(&self) -> Vec<(f64, f64)> {
+        self.evaluations.iter().map(|at| (at.step as f64, at.what.loss.get())).collect()
+    }
+
+    /// The best evaluation: lowest held-out loss.
+    pub fn best(&self) -> Option<&At<EvalEvent>> {
+        self.evaluations
+            .iter()
+            .filter(|at| at.what.loss.is_finite())
+            .min_by(|left, right| left.what.loss.get().total_cmp(&right.what.loss.get()))
+    }
+
+    /// Seconds a step takes, over the newest ones.
+    pub fn seconds_a_step(&self) -> Option<f64> {
+        let recent = &self.seconds[self.seconds.len().saturating_sub(PACE)..];
+        let finite: Vec<f64> = recent.iter().copied().filter(|seconds| seconds.is_finite()).collect();
+        (!finite.is_empty()).then(|| finite.iter().sum::<f64>() / finite.len() as f64)
+    }
+
+    /// The newest edit that was not itself undone: what undo would take back.
+    pub fn last_edit(&self) -> Option<&EditEvent> {
+        self.notices.iter().rev().find_map(|at| match &at.what {
+            Notice::Edit(edit) => Some(edit),
+            Notice::Alert(_) => None,
+        })
+    }
+
+    /// The newest sample of the prompt at `index` of the suite, and the one before it.
+    pub fn sample(&self, index: u64) -> Option<(&At<SampleEvent>, Option<&At<SampleEvent>>)> {
+        let mut of_prompt = self.samples.iter().rev().filter(|at| at.what.index == Some(index));
+        of_prompt.next().map(|newest| (newest, of_prompt.next()))
+    }
+
+    /// The prompts of the suite that have samples, in order.
+    pub fn sampled(&self) -> Vec<u64> {
+        let mut indexes: Vec<u64> = self.samples.iter().filter_map(|at| at.what.index).collect();
+        indexes.sort_unstable();
+        indexes.dedup();
+        indexes
+    }
+
+    /// The value of a metric at the newest step at or before `step`, with that step.
+    pub fn at(&self, metric: Metric, step: u64) -> Option<(u64, f64)> {
+        let series = self.series(metric);
+        let after = series.partition_point(|point| point.0 <= step as f64);
+        series[..after].last().or(series.first()).map(|point| (point.0 as u64, point.1))
+    }
+}
+
+const METRICS: [Metric; 7] = [
+    Metric::Loss,
+    Metric::LearningRate,
+    Metric::GradientNorm,
+    Metric::Throughput,
+    Metric::Memory,
+    Metric::DeviceMemory,
+    Metric::Load,
+];
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A step's event, `seconds` long.
+    pub fn step(step: u64, loss: f64) -> Event {
+        let body = StepEvent {
+            loss: loss.into(),
+            learning_rate: 1e-4.into(),
+            grad_norm: 0.5.into(),
+            tokens_per_second: 200.0.into(),
+            seconds: 2.0.into(),
+            memory_bytes: 1 << 30,
+            ..StepEvent::default()
+        };
+        Event { time: Timestamp::UNIX_EPOCH, step: Some(step), body: EventBody::Step(body) }
+    }
+
+    fn evaluation(step: u64, loss: f64) -> Event {
+        let body = EvalEvent { loss: loss.into(), ..EvalEvent::default() };
+        Event { time: Timestamp::UNIX_EPOCH, step: Some(step), body: EventBody::Eval(body) }
+    }
+
+    #[test]
+    fn steps_become_series_and_a_pace() {
+        let mut curves = Curves::default();
+        curves.add((1..=100).map(|number| step(number, 2.0 / number as f64)).collect());
+        assert_eq!(curves.series(Metric::Loss).len(), 100);
+        assert!(curves.series(Metric::DeviceMemory).is_empty());
+        assert_eq!(curves.seconds_a_step(), Some(2.0));
+        assert_eq!(curves.at(Metric::Loss, 50), Some((50, 0.04)));
+        assert_eq!(curves.at(Metric::Loss, 5000).map(|found| found.0), Some(100));
+    }
+
+    #[test]
+    fn a_resumed_run_forgets_what_it_computes_again() {
+        let mut curves = Curves::default();
+        curves.add((1..=50).map(|number| step(number, 1.0)).collect());
+        curves.add(vec![evaluation(20, 1.2), evaluation(40, 1.1)]);
+        let resumed = RunEvent { resumed_from: Some(30), ..RunEvent::default() };
+        curves.add(vec![Event { time: Timestamp::UNIX_EPOCH, step: None, body: resumed.into() }]);
+        assert_eq!(curves.series(Metric::Loss).last(), Some(&(30.0, 1.0)));
+        assert_eq!(curves.held_out(), [(20.0, 1.2)]);
+    }
+
+    #[test]
+    fn the_best_evaluation_is_a_number() {
+        let mut curves = Curves::default();
+        curves.add(vec![evaluation(10, f64::NAN), evaluation(20, 1.5), evaluation(30, 1.7)]);
+        assert_eq!(curves.best().map(|at| at.step), Some(20));
+    }
+}

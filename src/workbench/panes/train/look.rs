@@ -1,0 +1,66 @@
+//! How states, times and values of runs look, the same in every pane.
+
+use std::time::Duration;
+
+use luthier_core::runs::State;
+
+use super::curves::Metric;
+use crate::cli::units;
+use crate::theme::Role;
+
+/// The sign of a state, for where there is no room for its word.
+pub fn glyph(state: State) -> &'static str {
+    match state {
+        State::Queued => "·",
+        State::Starting => "◌",
+        State::Running => "▶",
+        State::Paused => "‖",
+        State::Stopping => "◍",
+        State::Finished => "✓",
+        State::Stopped => "■",
+        State::Failed => "✗",
+        State::Lost => "?",
+    }
+}
+
+/// The role that a state is drawn in.
+pub fn role(state: State) -> Role {
+    match state {
+        State::Queued | State::Starting => Role::Waiting,
+        State::Running => Role::Running,
+        State::Paused => Role::Paused,
+        State::Stopping | State::Stopped => Role::Stopped,
+        State::Finished => Role::Finished,
+        State::Failed => Role::Failed,
+        State::Lost => Role::Lost,
+    }
+}
+
+/// A value of a metric with its unit, as short as can be read.
+pub fn value(metric: Metric, value: f64) -> String {
+    if !value.is_finite() {
+        return units::number(value);
+    }
+    match metric {
+        Metric::Loss | Metric::GradientNorm => units::number(value),
+        Metric::LearningRate => format!("{value:.2e}"),
+        Metric::Throughput if value >= 10_000.0 => format!("{:.1} k", value / 1000.0),
+        Metric::Throughput => format!("{value:.0}"),
+        Metric::Memory | Metric::DeviceMemory => units::bytes(value as u64),
+        Metric::Load => units::percent(value),
+    }
+}
+
+/// `38 m`: how long something will take.
+pub fn eta(seconds: f64) -> String {
+    Duration::try_from_secs_f64(seconds).map_or_else(|_| "–".to_owned(), short)
+}
+
+fn short(length: Duration) -> String {
+    let seconds = length.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} m", seconds.div_ceil(60)),
+        _ => format!("{} h {:02} m", seconds / 3600, seconds % 3600 / 60),
+    }
+}

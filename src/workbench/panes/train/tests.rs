@@ -1,0 +1,278 @@
+//! The train pane on screen.
+
+use jiff::Timestamp;
+use luthier_core::runs::{
+    AlertEvent, AlertKind, EditEvent, EvalEvent, Event as JournalEvent, EventBody, Failure, FailureClass,
+    Number, Request, RunEvent, RunSummary, SampleEvent, State as RunState, Status, StepEvent, StopWhen,
+};
+
+use super::effect::{Effect, Event, PlanSummary, Refusal};
+use crate::app::{Effect as AnyEffect, Event as AnyEvent};
+use crate::testing::{START, TestApp, config, snapshot};
+use crate::theme::ColorDepth;
+
+const RUN: &str = "20261123-135000-lora-r16";
+
+fn time(seconds: i64) -> Timestamp {
+    Timestamp::from_second(START + seconds).unwrap()
+}
+
+fn summary(id: &str, state: RunState, started: i64) -> RunSummary {
+    RunSummary {
+        id: id.to_owned(),
+        path: format!("/projects/tickets/runs/{id}").into(),
+        state,
+        method: "lora r16".to_owned(),
+        step: 412,
+        total_steps: 1200,
+        loss: Some(0.871.into()),
+        eval_loss: Some(0.913.into()),
+        best_eval_loss: Some(0.913.into()),
+        started: time(started),
+        failure: None,
+    }
+}
+
+fn runs() -> Vec<RunSummary> {
+    let failed = RunSummary {
+        failure: Some(Failure {
+            class: FailureClass::Oom,
+            message: "out of memory".to_owned(),
+            remedy: "lower train.batch_size".to_owned(),
+        }),
+        step: 31,
+        ..summary("20261123-125100-full", RunState::Failed, -4260)
+    };
+    vec![
+        summary(RUN, RunState::Running, -720),
+        summary("20261123-132000-lora-r8", RunState::Finished, -2520),
+        failed,
+        summary("20261123-124000-qlora", RunState::Lost, -4920),
+    ]
+}
+
+fn journal() -> Vec<JournalEvent> {
+    let event = |step: u64, body: EventBody| JournalEvent { time: time(step as i64), step: Some(step), body };
+    let mut events =
+        vec![event(0, RunEvent { total_steps: 1200, dtype: "f32".into(), ..RunEvent::default() }.into())];
+    for step in 1..=412u64 {
+        let x = step as f64;
+        let loss =
+            if step == 287 { f64::NAN } else { 0.8 + 1.6 * (-x / 120.0).exp() + 0.03 * (x / 3.0).sin() };
+        let body = StepEvent {
+            loss: loss.into(),
+            learning_rate: (2e-4 * (x / 30.0).min(1.0)).into(),
+            grad_norm: (0.4 + 0.1 * (x / 7.0).cos()).into(),
+            tokens_per_second: 12_400.0.into(),
+            seconds: 2.9.into(),
+            memory_bytes: 61 << 30,
+            load: Some(Number(0.78)),
+            ..StepEvent::default()
+        };
+        events.push(event(step, body.into()));
+        if step % 100 == 0 {
+            let loss = 0.9 + 1.5 * (-x / 110.0).exp();
+            let scores = [("conforms".to_owned(), Number(0.85))].into_iter().collect();
+            let body = EvalEvent { loss: loss.into(), scores, ..EvalEvent::default() };
+            events.push(event(step, body.into()));
+            let category = if step == 400 { "hardware" } else { "other" };
+            let body = SampleEvent {
+                prompt: "Printer on floor 3 is on fire \u{1b}[31magain".to_owned(),
+                reply: format!(
+                    "{{\"category\": \"{category}\", \"priority\": \"urgent\", \"location\": \"floor 3\"}}"
+                ),
+                index: Some(0),
+                passed: Some(step == 400),
+                ..SampleEvent::default()
+            };
+            events.push(event(step, body.into()));
+        }
+    }
+    let alert = AlertEvent {
+        alert: AlertKind::Nan,
+        message: "the loss of step 287 is NaN".into(),
+        rows: vec![1041, 88],
+    };
+    events.push(event(287, alert.into()));
+    let edit = EditEvent {
+        key: "train.learning_rate".into(),
+        old: "0.0002".into(),
+        new: "0.00018".into(),
+        who: "config.toml".into(),
+        applied_at_step: 401,
+    };
+    events.push(event(400, edit.into()));
+    events
+}
+
+fn status(state: RunState) -> Status {
+    Status {
+        state,
+        step: 412,
+        total_steps: 1200,
+        epoch: 1.03,
+        started: time(-720),
+        device: "cpu · 2 threads".to_owned(),
+        ..Status::default()
+    }
+}
+
+fn answers(state: RunState) -> impl FnMut(&AnyEffect) -> Vec<AnyEvent> {
+    move |effect| {
+        let AnyEffect::Train(tag, effect) = effect else { return Vec::new() };
+        let answers = match effect {
+            Effect::Watch => vec![Event::Runs(Ok(runs()))],
+            Effect::Follow(run) if run == RUN => vec![
+                Event::Status {
+                    run: run.clone(),
+                    status: Box::new(status(state)),
+                    checkpoints: vec![200, 400],
+                    config: Some(Box::new(config())),
+                },
+                Event::Journal { run: run.clone(), events: journal(), restarted: false, caught_up: true },
+            ],
+            Effect::Overlay(run) => vec![Event::Overlay(run.clone(), journal())],
+            Effect::Log(run) => vec![Event::Log(run.clone(), vec!["one".into(), "two \u{7}bells".into()])],
+            Effect::Plan(settings) if settings.is_empty() => {
+                let lines =
+                    vec!["trains     4,884,480 of 139,399,488 parameters".into(), "steps      1,200".into()];
+                vec![Event::Planned(settings.clone(), Ok(PlanSummary { method: "lora r16".into(), lines }))]
+            }
+            Effect::Plan(settings) => {
+                let refusal =
+                    Refusal { title: "The settings have mistakes".into(), text: settings.join("\n") };
+                vec![Event::Planned(settings.clone(), Err(refusal))]
+            }
+            Effect::Rows(_, step) => vec![Event::Rows(*step, Err("the data changed".into()))],
+            _ => Vec::new(),
+        };
+        answers.into_iter().map(|answer| AnyEvent::Train(*tag, answer)).collect()
+    }
+}
+
+fn opened(width: u16, height: u16, state: RunState) -> TestApp {
+    let mut app = TestApp::respond(width, height, answers(state));
+    app.keys("2");
+    app
+}
+
+fn asked(app: &mut TestApp) -> Vec<Effect> {
+    let effects = app.take_effects().into_iter();
+    effects
+        .filter_map(|effect| match effect {
+            AnyEffect::Train(_, effect) => Some(effect),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_live_run_narrow() {
+    let mut app = opened(80, 24, RunState::Running);
+    snapshot!(app, "");
+}
+
+#[test]
+fn a_live_run_wide() {
+    let mut app = opened(200, 60, RunState::Running);
+    snapshot!(app, "");
+}
+
+#[test]
+fn a_live_run_as_sketched() {
+    let mut app = opened(120, 32, RunState::Running);
+    snapshot!(app, "");
+}
+
+#[test]
+fn without_colour_everything_still_reads() {
+    let respond = Box::new(answers(RunState::Running));
+    let mut app = TestApp::open(80, 24, ColorDepth::None, "luthier", Ok(config()), respond);
+    snapshot!(app, "2");
+}
+
+#[test]
+fn no_runs_yet() {
+    let mut app = TestApp::respond(80, 24, |effect| match effect {
+        AnyEffect::Train(tag, Effect::Watch) => vec![AnyEvent::Train(*tag, Event::Runs(Ok(Vec::new())))],
+        _ => Vec::new(),
+    });
+    snapshot!(app, "2");
+}
+
+#[test]
+fn the_cursor_reads_the_chart() {
+    let mut app = opened(120, 32, RunState::Running);
+    snapshot!(app, "<enter>HHh++");
+    app.keys("<enter>");
+    assert!(matches!(asked(&mut app).last(), Some(Effect::Rows(run, _)) if run == RUN));
+}
+
+#[test]
+fn a_plan_is_shown_before_anything_starts() {
+    let mut app = opened(80, 24, RunState::Running);
+    snapshot!(app, "n");
+    app.keys("<enter>");
+    assert!(!asked(&mut app).iter().any(|effect| matches!(effect, Effect::Start(_))), "no is the default");
+    app.keys("ny");
+    assert!(asked(&mut app).contains(&Effect::Start(Vec::new())));
+}
+
+#[test]
+fn settings_of_a_run_are_refused_in_full() {
+    let mut app = opened(80, 24, RunState::Running);
+    snapshot!(app, "Ntrain.epochs=0 data.system=\"a b\"<enter>");
+    let plan = asked(&mut app).into_iter().find_map(|effect| match effect {
+        Effect::Plan(settings) => Some(settings),
+        _ => None,
+    });
+    assert_eq!(plan.unwrap(), ["train.epochs=0", "data.system=\"a b\""]);
+}
+
+#[test]
+fn stopping_at_once_is_asked_twice() {
+    let mut app = opened(80, 24, RunState::Running);
+    app.keys("s<enter>");
+    assert!(asked(&mut app).contains(&Effect::Ask(RUN.into(), Request::Stop { when: StopWhen::Save })));
+    app.keys("s<down><down><enter>");
+    assert!(!asked(&mut app).iter().any(|effect| matches!(effect, Effect::Ask(..))));
+    app.keys("y");
+    assert!(asked(&mut app).contains(&Effect::Ask(RUN.into(), Request::Stop { when: StopWhen::Now })));
+}
+
+#[test]
+fn an_edit_reaches_the_live_run_and_undo_takes_it_back() {
+    let mut app = opened(80, 24, RunState::Running);
+    app.keys("e<enter><ctrl-u>1e-4<enter>u");
+    let edit = |value: &str| {
+        let key = "train.learning_rate".to_owned();
+        Effect::Ask(RUN.into(), Request::Edit { key, value: value.into(), who: Some("workbench".into()) })
+    };
+    let asked = asked(&mut app);
+    assert!(asked.contains(&edit("1e-4")) && asked.contains(&edit("0.0002")), "{asked:?}");
+}
+
+#[test]
+fn what_cannot_be_done_says_why() {
+    let mut app = opened(80, 24, RunState::Finished);
+    app.keys("p");
+    assert!(app.app.messages.current().is_some_and(|flash| flash.text.contains("finished")));
+    assert!(!asked(&mut app).iter().any(|effect| matches!(effect, Effect::Ask(..))));
+}
+
+#[test]
+fn the_filter_narrows_the_list_and_escape_gives_it_back() {
+    let mut app = opened(120, 32, RunState::Running);
+    app.keys("/oom<enter>");
+    assert_eq!(app.app.panes.train.shown().len(), 1);
+    app.keys("<esc>");
+    assert_eq!(app.app.panes.train.shown().len(), 4);
+}
+
+#[test]
+fn runs_lie_over_one_another() {
+    let mut app = opened(120, 32, RunState::Running);
+    snapshot!(app, "jok");
+    app.keys("joj");
+    assert!(app.app.panes.train.overlays.is_empty());
+}
