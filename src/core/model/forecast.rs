@@ -33,7 +33,7 @@ use super::roles::Role;
 use super::targets::{TargetError, match_targets};
 use super::{LinearModule, ModelFiles};
 use crate::config::{Config, Device, Dtype, MethodKind, Recompute};
-use crate::data::DataSummary;
+use crate::data::{DataSummary, StepOrder};
 use crate::machine::{self, Gpus};
 
 /// Most logits that training and evaluation hold at once.
@@ -164,84 +164,95 @@ pub fn plan_at(
     data: &DataSummary,
     place: Place,
 ) -> Result<Plan, PlanError> {
-    let plan = forecast(&files.architecture, files.parameters(), config, data, place)?;
-    if plan.memory.total <= place.available {
-        return Ok(plan);
-    }
-    let remedy = remedy(&files.architecture, config, data, &plan, place)?;
-    Err(PlanError::TooLarge { plan: Box::new(plan), gpu: place.gpu, remedy })
-}
-
-fn forecast(
-    architecture: &Architecture,
-    total: u64,
-    config: &Config,
-    data: &DataSummary,
-    place: Place,
-) -> Result<Plan, PlanError> {
-    if config.method.kind != MethodKind::Lora {
-        return Err(PlanError::Method(config.method.kind));
-    }
-    let targets = match_targets(&config.method.targets, &architecture.linear_modules())?;
-    let rank = config.method.rank as u64;
-    let trainable: u64 =
-        targets.iter().map(|module| rank * (module.in_features + module.out_features) as u64).sum();
-    let half = match config.model.dtype {
-        Dtype::F32 => false,
-        Dtype::Bf16 | Dtype::F16 => true,
-        Dtype::Auto => place.gpu,
-    };
-    let (dtype, element) = if half { ("bf16", 2) } else { ("f32", 4) };
+    let model = Model { architecture: &files.architecture, parameters: files.parameters() };
+    let Sizes { trainable, memory, half, recompute } = model.sizes(config, data, place)?;
     let (steps, tokens) = course(config, data);
-    let batch = largest_batch(config, data);
-    let shape = Shape { element, batch, config, targets: &targets };
-    let mut memory = Memory {
-        weights: total * element,
-        adapter: trainable * 4,
-        gradients: trainable * 4,
-        optimizer: trainable * 8,
-        activations: 0,
-        logits: shape.logits(architecture),
-        runtime: place.runtime_bytes(),
-        total: 0,
-    };
-    memory.activations = shape.activations(architecture, false);
-    memory.total = memory.sum();
-    let recompute = match config.train.recompute {
-        Recompute::On => true,
-        Recompute::Off => false,
-        Recompute::Auto => memory.total > place.available / 10 * 9,
-    };
-    if recompute {
-        memory.activations = shape.activations(architecture, true);
-        memory.total = memory.sum();
-    }
-    Ok(Plan {
-        parameters: Parameters { total, trainable },
+    let plan = Plan {
+        parameters: Parameters { total: model.parameters, trainable },
         memory,
         steps,
         tokens,
         // Weights, two moments each, and little else.
         checkpoint_bytes: trainable * 12 + CHECKPOINT_EXTRAS,
-        dtype,
+        dtype: if half { "bf16" } else { "f32" },
         recompute,
         available: place.available,
-    })
+    };
+    if memory.total <= place.available {
+        return Ok(plan);
+    }
+    let remedy = remedy(&model, config, data, &plan, place)?;
+    Err(PlanError::TooLarge { plan: Box::new(plan), gpu: place.gpu, remedy })
 }
 
-/// Steps of the run and tokens read in them, taking packed sequences as full.
+/// Steps of the run and tokens read in them.
 fn course(config: &Config, data: &DataSummary) -> (u64, u64) {
-    let train = &config.train;
-    let sequences = if config.data.packing {
-        data.train_tokens.div_ceil(config.data.max_length.max(1) as u64)
-    } else {
-        data.train_lengths.len() as u64
-    };
-    let per_step = (train.batch_size as u64).saturating_mul(train.accumulate as u64).max(1);
-    let per_epoch = sequences.div_ceil(per_step);
-    let steps = train.max_steps.unwrap_or_else(|| (train.epochs * per_epoch as f64).ceil() as u64);
-    let epochs = steps as f64 / per_epoch.max(1) as f64;
-    (steps, (epochs * data.train_tokens as f64).round() as u64)
+    /// Enough steps to tell the tokens per step; finding the epoch of a far step means packing all before it.
+    const MOST: u64 = 10_000;
+    let order = StepOrder::new(&data.train_lengths, config);
+    let steps = order.total_steps();
+    let counted = steps.min(MOST);
+    if counted == 0 {
+        return (steps, 0);
+    }
+    let per_step = order.epoch_of(counted) * data.train_tokens as f64 / counted as f64;
+    (steps, (per_step * steps as f64).round() as u64)
+}
+
+/// The base model, as far as sizes go.
+struct Model<'a> {
+    architecture: &'a Architecture,
+    parameters: u64,
+}
+
+/// What a run takes.
+struct Sizes {
+    trainable: u64,
+    memory: Memory,
+    /// Whether weights and activations are bf16.
+    half: bool,
+    recompute: bool,
+}
+
+impl Model<'_> {
+    fn sizes(&self, config: &Config, data: &DataSummary, place: Place) -> Result<Sizes, PlanError> {
+        if config.method.kind != MethodKind::Lora {
+            return Err(PlanError::Method(config.method.kind));
+        }
+        let targets = match_targets(&config.method.targets, &self.architecture.linear_modules())?;
+        let rank = config.method.rank as u64;
+        let trainable: u64 =
+            targets.iter().map(|module| rank * (module.in_features + module.out_features) as u64).sum();
+        let half = match config.model.dtype {
+            Dtype::F32 => false,
+            Dtype::Bf16 | Dtype::F16 => true,
+            Dtype::Auto => place.gpu,
+        };
+        let element = if half { 2 } else { 4 };
+        let batch = largest_batch(config, data);
+        let shape = Shape { element, batch, config, targets: &targets };
+        let mut memory = Memory {
+            weights: self.parameters * element,
+            adapter: trainable * 4,
+            gradients: trainable * 4,
+            optimizer: trainable * 8,
+            activations: shape.activations(self.architecture, false),
+            logits: shape.logits(self.architecture),
+            runtime: place.runtime_bytes(),
+            total: 0,
+        };
+        memory.total = memory.sum();
+        let recompute = match config.train.recompute {
+            Recompute::On => true,
+            Recompute::Off => false,
+            Recompute::Auto => memory.total > place.available / 10 * 9,
+        };
+        if recompute {
+            memory.activations = shape.activations(self.architecture, true);
+            memory.total = memory.sum();
+        }
+        Ok(Sizes { trainable, memory, half, recompute })
+    }
 }
 
 /// Manifest, configuration and headers of a checkpoint.
@@ -347,60 +358,25 @@ impl Shape<'_> {
     }
 }
 
-/// What to change, in order of how little it changes the result.
+/// What to change, in order of how little it changes the result: each change is tried on top of those before it.
 fn remedy(
-    architecture: &Architecture,
+    model: &Model,
     config: &Config,
     data: &DataSummary,
     plan: &Plan,
     place: Place,
 ) -> Result<String, PlanError> {
-    let total = plan.parameters.total;
-    let mut changed = config.clone();
+    let mut config = config.clone();
+    let mut data = data.clone();
     let mut changes: Vec<String> = Vec::new();
-    let mut attempt = |changed: &Config, change: String| -> Result<Option<String>, PlanError> {
+    let steps: [fn(&mut Config, &mut DataSummary, &Plan) -> Option<String>; 4] =
+        [recomputed, halved, one_by_one, shortened];
+    for step in steps {
+        let Some(change) = step(&mut config, &mut data, plan) else { continue };
         changes.push(change);
-        let forecast = forecast(architecture, total, changed, data, place)?;
-        let fits = forecast.memory.total <= place.available;
-        Ok(fits
-            .then(|| format!("{} would bring it to {}", changes.join(" and "), bytes(forecast.memory.total))))
-    };
-    if !plan.recompute {
-        changed.train.recompute = Recompute::On;
-        if let Some(found) = attempt(&changed, "train.recompute = \"on\"".to_owned())? {
-            return Ok(found);
-        }
-    }
-    if plan.dtype == "f32" {
-        changed.model.dtype = Dtype::Bf16;
-        if let Some(found) = attempt(&changed, "model.dtype = \"bf16\"".to_owned())? {
-            return Ok(found);
-        }
-    }
-    if changed.train.batch_size > 1 {
-        let factor = changed.train.batch_size;
-        changed.train.batch_size = 1;
-        changed.train.accumulate = changed.train.accumulate.saturating_mul(factor);
-        let accumulate = changed.train.accumulate;
-        let change = format!("train.batch_size = 1 with train.accumulate = {accumulate}");
-        if let Some(found) = attempt(&changed, change)? {
-            return Ok(found);
-        }
-    }
-    if changed.data.max_length > SHORT {
-        changed.data.max_length = SHORT;
-        let mut shorter = data.clone();
-        for length in &mut shorter.train_lengths {
-            *length = (*length).min(SHORT);
-        }
-        let forecast = forecast(architecture, total, &changed, &shorter, place)?;
-        changes.push(format!("data.max_length = {SHORT}"));
-        if forecast.memory.total <= place.available {
-            return Ok(format!(
-                "{} would bring it to {}",
-                changes.join(" and "),
-                bytes(forecast.memory.total)
-            ));
+        let total = model.sizes(&config, &data, place)?.memory.total;
+        if total <= place.available {
+            return Ok(format!("{} would bring it to {}", changes.join(" and "), bytes(total)));
         }
     }
     let also =
@@ -409,6 +385,38 @@ fn remedy(
         "it cannot fit here{also}: the weights alone take {}; choose a smaller model, or a machine with more memory",
         bytes(plan.memory.weights)
     ))
+}
+
+fn recomputed(config: &mut Config, _: &mut DataSummary, plan: &Plan) -> Option<String> {
+    config.train.recompute = Recompute::On;
+    (!plan.recompute).then(|| "train.recompute = \"on\"".to_owned())
+}
+
+fn halved(config: &mut Config, _: &mut DataSummary, plan: &Plan) -> Option<String> {
+    config.model.dtype = Dtype::Bf16;
+    (plan.dtype == "f32").then(|| "model.dtype = \"bf16\"".to_owned())
+}
+
+fn one_by_one(config: &mut Config, _: &mut DataSummary, _: &Plan) -> Option<String> {
+    let train = &mut config.train;
+    if train.batch_size <= 1 {
+        return None;
+    }
+    train.accumulate = train.accumulate.saturating_mul(train.batch_size);
+    train.batch_size = 1;
+    Some(format!("train.batch_size = 1 with train.accumulate = {}", train.accumulate))
+}
+
+fn shortened(config: &mut Config, data: &mut DataSummary, _: &Plan) -> Option<String> {
+    if config.data.max_length <= SHORT {
+        return None;
+    }
+    config.data.max_length = SHORT;
+    for length in &mut data.train_lengths {
+        *length = (*length).min(SHORT);
+    }
+    data.train_tokens = data.train_lengths.iter().map(|&length| length as u64).sum();
+    Some(format!("data.max_length = {SHORT}"))
 }
 
 /// The length that is suggested where memory is short.

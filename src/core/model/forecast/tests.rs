@@ -25,23 +25,26 @@ fn data(lengths: &[usize]) -> DataSummary {
 
 const LARGE: Place = Place { gpu: false, available: 1 << 40 };
 
-fn of(config: &Config, lengths: &[usize], place: Place) -> Plan {
-    forecast(&testing::architecture(30), TOTAL, config, &data(lengths), place).unwrap()
+fn sizes(config: &Config, lengths: &[usize], place: Place) -> Result<Sizes, PlanError> {
+    let architecture = testing::architecture(30);
+    Model { architecture: &architecture, parameters: TOTAL }.sizes(config, &data(lengths), place)
+}
+
+fn of(config: &Config, lengths: &[usize], place: Place) -> Sizes {
+    sizes(config, lengths, place).unwrap()
 }
 
 #[test]
 fn parameters_are_those_that_peft_counts() {
-    let plan = of(&config(), &[512], LARGE);
-    assert_eq!(plan.parameters, Parameters { total: TOTAL, trainable: 4_884_480 });
+    assert_eq!(of(&config(), &[512], LARGE).trainable, 4_884_480);
     let mut queries = config();
     queries.method.targets = Targets::Names(vec!["q_proj".to_owned()]);
-    assert_eq!(of(&queries, &[512], LARGE).parameters.trainable, 30 * 16 * (576 + 576));
+    assert_eq!(of(&queries, &[512], LARGE).trainable, 30 * 16 * (576 + 576));
 }
 
 #[test]
 fn parts_follow_the_documented_sizes() {
-    let plan = of(&config(), &[512], LARGE);
-    let memory = plan.memory;
+    let memory = of(&config(), &[512], LARGE).memory;
     assert_eq!(memory.weights, TOTAL * 4);
     assert_eq!((memory.adapter, memory.gradients), (4_884_480 * 4, 4_884_480 * 4));
     assert_eq!(memory.optimizer, 4_884_480 * 8);
@@ -51,7 +54,6 @@ fn parts_follow_the_documented_sizes() {
     assert_eq!(memory.logits, 8 * (1 << 24) + 2 * 512 * 576 * 4);
     let parts = memory.weights + memory.adapter + memory.gradients + memory.optimizer;
     assert_eq!(memory.total, parts + memory.activations + memory.logits + memory.runtime);
-    assert!(plan.checkpoint_bytes > 4_884_480 * 12);
 }
 
 #[test]
@@ -87,9 +89,9 @@ fn recompute_keeps_one_layer_and_is_chosen_where_memory_is_short() {
 fn bf16_halves_weights_and_is_the_default_on_a_gpu() {
     let gpu = Place { gpu: true, available: 1 << 40 };
     let plan = of(&config(), &[512], gpu);
-    assert_eq!((plan.dtype, plan.memory.weights), ("bf16", TOTAL * 2));
+    assert_eq!((plan.half, plan.memory.weights), (true, TOTAL * 2));
     assert_eq!(plan.memory.adapter, 4_884_480 * 4);
-    assert_eq!(of(&config(), &[512], LARGE).dtype, "f32");
+    assert!(!of(&config(), &[512], LARGE).half);
 }
 
 #[test]
@@ -102,8 +104,8 @@ fn the_largest_micro_batch_counts() {
     assert_eq!(largest_batch(&three, &data(&lengths)), 1230);
     three.data.max_length = 256;
     assert_eq!(largest_batch(&three, &data(&lengths)), 768);
-    let few = of(&three, &[], LARGE);
-    assert_eq!((few.steps, few.tokens, few.memory.activations), (0, 0, 0));
+    let none = plan_at(&tiny(), &three, &data(&[]), LARGE).unwrap();
+    assert_eq!((none.steps, none.tokens, none.memory.activations), (0, 0, 0));
 }
 
 #[test]
@@ -113,11 +115,16 @@ fn steps_and_tokens_follow_epochs_or_the_limit() {
     config.train.batch_size = 2;
     config.train.accumulate = 2;
     let lengths = [100; 40];
-    let plan = of(&config, &lengths, LARGE);
+    let plan = plan_at(&tiny(), &config, &data(&lengths), LARGE).unwrap();
     assert_eq!((plan.steps, plan.tokens), (30, 12_000));
     config.train.max_steps = Some(5);
-    let plan = of(&config, &lengths, LARGE);
+    let plan = plan_at(&tiny(), &config, &data(&lengths), LARGE).unwrap();
     assert_eq!((plan.steps, plan.tokens), (5, 2_000));
+    config.train.max_steps = Some(1 << 40);
+    config.data.packing = true;
+    let plan = plan_at(&tiny(), &config, &data(&lengths), LARGE).unwrap();
+    assert_eq!(plan.steps, 1 << 40);
+    assert!(plan.tokens > 100 << 40);
 }
 
 fn tiny() -> ModelFiles {
@@ -157,11 +164,11 @@ fn what_cannot_fit_is_refused_with_what_would_help() {
 fn methods_without_a_forecast_and_wrong_targets_are_errors() {
     let mut full = config();
     full.method.kind = MethodKind::Full;
-    let error = forecast(&testing::architecture(1), TOTAL, &full, &data(&[8]), LARGE).unwrap_err();
+    let error = plan_at(&tiny(), &full, &data(&[8]), LARGE).unwrap_err();
     assert!(error.to_string().contains("method.kind = \"full\" is not available"), "{error}");
     let mut wrong = config();
     wrong.method.targets = Targets::Names(vec!["wq".to_owned()]);
-    let error = forecast(&testing::architecture(1), TOTAL, &wrong, &data(&[8]), LARGE).unwrap_err();
+    let error = plan_at(&tiny(), &wrong, &data(&[8]), LARGE).unwrap_err();
     assert!(matches!(error, PlanError::Targets(TargetError::Unmatched { .. })), "{error}");
 }
 
@@ -175,7 +182,9 @@ fn bytes_are_read_at_a_glance() {
 
 #[test]
 fn the_json_has_the_fixed_keys() {
-    let json = serde_json::to_value(of(&config(), &[512], LARGE)).unwrap();
+    let plan = plan_at(&tiny(), &config(), &data(&[512]), LARGE).unwrap();
+    assert!(plan.checkpoint_bytes > plan.parameters.trainable * 12);
+    let json = serde_json::to_value(plan).unwrap();
     for key in ["weights", "adapter", "gradients", "optimizer", "activations", "logits", "total"] {
         assert!(json["memory"][key].is_u64(), "{key}");
     }
