@@ -1,6 +1,8 @@
 //! How good a model is: loss on the held-out examples, and replies that the objective scores.
 
 mod compare;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 

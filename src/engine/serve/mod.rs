@@ -5,6 +5,8 @@
 
 mod adapters;
 mod clients;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;

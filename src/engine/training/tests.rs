@@ -169,8 +169,8 @@ fn other_base_weights_refuse_a_checkpoint_and_other_data_are_reported() {
     }
     let weights = model.join("model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
-    let middle = bytes.len() / 2 & !3;
-    bytes[middle] ^= 1;
+    let half = bytes.len() / 2 & !3;
+    bytes[half..].iter_mut().step_by(4).for_each(|lowest| *lowest ^= 1);
     fs::remove_file(&weights).unwrap();
     fs::write(&weights, bytes).unwrap();
     let other = project.run(&["model.path=model"]);
@@ -182,7 +182,8 @@ fn other_base_weights_refuse_a_checkpoint_and_other_data_are_reported() {
 #[test]
 fn a_loss_that_explodes_ends_the_run_or_is_skipped_as_configured() {
     let project = Project::new();
-    let explode = ["train.learning_rate=1e30", "train.max_grad_norm=0.0", "train.max_steps=40"];
+    let init = format!("method.init={:?}", explosive(&project));
+    let explode = [init.as_str(), "train.learning_rate=1.0", "train.max_steps=40"];
     let stopped = project.run(&explode);
     let error = work_on(&stopped, Termination::default()).unwrap_err();
     assert_eq!(error.class(), FailureClass::Nan, "{error}");
@@ -194,7 +195,7 @@ fn a_loss_that_explodes_ends_the_run_or_is_skipped_as_configured() {
     let error = work_on(&skipping, Termination::default()).unwrap_err();
     assert!(error.to_string().contains("10 steps in a row"), "{error}");
 
-    let sound = project.run(&[]);
+    let sound = project.run(&[&init, "train.learning_rate=1e-37"]);
     work_on(&sound, Termination::default()).unwrap();
     let rolling = project.run(
         &[&explode[..], &["train.on_nan=rollback", "train.max_steps=8", "train.checkpoint_every=0"]].concat(),
@@ -203,6 +204,26 @@ fn a_loss_that_explodes_ends_the_run_or_is_skipped_as_configured() {
     assert_eq!(work_on(&rolling, Termination::default()).unwrap(), finished());
     let finite: Vec<bool> = losses(&rolling).iter().map(|step| step.1.is_finite()).collect();
     assert_eq!(finite, [true, false, true, false], "{:?}", losses(&rolling));
+}
+
+/// An adapter that changes nothing at first, and overflows after its first update.
+fn explosive(project: &Project) -> std::path::PathBuf {
+    let fresh = project.run(&["train.max_steps=1", "train.eval_every=0"]);
+    work_on(&fresh, Termination::default()).unwrap();
+    let config = fresh.adapter_path().join("adapter_config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    assert!(text.contains("\"lora_alpha\": 8.0"), "{text}");
+    fs::write(&config, text.replace("\"lora_alpha\": 8.0", "\"lora_alpha\": 1e38")).unwrap();
+    let weights = fresh.adapter_path().join("adapter_model.safetensors");
+    let mut tensors = crate::weights::safetensors::read(&weights).unwrap();
+    for (name, tensor) in &mut tensors {
+        if name.contains("lora_B") {
+            *tensor = tensor.zeros_like();
+        }
+    }
+    let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    crate::weights::safetensors::write(&weights, named).unwrap();
+    fresh.adapter_path()
 }
 
 #[test]
@@ -224,7 +245,7 @@ fn a_signal_saves_and_the_run_can_go_on() {
 fn early_stop_leaves_the_best_adapter() {
     let project = Project::new();
     let run = project.run(&[
-        "train.learning_rate=3.0",
+        "train.learning_rate=1.0",
         "train.eval_every=1",
         "train.max_steps=60",
         "train.early_stop.patience=3",
