@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::DataError;
+use crate::text::clean_line;
 
 const FILE: &str = "quarantine.json";
 /// Largest list that is read: a million rows.
@@ -33,8 +34,12 @@ impl Quarantine {
             }
             Err(error) => return Err(DataError::read(&path, error)),
         };
-        let hashes = serde_json::from_str(&text)
-            .map_err(|error| DataError::file(&path, format!("not a JSON list of row hashes: {error}")))?;
+        let hashes = serde_json::from_str(&text).map_err(|error| {
+            DataError::file(
+                &path,
+                format!("not a JSON list of row hashes: {}", clean_line(&error.to_string())),
+            )
+        })?;
         Ok(Quarantine { path, hashes })
     }
 

@@ -372,3 +372,18 @@ fn evaluation_files_and_quarantine() {
     assert_eq!(after.rows.iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     assert!(after.rows.iter().all(|row| row.example != dataset.rows[2].example));
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_file_panics(
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+        text in "[\\[\\]{}\",:a-z0-9 \n\r\t\\\\é]{0,80}",
+    ) {
+        for content in [bytes.as_slice(), text.as_bytes()] {
+            for name in ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.txt"] {
+                let project = Project::new(&[(name, content)], &[]);
+                let _ = read_dataset(&project.config, project.folder.path());
+            }
+        }
+    }
+}

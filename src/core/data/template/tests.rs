@@ -2,7 +2,7 @@ use pretty_assertions::assert_eq;
 use serde_json::Value as Json;
 
 use super::*;
-use crate::data::testing::{reference_json, tiny};
+use crate::data::testing::{config, reference, reference_json, tiny};
 use crate::model::SpecialToken;
 
 fn special(template: &Json) -> SpecialTokens {
@@ -252,4 +252,47 @@ fn the_system_prompt_stands_before_conversations_without_one() {
     assert_eq!(with_system(&hello, "Be brief.")[0], Message::new("system", "Be brief."));
     let own = [Message::new("system", "Own."), Message::new("user", "hello")];
     assert_eq!(with_system(&own, "Be brief."), own);
+}
+
+#[test]
+fn the_config_chooses_the_template() {
+    let files = ModelFiles::open(&reference("tiny/llama")).unwrap();
+    let project = tempfile::tempdir().unwrap();
+    let resolve = |name: &str| {
+        let settings = config("a.jsonl", &[&format!("data.template={name:?}")]);
+        Template::resolve(&settings, project.path(), &files)
+    };
+    assert_eq!(resolve("auto").unwrap().name, "model");
+    assert_eq!(resolve("zephyr").unwrap().name, "zephyr");
+    assert_eq!(resolve("none").unwrap().fingerprint, "none");
+    std::fs::write(project.path().join("own.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}")
+        .unwrap();
+    let own = resolve("own.jinja").unwrap();
+    assert_eq!((own.name.as_str(), own.fingerprint.len()), ("own.jinja", 16));
+    assert_eq!(own.render(&[Message::new("user", "hello")], true).unwrap(), "hello");
+    assert!(resolve("chatmi").unwrap_err().to_string().contains("one of alpaca, chatml, gemma"));
+    assert!(resolve("missing.jinja").unwrap_err().to_string().starts_with("cannot read"));
+    let without = ModelFiles { chat_template: None, ..files.clone() };
+    let settings = config("a.jsonl", &[]);
+    assert!(Template::resolve(&settings, project.path(), &without).unwrap().is_none());
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_source_and_no_message_panics(
+        parts in proptest::collection::vec(
+            proptest::sample::select(vec![
+                "{%", "%}", "{{", "}}", "{#", "#}", "-", "+", " generation ", " endgeneration ", " for m in messages ",
+                " endfor ", " if ", " else ", " endif ", " raw ", " endraw ", " set x = ", "messages", "[0]", "[-1:]",
+                ".content", "'", "\"", "\\", "|", "tojson", "length", "\n", "é", "1", "/", "0", "(", ")",
+            ]),
+            0..24,
+        ),
+        content in "\\PC*",
+    ) {
+        let source = parts.concat();
+        if let Ok(template) = Template::compile("test", &source, &SpecialTokens::default()) {
+            let _ = template.render(&[Message::new("user", content)], true);
+        }
+    }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::DataError;
 use super::guard::guarded;
 use crate::model::{ModelFiles, SpecialToken, SpecialTokens, TokenizerSource};
+use crate::text::clean_line;
 
 pub use stream::DecodeStream;
 
@@ -80,8 +81,8 @@ impl Tokenizer {
     /// From the content of a `tokenizer.json`, with the special tokens the model declares.
     pub(crate) fn from_json(json: &[u8], special: &SpecialTokens) -> Result<Self, DataError> {
         let mut tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(json))
-            .map_err(|panic| DataError::Tokenizer(format!("its description is broken ({panic})")))?
-            .map_err(|error| DataError::Tokenizer(format!("its description is broken: {error}")))?;
+            .map_err(|panic| broken(&panic))?
+            .map_err(|error| broken(&error.to_string()))?;
         tokenizer.with_padding(None);
         guarded(|| tokenizer.with_truncation(None).map(|_| ()))
             .ok()
@@ -234,6 +235,10 @@ impl Inner {
             .collect();
         Ok(Encoding { ids: encoding.get_ids().to_vec(), offsets })
     }
+}
+
+fn broken(reason: &str) -> DataError {
+    DataError::Tokenizer(format!("its description is broken: {}", clean_line(reason)))
 }
 
 /// `at`, or the start of the character it falls into.

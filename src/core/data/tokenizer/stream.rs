@@ -2,9 +2,9 @@
 
 use super::Tokenizer;
 
-/// Tokens that may wait for the rest of a character: a character has at most four bytes, so at most three tokens of it
-/// can be outstanding; more means that the bytes are not UTF-8.
-const MAX_WAITING: usize = 4;
+/// Tokens that may wait for the rest of a character. Three would do, were it not for texts that hold U+FFFD themselves,
+/// which reads like bytes that are still incomplete.
+const MAX_WAITING: usize = 64;
 
 /// Decodes token by token. Text comes out as soon as it cannot change: bytes of an incomplete character are held back.
 /// Special tokens have no text.

@@ -68,6 +68,16 @@ fn the_sample_model_tokenizes_as_the_reference() {
     check_against(&Tokenizer::open(&files).unwrap(), "tokenizer/smollm2.json");
 }
 
+#[test]
+fn a_model_folder_brings_its_tokenizer() {
+    let files = ModelFiles::open(&reference("tiny/llama")).unwrap();
+    let tokenizer = Tokenizer::open(&files).unwrap();
+    assert_eq!(tokenizer.inner.limit as usize, files.architecture.vocabulary);
+    let text = "Hello, world!";
+    let ids = tokenizer.encode(text, false).unwrap().ids;
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+}
+
 /// The vocabulary a GGUF file would hold for a tiny tokenizer.
 fn as_gguf(name: &str, model: &str, pre: Option<&str>) -> GgufVocabulary {
     let description = reference_json(&format!("tiny/_tokenizers/{name}/tokenizer.json"));
@@ -199,7 +209,7 @@ fn the_stream_lets_go_of_bytes_that_never_become_text() {
     let half = tokenizer.encode("日", false).unwrap().ids[0];
     let letter = tokenizer.encode("a", false).unwrap().ids[0];
     let mut stream = tokenizer.stream();
-    let mut out: String = (0..6).filter_map(|_| stream.push(half)).collect();
+    let mut out: String = (0..70).filter_map(|_| stream.push(half)).collect();
     assert!(out.starts_with('\u{fffd}'), "{out:?}");
     for _ in 0..3 {
         out.push_str(&stream.push(letter).unwrap_or_default());
@@ -220,4 +230,21 @@ fn special_tokens_are_known_by_text_and_id() {
     assert_eq!(tokenizer.special_at_end("x<|im_end|>").map(|found| found.0), Some("<|im_end|>"));
     assert_eq!(tokenizer.special_at_start("im_end"), None);
     assert_eq!(tokenizer.token_text(4), "<|im_end|>");
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_survives_both_ways(text in "\\PC*") {
+        for name in ["bytelevel", "bytelevel-bos"] {
+            let tokenizer = tiny(name);
+            let encoding = tokenizer.encode(&text, false).unwrap();
+            proptest::prop_assert_eq!(encoding.ids.len(), encoding.offsets.len());
+            proptest::prop_assert!(encoding.offsets.iter().all(|&(start, end)| text.get(start..end).is_some()));
+            proptest::prop_assert_eq!(tokenizer.decode(&encoding.ids, false).unwrap(), text.as_str());
+            let mut stream = tokenizer.stream();
+            let mut streamed: String = encoding.ids.iter().filter_map(|&id| stream.push(id)).collect();
+            streamed.push_str(&stream.finish().unwrap_or_default());
+            proptest::prop_assert_eq!(streamed, tokenizer.decode(&encoding.ids, true).unwrap());
+        }
+    }
 }
