@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use rustix::process::Pid;
+
 use super::directory::{RUNS_FOLDER, RunDir};
 use super::error::{io_error, shown};
 use super::process::ProcessIdentity;
@@ -169,19 +171,29 @@ pub fn become_session_leader() -> Result<(), RunError> {
     // The leader of a process group may not begin a session: join another group of this session first.
     let own = rustix::process::getpgrp();
     let others = [
-        rustix::process::getppid().and_then(|parent| rustix::process::getpgid(Some(parent)).ok()),
-        rustix::process::getsid(None).ok(),
+        rustix::process::getppid().and_then(|parent| group_and_session(parent.as_raw_nonzero().get())?[0]),
+        group_and_session(std::process::id() as i32).and_then(|[_, session]| session),
     ];
     let joined = others
         .into_iter()
         .flatten()
         .any(|group| group != own && rustix::process::setpgid(None, Some(group)).is_ok());
     let leads = joined && rustix::process::setsid().is_ok();
-    if !leads && rustix::process::getsid(None).ok() != Some(rustix::process::getpid()) {
+    let session = group_and_session(std::process::id() as i32).and_then(|[_, session]| session);
+    if !leads && session != Some(rustix::process::getpid()) {
         // A group of its own and deafness to hang-ups are nearly as good.
         tracing::warn!("cannot begin a session of its own");
     }
     Ok(())
+}
+
+/// Process group and session of a process (fields 5 and 6 of `/proc/PID/stat`, see proc(5)). Either is missing where it
+/// lies outside our process namespace: the kernel then says 0, which rustix takes for impossible.
+fn group_and_session(pid: i32) -> Option<[Option<Pid>; 2]> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(2);
+    let mut next = || Some(Pid::from_raw(fields.next()?.parse().ok()?));
+    Some([next()?, next()?])
 }
 
 #[cfg(test)]
