@@ -15,23 +15,28 @@ fn main() {
         _ => panic!("there is no libtorch in {}: run `make setup`", linked.display()),
     };
     println!("cargo:rerun-if-changed={}", torch.join("build-version").display());
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .pic(true)
+    compiler()
         .warnings(true)
-        .extra_warnings(false)
-        .opt_level(3)
-        .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        // errno of the mathematical functions is never read; without it loops over them stay scalar.
-        .flag("-fno-math-errno")
         .flag("-isystem")
         .flag(torch.join("include"))
         .flag("-isystem")
         .flag(torch.join("include/torch/csrc/api/include"))
         .file("csrc/shim.cpp")
         .compile("luthier_shim");
+    // The same kernels for several instruction sets; the program chooses when it runs.
+    let x86: &[(&str, &[&str])] = &[
+        ("avx2", &["-mavx2", "-mfma", "-mf16c"]),
+        ("avx512", &["-march=x86-64-v4", "-mprefer-vector-width=512"]),
+    ];
+    let others = if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|name| name == "x86_64") { x86 } else { &[] };
+    for (name, flags) in [&[("base", &[] as &[&str])], others].concat() {
+        let mut build = compiler();
+        for flag in flags {
+            build.flag(flag);
+        }
+        build.file("csrc/kernels.cpp").compile(&format!("luthier_kernels_{name}"));
+    }
     let lib = torch.join("lib");
     println!("cargo:rustc-link-search=native={}", lib.display());
     for library in ["torch_cpu", "c10"] {
@@ -40,4 +45,21 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     // libtorch_cpu finds the CUDA runtime through its own RPATH at run time; the linker would not.
     println!("cargo:rustc-link-arg=-Wl,--allow-shlib-undefined");
+}
+
+fn compiler() -> cc::Build {
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .opt_level(3)
+        .debug(false)
+        // Nothing reads errno; without it loops over mathematical functions stay scalar.
+        .flag("-fno-math-errno")
+        .flag("-ffp-contract=fast")
+        // Vector types wider than the baseline's registers never cross a call.
+        .flag("-Wno-psabi");
+    build
 }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
+use luthier_core::model::{RopePermutation, Storage};
 use memmap2::Mmap;
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
@@ -53,6 +54,37 @@ unsafe extern "C" {
         sum: *mut Pointer,
         losses: *mut Pointer,
         correct: *mut Pointer,
+    ) -> c_int;
+    fn luthier_rms_norm(x: Pointer, weight: Pointer, epsilon: f64, out: *mut Pointer) -> c_int;
+    fn luthier_swiglu(gate: Pointer, up: Pointer, out: *mut Pointer) -> c_int;
+    fn luthier_rope(x: Pointer, cos: Pointer, sin: Pointer, out: *mut Pointer) -> c_int;
+    fn luthier_attention(
+        query: Pointer,
+        key: Pointer,
+        value: Pointer,
+        lengths: *const i64,
+        count: usize,
+        scale: f64,
+        out: *mut Pointer,
+    ) -> c_int;
+    fn luthier_attend(
+        query: Pointer,
+        keys: Pointer,
+        values: Pointer,
+        lengths: *const i64,
+        count: usize,
+        scale: f64,
+        out: *mut Pointer,
+    ) -> c_int;
+    fn luthier_stored_product(
+        x: Pointer,
+        bytes: *const u8,
+        length: usize,
+        format: c_int,
+        rows: i64,
+        columns: i64,
+        heads: i64,
+        out: *mut Pointer,
     ) -> c_int;
     fn luthier_add_low_rank(y: Pointer, x: Pointer, a: Pointer, b: Pointer, scale: f64) -> c_int;
     fn luthier_dropout_mask(x: Pointer, p: f64, seed: u64, out: *mut Pointer) -> c_int;
@@ -327,6 +359,143 @@ pub fn linear_cross_entropy(
         )
     })?;
     Ok(CrossEntropy { sum: owned(sum), rows: owned(rows), correct: owned(correct) })
+}
+
+/// Whether the kernels for the CPU can work on a tensor: f32, on the CPU, contiguous.
+pub fn is_plain(x: &Tensor) -> bool {
+    x.kind() == Kind::Float && x.device() == tch::Device::Cpu && x.is_contiguous()
+}
+
+/// `weight · x / sqrt(mean(x²) + epsilon)` over the last dimension, in one pass; plain tensors only. No gradient reaches
+/// `weight`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: two live tensors in, one pointer written on success; the shim checks shapes and types.
+    checked("rms_norm", unsafe { luthier_rms_norm(pointer(x), pointer(weight), epsilon, &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// `silu(gate) · up` in one pass; plain tensors only.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: two live tensors in, one pointer written on success; the shim checks shapes and types.
+    checked("swiglu", unsafe { luthier_swiglu(pointer(gate), pointer(up), &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// Rotates the leading `2F` dimensions of every head of `x` `[N, heads, size]` by `cos` and `sin` `[N, …, F]` in one pass;
+/// plain tensors only. No gradient reaches `cos` and `sin`.
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: three live tensors in, one pointer written on success; the shim checks shapes and types.
+    checked("rope", unsafe { luthier_rope(pointer(x), pointer(cos), pointer(sin), &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// Causal softmax attention of documents laid end to end: `query` `[N, heads, size]`, `key` and `value`
+/// `[N, groups, size]`, document lengths that sum to N; plain tensors only. Returns `[N, heads · size]`.
+pub fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    lengths: &[i64],
+    scale: f64,
+) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: three live tensors and `lengths.len()` numbers in, one pointer written on success; the shim checks shapes
+    // and types.
+    checked("attention", unsafe {
+        luthier_attention(
+            pointer(query),
+            pointer(key),
+            pointer(value),
+            lengths.as_ptr(),
+            lengths.len(),
+            scale,
+            &raw mut out,
+        )
+    })?;
+    Ok(owned(out))
+}
+
+/// One new query a row against a cache: `query` `[B, heads, size]`, `keys` and `values` `[B, groups, room, size]`, of which
+/// row b has `lengths[b]`; plain tensors only. Returns `[B, heads · size]`; no gradient.
+pub fn attend(query: &Tensor, keys: &Tensor, values: &Tensor, lengths: &[i64], scale: f64) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: three live tensors and `lengths.len()` numbers in, one pointer written on success; the shim checks shapes
+    // and types.
+    checked("attend", unsafe {
+        luthier_attend(
+            pointer(query),
+            pointer(keys),
+            pointer(values),
+            lengths.as_ptr(),
+            lengths.len(),
+            scale,
+            &raw mut out,
+        )
+    })?;
+    Ok(owned(out))
+}
+
+/// A matrix `[rows, columns]` as it lies in a file.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredMatrix<'a> {
+    /// All of it, row after row.
+    pub bytes: &'a [u8],
+    /// How its elements are encoded.
+    pub storage: Storage,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub columns: usize,
+    /// How rows must be reordered after reading.
+    pub permutation: Option<RopePermutation>,
+}
+
+/// Number of an encoding in `csrc/kernels.h`; `None` for those it does not have.
+fn format_number(storage: Storage) -> Option<c_int> {
+    match storage {
+        Storage::BF16 => Some(0),
+        Storage::Q8_0 => Some(1),
+        Storage::Q4_0 => Some(2),
+        Storage::Q4_1 => Some(3),
+        Storage::Q5_0 => Some(4),
+        Storage::Q5_1 => Some(5),
+        Storage::Q4K => Some(6),
+        Storage::Q5K => Some(7),
+        Storage::Q6K => Some(8),
+        Storage::F32 | Storage::F16 => None,
+    }
+}
+
+/// Whether [`stored_product`] knows the encoding.
+pub fn can_multiply(storage: Storage) -> bool {
+    format_number(storage).is_some()
+}
+
+/// `x · matrixᵀ`, `[tokens, columns]` → `[tokens, rows]`, decoding the matrix on the way: for few tokens, where reading
+/// the matrix takes the time. `x` must be plain; no gradient.
+pub fn stored_product(x: &Tensor, matrix: &StoredMatrix) -> Result<Tensor> {
+    let Some(format) = format_number(matrix.storage) else {
+        return Err(EngineError::torch("stored_product", "no kernel for this encoding"));
+    };
+    let mut out = null_mut();
+    // SAFETY: one live tensor and a live slice in, one pointer written on success; the shim checks that the slice holds
+    // exactly the matrix.
+    checked("stored_product", unsafe {
+        luthier_stored_product(
+            pointer(x),
+            matrix.bytes.as_ptr(),
+            matrix.bytes.len(),
+            format,
+            matrix.rows as i64,
+            matrix.columns as i64,
+            matrix.permutation.map_or(0, |permutation| permutation.heads as i64),
+            &raw mut out,
+        )
+    })?;
+    Ok(owned(out))
 }
 
 /// `y += scale · (x · aᵀ) · bᵀ` in place, differentiable in all four: `y` is `[N, out]` and the result of an operation

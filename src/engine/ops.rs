@@ -5,6 +5,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::csrc;
 use crate::error::{EngineError, Result, from_tch};
 
 /// Labels a failure with the operation and the shapes and types of its operands.
@@ -192,6 +193,9 @@ pub fn to_integers(x: &Tensor) -> Result<Vec<i64>> {
 /// `weight · x / sqrt(mean(x²) + epsilon)` over the last dimension. Statistics in f32, and below f32 rounded to the type
 /// of `x` before the product with `weight`, as LLaMA does (transformers `LlamaRMSNorm.forward`).
 pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
+    if csrc::is_plain(x) && csrc::is_plain(weight) && !weight.requires_grad() {
+        return csrc::rms_norm(x, weight, epsilon);
+    }
     if x.kind() == Kind::Float {
         return labelled("rms_norm", &[x, weight], x.f_rms_norm(weight.size(), Some(weight), epsilon));
     }
@@ -206,6 +210,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
 
 /// `silu(gate) · up`, element by element.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if csrc::is_plain(gate) && csrc::is_plain(up) {
+        return csrc::swiglu(gate, up);
+    }
     labelled("swiglu", &[gate, up], gate.f_silu().and_then(|active| active.f_mul(up)))
 }
 
@@ -213,6 +220,9 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// `[N, 1, rotated / 2]` of `x`'s type. Dimension `i` is paired with `i + rotated / 2` (transformers
 /// `apply_rotary_pos_emb`).
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    if csrc::is_plain(x) && csrc::is_plain(cos) && csrc::is_plain(sin) {
+        return csrc::rope(x, cos, sin);
+    }
     let half = cos.size().last().copied().unwrap_or_default();
     let size = x.size().last().copied().unwrap_or_default();
     let rotated = (|| {

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{EngineError, Result};
 use crate::models::Model;
-use crate::ops;
+use crate::{csrc, ops};
 
 /// Room is made for this many more tokens at a time.
 const STEP: i64 = 256;
@@ -128,6 +128,16 @@ impl LayerCache {
             }
         }
         Ok(())
+    }
+
+    /// Attention of one new token a row, just written, `query` `[B, h, size]` to `[B, h · size]`; `None` where the tensors
+    /// are not what the kernel for it takes.
+    pub fn attend(&self, query: &Tensor, scale: f64) -> Option<Result<Tensor>> {
+        if ![query, &self.keys, &self.values].into_iter().all(csrc::is_plain) {
+            return None;
+        }
+        let lengths: Vec<i64> = self.starts.iter().map(|start| start + 1).collect();
+        Some(csrc::attend(query, &self.keys, &self.values, &lengths, scale))
     }
 
     /// The first `length` keys and values of every row.

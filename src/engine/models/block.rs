@@ -16,8 +16,8 @@ use tch::Tensor;
 use super::frame::{Frame, View};
 use crate::error::{EngineError, Result};
 use crate::generation::LayerCache;
-use crate::ops;
 use crate::weights::{Linear, Loader};
+use crate::{csrc, ops};
 
 /// Normalisation with its weight.
 pub(super) struct Norm {
@@ -145,6 +145,9 @@ impl Attention {
         if let Some(cache) = cache {
             cache.write(&by_row(key, rows, width)?, &by_row(value, rows, width)?)?;
             if let View::Cached { keys, mask } = &frame.view {
+                if let Some(mixed) = (width == 1).then(|| cache.attend(query, scale)).flatten() {
+                    return mixed;
+                }
                 let (key, value) = cache.read(*keys)?; // [B, g, K, d]
                 return self.mix_cached(query, &key, &value, mask.as_ref(), frame);
             }
@@ -152,9 +155,8 @@ impl Attention {
         match &frame.view {
             View::Documents(lengths) => documents(query, key, value, lengths, scale),
             View::Causal => {
-                let (q, k, v) =
-                    (by_row(query, rows, width)?, by_row(key, rows, width)?, by_row(value, rows, width)?);
-                by_token(&ops::attention(&q, &k, &v, None, true, scale)?)
+                let lengths = vec![width; rows as usize];
+                documents(query, key, value, &lengths, scale)
             }
             View::Masked(mask) | View::Cached { mask: Some(mask), .. } => {
                 let (q, k, v) =
@@ -203,6 +205,9 @@ fn by_token(x: &Tensor) -> Result<Tensor> {
 
 /// Each document by itself: no mask, and no work on pairs that never see each other.
 fn documents(query: &Tensor, key: &Tensor, value: &Tensor, lengths: &[i64], scale: f64) -> Result<Tensor> {
+    if [query, key, value].into_iter().all(csrc::is_plain) {
+        return csrc::attention(query, key, value, lengths, scale);
+    }
     if let Some(&length) = lengths.first().filter(|&&first| lengths.iter().all(|&length| length == first)) {
         let rows = lengths.len() as i64;
         let (q, k, v) =

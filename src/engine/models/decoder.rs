@@ -10,7 +10,7 @@ use super::rope::Rope;
 use super::{Noise, Pass};
 use crate::error::{EngineError, Result};
 use crate::generation::KvCache;
-use crate::weights::{Linear, Loader};
+use crate::weights::{Linear, Loader, Weight};
 use crate::{csrc, ops};
 
 /// A decoder-only language model on one device.
@@ -24,7 +24,7 @@ pub struct Model {
     blocks: Vec<Block>,
     final_norm: Norm,
     /// `[V, H]`; shares the embedding's memory where the head is tied.
-    head: Tensor,
+    head: Weight,
     ropes: Vec<Rope>,
 }
 
@@ -50,7 +50,13 @@ impl Model {
             EngineError::Config(format!("{} models have no {role:?} module", architecture.family))
         };
         let module = |role: Role| architecture.module(role, 0).ok_or_else(|| missing(role));
-        let embedding = loader.tensor(&format!("{}.weight", module(Role::Embedding)?))?;
+        let role = if architecture.tied_head { Role::Embedding } else { Role::Head };
+        let head = loader.weight(&format!("{}.weight", module(role)?))?;
+        let embedding = if architecture.tied_head {
+            head.tensor().shallow_clone()
+        } else {
+            loader.tensor(&format!("{}.weight", module(Role::Embedding)?))?
+        };
         let mut ropes: Vec<Rope> = Vec::new();
         let mut blocks = Vec::with_capacity(architecture.layers.len());
         for (layer, spec) in architecture.layers.iter().enumerate() {
@@ -63,11 +69,6 @@ impl Model {
             blocks.push(Block::load(&architecture, layer, rope, &mut loader)?);
         }
         let final_norm = Norm::load(architecture.final_norm, &module(Role::FinalNorm)?, &loader)?;
-        let head = if architecture.tied_head {
-            embedding.shallow_clone()
-        } else {
-            loader.tensor(&format!("{}.weight", module(Role::Head)?))?
-        };
         let fingerprint = files.fingerprint.clone();
         Ok(Self { architecture, fingerprint, device, kind, embedding, blocks, final_norm, head, ropes })
     }
@@ -99,7 +100,7 @@ impl Model {
 
     /// The head's weight, `[V, H]`.
     pub fn head_weight(&self) -> &Tensor {
-        &self.head
+        self.head.tensor()
     }
 
     /// Final hidden states `[B, T, H]` (after the last norm, before the head) of `ids` `[B, T]` int64. With a cache, the
@@ -176,7 +177,7 @@ impl Model {
 
     /// Logits `[…, V]` of final hidden states `[…, H]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        ops::linear(hidden, &self.head, None).map_err(|error| error.within("the head"))
+        self.head.linear(hidden, None).map_err(|error| error.within("the head"))
     }
 
     fn embed(&self, ids: &Tensor) -> Result<Tensor> {

@@ -1,21 +1,46 @@
 //! A linear layer: base weights, and whatever adapters make of their result.
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use luthier_core::model::{RopePermutation, Storage};
+use memmap2::Mmap;
 use tch::{Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{Result, from_tch};
 use crate::methods::Adapter;
 use crate::models::{Active, Pass};
-use crate::ops;
+use crate::{csrc, ops};
 
 /// Names a linear layer of one model by number, counted from 0 in the order of [`crate::models::Model::linears`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site(pub usize);
+
+/// Up to so many tokens at once, reading a matrix takes longer than multiplying with it.
+const FEW_TOKENS: i64 = 8;
 
 /// A weight matrix `[out, in]` as it lies in memory.
 #[derive(Debug)]
 pub enum Weight {
     /// One element after the other.
     Dense(Tensor),
+    /// As dense, and beside it the file's own form, which takes a fraction of the memory traffic: generation multiplies
+    /// with that.
+    Doubled {
+        /// One element after the other, f32 on the CPU.
+        dense: Tensor,
+        /// The same numbers.
+        stored: Stored,
+    },
+}
+
+/// A matrix where it lies in a mapped file.
+#[derive(Debug)]
+pub struct Stored {
+    pub(super) map: Arc<Mmap>,
+    pub(super) bytes: Range<usize>,
+    pub(super) storage: Storage,
+    pub(super) permutation: Option<RopePermutation>,
 }
 
 impl Weight {
@@ -23,14 +48,41 @@ impl Weight {
     pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => ops::linear(x, weight, bias),
+            Self::Doubled { dense, stored } => {
+                let few = x.dim() == 2 && x.size()[0] <= FEW_TOKENS;
+                if !few || x.requires_grad() || !csrc::is_plain(x) {
+                    return ops::linear(x, dense, bias);
+                }
+                let y = stored.product(x, dense)?;
+                bias.map_or(Ok(y.shallow_clone()), |bias| ops::add(&y, bias))
+            }
         }
     }
 
     /// The matrix with elements of type `kind`.
     pub fn dense(&self, kind: Kind) -> Result<Tensor> {
+        ops::to_kind(self.tensor(), kind)
+    }
+
+    /// The matrix.
+    pub fn tensor(&self) -> &Tensor {
         match self {
-            Self::Dense(weight) => ops::to_kind(weight, kind),
+            Self::Dense(dense) | Self::Doubled { dense, .. } => dense,
         }
+    }
+}
+
+impl Stored {
+    fn product(&self, x: &Tensor, dense: &Tensor) -> Result<Tensor> {
+        let (rows, columns) = dense.size2().map_err(|error| from_tch("product", &error))?;
+        let matrix = csrc::StoredMatrix {
+            bytes: self.map.get(self.bytes.clone()).unwrap_or_default(),
+            storage: self.storage,
+            rows: rows as usize,
+            columns: columns as usize,
+            permutation: self.permutation,
+        };
+        csrc::stored_product(x, &matrix)
     }
 }
 

@@ -8,7 +8,7 @@ use memmap2::Mmap;
 use tch::{Device, Kind, Tensor};
 
 use super::dequantise::decode;
-use super::linear::{Linear, Site, Weight};
+use super::linear::{Linear, Site, Stored, Weight};
 use crate::error::{EngineError, Result};
 use crate::{csrc, ops};
 
@@ -48,18 +48,41 @@ impl<'a> Loader<'a> {
         ops::to_device(&ops::to_kind(&restored, self.kind)?, self.device)
     }
 
+    /// The matrix of this Hugging Face name, ready to be multiplied with.
+    pub fn weight(&self, name: &str) -> Result<Weight> {
+        let dense = self.tensor(name)?;
+        let on_cpu = (self.device, self.kind) == (Device::Cpu, Kind::Float);
+        let found = self.files.tensors.get(name).and_then(|entry| Some((entry, self.maps.get(entry.file)?)));
+        let Some((entry, map)) = found.filter(|(entry, _)| on_cpu && csrc::can_multiply(entry.storage))
+        else {
+            return Ok(Weight::Dense(dense));
+        };
+        let whole_blocks = entry.shape.last().is_some_and(|&columns| {
+            // What the kernels take for one block; llama.cpp's blocks are no longer.
+            columns.is_multiple_of(entry.storage.block().elements.max(32))
+        });
+        if !whole_blocks {
+            return Ok(Weight::Dense(dense));
+        }
+        let start = entry.offset as usize;
+        let bytes = start..start + entry.bytes as usize;
+        let stored =
+            Stored { map: Arc::clone(map), bytes, storage: entry.storage, permutation: entry.permutation };
+        Ok(Weight::Doubled { dense, stored })
+    }
+
     /// The next linear layer, of this module name; layers must be asked for in the order of their sites.
     pub fn linear(&mut self, module: &str, has_bias: bool) -> Result<Linear> {
-        let weight = self.tensor(&format!("{module}.weight"))?;
+        let weight = self.weight(&format!("{module}.weight"))?;
         let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
-        let size = weight.size();
+        let size = weight.tensor().size();
         let [out_features, in_features] = size[..] else {
             return Err(self.damaged(format!("{module}.weight is no matrix")));
         };
         let site = Site(self.sites);
         self.sites += 1;
         let features = [out_features as usize, in_features as usize];
-        Ok(Linear::new(site, module, features, Weight::Dense(weight), bias))
+        Ok(Linear::new(site, module, features, weight, bias))
     }
 
     /// As it is stored, as f32, f16 or bf16; over the map itself where it can be.
