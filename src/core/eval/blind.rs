@@ -14,3 +14,24 @@ pub fn sides(seed: u64, prompt: u64, contenders: [Contender; 2]) -> [Contender; 
     let [first, second] = contenders;
     if digest.finalize()[0] & 1 == 0 { [first, second] } else { [second, first] }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAIR: [Contender; 2] = [Contender::Tuned, Contender::Base];
+
+    #[test]
+    fn the_same_for_ever_and_fair() {
+        let tuned_left =
+            |seed| (0..1000).filter(|prompt| sides(seed, *prompt, PAIR)[0] == Contender::Tuned).count();
+        for seed in 0..5 {
+            assert!((430..570).contains(&tuned_left(seed)), "{}", tuned_left(seed));
+        }
+        let left: Vec<_> = (0..8).map(|prompt| sides(42, prompt, PAIR)[0]).collect();
+        assert_eq!(left, (0..8).map(|prompt| sides(42, prompt, PAIR)[0]).collect::<Vec<_>>());
+        let other: Vec<_> = (0..64).map(|prompt| sides(43, prompt, PAIR)[0]).collect();
+        assert_ne!(other, (0..64).map(|prompt| sides(42, prompt, PAIR)[0]).collect::<Vec<_>>());
+        assert_eq!(sides(1, 1, PAIR).iter().filter(|side| **side == Contender::Base).count(), 1);
+    }
+}

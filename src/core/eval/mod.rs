@@ -9,6 +9,9 @@ mod suite;
 mod tally;
 mod verdict;
 
+#[cfg(test)]
+mod testing;
+
 pub use blind::sides;
 pub use error::EvalError;
 pub use objective::{Objective, Score, average_scores};

@@ -273,3 +273,162 @@ fn read_schema(path: &Path) -> Result<Value, EvalError> {
     }
     serde_json::from_slice(&text).map_err(|error| wrong(format!("it is not JSON: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use pretty_assertions::assert_eq;
+
+    use super::*;
+    use crate::runs::testing::config;
+
+    const SCHEMA: &str = r#"{
+        "type": "object",
+        "properties": {"category": {"enum": ["hardware", "access"]}, "location": {"type": ["string", "null"]}},
+        "required": ["category", "location"],
+        "additionalProperties": false
+    }"#;
+
+    fn objective(set: &[&str]) -> Result<Objective, EvalError> {
+        let project = tempfile::tempdir().unwrap();
+        std::fs::write(project.path().join("schema.json"), SCHEMA).unwrap();
+        std::fs::write(project.path().join("broken.json"), "{").unwrap();
+        std::fs::write(project.path().join("wrong.json"), r#"{"type": "strnig"}"#).unwrap();
+        std::fs::write(project.path().join("remote.json"), r#"{"$ref": "https://example.org/schema"}"#)
+            .unwrap();
+        std::fs::write(project.path().join("local.json"), r#"{"$ref": "file:///etc/hostname"}"#).unwrap();
+        std::fs::write(project.path().join("slow.json"), r#"{"pattern": "^(a+)+$"}"#).unwrap();
+        Objective::from_config(&config(set), project.path())
+    }
+
+    fn json() -> Objective {
+        objective(&["objective.kind=json", "objective.schema=schema.json"]).unwrap()
+    }
+
+    fn details(score: &Score) -> Vec<(&str, f64)> {
+        score.details.iter().map(|(name, value)| (name.as_str(), *value)).collect()
+    }
+
+    #[test]
+    fn json_is_judged_step_by_step() {
+        let expected = r#"{"category": "hardware", "location": "floor 3"}"#;
+        let right =
+            json().score(" {\"location\":\"floor 3\",\"category\":\"hardware\"}\n", Some(expected)).unwrap();
+        assert_eq!((right.passed, right.reason.as_deref()), (true, None));
+        assert!(right.details.values().all(|value| *value > 0.99), "{:?}", right.details);
+        let half = json().score(r#"{"category": "access", "location": "floor 3"}"#, Some(expected)).unwrap();
+        assert!(half.passed);
+        assert_eq!(
+            details(&half),
+            [
+                ("valid", 1.0),
+                ("conforms", 1.0),
+                ("fields", 0.5),
+                ("equal", 0.0),
+                ("field.category", 0.0),
+                ("field.location", 1.0)
+            ]
+        );
+        let foreign = json().score(r#"{"category": "pets", "location": null}"#, None).unwrap();
+        assert_eq!((foreign.passed, details(&foreign)), (false, vec![("valid", 1.0), ("conforms", 0.0)]));
+        assert!(foreign.reason.unwrap().contains("/category"));
+        let prose = json().score("Sure! Here is the JSON you asked for:", Some(expected)).unwrap();
+        assert!(!prose.passed && prose.details.values().all(|value| *value < 0.01), "{prose:?}");
+        assert!(prose.reason.unwrap().contains("not valid JSON"));
+    }
+
+    #[test]
+    fn json_without_a_schema_needs_only_be_valid() {
+        let mut config = config(&["objective.kind=json", "objective.schema=schema.json"]);
+        config.objective.schema = None;
+        let objective = Objective::from_config(&config, Path::new("/nowhere")).unwrap();
+        let score = objective.score("[1, 2]", Some("[1.0, 2]")).unwrap();
+        assert_eq!((score.passed, details(&score)), (true, vec![("valid", 1.0), ("equal", 1.0)]));
+        let deep = "[".repeat(100_000);
+        assert!(!objective.score(&deep, None).unwrap().passed);
+    }
+
+    #[test]
+    fn a_schema_that_cannot_be_used_says_why() {
+        for (file, word) in [
+            ("broken.json", "not JSON"),
+            ("wrong.json", "strnig"),
+            ("remote.json", "example.org"),
+            ("local.json", "hostname"),
+        ] {
+            let set = format!("objective.schema={file}");
+            let error = objective(&["objective.kind=json", &set]).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains(file), "{file}: {error}");
+        }
+        let missing =
+            objective(&["objective.kind=json", "objective.schema=gone.json"]).unwrap_err().to_string();
+        assert!(missing.contains("cannot read") && missing.contains("gone.json"), "{missing}");
+    }
+
+    #[test]
+    fn no_reply_holds_a_schemas_pattern_up() {
+        let objective = objective(&["objective.kind=json", "objective.schema=slow.json"]).unwrap();
+        let begun = Instant::now();
+        let reply = format!("\"{}!\"", "a".repeat(5_000));
+        assert!(!objective.score(&reply, None).unwrap().passed);
+        assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn the_simple_kinds() {
+        let regex = objective(&["objective.kind=regex", r"objective.pattern='^\d+$'"]).unwrap();
+        assert!(regex.score(" 42\n", None).unwrap().passed);
+        assert!(!regex.score("forty-two", None).unwrap().passed);
+        let exact = objective(&["objective.kind=exact"]).unwrap();
+        assert!(exact.needs_expected());
+        assert_eq!(exact.score("yes", None), None);
+        assert!(exact.score("yes ", Some("yes")).unwrap().passed);
+        assert!(!exact.score("Yes", Some("yes")).unwrap().passed);
+        let contains = objective(&["objective.kind=contains", "objective.contains=['a', 'b']"]).unwrap();
+        assert!(contains.score("a or b", None).unwrap().passed);
+        let one = contains.score("only a", None).unwrap();
+        assert_eq!(
+            (one.passed, details(&one), one.reason.as_deref()),
+            (false, vec![("contained", 0.5)], Some("does not hold \"b\""))
+        );
+        let length =
+            objective(&["objective.kind=length", "objective.min_length=2", "objective.max_length=4"])
+                .unwrap();
+        for (reply, passed) in [("é", false), ("éé", true), ("éééé", true), ("ééééé", false)] {
+            assert_eq!(length.score(reply, None).unwrap().passed, passed, "{reply}");
+        }
+        let none = objective(&["objective.kind=none"]).unwrap();
+        assert!(none.is_none());
+        assert_eq!(none.score("anything", Some("else")), None);
+    }
+
+    #[test]
+    fn reasons_are_short_and_clean() {
+        let exact = objective(&["objective.kind=exact"]).unwrap();
+        let expected = format!("\u{1b}[31m{}", "long ".repeat(1000));
+        let reason = exact.score("", Some(&expected)).unwrap().reason.unwrap();
+        assert!(!reason.contains('\u{1b}') && reason.chars().count() <= REASON_LIMIT + 1, "{reason}");
+    }
+
+    #[test]
+    fn means_are_over_the_replies_that_have_the_score() {
+        let expected = r#"{"category": "hardware", "location": null}"#;
+        let scores = [json().score(expected, Some(expected)).unwrap(), json().score("no", None).unwrap()];
+        let means = average_scores(&scores);
+        let means: Vec<_> = means.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        assert_eq!(
+            means,
+            [
+                ("passed", 0.5),
+                ("valid", 0.5),
+                ("conforms", 0.5),
+                ("fields", 1.0),
+                ("equal", 1.0),
+                ("field.category", 1.0),
+                ("field.location", 1.0)
+            ]
+        );
+        assert!(average_scores(&[]).is_empty());
+    }
+}

@@ -67,3 +67,50 @@ pub fn export_pairs(verdicts: &[Verdict], path: &Path) -> Result<usize, EvalErro
     replace_file(path, &text).map_err(|error| EvalError::Export(error.to_string()))?;
     Ok(pairs.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::testing::verdict;
+    use crate::eval::verdict::VerdictChoice;
+
+    fn short(pairs: &[PreferencePair]) -> Vec<(&str, &str)> {
+        pairs.iter().map(|pair| (pair.chosen.as_str(), pair.rejected.as_str())).collect()
+    }
+
+    #[test]
+    fn verdicts_become_pairs() {
+        let mut edited = verdict("c", "d", VerdictChoice::BothBad);
+        edited.edited = Some("e".to_owned());
+        let mut kept = verdict("f", "g", VerdictChoice::Left);
+        kept.edited = Some("f ".to_owned());
+        let verdicts = [
+            verdict("a", "b", VerdictChoice::Left),
+            verdict("a", "b", VerdictChoice::Left),
+            verdict("a", "b", VerdictChoice::Tie),
+            verdict("same", " same", VerdictChoice::Right),
+            edited,
+            kept,
+        ];
+        let pairs = preference_pairs(&verdicts);
+        assert_eq!(short(&pairs), [("a", "b"), ("e", "c"), ("e", "d"), ("f", "g"), ("f ", "g")]);
+        let examples = edited_examples(&verdicts);
+        assert_eq!(examples.len(), 2);
+        assert_eq!(examples[0], [Message::new("user", "hi"), Message::new("assistant", "e")]);
+    }
+
+    #[test]
+    fn an_export_is_json_lines_and_replaces_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pairs.jsonl");
+        std::fs::write(&path, "old").unwrap();
+        let verdicts = [verdict("a\nb", "c", VerdictChoice::Left), verdict("a", "c", VerdictChoice::Right)];
+        assert_eq!(export_pairs(&verdicts, &path).unwrap(), 2);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let read: Vec<PreferencePair> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(read, preference_pairs(&verdicts));
+        let error = export_pairs(&verdicts, Path::new("/nowhere/at/all.jsonl")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/at/all.jsonl"), "{error}");
+    }
+}

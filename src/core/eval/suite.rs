@@ -122,3 +122,70 @@ fn prompt(text: &[u8], line: usize) -> Result<SuitePrompt, String> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Suite, EvalError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompts.jsonl");
+        std::fs::write(&path, text).unwrap();
+        Suite::load(&path)
+    }
+
+    #[test]
+    fn prompts_come_in_either_form() {
+        let suite = load(concat!(
+            r#"{"prompt": "hi", "expected": {"a": 1}}"#,
+            "\n\n",
+            r#"{"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "ho"}]}"#,
+            "\n",
+            r#"{"messages": [{"role": "user", "content": "hu"}, {"role": "assistant", "content": "ha"}]}"#,
+        ))
+        .unwrap();
+        let seen: Vec<_> = suite
+            .prompts
+            .iter()
+            .map(|prompt| (prompt.text(), prompt.expected.as_deref(), prompt.line))
+            .collect();
+        assert_eq!(seen, [("hi", Some(r#"{"a":1}"#), 1), ("ho", None, 3), ("hu", Some("ha"), 4)]);
+        assert_eq!(suite.prompts[0].conversation("S")[0], Message::new("system", "S"));
+        assert_eq!(suite.prompts[0].conversation("").len(), 1);
+        assert_eq!(suite.prompts[1].conversation("S")[0].content, "be kind");
+        assert_eq!(suite.fingerprint.len(), 64);
+    }
+
+    #[test]
+    fn all_problems_come_at_once_with_their_lines() {
+        let error = load(concat!(
+            "nonsense\n",
+            "[1]\n",
+            "{}\n",
+            r#"{"prompt": 3}"#,
+            "\n",
+            r#"{"prompt": "a", "messages": []}"#,
+            "\n",
+            r#"{"messages": []}"#,
+            "\n",
+            r#"{"messages": [{"role": "system", "content": "x"}]}"#,
+            "\n",
+            r#"{"messages": [{"role": "user"}]}"#,
+            "\n",
+            r#"{"prompt": "fine"}"#,
+        ))
+        .unwrap_err();
+        let EvalError::Suite { problems, .. } = &error else { panic!("{error}") };
+        assert_eq!(problems.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert!(error.to_string().contains("prompts.jsonl:3: has neither"), "{error}");
+        assert!(load("\n\n").unwrap_err().to_string().contains("empty"));
+    }
+
+    #[test]
+    fn the_sample_projects_suite_is_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../sample-data/tickets/prompts.jsonl");
+        let suite = Suite::load(Path::new(path)).unwrap();
+        assert_eq!(suite.prompts.len(), 12);
+        assert!(suite.prompts.iter().all(|prompt| prompt.expected.is_some()));
+    }
+}

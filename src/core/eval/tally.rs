@@ -101,3 +101,99 @@ pub fn sign_test(wins: u64, losses: u64) -> f64 {
     }
     (2.0 * log_last.exp() * sum).min(1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::eval::testing::verdict;
+
+    fn close(found: f64, expected: f64, within: f64) {
+        assert!((found - expected).abs() <= within, "{found}, expected {expected}");
+    }
+
+    /// Figures of R: `binom.test(k, n)$p.value`, `prop.test(k, n, correct = FALSE)$conf.int`.
+    #[test]
+    fn figures_are_those_of_the_books() {
+        for (wins, losses, p) in [
+            (8, 2, 0.109_375),
+            (10, 0, 0.001_953_125),
+            (5, 5, 1.0),
+            (6, 5, 1.0),
+            (0, 1, 1.0),
+            (0, 0, 1.0),
+            (60, 40, 0.056_887_93),
+        ] {
+            close(sign_test(wins, losses), p, 1e-8);
+            close(sign_test(losses, wins), p, 1e-8);
+        }
+        for (k, n, low, high) in [
+            (8, 10, 0.490_162_5, 0.943_317_8),
+            (0, 10, 0.0, 0.277_533_0),
+            (10, 10, 0.722_467_0, 1.0),
+            (50, 100, 0.403_831_5, 0.596_168_5),
+        ] {
+            let interval = wilson_interval(k, n).unwrap();
+            close(interval.low, low, 1e-6);
+            close(interval.high, high, 1e-6);
+        }
+        assert_eq!(wilson_interval(0, 0), None);
+    }
+
+    #[test]
+    fn many_verdicts_neither_overflow_nor_take_long() {
+        close(sign_test(1_000_000, 1_000_000 - 2_000), 0.157, 2e-3);
+        assert!(sign_test(5_000, 0) < 1e-300);
+        assert!(sign_test(2_000, 1_000) > 0.0);
+    }
+
+    #[test]
+    fn choices_are_counted_by_who_stood_where() {
+        let mut swapped = verdict("a", "b", VerdictChoice::Left);
+        std::mem::swap(&mut swapped.left, &mut swapped.right);
+        let mut baseline = verdict("a", "b", VerdictChoice::Left);
+        baseline.right.who = Contender::Baseline;
+        let mut verdicts = vec![swapped, baseline];
+        for choice in [
+            VerdictChoice::Left,
+            VerdictChoice::Left,
+            VerdictChoice::Tie,
+            VerdictChoice::BothBad,
+            VerdictChoice::Skip,
+        ] {
+            verdicts.push(verdict("a", "b", choice));
+        }
+        let found = tally(&verdicts);
+        assert_eq!((found.tuned, found.base, found.tie, found.both_bad, found.skipped), (2, 1, 1, 1, 1));
+        close(found.win_rate.unwrap(), 2.0 / 3.0, 1e-12);
+        assert_eq!(tally_against(&verdicts, Contender::Baseline).tuned, 1);
+        let nothing = tally(&[]);
+        assert_eq!((nothing.win_rate, nothing.interval), (None, None));
+        close(nothing.p, 1.0, 0.0);
+    }
+
+    proptest! {
+        #[test]
+        fn the_sign_test_equals_the_plain_sum(wins in 0_u64..60, losses in 0_u64..60) {
+            let n = wins + losses;
+            let mut choose = 1_u128;
+            let mut tail = 0_u128;
+            for k in 0..=wins.min(losses) {
+                tail += choose;
+                choose = choose * u128::from(n - k) / u128::from(k + 1);
+            }
+            let plain = (2.0 * tail as f64 / 2_f64.powi(n as i32)).min(1.0);
+            prop_assert!((sign_test(wins, losses) - plain).abs() < 1e-9);
+        }
+
+        #[test]
+        fn the_interval_holds_the_share(trials in 1_u64..10_000, part in 0.0_f64..=1.0) {
+            let successes = (trials as f64 * part) as u64;
+            let interval = wilson_interval(successes, trials).unwrap();
+            let share = successes as f64 / trials as f64;
+            prop_assert!((0.0..=share + 1e-12).contains(&interval.low));
+            prop_assert!((share - 1e-12..=1.0).contains(&interval.high));
+        }
+    }
+}

@@ -194,3 +194,49 @@ fn ends_torn(file: &mut File) -> io::Result<bool> {
     file.read_exact(&mut last)?;
     Ok(last != *b"\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::testing::verdict;
+
+    #[test]
+    fn what_is_appended_is_read_back_in_order() {
+        let project = tempfile::tempdir().unwrap();
+        let store = VerdictStore::of(project.path());
+        assert_eq!(store.load().unwrap(), Verdicts::default());
+        let mut given =
+            vec![verdict("a", "b", VerdictChoice::Left), verdict("a\nb", "\u{1b}", VerdictChoice::Skip)];
+        given[1].edited = Some("c".to_owned());
+        for verdict in &given {
+            store.append(verdict).unwrap();
+        }
+        assert_eq!(store.load().unwrap(), Verdicts { verdicts: given, broken_lines: 0 });
+    }
+
+    #[test]
+    fn a_torn_line_costs_only_itself() {
+        let project = tempfile::tempdir().unwrap();
+        let store = VerdictStore::of(project.path());
+        store.append(&verdict("a", "b", VerdictChoice::Left)).unwrap();
+        let whole = fs::read(store.path()).unwrap();
+        for end in 1..whole.len() {
+            fs::write(store.path(), &whole[..end]).unwrap();
+            store.append(&verdict("c", "d", VerdictChoice::Right)).unwrap();
+            let found = store.load().unwrap();
+            let lost = usize::from(end + 1 < whole.len());
+            assert_eq!((found.verdicts.len(), found.broken_lines), (2 - lost, lost), "cut after {end} bytes");
+            assert_eq!(found.verdicts.last().unwrap().choice, VerdictChoice::Right);
+        }
+    }
+
+    #[test]
+    fn the_winner_is_who_stood_on_the_chosen_side() {
+        let with = |choice| verdict("a", "b", choice).winner();
+        assert_eq!(with(VerdictChoice::Left), Some(Contender::Tuned));
+        assert_eq!(with(VerdictChoice::Right), Some(Contender::Base));
+        for choice in [VerdictChoice::Tie, VerdictChoice::BothBad, VerdictChoice::Skip] {
+            assert_eq!(with(choice), None);
+        }
+    }
+}

@@ -61,8 +61,10 @@ impl Client {
         let stream = connect_checked(socket)?;
         let mut writer = LineWriter::new(&stream)?;
         let mut reader = LineReader::new(stream);
-        writer.send(&Request::Hello { version: PROTOCOL_VERSION })?;
-        match reader.receive(Some(HELLO_TIMEOUT))? {
+        let sent = writer.send(&Request::Hello { version: PROTOCOL_VERSION });
+        // A run that turns its client away may have hung up before the greeting: why comes first.
+        let answer = reader.receive(Some(HELLO_TIMEOUT)).map_err(|unheard| sent.err().unwrap_or(unheard))?;
+        match answer {
             Some(Reply::Hello { run, pid, engine, .. }) => {
                 Ok(Self { writer, reader, greeting: Greeting { run, pid, engine } })
             }

@@ -177,8 +177,7 @@ impl RunDir {
 
     /// Where the run stands, as seen from here and now: a dead one is `lost`.
     pub fn status(&self) -> Result<Status, RunError> {
-        let status = Status::read(&self.path)?.unwrap_or_default();
-        Ok(status.observed(&Host::this(), Timestamp::now()))
+        Ok(Status::look(&self.path, &Host::this())?.unwrap_or_default())
     }
 
     /// Its published checkpoints by step, unverified.
@@ -224,7 +223,7 @@ pub struct RunLock(#[expect(dead_code, reason = "held for its flock alone")] Fol
 
 /// An advisory lock on a file whose content names the holder.
 #[derive(Debug)]
-pub(crate) struct FolderLock(#[expect(dead_code, reason = "held for its flock alone")] File);
+pub(crate) struct FolderLock(File);
 
 impl FolderLock {
     /// Takes the lock, waiting at most `patience`; the inner error names the holder.
@@ -264,6 +263,14 @@ impl FolderLock {
     }
 }
 
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock with a child that was forked meanwhile and has not reached its
+        // program yet.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// What a list of runs shows of each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSummary {
@@ -295,16 +302,15 @@ pub struct RunSummary {
 /// it, never its journal. A run whose status cannot be read is listed as lost, with the reason.
 pub fn list(project: &Path) -> Result<Vec<RunSummary>, RunError> {
     let host = Host::this();
-    let now = Timestamp::now();
     let runs = project.join(RUNS_FOLDER);
-    let summarise = |id: String| summary(id, &runs, &host, now);
+    let summarise = |id: String| summary(id, &runs, &host);
     Ok(ids(project)?.into_iter().rev().map(summarise).collect())
 }
 
-fn summary(id: String, runs: &Path, host: &Host, now: Timestamp) -> RunSummary {
+fn summary(id: String, runs: &Path, host: &Host) -> RunSummary {
     let path = runs.join(&id);
-    let status = match Status::read(&path) {
-        Ok(status) => status.unwrap_or_default().observed(host, now),
+    let status = match Status::look(&path, host) {
+        Ok(status) => status.unwrap_or_default(),
         Err(error) => {
             let failure = Failure { message: error.to_string(), ..Failure::default() };
             Status { state: State::Lost, failure: Some(failure), ..Status::default() }

@@ -88,7 +88,7 @@ impl Server {
         Self::start_at(&path, run.id(), engine)
     }
 
-    fn start_at(path: &Path, run: &str, engine: &str) -> Result<(Self, Receiver<Call>), RunError> {
+    pub(crate) fn start_at(path: &Path, run: &str, engine: &str) -> Result<(Self, Receiver<Call>), RunError> {
         let listener = OwnListener::bind(path)?;
         let broke = |error| RunError::Socket(format!("the control socket cannot be served: {error}"));
         let closer = listener.closer().map_err(broke)?;

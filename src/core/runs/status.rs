@@ -263,6 +263,18 @@ impl Status {
         serde_json::from_slice(&text).map(Some).map_err(|source| RunError::Status { path, source })
     }
 
+    /// Where the run stands as seen from `host`, now: see [`Status::observed`]. `Ok(None)` where there is no
+    /// status.
+    pub fn look(run: &Path, host: &Host) -> Result<Option<Self>, RunError> {
+        let look = || Ok(Self::read(run)?.map(|status| status.observed(host, Timestamp::now())));
+        match look()? {
+            // Between the reading and the looking the process may have said its last word and ended: now
+            // that it is gone, the word stands.
+            Some(status) if status.state == State::Lost => look(),
+            seen => Ok(seen),
+        }
+    }
+
     /// Replaces `status.json` in a run directory with this, heartbeat set to now: a reader finds the old
     /// file or the new one, whole, whatever happens meanwhile.
     pub fn write_atomic(&mut self, run: &Path) -> Result<(), RunError> {

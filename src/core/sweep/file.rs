@@ -7,11 +7,11 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::SweepError;
 use super::goal::{Direction, Goal, Metric};
-use crate::config::{Change, Config, KEYS, Problem, Problems, Source, key, nearest};
+use crate::config::{Config, KEYS, Problem, Problems, Source, key, nearest};
 
 /// A sweep file is written by hand; anything larger is not one.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -98,6 +98,12 @@ struct Reader<'a> {
 }
 
 type Value<'a> = Spanned<DeValue<'a>>;
+
+/// A name and its value, with their places.
+type Entry<'a, 'i> = (&'a Spanned<DeString<'i>>, &'a Value<'i>);
+
+/// Names listed in a message at most.
+const MOST_NAMED: usize = 10;
 
 /// Names of the file's own keys.
 const NAMES: [&str; 7] = ["name", "sampler", "pruner", "trials", "seed", "goal", "space"];
@@ -245,13 +251,11 @@ impl Reader<'_> {
 
     fn count(&mut self, value: &Value<'_>, least: u64, most: u64) -> Option<u64> {
         let count = integer(value).and_then(|count| u64::try_from(count).ok());
-        match count.filter(|count| (least..=most).contains(count)) {
-            Some(count) => Some(count),
-            None => {
-                self.wrong(value.span(), format!("is not a whole number from {least} to {most}"), "");
-                None
-            }
+        let fitting = count.filter(|count| (least..=most).contains(count));
+        if fitting.is_none() {
+            self.wrong(value.span(), format!("is not a whole number from {least} to {most}"), "");
         }
+        fitting
     }
 
     fn goal(&mut self, value: &Value<'_>) -> Option<Goal> {
@@ -293,29 +297,24 @@ impl Reader<'_> {
                 format!("{above}.{}", name.get_ref())
             };
             match key(&path) {
-                Some(known) => match known.change {
-                    Change::Refused(reason) => {
-                        self.wrong(name.span(), format!("{path} cannot be searched over"), reason);
-                    }
-                    _ if known.section() == "ui" => {
+                Some(known) if known.section() == "ui" => {
+                    self.wrong(
+                        name.span(),
+                        format!("{path} cannot be searched over"),
+                        "it changes nothing about a run",
+                    );
+                }
+                Some(_) => {
+                    if let Some(distribution) = self.distribution(&path, value)
+                        && space.insert(path.clone(), distribution).is_some()
+                    {
                         self.wrong(
                             name.span(),
-                            format!("{path} cannot be searched over"),
-                            "it changes nothing about a run",
+                            format!("{path} stands here a second time"),
+                            "keep one of them",
                         );
                     }
-                    _ => {
-                        if let Some(distribution) = self.distribution(&path, value)
-                            && space.insert(path.clone(), distribution).is_some()
-                        {
-                            self.wrong(
-                                name.span(),
-                                format!("{path} stands here a second time"),
-                                "keep one of them",
-                            );
-                        }
-                    }
-                },
+                }
                 None => match value.get_ref().as_table() {
                     Some(below) if KEYS.iter().any(|key| key.path.starts_with(&format!("{path}."))) => {
                         self.space(below, &path, space);
@@ -424,14 +423,14 @@ impl Reader<'_> {
 }
 
 /// The table's entries as they stand in the file.
-fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Spanned<toml::de::DeString<'i>>, &'a Value<'i>)> {
+fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(name, _)| name.span().start);
     entries
 }
 
 /// `{ NAME = VALUES }`, unless it is a value that happens to be a table.
-fn described<'a, 'i>(value: &'a Value<'i>) -> Option<(&'a Spanned<toml::de::DeString<'i>>, &'a Value<'i>)> {
+fn described<'a, 'i>(value: &'a Value<'i>) -> Option<Entry<'a, 'i>> {
     let table = value.get_ref().as_table()?;
     let mut entries = table.iter();
     let (name, values) = entries.next()?;
@@ -453,15 +452,17 @@ fn number(value: &Value<'_>) -> Option<f64> {
 }
 
 fn suggestion<'a>(name: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
-    match nearest(name, known.clone()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => {
-            let known: Vec<_> = known.into_iter().collect();
-            if known.len() > 10 {
-                "`luthier new` writes a file with all keys".to_owned()
-            } else {
-                format!("there are: {}", known.join(", "))
-            }
-        }
+    if let Some(near) = nearest(name, known.clone()) {
+        return format!("did you mean `{near}`?");
+    }
+    let known: Vec<_> = known.into_iter().collect();
+    if known.len() > MOST_NAMED {
+        "`luthier new` writes a file with all keys".to_owned()
+    } else {
+        format!("there are: {}", known.join(", "))
     }
 }
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

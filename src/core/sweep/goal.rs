@@ -154,3 +154,67 @@ impl Goal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use indexmap::IndexMap;
+
+    use super::*;
+    use crate::runs::testing::config;
+    use crate::runs::{JournalWriter, RunEvent};
+
+    fn eval(step: u64, loss: f64) -> Event {
+        let scores = IndexMap::from([("passed".to_owned(), Number(1.0 - loss))]);
+        Event::now(Some(step), EvalEvent { loss: loss.into(), scores, ..EvalEvent::default() })
+    }
+
+    fn resumed(from: u64) -> Event {
+        Event::now(None, RunEvent { resumed_from: Some(from), ..RunEvent::default() })
+    }
+
+    fn result(goal: &str, events: &[Event]) -> Option<Number> {
+        let project = tempfile::tempdir().unwrap();
+        let run = RunDir::create(project.path(), &config(&[]), None).unwrap();
+        let mut journal = JournalWriter::open(&run.journal_path()).unwrap();
+        for event in events {
+            journal.append(event);
+        }
+        let metric: Metric = goal.parse().unwrap();
+        Goal { direction: metric.usual_direction(), metric }.result_of(&run).unwrap()
+    }
+
+    #[test]
+    fn the_best_evaluation_counts() {
+        let events = [eval(0, 0.1), eval(50, 0.9), eval(100, 0.4), eval(150, f64::NAN), eval(200, 0.6)];
+        assert_eq!(result("eval.loss", &events), Some(Number(0.4)));
+        assert_eq!(result("eval.passed", &events), Some(Number(0.6)));
+        assert_eq!(result("eval.unknown", &events), None);
+        assert_eq!(result("eval.loss", &events[..1]), None, "before the first step nothing is trained");
+        assert_eq!(result("eval.loss", &events[3..4]), Some(Number(f64::NAN)));
+    }
+
+    #[test]
+    fn what_a_crash_took_back_does_not_count() {
+        let events = [resumed(0), eval(50, 0.5), eval(100, 0.1), resumed(50), eval(100, 0.3)];
+        assert_eq!(result("eval.loss", &events), Some(Number(0.3)));
+    }
+
+    #[test]
+    fn metrics_are_named_as_in_the_journal() {
+        for text in ["eval.loss", "eval.perplexity", "eval.token_accuracy", "eval.field.category"] {
+            assert_eq!(text.parse::<Metric>().unwrap().to_string(), text);
+        }
+        for text in ["loss", "eval.", "eval", "eval.a\u{1b}b"] {
+            assert!(text.parse::<Metric>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_better_than_a_number_by_being_none() {
+        for direction in [Direction::Min, Direction::Max] {
+            assert!(!direction.is_better(f64::NAN, 1.0));
+            assert!(direction.is_better(1.0, f64::NAN));
+        }
+        assert!(Direction::Min.is_better(0.5, 1.0) && !Direction::Max.is_better(0.5, 1.0));
+    }
+}

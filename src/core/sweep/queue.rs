@@ -556,3 +556,7 @@ fn on_network(file: &Path) -> bool {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     rustix::fs::statfs(folder).is_ok_and(|found| NETWORK.contains(&(found.f_type as u32)))
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -102,7 +102,7 @@ impl Distribution {
                 let points = self.points().unwrap_or(1);
                 self.point(((share * points as f64) as u64).min(points.saturating_sub(1)))
             }
-            Self::Uniform(least, most) => number(least + share * (most - least), *least, *most),
+            Self::Uniform(least, most) => number(least * (1.0 - share) + most * share, *least, *most),
             Self::LogUniform(least, most) => {
                 let value = (least.ln() + share * (most.ln() - least.ln())).exp();
                 number(value, *least, *most)
@@ -132,4 +132,101 @@ fn share(seed: u64, index: u64, attempt: u64, key: &str) -> f64 {
 
 fn key_of(settings: &Settings) -> Vec<String> {
     settings.values().cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::runs::testing::config;
+
+    fn sweep(text: &str) -> SweepFile {
+        SweepFile::parse(text, Path::new("a.toml"), &config(&[])).unwrap()
+    }
+
+    fn values(settings: &Settings) -> Vec<&str> {
+        settings.values().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_grid_goes_through_every_combination_once() {
+        let sweep = sweep(
+            "sampler = \"grid\"\n[space]\n\"method.rank\" = { choice = [8, 16] }\n\"train.epochs\" = 2\n\"train.seed\" = { int = [5, 7] }\n",
+        );
+        assert_eq!(sweep.grid_size(), Some(6));
+        let trials = sweep.expand();
+        let seen: Vec<_> = trials.iter().map(values).collect();
+        let expected = [
+            ["8", "2.0", "5"],
+            ["8", "2.0", "6"],
+            ["8", "2.0", "7"],
+            ["16", "2.0", "5"],
+            ["16", "2.0", "6"],
+            ["16", "2.0", "7"],
+        ];
+        assert_eq!(seen, expected);
+        assert_eq!(trials[0].keys().collect::<Vec<_>>(), ["method.rank", "train.epochs", "train.seed"]);
+        assert_eq!(sweep.settings(6), None);
+        let short = SweepFile { trials: Some(4), ..sweep };
+        assert_eq!(short.expand(), trials[..4]);
+    }
+
+    #[test]
+    fn draws_depend_on_seed_and_number_alone() {
+        let text = "trials = 50\nseed = 3\n[space]\n\"train.learning_rate\" = { log_uniform = [1e-6, 1e-2] }\n\"train.weight_decay\" = { uniform = [0.0, 0.5] }\n";
+        let first = sweep(text).expand();
+        assert_eq!(first, sweep(text).expand());
+        assert_eq!(first[37], sweep(text).settings(37).unwrap());
+        let more = SweepFile { trials: Some(80), ..sweep(text) }.expand();
+        assert_eq!(more[..50], first, "more trials do not change the ones before");
+        let other = SweepFile { seed: 4, ..sweep(text) }.expand();
+        assert!(first.iter().all(|settings| !other.contains(settings)));
+    }
+
+    #[test]
+    fn draws_stay_within_their_bounds_and_fill_them() {
+        let sweep = sweep(
+            "trials = 400\n[space]\n\"train.learning_rate\" = { log_uniform = [1e-6, 1e-2] }\n\"method.rank\" = { int = [1, 4] }\n\"train.schedule\" = { choice = [\"linear\", \"cosine\"] }\n",
+        );
+        let trials = sweep.expand();
+        let rates: Vec<f64> =
+            trials.iter().map(|settings| settings["train.learning_rate"].parse().unwrap()).collect();
+        assert!(rates.iter().all(|rate| (1e-6..=1e-2).contains(rate)));
+        let below_the_middle = rates.iter().filter(|rate| **rate < 1e-4).count();
+        assert!(
+            (150..250).contains(&below_the_middle),
+            "{below_the_middle} of 400 below the middle in orders of magnitude"
+        );
+        for rank in ["1", "2", "3", "4"] {
+            let count = trials.iter().filter(|settings| settings["method.rank"] == rank).count();
+            assert!((60..140).contains(&count), "{rank}: {count}");
+        }
+        assert_eq!(
+            rates.iter().filter(|rate| format!("{rate:.3e}").parse() == Ok(**rate)).count(),
+            400,
+            "four digits"
+        );
+    }
+
+    #[test]
+    fn no_point_comes_twice_and_a_small_space_ends() {
+        let sweep = sweep(
+            "trials = 100\n[space]\n\"method.rank\" = { choice = [8, 16, 32] }\n\"train.seed\" = { int = [1, 2] }\n",
+        );
+        let trials = sweep.expand();
+        let distinct: HashSet<_> = trials.iter().map(key_of).collect();
+        assert_eq!((trials.len(), distinct.len()), (6, 6));
+    }
+
+    #[test]
+    fn bounds_as_wide_as_numbers_go_do_not_overflow() {
+        for (least, most) in [(i64::MIN, i64::MAX), (i64::MAX - 1, i64::MAX)] {
+            let distribution = Distribution::Int(least, most);
+            for share in [0.0, 0.5, 1.0 - f64::EPSILON] {
+                assert!(distribution.at(share).parse::<i64>().is_ok());
+            }
+        }
+        assert_eq!(Distribution::Uniform(-1e308, 1e308).at(0.5).parse(), Ok(0.0));
+    }
 }

@@ -165,7 +165,7 @@ impl Scheduler {
                 self.end(trial, &run, TrialState::Cancelled, None)
             }
             State::Stopped => self.end(trial, &run, TrialState::Stopped, None),
-            State::Failed => self.end(trial, &run, TrialState::Failed, status.failure),
+            State::Failed => self.end(trial, &run, TrialState::Failed, status.failure.as_ref()),
             State::Lost if trial.attempts < ATTEMPTS => self.start(trial, &run),
             State::Lost => {
                 let log = run.log_tail(LOG_LINES).join("\n");
@@ -176,7 +176,7 @@ impl Scheduler {
                     ),
                     remedy: "look at the run's engine.log, then retry the trial".to_owned(),
                 };
-                self.end(trial, &run, TrialState::Failed, Some(failure))
+                self.end(trial, &run, TrialState::Failed, Some(&failure))
             }
         }
     }
@@ -186,14 +186,14 @@ impl Scheduler {
         trial: &Trial,
         run: &RunDir,
         state: TrialState,
-        failure: Option<Failure>,
+        failure: Option<&Failure>,
     ) -> Result<(), SweepError> {
         let goal = self.queue.sweep(trial.sweep)?.goal;
         let result = goal.result_of(run).unwrap_or_else(|error| {
             tracing::warn!(%error, run = run.id(), "the result of a run cannot be read");
             None
         });
-        self.queue.end(trial.id, state, result, failure.as_ref())
+        self.queue.end(trial.id, state, result, failure)
     }
 
     fn ask_to_stop(&mut self, trial: &Trial, status: &Status) {
@@ -254,3 +254,7 @@ pub fn start_scheduler(project: &Path, program: &Path) -> Result<Option<u32>, Sw
     reap(child);
     Ok(Some(pid))
 }
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;
