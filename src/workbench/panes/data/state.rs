@@ -1,28 +1,257 @@
 //! What the data pane knows and shows.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use luthier_core::data::{Example, ProblemKind, Report, Row, Severity, Split};
+
+use super::command::Command;
+use super::effect::{Filter, Rendered};
 use crate::app::Context;
-use crate::command::Command;
+use crate::command::{Command as Any, InputCommand, ListCommand, ViewCommand};
 use crate::keymap::KeyContext;
+use crate::widgets::{ListState, Scroll, TextLine};
+
+/// How the selected row is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// Message by message.
+    #[default]
+    Conversation,
+    /// As the template renders it.
+    Text,
+    /// As tokens, those that are trained on set off.
+    Tokens,
+}
+
+impl Form {
+    /// All forms, in the order of the key that changes them.
+    pub const ALL: [Self; 3] = [Self::Conversation, Self::Text, Self::Tokens];
+
+    /// Its name on screen.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Conversation => "conversation",
+            Self::Text => "text",
+            Self::Tokens => "tokens",
+        }
+    }
+
+    /// The form after this one, around the end.
+    pub fn next(self) -> Self {
+        match self {
+            Self::Conversation => Self::Text,
+            Self::Text => Self::Tokens,
+            Self::Tokens => Self::Conversation,
+        }
+    }
+}
+
+/// A sort of problem with its rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProblemGroup {
+    /// The sort.
+    pub kind: ProblemKind,
+    /// The worst severity in it.
+    pub severity: Severity,
+    /// How many problems.
+    pub count: usize,
+    /// What the first one says.
+    pub message: String,
+}
 
 /// The state of the data pane.
-#[derive(Debug, Default)]
-pub struct State {}
+#[derive(Debug)]
+pub struct State {
+    /// All rows; nothing until read.
+    pub rows: Option<Arc<Vec<Row>>>,
+    /// Rows in quarantine.
+    pub quarantined: Arc<Vec<Row>>,
+    /// Why the rows cannot be read or checked.
+    pub problem: Option<String>,
+    /// What the check found.
+    pub report: Option<Arc<Report>>,
+    /// How far the check is.
+    pub checking: Option<(usize, usize)>,
+    /// Which rows are listed.
+    pub filter: Filter,
+    /// Rows that another pane asked for, with what they have in common; over the filter.
+    pub asked: Option<(String, Vec<usize>)>,
+    /// Words that a listed row must contain.
+    pub search: String,
+    /// The search while it is typed.
+    pub typing: Option<TextLine>,
+    /// Positions of the listed rows.
+    pub listed: Vec<usize>,
+    /// Where the list stands.
+    pub list: ListState,
+    /// How the selected row is shown.
+    pub form: Form,
+    /// The selected row as the model sees it.
+    pub rendered: Option<Rendered>,
+    /// Whether keys move in the row instead of the list.
+    pub reading: bool,
+    /// Where the row's text stands.
+    pub scroll: Scroll,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            rows: None,
+            quarantined: Arc::default(),
+            problem: None,
+            report: None,
+            checking: None,
+            filter: Filter::All,
+            asked: None,
+            search: String::new(),
+            typing: None,
+            listed: Vec::new(),
+            list: ListState::default(),
+            form: Form::default(),
+            rendered: None,
+            reading: false,
+            scroll: Scroll::default(),
+        }
+    }
+}
+
+impl State {
+    /// What the list shows the rows of: all of them, or those in quarantine.
+    pub fn pool(&self) -> &[Row] {
+        match self.filter {
+            Filter::Quarantined => &self.quarantined,
+            _ => self.rows.as_ref().map_or(&[], |rows| rows.as_slice()),
+        }
+    }
+
+    /// The listed row at a position of the list.
+    pub fn row_at(&self, position: usize) -> Option<&Row> {
+        self.listed.get(position).and_then(|index| self.pool().get(*index))
+    }
+
+    /// The selected row.
+    pub fn selected(&self) -> Option<&Row> {
+        self.list.selected().and_then(|position| self.row_at(position))
+    }
+
+    /// Works out which rows are listed; the selected one stays selected if it still is.
+    pub fn relist(&mut self) {
+        let selected = self.selected().map(|row| row.index);
+        let words: Vec<String> = self.search.split_whitespace().map(str::to_lowercase).collect();
+        let listed: Vec<usize> = self
+            .pool()
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| self.passes(row))
+            .filter(|(_, row)| {
+                let text =
+                    if words.is_empty() { String::new() } else { row.example.plain_text().to_lowercase() };
+                words.iter().all(|word| text.contains(word))
+            })
+            .map(|(position, _)| position)
+            .collect();
+        let position = listed.iter().position(|at| self.pool().get(*at).map(|row| row.index) == selected);
+        self.list.changed(listed.len(), position.filter(|_| selected.is_some()));
+        self.listed = listed;
+    }
+
+    fn passes(&self, row: &Row) -> bool {
+        if let Some((_, rows)) = &self.asked {
+            return rows.contains(&row.index);
+        }
+        match self.filter {
+            Filter::All | Filter::Quarantined => true,
+            Filter::Train => row.split == Split::Train,
+            Filter::Eval => row.split == Split::Eval,
+            Filter::Problem(kind) => self.problems_of(row.index).any(|(found, _)| found == kind),
+        }
+    }
+
+    /// The problems of a row.
+    pub fn problems_of(&self, row: usize) -> impl Iterator<Item = (ProblemKind, &str)> {
+        self.report
+            .iter()
+            .flat_map(|report| &report.problems)
+            .filter(move |problem| problem.row == Some(row))
+            .map(|problem| (problem.kind, problem.message.as_str()))
+    }
+
+    /// Sorts of problems, the worst first.
+    pub fn groups(&self) -> Vec<ProblemGroup> {
+        let mut groups: Vec<ProblemGroup> = Vec::new();
+        for problem in self.report.iter().flat_map(|report| &report.problems) {
+            match groups.iter_mut().find(|group| group.kind == problem.kind) {
+                Some(group) => {
+                    group.count += 1;
+                    group.severity = group.severity.min(problem.severity);
+                }
+                None => groups.push(ProblemGroup {
+                    kind: problem.kind,
+                    severity: problem.severity,
+                    count: 1,
+                    message: problem.message.clone(),
+                }),
+            }
+        }
+        groups.sort_by_key(|group| (group.severity, group.kind));
+        groups
+    }
+
+    /// The first words of a row, for the list.
+    pub fn headline(row: &Row) -> String {
+        let text = match &row.example {
+            Example::Messages(messages) => {
+                let asked = messages.iter().find(|message| message.role == "user").or(messages.first());
+                asked.map_or_else(String::new, |message| message.content.clone())
+            }
+            Example::Tokens { input_ids, .. } => format!("({} token ids)", input_ids.len()),
+            other => other.plain_text(),
+        };
+        if text.trim().is_empty() { "(empty)".to_owned() } else { text.trim().to_owned() }
+    }
+}
 
 /// The key contexts active now, nearest first; the global one is added by the shell.
-pub fn contexts(_state: &State, _context: &Context) -> Vec<KeyContext> {
-    vec![KeyContext::Data]
+pub fn contexts(state: &State, _context: &Context) -> Vec<KeyContext> {
+    if state.typing.is_some() { vec![KeyContext::Input] } else { vec![KeyContext::Data, KeyContext::List] }
 }
 
 /// The commands worth a place in the footer now, most useful first.
-pub fn hints(_state: &State, _context: &Context) -> Vec<Command> {
-    Vec::new()
+pub fn hints(state: &State, context: &Context) -> Vec<Any> {
+    if state.typing.is_some() {
+        return vec![Any::Input(InputCommand::Accept), Any::Input(InputCommand::Cancel)];
+    }
+    if state.reading {
+        return vec![Any::Data(Command::Form), Any::View(ViewCommand::Back)];
+    }
+    let own = [
+        Any::Data(Command::Form),
+        Any::List(ListCommand::Open),
+        Any::Data(Command::Filter),
+        Any::View(ViewCommand::Search),
+        Any::Data(Command::Quarantine),
+        Any::Data(Command::Edit),
+        Any::Data(Command::Random),
+        Any::Data(Command::Check),
+        Any::Data(Command::NewRun),
+    ];
+    own.into_iter().filter(|command| unavailable(state, context, *command).is_none()).collect()
 }
 
 /// Why `command` cannot be done now, or nothing if it can.
-pub fn unavailable(_state: &State, _context: &Context, _command: Command) -> Option<String> {
-    None
+pub fn unavailable(state: &State, context: &Context, command: Any) -> Option<String> {
+    let Any::Data(command) = command else { return None };
+    match command {
+        Command::NewRun | Command::Check => {
+            context.config.is_none().then(|| "luthier.toml has mistakes; `space e` opens it".to_owned())
+        }
+        Command::Filter => state.rows.is_none().then(|| "the rows are not read yet".to_owned()),
+        Command::Form | Command::Quarantine | Command::Edit | Command::Random => {
+            state.selected().is_none().then(|| "no row is selected".to_owned())
+        }
+    }
 }
 
 /// What the right end of the header says instead of the machine's state.

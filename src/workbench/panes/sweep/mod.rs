@@ -1,13 +1,15 @@
-//! The queue of trials and their ranking.
+//! The queue of trials and what came of them.
 
 mod command;
 mod effect;
 mod state;
+#[cfg(test)]
+mod tests;
 mod update;
 mod view;
 
 pub use command::{COMMANDS, Command};
-pub use effect::{Effect, Event, Question};
+pub use effect::{Effect, Event, Question, Snapshot};
 pub use state::{State, contexts, deadline, hints, status, unavailable, unsaved};
 pub use update::update;
 pub use view::view;

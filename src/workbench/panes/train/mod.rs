@@ -13,5 +13,5 @@ mod view;
 pub use command::{COMMANDS, Command};
 pub use effect::{Effect, Event, PlanSummary, Question, Refusal};
 pub use state::{State, contexts, deadline, hints, status, unavailable, unsaved};
-pub use update::update;
+pub use update::{settings_of, update};
 pub use view::view;

@@ -576,7 +576,7 @@ fn entered(state: &mut State, question: Question, text: &str) -> Vec<Reaction> {
 }
 
 /// Splits `a.b=1 c.d="x y" e.f=[1, 2]` where a new key begins, so that values may hold spaces.
-fn settings_of(text: &str) -> Vec<String> {
+pub fn settings_of(text: &str) -> Vec<String> {
     let mut settings: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         let begins = word.split_once('=').is_some_and(|(key, _)| KEYS.iter().any(|known| known.path == key));

@@ -257,7 +257,8 @@ fn situation(open: &OpenRun) -> (String, Role) {
             (None, Some(reason)) => (reason.clone(), Role::Muted),
             (None, None) => {
                 let device = status.device.clone();
-                let parameters = open.curves.run.as_ref().map(|run| run.parameters.trainable);
+                let parameters =
+                    open.curves.run.as_ref().map(|run| run.parameters.trainable).filter(|count| *count > 0);
                 let trained = parameters.map(|count| format!("{} parameters trained", units::count(count)));
                 let dtype = open.curves.run.as_ref().map(|run| run.dtype.clone());
                 let parts: Vec<String> = [Some(device), dtype, trained]

@@ -1,0 +1,176 @@
+//! The data pane on screen.
+
+use std::sync::Arc;
+
+use luthier_core::data::{
+    DataProblem, Example, Extras, HistogramBin, LengthStatistics, Message, Origin, ProblemKind, Report, Row,
+    Severity, Split, TokenPiece,
+};
+
+use super::effect::{Effect, Event, Rendered};
+use super::state::Form;
+use crate::app::{Effect as AnyEffect, Event as AnyEvent};
+use crate::testing::{TestApp, config, snapshot};
+use crate::theme::ColorDepth;
+
+const TICKETS: [(&str, &str); 5] = [
+    ("Printer on floor 3 is on fire again", r#"{"category": "hardware", "location": "floor 3"}"#),
+    (
+        "The badge reader at gate B rejects everyone since this morning, please hurry.",
+        r#"{"category": "access"}"#,
+    ),
+    ("Kann mich nicht anmelden seit dem Update \u{1b}[2J", r#"{"category": "account"}"#),
+    ("wifi gone", ""),
+    ("Kaffeemaschine leckt, 2. OG", r#"{"category": "facilities"}"#),
+];
+
+fn rows() -> Vec<Row> {
+    let row = |(index, (ticket, answer)): (usize, &(&str, &str))| Row {
+        index,
+        origin: Origin { file: "train.jsonl".into(), line: index + 1 },
+        split: if index == 4 { Split::Eval } else { Split::Train },
+        example: Example::Messages(vec![Message::new("user", *ticket), Message::new("assistant", *answer)]),
+        extras: Extras::default(),
+    };
+    TICKETS.iter().enumerate().map(row).collect()
+}
+
+fn report() -> Report {
+    let problem = |kind, severity, row: usize, message: &str| DataProblem {
+        kind,
+        severity,
+        row: Some(row),
+        message: message.to_owned(),
+    };
+    Report {
+        rows: 5,
+        train_rows: 4,
+        eval_rows: 1,
+        tokens: 612,
+        trained_tokens: 232,
+        problems: vec![
+            problem(ProblemKind::EmptyReply, Severity::Warning, 3, "row 3: the reply is empty"),
+            problem(ProblemKind::NoTrainedTokens, Severity::Blocks, 3, "row 3: no token is trained on"),
+            problem(ProblemKind::BrokenText, Severity::Note, 2, "row 2: control characters"),
+        ],
+        lengths: LengthStatistics {
+            min: 3,
+            p50: 139,
+            p95: 203,
+            max: 411,
+            histogram: (0..8)
+                .map(|bin| HistogramBin { from: bin * 50, to: bin * 50 + 50, rows: bin })
+                .collect(),
+        },
+        template: "chatml".into(),
+        template_fingerprint: "a3f9c0de".into(),
+        quarantined: 0,
+        truncated: 0,
+        dropped: 0,
+    }
+}
+
+fn rendered(index: usize) -> Rendered {
+    let (ticket, answer) = TICKETS[index];
+    let piece = |text: &str, trained| TokenPiece { id: 1, text: text.to_owned(), trained };
+    let mut tokens = vec![piece("<|im_start|>", false), piece("user\n", false), piece(ticket, false)];
+    tokens.extend([piece("<|im_end|>", false), piece("\n", false), piece("<|im_start|>assistant\n", false)]);
+    tokens.extend([piece(answer, !answer.is_empty()), piece("<|im_end|>", !answer.is_empty())]);
+    let messages = vec![
+        Message::new("system", "You turn support tickets into JSON."),
+        Message::new("user", ticket),
+        Message::new("assistant", answer),
+    ];
+    Rendered { row: index, messages: Some(messages), tokens: Ok(tokens), truncated: false }
+}
+
+fn answers(effect: &AnyEffect) -> Vec<AnyEvent> {
+    let AnyEffect::Data(tag, effect) = effect else { return Vec::new() };
+    let answers = match effect {
+        Effect::Load => {
+            vec![Event::Rows(Ok((Arc::new(rows()), Arc::default()))), Event::Checked(Ok(Arc::new(report())))]
+        }
+        Effect::Render(row) => vec![Event::Rendered(Box::new(rendered(*row)))],
+        Effect::Quarantine(_) => vec![Event::Quarantined(Ok("the row is in quarantine".into()))],
+    };
+    answers.into_iter().map(|answer| AnyEvent::Data(*tag, answer)).collect()
+}
+
+fn opened(width: u16, height: u16) -> TestApp {
+    let mut app = TestApp::respond(width, height, answers);
+    app.keys("1");
+    app
+}
+
+#[test]
+fn rows_narrow() {
+    let mut app = opened(80, 24);
+    snapshot!(app, "j");
+}
+
+#[test]
+fn tokens_narrow_without_colour() {
+    let mut app = TestApp::open(80, 24, ColorDepth::None, "luthier", Ok(config()), Box::new(answers));
+    snapshot!(app, "1j<tab><tab>");
+}
+
+#[test]
+fn rows_as_sketched() {
+    let mut app = opened(120, 32);
+    snapshot!(app, "j<tab><tab>");
+}
+
+#[test]
+fn rows_wide() {
+    let mut app = opened(200, 60);
+    snapshot!(app, "jj");
+}
+
+#[test]
+fn data_that_cannot_be_read_say_why() {
+    let mut app = TestApp::respond(80, 24, |effect| match effect {
+        AnyEffect::Data(tag, Effect::Load) => {
+            let problem = "1 row cannot be used\n  train.jsonl:3: not JSON: expected `,` or `}`".to_owned();
+            vec![AnyEvent::Data(*tag, Event::Rows(Err(problem)))]
+        }
+        _ => Vec::new(),
+    });
+    snapshot!(app, "1");
+}
+
+#[test]
+fn search_and_filter_narrow_the_list() {
+    let mut app = opened(120, 32);
+    app.keys("/update<enter>");
+    assert_eq!(app.app.panes.data.listed, [2]);
+    app.keys("<esc>");
+    assert_eq!(app.app.panes.data.listed.len(), 5);
+    app.keys("fempty<enter>");
+    assert_eq!(app.app.panes.data.listed, [3]);
+    app.keys("<esc>");
+    assert_eq!(app.app.panes.data.listed.len(), 5);
+}
+
+#[test]
+fn a_row_goes_into_quarantine_only_after_yes() {
+    let mut app = opened(120, 32);
+    let quarantined = |app: &mut TestApp| {
+        let effects = app.take_effects().into_iter();
+        effects.filter(|effect| matches!(effect, AnyEffect::Data(_, Effect::Quarantine(_)))).count()
+    };
+    app.keys("x<enter>");
+    assert_eq!(quarantined(&mut app), 0, "no is the default");
+    app.keys("xy");
+    assert_eq!(quarantined(&mut app), 1);
+}
+
+#[test]
+fn enter_reads_the_row_and_escape_goes_back() {
+    let mut app = opened(80, 24);
+    app.keys("<enter>j");
+    assert_eq!(app.app.panes.data.selected().map(|row| row.index), Some(0));
+    app.keys("<esc>j");
+    assert_eq!(app.app.panes.data.selected().map(|row| row.index), Some(1));
+    app.keys("<tab>");
+    assert_eq!(app.app.panes.data.form, Form::Text);
+}

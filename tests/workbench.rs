@@ -1,0 +1,164 @@
+//! The workbench as a person uses it: the real programs in a pseudo-terminal, on a tiny model.
+
+use std::fs;
+
+use luthier_tests::{Project, Terminal, is_alive, wait_for};
+
+/// The train loss in the legend of the chart.
+fn train_loss(screen: &str) -> Option<f64> {
+    let after = screen.split("train ").nth(1)?;
+    after.split_whitespace().next()?.parse().ok()
+}
+
+/// A tiny project whose runs last until they are told to stop.
+fn long_project() -> Project {
+    let project = Project::tiny();
+    let settings = Project::tiny_settings()
+        .replace("max_steps = 12", "max_steps = 100000")
+        .replace("eval_every = 4", "eval_every = 50")
+        .replace("checkpoint_every = 4", "checkpoint_every = 50")
+        .replace("learning_rate = 1e-2", "learning_rate = 2e-3");
+    project.write("luthier.toml", settings);
+    project
+}
+
+#[test]
+fn from_the_data_to_a_verdict() {
+    let project = long_project();
+    let mut terminal = Terminal::open(&project, 120, 32);
+
+    // Inspect.
+    terminal.see("1 Data");
+    terminal.keys("1");
+    terminal.wait("the checked rows", |screen| screen.contains("24 train, 6 held out"));
+    terminal.see("item 0 is red");
+    terminal.keys("\t\t");
+    terminal.see("▐ trained ▌");
+
+    // Start a run and see it learn.
+    terminal.keys("2");
+    terminal.see("There are no runs in this project yet");
+    terminal.keys("n");
+    terminal.see("Start lora r8?");
+    terminal.keys("y");
+    let first = terminal.wait("a running run with a loss", |screen| {
+        screen.contains("▶ running") && train_loss(screen).is_some()
+    });
+    let first = train_loss(&first).unwrap();
+    terminal.wait("a falling loss", |screen| train_loss(screen).is_some_and(|loss| loss < first - 0.5));
+
+    // The workbench dies; the run does not notice.
+    let run = project.run();
+    let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
+    terminal.kill();
+    assert!(is_alive(pid));
+    let before = Project::status(&run)["step"].as_u64().unwrap();
+    wait_for("steps after the workbench is gone", || {
+        let step = Project::status(&run)["step"].as_u64().unwrap_or(0);
+        if step > before + 5 { Ok(()) } else { Err(format!("step {step}")) }
+    });
+
+    // Opened again it shows the run live, with its history.
+    let mut terminal = Terminal::open(&project, 120, 32);
+    terminal.keys("2");
+    terminal.wait("the live run", |screen| screen.contains("▶ running") && train_loss(screen).is_some());
+
+    // An edited learning rate reaches it and is marked.
+    let file = run.join("config.toml");
+    let settings = fs::read_to_string(&file).unwrap();
+    let line = settings.lines().find(|line| line.starts_with("learning_rate")).unwrap();
+    fs::write(&file, settings.replace(line, "learning_rate = 0.0015")).unwrap();
+    terminal.wait("the mark of the edit", |screen| {
+        screen.contains("▲") && screen.contains("train.learning_rate") && screen.contains("0.0015")
+    });
+
+    // A broken file changes nothing and is told.
+    let good = fs::read_to_string(&file).unwrap();
+    fs::write(&file, good.replace("learning_rate = 0.0015", "learning_rate = oops")).unwrap();
+    terminal.wait("what is wrong with the file", |screen| screen.contains("config.toml"));
+    fs::write(&file, &good).unwrap();
+    terminal.see("▶ running");
+
+    // Finish it, saved.
+    terminal.keys("s\r");
+    terminal.see("■ stopped");
+    wait_for("the end of the engine", || if is_alive(pid) { Err("alive".to_owned()) } else { Ok(()) });
+    assert!(run.join("adapter/adapter_model.safetensors").is_file());
+
+    // Compare with the base model, blind.
+    terminal.keys("a");
+    terminal.see("blind");
+    terminal.see("item 3 is white");
+    terminal.keys("\r");
+    terminal.wait("both answers", |screen| screen.matches("/s").count() >= 2);
+    terminal.keys("=");
+    wait_for("the verdict on disk", || {
+        let stored = fs::read_to_string(project.path().join("verdicts.jsonl")).unwrap_or_default();
+        if stored.lines().count() == 1 { Ok(()) } else { Err(stored) }
+    });
+    terminal.wait("the names of the sides", |screen| screen.contains("base"));
+
+    terminal.keys("q");
+    assert_eq!(terminal.ended(), 0);
+}
+
+#[test]
+fn every_pane_fits_every_size_and_a_small_one_is_told() {
+    let project = Project::tiny();
+    let mut terminal = Terminal::open(&project, 80, 24);
+    for (key, title) in [("1", "all rows"), ("2", "no runs yet"), ("3", "Nothing is queued"), ("4", "Review")]
+    {
+        terminal.keys(key);
+        terminal.see(title);
+    }
+    terminal.resize(200, 60);
+    terminal.keys("3");
+    terminal.see("Which settings are best?");
+    terminal.resize(60, 20);
+    terminal.wait("a word about the size", |screen| screen.contains("80") && screen.contains("24"));
+    terminal.resize(80, 24);
+    terminal.see("Which settings are best?");
+    terminal.keys("q");
+    assert_eq!(terminal.ended(), 0);
+}
+
+#[test]
+fn a_signal_leaves_the_terminal_clean() {
+    let project = Project::tiny();
+    let terminal = Terminal::open(&project, 80, 24);
+    terminal.see("1 Data");
+    terminal.signal("TERM");
+    assert_eq!(terminal.ended(), 130);
+}
+
+#[test]
+fn nothing_is_written_while_nothing_happens() {
+    let project = Project::tiny();
+    let mut terminal = Terminal::open(&project, 80, 24);
+    terminal.keys("3");
+    terminal.see("Nothing is queued");
+    // Each round trip of a key without an effect takes the program through its loop again.
+    terminal.keys("j");
+    let settled = terminal.bytes();
+    terminal.keys("jjjj2");
+    terminal.see("no runs yet");
+    assert!(terminal.bytes() - settled < 40_000, "{} bytes", terminal.bytes() - settled);
+    terminal.keys("q");
+    assert_eq!(terminal.ended(), 0);
+}
+
+#[test]
+fn broken_settings_are_shown_with_their_place() {
+    let project = Project::tiny();
+    project.write("luthier.toml", Project::tiny_settings().replace("rank = 8", "rnak = 8"));
+    let mut terminal = Terminal::open(&project, 100, 30);
+    terminal.wait("the caret", |screen| {
+        screen.contains("rnak") && screen.contains('^') && screen.contains("rank")
+    });
+    project.write("luthier.toml", Project::tiny_settings());
+    terminal.keys("\x1b");
+    terminal.keys("1");
+    terminal.see("24 train, 6 held out");
+    terminal.keys("q");
+    assert_eq!(terminal.ended(), 0);
+}
