@@ -374,6 +374,7 @@ fn evaluation_files_and_quarantine() {
 }
 
 proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
     #[test]
     fn no_file_panics(
         bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
