@@ -149,16 +149,15 @@ impl Running {
     }
 }
 
+#[expect(clippy::return_self_not_must_use, reason = "what is expected has been checked by then")]
 impl Finished {
     /// Expects this exit status.
-    #[must_use]
     pub fn expect(self, status: i32) -> Self {
         assert_eq!(self.status.code(), Some(status), "{self}");
         self
     }
 
     /// Expects each of these texts on stderr, and no panic.
-    #[must_use]
     pub fn complains(self, texts: &[&str]) -> Self {
         for text in texts {
             assert!(self.stderr.contains(text), "stderr lacks `{text}`: {self}");

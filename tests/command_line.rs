@@ -1,9 +1,11 @@
 //! What the command line says and with which status it ends, where no run comes of it.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use luthier_tests::{Finished, Project, reference, tiny_rows};
+use luthier_tests::{Finished, Project, luthier, reference, tiny_rows};
+use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 use serde_json::{Value, json};
 
 /// Runs `luthier` in the tiny project with something set over its settings.
@@ -64,10 +66,28 @@ fn bad_usage_is_told_apart_from_failed_work() {
 }
 
 #[test]
-fn the_workbench_asks_for_a_real_terminal() {
+fn the_workbench_asks_for_a_terminal() {
     let project = Project::tiny();
-    project.luthier(["."]).variable("TERM", "xterm-256color").run().expect(2).complains(&["not a terminal"]);
-    project.luthier(["."]).variable("TERM", "dumb").run().expect(2).complains(&["terminal"]);
+    let told = project.luthier(["."]).variable("TERM", "xterm-256color").run().expect(2);
+    let told = told.complains(&["standard output is not", "luthier train"]);
+    assert_eq!(told.stdout, "", "nothing is drawn into a pipe");
+}
+
+#[test]
+fn the_workbench_asks_for_more_than_a_dumb_terminal() {
+    let project = Project::tiny();
+    let terminal = native_pty_system().openpty(PtySize::default()).unwrap();
+    let mut command = CommandBuilder::new(luthier());
+    command.args([project.path()]);
+    command.env("TERM", "dumb");
+    let mut child = terminal.slave.spawn_command(command).unwrap();
+    drop(terminal.slave);
+    let mut shown = String::new();
+    // A pseudo-terminal whose other side is closed is an error to read from.
+    let _ = terminal.master.try_clone_reader().unwrap().read_to_string(&mut shown);
+    assert_eq!(child.wait().unwrap().exit_code(), 2, "{shown}");
+    assert!(shown.contains("TERM"), "{shown}");
+    assert!(!shown.contains('\u{1b}'), "{shown:?}");
 }
 
 #[test]
@@ -149,7 +169,7 @@ fn a_model_that_cannot_be_used_says_why() {
     with(&project, &["plan"], "model.path=model").expect(2).complains(&["theorbo", "llama"]);
 
     project.write("model.gguf", b"GGML and then some more bytes");
-    with(&project, &["plan"], "model.path=model.gguf").expect(2).complains(&["model.gguf", "not a model"]);
+    with(&project, &["plan"], "model.path=model.gguf").expect(1).complains(&["model.gguf", "no GGUF file"]);
 
     project.write("pickled/config.json", &settings);
     project.write("pickled/pytorch_model.bin", "\u{80}");
@@ -245,7 +265,7 @@ fn data_that_would_spoil_a_run_blocks_it() {
     let sound: String = tiny_rows(3).iter().map(|row| format!("{row}\n")).collect();
     let cases = [
         ("row that is no JSON", format!("{sound}{no_json}"), "", "train.jsonl:4"),
-        ("row without a reply", format!("{sound}{no_reply}"), "", "assistant"),
+        ("row without a reply", format!("{sound}{no_reply}"), "", "train.jsonl:4"),
         ("empty dataset", String::new(), "", "train"),
         ("all rows too long", sound.clone(), "data.max_length=8", "max_length"),
     ];
@@ -329,7 +349,7 @@ fn a_reader_that_goes_away_ends_the_command_quietly() {
     let project = Project::tiny();
     let script = format!(
         "{} data show 0 --json -C {} | true; exit ${{PIPESTATUS[0]}}",
-        luthier_tests::luthier().display(),
+        luthier().display(),
         project.path().display()
     );
     let ended = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();

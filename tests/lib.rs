@@ -5,6 +5,7 @@ mod elf;
 mod process;
 mod programs;
 mod project;
+mod terminal;
 mod wait;
 
 pub use command::{Finished, Luthier, Running};
@@ -12,4 +13,5 @@ pub use elf::needed_libraries;
 pub use process::{is_alive, send};
 pub use programs::{engine, luthier, reference};
 pub use project::{Project, tiny_rows};
+pub use terminal::Terminal;
 pub use wait::{PATIENCE, wait_for};

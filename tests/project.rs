@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::command::Luthier;
-use crate::process::{is_alive, send};
+use crate::process::{send, works_on};
 use crate::programs::reference;
 
 /// A project of its own, with sockets and cache of its own. Whatever still runs in it ends with it.
@@ -114,16 +114,23 @@ max_new_tokens = 12
         self.write(name, lines);
     }
 
-    /// `luthier` with these arguments, in the project folder.
-    pub fn luthier<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Luthier {
-        let mut command = Luthier::new(&self.path());
-        for (name, folder) in [
+    /// What keeps a program started here away from the rest of the machine.
+    pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
+        [
             ("XDG_RUNTIME_DIR", "run"),
             ("XDG_CACHE_HOME", "cache"),
             ("XDG_CONFIG_HOME", "config"),
             ("HOME", "home"),
-        ] {
-            command = command.variable(name, self.home.path().join(folder));
+        ]
+        .map(|(name, folder)| (name, self.home.path().join(folder)))
+        .to_vec()
+    }
+
+    /// `luthier` with these arguments, in the project folder.
+    pub fn luthier<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Luthier {
+        let mut command = Luthier::new(&self.path());
+        for (name, folder) in self.environment() {
+            command = command.variable(name, folder);
         }
         command.arguments(arguments)
     }
@@ -159,9 +166,13 @@ max_new_tokens = 12
 
 impl Drop for Project {
     fn drop(&mut self) {
-        for run in self.runs() {
-            let pid = Self::status(&run)["pid"].as_u64().unwrap_or(0) as u32;
-            if pid != 0 && is_alive(pid) {
+        let lock = fs::read_to_string(self.path().join("runs/scheduler.lock")).unwrap_or_default();
+        let scheduler = lock.split_whitespace().find_map(|word| word.parse().ok());
+        let engines = self.runs().into_iter().filter_map(|run| Self::status(&run)["pid"].as_u64());
+        // First who would start the next run.
+        for pid in scheduler.into_iter().chain(engines.map(|pid| pid as u32)) {
+            // The number may be another process's by now.
+            if works_on(pid, self.home.path()) {
                 send("KILL", pid);
             }
         }

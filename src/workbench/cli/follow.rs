@@ -104,6 +104,8 @@ impl Progress {
                 let scores: String = eval
                     .scores
                     .iter()
+                    // One line is too short for those of single fields.
+                    .filter(|(name, _)| !name.contains('.'))
                     .map(|(name, score)| format!(" · {name} {}", units::percent(score.get())))
                     .collect();
                 let loss = units::number(eval.loss.get());

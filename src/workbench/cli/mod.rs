@@ -26,7 +26,7 @@ mod train;
 pub(crate) mod units;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -117,13 +117,11 @@ pub fn run() -> ExitCode {
             Interrupts::watch()
                 .map_err(|error| Failure::work(format!("cannot watch for ctrl-C: {error}")))
                 .and_then(|interrupts| command.run(&interrupts))
+                .map(|()| ExitCode::SUCCESS)
         }
-        None => open(arguments.project),
+        None => open(arguments.project.as_deref()),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
-    }
+    outcome.unwrap_or_else(|failure| failure.report())
 }
 
 fn start_log() {
@@ -132,13 +130,19 @@ fn start_log() {
 }
 
 /// Opens the workbench.
-fn open(project: Option<PathBuf>) -> Outcome {
-    let project = project.unwrap_or_else(|| PathBuf::from("."));
-    Err(no_project(&project))
+fn open(project: Option<&Path>) -> Outcome<ExitCode> {
+    let project = project.unwrap_or(Path::new("."));
+    if !project.exists() {
+        return Err(no_project(project));
+    }
+    crate::open(project).map_err(|error| match error.exit_status() {
+        2 => Failure::usage(error.to_string()),
+        _ => Failure::work(error.to_string()),
+    })
 }
 
 /// Why a folder cannot be opened. A word that is no folder may have been meant as a command.
-fn no_project(project: &std::path::Path) -> Failure {
+fn no_project(project: &Path) -> Failure {
     let shown = project.display();
     let names: Vec<String> = Arguments::command()
         .get_subcommands()
