@@ -154,7 +154,9 @@ fn settings(project: PathBuf) -> Settings {
 fn speaks_unicode() -> bool {
     let named = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(|name| std::env::var(name).ok());
     let locale = named.map(|locale| locale.to_ascii_lowercase()).find(|locale| !locale.is_empty());
-    locale.is_none_or(|locale| locale.contains("utf-8") || locale.contains("utf8") || locale == "c" || locale == "posix")
+    locale.is_none_or(|locale| {
+        locale.contains("utf-8") || locale.contains("utf8") || locale == "c" || locale == "posix"
+    })
 }
 
 /// The two clocks of the workbench.
@@ -256,7 +258,10 @@ impl Loop {
             }
             self.drain(&mut events, turn)?;
             self.meet_deadline()?;
-            if self.ending.is_none() && self.changed && self.limiter.earliest(self.clock.elapsed()) <= self.clock.elapsed() {
+            if self.ending.is_none()
+                && self.changed
+                && self.limiter.earliest(self.clock.elapsed()) <= self.clock.elapsed()
+            {
                 self.draw()?;
             }
             if turn.elapsed() > SLOW_TURN {

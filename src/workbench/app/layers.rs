@@ -59,6 +59,11 @@ impl Chooser {
         self.list.selected().and_then(|selected| self.matches.get(selected)).map(|found| found.index)
     }
 
+    /// How many there are to choose from, fitting or not.
+    pub fn total(&self) -> usize {
+        self.candidates.len()
+    }
+
     /// Looks again for what fits; the best is selected.
     pub fn narrow(&mut self) {
         self.matches = command::rank(self.line.value(), self.candidates.iter().map(String::as_str));

@@ -9,6 +9,8 @@ mod input;
 mod layers;
 mod reaction;
 mod tag;
+#[cfg(test)]
+mod tests;
 mod update;
 
 use std::path::PathBuf;

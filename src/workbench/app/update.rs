@@ -201,7 +201,7 @@ impl App {
     }
 
     /// An answer for `pane`; dropped here where a newer effect made it stale.
-    fn answered(
+    pub(super) fn answered(
         &mut self,
         pane: PaneId,
         tag: Tag,

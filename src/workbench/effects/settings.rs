@@ -145,6 +145,7 @@ mod tests {
     #[test]
     fn an_edited_file_arrives_as_an_event() {
         let folder = tempfile::tempdir().unwrap();
+        let own = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         write("luthier.toml", GOOD);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -152,8 +153,8 @@ mod tests {
         let (events, mut received) = mpsc::channel(16);
         let settings = Settings {
             project: folder.path().into(),
-            themes: Library { folder: Some(folder.path().into()), ..Library::default() },
-            keymap: Some(folder.path().join("keymap.toml")),
+            themes: Library { folder: Some(own.path().join("themes")), ..Library::default() },
+            keymap: Some(own.path().join("keymap.toml")),
         };
         let mut performer = Performer::new(settings, "mine".to_owned());
         performer.perform(SettingsEffect::Watch, &events, &lanes);
@@ -167,9 +168,12 @@ mod tests {
         assert!(matches!(next(), Event::Config(config) if config.as_ref().as_ref().unwrap().train.learning_rate < 2e-5));
         write("luthier.toml", "[model\n");
         assert!(matches!(next(), Event::Config(config) if config.as_ref().as_ref().unwrap_err().contains("luthier.toml")));
-        write("keymap.toml", "[global]\nx = \"quit\"\n");
+        std::fs::write(own.path().join("keymap.toml"), "[global]\nx = \"quit\"\n").unwrap();
         assert!(matches!(next(), Event::Keymap(_, problems) if problems.is_empty()));
-        write("mine.toml", "inherits = \"luthier\"\n");
-        assert!(matches!(next(), Event::Theme(theme, warnings) if theme.name() == "mine" && warnings.is_empty()));
+        std::fs::create_dir(own.path().join("themes")).unwrap();
+        std::fs::write(own.path().join("themes/mine.toml"), "inherits = \"luthier\"\n").unwrap();
+        let event = next();
+        let Event::Theme(theme, warnings) = event else { panic!("{event:?}") };
+        assert_eq!((theme.name(), warnings), ("mine", Vec::new()));
     }
 }

@@ -7,7 +7,10 @@ use std::process::{Command, Stdio};
 /// The editor a person wants: `$VISUAL`, `$EDITOR`, or vi.
 pub(super) fn editor() -> String {
     let wanted = ["VISUAL", "EDITOR"].into_iter().filter_map(|name| std::env::var(name).ok());
-    wanted.map(|editor| editor.trim().to_owned()).find(|editor| !editor.is_empty()).unwrap_or_else(|| "vi".to_owned())
+    wanted
+        .map(|editor| editor.trim().to_owned())
+        .find(|editor| !editor.is_empty())
+        .unwrap_or_else(|| "vi".to_owned())
 }
 
 /// Runs `editor` on `file` and waits for its end.
@@ -16,7 +19,8 @@ pub(super) fn run(editor: &str, file: &Path, line: Option<usize>) -> Result<(), 
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(format!("exec {editor} \"$@\"")).arg("sh").args(arguments(editor, file, line));
     command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
-    let status = command.status().map_err(|problem| format!("the editor `{editor}` did not start: {problem}"))?;
+    let status =
+        command.status().map_err(|problem| format!("the editor `{editor}` did not start: {problem}"))?;
     match status.code() {
         Some(0) => Ok(()),
         Some(127) => Err(format!("there is no editor `{editor}`; set $VISUAL or $EDITOR to one")),
@@ -36,7 +40,10 @@ fn arguments(editor: &str, file: &Path, line: Option<usize>) -> Vec<OsString> {
     match (line, name) {
         (Some(line), "hx" | "helix" | "zed" | "subl") => vec![at_line(line)],
         (Some(line), "code" | "codium" | "cursor") => vec!["--goto".into(), at_line(line)],
-        (Some(line), "vi" | "vim" | "nvim" | "nano" | "emacs" | "emacsclient" | "kak" | "micro" | "joe" | "ne") => {
+        (
+            Some(line),
+            "vi" | "vim" | "nvim" | "nano" | "emacs" | "emacsclient" | "kak" | "micro" | "joe" | "ne",
+        ) => {
             vec![format!("+{line}").into(), file.into()]
         }
         _ => vec![file.into()],

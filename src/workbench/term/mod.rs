@@ -98,7 +98,11 @@ impl Terminal {
     }
 
     /// Draws a frame; the bytes written.
-    pub fn draw(&mut self, size: Size, render: impl FnOnce(Rect, &mut Buffer)) -> Result<usize, TerminalError> {
+    pub fn draw(
+        &mut self,
+        size: Size,
+        render: impl FnOnce(Rect, &mut Buffer),
+    ) -> Result<usize, TerminalError> {
         Ok(self.screen.draw(Rect::new(0, 0, size.width, size.height), render)?)
     }
 

@@ -178,7 +178,8 @@ impl Library {
 
 /// Whether `name` is a name and not a way to some other file.
 fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_'))
+    !name.is_empty()
+        && name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_'))
 }
 
 fn built_in(name: &str) -> Option<&'static str> {
@@ -191,7 +192,8 @@ fn built_in(name: &str) -> Option<&'static str> {
 struct Defined {
     palette: HashMap<String, String>,
     markers: Option<Markers>,
-    looks: HashMap<Role, (String, Look)>,
+    /// Of every role the looks that the files give it, the nearest theme's last.
+    looks: HashMap<Role, Vec<(String, Look)>>,
 }
 
 impl Defined {
@@ -209,7 +211,7 @@ impl Defined {
         for (role, look) in file.roles {
             match Role::from_str(&role) {
                 Ok(role) => {
-                    self.looks.insert(role, (name.to_owned(), look));
+                    self.looks.entry(role).or_default().push((name.to_owned(), look));
                 }
                 Err(_) => {
                     warnings.push(format!("theme {name}: there is no role `{}`", text::clean_line(&role)));
@@ -220,12 +222,16 @@ impl Defined {
 
     fn styles(&self, warnings: &mut Vec<String>) -> HashMap<Role, Style> {
         let mut styles = HashMap::new();
-        for (role, (name, look)) in &self.looks {
-            match self.style(look) {
-                Ok(style) => {
-                    styles.insert(*role, style);
+        for (role, looks) in &self.looks {
+            // A look that cannot be read leaves the role with the one before it.
+            for (name, look) in looks.iter().rev() {
+                match self.style(look) {
+                    Ok(style) => {
+                        styles.insert(*role, style);
+                        break;
+                    }
+                    Err(problem) => warnings.push(format!("theme {name}: {}: {problem}", role.name())),
                 }
-                Err(problem) => warnings.push(format!("theme {name}: {}: {problem}", role.name())),
             }
         }
         warnings.sort();

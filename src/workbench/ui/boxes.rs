@@ -54,7 +54,8 @@ pub(super) fn frame(app: &App, area: Rect, buffer: &mut Buffer, title: &str, tit
             buffer[(x, y)].set_symbol("│").set_style(rule);
         }
     }
-    for (x, y, corner) in [(left, top, "╭"), (right, top, "╮"), (left, bottom, "╰"), (right, bottom, "╯")] {
+    for (x, y, corner) in [(left, top, "╭"), (right, top, "╮"), (left, bottom, "╰"), (right, bottom, "╯")]
+    {
         buffer[(x, y)].set_symbol(corner);
     }
     if !title.is_empty() {
@@ -68,7 +69,10 @@ pub(super) fn frame(app: &App, area: Rect, buffer: &mut Buffer, title: &str, tit
 fn on_popup(app: &App, role: Role) -> Style {
     let popup = app.theme.style(Role::Popup);
     let style = app.theme.style(role);
-    Style { bg: if matches!(role, Role::Selection | Role::ButtonFocus) { style.bg } else { popup.bg }, ..style }
+    Style {
+        bg: if matches!(role, Role::Selection | Role::ButtonFocus) { style.bg } else { popup.bg },
+        ..style
+    }
 }
 
 /// Text in a box as tall as it needs.
@@ -121,7 +125,8 @@ fn messages(app: &App, scroll: &Scroll, area: Rect, buffer: &mut Buffer) {
 fn confirm(app: &App, asked: &ConfirmBox, area: Rect, buffer: &mut Buffer) {
     let confirm = &asked.confirm;
     let longest = confirm.lines.iter().map(|line| text::width(line)).max().unwrap_or(0);
-    let width = (longest.max(text::width(&confirm.title) + 4).max(30) as u16 + 4).min(area.width.saturating_sub(4));
+    let width =
+        (longest.max(text::width(&confirm.title) + 4).max(30) as u16 + 4).min(area.width.saturating_sub(4));
     let pieces = [Piece::new(confirm.lines.join("\n"), on_popup(app, Role::Popup))];
     let lines = text::layout(&pieces, width.saturating_sub(4), Wrap::Words);
     let height = lines.len() as u16 + 4;
@@ -132,16 +137,25 @@ fn confirm(app: &App, asked: &ConfirmBox, area: Rect, buffer: &mut Buffer) {
         return;
     }
     let y = inner.bottom() - 1;
-    let button = |focused: bool| on_popup(app, if focused { Role::ButtonFocus } else { Role::Button });
-    let yes = format!("  {}  ", confirm.yes);
-    let x = text::put_right(buffer, inner.x, y, inner.right(), &yes, button(asked.yes));
-    text::put_right(buffer, inner.x, y, x.saturating_sub(2), "  No  ", button(!asked.yes));
+    let mut end = inner.right();
+    for (word, focused) in [(confirm.yes.as_str(), asked.yes), ("No", !asked.yes)] {
+        let (label, role) = if focused {
+            (format!("[ {word} ]"), Role::ButtonFocus)
+        } else {
+            (format!("  {word}  "), Role::Button)
+        };
+        end = text::put_right(buffer, inner.x, y, end, &label, on_popup(app, role)).saturating_sub(2);
+    }
 }
 
 fn prompt(app: &App, asked: &Prompt, line: &TextLine, focused: bool, area: Rect, buffer: &mut Buffer) {
     let width = 72.min(area.width.saturating_sub(4));
     let hint = [Piece::new(asked.hint.as_str(), on_popup(app, Role::Muted))];
-    let hint = if asked.hint.is_empty() { Vec::new() } else { text::layout(&hint, width.saturating_sub(4), Wrap::Words) };
+    let hint = if asked.hint.is_empty() {
+        Vec::new()
+    } else {
+        text::layout(&hint, width.saturating_sub(4), Wrap::Words)
+    };
     let place = centered(area, width, hint.len() as u16 + 3);
     let inner = frame(app, place, buffer, &asked.title, Role::PopupTitle);
     line.draw(Rect { height: inner.height.min(1), ..inner }, buffer, &app.theme, focused);
@@ -180,7 +194,12 @@ fn pick(app: &App, offered: &Pick, chooser: &Chooser, area: Rect, buffer: &mut B
     let longest = offered.items.iter().map(|item| text::width(&item.label)).max().unwrap_or(0);
     let choice = |index: usize| {
         let item = offered.items.get(index)?;
-        Some(Choice { label: item.label.clone(), detail: item.detail.clone(), keys: String::new(), dimmed: false })
+        Some(Choice {
+            label: item.label.clone(),
+            detail: item.detail.clone(),
+            keys: String::new(),
+            dimmed: false,
+        })
     };
     choose(app, &offered.title, chooser, longest.min(50) as u16, choice, area, buffer);
 }
@@ -195,7 +214,7 @@ fn choose(
     buffer: &mut Buffer,
 ) {
     let width = 96.min(area.width.saturating_sub(4));
-    let height = 24.min(area.height.saturating_sub(2));
+    let height = 24.min(area.height.saturating_sub(2)).min(chooser.total().saturating_add(4) as u16);
     let inner = frame(app, centered(area, width, height), buffer, title, Role::PopupTitle);
     if inner.height < 3 {
         return;
@@ -205,7 +224,14 @@ fn choose(
     chooser.line.draw(field, buffer, &app.theme, true);
     let list = Rect { y: inner.y + 2, height: inner.height - 2, ..inner };
     if chooser.matches.is_empty() {
-        text::put(buffer, list.x, list.y, list.right(), "nothing fits; ctrl-u clears", on_popup(app, Role::Muted));
+        text::put(
+            buffer,
+            list.x,
+            list.y,
+            list.right(),
+            "nothing fits; ctrl-u clears",
+            on_popup(app, Role::Muted),
+        );
     }
     let visible = chooser.list.visible(list.height);
     for (position, y) in visible.zip(list.top()..) {
@@ -217,7 +243,14 @@ fn choose(
         let marker = if selected { "▸" } else { " " };
         let x = text::put(buffer, list.x, y, list.right(), marker, style(Role::Focus)) + 1;
         let label_end = (x + label_width).min(list.right());
-        text::put(buffer, x, y, label_end, &row.label, style(if row.dimmed { Role::Muted } else { Role::Strong }));
+        text::put(
+            buffer,
+            x,
+            y,
+            label_end,
+            &row.label,
+            style(if row.dimmed { Role::Muted } else { Role::Strong }),
+        );
         highlight(app, found, &row.label, (x, y, label_end), buffer);
         let keys = text::put_right(buffer, label_end, y, list.right(), &row.keys, style(Role::Key));
         let detail_end = if row.keys.is_empty() { list.right() } else { keys.saturating_sub(2) };

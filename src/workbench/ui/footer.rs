@@ -98,19 +98,34 @@ pub(super) fn pending(app: &App, area: Rect, buffer: &mut Buffer) {
         return;
     }
     let following = app.keymap.following(&app.contexts(), &app.pending);
-    let lines: Vec<(String, &str)> = following
-        .iter()
-        .map(|next| (next.key.label(), next.command.map_or("…", |command| command.entry().doc)))
+    // Keys that do the same share a line, in the place of the first.
+    let mut lines: Vec<(String, Option<Command>)> = Vec::new();
+    for next in following {
+        let same = lines.iter_mut().find(|(_, command)| command.is_some() && *command == next.command);
+        match same {
+            Some((keys, _)) => keys.push_str(&format!(" {}", next.key.label())),
+            None => lines.push((next.key.label(), next.command)),
+        }
+    }
+    let lines: Vec<(String, &str)> = lines
+        .into_iter()
+        .map(|(keys, command)| (keys, command.map_or("…", |command| command.entry().doc)))
         .collect();
     let keys = lines.iter().map(|(key, _)| text::width(key)).max().unwrap_or(0) as u16;
     let docs = lines.iter().map(|(_, doc)| text::width(doc)).max().unwrap_or(0) as u16;
     let width = (keys + docs + 6).min(area.width);
     let height = (lines.len() as u16 + 2).min(area.height);
-    let place =
-        Rect { x: area.right() - width, y: area.bottom() - height, width, height };
+    let place = Rect { x: area.right() - width, y: area.bottom() - height, width, height };
     let inner = frame(app, place, buffer, &sequence_label(&app.pending), Role::PopupTitle);
     for ((key, doc), y) in lines.iter().zip(inner.top()..inner.bottom()) {
-        text::put_right(buffer, inner.x, y, inner.x + keys, key, app.theme.style(Role::Popup).patch(app.theme.style(Role::Key)));
+        text::put_right(
+            buffer,
+            inner.x,
+            y,
+            inner.x + keys,
+            key,
+            app.theme.style(Role::Popup).patch(app.theme.style(Role::Key)),
+        );
         text::put(buffer, inner.x + keys + 2, y, inner.right(), doc, app.theme.style(Role::Popup));
     }
 }

@@ -27,7 +27,11 @@ pub struct Screen {
 impl Screen {
     /// The parts of `area`, which is at least five rows high.
     pub fn new(area: Rect) -> Self {
-        let row = |y: u16| Rect { y: area.y + y.min(area.height.saturating_sub(1)), height: 1.min(area.height), ..area };
+        let row = |y: u16| Rect {
+            y: area.y + y.min(area.height.saturating_sub(1)),
+            height: 1.min(area.height),
+            ..area
+        };
         Self {
             header: row(0),
             upper_rule: row(1),
@@ -64,7 +68,8 @@ pub fn list_and_detail(area: Rect, list_width: u16, buffer: &mut Buffer, theme: 
         let selector = Rect { height: area.height.min(1), ..area };
         let below = Rect { y: area.y + selector.height, height: area.height - selector.height, ..area };
         rule::horizontal(below, buffer, theme);
-        let detail = Rect { y: (below.y + 1).min(area.bottom()), height: below.height.saturating_sub(1), ..area };
+        let detail =
+            Rect { y: (below.y + 1).min(area.bottom()), height: below.height.saturating_sub(1), ..area };
         return Split::Narrow { selector, detail };
     }
     let list_width = list_width.min(area.width / 2);

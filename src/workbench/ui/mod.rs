@@ -58,42 +58,4 @@ fn too_small(app: &App, area: Rect, buffer: &mut Buffer) {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::app::{Event, Severity};
-    use crate::testing::{TestApp, snapshot};
-
-    #[test]
-    fn opens_on_the_data_pane() {
-        let mut app = TestApp::new(80, 24);
-        app.event(Event::Device("cpu · 2 cores".to_owned()));
-        snapshot!(app, "");
-    }
-
-    #[test]
-    fn keys_that_may_follow_are_shown() {
-        snapshot!(TestApp::new(80, 24), "<ctrl-w>");
-    }
-
-    #[test]
-    fn palette_finds_commands() {
-        snapshot!(TestApp::new(120, 36), "<ctrl-p>pane");
-    }
-
-    #[test]
-    fn help_lists_the_keys() {
-        snapshot!(TestApp::new(120, 36), "2?");
-    }
-
-    #[test]
-    fn a_terminal_too_small_says_so() {
-        snapshot!(TestApp::new(60, 10), "");
-    }
-
-    #[test]
-    fn messages_take_the_right_of_the_footer() {
-        let mut app = TestApp::new(80, 24);
-        let now = app.app.context.now;
-        app.app.messages.push(Severity::Warning, "a message that is far too long for the footer of a small screen", now);
-        snapshot!(app, "");
-    }
-}
+mod tests;

@@ -4,8 +4,8 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 
-use super::text::{self, Piece};
 use super::ListState;
+use super::text::{self, Piece};
 use crate::theme::{Role, Theme};
 
 /// A column of a table.
@@ -58,8 +58,11 @@ impl Table<'_> {
         let widths = widths(self.columns, area.width.saturating_sub(2));
         let mut body = area;
         if self.headings && area.height > 0 {
-            let cells: Vec<Piece<'_>> =
-                self.columns.iter().map(|column| Piece::new(column.title, theme.style(Role::Muted))).collect();
+            let cells: Vec<Piece<'_>> = self
+                .columns
+                .iter()
+                .map(|column| Piece::new(column.title, theme.style(Role::Muted)))
+                .collect();
             self.draw_row(&cells, &widths, area, buffer, None);
             body.y += 1;
             body.height -= 1;
@@ -67,9 +70,8 @@ impl Table<'_> {
         for (index, y) in self.state.visible(body.height).zip(body.top()..) {
             let line = Rect { y, height: 1, ..body };
             let selected = self.state.selected() == Some(index);
-            let over = selected.then(|| {
-                theme.style(if self.focused { Role::Selection } else { Role::SelectionIdle })
-            });
+            let over = selected
+                .then(|| theme.style(if self.focused { Role::Selection } else { Role::SelectionIdle }));
             if let Some(style) = over {
                 buffer.set_style(line, style);
                 text::put(buffer, line.x, y, line.right(), "▸", style);
@@ -90,7 +92,9 @@ impl Table<'_> {
         for ((cell, column), width) in cells.iter().zip(self.columns).zip(widths) {
             // The colour of a state stays on the selected row; its background is the selection's.
             let style = match over {
-                Some(over) => Style { fg: cell.style.fg.or(over.fg), ..over.add_modifier(cell.style.add_modifier) },
+                Some(over) => {
+                    Style { fg: cell.style.fg.or(over.fg), ..over.add_modifier(cell.style.add_modifier) }
+                }
                 None => cell.style,
             };
             let end = (x + width).min(line.right());
@@ -166,7 +170,7 @@ mod tests {
         state.select(10);
         let rows = drawn(30, 4, &state);
         assert_eq!(rows[0], "    #  name               loss");
-        assert!(rows[1..].iter().any(|row| row.starts_with("▸  10  run 10 with⏎a…")), "{rows:#?}");
+        assert!(rows[1..].iter().any(|row| row.starts_with("▸  10  run 10 with⏎a …")), "{rows:#?}");
         assert!(rows[1].ends_with("0.913"));
     }
 

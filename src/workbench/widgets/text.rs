@@ -125,14 +125,16 @@ pub enum Wrap {
 /// Lays pieces out in lines of at most `width` columns. Line ends in the text end lines; tabs are four
 /// spaces.
 pub fn layout(pieces: &[Piece<'_>], width: u16, wrap: Wrap) -> Vec<Line<'static>> {
-    let mut lines = Lines { width: usize::from(width.max(1)), wrap, done: Vec::new(), line: Vec::new(), used: 0 };
+    let mut lines =
+        Lines { width: usize::from(width.max(1)), wrap, done: Vec::new(), line: Vec::new(), used: 0 };
     for piece in pieces {
         let cleaned = text::clean(&piece.text);
         for (index, part) in cleaned.split('\n').enumerate() {
             if index > 0 {
                 lines.end();
             }
-            let part = if part.contains('\t') { Cow::Owned(part.replace('\t', TAB)) } else { Cow::Borrowed(part) };
+            let part =
+                if part.contains('\t') { Cow::Owned(part.replace('\t', TAB)) } else { Cow::Borrowed(part) };
             lines.add(&part, piece.style);
         }
     }
