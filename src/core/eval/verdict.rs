@@ -1,7 +1,7 @@
 //! People's judgements of A/B comparisons.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::EvalError;
 use super::error::io_error;
 use crate::data::Message;
+use crate::runs::ends_torn;
 use crate::runs::time::millis;
 
 /// Name of the file in the project folder.
@@ -183,16 +184,6 @@ impl VerdictStore {
         }
         Ok(found)
     }
-}
-
-fn ends_torn(file: &mut File) -> io::Result<bool> {
-    if file.metadata()?.len() == 0 {
-        return Ok(false);
-    }
-    let mut last = [0];
-    file.seek(SeekFrom::End(-1))?;
-    file.read_exact(&mut last)?;
-    Ok(last != *b"\n")
 }
 
 #[cfg(test)]

@@ -196,7 +196,8 @@ impl Gap {
     }
 }
 
-fn ends_torn(file: &mut File) -> io::Result<bool> {
+/// Whether a file of lines ends in the middle of one.
+pub(crate) fn ends_torn(file: &mut File) -> io::Result<bool> {
     if file.metadata()?.len() == 0 {
         return Ok(false);
     }

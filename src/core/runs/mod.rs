@@ -38,6 +38,7 @@ pub use event::{
     SampleEvent, StateEvent, StepEvent,
 };
 pub use journal::JournalWriter;
+pub(crate) use journal::ends_torn;
 pub use number::Number;
 pub use process::{Host, ProcessIdentity, is_alive};
 pub use protocol::{MESSAGE_LIMIT, PROTOCOL_VERSION, Reply, Request, StopWhen};

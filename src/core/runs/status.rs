@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -311,11 +312,15 @@ impl Status {
     }
 }
 
+static WRITTEN_BESIDE: AtomicU64 = AtomicU64::new(0);
+
 /// Replaces a small file as a whole: written beside it, synced, renamed over it. Readable and writable by
 /// the user alone.
 pub fn replace_file(path: &Path, content: &[u8]) -> Result<(), RunError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    // Two threads may replace the same file at once: each writes beside it under a name of its own.
+    let number = WRITTEN_BESIDE.fetch_add(1, Ordering::Relaxed);
+    let beside = path.with_file_name(format!(".{name}.{}-{number}.tmp", std::process::id()));
     let written = (|| {
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(content)?;
