@@ -1,8 +1,10 @@
 //! The loop: waits, lets the workbench react, has the effects performed, draws if something changed.
 
+use std::future::poll_fn;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crossterm::event::EventStream;
@@ -256,7 +258,7 @@ impl Loop {
             if let Some(event) = event {
                 self.handle(event)?;
             }
-            self.drain(&mut events, turn)?;
+            self.drain(&mut events, turn).await?;
             self.meet_deadline()?;
             if self.ending.is_none()
                 && self.changed
@@ -279,10 +281,12 @@ impl Loop {
     }
 
     /// Handles what is ready already, so that a burst becomes one frame.
-    fn drain(&mut self, events: &mut mpsc::Receiver<Event>, turn: Instant) -> Result<(), OpenError> {
+    async fn drain(&mut self, events: &mut mpsc::Receiver<Event>, turn: Instant) -> Result<(), OpenError> {
         while self.ending.is_none() && turn.elapsed() < DRAIN {
-            let reported = self.input.next().now_or_never();
-            if let Some(Some(Ok(reported))) = reported {
+            // Polled with the waker of this task: the stream keeps the first waker it is given, and one that
+            // wakes nobody would leave the keys that come next unread.
+            let reported = poll_fn(|context| Poll::Ready(self.input.poll_next_unpin(context))).await;
+            if let Poll::Ready(Some(Ok(reported))) = reported {
                 if let Some(event) = term::translate(reported) {
                     self.handle(event)?;
                 }
