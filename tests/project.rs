@@ -157,10 +157,11 @@ max_new_tokens = 12
         serde_json::from_str(&text).unwrap_or_default()
     }
 
-    /// The journal of a run.
+    /// The journal of a run, up to its last whole line.
     pub fn journal(run: &Path) -> Vec<Value> {
         let text = fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 

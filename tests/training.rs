@@ -1,8 +1,10 @@
 //! Runs from the command line, from their start to what comes of them.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use luthier_tests::{Project, is_alive, send, wait_for};
+use luthier_tests::{Project, is_alive, reference, send, wait_for};
 use serde_json::{Value, json};
 
 /// Settings under which a run takes far longer than any test looks at it, with a checkpoint and an evaluation
@@ -109,7 +111,7 @@ fn control_from_outside_reaches_a_detached_run() {
     project.luthier(["run", "resume", "latest"]).run().expect(0);
     wait_for_step(&run, paused.as_u64().unwrap() + 1);
 
-    project.luthier(["run", "edit", "latest", "train.learning_rate=0.003"]).run().expect(0);
+    project.luthier(["run", "edit", "latest", "train.learning_rate=5e-3"]).run().expect(0);
     let edit = wait_for("the edit in the journal", || {
         let journal = Project::journal(&run);
         kinds(&journal, "edit")
@@ -117,7 +119,7 @@ fn control_from_outside_reaches_a_detached_run() {
             .map(|edit| (*edit).clone())
             .ok_or_else(|| format!("{} events", journal.len()))
     });
-    assert_eq!((&edit["key"], &edit["new"]), (&json!("train.learning_rate"), &json!("0.003")));
+    assert_eq!((&edit["key"], &edit["new"]), (&json!("train.learning_rate"), &json!("5e-3")));
     let differing = project.luthier(["run", "diff", "latest", "--json"]).run().expect(0).json();
     let keys: Vec<_> = differing["differences"].as_array().unwrap().iter().map(|edit| &edit["key"]).collect();
     assert!(
@@ -189,18 +191,33 @@ fn ctrl_c_leaves_the_run_and_tells_the_way_back() {
 #[test]
 fn a_run_that_fails_says_so_and_ends_with_status_1() {
     let project = Project::tiny();
-    // Steps of this size leave the range of numbers.
-    let settings = [
-        "--set",
-        "train.learning_rate=1e38",
-        "--set",
-        "train.max_grad_norm=0",
-        "--set",
-        "train.max_steps=60",
-    ];
-    let told =
-        project.luthier(["train", "--json"].into_iter().chain(settings)).run().expect(1).complains(&["nan"]);
+    // The last tensor of the file, without a single number in it.
+    let mut weights = fs::read(reference("tiny/llama/model.safetensors")).unwrap();
+    let length = weights.len();
+    for value in weights[length - 256..].chunks_exact_mut(4) {
+        value.copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        project.write(&format!("broken/{name}"), fs::read(reference("tiny/llama").join(name)).unwrap());
+    }
+    project.write("broken/model.safetensors", weights);
+    let told = project.luthier(["train", "--json", "--set", "model.path=broken"]).run().expect(1);
+    let told = told.complains(&["nan"]);
     assert_eq!(told.json_lines().last().unwrap()["state"], "failed");
     let listed = project.luthier(["runs", "--json"]).run().expect(0).json();
     assert_eq!(listed[0]["failure"]["class"], "nan");
+}
+
+#[test]
+fn an_engine_that_dies_without_a_word_is_told_with_its_log() {
+    let project = Project::tiny();
+    let engine = project.beside("engine");
+    fs::write(&engine, "#!/bin/sh\necho 'libtorch_cpu.so: cannot open shared object file' >&2\nexit 127\n")
+        .unwrap();
+    fs::set_permissions(&engine, fs::Permissions::from_mode(0o755)).unwrap();
+    let told = project.luthier(["train"]).variable("LUTHIER_ENGINE", &engine).run().expect(1);
+    let told = told.complains(&["ended without a word", "libtorch_cpu.so: cannot open", "engine.log"]);
+    assert_eq!(told.stdout, "");
+    let doctor = project.luthier(["doctor"]).variable("LUTHIER_ENGINE", &engine).run().expect(3);
+    assert!(doctor.stdout.contains("does not run") && doctor.stdout.contains("make build"), "{doctor}");
 }
