@@ -13,11 +13,12 @@ pub struct Project {
 impl Project {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let rows: String = (0..24)
-            .map(|index| {
-                format!("{{\"prompt\": \"the {index} th\", \"completion\": \" word is {}\"}}\n", index * 7)
-            })
-            .collect();
+        let mut rows = String::new();
+        for index in 0..24 {
+            let (prompt, completion) = (format!("the {index} th"), format!(" word is {}", index * 7));
+            rows += &serde_json::json!({ "prompt": prompt, "completion": completion }).to_string();
+            rows.push('\n');
+        }
         std::fs::write(folder.path().join("train.jsonl"), rows).unwrap();
         let prompts = "{\"prompt\": \"the 3 th\"}\n{\"prompt\": \"hello\"}\n";
         std::fs::write(folder.path().join("prompts.jsonl"), prompts).unwrap();

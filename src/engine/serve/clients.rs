@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -63,10 +63,7 @@ impl Clients {
 
     /// The next arrival; `None` where none came within `timeout`.
     pub fn wait(&self, timeout: Duration) -> Option<Arrival> {
-        match self.arrivals.recv_timeout(timeout) {
-            Ok(arrival) => Some(arrival),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.arrivals.recv_timeout(timeout).ok()
     }
 
     /// What has arrived already.

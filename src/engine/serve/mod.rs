@@ -29,7 +29,7 @@ use adapters::Adapters;
 use clients::{Arrival, ClientId, Clients};
 
 /// Without clients for this long the process ends.
-const IDLE: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_mins(10);
 
 /// How often a waiting server looks for signals and the end of its patience.
 const LOOK: Duration = Duration::from_millis(200);

@@ -16,7 +16,7 @@ use crate::methods::{self, LoraMethod, Method};
 use crate::process::Termination;
 use crate::testing::Project;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 struct Served {
     project: Project,
@@ -85,7 +85,7 @@ impl Served {
             match self.next() {
                 ServeReply::Token { id: of, row, text } if of == id => texts[row] += &text,
                 ServeReply::Done { id: of, row, reason, weights, .. } if of == id => {
-                    done[row] = Some((reason, weights))
+                    done[row] = Some((reason, weights));
                 }
                 other => panic!("{other:?}"),
             }

@@ -99,7 +99,7 @@ impl AdamW {
                         found.kind(),
                         found.size(),
                         own.size()
-                    ))
+                    ));
                 }
                 Some(_) => {}
             }

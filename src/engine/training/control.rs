@@ -1,7 +1,7 @@
 //! What people ask of a running run. A thread answers the control socket at once, however long a step takes, and notes
 //! what is wished; the loop looks at the notes between steps.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,13 +25,19 @@ const WAITING_PROMPTS: usize = 16;
 struct Wishes {
     paused: bool,
     stop: Option<StopWhen>,
-    checkpoint: bool,
-    evaluate: bool,
+    /// Wishes that are granted once.
+    once: BTreeSet<Wish>,
     prompts: VecDeque<String>,
-    /// The configuration file may say something else than before.
-    config: bool,
     /// Who asked for a key's present value; the others were edited in the file.
     editors: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wish {
+    Checkpoint,
+    Evaluation,
+    /// The configuration file may say something else than before.
+    Config,
 }
 
 #[derive(Debug)]
@@ -69,7 +75,7 @@ impl Control {
 
     /// Notes that the configuration file may have changed.
     pub fn config_changed(&self) {
-        self.note(|wishes| wishes.config = true);
+        self.wish(Wish::Config);
     }
 
     /// Notes that the run shall end.
@@ -107,12 +113,12 @@ impl Control {
 
     /// Whether a checkpoint was asked for since the last call.
     pub fn take_checkpoint(&self) -> bool {
-        std::mem::take(&mut self.wishes().checkpoint)
+        self.wishes().once.remove(&Wish::Checkpoint)
     }
 
     /// Whether an evaluation was asked for since the last call.
     pub fn take_evaluation(&self) -> bool {
-        std::mem::take(&mut self.wishes().evaluate)
+        self.wishes().once.remove(&Wish::Evaluation)
     }
 
     /// The next prompt to answer.
@@ -123,11 +129,17 @@ impl Control {
     /// Whether the configuration file may have changed since the last call; with it, who asked for which key's value.
     pub fn take_config(&self) -> Option<BTreeMap<String, String>> {
         let mut wishes = self.wishes();
-        std::mem::take(&mut wishes.config).then(|| std::mem::take(&mut wishes.editors))
+        wishes.once.remove(&Wish::Config).then(|| std::mem::take(&mut wishes.editors))
     }
 
     fn wishes(&self) -> MutexGuard<'_, Wishes> {
         self.shared.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wish(&self, wish: Wish) {
+        self.note(|wishes| {
+            wishes.once.insert(wish);
+        });
     }
 
     fn note(&self, change: impl FnOnce(&mut Wishes)) {
@@ -156,11 +168,11 @@ impl Control {
                 Reply::ok("goes on")
             }
             Request::Checkpoint => {
-                self.note(|wishes| wishes.checkpoint = true);
+                self.wish(Wish::Checkpoint);
                 Reply::ok("writes a checkpoint after the current step")
             }
             Request::Evaluate => {
-                self.note(|wishes| wishes.evaluate = true);
+                self.wish(Wish::Evaluation);
                 Reply::ok("evaluates after the current step")
             }
             Request::Stop { when } => {

@@ -13,12 +13,14 @@ pub struct Settings {
     config: Config,
     refused: BTreeSet<(String, String)>,
     broken: Option<String>,
+    /// Who asked for a key's value that has not been taken over yet.
+    editors: BTreeMap<String, String>,
 }
 
 impl Settings {
     /// Begins with what the file says at the start of the process.
     pub fn new(config: Config) -> Self {
-        Self { config, refused: BTreeSet::new(), broken: None }
+        Self { config, refused: BTreeSet::new(), broken: None, editors: BTreeMap::new() }
     }
 
     /// What is in force.
@@ -34,9 +36,10 @@ impl Settings {
         &mut self,
         record: &mut Record,
         step: u64,
-        editors: &BTreeMap<String, String>,
+        editors: BTreeMap<String, String>,
         total_steps: &dyn Fn(&Config) -> u64,
     ) -> bool {
+        self.editors.extend(editors);
         let new = match Config::load_file(&record.run().config_path(), &[]) {
             Ok(new) => new,
             Err(error) => {
@@ -65,7 +68,7 @@ impl Settings {
             }
             changed |= self.config.adopt(&edit.key, &new);
             tracing::info!(key = edit.key, old = edit.old, new = edit.new, step, "edit");
-            let who = editors.get(&edit.key).cloned().unwrap_or_else(|| "config.toml".into());
+            let who = self.editors.remove(&edit.key).unwrap_or_else(|| "config.toml".into());
             let (key, old, new) = (edit.key, edit.old, edit.new);
             record.event(EditEvent { key, old, new, who, applied_at_step: step + 1 });
         }
@@ -113,7 +116,7 @@ mod tests {
         fn reload(&mut self, who: &[(&str, &str)]) -> Vec<EventBody> {
             let editors = who.iter().map(|(key, who)| ((*key).into(), (*who).into())).collect();
             self.settings
-                .reload(&mut self.record, 7, &editors, &|config| config.train.max_steps.unwrap_or(100));
+                .reload(&mut self.record, 7, editors, &|config| config.train.max_steps.unwrap_or(100));
             let batch = self.reader.read(100, Duration::from_secs(5)).unwrap();
             batch.events.into_iter().map(|event| event.body).collect()
         }
@@ -151,11 +154,14 @@ mod tests {
         let mut live = Live::new();
         let before = live.settings.config().clone();
         live.replace("learning_rate = 2e-4", "learning_rate = ");
-        let events = live.reload(&[]);
+        let events = live.reload(&[("train.learning_rate", "ann")]);
         let [EventBody::Alert(alert)] = &events[..] else { panic!("{events:?}") };
         assert!(alert.message.contains("config.toml:"), "{}", alert.message);
         assert_eq!(*live.settings.config(), before);
         assert!(live.reload(&[]).is_empty(), "reported once");
+        live.replace("\nlearning_rate = ", "\nlearning_rate = 1e-4");
+        let events = live.reload(&[]);
+        assert!(matches!(&events[..], [EventBody::Edit(edit)] if edit.who == "ann"), "{events:?}");
     }
 
     #[test]

@@ -53,18 +53,22 @@ fn file_error<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) ->
 mod tests {
     use super::*;
 
+    fn write(folder: &Path, name: &str) -> Result<()> {
+        fs::write(folder.join(name), name).map_err(file_error("write", folder))
+    }
+
     #[test]
     fn a_folder_is_replaced_as_a_whole_and_a_failure_leaves_the_old_one() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("adapter");
-        replace(&folder, &|aside| Ok(fs::write(aside.join("a"), "1").unwrap())).unwrap();
-        replace(&folder, &|aside| Ok(fs::write(aside.join("b"), "2").unwrap())).unwrap();
+        replace(&folder, &|aside| write(aside, "a")).unwrap();
+        replace(&folder, &|aside| write(aside, "b")).unwrap();
         assert!(!folder.join("a").exists());
-        assert_eq!(fs::read_to_string(folder.join("b")).unwrap(), "2");
+        assert_eq!(fs::read_to_string(folder.join("b")).unwrap(), "b");
         let refused = replace(&folder, &|_| Err(EngineError::Data("no".into())));
         assert!(refused.is_err());
-        assert_eq!(fs::read_to_string(folder.join("b")).unwrap(), "2");
-        replace(&folder, &|aside| Ok(fs::write(aside.join("c"), "3").unwrap())).unwrap();
+        assert_eq!(fs::read_to_string(folder.join("b")).unwrap(), "b");
+        replace(&folder, &|aside| write(aside, "c")).unwrap();
         let left: Vec<_> =
             fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["adapter"]);

@@ -169,7 +169,7 @@ fn other_base_weights_refuse_a_checkpoint_and_other_data_are_reported() {
     }
     let weights = model.join("model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
-    let half = bytes.len() / 2 & !3;
+    let half = (bytes.len() / 2) & !3;
     bytes[half..].iter_mut().step_by(4).for_each(|lowest| *lowest ^= 1);
     fs::remove_file(&weights).unwrap();
     fs::write(&weights, bytes).unwrap();

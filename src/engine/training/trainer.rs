@@ -178,7 +178,7 @@ impl<'a> Trainer<'a> {
         let lengths = &self.lengths;
         let total_steps = |config: &Config| StepOrder::new(lengths, config).total_steps();
         let before = self.settings.config().clone();
-        if !self.settings.reload(self.record, self.state.progress.step, &editors, &total_steps) {
+        if !self.settings.reload(self.record, self.state.progress.step, editors, &total_steps) {
             return;
         }
         self.order = StepOrder::new(&self.lengths, self.settings.config());
