@@ -283,8 +283,7 @@ impl Loop {
     /// Handles what is ready already, so that a burst becomes one frame.
     async fn drain(&mut self, events: &mut mpsc::Receiver<Event>, turn: Instant) -> Result<(), OpenError> {
         while self.ending.is_none() && turn.elapsed() < DRAIN {
-            // Polled with the waker of this task: the stream keeps the first waker it is given, and one that
-            // wakes nobody would leave the keys that come next unread.
+            // Polled in this task: the stream wakes only the task that polled it first.
             let reported = poll_fn(|context| Poll::Ready(self.input.poll_next_unpin(context))).await;
             if let Poll::Ready(Some(Ok(reported))) = reported {
                 if let Some(event) = term::translate(reported) {
