@@ -39,10 +39,10 @@ impl Performer {
         Self {
             events,
             lanes: Lanes::new(handle),
-            data: data::Performer::default(),
+            data: data::Performer::new(settings.project.clone()),
             train: train::Performer::new(settings.project.clone()),
-            sweep: sweep::Performer::default(),
-            review: review::Performer::default(),
+            sweep: sweep::Performer::new(settings.project.clone()),
+            review: review::Performer::new(settings.project.clone()),
             settings: settings::Performer::new(settings, theme),
         }
     }

@@ -1,15 +1,132 @@
 //! Performs what the review pane asks for.
 
-use super::Job;
-use crate::panes::review::{Effect, Event};
+mod asking;
+mod files;
+mod proof;
+mod server;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use luthier_core::eval::{Suite, VerdictStore};
+use luthier_core::runs::{self, RunDir};
+
+use super::{Job, Worker};
+use crate::panes::review::{Candidate, Effect, Event};
+use server::{Server, Start};
+
+/// How often runs are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Between two looks at whether an answer is still wanted.
+const NAP: Duration = Duration::from_millis(50);
 
 /// What the review pane's work needs to keep between effects.
-#[derive(Debug, Default)]
-pub struct Performer {}
+#[derive(Debug)]
+pub struct Performer {
+    project: PathBuf,
+    server: Arc<Server>,
+    given_up: Arc<AtomicU64>,
+}
+
+impl Drop for Performer {
+    fn drop(&mut self) {
+        self.server.close();
+    }
+}
 
 impl Performer {
-    /// Does `effect`, answering through `job`. Returns at once: work goes to `job.spawn`.
-    pub fn perform(&mut self, effect: Effect, _job: Job<Event>) {
-        match effect {}
+    /// For the runs of `project`.
+    pub fn new(project: PathBuf) -> Self {
+        Self::with(project, Box::new(runs::start_serving))
     }
+
+    /// As [`Performer::new`], with another way to start a serving engine.
+    fn with(project: PathBuf, start: Start) -> Self {
+        Self { server: Arc::new(Server::new(project.clone(), start)), project, given_up: Arc::default() }
+    }
+
+    /// Does `effect`, answering through `job`. Returns at once: work goes to `job.spawn`.
+    pub fn perform(&mut self, effect: Effect, job: Job<Event>) {
+        // Not behind the asking it is meant for.
+        if let Effect::Cancel(id) = effect {
+            self.given_up.store(id, Ordering::Release);
+            return;
+        }
+        let project = self.project.clone();
+        let (server, given_up) = (Arc::clone(&self.server), Arc::clone(&self.given_up));
+        job.spawn(move |worker| match effect {
+            Effect::Watch => watch(&project, &worker),
+            Effect::Rest | Effect::Cancel(_) => {}
+            Effect::Suite(file) => {
+                let suite = Suite::load(&project.join(file));
+                let prompts = suite.map(|suite| suite.prompts).map_err(|error| error.to_string());
+                worker.send(Event::Suite(prompts));
+            }
+            Effect::Verdicts => {
+                let found = VerdictStore::of(&project).load().map_err(|error| error.to_string());
+                worker.send(Event::Verdicts(found));
+            }
+            Effect::Ask(ask) => asking::ask(&project, &server, &given_up, &ask, &worker),
+            Effect::Save(verdict) => {
+                let saved = VerdictStore::of(&project).append(&verdict).map_err(|error| error.to_string());
+                worker.send(Event::Saved(verdict, saved));
+            }
+            Effect::Export(file) => {
+                worker.send(Event::Exported(files::export(&project, &file)));
+            }
+            Effect::Draft(text) => {
+                worker.send(Event::DraftReady(files::write_draft(&text)));
+            }
+            Effect::ReadDraft(path) => {
+                worker.send(Event::Draft(files::read_draft(&path)));
+            }
+            Effect::AddExample { file, messages } => {
+                worker.send(Event::ExampleAdded(files::add_example(&project, &file, &messages)));
+            }
+        });
+    }
+}
+
+fn watch(project: &Path, worker: &Worker<Event>) {
+    let mut told = None;
+    loop {
+        let found = candidates(project);
+        if told.as_ref() != Some(&found) {
+            told = Some(found.clone());
+            if !worker.send(Event::Candidates(found)) {
+                return;
+            }
+        }
+        for _ in 0..LOOK.as_millis() / NAP.as_millis() {
+            if worker.is_stale() {
+                return;
+            }
+            std::thread::sleep(NAP);
+        }
+    }
+}
+
+/// All runs with what they have left behind, newest first.
+fn candidates(project: &Path) -> Result<Vec<Candidate>, String> {
+    let found = runs::list(project).map_err(|error| error.to_string())?;
+    let candidate = |run: runs::RunSummary| {
+        let folder = RunDir::open(&run.path).ok();
+        let checkpoints = folder.as_ref().map(RunDir::checkpoints).unwrap_or_default();
+        Candidate {
+            result: folder.as_ref().is_some_and(|folder| proof::is_adapter(&folder.adapter_path())),
+            best: folder.and_then(|folder| folder.status().ok()).and_then(|status| status.best_step),
+            checkpoints: checkpoints.into_iter().map(|checkpoint| checkpoint.step).collect(),
+            run: run.id,
+            method: run.method,
+            state: run.state,
+            started: run.started,
+        }
+    };
+    Ok(found.into_iter().map(candidate).collect())
 }

@@ -1,10 +1,562 @@
 //! How the review pane reacts.
 
-use super::effect::{Event, Question};
-use super::state::State;
-use crate::app::{Context, Input, Reaction};
+use std::sync::Arc;
+use std::time::Duration;
+
+use luthier_core::eval::{SuitePrompt, Verdicts};
+
+use super::command::Command;
+use super::compare::Stage;
+use super::effect::{Ask, Broken, Effect, Event, Question};
+use super::judge;
+use super::prompt::PromptField;
+use super::state::{Draft, State};
+use super::target::{Candidate, Target};
+use crate::app::{
+    Context, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction, Severity,
+};
+use crate::command::{Command as Any, InputCommand, ListCommand, ViewCommand};
+use crate::panes::train::look;
+use crate::widgets::ListState;
+
+/// Prompts kept of those typed before.
+const HISTORY: usize = 200;
+
+/// How often seconds of waiting are counted.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Reacts to one input. Pure but for the state: no IO, no clock.
-pub fn update(_state: &mut State, _context: &Context, _input: Input<Event, Question>) -> Vec<Reaction> {
+pub fn update(state: &mut State, context: &Context, input: Input<Event, Question>) -> Vec<Reaction> {
+    match input {
+        Input::Shown => {
+            let mut reactions = vec![Reaction::Review(Effect::Watch), Reaction::Review(Effect::Verdicts)];
+            reactions.extend(read_suite(state, context));
+            reactions
+        }
+        Input::Hidden => vec![Reaction::Review(Effect::Rest)],
+        Input::Command(command) => run(state, context, command),
+        Input::Key(key) => {
+            let written = state.typing.as_mut().is_some_and(|field| field.key(key));
+            if written { Vec::new() } else { vec![Reaction::Unchanged] }
+        }
+        Input::Paste(text) => {
+            // A prompt pasted at once is meant to be asked.
+            state.typing.get_or_insert_with(|| PromptField::new("")).paste(&text);
+            Vec::new()
+        }
+        Input::Answer(answer) => answered(state, context, answer),
+        Input::Confirmed(question) => match question {
+            Question::AddExample(verdict) => judge::add_example(state, context, *verdict),
+            Question::Target(_) | Question::Prompt | Question::Note(_) | Question::Export => Vec::new(),
+        },
+        Input::Entered(question, text) => entered(state, &question, text.trim()),
+        Input::Picked(question, index) => picked(state, question, index),
+        Input::Edited(path) => vec![Reaction::Review(Effect::ReadDraft(path))],
+        Input::Link(Link::Review(run, step)) => {
+            state.linked = Some((run, step));
+            choose_linked(state);
+            Vec::new()
+        }
+        Input::Started | Input::Link(Link::Rows(..) | Link::Run(_) | Link::NewRun | Link::Trial(_)) => {
+            Vec::new()
+        }
+        Input::ConfigChanged => {
+            if context.config.as_ref().is_some_and(|config| config.review.baseline_system.is_empty()) {
+                state.baseline = false;
+                state.recount();
+            }
+            let wanted = context.config.as_ref().and_then(|config| config.review.suite.clone());
+            if wanted == state.suite_file { Vec::new() } else { read_suite(state, context) }
+        }
+        Input::Deadline => {
+            state.tick = tick(state, context);
+            Vec::new()
+        }
+    }
+}
+
+/// When the seconds of waiting change next, while nothing else makes the screen change.
+fn tick(state: &State, context: &Context) -> Option<Duration> {
+    let waiting = |stage: &Stage| matches!(stage, Stage::Waiting(_));
+    state.under_way().filter(|comparison| waiting(&comparison.stage)).map(|_| context.now.elapsed + SECOND)
+}
+
+fn read_suite(state: &mut State, context: &Context) -> Vec<Reaction> {
+    let file = context.config.as_ref().and_then(|config| config.review.suite.clone());
+    state.suite_file.clone_from(&file);
+    if let Some(file) = file {
+        return vec![Reaction::Review(Effect::Suite(file))];
+    }
+    state.suite = None;
+    state.suite_problem = None;
+    state.list = ListState::default();
+    state.recount();
     Vec::new()
+}
+
+fn run(state: &mut State, context: &Context, command: Any) -> Vec<Reaction> {
+    match command {
+        Any::Review(command) => own(state, context, command),
+        Any::Input(command) => typed(state, context, command),
+        Any::List(ListCommand::Open) => own(state, context, Command::Ask),
+        Any::List(command) => list(state, command),
+        Any::View(command) => view(state, context, command),
+        Any::App(_) | Any::Modal(_) | Any::Chart(_) | Any::Data(_) | Any::Train(_) | Any::Sweep(_) => {
+            Vec::new()
+        }
+    }
+}
+
+fn own(state: &mut State, context: &Context, command: Command) -> Vec<Reaction> {
+    if let Some(choice) = judge::choice_of(command) {
+        return judge::judge(state, context, choice);
+    }
+    match command {
+        Command::Ask => go_on(state, context),
+        Command::Again => ask(state, context),
+        Command::Type => {
+            state.typing = Some(PromptField::new(state.typed.as_ref().map_or("", SuitePrompt::text)));
+            Vec::new()
+        }
+        Command::Choose => vec![choose(state, context)],
+        Command::Baseline => {
+            state.baseline = !state.baseline;
+            state.recount();
+            let against = if state.baseline { "the baseline" } else { "the base model as it is" };
+            vec![Reaction::Flash(Severity::Note, format!("compared with {against}"))]
+        }
+        Command::Names => {
+            state.named = !state.named;
+            state.recount();
+            let text = if state.named {
+                "the sides of the next comparisons are named; their verdicts are counted apart"
+            } else {
+                "the sides are hidden until you judge"
+            };
+            vec![Reaction::Flash(Severity::Note, text.to_owned())]
+        }
+        Command::Note => judge::note(state),
+        Command::Details => judge::details(state),
+        Command::Edit => judge::edit(state),
+        Command::Export => vec![Reaction::Prompt(Prompt {
+            title: "Write preference pairs to".to_owned(),
+            initial: "preferences.jsonl".to_owned(),
+            hint: "a new file, in the project folder unless the path says otherwise".to_owned(),
+            question: AnyQuestion::Review(Question::Export),
+        })],
+        Command::Left | Command::Right | Command::Tie | Command::BothBad | Command::Skip => Vec::new(),
+    }
+}
+
+/// What enter does: asks, or goes on to the next prompt once the one shown is judged.
+fn go_on(state: &mut State, context: &Context) -> Vec<Reaction> {
+    let Some(comparison) = state.current() else { return ask(state, context) };
+    let (id, judged) = (comparison.id, comparison.choice.is_some());
+    match comparison.stage {
+        _ if judged => next(state, context),
+        _ if comparison.wanted.is_some() => {
+            state.hurried = Some(id);
+            Vec::new()
+        }
+        Stage::Cancelled | Stage::Failed(_) => ask(state, context),
+        Stage::Complete if comparison.is_void() => ask(state, context),
+        Stage::Waiting(_) | Stage::Answering | Stage::Complete => {
+            let text = "judge the answers first; `s` goes on without a judgement";
+            vec![Reaction::Flash(Severity::Note, text.to_owned())]
+        }
+    }
+}
+
+/// The next prompt, asked at once.
+pub(super) fn next(state: &mut State, context: &Context) -> Vec<Reaction> {
+    if state.typed.is_some() {
+        // A new prompt begins empty; the one before is one key up.
+        state.typing = Some(PromptField::new(""));
+        return Vec::new();
+    }
+    if !state.list.apply(ListCommand::Down) {
+        let text = "that was the last prompt of the suite; `i` types one, `r` chooses another run";
+        return vec![Reaction::Flash(Severity::Note, text.to_owned())];
+    }
+    if state.current().is_some() { Vec::new() } else { ask(state, context) }
+}
+
+/// Lets both answer the prompt shown.
+fn ask(state: &mut State, context: &Context) -> Vec<Reaction> {
+    let Some(config) = context.config.clone() else {
+        let text = "luthier.toml has mistakes; `space e` opens it".to_owned();
+        return vec![Reaction::Flash(Severity::Warning, text)];
+    };
+    // The newer asking takes the older one's place in the engine, too.
+    if let Some(id) = state.under_way().map(|comparison| comparison.id)
+        && let Some(older) = state.comparison(id)
+    {
+        older.break_off(Broken::Cancelled);
+    }
+    let Some(comparison) = state.begin(config.train.seed, context.now.elapsed) else { return Vec::new() };
+    let ask = Ask {
+        id: comparison.id,
+        target: comparison.target.clone(),
+        sides: [comparison.answers[0].who, comparison.answers[1].who],
+        prompt: comparison.prompt.clone(),
+        seed: comparison.seed,
+        config: Arc::clone(&config),
+    };
+    state.hurried = None;
+    state.tick = Some(context.now.elapsed + SECOND);
+    vec![Reaction::Review(Effect::Ask(Box::new(ask)))]
+}
+
+fn list(state: &mut State, command: ListCommand) -> Vec<Reaction> {
+    match command {
+        ListCommand::Down | ListCommand::Up | ListCommand::First | ListCommand::Last => {
+            // Out of a typed prompt the first step leads back to the suite.
+            let left = state.typed.take().is_some();
+            let moved = !left && state.list.apply(command);
+            if left || moved { Vec::new() } else { vec![Reaction::Unchanged] }
+        }
+        ListCommand::HalfDown | ListCommand::HalfUp | ListCommand::PageDown | ListCommand::PageUp => {
+            if state.current().is_none() {
+                return if state.list.apply(command) { Vec::new() } else { vec![Reaction::Unchanged] };
+            }
+            if let Some(comparison) = state.current_mut() {
+                for answer in &mut comparison.answers {
+                    answer.scroll.apply(command);
+                }
+                comparison.follows = comparison.answers.iter().all(|answer| !answer.scroll.has_more());
+            }
+            Vec::new()
+        }
+        ListCommand::Left
+        | ListCommand::Right
+        | ListCommand::ScrollLeft
+        | ListCommand::ScrollRight
+        | ListCommand::Open
+        | ListCommand::Mark => vec![Reaction::Unchanged],
+    }
+}
+
+fn view(state: &mut State, context: &Context, command: ViewCommand) -> Vec<Reaction> {
+    match command {
+        ViewCommand::Back => {
+            if let Some(comparison) = state.under_way() {
+                return vec![Reaction::Review(Effect::Cancel(comparison.id))];
+            }
+            if state.typed.take().is_some() { Vec::new() } else { vec![Reaction::Unchanged] }
+        }
+        ViewCommand::Search => {
+            let prompts = state.suite.iter().flatten();
+            let items = prompts.enumerate().map(|(index, prompt)| PickItem {
+                label: format!("{:>3}  {}", index + 1, prompt.text()),
+                detail: String::new(),
+            });
+            vec![Reaction::Pick(Pick {
+                title: "Prompts of the suite".to_owned(),
+                items: items.collect(),
+                selected: state.list.selected().unwrap_or(0),
+                question: AnyQuestion::Review(Question::Prompt),
+            })]
+        }
+        ViewCommand::Refresh => {
+            let mut reactions = vec![Reaction::Review(Effect::Watch), Reaction::Review(Effect::Verdicts)];
+            reactions.extend(read_suite(state, context));
+            let unwritten = std::mem::take(&mut state.unwritten);
+            reactions.extend(
+                unwritten.into_iter().map(|verdict| Reaction::Review(Effect::Save(Box::new(verdict)))),
+            );
+            reactions
+        }
+        ViewCommand::Copy => {
+            let Some(prompt) = state.prompt() else { return vec![Reaction::Unchanged] };
+            let text = match state.current() {
+                None => prompt.text().to_owned(),
+                Some(comparison) => {
+                    let [left, right] = &comparison.answers;
+                    format!("> {}\n\nleft:\n{}\n\nright:\n{}\n", prompt.text(), left.reply, right.reply)
+                }
+            };
+            vec![Reaction::Copy(text)]
+        }
+        ViewCommand::SearchNext
+        | ViewCommand::SearchPrevious
+        | ViewCommand::FocusNext
+        | ViewCommand::FocusPrevious
+        | ViewCommand::FocusLeft
+        | ViewCommand::FocusDown
+        | ViewCommand::FocusUp
+        | ViewCommand::FocusRight => vec![Reaction::Unchanged],
+    }
+}
+
+fn typed(state: &mut State, context: &Context, command: InputCommand) -> Vec<Reaction> {
+    let Some(field) = &mut state.typing else { return vec![Reaction::Unchanged] };
+    match command {
+        InputCommand::Accept => {
+            let text = field.value().trim().to_owned();
+            state.typing = None;
+            if text.is_empty() {
+                return Vec::new();
+            }
+            remember(&mut state.history, &text);
+            state.typed = Some(SuitePrompt::typed(text));
+            match state.current() {
+                _ if state.target.is_none() => {
+                    let text = "there is no run to compare yet; the prompt waits".to_owned();
+                    vec![Reaction::Flash(Severity::Note, text)]
+                }
+                // Asked already, and not judged: the answers are there.
+                Some(comparison) if comparison.choice.is_none() && comparison.stage == Stage::Complete => {
+                    Vec::new()
+                }
+                _ => ask(state, context),
+            }
+        }
+        InputCommand::Cancel => {
+            state.typing = None;
+            Vec::new()
+        }
+        InputCommand::Editor => {
+            let text = field.value();
+            state.draft = Some(Draft::Prompt);
+            vec![Reaction::Review(Effect::Draft(text))]
+        }
+        _ => {
+            if field.apply(command, &state.history) {
+                Vec::new()
+            } else {
+                vec![Reaction::Unchanged]
+            }
+        }
+    }
+}
+
+fn remember(history: &mut Vec<String>, text: &str) {
+    history.retain(|known| known != text);
+    if history.len() == HISTORY {
+        history.remove(0);
+    }
+    history.push(text.to_owned());
+}
+
+fn choose(state: &State, context: &Context) -> Reaction {
+    let mut items = Vec::new();
+    let mut targets = Vec::new();
+    for candidate in state.candidates.iter().flatten() {
+        for target in candidate.targets() {
+            let place = match target.step {
+                None => "result".to_owned(),
+                Some(step) if target.best => format!("step {step}, lowest held-out loss"),
+                Some(step) => format!("step {step}"),
+            };
+            items.push(PickItem {
+                label: format!(
+                    "{} {} {}  {place}",
+                    look::glyph(candidate.state),
+                    context.clock(candidate.started),
+                    target.method
+                ),
+                detail: candidate.run.clone(),
+            });
+            targets.push(target);
+        }
+    }
+    let current = |target: &Target| state.target.as_ref().is_some_and(|chosen| chosen.is_same(target));
+    Reaction::Pick(Pick {
+        title: "Compare with the base model".to_owned(),
+        items,
+        selected: targets.iter().position(current).unwrap_or(0),
+        question: AnyQuestion::Review(Question::Target(targets)),
+    })
+}
+
+fn picked(state: &mut State, question: Question, index: usize) -> Vec<Reaction> {
+    match question {
+        Question::Target(targets) => {
+            if let Some(target) = targets.into_iter().nth(index) {
+                state.target = Some(target);
+                state.linked = None;
+                state.recount();
+            }
+        }
+        Question::Prompt => {
+            state.typed = None;
+            state.list.select(index);
+        }
+        Question::Note(_) | Question::Export | Question::AddExample(_) => {}
+    }
+    Vec::new()
+}
+
+fn entered(state: &mut State, question: &Question, text: &str) -> Vec<Reaction> {
+    match question {
+        Question::Note(id) => {
+            if let Some(comparison) = state.comparison(*id).filter(|comparison| comparison.choice.is_none()) {
+                text.clone_into(&mut comparison.note);
+            }
+            Vec::new()
+        }
+        Question::Export if text.is_empty() => Vec::new(),
+        Question::Export => vec![Reaction::Review(Effect::Export(text.into()))],
+        Question::Target(_) | Question::Prompt | Question::AddExample(_) => Vec::new(),
+    }
+}
+
+fn answered(state: &mut State, context: &Context, answer: Event) -> Vec<Reaction> {
+    match answer {
+        Event::Candidates(Ok(candidates)) => {
+            state.problem = None;
+            candidates_changed(state, candidates);
+            Vec::new()
+        }
+        Event::Candidates(Err(problem)) => {
+            state.problem = Some(problem);
+            Vec::new()
+        }
+        Event::Suite(Ok(prompts)) => {
+            state.suite_problem = None;
+            let position = state.list.selected().unwrap_or(0);
+            state.list.changed(prompts.len(), Some(position));
+            state.suite = Some(prompts);
+            state.recount();
+            Vec::new()
+        }
+        Event::Suite(Err(problem)) => {
+            state.suite = None;
+            state.list = ListState::default();
+            state.recount();
+            let message = failure("The suite cannot be read", problem.clone());
+            let known = state.suite_problem.as_deref() == Some(&problem);
+            state.suite_problem = Some(problem);
+            if known { Vec::new() } else { vec![message] }
+        }
+        Event::Verdicts(Ok(found)) => verdicts_read(state, found),
+        Event::Progress(id, what) => {
+            if let Some(comparison) = state.comparison(id)
+                && let Stage::Waiting(waiting) = &mut comparison.stage
+            {
+                *waiting = what;
+            }
+            Vec::new()
+        }
+        Event::Began(id, asked) => {
+            if let Some(comparison) = state.comparison(id) {
+                comparison.asked = asked;
+                comparison.handed_over = context.now.elapsed;
+            }
+            Vec::new()
+        }
+        Event::Pieces(id, pieces) => {
+            if let Some(comparison) = state.comparison(id) {
+                comparison.add(pieces);
+            }
+            state.tick = None;
+            Vec::new()
+        }
+        Event::Ended(id, side, end) => {
+            if let Some(comparison) = state.comparison(id) {
+                comparison.end(side, *end);
+            }
+            state.tick = tick(state, context);
+            judge::ended(state, context, id)
+        }
+        Event::Broken(id, broken) => {
+            if let Some(comparison) = state.comparison(id) {
+                comparison.break_off(broken);
+            }
+            state.tick = tick(state, context);
+            Vec::new()
+        }
+        Event::Saved(verdict, Err(problem)) => {
+            state.unwritten.push(*verdict);
+            let text = format!("{problem}\n\nIt is kept until you leave; `R` tries again.");
+            vec![failure("The verdict could not be written", text)]
+        }
+        Event::Saved(_, Ok(())) => vec![Reaction::Unchanged],
+        Event::Exported(Ok((count, path))) => {
+            let pairs = crate::cli::units::counted(count, "pair", "pairs");
+            vec![Reaction::Flash(Severity::Success, format!("{pairs} written to {}", path.display()))]
+        }
+        Event::Exported(Err(problem)) | Event::Verdicts(Err(problem)) => {
+            vec![Reaction::Flash(Severity::Error, problem)]
+        }
+        Event::DraftReady(Ok(path)) => vec![Reaction::Edit(path, None)],
+        Event::DraftReady(Err(problem)) | Event::Draft(Err(problem)) => {
+            state.draft = None;
+            vec![Reaction::Flash(Severity::Error, problem)]
+        }
+        Event::Draft(Ok(text)) => match state.draft.take() {
+            None => Vec::new(),
+            Some(Draft::Prompt) => {
+                state.typing = Some(PromptField::new(text.trim_end()));
+                Vec::new()
+            }
+            Some(Draft::Answer(id)) => judge::edited(state, context, id, text.trim()),
+        },
+        Event::ExampleAdded(Ok(path)) => {
+            let text = format!("a row was added to {}; the next run learns it", path.display());
+            vec![Reaction::Flash(Severity::Success, text)]
+        }
+        Event::ExampleAdded(Err(problem)) => vec![failure("The row could not be added", problem)],
+    }
+}
+
+pub(super) fn failure(title: &str, text: String) -> Reaction {
+    Reaction::Message(Message { title: title.to_owned(), text, severity: Severity::Error })
+}
+
+/// Keeps what is compared where it is still there, and chooses where nothing is chosen yet.
+fn candidates_changed(state: &mut State, candidates: Vec<Candidate>) {
+    state.candidates = Some(candidates);
+    choose_linked(state);
+    let targets = state.targets();
+    match &mut state.target {
+        // One that is gone stays chosen: its answers and verdicts are still of interest.
+        Some(chosen) => {
+            if let Some(found) = targets.iter().find(|target| target.is_same(chosen)) {
+                chosen.clone_from(found);
+            }
+        }
+        None => state.target = targets.into_iter().next(),
+    }
+    state.recount();
+}
+
+/// Chooses what another pane wants compared, as soon as it is known.
+fn choose_linked(state: &mut State) {
+    let Some((run, step)) = &state.linked else { return };
+    let Some(candidate) = state.candidates.iter().flatten().find(|candidate| candidate.run == *run) else {
+        return;
+    };
+    let targets = candidate.targets();
+    let wanted = targets.iter().find(|target| target.step == *step).or(targets.first());
+    if let Some(target) = wanted.cloned() {
+        state.target = Some(target);
+        state.linked = None;
+        state.recount();
+    }
+}
+
+fn verdicts_read(state: &mut State, found: Verdicts) -> Vec<Reaction> {
+    state.verdicts = found.verdicts;
+    state.recount();
+    let of_suite = |text: &str| state.suite.iter().flatten().any(|prompt| prompt.text() == text);
+    let asked: Vec<String> = state
+        .verdicts
+        .iter()
+        .filter_map(|verdict| verdict.prompt.last())
+        .map(|message| message.content.clone())
+        .filter(|text| !of_suite(text))
+        .collect();
+    let typed_now = std::mem::take(&mut state.history);
+    for text in asked.into_iter().chain(typed_now) {
+        remember(&mut state.history, &text);
+    }
+    match found.broken_lines {
+        0 => Vec::new(),
+        count => {
+            let lines = crate::cli::units::counted(count, "line", "lines");
+            let text = format!("{lines} of verdicts.jsonl cannot be read and were passed over");
+            vec![Reaction::Flash(Severity::Warning, text)]
+        }
+    }
 }

@@ -1,0 +1,173 @@
+//! The engine that answers: found where it listens, started where none does, started again when it died.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use luthier_core::runs::serving::ServingClient;
+use luthier_core::runs::{RUNS_FOLDER, RunError, serving_socket_path};
+use luthier_core::text::clean_line;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long an engine may take to load libtorch and listen.
+const LISTENS_WITHIN: Duration = Duration::from_mins(2);
+
+/// How long the workbench waits for the engine's end when it closes.
+const CLOSES_WITHIN: Duration = Duration::from_millis(500);
+
+/// How often an ending engine is looked at.
+const STEP: Duration = Duration::from_millis(10);
+
+/// How often a starting engine is knocked at.
+const KNOCK: Duration = Duration::from_millis(50);
+
+/// Lines of the engine's log shown when it ended.
+const LOG_LINES: usize = 8;
+
+/// Bytes at the end of the log that are looked at.
+const LOG_TAIL: u64 = 16 * 1024;
+
+/// Starts a serving engine for a project: the process, and the socket it will listen at.
+pub type Start = Box<dyn Fn(&Path) -> Result<(Child, PathBuf), RunError> + Send + Sync>;
+
+/// Why there is no conversation with the engine.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// It is no longer wanted.
+    GivenUp,
+    /// It failed; in words for the user.
+    Failed(String),
+}
+
+/// The project's serving engine.
+pub struct Server {
+    project: PathBuf,
+    start: Start,
+    /// The process started from here, if one was.
+    child: Mutex<Option<Child>>,
+    /// Whether the workbench is closing: nothing is started any more.
+    closed: AtomicBool,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Server").field("project", &self.project).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// The server of `project`; nothing is started yet.
+    pub fn new(project: PathBuf, start: Start) -> Self {
+        Self { project, start, child: Mutex::default(), closed: AtomicBool::new(false) }
+    }
+
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the process started from here, and starts no other. Its memory is wanted by what comes next;
+    /// another workbench that used it starts one of its own.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.end(CLOSES_WITHIN);
+    }
+
+    /// Ends the process started from here, waiting at most `patience` for its end: one in the middle of
+    /// something ends after it.
+    pub fn end(&self, patience: Duration) {
+        let Some(mut child) = self.child().take() else { return };
+        // One that ended by itself is what is wanted.
+        let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+        let deadline = Instant::now() + patience;
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(STEP);
+        }
+    }
+
+    /// Connects to the engine, starting one where none listens. `progress` hears what is waited for;
+    /// `wanted` says whether to go on.
+    pub fn connect(
+        &self,
+        progress: &mut dyn FnMut(&str),
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<ServingClient, Unserved> {
+        let failed = |error: RunError| Unserved::Failed(error.to_string());
+        let mut socket = serving_socket_path(&self.project).map_err(failed)?;
+        if let Ok(client) = ServingClient::connect(&socket) {
+            return Ok(client);
+        }
+        if self.closed.load(Ordering::Acquire) || !wanted() {
+            return Err(Unserved::GivenUp);
+        }
+        progress("starting the engine");
+        if self.ended().is_some() {
+            // One that is still starting is waited for; one that is gone makes room.
+            *self.child() = None;
+        }
+        if self.child().is_none() {
+            let (child, listens_at) = (self.start)(&self.project).map_err(failed)?;
+            *self.child() = Some(child);
+            socket = listens_at;
+        }
+        let deadline = Instant::now() + LISTENS_WITHIN;
+        loop {
+            match ServingClient::connect(&socket) {
+                Ok(client) => return Ok(client),
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(Unserved::Failed(format!("{error}\n\n{}", self.log())));
+                }
+                Err(_) => {}
+            }
+            if let Some(how) = self.ended() {
+                *self.child() = None;
+                return Err(Unserved::Failed(format!(
+                    "The engine ended as it started: {how}.\n\n{}",
+                    self.log()
+                )));
+            }
+            if !wanted() {
+                return Err(Unserved::GivenUp);
+            }
+            thread::sleep(KNOCK);
+        }
+    }
+
+    /// How the process started from here ended, if it did.
+    fn ended(&self) -> Option<String> {
+        match self.child().as_mut()?.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(status.to_string()),
+            Err(error) => Some(format!("it cannot be watched: {error}")),
+        }
+    }
+
+    /// The end of what the engine printed, with where the rest is.
+    pub fn log(&self) -> String {
+        let path = self.project.join(RUNS_FOLDER).join("serve.log");
+        let shown = clean_line(&path.display().to_string()).into_owned();
+        let lines = tail(&path).unwrap_or_default();
+        if lines.is_empty() {
+            format!("Its log is {shown}")
+        } else {
+            format!("{}\n\n({shown})", lines.join("\n"))
+        }
+    }
+}
+
+fn tail(path: &Path) -> std::io::Result<Vec<String>> {
+    let mut file = File::open(path)?;
+    let begin = file.metadata()?.len().saturating_sub(LOG_TAIL);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut text = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let lines = text.lines().skip(usize::from(begin > 0)).filter(|line| !line.trim().is_empty());
+    let lines: Vec<String> = lines.map(|line| clean_line(line).into_owned()).collect();
+    Ok(lines[lines.len().saturating_sub(LOG_LINES)..].to_vec())
+}
