@@ -546,3 +546,44 @@ pub fn release_device_memory(index: usize) -> Result<()> {
     // SAFETY: plain call without pointers.
     checked("release_device_memory", unsafe { luthier_device_memory_release(index) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_borrowed_tensor_outlives_the_map_it_came_from() {
+        let mut file = tempfile::tempfile().unwrap();
+        let values: Vec<u8> = (0..64_u16).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+        file.write_all(&values).unwrap();
+        let map = map(&file).unwrap();
+        let tensor = borrow_map(&map, 16, &[3, 5], Kind::Float).unwrap().unwrap();
+        assert_eq!(tensor.data_ptr().addr(), map.as_ptr().addr() + 16);
+        assert_eq!(Arc::strong_count(&map), 2);
+        let view = tensor.narrow(0, 1, 1);
+        drop(tensor);
+        let weak = Arc::downgrade(&map);
+        drop(map);
+        assert_eq!(Vec::<f32>::try_from(view.flatten(0, -1)).unwrap(), [9.0, 10.0, 11.0, 12.0, 13.0]);
+        drop(view);
+        assert!(weak.upgrade().is_none());
+    }
+
+    #[test]
+    fn what_does_not_lie_in_the_map_is_not_borrowed() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[0; 64]).unwrap();
+        let map = map(&file).unwrap();
+        let borrow = |offset, shape: &[i64], kind| borrow_map(&map, offset, shape, kind).unwrap().is_some();
+        assert!(borrow(0, &[16], Kind::Float) && borrow(2, &[31], Kind::BFloat16));
+        assert!(!borrow(0, &[17], Kind::Float), "too long");
+        assert!(!borrow(2, &[4], Kind::Float), "unaligned");
+        assert!(
+            !borrow(usize::MAX, &[1], Kind::Float) && !borrow(0, &[i64::MAX, 8], Kind::Float),
+            "overflow"
+        );
+        assert!(!borrow(0, &[-1], Kind::Float) && !borrow(0, &[4], Kind::Int64));
+    }
+}

@@ -3,6 +3,9 @@
 // below; kernels() is the best of them that this machine has.
 #pragma once
 
+#include <stdlib.h>
+#include <string.h>
+
 #include <cstdint>
 
 namespace luthier {
@@ -67,17 +70,20 @@ extern const Kernels kernels_base;
 extern const Kernels kernels_avx2, kernels_avx512;
 #endif
 
+// The best for this machine, or what LUTHIER_INSTRUCTIONS names, for tests and comparisons.
 inline const Kernels& kernels() {
+  static const Kernels& chosen = []() -> const Kernels& {
 #if defined(__x86_64__)
-  static const Kernels& best = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-                                   ? kernels_avx512
-                               : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? kernels_avx2
-                                                                                                : kernels_base;
-  return best;
-#else
-  return kernels_base;
+    const char* wanted = getenv("LUTHIER_INSTRUCTIONS");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && (!wanted || !strcmp(wanted, kernels_avx512.instructions))) return kernels_avx512;
+    if (avx2 && (!wanted || strcmp(wanted, kernels_base.instructions))) return kernels_avx2;
 #endif
+    return kernels_base;
+  }();
+  return chosen;
 }
 
 }  // namespace luthier

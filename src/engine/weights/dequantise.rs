@@ -167,7 +167,10 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 
 #[cfg(test)]
 mod tests {
+    use luthier_core::model::RopePermutation;
+
     use super::*;
+    use crate::csrc;
 
     /// Bytes with every pattern in them, and finite scales at the given places.
     fn block(length: usize, halves: &[(usize, f32)]) -> Vec<u8> {
@@ -264,5 +267,55 @@ mod tests {
         let mut whole = vec![0.0; blocks * 32];
         decode_part(Storage::Q4_0, &bytes, &mut whole);
         assert_elements(Storage::Q4_0, &bytes, |i| whole[i]);
+    }
+
+    #[test]
+    fn products_with_stored_matrices_equal_products_with_decoded_ones() {
+        let (rows, columns) = (24_usize, 768_usize);
+        let unit = |place: u64| crate::random::unit(place) as f32;
+        for storage in Storage::ALL.into_iter().filter(|&storage| csrc::can_multiply(storage)) {
+            let length = rows * storage.bytes(columns as u64).unwrap() as usize;
+            let size = storage.block().bytes;
+            let bytes: Vec<u8> = (0..length)
+                .map(|i| {
+                    let any = (unit(i as u64) * 256.0) as u8;
+                    let scale = match storage {
+                        Storage::BF16 => i % 2 == 1,
+                        Storage::Q6K => i % size == 209,
+                        Storage::Q4_0 | Storage::Q5_0 | Storage::Q8_0 => i % size == 1,
+                        _ => matches!(i % size, 1 | 3),
+                    };
+                    // Keeps the exponents of scales small.
+                    if scale { any & 0x80 | 0x28 | any & 7 } else { any }
+                })
+                .collect();
+            let mut dense = vec![0.0; rows * columns];
+            decode(storage, &bytes, &mut dense);
+            let dense = tch::Tensor::from_slice(&dense).view([rows as i64, columns as i64]);
+            for permutation in [None, Some(RopePermutation { heads: 3 })] {
+                let order: Vec<i64> = (0..rows)
+                    .map(|row| permutation.map_or(row, |p| p.source_row(row, rows)) as i64)
+                    .collect();
+                let restored = dense.index_select(0, &tch::Tensor::from_slice(&order));
+                for tokens in [1_usize, 2, 3, 4, 7] {
+                    let x: Vec<f32> = (0..tokens * columns).map(|i| unit(7919 + i as u64) - 0.5).collect();
+                    let x = tch::Tensor::from_slice(&x).view([tokens as i64, columns as i64]);
+                    let matrix = csrc::StoredMatrix { bytes: &bytes, storage, rows, columns, permutation };
+                    let found = csrc::stored_product(&x, &matrix).unwrap();
+                    let expected = x.matmul(&restored.tr());
+                    let error = (&found - &expected).abs().max().double_value(&[]);
+                    let largest = x.abs().matmul(&restored.tr().abs()).max().double_value(&[]);
+                    assert!(error <= 1e-6 * largest, "{storage} {tokens}: {error} of {largest}");
+                }
+            }
+            let short = csrc::StoredMatrix { bytes: &bytes[1..], storage, rows, columns, permutation: None };
+            assert!(
+                csrc::stored_product(
+                    &tch::Tensor::zeros([1, 768], (tch::Kind::Float, tch::Device::Cpu)),
+                    &short
+                )
+                .is_err()
+            );
+        }
     }
 }

@@ -8,6 +8,8 @@ mod generation;
 #[cfg(test)]
 mod sample_model;
 #[cfg(test)]
+mod seam;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tiny;
