@@ -100,12 +100,12 @@ fn draw_summary(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let Some(report) = &state.report else { return };
     let mut right = end;
     for (severity, word) in
-        [(Severity::Note, "notes"), (Severity::Warning, "warnings"), (Severity::Blocks, "block")]
+        [(Severity::Note, "note"), (Severity::Warning, "warning"), (Severity::Blocks, "blocker")]
     {
         let count = report.count(severity);
         if count > 0 {
             let (glyph, role) = glyph(severity);
-            let text = format!("{glyph} {count} {word}");
+            let text = format!("{glyph} {}", units::counted(count, word, &format!("{word}s")));
             right = put_right(buffer, area.x, y, right, &text, theme.style(role)).saturating_sub(2);
         }
     }
