@@ -13,6 +13,7 @@ use super::{End, failure_of, work};
 use crate::error::Result;
 use crate::process::Termination;
 use crate::testing::Project;
+use crate::weights::safetensors;
 
 /// Works on a run as [`super::train`] does, without a session and signals of its own.
 fn work_on(run: &RunDir, termination: Termination) -> Result<End> {
@@ -52,11 +53,7 @@ fn adapter(run: &RunDir) -> Vec<u8> {
 
 fn copy_checkpoint(from: &RunDir, to: &RunDir, step: u64) {
     let folder = |run: &RunDir| run.path().join(format!("checkpoints/step-{step}"));
-    fs::create_dir_all(folder(to)).unwrap();
-    for entry in fs::read_dir(folder(from)).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), folder(to).join(entry.file_name())).unwrap();
-    }
+    copy_folder(&folder(from), &folder(to));
 }
 
 fn finished() -> End {
@@ -162,16 +159,11 @@ fn other_base_weights_refuse_a_checkpoint_and_other_data_are_reported() {
     assert!(matches!(&alerts(&resumed)[..], [(AlertKind::Data, _)]), "{:?}", alerts(&resumed));
 
     let model = project.path().join("model");
-    fs::create_dir(&model).unwrap();
-    for entry in fs::read_dir(crate::testing::model()).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
-    }
+    copy_folder(&crate::testing::model(), &model);
     let weights = model.join("model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
     let half = (bytes.len() / 2) & !3;
     bytes[half..].iter_mut().step_by(4).for_each(|lowest| *lowest ^= 1);
-    fs::remove_file(&weights).unwrap();
     fs::write(&weights, bytes).unwrap();
     let other = project.run(&["model.path=model"]);
     copy_checkpoint(&whole, &other, 4);
@@ -179,51 +171,93 @@ fn other_base_weights_refuse_a_checkpoint_and_other_data_are_reported() {
     assert_eq!(error.class(), FailureClass::Config, "{error}");
 }
 
-#[test]
-fn a_loss_that_explodes_ends_the_run_or_is_skipped_as_configured() {
-    let project = Project::new();
-    let init = format!("method.init={:?}", explosive(&project));
-    let explode = [init.as_str(), "train.learning_rate=1.0", "train.max_steps=40"];
-    let stopped = project.run(&explode);
-    let error = work_on(&stopped, Termination::default()).unwrap_err();
-    assert_eq!(error.class(), FailureClass::Nan, "{error}");
-    let status = Status::read(stopped.path()).unwrap().unwrap();
-    assert_eq!((status.state, status.failure.unwrap().class), (RunState::Failed, FailureClass::Nan));
-    assert!(alerts(&stopped).iter().any(|(kind, _)| *kind == AlertKind::Nan));
-
-    let skipping = project.run(&[&explode[..], &["train.on_nan=skip"]].concat());
-    let error = work_on(&skipping, Termination::default()).unwrap_err();
-    assert!(error.to_string().contains("10 steps in a row"), "{error}");
-
-    let sound = project.run(&[&init, "train.learning_rate=1e-37"]);
-    work_on(&sound, Termination::default()).unwrap();
-    let rolling = project.run(
-        &[&explode[..], &["train.on_nan=rollback", "train.max_steps=8", "train.checkpoint_every=0"]].concat(),
-    );
-    copy_checkpoint(&sound, &rolling, 4);
-    assert_eq!(work_on(&rolling, Termination::default()).unwrap(), finished());
-    let finite: Vec<bool> = losses(&rolling).iter().map(|step| step.1.is_finite()).collect();
-    assert_eq!(finite, [true, false, true, false], "{:?}", losses(&rolling));
+/// Settings of runs that take one of six rows a step, in order, from `file`; the model cannot read token 511.
+fn poisoned(project: &Project, file: &str, rows: &[usize]) -> Vec<String> {
+    let model = project.path().join("poisoned");
+    if !model.exists() {
+        copy_folder(&crate::testing::model(), &model);
+        let weights = model.join("model.safetensors");
+        let mut tensors = safetensors::read(&weights).unwrap();
+        let embedding = tensors.get_mut("model.embed_tokens.weight").unwrap();
+        drop(embedding.narrow(0, 511, 1).fill_(f64::NAN));
+        let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        safetensors::write(&weights, named).unwrap();
+    }
+    let mut text = String::new();
+    for row in 0..6 {
+        let last = if rows.contains(&row) { 511 } else { 40 + row };
+        let ids = [10 + row, 20, 30 + row, last, 50];
+        text += &serde_json::json!({ "input_ids": ids, "labels": ids }).to_string();
+        text.push('\n');
+    }
+    fs::write(project.path().join(file), text).unwrap();
+    [
+        "model.path=poisoned",
+        &format!("data.train={file}"),
+        "data.eval=0.0",
+        "data.shuffle=false",
+        "data.packing=false",
+        "train.batch_size=1",
+        "train.accumulate=1",
+        "train.schedule=constant",
+        "train.checkpoint_every=3",
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
-/// An adapter that changes nothing at first, and overflows after its first update.
-fn explosive(project: &Project) -> std::path::PathBuf {
-    let fresh = project.run(&["train.max_steps=1", "train.eval_every=0"]);
-    work_on(&fresh, Termination::default()).unwrap();
-    let config = fresh.adapter_path().join("adapter_config.json");
-    let text = fs::read_to_string(&config).unwrap();
-    assert!(text.contains("\"lora_alpha\": 8.0"), "{text}");
-    fs::write(&config, text.replace("\"lora_alpha\": 8.0", "\"lora_alpha\": 1e38")).unwrap();
-    let weights = fresh.adapter_path().join("adapter_model.safetensors");
-    let mut tensors = crate::weights::safetensors::read(&weights).unwrap();
-    for (name, tensor) in &mut tensors {
-        if name.contains("lora_B") {
-            *tensor = tensor.zeros_like();
-        }
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::write(to.join(entry.file_name()), fs::read(entry.path()).unwrap()).unwrap();
     }
-    let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    crate::weights::safetensors::write(&weights, named).unwrap();
-    fresh.adapter_path()
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_stops_is_skipped_or_rolled_back_as_configured() {
+    let project = Project::new();
+    let settings = poisoned(&project, "one.jsonl", &[4]);
+    let run = |more: &str| {
+        let set: Vec<&str> = settings.iter().map(String::as_str).chain([more]).collect();
+        project.run(&set)
+    };
+    let bad_steps = |run: &RunDir| -> Vec<u64> {
+        let bad =
+            |event: &Event| matches!(&event.body, EventBody::Alert(alert) if alert.alert == AlertKind::Nan);
+        events(run).iter().filter(|event| bad(event)).filter_map(|event| event.step).collect()
+    };
+    let stopped = run("train.on_nan=stop");
+    let error = work_on(&stopped, Termination::default()).unwrap_err();
+    assert!(error.to_string().contains("step 5"), "{error}");
+    let status = Status::read(stopped.path()).unwrap().unwrap();
+    assert_eq!((status.state, status.step), (RunState::Failed, 4));
+    assert_eq!(status.failure.unwrap().class, FailureClass::Nan);
+
+    let skipping = run("train.on_nan=skip");
+    assert_eq!(work_on(&skipping, Termination::default()).unwrap(), finished());
+    assert_eq!(bad_steps(&skipping), [5]);
+    let rolling = run("train.on_nan=rollback");
+    assert_eq!(work_on(&rolling, Termination::default()).unwrap(), finished());
+    assert_eq!(bad_steps(&rolling), [5]);
+
+    // Both made the same steps up to the bad one; then one goes on from there, the other from the checkpoint of step 3.
+    let (skipped, rolled) = (losses(&skipping), losses(&rolling));
+    assert_eq!(skipped[..4], rolled[..4]);
+    assert!(skipped[4].1.is_nan() && rolled[4].1.is_nan());
+    assert!(skipped[5].1.is_finite() && rolled[5].1.is_finite());
+    assert_ne!(skipped[5].1.to_bits(), rolled[5].1.to_bits());
+}
+
+#[test]
+fn bad_steps_without_end_end_the_run() {
+    let project = Project::new();
+    let mut settings = poisoned(&project, "all.jsonl", &[0, 1, 2, 3, 4, 5]);
+    settings.extend(["train.on_nan=skip".to_owned(), "train.max_steps=30".to_owned()]);
+    let run = project.run(&settings.iter().map(String::as_str).collect::<Vec<_>>());
+    let error = work_on(&run, Termination::default()).unwrap_err();
+    assert!(error.to_string().contains("10 steps in a row"), "{error}");
+    assert_eq!(losses(&run).len(), 10);
 }
 
 #[test]
