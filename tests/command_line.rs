@@ -1,10 +1,12 @@
 //! What the command line says and with which status it ends, where no run comes of it.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use luthier_tests::{Finished, Project, luthier, reference, tiny_rows};
+use luthier_tests::{Finished, Project, json_lines, luthier, reference, tiny_rows};
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 use serde_json::{Value, json};
 
@@ -262,7 +264,7 @@ fn text_of_the_data_cannot_steer_the_terminal() {
 fn data_that_would_spoil_a_run_blocks_it() {
     let no_json = "{\"messages\": [{\"role\"\n".to_owned();
     let no_reply = json!({"messages": [{"role": "user", "content": "anyone there?"}]}).to_string() + "\n";
-    let sound: String = tiny_rows(3).iter().map(|row| format!("{row}\n")).collect();
+    let sound = json_lines(&tiny_rows(3));
     let cases = [
         ("row that is no JSON", format!("{sound}{no_json}"), "", "train.jsonl:4"),
         ("row without a reply", format!("{sound}{no_reply}"), "", "train.jsonl:4"),

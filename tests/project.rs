@@ -29,6 +29,11 @@ pub fn tiny_rows(count: usize) -> Vec<Value> {
         .collect()
 }
 
+/// JSON values, a line each.
+pub fn json_lines(rows: &[Value]) -> String {
+    rows.iter().map(Value::to_string).flat_map(|row| [row, "\n".to_owned()]).collect()
+}
+
 impl Project {
     /// An empty folder.
     pub fn empty() -> Self {
@@ -46,7 +51,7 @@ impl Project {
         project.write_rows("held-out.jsonl", &tiny_rows(6));
         project
             .write("prompts.jsonl", "{\"prompt\": \"item 3 is white\"}\n{\"prompt\": \"item 9 is black\"}\n");
-        project.write("luthier.toml", &Self::tiny_settings());
+        project.write("luthier.toml", Self::tiny_settings());
         project
     }
 
@@ -110,8 +115,7 @@ max_new_tokens = 12
 
     /// Writes a JSONL file of the project.
     pub fn write_rows(&self, name: &str, rows: &[Value]) {
-        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-        self.write(name, lines);
+        self.write(name, json_lines(rows));
     }
 
     /// What keeps a program started here away from the rest of the machine.

@@ -1,5 +1,7 @@
 //! Runs from the command line, from their start to what comes of them.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -101,15 +101,15 @@ impl Progress {
             }
             EventBody::Step(done) => self.step(step, done),
             EventBody::Eval(eval) => {
-                let scores: String = eval
+                let loss = format!("step {step}: held-out loss {}", units::number(eval.loss.get()));
+                let scores = eval
                     .scores
                     .iter()
                     // One line is too short for those of single fields.
                     .filter(|(name, _)| !name.contains('.'))
-                    .map(|(name, score)| format!(" · {name} {}", units::percent(score.get())))
-                    .collect();
-                let loss = units::number(eval.loss.get());
-                self.say(&format!("step {step}: held-out loss {loss}{scores}"));
+                    .map(|(name, score)| format!("{name} {}", units::percent(score.get())));
+                let facts: Vec<_> = std::iter::once(loss).chain(scores).collect();
+                self.say(&facts.join(" · "));
             }
             EventBody::Sample(sample) => {
                 self.say(&format!("step {step}: {} → {}", excerpt(&sample.prompt), excerpt(&sample.reply)));

@@ -23,13 +23,13 @@ pub fn piece(text: &str) -> Outcome {
 
 /// Writes one JSON document to stdout.
 pub fn document(value: &impl Serialize) -> Outcome {
-    let text = serde_json::to_string_pretty(value).map_err(unwritable)?;
+    let text = serde_json::to_string_pretty(value).map_err(|error| unwritable(&error))?;
     write_out(&format!("{}\n", harmless_json(&text)))
 }
 
 /// Writes one line of a JSON stream to stdout.
 pub fn record(value: &impl Serialize) -> Outcome {
-    let text = serde_json::to_string(value).map_err(unwritable)?;
+    let text = serde_json::to_string(value).map_err(|error| unwritable(&error))?;
     write_out(&format!("{}\n", harmless_json(&text)))
 }
 
@@ -55,7 +55,7 @@ fn unwritten(error: &io::Error) -> Failure {
     }
 }
 
-fn unwritable(error: serde_json::Error) -> Failure {
+fn unwritable(error: &serde_json::Error) -> Failure {
     Failure::work(format!("cannot write the answer as JSON: {error}"))
 }
 

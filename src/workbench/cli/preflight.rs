@@ -43,22 +43,17 @@ pub fn passes(report: &Report) -> Outcome {
     }
     let blocking: Vec<_> =
         report.problems.iter().filter(|problem| problem.severity == Severity::Blocks).collect();
-    let mut message = format!(
-        "{} the data from being trained on:",
-        if blocking.len() == 1 {
-            "one problem keeps".to_owned()
-        } else {
-            format!("{} problems keep", blocking.len())
-        }
-    );
-    for problem in blocking.iter().take(SHOWN_PROBLEMS) {
-        message.push_str("\n  ");
-        message.push_str(&problem_line(problem));
+    let count = blocking.len();
+    let mut lines = vec![if count == 1 {
+        "one problem keeps the data from being trained on:".to_owned()
+    } else {
+        format!("{count} problems keep the data from being trained on:")
+    }];
+    lines.extend(blocking.iter().take(SHOWN_PROBLEMS).map(|problem| problem_line(problem)));
+    if count > SHOWN_PROBLEMS {
+        lines.push(format!("… and {} more; `luthier data check` lists all", count - SHOWN_PROBLEMS));
     }
-    if let Some(more) = blocking.len().checked_sub(SHOWN_PROBLEMS).filter(|more| *more > 0) {
-        message.push_str(&format!("\n  … and {more} more; `luthier data check` lists all"));
-    }
-    Err(Failure::check(message))
+    Err(Failure::check(lines.join("\n  ")))
 }
 
 /// A problem in one line, with its row where it has one.
@@ -86,7 +81,7 @@ pub fn plan(project: &Project, files: &ModelFiles, prepared: &Prepared) -> Outco
 /// Fails where the disk cannot hold the checkpoints that the run will keep.
 pub fn disk(project: &Project, plan: &Plan) -> Outcome {
     let train = &project.config.train;
-    let written = if train.checkpoint_every == 0 { 1 } else { plan.steps / train.checkpoint_every + 1 };
+    let written = plan.steps.checked_div(train.checkpoint_every).unwrap_or(0) + 1;
     let kept =
         if train.keep_checkpoints == 0 { written } else { written.min(train.keep_checkpoints as u64 + 1) };
     // The adapter at the end is smaller than a checkpoint; the journal is smaller still.

@@ -14,7 +14,7 @@ use super::failure::{Failure, Outcome};
 use super::output;
 
 /// How long an engine may take to load libtorch and listen.
-const LISTENS_WITHIN: Duration = Duration::from_secs(120);
+const LISTENS_WITHIN: Duration = Duration::from_mins(2);
 
 /// How often a starting engine is knocked at.
 const KNOCK: Duration = Duration::from_millis(50);

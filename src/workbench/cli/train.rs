@@ -108,47 +108,45 @@ fn conclude(run: &RunDir, status: &Status, first_loss: Option<f64>, json: bool) 
 }
 
 fn summary(run: &RunDir, status: &Status, first_loss: Option<f64>) -> String {
-    let mut text = format!(
+    let seconds = Duration::try_from_secs_f64(status.train_seconds);
+    let mut facts = vec![format!(
         "{} after {} in {}",
         status.state,
         units::counted(usize::try_from(status.step).unwrap_or(usize::MAX), "step", "steps"),
-        Duration::try_from_secs_f64(status.train_seconds).map_or_else(|_| "–".to_owned(), units::duration)
-    );
+        seconds.map_or_else(|_| "–".to_owned(), units::duration)
+    )];
     if let (Some(first), Some(last)) = (first_loss, status.loss) {
-        text.push_str(&format!(" · loss {} → {}", units::number(first), units::number(last.get())));
+        facts.push(format!("loss {} → {}", units::number(first), units::number(last.get())));
     }
-    if let Some(loss) = status.eval_loss {
-        text.push_str(&format!(" · held-out {}", units::number(loss.get())));
-    }
-    if let Some(reason) = &status.reason {
-        text.push_str(&format!(" · {reason}"));
-    }
+    facts.extend(status.eval_loss.map(|loss| format!("held-out {}", units::number(loss.get()))));
+    facts.extend(status.reason.clone());
+    let mut lines = vec![facts.join(" · ")];
     let adapter = run.adapter_path();
     if adapter.is_dir() {
-        text.push_str(&format!("\nadapter  {}", adapter.display()));
+        lines.push(format!("adapter  {}", adapter.display()));
+        lines.push(format!("compare  luthier eval {} -C {}", run.id(), run.project().display()));
     }
-    text.push_str(&format!("\ncompare  luthier eval {} -C {}", run.id(), run.project().display()));
-    text
+    lines.join("\n")
 }
 
 fn complaint(run: &RunDir, status: &Status) -> String {
-    let mut text = match &status.failure {
-        Some(failure) => format!("run {} failed ({}): {}", run.id(), failure.class, failure.message),
-        None => format!("run {}: its process ended without a word at step {}", run.id(), status.step),
-    };
-    if let Some(remedy) =
-        status.failure.as_ref().map(|failure| failure.remedy.as_str()).filter(|remedy| !remedy.is_empty())
-    {
-        text.push_str(&format!("\n  remedy: {remedy}"));
+    let id = run.id();
+    let mut lines = Vec::new();
+    match &status.failure {
+        Some(failure) => {
+            lines.push(format!("run {id} failed ({}): {}", failure.class, failure.message));
+            if !failure.remedy.is_empty() {
+                lines.push(format!("remedy: {}", failure.remedy));
+            }
+        }
+        None => lines.push(format!("run {id}: its process ended without a word at step {}", status.step)),
     }
     if status.state == State::Lost {
-        for line in run.log_tail(LOG_LINES) {
-            text.push_str(&format!("\n  log: {line}"));
-        }
+        lines.extend(run.log_tail(LOG_LINES).iter().map(|line| format!("log: {line}")));
     }
-    text.push_str(&format!("\n  its log: {}", run.log_path().display()));
+    lines.push(format!("its log: {}", run.log_path().display()));
     if !run.checkpoints().is_empty() {
-        text.push_str(&format!("\n  go on from its newest checkpoint: luthier run resume {}", run.id()));
+        lines.push(format!("go on from its newest checkpoint: luthier run resume {id}"));
     }
-    text
+    lines.join("\n  ")
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{Finding, Standing};
 
 /// Loading libtorch from a cold or remote disk can take this long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// How often a process is looked at.
 const LOOK: Duration = Duration::from_millis(20);

@@ -124,15 +124,15 @@ fn not_made(path: &Path, error: &io::Error) -> Failure {
 fn described(folder: &Path, files: &[(&str, &str)], model: Option<&Path>) -> String {
     let shown = folder.display();
     let names: Vec<_> = files.iter().map(|(name, _)| *name).collect();
-    let mut text = format!("{shown}: {}\n", names.join(", "));
-    match model {
-        Some(model) => text.push_str(&format!("base model: {}\n", model.display())),
-        None => text.push_str(&format!("next: set model.path in {shown}/{FILE_NAME} to a base model\n")),
-    }
-    text.push_str(&format!(
-        "next: put your own rows into train.jsonl, then\n  luthier data check -C {shown}\n  luthier {shown}"
-    ));
-    text
+    let model = match model {
+        Some(model) => format!("base model: {}", model.display()),
+        None => format!("next: set model.path in {shown}/{FILE_NAME} to a base model"),
+    };
+    format!(
+        "{shown}: {}\n{model}\nnext: put your own rows into train.jsonl, then\n  \
+         luthier data check -C {shown}\n  luthier {shown}",
+        names.join(", ")
+    )
 }
 
 #[cfg(test)]
