@@ -381,10 +381,9 @@ fn remedy(
     let mut config = config.clone();
     let mut data = data.clone();
     let mut changes: Vec<String> = Vec::new();
-    let steps: [fn(&mut Config, &mut DataSummary, &Plan) -> Option<String>; 4] =
-        [recomputed, halved, one_by_one, shortened];
-    for step in steps {
-        let Some(change) = step(&mut config, &mut data, plan) else { continue };
+    let tries: [Change; 4] = [recomputed, halved, one_by_one, shortened];
+    for change in tries {
+        let Some(change) = change(&mut config, &mut data, plan) else { continue };
         changes.push(change);
         let total = model.sizes(&config, &data, place)?.memory.total;
         if total <= place.available {
@@ -398,6 +397,9 @@ fn remedy(
         bytes(plan.memory.weights)
     ))
 }
+
+/// Makes one change and says how it is written; `None` where it is made already.
+type Change = fn(&mut Config, &mut DataSummary, &Plan) -> Option<String>;
 
 fn recomputed(config: &mut Config, _: &mut DataSummary, plan: &Plan) -> Option<String> {
     config.train.recompute = Recompute::On;
