@@ -128,7 +128,7 @@ impl TestApp {
     }
 
     fn set_time(&mut self, elapsed: Duration) {
-        let wall = self.now.wall + (elapsed - self.now.elapsed);
+        let wall = self.now.wall + elapsed.saturating_sub(self.now.elapsed);
         self.now = Now { elapsed, wall };
     }
 

@@ -149,10 +149,7 @@ fn apply_to_chooser(chooser: &mut Chooser, command: InputCommand) {
         InputCommand::Up => {
             chooser.list.apply(ListCommand::Up);
         }
-        InputCommand::Down => {
-            chooser.list.apply(ListCommand::Down);
-        }
-        InputCommand::Complete => {
+        InputCommand::Down | InputCommand::Complete => {
             chooser.list.apply(ListCommand::Down);
         }
         _ => {

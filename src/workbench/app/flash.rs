@@ -92,11 +92,11 @@ impl Messages {
         self.current().map(|flash| flash.expires)
     }
 
-    /// Takes a message away whose time has passed.
-    pub fn expire(&mut self, now: Now) {
-        if self.deadline().is_some_and(|expires| expires <= now.elapsed) {
-            self.shown = false;
-        }
+    /// Takes a message away whose time has passed; whether there was one.
+    pub fn expire(&mut self, now: Now) -> bool {
+        let expired = self.deadline().is_some_and(|expires| expires <= now.elapsed);
+        self.shown &= !expired;
+        expired
     }
 }
 

@@ -37,8 +37,15 @@ pub enum Reaction {
     Copy(String),
     /// Open a file in the editor, at a line counted from 1; `Input::Edited` follows.
     Edit(PathBuf, Option<usize>),
-    /// Nothing on screen changes through this input: no frame is needed.
+    /// Nothing on screen changes through this answer or deadline: no frame is needed.
     Unchanged,
+}
+
+impl Reaction {
+    /// Whether more than the pane itself may look different after it.
+    pub(super) fn reaches_the_shell(&self) -> bool {
+        !matches!(self, Self::Data(_) | Self::Train(_) | Self::Sweep(_) | Self::Review(_) | Self::Unchanged)
+    }
 }
 
 /// Asks yes or no; no is the default.

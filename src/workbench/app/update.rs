@@ -24,7 +24,6 @@ impl App {
     /// Reacts to `event` at the time `now` and says what is to be done about it. No IO, no clock.
     pub fn update(&mut self, now: Now, event: Event) -> Vec<Effect> {
         self.context.now = now;
-        self.messages.expire(now);
         self.dirty = true;
         let mut effects = Vec::new();
         match event {
@@ -44,10 +43,14 @@ impl App {
             Event::Attention(_) => self.dirty = false,
             Event::Wheel(lines) => self.wheel(lines, &mut effects),
             Event::Deadline => {
+                let expired = self.messages.expire(now);
                 let due = self.panes.deadline(self.context.pane, &self.context);
                 if due.is_some_and(|due| due <= now.elapsed) {
-                    self.deliver(self.context.pane, Common::Deadline, &mut effects);
-                    self.dirty |= self.messages.current().is_none();
+                    let reactions = self.panes.update(self.context.pane, &self.context, Common::Deadline);
+                    self.dirty = !reactions.contains(&Reaction::Unchanged) || expired;
+                    self.react(self.context.pane, reactions, &mut effects);
+                } else {
+                    self.dirty = expired;
                 }
             }
             Event::Signal(_) => effects.push(Effect::Terminal(TerminalEffect::Quit(Ending::Interrupted))),
@@ -63,11 +66,11 @@ impl App {
             Event::Keymap(keymap, problems) => {
                 self.keymap = *keymap;
                 self.pending.clear();
-                match problems.first() {
-                    None => self.messages.push(Severity::Success, "keymap.toml read again", now),
-                    Some(_) => problems.iter().for_each(|problem| {
-                        self.messages.push(Severity::Warning, &format!("keymap.toml: {problem}"), now)
-                    }),
+                if problems.is_empty() {
+                    self.messages.push(Severity::Success, "keymap.toml read again", now);
+                }
+                for problem in problems {
+                    self.messages.push(Severity::Warning, &format!("keymap.toml: {problem}"), now);
                 }
             }
             Event::Device(line) => {
@@ -88,7 +91,7 @@ impl App {
             Event::Review(tag, answer) => {
                 self.answered(PaneId::Review, tag, &mut effects, |panes, context| {
                     review::update(&mut panes.review, context, Input::Answer(answer))
-                })
+                });
             }
         }
         effects
@@ -210,6 +213,9 @@ impl App {
     ) {
         if self.generations.is_current(pane, tag) {
             let reactions = update(&mut self.panes, &self.context);
+            // Of a pane that is not shown only what it asks of the shell can be seen.
+            self.dirty = reactions.iter().any(Reaction::reaches_the_shell)
+                || (pane == self.context.pane && !reactions.contains(&Reaction::Unchanged));
             self.react(pane, reactions, effects);
         } else {
             self.dirty = false;
@@ -244,7 +250,7 @@ impl App {
                 }
                 Reaction::Flash(severity, text) => self.messages.push(severity, &text, self.context.now),
                 Reaction::Confirm(confirm) => {
-                    self.layers.push(Layer::Confirm(ConfirmBox { confirm, yes: false }))
+                    self.layers.push(Layer::Confirm(ConfirmBox { confirm, yes: false }));
                 }
                 Reaction::Prompt(prompt) => {
                     let line = TextLine::new(&prompt.initial);
@@ -267,7 +273,7 @@ impl App {
                     self.editing = Some(Editing::Pane(pane));
                     effects.push(Effect::Terminal(TerminalEffect::Edit(path, line)));
                 }
-                Reaction::Unchanged => self.dirty = false,
+                Reaction::Unchanged => {}
             }
         }
     }
@@ -343,7 +349,7 @@ impl App {
         self.layers.insert(0, Layer::Message(message, Scroll::default()));
         self.messages.push(
             Severity::Error,
-            "luthier.toml has problems; what was in force stays in force",
+            "luthier.toml has problems; nothing was changed",
             self.context.now,
         );
     }

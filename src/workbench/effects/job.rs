@@ -26,10 +26,12 @@ struct Lane {
     newest: Arc<AtomicU64>,
 }
 
+type SharedLane = Arc<Mutex<Lane>>;
+
 /// The lanes of all slots.
 pub struct Lanes {
     handle: Handle,
-    lanes: Mutex<HashMap<(PaneId, &'static str), Arc<Mutex<Lane>>>>,
+    lanes: Mutex<HashMap<(PaneId, &'static str), SharedLane>>,
 }
 
 impl fmt::Debug for Lanes {
@@ -49,7 +51,7 @@ impl Lanes {
         &self.handle
     }
 
-    fn lane(&self, pane: PaneId, slot: &'static str) -> Arc<Mutex<Lane>> {
+    fn lane(&self, pane: PaneId, slot: &'static str) -> SharedLane {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(lanes.entry((pane, slot)).or_default())
     }
@@ -59,7 +61,7 @@ impl Lanes {
 pub struct Job<E> {
     worker: Worker<E>,
     handle: Handle,
-    lane: Option<Arc<Mutex<Lane>>>,
+    lane: Option<SharedLane>,
 }
 
 /// The work's way back: posts answers, and knows whether anyone still wants them.
@@ -137,13 +139,11 @@ impl<E: Send + 'static> Job<E> {
             loop {
                 work();
                 let mut state = lane.lock().unwrap_or_else(PoisonError::into_inner);
-                match state.next.take() {
-                    Some(next) => work = next,
-                    None => {
-                        state.busy = false;
-                        return;
-                    }
-                }
+                let Some(next) = state.next.take() else {
+                    state.busy = false;
+                    return;
+                };
+                work = next;
             }
         });
     }

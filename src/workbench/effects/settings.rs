@@ -165,9 +165,13 @@ mod tests {
             }
         };
         write("luthier.toml", &format!("{GOOD}[train]\nlearning_rate = 1e-5\n"));
-        assert!(matches!(next(), Event::Config(config) if config.as_ref().as_ref().unwrap().train.learning_rate < 2e-5));
+        assert!(
+            matches!(next(), Event::Config(config) if config.as_ref().as_ref().unwrap().train.learning_rate < 2e-5)
+        );
         write("luthier.toml", "[model\n");
-        assert!(matches!(next(), Event::Config(config) if config.as_ref().as_ref().unwrap_err().contains("luthier.toml")));
+        assert!(
+            matches!(next(), Event::Config(config) if config.as_ref().as_ref().unwrap_err().contains("luthier.toml"))
+        );
         std::fs::write(own.path().join("keymap.toml"), "[global]\nx = \"quit\"\n").unwrap();
         assert!(matches!(next(), Event::Keymap(_, problems) if problems.is_empty()));
         std::fs::create_dir(own.path().join("themes")).unwrap();

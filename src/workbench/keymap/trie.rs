@@ -85,10 +85,9 @@ impl Trie {
     pub fn lookup(&self, keys: &[Key]) -> Lookup {
         let Some((first, rest)) = keys.split_first() else { return Lookup::Pending };
         match self.children.get(first) {
-            None => Lookup::NotFound,
             Some(Node::Leaf(command)) if rest.is_empty() => Lookup::Matched(*command),
-            Some(Node::Leaf(_)) => Lookup::NotFound,
             Some(Node::Branch(branch)) => branch.lookup(rest),
+            Some(Node::Leaf(_)) | None => Lookup::NotFound,
         }
     }
 

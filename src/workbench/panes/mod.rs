@@ -47,12 +47,14 @@ impl PaneId {
     }
 
     /// The pane after this one, around the end.
+    #[must_use]
     pub fn next(self) -> Self {
         let mut around = Self::iter().cycle().skip(self.number());
         around.next().unwrap_or(self)
     }
 
     /// The pane before this one, around the start.
+    #[must_use]
     pub fn previous(self) -> Self {
         let count = Self::iter().count();
         Self::iter().cycle().nth(self as usize + count - 1).unwrap_or(self)

@@ -17,7 +17,7 @@ pub(super) fn editor() -> String {
 pub(super) fn run(editor: &str, file: &Path, line: Option<usize>) -> Result<(), String> {
     // A shell splits what the variable holds as every other program does, arguments and quotes included.
     let mut command = Command::new("/bin/sh");
-    command.arg("-c").arg(format!("exec {editor} \"$@\"")).arg("sh").args(arguments(editor, file, line));
+    command.arg("-c").arg(format!("{editor} \"$@\"")).arg("sh").args(arguments(editor, file, line));
     command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
     let status =
         command.status().map_err(|problem| format!("the editor `{editor}` did not start: {problem}"))?;

@@ -73,9 +73,8 @@ impl ColorHints {
 /// the terminal's own, which differ from one to the next; a theme made for sixteen is used there instead.
 pub(super) fn degrade(style: Style, depth: ColorDepth) -> Style {
     let color = |color: Color| match (depth, color) {
-        (ColorDepth::None, _) => Color::Reset,
+        (ColorDepth::None, _) | (ColorDepth::Ansi16, Color::Rgb(..) | Color::Indexed(16..)) => Color::Reset,
         (ColorDepth::Ansi256, Color::Rgb(red, green, blue)) => Color::Indexed(nearest(red, green, blue)),
-        (ColorDepth::Ansi16, Color::Rgb(..) | Color::Indexed(16..)) => Color::Reset,
         _ => color,
     };
     Style { fg: style.fg.map(color), bg: style.bg.map(color), underline_color: None, ..style }
@@ -105,7 +104,7 @@ fn nearest(red: u8, green: u8, blue: u8) -> u8 {
 }
 
 fn distance(left: [u8; 3], right: [u8; 3]) -> i64 {
-    let mean = (i64::from(left[0]) + i64::from(right[0])) / 2;
+    let mean = i64::midpoint(left[0].into(), right[0].into());
     let square = |channel: usize| {
         let difference = i64::from(left[channel]) - i64::from(right[channel]);
         difference * difference

@@ -166,15 +166,14 @@ impl Role {
             | Self::Waiting
             | Self::Untrained
             | Self::PopupRule
+            | Self::Stopped
             | Self::SystemMessage => Self::Muted,
             Self::Project | Self::PopupTitle | Self::Key => Self::Title,
-            Self::TabActive | Self::Match | Self::ChartCursor | Self::Marked => Self::Focus,
+            Self::TabActive | Self::Match | Self::ChartCursor | Self::Marked | Self::Running => Self::Focus,
             Self::SelectionIdle | Self::ButtonFocus | Self::InputCursor => Self::Selection,
             Self::Button => Self::Popup,
-            Self::Running => Self::Focus,
             Self::Paused | Self::Lost | Self::MarkAlert | Self::MarkEdit => Self::Warning,
             Self::Finished | Self::Added => Self::Success,
-            Self::Stopped => Self::Muted,
             Self::Failed | Self::Removed => Self::Error,
             Self::SideLeft | Self::Tuned | Self::AssistantMessage | Self::MarkEvaluation => Self::Series2,
             Self::SideRight | Self::Base | Self::UserMessage => Self::Series1,

@@ -103,7 +103,7 @@ pub(super) fn pending(app: &App, area: Rect, buffer: &mut Buffer) {
     for next in following {
         let same = lines.iter_mut().find(|(_, command)| command.is_some() && *command == next.command);
         match same {
-            Some((keys, _)) => keys.push_str(&format!(" {}", next.key.label())),
+            Some((keys, _)) => *keys = format!("{keys} {}", next.key.label()),
             None => lines.push((next.key.label(), next.command)),
         }
     }

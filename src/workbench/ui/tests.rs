@@ -150,7 +150,7 @@ fn a_broken_config_is_shown_with_its_caret_and_goes_when_repaired() {
 #[test]
 fn long_texts_scroll() {
     let mut app = TestApp::new(80, 24);
-    let text: String = (1..=100).map(|line| format!("line {line}\n")).collect();
+    let text = (1..=100).map(|line| format!("line {line}")).collect::<Vec<_>>().join("\n");
     let message = Message { title: "Log".to_owned(), text, severity: Severity::Note };
     app.app.layers.push(Layer::Message(message, Scroll::default()));
     assert!(boxed(&app).contains("line 1 ") && boxed(&app).contains('↓'));

@@ -81,15 +81,15 @@ impl Chart<'_> {
             text::put(buffer, area.x, area.y, area.right(), "no values yet", theme.style(Role::Muted));
             return;
         };
-        let ticks = scale.ticks();
-        let labels: Vec<String> = ticks.iter().map(|tick| (self.label)(*tick)).collect();
-        let label_width = labels.iter().map(|label| text::width(label)).max().unwrap_or(0) as u16;
+        let ticks: Vec<(f64, String)> =
+            scale.ticks().into_iter().map(|tick| (tick, (self.label)(tick))).collect();
+        let label_width = ticks.iter().map(|(_, label)| text::width(label)).max().unwrap_or(0) as u16;
         let left = (area.x + label_width + 2).min(area.right());
         let plot = Rect { x: left, y: area.y, width: area.right() - left, height: plot_height };
         if plot.width < 8 {
             return;
         }
-        self.y_axis(plot, &scale, &ticks, &labels, area.x, buffer, theme);
+        y_axis(plot, &scale, &ticks, area.x, buffer, theme);
         self.x_axis(plot, buffer, theme);
         self.curves(plot, &scale, buffer, theme);
         self.draw_cursor(plot, buffer, theme);
@@ -137,28 +137,6 @@ impl Chart<'_> {
         (width > 0.0 && x.is_finite()).then(|| (x - self.x.0) / width)
     }
 
-    fn y_axis(
-        &self,
-        plot: Rect,
-        scale: &Scale,
-        ticks: &[f64],
-        labels: &[String],
-        left: u16,
-        buffer: &mut Buffer,
-        theme: &Theme,
-    ) {
-        let style = theme.style(Role::Axis);
-        for row in plot.top()..plot.bottom() {
-            buffer[(plot.x - 1, row)].set_symbol("│").set_style(style);
-        }
-        for (tick, label) in ticks.iter().zip(labels) {
-            let Some(down) = scale.down(*tick) else { continue };
-            let row = plot.y + (down * f64::from(plot.height - 1)).round() as u16;
-            buffer[(plot.x - 1, row)].set_symbol("┤").set_style(style);
-            text::put_right(buffer, left, row, plot.x - 1, label, style);
-        }
-    }
-
     fn x_axis(&self, plot: Rect, buffer: &mut Buffer, theme: &Theme) {
         let style = theme.style(Role::Axis);
         let row = plot.bottom();
@@ -203,6 +181,19 @@ impl Chart<'_> {
     }
 }
 
+fn y_axis(plot: Rect, scale: &Scale, ticks: &[(f64, String)], left: u16, buffer: &mut Buffer, theme: &Theme) {
+    let style = theme.style(Role::Axis);
+    for row in plot.top()..plot.bottom() {
+        buffer[(plot.x - 1, row)].set_symbol("│").set_style(style);
+    }
+    for (tick, label) in ticks {
+        let Some(down) = scale.down(*tick) else { continue };
+        let row = plot.y + (down * f64::from(plot.height - 1)).round() as u16;
+        buffer[(plot.x - 1, row)].set_symbol("┤").set_style(style);
+        text::put_right(buffer, left, row, plot.x - 1, label, style);
+    }
+}
+
 /// The points between `from` and `to`, with one more on each side, so that lines reach the edges.
 fn visible(points: &[(f64, f64)], from: f64, to: f64) -> std::slice::Iter<'_, (f64, f64)> {
     let first = points.partition_point(|point| point.0 < from).saturating_sub(1);
@@ -232,7 +223,7 @@ mod tests {
         format!("{value:.1}")
     }
 
-    fn chart<'a>(points: &'a [(f64, f64)], x: (f64, f64)) -> Chart<'a> {
+    fn chart(points: &[(f64, f64)], x: (f64, f64)) -> Chart<'_> {
         Chart {
             series: vec![Series { points, style: Style::new(), shape: Shape::Line }],
             x,
