@@ -1,6 +1,7 @@
 //! LoRA (arXiv 2106.09685): each chosen linear layer gets `y + scale · B · A · x` with trained `A` `[rank, in]` and `B`
 //! `[out, rank]`; `scale = alpha / rank` (section 4.1), or `alpha / √rank` for rsLoRA (arXiv 2312.03732).
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use luthier_core::config::{MethodSection, Targets};
@@ -69,6 +70,7 @@ impl Method for LoraMethod {
             let b = ops::zeros(&[linear.out_features as i64, rank], Kind::Float, tch::Device::Cpu)?;
             lora.insert(linear, &a, &b, model)?;
         }
+        lora.name_targets(model);
         Ok(Box::new(lora))
     }
 
@@ -98,6 +100,8 @@ impl Settings {
 #[derive(Debug)]
 pub struct Lora {
     settings: Settings,
+    /// Names that choose exactly the layers with factors, as PEFT matches them.
+    targets: Vec<String>,
     /// By site; shares memory with `parameters`.
     factors: Vec<Option<Factors>>,
     parameters: Parameters,
@@ -113,7 +117,25 @@ struct Factors {
 
 impl Lora {
     fn empty(settings: Settings) -> Self {
-        Self { settings, factors: Vec::new(), parameters: Parameters::new() }
+        Self { settings, targets: Vec::new(), factors: Vec::new(), parameters: Parameters::new() }
+    }
+
+    /// Names the layers that have factors: by the last part of their names where that chooses no others.
+    fn name_targets(&mut self, model: &Model) {
+        let last_part = |linear: &Linear| linear.name.rsplit('.').next().unwrap_or_default().to_owned();
+        let (mut chosen, mut spared) = (Vec::new(), BTreeSet::new());
+        for linear in model.linears() {
+            if self.factors(linear).is_some() {
+                chosen.push(linear);
+            } else {
+                spared.insert(last_part(linear));
+            }
+        }
+        let name = |linear: &&Linear| {
+            let short = last_part(linear);
+            if spared.contains(&short) { linear.name.clone() } else { short }
+        };
+        self.targets = chosen.iter().map(name).collect::<BTreeSet<_>>().into_iter().collect();
     }
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
@@ -160,6 +182,7 @@ impl Lora {
             problems.push("it holds no weights".into());
         }
         if problems.is_empty() {
+            lora.name_targets(model);
             Ok(lora)
         } else {
             Err(EngineError::Adapter { path: folder.to_owned(), problems })
@@ -194,22 +217,19 @@ impl Adapter for Lora {
     }
 
     fn peft_config(&self) -> Value {
-        let mut targets: Vec<&str> = self
-            .parameters
-            .keys()
-            .filter_map(|name| name.strip_suffix(".lora_A.weight")?.strip_prefix(PREFIX))
-            .collect();
-        targets.dedup();
+        let alpha = self.settings.alpha;
+        // PEFT declares alpha as a whole number.
+        let alpha = if alpha.fract() == 0.0 { json!(alpha as i64) } else { json!(alpha) };
         json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": self.settings.base,
             "r": self.settings.rank,
-            "lora_alpha": self.settings.alpha,
+            "lora_alpha": alpha,
             "lora_dropout": self.settings.dropout,
             "use_rslora": self.settings.rank_stabilised,
             "use_dora": false,
-            "target_modules": targets,
+            "target_modules": self.targets,
             "bias": "none",
             "fan_in_fan_out": false,
             "inference_mode": true,

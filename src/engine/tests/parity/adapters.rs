@@ -297,7 +297,12 @@ fn a_saved_adapter_is_read_back_and_has_what_peft_asks_for() {
     let config: Value =
         serde_json::from_slice(&std::fs::read(path.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!((config["peft_type"].as_str(), config["r"].as_u64()), (Some("LORA"), Some(4)));
-    assert_eq!(config["target_modules"].as_array().unwrap().len(), 21);
+    let all = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
+    assert_eq!(config["target_modules"], serde_json::json!(all));
+    assert_eq!(config["lora_alpha"].to_string(), "16");
+    let some = method(2, &["layers.1.self_attn.q_proj", "v_proj"]).create(&model, 1).unwrap();
+    let targets = serde_json::json!(["model.layers.1.self_attn.q_proj", "v_proj"]);
+    assert_eq!(some.peft_config()["target_modules"], targets);
 }
 
 #[test]

@@ -84,6 +84,23 @@ fn documents_end_to_end_equal_documents_alone() {
 }
 
 #[test]
+fn bf16_takes_documents_and_a_cache_as_f32_does() {
+    let (model, stored) = (tiny(Kind::BFloat16), tensors("tiny/llama/ref.safetensors"));
+    let ids = stored["input_ids"].narrow(0, 0, 1);
+    let whole = logits(&model, &ids, Active::Base);
+    let pieces = logits_in_pieces(&model, &ids, &[20, 1, 1, 5]);
+    // Sums are taken in another order, and bf16 keeps 8 bits.
+    assert!(distance(&pieces, &whole) <= 0.1);
+    let ids = Tensor::cat(&[&ids, &ids.narrow(1, 0, 9)], 1);
+    let positions = Tensor::cat(&[columns(1, 27), columns(1, 9)], 1);
+    let mask = Mask::Documents(&[27, 9]);
+    let pass = Pass { positions: &positions, mask, adapters: Active::Base, noise: None };
+    let packed = model.logits(&model.hidden(&ids, &pass, None).unwrap()).unwrap();
+    assert!(distance(&packed.narrow(1, 0, 27), &whole) <= 0.1);
+    assert!(distance(&packed.narrow(1, 27, 9), &whole.narrow(1, 0, 9)) <= 0.1);
+}
+
+#[test]
 fn documents_of_one_length_equal_rows() {
     let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
     let ids = stored["input_ids"].reshape([1, 81]);
