@@ -85,7 +85,7 @@ def main():
     print(f"evaluated in {time.monotonic() - started:.0f} s on {base.get('replies', 'all')} held-out tickets")
     print("                                  base   tuned")
     print(f"  held-out loss                  {base['loss']:5.3f}   {tuned['loss']:5.3f}")
-    for name, label in (("valid", "valid JSON"), ("conforms", "conforms to the schema"), ("equals", "equals the answer")):
+    for name, label in (("valid", "valid JSON"), ("conforms", "conforms to the schema"), ("equal", "equals the answer")):
         print(f"  {label:<30} {share(base, name)}  {share(tuned, name)}")
     peak = max(peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
     print(f"in all    {time.monotonic() - began:.0f} s, peak memory {peak / 2**30:.2f} GiB")
