@@ -144,11 +144,9 @@ fn main() -> ExitCode {
         return failed(&error);
     }
     let outcome = match arguments.command {
-        Command::Train { run } => {
-            training::train(&run)
-                .map_err(|error| error.to_string())
-                .map(|ended_well| if ended_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
-        }
+        Command::Train { run } => training::train(&run)
+            .map_err(|error| error.to_string())
+            .map(|ended_well| if ended_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }),
         Command::Serve { project, socket, device } => listen()
             .and_then(|termination| {
                 serve::serve(&project, &socket, device, &termination).map_err(|error| error.to_string())

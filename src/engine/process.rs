@@ -44,7 +44,8 @@ impl Termination {
 /// Sends log lines to standard error, filtered by `LUTHIER_LOG` (default: `info`).
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("LUTHIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let outcome = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    let outcome =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).try_init();
     if let Err(error) = outcome {
         eprintln!("luthier-engine: logging was already set up: {error}");
     }

@@ -8,6 +8,7 @@ use luthier_core::config::Config;
 use luthier_core::data::{self, Prepared, Split};
 use luthier_core::eval::{Objective, Suite, SuitePrompt, average_scores};
 use luthier_core::runs::{EvalEvent, Number, SampleEvent};
+use luthier_core::text::clean;
 
 use super::control::Control;
 use crate::base::{Base, data_error};
@@ -122,7 +123,7 @@ impl Observer<'_> {
     /// Replies to the suite: always the likeliest tokens, so that a difference to the sample before is one of weights.
     pub fn sample_suite(&self) -> Result<Vec<SampleEvent>> {
         let replies = self.answer(&self.questions.suite, Sampling::GREEDY, 0)?;
-        let pairs = self.questions.suite.iter().zip(replies).enumerate();
+        let pairs = self.questions.suite.iter().zip(&replies).enumerate();
         Ok(pairs.map(|(index, (question, reply))| self.sample(question, reply, Some(index as u64))).collect())
     }
 
@@ -133,16 +134,16 @@ impl Observer<'_> {
         let sampling = Sampling { temperature: review.temperature, top_k: review.top_k, top_p: review.top_p };
         let seed = derive(self.config.train.seed, step);
         let replies = self.answer(std::slice::from_ref(&question), sampling, seed)?;
-        Ok(replies.into_iter().next().map(|reply| self.sample(&question, reply, None)))
+        Ok(replies.first().map(|reply| self.sample(&question, reply, None)))
     }
 
-    fn sample(&self, question: &Question, reply: String, index: Option<u64>) -> SampleEvent {
+    fn sample(&self, question: &Question, reply: &str, index: Option<u64>) -> SampleEvent {
         let objective = self.questions.objective.as_ref();
-        let score = objective.and_then(|objective| objective.score(&reply, question.expected.as_deref()));
+        let score = objective.and_then(|objective| objective.score(reply, question.expected.as_deref()));
         let (passed, details) = score.map(|score| (score.passed, score.details)).unzip();
         SampleEvent {
-            prompt: question.shown.clone(),
-            reply,
+            prompt: clean(&question.shown).into_owned(),
+            reply: clean(reply).into_owned(),
             index,
             scores: details.into_iter().flatten().map(|(name, value)| (name, value.into())).collect(),
             passed,

@@ -233,6 +233,7 @@ fn a_loss_that_is_not_a_number_stops_is_skipped_or_rolled_back_as_configured() {
     let status = Status::read(stopped.path()).unwrap().unwrap();
     assert_eq!((status.state, status.step), (RunState::Failed, 4));
     assert_eq!(status.failure.unwrap().class, FailureClass::Nan);
+    assert_eq!((bad_steps(&stopped), losses(&stopped).last().unwrap().0), (vec![5], 5));
 
     let skipping = run("train.on_nan=skip");
     assert_eq!(work_on(&skipping, Termination::default()).unwrap(), finished());

@@ -1,42 +1,30 @@
 //! The loop: wishes, then a step, then what is due; again until the end.
 
+mod advance;
+
 use std::time::{Duration, Instant};
 
-use luthier_core::config::{Config, OnNan, Recompute};
-use luthier_core::data::{EncodedRow, MicroBatch, Prepared, StepOrder};
+use luthier_core::config::{Config, Recompute};
+use luthier_core::data::{Prepared, StepOrder};
 use luthier_core::machine::free_disk_bytes;
 use luthier_core::model::forecast::plan;
 use luthier_core::runs::{
-    AlertKind, CheckpointEvent, Number, RunEvent, State as RunState, StepEvent, StopWhen, list_checkpoints,
-    newest_valid, prune,
+    AlertKind, CheckpointEvent, RunEvent, State as RunState, StopWhen, list_checkpoints, prune,
 };
 use sha2::{Digest, Sha256};
-use tch::Device;
 
 use super::End;
-use super::adamw::EPSILON;
 use super::alerts::DiskWatch;
-use super::batch::{Batch, collate};
 use super::control::Control;
 use super::edits::Settings;
 use super::meter::Meter;
 use super::observe::{Observer, Questions};
 use super::record::Record;
 use super::result::{publish, publish_copy};
-use super::schedule::learning_rate;
 use super::state::{Best, Identity, State, checkpoint_error};
-use super::step::{self, Measured, Outcome, step};
 use crate::base::Base;
-use crate::csrc;
-use crate::error::{EngineError, Result};
+use crate::error::Result;
 use crate::methods::{Adapter, Method};
-use crate::random::{derive, derive_name};
-
-/// Steps in a row without a finite loss after which a run ends whatever `train.on_nan` says.
-const BAD_STEPS: u32 = 10;
-
-/// Rows that an alert names.
-const NAMED_ROWS: usize = 64;
 
 /// How often the free space of the disk is looked at.
 const DISK_INTERVAL: Duration = Duration::from_secs(10);
@@ -225,194 +213,6 @@ impl<'a> Trainer<'a> {
         if !self.control.paused() && self.control.stopping().is_none() {
             self.record.state(RunState::Running, Some("resumed".into()));
         }
-    }
-
-    // ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    /// Makes the next step; `true` where the position in the data moved on.
-    fn advance(&mut self) -> Result<bool> {
-        let began = Instant::now();
-        let number = self.state.progress.step;
-        let config = &self.settings.config().train;
-        let learning_rate = learning_rate(config, number, self.total_steps());
-        let settings = step::Settings {
-            adamw: csrc::AdamW {
-                learning_rate,
-                betas: config.betas,
-                weight_decay: config.weight_decay,
-                epsilon: EPSILON,
-            },
-            max_grad_norm: config.max_grad_norm,
-            recompute: self.recompute,
-            seed: derive(derive_name(config.seed, "dropout"), number),
-        };
-        let outcome = match self.try_step(number, &settings) {
-            Err(error @ EngineError::OutOfMemory { .. }) => {
-                return self.save_memory(number, error).map(|()| false);
-            }
-            outcome => outcome?,
-        };
-        let seconds = began.elapsed().as_secs_f64();
-        match outcome {
-            Outcome::Interrupted => Ok(false),
-            Outcome::NothingTrained => {
-                self.state.progress.step += 1;
-                self.record.at_step(self.state.progress.step);
-                let message = "no token of this step's rows is trained on; the step was skipped";
-                self.record.alert(AlertKind::Data, message, self.rows_of(number));
-                Ok(true)
-            }
-            Outcome::Updated(measured) => {
-                self.state.progress.bad_steps = 0;
-                self.state.progress.step += 1;
-                self.report(&measured, learning_rate, seconds);
-                if let Some(spike) = self.state.progress.spikes.observe(measured.loss) {
-                    let message =
-                        format!("the loss rose to {:.4}; usual here is {:.4}", spike.loss, spike.usual);
-                    self.record.alert(AlertKind::Spike, message, self.rows_of(number));
-                }
-                Ok(true)
-            }
-            Outcome::NotFinite(measured) => self.not_finite(number, &measured, learning_rate, seconds),
-        }
-    }
-
-    fn try_step(&mut self, number: u64, settings: &step::Settings) -> Result<Outcome> {
-        let batches = self.batches(number)?;
-        let State { adapter, optimizer, progress: _ } = &mut self.state;
-        let control = self.control;
-        step(&self.base.model, adapter.as_ref(), optimizer, &batches, settings, &|| control.abandoned())
-    }
-
-    fn batches(&self, number: u64) -> Result<Vec<Batch>> {
-        let device = self.base.model.device();
-        let micro_batches = self.order.step(number);
-        let parts = micro_batches.iter().flat_map(|micro| cut(micro, self.state.progress.cuts));
-        parts.map(|sequences| collate(self.rows_in(&sequences), device)).collect()
-    }
-
-    fn rows_in(&self, sequences: &[Vec<usize>]) -> Vec<&'a EncodedRow> {
-        sequences.iter().flatten().filter_map(|&index| self.prepared.train.get(index)).collect()
-    }
-
-    /// The dataset rows behind a step, as alerts name them.
-    fn rows_of(&self, number: u64) -> Vec<u64> {
-        let sequences = self.order.step(number).into_iter().flat_map(|micro| micro.sequences);
-        let rows = sequences.flatten().filter_map(|index| self.prepared.train.get(index));
-        rows.map(|row| row.row as u64).take(NAMED_ROWS).collect()
-    }
-
-    fn report(&mut self, measured: &Measured, learning_rate: f64, seconds: f64) {
-        let progress = &mut self.state.progress;
-        progress.train_seconds += seconds;
-        let (step, train_seconds) = (progress.step, progress.train_seconds);
-        let epoch = self.order.epoch_of(step);
-        let reading = self.meter.read();
-        let tokens_per_second = measured.tokens as f64 / seconds.max(f64::EPSILON);
-        let (loss, learning_rate) = (Number::from(measured.loss), Number::from(learning_rate));
-        self.record.at_step(step);
-        self.record.event(StepEvent {
-            loss,
-            learning_rate,
-            grad_norm: measured.grad_norm.into(),
-            tokens: measured.tokens,
-            trained_tokens: measured.trained_tokens,
-            tokens_per_second: tokens_per_second.into(),
-            seconds: seconds.into(),
-            epoch: epoch.into(),
-            memory_bytes: reading.memory_bytes,
-            device_memory_bytes: reading.device_memory_bytes,
-            load: reading.load.map(Number::from),
-        });
-        self.record.update(|status| {
-            status.epoch = epoch;
-            status.loss = Some(loss);
-            status.learning_rate = Some(learning_rate);
-            status.tokens_per_second = Some(tokens_per_second.into());
-            status.train_seconds = train_seconds;
-        });
-        self.watch_disk();
-    }
-
-    /// A loss or gradient was not finite: nothing has changed yet, and `train.on_nan` says what to do.
-    fn not_finite(
-        &mut self,
-        number: u64,
-        measured: &Measured,
-        learning_rate: f64,
-        seconds: f64,
-    ) -> Result<bool> {
-        let what = if measured.loss.is_finite() { "the gradient" } else { "the loss" };
-        self.state.progress.bad_steps += 1;
-        let bad_steps = self.state.progress.bad_steps;
-        let on_nan = self.config().train.on_nan;
-        let done = match on_nan {
-            OnNan::Stop => "the run stops here, its weights as they were before",
-            OnNan::Skip => "the step was skipped",
-            OnNan::Rollback => "the weights go back to the last checkpoint, and the step is skipped",
-        };
-        let rows = self.rows_of(number);
-        if on_nan != OnNan::Stop {
-            self.state.progress.step += 1;
-        }
-        self.report(measured, learning_rate, seconds);
-        let message = format!("{what} of step {} is not a finite number; {done}", number + 1);
-        self.record.alert(AlertKind::Nan, message, rows);
-        if on_nan == OnNan::Stop {
-            return Err(EngineError::NotFinite { what: format!("{what} of step {}", number + 1) });
-        }
-        if bad_steps >= BAD_STEPS {
-            let what =
-                format!("the loss or gradient of {bad_steps} steps in a row, up to step {},", number + 1);
-            return Err(EngineError::NotFinite { what });
-        }
-        if on_nan == OnNan::Rollback {
-            self.roll_back()?;
-        }
-        Ok(true)
-    }
-
-    /// Takes weights and moments from the newest valid checkpoint. The position in the data stays, since the same rows
-    /// would have the same loss again.
-    fn roll_back(&mut self) -> Result<()> {
-        let (Some(checkpoint), _) = newest_valid(self.record.run().path()) else {
-            let message = "there is no checkpoint to go back to; the step was only skipped";
-            self.record.alert(AlertKind::Checkpoint, message, Vec::new());
-            return Ok(());
-        };
-        let State { adapter, optimizer, progress: _ } =
-            State::load(&checkpoint, self.method, &self.base.model)?;
-        self.state.adapter = adapter;
-        self.state.optimizer = optimizer;
-        Ok(())
-    }
-
-    /// Memory ran out before anything changed: the step is made again in smaller parts, with the same loss and gradient,
-    /// or with activations computed again.
-    fn save_memory(&mut self, number: u64, error: EngineError) -> Result<()> {
-        if let Device::Cuda(index) = self.base.model.device() {
-            csrc::release_device_memory(index)?;
-        }
-        let cuts = self.state.progress.cuts;
-        let largest = self.order.step(number).iter().map(|micro| micro.sequences.len()).max().unwrap_or(0);
-        let done = if largest.div_ceil(cuts.max(1)) > 1 {
-            self.state.progress.cuts = cuts.max(1) * 2;
-            format!(
-                "micro-batches are cut into {} from now on; loss and gradient stay the same",
-                self.state.progress.cuts
-            )
-        } else if self.config().train.recompute == Recompute::Auto && !self.recompute {
-            self.recompute = true;
-            "activations are computed again from now on, which is slower".into()
-        } else {
-            return Err(error);
-        };
-        self.record.alert(
-            AlertKind::OomSplit,
-            format!("memory ran out in step {}; {done}", number + 1),
-            Vec::new(),
-        );
-        Ok(())
     }
 
     // ── what is due after a step ────────────────────────────────────────────────────────────────────────────────
@@ -635,10 +435,4 @@ fn recomputes(config: &Config, base: &Base, prepared: &Prepared) -> bool {
         Recompute::Off => false,
         Recompute::Auto => plan(&base.files, config, &prepared.summary()).map_or(true, |plan| plan.recompute),
     }
-}
-
-/// The sequences of a micro-batch in up to `cuts` parts.
-fn cut(micro: &MicroBatch, cuts: usize) -> Vec<Vec<Vec<usize>>> {
-    let size = micro.sequences.len().div_ceil(cuts.max(1)).max(1);
-    micro.sequences.chunks(size).map(<[_]>::to_vec).collect()
 }
