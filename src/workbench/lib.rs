@@ -6,6 +6,8 @@ pub mod command;
 pub mod effects;
 pub mod keymap;
 pub mod panes;
+#[cfg(test)]
+mod rooms;
 pub mod runtime;
 pub mod telemetry;
 pub mod term;
