@@ -77,7 +77,8 @@ pub fn start_detached_with(
 ) -> Result<u32, RunError> {
     // Held until the pid is noted: the engine waits for the lock before it writes a status itself.
     let _lock = run.lock()?;
-    let mut status = Status::read(run.path())?.unwrap_or_default();
+    // A status that cannot be read is as good as none: the journal is the truth.
+    let mut status = Status::read(run.path()).ok().flatten().unwrap_or_default();
     status.state = State::Starting;
     status.failure = None;
     status.ended = None;

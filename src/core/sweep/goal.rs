@@ -138,9 +138,9 @@ impl Goal {
     fn note(&self, event: &Event, found: &mut Vec<(u64, Number)>) {
         match &event.body {
             EventBody::Run(run) => {
-                if let Some(from) = run.resumed_from {
-                    found.retain(|(step, _)| *step <= from);
-                }
+                // A process that went on from no checkpoint began again.
+                let from = run.resumed_from.unwrap_or(0);
+                found.retain(|(step, _)| *step <= from);
             }
             EventBody::Eval(eval) => {
                 let step = event.step.unwrap_or(0);
@@ -197,6 +197,8 @@ mod tests {
     fn what_a_crash_took_back_does_not_count() {
         let events = [resumed(0), eval(50, 0.5), eval(100, 0.1), resumed(50), eval(100, 0.3)];
         assert_eq!(result("eval.loss", &events), Some(Number(0.3)));
+        let again = Event::now(None, RunEvent::default());
+        assert_eq!(result("eval.loss", &[eval(50, 0.1), again, eval(50, 0.4)]), Some(Number(0.4)));
     }
 
     #[test]

@@ -115,6 +115,7 @@ fn work(run: &RunDir, record: &mut Record, termination: Termination) -> Result<E
         data_hash: prepared.data_hash.clone(),
         template_fingerprint: base.template.fingerprint.clone(),
         seed: config.train.seed,
+        fixed: Identity::fixed_of(&config),
     };
     let (state, resumed_from) = begin_or_resume(run, record, &config, &method, &base, identity)?;
     record.activity(None);
@@ -123,6 +124,8 @@ fn work(run: &RunDir, record: &mut Record, termination: Termination) -> Result<E
         let control = control.clone();
         Watcher::new(vec![run.config_path()], move |_| control.config_changed())
     };
+    // The watcher compares with the file as it is now; preparing took a while, and the file may have changed.
+    control.config_changed();
     let mut trainer = Trainer::new(record, &control, config, &base, &prepared, &method, state);
     let run_event = describe(&trainer, &base, &prepared, resumed_from);
     trainer.announce(run_event);
@@ -199,6 +202,15 @@ fn begin_or_resume(
             "the base model is not the one that the checkpoint of step {} was made with; put the former one back, or start \
              a new run",
             checkpoint.step
+        )));
+    }
+    let changed = before.changed_in(&identity);
+    if !changed.is_empty() {
+        return Err(EngineError::Config(format!(
+            "settings that are fixed for the life of a run have changed since the checkpoint of step {}: {}; put them \
+             back, or start a new run",
+            checkpoint.step,
+            changed.join(", ")
         )));
     }
     if before.data_hash != identity.data_hash || before.template_fingerprint != identity.template_fingerprint

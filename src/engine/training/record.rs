@@ -29,7 +29,8 @@ impl Record {
     /// Opens the journal and takes the run over for this process: its status says `starting` from here on.
     pub fn open(run: &RunDir) -> Result<Self, RunError> {
         let journal = JournalWriter::open(&run.journal_path())?;
-        let mut status = Status::read(run.path())?.unwrap_or_default();
+        // A status that cannot be read is as good as none: the journal is the truth.
+        let mut status = Status::read(run.path()).ok().flatten().unwrap_or_default();
         status.claim(&ProcessIdentity::this());
         status.failure = None;
         status.reason = None;

@@ -1,8 +1,10 @@
 //! What must survive the process: saved and restored as one mirrored pair. Order of rows and dropout are functions of seed
 //! and step, the learning rate one of the step, and the settings stand in `config.toml`, so none of them is in here.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use luthier_core::config::Config;
 use luthier_core::runs::{Checkpoint, CheckpointError, CheckpointWriter};
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +75,43 @@ pub struct Identity {
     pub template_fingerprint: String,
     /// The run's seed.
     pub seed: u64,
+    /// The settings that decide which rows a step takes and what the adapter is, as TOML: a run that goes on
+    /// with other ones would repeat or skip rows, or train something else than it says.
+    #[serde(default)]
+    pub fixed: BTreeMap<String, String>,
+}
+
+/// The keys of [`Identity::fixed`].
+const FIXED: [&str; 12] = [
+    "data.max_length",
+    "data.packing",
+    "data.shuffle",
+    "method.kind",
+    "method.rank",
+    "method.alpha",
+    "method.dropout",
+    "method.targets",
+    "train.batch_size",
+    "train.accumulate",
+    "train.betas",
+    "train.seed",
+];
+
+impl Identity {
+    /// What `config` fixes for the life of a run.
+    pub fn fixed_of(config: &Config) -> BTreeMap<String, String> {
+        let text = |key: &str| config.get(key).map(|value| value.to_string()).unwrap_or_default();
+        FIXED.iter().map(|key| ((*key).to_owned(), text(key))).collect()
+    }
+
+    /// The fixed settings that differ in `other`, one per line: key, value here, value there.
+    pub fn changed_in(&self, other: &Self) -> Vec<String> {
+        let changed = self.fixed.iter().filter_map(|(key, before)| {
+            let now = other.fixed.get(key)?;
+            (now != before).then(|| format!("{key} was {before} and is {now} now"))
+        });
+        changed.collect()
+    }
 }
 
 impl State {

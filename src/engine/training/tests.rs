@@ -113,6 +113,17 @@ fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
 }
 
 #[test]
+fn what_is_fixed_for_a_run_cannot_change_under_its_checkpoint() {
+    let project = Project::new();
+    let whole = project.run(&["train.seed=42"]);
+    work_on(&whole, Termination::default()).unwrap();
+    let changed = project.run(&["train.seed=7"]);
+    copy_checkpoint(&whole, &changed, 4);
+    let problem = work_on(&changed, Termination::default()).unwrap_err().to_string();
+    assert!(problem.contains("train.seed was 42 and is 7 now"), "{problem}");
+}
+
+#[test]
 fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     let project = Project::new();
     let whole = project.run(&["train.checkpoint_every=2"]);

@@ -9,7 +9,7 @@ use luthier_core::data::{Prepared, StepOrder};
 use luthier_core::machine::free_disk_bytes;
 use luthier_core::model::forecast::plan;
 use luthier_core::runs::{
-    AlertKind, CheckpointEvent, RunEvent, State as RunState, StopWhen, list_checkpoints, prune,
+    AlertKind, CheckpointEvent, FailureClass, RunEvent, State as RunState, StopWhen, list_checkpoints, prune,
 };
 use sha2::{Digest, Sha256};
 
@@ -195,10 +195,17 @@ impl<'a> Trainer<'a> {
         }
         while let Some(prompt) = self.control.take_prompt() {
             self.record.activity(Some("answering a prompt"));
-            let sample = self.observer().sample_prompt(&prompt, self.state.progress.step)?;
+            let sample = self.observer().sample_prompt(&prompt, self.state.progress.step);
             self.record.activity(None);
-            if let Some(sample) = sample {
-                self.record.event(sample);
+            match sample {
+                Ok(Some(sample)) => self.record.event(sample),
+                Ok(None) => {}
+                Err(error) if error.class() == FailureClass::Device => return Err(error),
+                // A prompt that somebody typed must not end a run.
+                Err(error) => {
+                    let message = format!("the prompt was not answered: {error}");
+                    self.record.alert(AlertKind::Other, message, Vec::new());
+                }
             }
         }
         Ok(())
@@ -258,7 +265,8 @@ impl<'a> Trainer<'a> {
         self.record.activity(None);
         let Some(event) = event else { return Ok(()) };
         let step = self.state.progress.step;
-        self.evaluated = Some(step);
+        // The same weights evaluated twice say nothing new about whether the run gets anywhere.
+        let again = self.evaluated.replace(step) == Some(step);
         let loss = event.loss.get();
         let scores = event.scores.clone();
         self.record.event(event);
@@ -267,10 +275,10 @@ impl<'a> Trainer<'a> {
         if better {
             progress.best = Some(Best { loss, step });
             progress.evaluations_since_best = 0;
-        } else {
+        } else if !again {
             progress.evaluations_since_best += 1;
         }
-        let overfits = loss.is_finite() && progress.overfitting.observe(loss);
+        let overfits = !again && loss.is_finite() && progress.overfitting.observe(loss);
         let best = progress.best;
         self.record.update(|status| {
             status.eval_loss = Some(loss.into());
@@ -367,6 +375,11 @@ impl<'a> Trainer<'a> {
 
     fn finish(&mut self) -> Result<End> {
         let step = self.state.progress.step;
+        // Before the last evaluation and samples: they may run out of memory, and what was learned must not
+        // go with them.
+        if self.config().train.checkpoint_every > 0 && self.saved != Some(step) {
+            self.checkpoint();
+        }
         if self.evaluated != Some(step) || self.questions.can_score() {
             self.evaluate(true)?;
         }

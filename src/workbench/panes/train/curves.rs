@@ -108,8 +108,10 @@ impl Curves {
             let step = step.unwrap_or_else(|| self.last.as_ref().map_or(0, |last| last.step));
             match body {
                 EventBody::Run(run) => {
-                    if let Some(from) = run.resumed_from {
-                        self.cut(from);
+                    match run.resumed_from {
+                        Some(from) => self.cut(from),
+                        // A process that goes on from no checkpoint begins again.
+                        None => self.cut(0),
                     }
                     self.run = Some(run);
                 }
@@ -266,6 +268,15 @@ pub mod tests {
         curves.add(vec![Event { time: Timestamp::UNIX_EPOCH, step: None, body: resumed.into() }]);
         assert_eq!(curves.series(Metric::Loss).last(), Some(&(30.0, 1.0)));
         assert_eq!(curves.held_out(), [(20.0, 1.2)]);
+    }
+
+    #[test]
+    fn a_run_that_begins_again_shows_only_its_new_beginning() {
+        let mut curves = Curves::default();
+        curves.add((1..=50).map(|number| step(number, 1.0)).collect());
+        curves.add(vec![evaluation(20, 1.2)]);
+        curves.add(vec![Event { time: Timestamp::UNIX_EPOCH, step: None, body: RunEvent::default().into() }]);
+        assert!(curves.series(Metric::Loss).is_empty() && curves.held_out().is_empty());
     }
 
     #[test]
