@@ -58,11 +58,7 @@ impl Performer {
     }
 }
 
-fn load(
-    project: &Path,
-    shared: &Mutex<Option<Arc<Loaded>>>,
-    worker: &Worker<Event>,
-) -> Result<(), String> {
+fn load(project: &Path, shared: &Mutex<Option<Arc<Loaded>>>, worker: &Worker<Event>) -> Result<(), String> {
     let config = Config::load(project, &[]).map_err(|error| error.to_string())?;
     let dataset = data::read_dataset(&config, project).map_err(|error| error.to_string())?;
     let rows = Arc::new(dataset.rows);

@@ -214,19 +214,13 @@ fn add(project: &Path, settings: &[String]) -> Result<String, String> {
     Ok(format!("trial {id} is queued"))
 }
 
-fn change(
-    project: &Path,
-    work: impl FnOnce(&mut Queue) -> Result<String, SweepError>,
-) -> Event {
+fn change(project: &Path, work: impl FnOnce(&mut Queue) -> Result<String, SweepError>) -> Event {
     let done = Queue::open(project).and_then(|mut queue| work(&mut queue));
     Event::Done(done.map_err(|error| error.to_string()))
 }
 
 /// As [`change`], where a trial waits afterwards that someone must start.
-fn change_and_work(
-    project: &Path,
-    work: impl FnOnce(&mut Queue) -> Result<String, SweepError>,
-) -> Event {
+fn change_and_work(project: &Path, work: impl FnOnce(&mut Queue) -> Result<String, SweepError>) -> Event {
     match change(project, work) {
         Event::Done(Ok(said)) => Event::Done(work_off(project).map(|()| said)),
         other => other,
