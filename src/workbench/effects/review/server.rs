@@ -1,11 +1,11 @@
 //! The engine that answers: found where it listens, started where none does, started again when it died.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -51,6 +51,8 @@ pub struct Server {
     start: Start,
     /// The process started from here, if one was.
     child: Mutex<Option<Child>>,
+    /// Where the log stood when that process was started: what is above is about others.
+    log_begins: AtomicU64,
     /// Whether the workbench is closing: nothing is started any more.
     closed: AtomicBool,
 }
@@ -64,7 +66,13 @@ impl fmt::Debug for Server {
 impl Server {
     /// The server of `project`; nothing is started yet.
     pub fn new(project: PathBuf, start: Start) -> Self {
-        Self { project, start, child: Mutex::default(), closed: AtomicBool::new(false) }
+        Self {
+            project,
+            start,
+            child: Mutex::default(),
+            log_begins: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        }
     }
 
     fn child(&self) -> MutexGuard<'_, Option<Child>> {
@@ -111,6 +119,8 @@ impl Server {
             *self.child() = None;
         }
         if self.child().is_none() {
+            let written = fs::metadata(self.log_path()).map_or(0, |found| found.len());
+            self.log_begins.store(written, Ordering::Release);
             let (child, listens_at) = (self.start)(&self.project).map_err(failed)?;
             *self.child() = Some(child);
             socket = listens_at;
@@ -147,11 +157,15 @@ impl Server {
         }
     }
 
+    fn log_path(&self) -> PathBuf {
+        self.project.join(RUNS_FOLDER).join("serve.log")
+    }
+
     /// The end of what the engine printed, with where the rest is.
     pub fn log(&self) -> String {
-        let path = self.project.join(RUNS_FOLDER).join("serve.log");
+        let path = self.log_path();
         let shown = clean_line(&path.display().to_string()).into_owned();
-        let lines = tail(&path).unwrap_or_default();
+        let lines = tail(&path, self.log_begins.load(Ordering::Acquire)).unwrap_or_default();
         if lines.is_empty() {
             format!("Its log is {shown}")
         } else {
@@ -160,14 +174,16 @@ impl Server {
     }
 }
 
-fn tail(path: &Path) -> std::io::Result<Vec<String>> {
+/// The last lines of a log after its first `before` bytes.
+fn tail(path: &Path, before: u64) -> std::io::Result<Vec<String>> {
     let mut file = File::open(path)?;
-    let begin = file.metadata()?.len().saturating_sub(LOG_TAIL);
+    let cut = file.metadata()?.len().saturating_sub(LOG_TAIL);
+    let begin = cut.max(before);
     file.seek(SeekFrom::Start(begin))?;
     let mut text = Vec::new();
     file.take(LOG_TAIL).read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
-    let lines = text.lines().skip(usize::from(begin > 0)).filter(|line| !line.trim().is_empty());
+    let lines = text.lines().skip(usize::from(cut > before)).filter(|line| !line.trim().is_empty());
     let lines: Vec<String> = lines.map(|line| clean_line(line).into_owned()).collect();
     Ok(lines[lines.len().saturating_sub(LOG_LINES)..].to_vec())
 }

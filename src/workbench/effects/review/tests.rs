@@ -336,13 +336,17 @@ fn a_missing_engine_and_one_that_ends_at_once_say_what_to_do() {
     desk.asks(ask.clone());
     assert!(desk.failure().contains("make build"));
     let mut ending = Desk::new(|project| {
-        fs::write(project.join("runs/serve.log"), "error: cannot load \u{1b}[31mlibtorch.so\n").unwrap();
+        let log = project.join("runs/serve.log");
+        let before = fs::read_to_string(&log).unwrap();
+        fs::write(log, before + "error: cannot load \u{1b}[31mlibtorch.so\n").unwrap();
         let child = Command::new("sh").args(["-c", "exit 3"]).stdin(Stdio::null()).spawn().unwrap();
         Ok((child, serving_socket_path(project)?))
     });
+    fs::write(ending.run.project().join("runs/serve.log"), "of another time\n").unwrap();
     let ask = ending.ask(None, config(""));
     ending.asks(ask);
     let problem = ending.failure();
+    assert!(!problem.contains("of another time"), "{problem}");
     assert!(
         problem.contains("exit status: 3") && problem.contains("cannot load [31mlibtorch.so"),
         "{problem}"

@@ -305,6 +305,7 @@ fn nothing_tells_the_sides_apart_before_the_verdict() {
             review.say(|id| Event::Ended(id, side, Box::new(end)));
         }
         let screens = (growing, review.app.screen());
+        assert!(screens.1.contains("which is better? they are equal"));
         let place = &mut seen[usize::from(sides[0] == Contender::Tuned)];
         assert_eq!(*place.get_or_insert_with(|| screens.clone()), screens);
         if seen.iter().all(Option::is_some) {

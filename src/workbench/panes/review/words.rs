@@ -157,6 +157,9 @@ pub fn situation(state: &State, context: &Context) -> (String, Role) {
         (Stage::Complete, None) if comparison.is_void() => {
             ("✗ other weights answered; ↵ asks again".to_owned(), Role::Error)
         }
+        (Stage::Complete, None) if comparison.answers[0].reply == comparison.answers[1].reply => {
+            (format!("which is better? they are equal{note}"), Role::Strong)
+        }
         (Stage::Answering | Stage::Complete, None) => (format!("which is better?{note}"), Role::Strong),
         (Stage::Cancelled, None) => ("given up; ↵ asks again".to_owned(), Role::Muted),
         (Stage::Failed(_), None) => ("↵ asks again".to_owned(), Role::Muted),
