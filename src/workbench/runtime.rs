@@ -203,6 +203,8 @@ impl Signals {
 
     async fn next(&mut self) -> Event {
         tokio::select! {
+            // A terminal that goes away sends a hangup and, right after it, a continue.
+            biased;
             _ = self.terminate.recv() => Event::Signal(Signal::Terminate),
             _ = self.hangup.recv() => Event::Signal(Signal::Hangup),
             _ = self.interrupt.recv() => Event::Signal(Signal::Interrupt),
@@ -309,8 +311,9 @@ impl Loop {
     }
 
     fn handle(&mut self, event: Event) -> Result<(), OpenError> {
-        if matches!(event, Event::Resumed) {
-            self.terminal.resume()?;
+        if matches!(event, Event::Resumed) && self.terminal.resume().is_err() {
+            self.ending = Some(Ending::Interrupted);
+            return Ok(());
         }
         let effects = self.app.update(self.clock.now(), event);
         self.changed |= self.app.take_dirty();
