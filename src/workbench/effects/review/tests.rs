@@ -38,6 +38,17 @@ struct Desk {
     received: mpsc::Receiver<AnyEvent>,
     performer: Performer,
     generation: u64,
+    _socket: Tidy,
+}
+
+/// Removes the socket that a played engine left.
+struct Tidy(PathBuf);
+
+impl Drop for Tidy {
+    fn drop(&mut self) {
+        // There is none where no engine was played.
+        drop(fs::remove_file(&self.0));
+    }
 }
 
 /// What a played engine does once it is asked: gets the rows and what it may say.
@@ -72,6 +83,7 @@ impl Desk {
         Self {
             lanes: Lanes::new(runtime.handle().clone()),
             performer: Performer::with(run.project().to_owned(), Box::new(start)),
+            _socket: Tidy(serving_socket_path(run.project()).unwrap()),
             folder,
             run,
             runtime,
