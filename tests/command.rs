@@ -129,6 +129,11 @@ impl Running {
         }
     }
 
+    /// Stops reading stdout: the pipe closes with the next line.
+    pub fn close(&mut self) {
+        self.lines = channel().1;
+    }
+
     /// Presses ctrl-C.
     pub fn interrupt(&self) {
         send("INT", self.pid());

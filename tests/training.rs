@@ -223,3 +223,15 @@ fn an_engine_that_dies_without_a_word_is_told_with_its_log() {
     let doctor = project.luthier(["doctor"]).variable("LUTHIER_ENGINE", &engine).run().expect(3);
     assert!(doctor.stdout.contains("does not run") && doctor.stdout.contains("make build"), "{doctor}");
 }
+
+#[test]
+fn a_reader_that_goes_away_ends_the_command_and_not_the_run() {
+    let project = Project::tiny();
+    let mut follower = project.luthier(["train", "--json"].into_iter().chain(LONG)).start();
+    follower.line("the first event", |_| true);
+    follower.close();
+    let told = follower.finish().expect(0);
+    assert_eq!(told.stderr, "");
+    let left = Project::status(&project.run())["step"].as_u64().unwrap_or(0);
+    wait_for_step(&project.run(), left + 2);
+}

@@ -23,25 +23,22 @@ enum Command {
     Start(Start),
 }
 
+/// A sweep file, as the help shows it.
+const EXAMPLE: &str = "\
+name = \"learning rate and rank\"
+sampler = \"random\"                 # or \"grid\"
+trials = 6
+[goal]
+metric = \"eval.loss\"
+direction = \"min\"
+[space]
+train.learning_rate = { log_uniform = [1e-5, 1e-3] }
+method.rank = { choice = [8, 16] }
+train.epochs = 1";
+
 /// Queue the trials of a sweep file, and work them off one after another
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Example:
-  luthier sweep start rate.toml -C tickets
-
-rate.toml:
-  name = \"learning rate and rank\"
-  sampler = \"random\"               # or \"grid\"
-  trials = 6
-  [goal]
-  metric = \"eval.loss\"
-  direction = \"min\"
-  [space]
-  train.learning_rate = { log_uniform = [1e-5, 1e-3] }
-  method.rank = { choice = [8, 16] }
-  train.epochs = 1
-
-`luthier queue` lists and changes what is queued; the workbench's sweep pane (3) shows it live.")]
+#[command(after_help = help())]
 struct Start {
     /// The sweep file
     #[arg(value_name = "FILE")]
@@ -73,4 +70,27 @@ pub fn run(arguments: &Arguments) -> Outcome {
         units::counted(trials.len(), "trial", "trials"),
         project.folder.display()
     ))
+}
+
+fn help() -> String {
+    format!(
+        "Example:\n  luthier sweep start rate.toml -C tickets\n\nrate.toml:\n  {}\n\n\
+         `luthier queue` lists and changes what is queued; the workbench's sweep pane (3) shows it live.",
+        EXAMPLE.replace('\n', "\n  ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use luthier_core::config::Config;
+
+    use super::*;
+
+    #[test]
+    fn the_example_in_the_help_is_a_sweep() {
+        let sweep = SweepFile::parse(EXAMPLE, Path::new("rate.toml"), &Config::default()).unwrap();
+        assert_eq!((sweep.space.len(), sweep.trials), (3, Some(6)));
+    }
 }
