@@ -14,7 +14,7 @@ use super::{Job, Worker};
 use crate::panes::sweep::{Effect, Event, Snapshot};
 
 /// How often the queue is looked at.
-const INTERVAL: Duration = Duration::from_millis(1000);
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Between two looks at whether an answer is still wanted.
 const NAP: Duration = Duration::from_millis(50);
@@ -252,7 +252,7 @@ mod tests {
         let path = create(project.path(), "sweep.toml").unwrap();
         let (title, lines) = look(project.path(), &path).unwrap();
         assert!(title.contains("6 trials") && lines[0].contains("rank = "), "{title} {lines:?}");
-        assert_eq!(files(project.path()), [path.clone()]);
+        assert_eq!(files(project.path()), std::slice::from_ref(&path));
         assert!(
             create(project.path(), "sweep.toml").unwrap_err().contains("sweep.toml"),
             "never over a file"

@@ -20,7 +20,7 @@ const BATCH_TIME: Duration = Duration::from_millis(40);
 const LIVE: Duration = Duration::from_millis(250);
 
 /// How often files are looked at that seldom change.
-const IDLE: Duration = Duration::from_millis(1000);
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Between two looks at whether an answer is still wanted.
 const NAP: Duration = Duration::from_millis(50);

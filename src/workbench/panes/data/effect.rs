@@ -17,6 +17,9 @@ pub enum Effect {
     Quarantine(String),
 }
 
+/// The rows, and those in quarantine.
+pub type Rows = (Arc<Vec<Row>>, Arc<Vec<Row>>);
+
 /// A row as the model sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rendered {
@@ -34,7 +37,7 @@ pub struct Rendered {
 #[derive(Debug)]
 pub enum Event {
     /// The rows, and those in quarantine; or why they cannot be read.
-    Rows(Result<(Arc<Vec<Row>>, Arc<Vec<Row>>), String>),
+    Rows(Result<Rows, String>),
     /// How far the check is: rows done, rows in all.
     Checking(usize, usize),
     /// What the check found, or why it could not be made.

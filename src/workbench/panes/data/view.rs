@@ -124,7 +124,9 @@ fn draw_summary(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
         report.template,
     );
     if report.quarantined > 0 {
-        text.push_str(&format!(" · {} in quarantine", report.quarantined));
+        text.push_str(" · ");
+        text.push_str(&units::counted(report.quarantined, "row", "rows"));
+        text.push_str(" in quarantine");
     }
     put(buffer, area.x + 1, y, right, &text, theme.style(Role::Strong));
 }
@@ -251,7 +253,7 @@ fn draw_heading(
     let mut facts = format!("   {split}");
     if let Some(Ok(tokens)) = rendered.map(|rendered| &rendered.tokens) {
         let trained = tokens.iter().filter(|token| token.trained).count();
-        facts.push_str(&format!("   {} tokens, {trained} trained", tokens.len()));
+        facts = format!("{facts}   {} tokens, {trained} trained", tokens.len());
     }
     if rendered.is_some_and(|rendered| rendered.truncated) {
         facts.push_str("   cut at max_length");

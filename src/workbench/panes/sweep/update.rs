@@ -15,7 +15,9 @@ use crate::panes::{PaneId, train};
 /// Reacts to one input. Pure but for the state: no IO, no clock.
 pub fn update(state: &mut State, _context: &Context, input: Input<Event, Question>) -> Vec<Reaction> {
     match input {
-        Input::Started => vec![Reaction::Sweep(Effect::Watch)],
+        Input::Started | Input::Command(Any::View(ViewCommand::Refresh)) => {
+            vec![Reaction::Sweep(Effect::Watch)]
+        }
         Input::Command(Any::Sweep(command)) => own(state, command),
         Input::Command(Any::List(ListCommand::Open)) => open(state),
         Input::Command(Any::List(command)) => {
@@ -25,13 +27,12 @@ pub fn update(state: &mut State, _context: &Context, input: Input<Event, Questio
                 vec![Reaction::Unchanged]
             }
         }
-        Input::Command(Any::View(ViewCommand::Refresh)) => vec![Reaction::Sweep(Effect::Watch)],
         Input::Command(Any::View(ViewCommand::Copy)) => {
             state.selected().map_or_else(Vec::new, |trial| vec![Reaction::Copy(trial.label())])
         }
         Input::Answer(answer) => answered(state, answer),
         Input::Confirmed(question) => confirmed(question),
-        Input::Entered(question, text) => entered(question, text.trim()),
+        Input::Entered(question, text) => entered(&question, text.trim()),
         Input::Picked(Question::File(files), index) => match files.into_iter().nth(index) {
             Some(file) => vec![Reaction::Sweep(Effect::Look(file))],
             None => vec![Reaction::Prompt(Prompt {
@@ -220,7 +221,7 @@ fn confirmed(question: Question) -> Vec<Reaction> {
     }
 }
 
-fn entered(question: Question, text: &str) -> Vec<Reaction> {
+fn entered(question: &Question, text: &str) -> Vec<Reaction> {
     match question {
         Question::Name => vec![Reaction::Sweep(Effect::Create(text.to_owned()))],
         Question::Add => vec![Reaction::Sweep(Effect::Add(train::settings_of(text)))],

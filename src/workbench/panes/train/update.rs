@@ -25,7 +25,6 @@ const NARROWEST: f64 = 8.0;
 pub fn update(state: &mut State, _context: &Context, input: Input<Event, Question>) -> Vec<Reaction> {
     match input {
         Input::Started => vec![Reaction::Train(Effect::Watch)],
-        Input::Shown => Vec::new(),
         Input::Hidden => {
             if let Some(open) = &mut state.open {
                 open.left_at = Some(open.step());
@@ -61,7 +60,7 @@ pub fn update(state: &mut State, _context: &Context, input: Input<Event, Questio
             Link::NewRun => plan(state, Vec::new()),
             Link::Rows(..) | Link::Review(..) | Link::Trial(_) => Vec::new(),
         },
-        Input::Edited(_) | Input::ConfigChanged | Input::Deadline => Vec::new(),
+        Input::Shown | Input::Edited(_) | Input::ConfigChanged | Input::Deadline => Vec::new(),
     }
 }
 
@@ -468,14 +467,15 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
         }
         Event::Asked(Ok(said)) => vec![Reaction::Flash(Severity::Success, said)],
         Event::Asked(Err(problem)) if problem.contains('\n') => vec![failure("Not done", problem)],
-        Event::Asked(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
         Event::Diff(title, text) => {
             vec![Reaction::Message(Message { title, text, severity: Severity::Note })]
         }
         Event::Rows(step, Ok(rows)) => {
             vec![Reaction::Follow(Link::Rows(format!("step {step}"), rows)), Reaction::Show(PaneId::Data)]
         }
-        Event::Rows(_, Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
+        Event::Asked(Err(problem)) | Event::Rows(_, Err(problem)) => {
+            vec![Reaction::Flash(Severity::Error, problem)]
+        }
     }
 }
 
