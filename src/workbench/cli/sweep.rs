@@ -90,7 +90,9 @@ mod tests {
 
     #[test]
     fn the_example_in_the_help_is_a_sweep() {
-        let sweep = SweepFile::parse(EXAMPLE, Path::new("rate.toml"), &Config::default()).unwrap();
+        let text = "[model]\npath = \"model\"\n[data]\ntrain = \"train.jsonl\"\n";
+        let base = Config::parse(text, Path::new("luthier.toml"), &[]).unwrap();
+        let sweep = SweepFile::parse(EXAMPLE, Path::new("rate.toml"), &base).unwrap();
         assert_eq!((sweep.space.len(), sweep.trials), (3, Some(6)));
     }
 }
