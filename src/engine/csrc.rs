@@ -6,7 +6,7 @@ use std::fs::File;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
-use luthier_core::model::{RopePermutation, Storage};
+use luthier_core::model::Storage;
 use memmap2::Mmap;
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
@@ -449,8 +449,9 @@ pub struct StoredMatrix<'a> {
     pub rows: usize,
     /// Columns of the matrix.
     pub columns: usize,
-    /// How rows must be reordered after reading.
-    pub permutation: Option<RopePermutation>,
+    /// Heads of a query or key projection whose rotary pairs lie side by side in the file
+    /// ([`luthier_core::model::Arrangement::RotaryPairs`]), where they are to be taken apart.
+    pub paired_heads: Option<usize>,
 }
 
 /// Number of an encoding in `csrc/kernels.h`; `None` for those it does not have.
@@ -491,7 +492,7 @@ pub fn stored_product(x: &Tensor, matrix: &StoredMatrix) -> Result<Tensor> {
             format,
             matrix.rows as i64,
             matrix.columns as i64,
-            matrix.permutation.map_or(0, |permutation| permutation.heads as i64),
+            matrix.paired_heads.map_or(0, |heads| heads as i64),
             &raw mut out,
         )
     })?;

@@ -27,6 +27,26 @@ pub struct Architecture {
     pub final_norm: Norm,
     /// Whether the head is the embedding, so that no head is stored.
     pub tied_head: bool,
+    /// Whether the head has a bias.
+    #[serde(skip_serializing_if = "is_false")]
+    pub head_bias: bool,
+    /// Logits `z` become `cap · tanh(z / cap)` (Gemma 2, arXiv 2408.00118, section 2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_cap: Option<f64>,
+    /// What token embeddings are multiplied with before the first layer, rounded to the compute type first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_scale: Option<f64>,
+    /// Rows of a learned position embedding that is added to the token embeddings (GPT-2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learned_positions: Option<usize>,
+    /// Whether linear weights are stored `[in, out]`, as GPT-2's `Conv1D` has them.
+    #[serde(skip_serializing_if = "is_false")]
+    pub transposed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// One layer: attention and feed-forward part around a residual stream.
@@ -48,6 +68,26 @@ pub struct LayerSpec {
 pub enum Residual {
     /// `x + attention(norm(x))`, then `x + mlp(norm(x))`.
     PreNorm,
+    /// `x + norm(attention(norm(x)))`, then `x + norm(mlp(norm(x)))`: four norms a layer (Gemma 2).
+    Sandwich,
+    /// `x + attention(norm(x)) + mlp(norm(x))`, side by side.
+    Parallel {
+        /// Whether both parts read the same norm; else each has its own.
+        shared_norm: bool,
+    },
+}
+
+impl Residual {
+    /// The norms of a layer, in the order in which they act.
+    pub fn norms(self) -> &'static [Role] {
+        match self {
+            Self::PreNorm | Self::Parallel { shared_norm: false } => &[Role::AttentionNorm, Role::MlpNorm],
+            Self::Sandwich => {
+                &[Role::AttentionNorm, Role::PostAttentionNorm, Role::MlpNorm, Role::PostMlpNorm]
+            }
+            Self::Parallel { shared_norm: true } => &[Role::AttentionNorm],
+        }
+    }
 }
 
 /// Normalisation over the last dimension.
@@ -58,6 +98,16 @@ pub enum Norm {
     /// `weight` (`LlamaRMSNorm`).
     Rms {
         /// Added to the mean square.
+        epsilon: f64,
+    },
+    /// `(1 + weight) · x / sqrt(mean(x²) + epsilon)`, all of it in f32 and rounded last (`GemmaRMSNorm`).
+    RmsPlusOne {
+        /// Added to the mean square.
+        epsilon: f64,
+    },
+    /// `weight · (x - mean(x)) / sqrt(variance(x) + epsilon) + bias` (arXiv 1607.06450).
+    Layer {
+        /// Added to the variance.
         epsilon: f64,
     },
 }
@@ -79,8 +129,30 @@ pub struct AttentionSpec {
     pub output_bias: bool,
     /// Factor on query · key.
     pub scale: f64,
-    /// Rotary position embedding.
-    pub rope: RopeSpec,
+    /// How attention knows where tokens stand.
+    pub position: Position,
+    /// The norm of each query and key head before positions are applied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_norm: Option<Norm>,
+    /// A token sees only so many tokens, itself among them; `None` sees all before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+    /// Scores `s` become `cap · tanh(s / cap)` before the softmax (Gemma 2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_cap: Option<f64>,
+}
+
+/// How attention knows where tokens stand.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Position {
+    /// Queries and keys are rotated.
+    Rotary(RopeSpec),
+    /// Scores get a bias that is linear in the key's place, by head (ALiBi, arXiv 2108.12409, as transformers' Falcon has
+    /// it: in bf16, scaled like the scores).
+    Linear,
+    /// It does not: the embedding says so.
+    Embedded,
 }
 
 /// How query, key and value projections are stored.
@@ -89,6 +161,10 @@ pub struct AttentionSpec {
 pub enum Qkv {
     /// Three matrices.
     Split,
+    /// One matrix: all query heads, then all key heads, then all value heads.
+    Fused,
+    /// One matrix: for each key-value head its query heads, then its key, then its value.
+    FusedByGroup,
 }
 
 /// Rotary position embedding in the rotate-half form: dimension `i` is paired with `i + rotated/2` within a head.
@@ -125,6 +201,42 @@ pub enum RopeScaling {
         /// Context length of pre-training.
         original_positions: usize,
     },
+    /// Base of the frequencies grown with the longest sequence of a forward, once it is longer than `original_positions`
+    /// ("dynamic NTK").
+    Dynamic {
+        /// ≥ 1.
+        factor: f64,
+        /// Context length of pre-training.
+        original_positions: usize,
+    },
+    /// Frequencies between the plain ones and those divided by `factor`, by how often they turn within
+    /// `original_positions` (YaRN, arXiv 2309.00071, section 3).
+    Yarn {
+        /// ≥ 1.
+        factor: f64,
+        /// Turns from which a frequency is kept.
+        beta_fast: f64,
+        /// Turns up to which a frequency is divided.
+        beta_slow: f64,
+        /// Context length of pre-training.
+        original_positions: usize,
+        /// Factor on cosine and sine.
+        attention_factor: f64,
+        /// Whether the bounds of the ramp are rounded to whole dimensions.
+        truncate: bool,
+    },
+    /// Frequency `i` divided by `short[i]`, in a forward whose longest sequence is beyond `original_positions` by
+    /// `long[i]`; `rotated / 2` each (LongRoPE, arXiv 2402.13753).
+    Long {
+        /// Divisors up to the context length of pre-training.
+        short: Vec<f32>,
+        /// Divisors beyond it.
+        long: Vec<f32>,
+        /// Context length of pre-training.
+        original_positions: usize,
+        /// Factor on cosine and sine.
+        attention_factor: f64,
+    },
     /// Frequency `i` divided by `divisors[i]`, `rotated / 2` of them: GGUF stores the result of the LLaMA 3 rule so.
     Divisors(Vec<f32>),
 }
@@ -142,6 +254,33 @@ pub enum Mlp {
         /// Whether all three have a bias.
         bias: bool,
     },
+    /// As gated; gate and up are one matrix, the gate first.
+    GatedFused {
+        /// On the gate.
+        activation: Activation,
+        /// Width between up and down.
+        width: usize,
+        /// Whether both matrices have a bias.
+        bias: bool,
+    },
+    /// `down(activation(up(x)))`
+    Plain {
+        /// Between the two.
+        activation: Activation,
+        /// Width between up and down.
+        width: usize,
+        /// Whether both have a bias.
+        bias: bool,
+    },
+}
+
+impl Mlp {
+    /// Width between up and down.
+    pub fn width(self) -> usize {
+        match self {
+            Self::Gated { width, .. } | Self::GatedFused { width, .. } | Self::Plain { width, .. } => width,
+        }
+    }
 }
 
 /// Pointwise nonlinearity.
@@ -150,6 +289,12 @@ pub enum Mlp {
 pub enum Activation {
     /// `x · sigmoid(x)`
     Silu,
+    /// `x · Φ(x)`, Φ the normal distribution (arXiv 1606.08415)
+    Gelu,
+    /// Its approximation `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))`
+    GeluTanh,
+    /// `max(x, 0)`
+    Relu,
 }
 
 /// A tensor the architecture needs.
@@ -163,11 +308,19 @@ pub struct Parameter {
     pub layer: Option<usize>,
     /// Weight or bias.
     pub part: Part,
-    /// Row-major, as torch; a linear weight is `[out, in]`.
+    /// Row-major, as torch; a linear weight is `[out, in]`, also where the file has it transposed.
     pub shape: Vec<usize>,
 }
 
 impl AttentionSpec {
+    /// The rotary embedding, if there is one.
+    pub fn rope(&self) -> Option<&RopeSpec> {
+        match &self.position {
+            Position::Rotary(rope) => Some(rope),
+            Position::Linear | Position::Embedded => None,
+        }
+    }
+
     /// Width of all query heads together.
     pub fn query_width(&self) -> usize {
         self.heads * self.head_size
@@ -181,33 +334,53 @@ impl AttentionSpec {
 
 impl LayerSpec {
     fn contradiction(&self) -> Option<(&'static str, &'static str)> {
-        let AttentionSpec { heads, key_value_heads, head_size, rope, .. } = &self.attention;
+        let AttentionSpec { heads, key_value_heads, head_size, position, head_norm, .. } = &self.attention;
         if !heads.is_multiple_of(*key_value_heads) {
             return Some(("num_key_value_heads", "must divide the number of attention heads"));
         }
-        if !head_size.is_multiple_of(2) {
-            return Some(("head_dim", "must be even, since rotary embedding works on pairs"));
-        }
-        rope.contradiction().or_else(|| self.norm.contradiction())
+        let rope = match position {
+            Position::Rotary(rope) => rope.contradiction(*head_size),
+            Position::Linear | Position::Embedded => None,
+        };
+        rope.or_else(|| self.norm.contradiction()).or_else(|| head_norm.and_then(Norm::contradiction))
     }
 }
 
 impl Norm {
     fn contradiction(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Rms { epsilon } if epsilon <= 0.0 => Some(("rms_norm_eps", "must be above 0")),
-            Self::Rms { .. } => None,
+            Self::Rms { epsilon } | Self::RmsPlusOne { epsilon } if epsilon <= 0.0 => {
+                Some(("rms_norm_eps", "must be above 0"))
+            }
+            Self::Layer { epsilon } if epsilon <= 0.0 => Some(("layer_norm_eps", "must be above 0")),
+            Self::Rms { .. } | Self::RmsPlusOne { .. } | Self::Layer { .. } => None,
         }
+    }
+
+    /// Whether it has a bias beside its weight.
+    pub fn has_bias(self) -> bool {
+        matches!(self, Self::Layer { .. })
     }
 }
 
 impl RopeSpec {
-    fn contradiction(&self) -> Option<(&'static str, &'static str)> {
+    fn contradiction(&self, head_size: usize) -> Option<(&'static str, &'static str)> {
         if self.theta <= 0.0 {
             return Some(("rope_theta", "must be above 0"));
         }
+        if self.rotated == head_size && !head_size.is_multiple_of(2) {
+            return Some(("head_dim", "must be even, since rotary embedding works on pairs"));
+        }
+        if self.rotated == 0 || self.rotated > head_size || !self.rotated.is_multiple_of(2) {
+            return Some(("partial_rotary_factor", "must rotate an even number of each head's dimensions"));
+        }
         match &self.scaling {
-            RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } if *factor < 1.0 => {
+            RopeScaling::Linear { factor }
+            | RopeScaling::Llama3 { factor, .. }
+            | RopeScaling::Dynamic { factor, .. }
+            | RopeScaling::Yarn { factor, .. }
+                if *factor < 1.0 =>
+            {
                 Some(("factor", "must be at least 1"))
             }
             RopeScaling::Llama3 { low_frequency_factor: low, high_frequency_factor: high, .. }
@@ -215,11 +388,34 @@ impl RopeSpec {
             {
                 Some(("high_freq_factor", "must be above `low_freq_factor`, and both above 0"))
             }
+            RopeScaling::Dynamic { .. } if self.rotated == 2 => {
+                Some(("rope_type", "cannot be dynamic where only one pair is rotated"))
+            }
+            RopeScaling::Yarn { beta_fast, beta_slow, .. } if *beta_slow <= 0.0 || beta_fast < beta_slow => {
+                Some(("beta_fast", "must not be below `beta_slow`, and both above 0"))
+            }
+            RopeScaling::Yarn { .. } if self.theta <= 1.0 => Some(("rope_theta", "must be above 1")),
+            RopeScaling::Long { short, .. } if !self.fits(short) => Some((
+                "short_factor",
+                "must be a list of numbers above 0, one for each pair of rotated dimensions",
+            )),
+            RopeScaling::Long { long, .. } if !self.fits(long) => Some((
+                "long_factor",
+                "must be a list of numbers above 0, one for each pair of rotated dimensions",
+            )),
             RopeScaling::None
             | RopeScaling::Linear { .. }
             | RopeScaling::Llama3 { .. }
+            | RopeScaling::Dynamic { .. }
+            | RopeScaling::Yarn { .. }
+            | RopeScaling::Long { .. }
             | RopeScaling::Divisors(_) => None,
         }
+    }
+
+    fn fits(&self, divisors: &[f32]) -> bool {
+        divisors.len() == self.rotated / 2
+            && divisors.iter().all(|divisor| divisor.is_finite() && *divisor > 0.0)
     }
 }
 
@@ -250,14 +446,14 @@ impl Architecture {
             }
         };
         add(Role::Embedding, 0, &[self.vocabulary, self.hidden], false);
+        if let Some(positions) = self.learned_positions {
+            add(Role::PositionEmbedding, 0, &[positions, self.hidden], false);
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             let LayerSpec { residual, norm, attention, mlp } = layer;
             let (query, key_value) = (attention.query_width(), attention.key_value_width());
-            match (residual, norm) {
-                (Residual::PreNorm, Norm::Rms { .. }) => {
-                    add(Role::AttentionNorm, index, &[self.hidden], false);
-                    add(Role::MlpNorm, index, &[self.hidden], false);
-                }
+            for &role in residual.norms() {
+                add(role, index, &[self.hidden], norm.has_bias());
             }
             match attention.qkv {
                 Qkv::Split => {
@@ -265,6 +461,13 @@ impl Architecture {
                     add(Role::Key, index, &[key_value, self.hidden], attention.input_bias);
                     add(Role::Value, index, &[key_value, self.hidden], attention.input_bias);
                 }
+                Qkv::Fused | Qkv::FusedByGroup => {
+                    add(Role::Qkv, index, &[query + 2 * key_value, self.hidden], attention.input_bias);
+                }
+            }
+            if let Some(norm) = attention.head_norm {
+                add(Role::QueryNorm, index, &[attention.head_size], norm.has_bias());
+                add(Role::KeyNorm, index, &[attention.head_size], norm.has_bias());
             }
             add(Role::Output, index, &[self.hidden, query], attention.output_bias);
             match *mlp {
@@ -273,13 +476,19 @@ impl Architecture {
                     add(Role::Up, index, &[width, self.hidden], bias);
                     add(Role::Down, index, &[self.hidden, width], bias);
                 }
+                Mlp::GatedFused { width, bias, .. } => {
+                    add(Role::GateUp, index, &[2 * width, self.hidden], bias);
+                    add(Role::Down, index, &[self.hidden, width], bias);
+                }
+                Mlp::Plain { width, bias, .. } => {
+                    add(Role::Up, index, &[width, self.hidden], bias);
+                    add(Role::Down, index, &[self.hidden, width], bias);
+                }
             }
         }
-        match self.final_norm {
-            Norm::Rms { .. } => add(Role::FinalNorm, 0, &[self.hidden], false),
-        }
+        add(Role::FinalNorm, 0, &[self.hidden], self.final_norm.has_bias());
         if !self.tied_head {
-            add(Role::Head, 0, &[self.vocabulary, self.hidden], false);
+            add(Role::Head, 0, &[self.vocabulary, self.hidden], self.head_bias);
         }
         parameters
     }

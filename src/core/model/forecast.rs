@@ -31,7 +31,7 @@
 
 use serde::Serialize;
 
-use super::architecture::{Architecture, LayerSpec, Mlp, Qkv, Residual};
+use super::architecture::{Architecture, LayerSpec, Mlp};
 use super::roles::Role;
 use super::targets::{TargetError, match_targets};
 use super::{LinearModule, ModelFiles};
@@ -325,15 +325,15 @@ impl Shape<'_> {
         let hidden = architecture.hidden as u64;
         let attention = &layer.attention;
         let (query, key) = (attention.query_width() as u64, attention.key_value_width() as u64);
-        let inputs = match (layer.residual, attention.qkv) {
-            (Residual::PreNorm, Qkv::Split) => reads(&[Role::Query, Role::Key, Role::Value]) * hidden,
-        };
+        let inputs = reads(&[Role::Query, Role::Key, Role::Value, Role::Qkv]) * hidden;
         let plain = u64::from(!self.fused);
         let mixed = 2 * query + 2 * key + plain * reads(&[Role::Output]) * query;
         let (inner, width) = match layer.mlp {
-            Mlp::Gated { width, .. } => {
-                (reads(&[Role::Gate, Role::Up]) * hidden + (2 + plain) * width as u64, width as u64)
+            Mlp::Gated { width, .. } | Mlp::GatedFused { width, .. } => {
+                let read = reads(&[Role::Gate, Role::Up, Role::GateUp]) * hidden;
+                (read + (2 + plain) * width as u64, width as u64)
             }
+            Mlp::Plain { width, .. } => (reads(&[Role::Up]) * hidden + width as u64, width as u64),
         };
         let product = reads(&[Role::Down]) * width;
         let low_rank = targets.len() as u64 * self.config.method.rank as u64;
@@ -346,9 +346,7 @@ impl Shape<'_> {
     /// Bytes per token of gradients on their way through a layer.
     fn passing(&self, hidden: u64, layer: &LayerSpec) -> u64 {
         let (query, key) = (layer.attention.query_width() as u64, layer.attention.key_value_width() as u64);
-        let mlp = match layer.mlp {
-            Mlp::Gated { width, .. } => 3 * width as u64,
-        };
+        let mlp = 3 * layer.mlp.width() as u64;
         self.element * (mlp.max(4 * query + 2 * key) + 2 * hidden)
     }
 

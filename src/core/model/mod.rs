@@ -67,7 +67,7 @@ pub enum ModelKind {
 /// Where a tensor lies and how it is to be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// Row-major, as torch has it (GGUF lists dimensions the other way round).
+    /// As the architecture has it, row-major (GGUF lists dimensions the other way round).
     pub shape: Vec<usize>,
     /// Encoding of its elements.
     pub storage: Storage,
@@ -77,8 +77,8 @@ pub struct TensorEntry {
     pub offset: u64,
     /// Length in bytes; `offset + bytes` lies within the file.
     pub bytes: u64,
-    /// How rows must be reordered after reading, if at all.
-    pub permutation: Option<RopePermutation>,
+    /// How its elements lie in the file.
+    pub arrangement: Arrangement,
 }
 
 impl TensorEntry {
@@ -88,22 +88,51 @@ impl TensorEntry {
     }
 }
 
-/// Rows of a query or key projection (weight or bias) whose rotary pairs lie side by side, as llama.cpp stores llama:
-/// row `2i + j` of a head holds what Hugging Face has in row `j · head_size/2 + i` (`LlamaModel.permute` in
-/// `convert_hf_to_gguf.py`). To undo: view `[heads, head_size/2, 2, …]`, swap dimensions 1 and 2, flatten.
+/// How the elements of a weight or bias lie in their file, compared with what the architecture has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RopePermutation {
-    /// Heads of this projection; the number of rows is a multiple of it.
-    pub heads: usize,
+pub enum Arrangement {
+    /// The same.
+    Plain,
+    /// `[in, out]` instead of `[out, in]`, as GPT-2's `Conv1D` stores its weight.
+    Transposed,
+    /// Rows of a query or key projection whose rotary pairs lie side by side, as llama.cpp stores llama: row `2i + j` of a
+    /// head holds what Hugging Face has in row `j · head_size/2 + i` (`LlamaModel.permute` in `convert_hf_to_gguf.py`).
+    RotaryPairs {
+        /// Heads of this projection; the number of rows is a multiple of it.
+        heads: usize,
+    },
+    /// Rows of a fused projection that lie query heads first, then key heads, then value heads, where the architecture has
+    /// them by group ([`architecture::Qkv::FusedByGroup`]), as llama.cpp stores Falcon and GPT-NeoX.
+    ByPart {
+        /// Key-value heads.
+        groups: usize,
+        /// Query heads of each.
+        shared: usize,
+    },
 }
 
-impl RopePermutation {
-    /// The row of the file that holds row `row` of the Hugging Face tensor of `rows` rows.
+impl Arrangement {
+    /// The row of the file that holds row `row` of `rows`, for arrangements that keep rows whole.
     pub fn source_row(self, row: usize, rows: usize) -> usize {
-        let head_size = rows / self.heads;
-        let (head, within) = (row / head_size, row % head_size);
-        let half = head_size / 2;
-        head * head_size + 2 * (within % half) + within / half
+        match self {
+            Self::Plain | Self::Transposed => row,
+            Self::RotaryPairs { heads } => {
+                let head_size = rows / heads;
+                let (head, within) = (row / head_size, row % head_size);
+                let half = head_size / 2;
+                head * head_size + 2 * (within % half) + within / half
+            }
+            Self::ByPart { groups, shared } => {
+                let head_size = rows / (groups * (shared + 2));
+                let (head, within) = (row / head_size, row % head_size);
+                let (group, place) = (head / (shared + 2), head % (shared + 2));
+                let source = match place.checked_sub(shared) {
+                    None => group * shared + place,
+                    Some(part) => groups * (shared + part) + group,
+                };
+                source * head_size + within
+            }
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use serde::Serialize;
 pub enum Role {
     /// Token embedding, `[vocabulary, hidden]`.
     Embedding,
+    /// Learned position embedding, `[positions, hidden]`.
+    PositionEmbedding,
     /// Norm before attention, `[hidden]`.
     AttentionNorm,
     /// Query projection, `[heads × head size, hidden]`.
@@ -16,16 +18,28 @@ pub enum Role {
     Key,
     /// Value projection, `[key-value heads × head size, hidden]`.
     Value,
+    /// Query, key and value in one, `[(heads + 2 × key-value heads) × head size, hidden]`.
+    Qkv,
+    /// Norm of each query head, `[head size]`.
+    QueryNorm,
+    /// Norm of each key head, `[head size]`.
+    KeyNorm,
     /// Attention output projection, `[hidden, heads × head size]`.
     Output,
+    /// Norm of what attention adds, `[hidden]`.
+    PostAttentionNorm,
     /// Norm before the feed-forward part, `[hidden]`.
     MlpNorm,
     /// Feed-forward gate, `[width, hidden]`.
     Gate,
     /// Feed-forward up projection, `[width, hidden]`.
     Up,
+    /// Feed-forward gate and up projection in one, `[2 × width, hidden]`.
+    GateUp,
     /// Feed-forward down projection, `[hidden, width]`.
     Down,
+    /// Norm of what the feed-forward part adds, `[hidden]`.
+    PostMlpNorm,
     /// Norm after the last layer, `[hidden]`.
     FinalNorm,
     /// Output head, `[vocabulary, hidden]`.
@@ -54,24 +68,31 @@ impl Part {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 19] = [
         Self::Embedding,
+        Self::PositionEmbedding,
         Self::AttentionNorm,
         Self::Query,
         Self::Key,
         Self::Value,
+        Self::Qkv,
+        Self::QueryNorm,
+        Self::KeyNorm,
         Self::Output,
+        Self::PostAttentionNorm,
         Self::MlpNorm,
         Self::Gate,
         Self::Up,
+        Self::GateUp,
         Self::Down,
+        Self::PostMlpNorm,
         Self::FinalNorm,
         Self::Head,
     ];
 
     /// Whether each layer has one.
     pub const fn is_per_layer(self) -> bool {
-        !matches!(self, Self::Embedding | Self::FinalNorm | Self::Head)
+        !matches!(self, Self::Embedding | Self::PositionEmbedding | Self::FinalNorm | Self::Head)
     }
 
     /// Whether it is a linear layer, and so a possible adapter target.
@@ -81,9 +102,11 @@ impl Role {
             Self::Query
                 | Self::Key
                 | Self::Value
+                | Self::Qkv
                 | Self::Output
                 | Self::Gate
                 | Self::Up
+                | Self::GateUp
                 | Self::Down
                 | Self::Head
         )
@@ -93,15 +116,21 @@ impl Role {
     pub const fn gguf_template(self) -> &'static str {
         match self {
             Self::Embedding => "token_embd",
+            Self::PositionEmbedding => "position_embd",
             Self::AttentionNorm => "blk.{}.attn_norm",
             Self::Query => "blk.{}.attn_q",
             Self::Key => "blk.{}.attn_k",
             Self::Value => "blk.{}.attn_v",
+            Self::Qkv => "blk.{}.attn_qkv",
+            Self::QueryNorm => "blk.{}.attn_q_norm",
+            Self::KeyNorm => "blk.{}.attn_k_norm",
             Self::Output => "blk.{}.attn_output",
+            Self::PostAttentionNorm => "blk.{}.post_attention_norm",
             Self::MlpNorm => "blk.{}.ffn_norm",
             Self::Gate => "blk.{}.ffn_gate",
-            Self::Up => "blk.{}.ffn_up",
+            Self::Up | Self::GateUp => "blk.{}.ffn_up",
             Self::Down => "blk.{}.ffn_down",
+            Self::PostMlpNorm => "blk.{}.post_ffw_norm",
             Self::FinalNorm => "output_norm",
             Self::Head => "output",
         }

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 
-use super::TensorEntry;
 use super::architecture::{Architecture, Parameter};
 use super::error::{ModelError, Shown, TensorProblems};
-use super::roles::Role;
+use super::roles::{Part, Role};
 use super::storage::Storage;
+use super::{Arrangement, TensorEntry};
 
 /// A tensor in a file.
 #[derive(Debug, Clone)]
@@ -40,13 +40,24 @@ pub(super) fn assign(
             problems.missing.push(name);
             continue;
         };
-        if shape != parameter.shape {
-            problems.shapes.push((name, parameter.shape, shape));
+        let linear = parameter.role.is_linear() && parameter.part == Part::Weight;
+        let arrangement = if architecture.transposed && linear && parameter.role != Role::Head {
+            Arrangement::Transposed
+        } else {
+            Arrangement::Plain
+        };
+        let mut needed = parameter.shape.clone();
+        if arrangement == Arrangement::Transposed {
+            needed.reverse();
+        }
+        if shape != needed {
+            problems.shapes.push((name, needed, shape));
             continue;
         }
         match storage {
             Ok(storage) => {
-                let entry = TensorEntry { shape, storage, file, offset, bytes, permutation: None };
+                let shape = parameter.shape;
+                let entry = TensorEntry { shape, storage, file, offset, bytes, arrangement };
                 tensors.insert(parameter.name, entry);
             }
             Err(found) => unreadable = unreadable.or(Some((name, file, found))),

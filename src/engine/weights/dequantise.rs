@@ -167,7 +167,7 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 
 #[cfg(test)]
 mod tests {
-    use luthier_core::model::RopePermutation;
+    use luthier_core::model::Arrangement;
 
     use super::*;
     use crate::csrc;
@@ -292,15 +292,15 @@ mod tests {
             let mut dense = vec![0.0; rows * columns];
             decode(storage, &bytes, &mut dense);
             let dense = tch::Tensor::from_slice(&dense).view([rows as i64, columns as i64]);
-            for permutation in [None, Some(RopePermutation { heads: 3 })] {
-                let order: Vec<i64> = (0..rows)
-                    .map(|row| permutation.map_or(row, |p| p.source_row(row, rows)) as i64)
-                    .collect();
+            for paired_heads in [None, Some(3)] {
+                let arrangement =
+                    paired_heads.map_or(Arrangement::Plain, |heads| Arrangement::RotaryPairs { heads });
+                let order: Vec<i64> = (0..rows).map(|row| arrangement.source_row(row, rows) as i64).collect();
                 let restored = dense.index_select(0, &tch::Tensor::from_slice(&order));
                 for tokens in [1_usize, 2, 3, 4, 7] {
                     let x: Vec<f32> = (0..tokens * columns).map(|i| unit(7919 + i as u64) - 0.5).collect();
                     let x = tch::Tensor::from_slice(&x).view([tokens as i64, columns as i64]);
-                    let matrix = csrc::StoredMatrix { bytes: &bytes, storage, rows, columns, permutation };
+                    let matrix = csrc::StoredMatrix { bytes: &bytes, storage, rows, columns, paired_heads };
                     let found = csrc::stored_product(&x, &matrix).unwrap();
                     let expected = x.matmul(&restored.tr());
                     let error = (&found - &expected).abs().max().double_value(&[]);
@@ -308,7 +308,7 @@ mod tests {
                     assert!(error <= 1e-6 * largest, "{storage} {tokens}: {error} of {largest}");
                 }
             }
-            let short = csrc::StoredMatrix { bytes: &bytes[1..], storage, rows, columns, permutation: None };
+            let short = csrc::StoredMatrix { bytes: &bytes[1..], storage, rows, columns, paired_heads: None };
             assert!(
                 csrc::stored_product(
                     &tch::Tensor::zeros([1, 768], (tch::Kind::Float, tch::Device::Cpu)),

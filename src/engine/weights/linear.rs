@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use luthier_core::model::{RopePermutation, Storage};
+use luthier_core::model::Storage;
 use memmap2::Mmap;
 use tch::{Kind, Tensor};
 
@@ -40,7 +40,7 @@ pub struct Stored {
     pub(super) map: Arc<Mmap>,
     pub(super) bytes: Range<usize>,
     pub(super) storage: Storage,
-    pub(super) permutation: Option<RopePermutation>,
+    pub(super) paired_heads: Option<usize>,
 }
 
 impl Weight {
@@ -80,7 +80,7 @@ impl Stored {
             storage: self.storage,
             rows: rows as usize,
             columns: columns as usize,
-            permutation: self.permutation,
+            paired_heads: self.paired_heads,
         };
         csrc::stored_product(x, &matrix)
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use luthier_core::model::{ModelFiles, RopePermutation, Storage, TensorEntry};
+use luthier_core::model::{Arrangement, ModelFiles, Storage, TensorEntry};
 use memmap2::Mmap;
 use tch::{Device, Kind, Tensor};
 
@@ -41,10 +41,7 @@ impl<'a> Loader<'a> {
             return Err(self.damaged(format!("tensor {name} is missing")));
         };
         let stored = self.stored(name, entry)?;
-        let restored = match entry.permutation {
-            Some(permutation) => restore(&stored, permutation)?,
-            None => stored,
-        };
+        let restored = restore(stored, entry.arrangement)?;
         ops::to_device(&ops::to_kind(&restored, self.kind)?, self.device)
     }
 
@@ -57,6 +54,11 @@ impl<'a> Loader<'a> {
         else {
             return Ok(Weight::Dense(dense));
         };
+        let paired_heads = match entry.arrangement {
+            Arrangement::Plain => None,
+            Arrangement::RotaryPairs { heads } => Some(heads),
+            Arrangement::Transposed | Arrangement::ByPart { .. } => return Ok(Weight::Dense(dense)),
+        };
         let whole_blocks = entry.shape.last().is_some_and(|&columns| {
             // What the kernels take for one block; llama.cpp's blocks are no longer.
             columns.is_multiple_of(entry.storage.block().elements.max(32))
@@ -66,8 +68,7 @@ impl<'a> Loader<'a> {
         }
         let start = entry.offset as usize;
         let bytes = start..start + entry.bytes as usize;
-        let stored =
-            Stored { map: Arc::clone(map), bytes, storage: entry.storage, permutation: entry.permutation };
+        let stored = Stored { map: Arc::clone(map), bytes, storage: entry.storage, paired_heads };
         Ok(Weight::Doubled { dense, stored })
     }
 
@@ -85,7 +86,7 @@ impl<'a> Loader<'a> {
         Ok(Linear::new(site, module, features, weight, bias))
     }
 
-    /// As it is stored, as f32, f16 or bf16; over the map itself where it can be.
+    /// As it is stored, in its file's arrangement, as f32, f16 or bf16; over the map itself where it can be.
     fn stored(&self, name: &str, entry: &TensorEntry) -> Result<Tensor> {
         let missing = || self.damaged(format!("tensor {name} lies outside of its file"));
         let map = self.maps.get(entry.file).ok_or_else(missing)?;
@@ -94,7 +95,10 @@ impl<'a> Loader<'a> {
         if entry.storage.bytes(entry.elements()) != Some(entry.bytes) {
             return Err(self.damaged(format!("tensor {name} has {length} bytes")));
         }
-        let shape: Vec<i64> = entry.shape.iter().map(|&length| length as i64).collect();
+        let mut shape: Vec<i64> = entry.shape.iter().map(|&length| length as i64).collect();
+        if entry.arrangement == Arrangement::Transposed {
+            shape.reverse();
+        }
         let plain = match entry.storage {
             Storage::F32 => Some(Kind::Float),
             Storage::F16 => Some(Kind::Half),
@@ -117,13 +121,29 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Undoes llama.cpp's order of rotary rows: `[heads, size / 2, 2, …]` back to `[heads, 2, size / 2, …]`.
-fn restore(stored: &Tensor, permutation: RopePermutation) -> Result<Tensor> {
+/// Brings elements into the order that the architecture has.
+fn restore(stored: Tensor, arrangement: Arrangement) -> Result<Tensor> {
     let size = stored.size();
-    let (rows, heads) = (size[0], permutation.heads as i64);
     let rest: i64 = size[1..].iter().product();
-    let paired = ops::reshape(stored, &[heads, rows / heads / 2, 2, rest])?;
-    ops::reshape(&ops::transpose(&paired, 1, 2)?, &size)
+    match arrangement {
+        Arrangement::Plain => Ok(stored),
+        Arrangement::Transposed => ops::contiguous(&ops::transpose(&stored, 0, 1)?),
+        Arrangement::RotaryPairs { heads } => {
+            let (rows, heads) = (size[0], heads as i64);
+            let paired = ops::reshape(&stored, &[heads, rows / heads / 2, 2, rest])?;
+            ops::reshape(&ops::transpose(&paired, 1, 2)?, &size)
+        }
+        Arrangement::ByPart { groups, shared } => {
+            let (groups, shared) = (groups as i64, shared as i64);
+            let width = size[0] / (groups * (shared + 2));
+            let part = |heads: i64, first: i64| {
+                let rows = ops::narrow(&stored, 0, groups * first * width, groups * heads * width)?;
+                ops::reshape(&rows, &[groups, heads, width, rest])
+            };
+            let parts = [part(shared, 0)?, part(1, shared)?, part(1, shared + 1)?];
+            ops::reshape(&ops::concatenate(&parts, 1)?, &size)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -131,14 +151,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn restoring_follows_the_permutation_row_by_row() {
-        let permutation = RopePermutation { heads: 3 };
+    fn restoring_follows_the_arrangement_row_by_row() {
         let rows = 24;
-        let stored = Tensor::arange(rows * 5, (Kind::Float, Device::Cpu)).view([rows, 5]);
-        let restored = restore(&stored, permutation).unwrap();
-        for row in 0..rows {
-            let source = permutation.source_row(row as usize, rows as usize) as i64;
-            assert_eq!(restored.get(row), stored.get(source), "row {row}");
+        for arrangement in [
+            Arrangement::Plain,
+            Arrangement::RotaryPairs { heads: 3 },
+            Arrangement::ByPart { groups: 2, shared: 4 },
+            Arrangement::ByPart { groups: 4, shared: 1 },
+        ] {
+            let stored = Tensor::arange(rows * 5, (Kind::Float, Device::Cpu)).view([rows, 5]);
+            let restored = restore(stored.shallow_clone(), arrangement).unwrap();
+            for row in 0..rows {
+                let source = arrangement.source_row(row as usize, rows as usize) as i64;
+                assert_eq!(restored.get(row), stored.get(source), "{arrangement:?} row {row}");
+            }
         }
+    }
+
+    #[test]
+    fn a_transposed_weight_is_turned() {
+        let stored = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]);
+        let restored = restore(stored.shallow_clone(), Arrangement::Transposed).unwrap();
+        assert!(restored.is_contiguous());
+        assert_eq!(restored, stored.tr());
     }
 }

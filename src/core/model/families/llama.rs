@@ -2,7 +2,8 @@
 
 use super::{Family, GgufStyle};
 use crate::model::architecture::{
-    Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Norm, Qkv, Residual, RopeScaling, RopeSpec,
+    Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Norm, Position, Qkv, Residual, RopeScaling,
+    RopeSpec,
 };
 use crate::model::error::ModelError;
 use crate::model::roles::{Names, Role};
@@ -80,7 +81,10 @@ impl Family for Llama {
                 input_bias: attention_bias,
                 output_bias: attention_bias,
                 scale: (head_size as f64).sqrt().recip(),
-                rope: rope(settings, head_size)?,
+                position: Position::Rotary(rope(settings, head_size)?),
+                head_norm: None,
+                window: None,
+                score_cap: None,
             },
             mlp: Mlp::Gated {
                 activation,
@@ -97,6 +101,11 @@ impl Family for Llama {
             layers: vec![layer; settings.layers("num_hidden_layers")?],
             final_norm: norm,
             tied_head: settings.flag_if_any("tie_word_embeddings")?.unwrap_or(false),
+            head_bias: false,
+            logit_cap: None,
+            embedding_scale: None,
+            learned_positions: None,
+            transposed: false,
         };
         match architecture.contradiction() {
             Some((key, problem)) => Err(settings.wrong(key, problem)),

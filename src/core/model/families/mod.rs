@@ -28,7 +28,7 @@ pub trait Family: Sync {
 pub struct GgufStyle {
     /// `general.architecture`.
     pub name: &'static str,
-    /// Whether rotary pairs of query and key rows lie side by side (see [`super::RopePermutation`]).
+    /// Whether rotary pairs of query and key rows lie side by side (see [`super::Arrangement::RotaryPairs`]).
     pub permuted: bool,
 }
 

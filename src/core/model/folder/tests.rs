@@ -4,6 +4,7 @@ use pretty_assertions::assert_eq;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::Arrangement;
 use crate::model::architecture::{Mlp, RopeScaling, RopeSpec};
 use crate::model::{SpecialToken, Storage};
 
@@ -83,7 +84,10 @@ fn the_tiny_llama_is_read_whole() {
     let layer = &architecture.layers[2];
     let attention = &layer.attention;
     assert_eq!((attention.heads, attention.key_value_heads, attention.head_size), (4, 2, 16));
-    assert_eq!((attention.scale, attention.rope.theta, attention.rope.rotated), (0.25, 10_000.0, 16));
+    assert_eq!(
+        (attention.scale, attention.rope().unwrap().theta, attention.rope().unwrap().rotated),
+        (0.25, 10_000.0, 16)
+    );
     assert!(matches!(layer.mlp, Mlp::Gated { width: 128, bias: false, .. }));
     assert_eq!(model.tensors.len(), 3 + 3 * 9);
     assert_eq!(model.parameters(), 176_576);
@@ -92,7 +96,7 @@ fn the_tiny_llama_is_read_whole() {
         (query.shape.as_slice(), query.storage, query.bytes),
         (&[64, 64][..], Storage::F32, 4 * 64 * 64)
     );
-    assert_eq!(query.permutation, None);
+    assert_eq!(query.arrangement, Arrangement::Plain);
     assert!(model.chat_template.as_deref().unwrap().starts_with("{% for message in messages %}"));
     let token = |id, text: &str| SpecialToken { id: Some(id), text: Some(text.to_owned()) };
     assert_eq!(model.special.bos, Some(token(0, "<|begin_of_text|>")));
@@ -117,7 +121,8 @@ fn rotary_scaling_reads_alike_in_both_spellings() {
     let open = |change: fn(&mut serde_json::Map<String, Value>)| {
         let folder = tiny();
         edit(&folder, "config.json", change);
-        ModelFiles::open(folder.path()).map(|model| model.architecture.layers[0].attention.rope.clone())
+        ModelFiles::open(folder.path())
+            .map(|model| model.architecture.layers[0].attention.rope().unwrap().clone())
     };
     let llama3 = RopeScaling::Llama3 {
         factor: 8.0,

@@ -13,15 +13,15 @@ use std::path::Path;
 use indexmap::IndexMap;
 use serde_json::{Map, json};
 
-use super::architecture::{Architecture, Parameter, RopeScaling};
+use super::architecture::{Architecture, Parameter, Position, RopeScaling};
 use super::error::{Fault, ModelError, Shown};
 use super::families::{self, Family};
 use super::roles::Role;
 use super::settings::Settings;
 use super::tensors::{self, Found};
 use super::{
-    GgufVocabulary, ModelFiles, ModelKind, RopePermutation, SpecialToken, SpecialTokens, TokenizerSource,
-    files, fingerprint,
+    Arrangement, GgufVocabulary, ModelFiles, ModelKind, SpecialToken, SpecialTokens, TokenizerSource, files,
+    fingerprint,
 };
 use header::Header;
 use value::Value;
@@ -66,7 +66,7 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
                 _ => continue,
             };
             if let Some(entry) = tensors.get_mut(&parameter.name) {
-                entry.permutation = Some(RopePermutation { heads });
+                entry.arrangement = Arrangement::RotaryPairs { heads };
             }
         }
     }
@@ -237,7 +237,7 @@ fn divide_frequencies(architecture: &mut Architecture, divisors: &[f32]) -> Resu
         return Err(Fault::Damaged(format!("tensor `{ROPE_DIVISORS}` holds values that are not above 0")));
     }
     for layer in &mut architecture.layers {
-        let rope = &mut layer.attention.rope;
+        let Position::Rotary(rope) = &mut layer.attention.position else { continue };
         if divisors.len() != rope.rotated / 2 {
             let problem = format!(
                 "tensor `{ROPE_DIVISORS}` has {} values, needed {}",

@@ -95,12 +95,12 @@ fn a_gguf_and_a_folder_of_one_model_say_the_same() {
         let row_bytes = entry.bytes as usize / rows;
         let reference = &folder.tensors[name];
         for row in 0..rows {
-            let source = entry.permutation.map_or(row, |permutation| permutation.source_row(row, rows));
+            let source = entry.arrangement.source_row(row, rows);
             let found = &gguf_bytes[entry.offset as usize + source * row_bytes..][..row_bytes];
             let wanted = &folder_bytes[reference.offset as usize + row * row_bytes..][..row_bytes];
             assert!(found == wanted, "{name}, row {row}");
         }
-        permuted += usize::from(entry.permutation.is_some());
+        permuted += usize::from(entry.arrangement != Arrangement::Plain);
     }
     assert_eq!(permuted, 2 * 3);
 }
@@ -133,10 +133,13 @@ fn frequency_divisors_become_rotary_scaling() {
     let divisors: Vec<f32> = (1..=8_u8).map(f32::from).collect();
     let bytes: Vec<u8> = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
     let model = open_all(&tiny().tensor(ROPE_DIVISORS, &[8], 0, &bytes)).unwrap();
-    assert_eq!(model.architecture.layers[2].attention.rope.scaling, RopeScaling::Divisors(divisors));
+    assert_eq!(
+        model.architecture.layers[2].attention.rope().unwrap().scaling,
+        RopeScaling::Divisors(divisors)
+    );
     let ones: Vec<u8> = [1.0_f32; 8].iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
     let model = open_all(&tiny().tensor(ROPE_DIVISORS, &[8], 0, &ones)).unwrap();
-    assert_eq!(model.architecture.layers[0].attention.rope.scaling, RopeScaling::None);
+    assert_eq!(model.architecture.layers[0].attention.rope().unwrap().scaling, RopeScaling::None);
     let problem = refusal(&tiny().tensor(ROPE_DIVISORS, &[4], 0, &[0x40; 16]));
     assert!(problem.contains("has 4 values, needed 8"), "{problem}");
     let problem = refusal(&tiny().tensor(ROPE_DIVISORS, &[8], 0, &[0; 32]));
@@ -147,9 +150,12 @@ fn frequency_divisors_become_rotary_scaling() {
 fn linear_scaling_is_read() {
     let writer = tiny().text("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 2.5);
     let model = open_all(&writer).unwrap();
-    assert_eq!(model.architecture.layers[0].attention.rope.scaling, RopeScaling::Linear { factor: 2.5 });
+    assert_eq!(
+        model.architecture.layers[0].attention.rope().unwrap().scaling,
+        RopeScaling::Linear { factor: 2.5 }
+    );
     let model = open_all(&tiny().text("llama.rope.scaling.type", "none")).unwrap();
-    assert_eq!(model.architecture.layers[0].attention.rope.scaling, RopeScaling::None);
+    assert_eq!(model.architecture.layers[0].attention.rope().unwrap().scaling, RopeScaling::None);
     let problem = refusal(&tiny().text("llama.rope.scaling.type", "yarn"));
     assert!(problem.contains("`llama.rope.scaling.type` = \"yarn\""), "{problem}");
 }
