@@ -48,7 +48,9 @@ unsafe extern "C" {
     fn luthier_linear_cross_entropy(
         hidden: Pointer,
         weight: Pointer,
+        bias: Pointer,
         ids: Pointer,
+        cap: f64,
         chunk: i64,
         count_correct: c_int,
         sum: *mut Pointer,
@@ -335,22 +337,35 @@ pub struct CrossEntropy {
     pub correct: Tensor,
 }
 
-/// Cross entropy of `softmax(hidden · weightᵀ)` against `ids`, summed. `hidden` is `[N, H]`, `weight` `[V, H]`, `ids`
-/// `[N]` int64 within 0..V. Holds the logits of `chunk` rows at a time; gradients are made at once.
+/// What turns hidden states into logits `z`: `hidden · weightᵀ + bias`, then `cap · tanh(z / cap)` where there is a cap.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// `[V, H]`
+    pub weight: &'a Tensor,
+    /// `[V]`
+    pub bias: Option<&'a Tensor>,
+    /// Above 0.
+    pub cap: Option<f64>,
+}
+
+/// Cross entropy of the softmax of the head's logits against `ids`, summed. `hidden` is `[N, H]`, `ids` `[N]` int64 within
+/// 0..V. Holds the logits of `chunk` rows at a time; gradients are made at once.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
-    weight: &Tensor,
+    head: &Head,
     ids: &Tensor,
     chunk: i64,
     count_correct: bool,
 ) -> Result<CrossEntropy> {
     let (mut sum, mut rows, mut correct) = (null_mut(), null_mut(), null_mut());
-    // SAFETY: three live tensors in, three pointers written on success.
+    // SAFETY: live tensors in, or null where there is no bias; three pointers written on success.
     checked("linear_cross_entropy", unsafe {
         luthier_linear_cross_entropy(
             pointer(hidden),
-            pointer(weight),
+            pointer(head.weight),
+            head.bias.map_or(null_mut(), pointer),
             pointer(ids),
+            head.cap.unwrap_or(0.0),
             chunk,
             c_int::from(count_correct),
             &raw mut sum,

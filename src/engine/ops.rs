@@ -157,6 +157,45 @@ pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     labelled("scale", &[x], x.f_mul_scalar(factor))
 }
 
+/// Every element and `number`.
+pub fn add_number(x: &Tensor, number: f64) -> Result<Tensor> {
+    labelled("add_number", &[x], x.f_add_scalar(number))
+}
+
+/// Every element of an int64 tensor and `number`.
+pub fn add_integer(x: &Tensor, number: i64) -> Result<Tensor> {
+    labelled("add_integer", &[x], x.f_add_scalar(number))
+}
+
+/// A number as elements of type `kind` hold it.
+pub fn rounded(number: f64, kind: Kind) -> f64 {
+    match kind {
+        Kind::Half => half::f16::from_f64(number).to_f64(),
+        Kind::BFloat16 => half::bf16::from_f64(number).to_f64(),
+        Kind::Float => f64::from(number as f32),
+        _ => number,
+    }
+}
+
+/// The largest element of an int64 tensor, -1 of an empty one. Waits for the device.
+pub fn largest(x: &Tensor) -> Result<i64> {
+    if x.numel() == 0 {
+        return Ok(-1);
+    }
+    labelled("largest", &[x], x.f_max().and_then(|most| most.f_int64_value(&[])))
+}
+
+/// `[…]` → `[rows, …]`, the same for every row, without copying.
+pub fn repeat_rows(x: &Tensor, rows: i64) -> Result<Tensor> {
+    let shape: Vec<i64> = std::iter::once(rows).chain(x.size()).collect();
+    labelled("repeat_rows", &[x], x.f_unsqueeze(0).and_then(|x| x.f_expand(shape, false)))
+}
+
+/// Where both are true.
+pub fn both(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    labelled("both", &[a, b], a.f_logical_and(b))
+}
+
 /// Sum of all elements in f32.
 pub fn sum(x: &Tensor) -> Result<Tensor> {
     labelled("sum", &[x], x.f_sum(Kind::Float))
@@ -206,6 +245,38 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
         weight.f_mul(&normalised)
     })();
     labelled("rms_norm", &[x, weight], normalised)
+}
+
+/// As [`rms_norm`], but rounded to the type of `x` only at the end, as Gemma does (transformers `GemmaRMSNorm.forward`);
+/// `weight` is f32.
+pub fn rms_norm_rounded_last(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
+    to_kind(&rms_norm(&to_kind(x, Kind::Float)?, weight, epsilon)?, x.kind())
+}
+
+/// `weight · (x - mean(x)) / sqrt(variance(x) + epsilon) + bias` over the last dimension.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f64) -> Result<Tensor> {
+    labelled("layer_norm", &[x, weight], x.f_layer_norm(weight.size(), Some(weight), bias, epsilon, false))
+}
+
+/// `x · sigmoid(x)`, element by element.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    labelled("silu", &[x], x.f_silu())
+}
+
+/// `x · Φ(x)`, element by element; `approximate` by a tanh.
+pub fn gelu(x: &Tensor, approximate: bool) -> Result<Tensor> {
+    labelled("gelu", &[x], x.f_gelu(if approximate { "tanh" } else { "none" }))
+}
+
+/// `max(x, 0)`, element by element.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    labelled("relu", &[x], x.f_relu())
+}
+
+/// `cap · tanh(x / cap)`, element by element.
+pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
+    let capped = x.f_div_scalar(cap).and_then(|x| x.f_tanh()).and_then(|x| x.f_mul_scalar(cap));
+    labelled("soft_cap", &[x], capped)
 }
 
 /// `silu(gate) · up`, element by element.
@@ -258,23 +329,86 @@ pub fn attention(
     )
 }
 
-/// Cosine and sine, each `[N, 1, F]` of type `kind`, of `positions` `[N]` times `frequencies` `[F]` (f32), computed in f32.
-pub fn rotations(positions: &Tensor, frequencies: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
+/// How [`attention_openly`] makes scores of products.
+#[derive(Debug, Clone, Copy)]
+pub struct ScoreForm<'a> {
+    /// Factor on query · key, and on the linear bias.
+    pub scale: f64,
+    /// See [`soft_cap`].
+    pub cap: Option<f64>,
+    /// `[heads]` f32: the bias of key `j` is `slope · j`, rounded to bf16.
+    pub slopes: Option<&'a Tensor>,
+}
+
+/// As [`attention`], with all scores in memory, for what the fused form does not have.
+pub fn attention_openly(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    mask: Option<&Tensor>,
+    form: ScoreForm,
+) -> Result<Tensor> {
+    let mixed = (|| {
+        let (rows, heads, width, size) = query.size4()?;
+        let (_, groups, keys, _) = key.size4()?;
+        let shared = heads / groups.max(1);
+        let query = query.f_reshape([rows, groups, shared, width, size])?;
+        let mut scores = query.f_matmul(&key.f_unsqueeze(2)?.f_transpose(3, 4)?)?; // [B, g, s, T, K]
+        if let Some(slopes) = form.slopes {
+            let places = Tensor::f_arange(keys, (Kind::Float, query.device()))?;
+            let bias = slopes.f_reshape([1, groups, shared, 1, 1])?.f_mul(&places)?;
+            scores = scores.f_add(&bias.f_to_kind(Kind::BFloat16)?.f_to_kind(scores.kind())?)?;
+        }
+        scores = scores.f_mul_scalar(form.scale)?;
+        if let Some(cap) = form.cap {
+            scores = scores.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?;
+        }
+        if let Some(mask) = mask {
+            let hidden = mask.f_unsqueeze(1)?.f_logical_not()?;
+            scores = scores.f_masked_fill(&hidden, f64::NEG_INFINITY)?;
+        }
+        let weights = scores.f_softmax(-1, Kind::Float)?.f_to_kind(value.kind())?;
+        weights.f_matmul(&value.f_unsqueeze(2)?)?.f_reshape([rows, heads, width, size])
+    })();
+    labelled("attention_openly", &[query, key, value], mixed)
+}
+
+/// Cosine and sine, each `[N, 1, F]` of type `kind` and times `factor`, of `positions` `[N]` times `frequencies` `[F]`
+/// (f32), computed in f32.
+pub fn rotations(
+    positions: &Tensor,
+    frequencies: &Tensor,
+    factor: f64,
+    kind: Kind,
+) -> Result<(Tensor, Tensor)> {
     let tables = (|| {
         let angles = positions.f_to_kind(Kind::Float)?.f_outer(frequencies)?.f_unsqueeze(1)?;
-        Ok((angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?))
+        let scaled = |x: Tensor| x.f_mul_scalar(factor)?.f_to_kind(kind);
+        Ok((scaled(angles.f_cos()?)?, scaled(angles.f_sin()?)?))
     })();
     labelled("rotations", &[positions, frequencies], tables)
 }
 
-/// `[rows, 1, T, K]`: whether query `i` of a row, whose first query stands at `past[row]`, may see key `j`: `j ≤ past + i`.
-pub fn causal_mask(past: &[i64], queries: i64, keys: i64, device: Device) -> Result<Tensor> {
+/// `[rows, 1, T, K]`: whether query `i` of a row, whose first query stands at `past[row]`, may see key `j`: `j ≤ past + i`,
+/// and with a window no further back than `j > past + i - window`.
+pub fn causal_mask(
+    past: &[i64],
+    queries: i64,
+    keys: i64,
+    window: Option<i64>,
+    device: Device,
+) -> Result<Tensor> {
     let past = integers(past, device)?;
     let mask = (|| {
         let last = past
             .f_reshape([-1, 1, 1, 1])?
             .f_add(&Tensor::f_arange(queries, (Kind::Int64, device))?.f_reshape([1, 1, -1, 1])?)?;
-        Tensor::f_arange(keys, (Kind::Int64, device))?.f_reshape([1, 1, 1, -1])?.f_le_tensor(&last)
+        let key = Tensor::f_arange(keys, (Kind::Int64, device))?.f_reshape([1, 1, 1, -1])?;
+        let seen = key.f_le_tensor(&last)?;
+        match window {
+            Some(window) => seen.f_logical_and(&key.f_gt_tensor(&last.f_sub_scalar(window)?)?),
+            None => Ok(seen),
+        }
     })();
     labelled("causal_mask", &[&past], mask)
 }
@@ -289,6 +423,24 @@ pub fn padded_mask(columns: &Tensor) -> Result<Tensor> {
         columns.f_reshape([rows, 1, 1, width])?.f_logical_and(&causal)?.f_logical_or(&itself)
     })();
     labelled("padded_mask", &[columns], mask)
+}
+
+/// `[B, 1, T, K]` → `[B, 1, T, count + K]`: every query sees the keys that are put first.
+pub fn see_first(mask: &Tensor, count: i64) -> Result<Tensor> {
+    let size = mask.size();
+    let first = (|| {
+        let first = Tensor::f_ones([size[0], 1, size[2], count], (Kind::Bool, mask.device()))?;
+        Tensor::f_cat(&[first, mask.shallow_clone()], -1)
+    })();
+    labelled("see_first", &[mask], first)
+}
+
+/// `[B, T]` → `[B, count + T]`: the columns that are put first count.
+pub fn count_first(columns: &Tensor, count: i64) -> Result<Tensor> {
+    let rows = columns.size().first().copied().unwrap_or_default();
+    let first = Tensor::f_ones([rows, count], (Kind::Bool, columns.device()))
+        .and_then(|first| Tensor::f_cat(&[first, columns.shallow_clone()], -1));
+    labelled("count_first", &[columns], first)
 }
 
 /// The same elements in row-major order, each next to the other.

@@ -32,6 +32,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -294,16 +295,19 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     }
   }
 
-  // hidden [N, H], weight [V, H], ids [N] int64 in 0..V. Returns {sum, per row [N], number of rows whose best is right}.
-  static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight, const Tensor& ids,
-                               int64_t chunk, bool count_correct) {
+  // hidden [N, H], weight [V, H], bias [V] or undefined, ids [N] int64 in 0..V; cap 0 is none. Returns {sum, per row [N],
+  // number of rows whose best is right}.
+  static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
+                               const std::optional<Tensor>& bias, const Tensor& ids, double cap, int64_t chunk, bool count_correct) {
     const bool want_hidden = hidden.requires_grad(), want_weight = weight.requires_grad();
+    const bool want_bias = bias && bias->requires_grad();
     const int64_t rows = hidden.size(0), vocabulary = weight.size(0);
     const auto single = hidden.options().dtype(at::kFloat).requires_grad(false);
     Tensor losses = at::empty({rows}, single);
     Tensor correct = at::zeros({}, single.dtype(at::kLong));
     Tensor grad_hidden = want_hidden ? at::empty_like(hidden) : Tensor();
     Tensor grad_weight = want_weight ? at::zeros(weight.sizes(), single) : Tensor();
+    Tensor grad_bias = want_bias ? at::zeros(bias->sizes(), single) : Tensor();
     chunk = std::max<int64_t>(1, std::min(chunk, rows));
     Tensor space = at::empty({chunk, vocabulary}, hidden.options().requires_grad(false));
     const Tensor transposed = weight.t();
@@ -312,28 +316,38 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       Tensor part = hidden.slice(0, start, end), id = ids.slice(0, start, end).unsqueeze(1);
       Tensor raw = space.slice(0, 0, end - start);
       at::mm_out(raw, part, transposed);
+      if (bias) raw.add_(*bias);
+      Tensor slope;
+      if (cap > 0) {
+        raw.div_(cap).tanh_();
+        slope = raw.to(at::kFloat).square().neg_().add_(1);
+        raw.mul_(cap);
+      }
       Tensor logits = raw.to(at::kFloat);
       if (count_correct) correct.add_(logits.argmax(1, true).eq(id).sum());
       Tensor loss = losses.slice(0, start, end);
-      compare(logits, id, loss, want_hidden || want_weight);
+      compare(logits, id, loss, want_hidden || want_weight || want_bias);
+      if (slope.defined()) logits.mul_(slope);
       Tensor gradient = logits.to(hidden.scalar_type());
       if (want_hidden) {
         Tensor out = grad_hidden.slice(0, start, end);
         at::mm_out(out, gradient, weight);
       }
       if (want_weight) grad_weight.add_(gradient.t().mm(part));
+      if (want_bias) grad_bias.add_(gradient.sum(0, false, at::kFloat));
     }
-    ctx->save_for_backward({grad_hidden, want_weight ? grad_weight.to(weight.scalar_type()) : Tensor()});
+    ctx->save_for_backward({grad_hidden, want_weight ? grad_weight.to(weight.scalar_type()) : Tensor(),
+                            want_bias ? grad_bias.to(bias->scalar_type()) : Tensor()});
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({losses, correct});
     return {losses.sum(), losses, correct};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    variable_list result(5);
+    variable_list result(7);
     if (!gradients[0].defined()) return result;
     auto saved = ctx->get_saved_variables();
-    for (size_t i = 0; i < 2; ++i)
+    for (size_t i = 0; i < 3; ++i)
       if (saved[i].defined()) result[i] = saved[i].mul(gradients[0].to(saved[i].scalar_type()));
     return result;
   }
@@ -414,10 +428,11 @@ int luthier_clip(Tensor* const* gradients, size_t count, Tensor* norm, double li
   });
 }
 
-int luthier_linear_cross_entropy(Tensor* hidden, Tensor* weight, Tensor* ids, int64_t chunk, int count_correct,
-                                 Tensor** sum, Tensor** losses, Tensor** correct) {
+int luthier_linear_cross_entropy(Tensor* hidden, Tensor* weight, Tensor* bias, Tensor* ids, double cap, int64_t chunk,
+                                 int count_correct, Tensor** sum, Tensor** losses, Tensor** correct) {
   return guarded([=] {
-    auto result = LinearCrossEntropy::apply(*hidden, *weight, *ids, chunk, count_correct != 0);
+    const auto offset = bias ? std::optional<Tensor>(*bias) : std::nullopt;
+    auto result = LinearCrossEntropy::apply(*hidden, *weight, offset, *ids, cap, chunk, count_correct != 0);
     *sum = new Tensor(result[0]);
     *losses = new Tensor(result[1]);
     *correct = new Tensor(result[2]);

@@ -61,7 +61,7 @@ pub fn held_out(
         if batch.trained > 0 {
             let pass = Pass { positions: &batch.positions, mask: batch.mask(), adapters, noise: None };
             let hidden = model.hidden(&batch.ids, &pass, None)?;
-            let losses = head::loss_sum(model, &hidden, &batch.targets, true)?;
+            let losses = head::loss_sum(model, pass.adapters, &hidden, &batch.targets, true)?;
             sum += ops::value(&losses.sum)?;
             correct += ops::value(&losses.correct)?;
             trained += batch.trained;

@@ -58,6 +58,24 @@ impl KvCache {
         Ok(())
     }
 
+    /// Gives an empty row what the only row of `other` holds. Rows that have less stay as they are.
+    pub(crate) fn adopt(&mut self, row: usize, other: &Self) -> Result<()> {
+        let length = other.lengths.first().copied().unwrap_or_default();
+        let longest = self.lengths.iter().copied().max().unwrap_or_default();
+        self.reserve((length - longest).max(0))?;
+        for (layer, other) in self.layers.iter().zip(&other.layers) {
+            let (Some(layer), Some(other)) = (layer, other) else { continue };
+            for (store, new) in [(&layer.keys, &other.keys), (&layer.values, &other.values)] {
+                let place = ops::narrow(&ops::narrow(store, 0, row as i64, 1)?, 2, 0, length)?;
+                ops::copy_into(&mut { place }, &ops::narrow(new, 2, 0, length)?)?;
+            }
+        }
+        if let Some(held) = self.lengths.get_mut(row) {
+            *held = length;
+        }
+        Ok(())
+    }
+
     /// Makes room for `width` more tokens of every row.
     pub(crate) fn reserve(&mut self, width: i64) -> Result<()> {
         let longest = self.lengths.iter().copied().max().unwrap_or_default();

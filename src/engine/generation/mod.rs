@@ -159,12 +159,15 @@ fn prefill(
     }
     let shape = [rows, width as i64];
     let ids = ops::reshape(&ops::integers(&ids, model.device())?, &shape)?;
-    let columns: Vec<i64> = (0..rows).flat_map(|_| 0..width as i64).collect();
-    let positions = ops::reshape(&ops::integers(&columns, model.device())?, &shape)?;
+    model.begin(adapters, cache)?;
+    let starts = cache.lengths().to_vec();
+    let places: Vec<i64> = starts.iter().flat_map(|&start| start..start + width as i64).collect();
+    let positions = ops::reshape(&ops::integers(&places, model.device())?, &shape)?;
     let pass = Pass { positions: &positions, mask: Mask::Causal, adapters: active(adapters), noise: None };
     let hidden = model.hidden(&ids, &pass, Some(cache))?; // [B, T, H]
     let lengths: Vec<i64> = prompts.iter().map(|prompt| prompt.len() as i64).collect();
-    cache.truncate(&lengths);
+    let held: Vec<i64> = starts.iter().zip(&lengths).map(|(start, length)| start + length).collect();
+    cache.truncate(&held);
     let ends: Vec<i64> =
         lengths.iter().enumerate().map(|(row, length)| row as i64 * shape[1] + length - 1).collect();
     let flat = ops::reshape(&hidden, &[rows * shape[1], -1])?;
@@ -189,7 +192,7 @@ fn decode(
 
 /// The next token of every row.
 fn choose(model: &Model, last: &Tensor, rows: &[Row], live: &[Live]) -> Result<Vec<u32>> {
-    let logits = model.logits(last)?; // [B, V]
+    let logits = model.logits(last, active(&adapters(rows, live)))?; // [B, V]
     let best = ops::to_integers(&ops::argmax(&logits)?)?;
     let mut tokens: Vec<u32> = best.into_iter().map(|id| id as u32).collect();
     for (place, row) in live.iter().enumerate() {

@@ -9,7 +9,7 @@ use luthier_core::model::{LinearModule, match_targets};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use super::{Adapter, Method, Parameters, peft};
+use super::{Adapter, Folded, Method, Parameters, peft};
 use crate::error::{EngineError, Result};
 use crate::models::{Model, Noise};
 use crate::weights::Linear;
@@ -254,12 +254,11 @@ impl Adapter for Lora {
         Ok(y)
     }
 
-    fn fold(&self, linear: &Linear, dense: &Tensor) -> Result<Option<Tensor>> {
-        let Some(Factors { a, b }) = self.factors(linear) else { return Ok(None) };
-        let _guard = tch::no_grad_guard();
-        let on_host = |tensor: &Tensor| ops::to_device(tensor, tch::Device::Cpu);
-        let change = ops::scale(&ops::matmul(&on_host(b)?, &on_host(a)?)?, self.settings.scale())?;
-        ops::add(&ops::to_kind(dense, Kind::Float)?, &change).map(Some)
+    fn fold(&self, linear: &Linear, weight: Tensor, bias: Option<Tensor>) -> Result<Folded> {
+        let Some(Factors { a, b }) = self.factors(linear) else { return Ok(Folded { weight, bias }) };
+        let change = ops::scale(&ops::matmul(b, a)?, self.settings.scale())?;
+        let change = ops::to_device(&ops::to_kind(&change, weight.kind())?, weight.device())?;
+        Ok(Folded { weight: ops::add(&weight, &change)?, bias })
     }
 }
 

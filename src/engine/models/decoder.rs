@@ -4,13 +4,15 @@ use luthier_core::model::roles::Role;
 use luthier_core::model::{Architecture, ModelFiles};
 use tch::{Device, Kind, Tensor};
 
-use super::block::{Block, Norm};
+use super::block::Block;
 use super::frame::Frame;
+use super::norm::Norm;
 use super::rope::Rope;
-use super::{Noise, Pass};
+use super::{Active, Mask, Noise, Pass};
 use crate::error::{EngineError, Result};
 use crate::generation::KvCache;
-use crate::weights::{Linear, Loader, Weight};
+use crate::methods::Adapter;
+use crate::weights::{Linear, Loader};
 use crate::{csrc, ops};
 
 /// A decoder-only language model on one device.
@@ -21,17 +23,19 @@ pub struct Model {
     kind: Kind,
     /// `[V, H]`
     embedding: Tensor,
+    /// `[positions, H]`
+    learned_positions: Option<Tensor>,
     blocks: Vec<Block>,
     final_norm: Norm,
-    /// `[V, H]`; shares the embedding's memory where the head is tied.
-    head: Weight,
+    /// Shares the embedding's memory where it is tied.
+    head: Linear,
     ropes: Vec<Rope>,
 }
 
 /// A forward that kept only each block's input, for [`Model::backward`].
 #[derive(Debug)]
 pub struct Trace {
-    /// `[N, H]` each.
+    /// `[N, H]` each; the first carries the history of trained embeddings.
     inputs: Vec<Tensor>,
     /// Output of the last block, a leaf `[N, H]`.
     last: Tensor,
@@ -46,31 +50,54 @@ impl Model {
         let _guard = tch::no_grad_guard();
         let architecture = files.architecture.clone();
         let mut loader = Loader::open(files, device, kind)?;
-        let missing = |role: Role| {
-            EngineError::Config(format!("{} models have no {role:?} module", architecture.family))
-        };
-        let module = |role: Role| architecture.module(role, 0).ok_or_else(|| missing(role));
-        let role = if architecture.tied_head { Role::Embedding } else { Role::Head };
-        let head = loader.weight(&format!("{}.weight", module(role)?))?;
-        let embedding = if architecture.tied_head {
-            head.tensor().shallow_clone()
-        } else {
-            loader.tensor(&format!("{}.weight", module(Role::Embedding)?))?
+        let module = |role: Role| {
+            architecture.module(role, 0).ok_or_else(|| {
+                EngineError::Config(format!("{} models have no {role:?} module", architecture.family))
+            })
         };
         let mut ropes: Vec<Rope> = Vec::new();
         let mut blocks = Vec::with_capacity(architecture.layers.len());
         for (layer, spec) in architecture.layers.iter().enumerate() {
-            let wanted = &spec.attention.rope;
-            let known = ropes.iter().position(|rope| rope.spec == *wanted);
-            if known.is_none() {
-                ropes.push(Rope::new(wanted, device)?);
-            }
-            let rope = known.unwrap_or(ropes.len() - 1);
+            let rope = match spec.attention.rope() {
+                None => None,
+                Some(wanted) => Some(match ropes.iter().position(|rope| rope.spec == *wanted) {
+                    Some(known) => known,
+                    None => {
+                        ropes.push(Rope::new(wanted, device)?);
+                        ropes.len() - 1
+                    }
+                }),
+            };
             blocks.push(Block::load(&architecture, layer, rope, &mut loader)?);
         }
+        let embedding_name = format!("{}.weight", module(Role::Embedding)?);
+        let head_name = module(Role::Head)?;
+        let head_weight =
+            if architecture.tied_head { embedding_name.clone() } else { format!("{head_name}.weight") };
+        let head = loader.linear_of(&head_name, head_weight, architecture.head_bias)?;
+        let embedding = if architecture.tied_head {
+            head.weight().tensor().shallow_clone()
+        } else {
+            loader.tensor(&embedding_name)?
+        };
+        let learned_positions = match architecture.learned_positions {
+            Some(_) => Some(loader.tensor(&format!("{}.weight", module(Role::PositionEmbedding)?))?),
+            None => None,
+        };
         let final_norm = Norm::load(architecture.final_norm, &module(Role::FinalNorm)?, &loader)?;
         let fingerprint = files.fingerprint.clone();
-        Ok(Self { architecture, fingerprint, device, kind, embedding, blocks, final_norm, head, ropes })
+        Ok(Self {
+            architecture,
+            fingerprint,
+            device,
+            kind,
+            embedding,
+            learned_positions,
+            blocks,
+            final_norm,
+            head,
+            ropes,
+        })
     }
 
     /// What the model is made of.
@@ -93,43 +120,38 @@ impl Model {
         self.kind
     }
 
-    /// Every linear layer that an adapter can act on, by [`crate::weights::Site`].
+    /// Every linear layer that an adapter can act on, by [`crate::weights::Site`]; the head is the last.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.blocks.iter().flat_map(Block::linears)
+        self.blocks.iter().flat_map(Block::linears).chain([&self.head])
     }
 
-    /// The head's weight, `[V, H]`.
-    pub fn head_weight(&self) -> &Tensor {
-        self.head.tensor()
+    /// The output head.
+    pub fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    /// The token embedding, `[V, H]`.
+    pub fn embedding(&self) -> &Tensor {
+        &self.embedding
     }
 
     /// Final hidden states `[B, T, H]` (after the last norm, before the head) of `ids` `[B, T]` int64. With a cache, the
     /// tokens follow those it holds, and it holds them too afterwards.
     pub fn hidden(&self, ids: &Tensor, pass: &Pass, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        let frame = Frame::new(ids, pass, &self.ropes, self.kind, cache.as_deref())?;
-        if let Some(cache) = cache.as_deref_mut() {
-            cache.reserve(frame.width)?;
-        }
-        let mut x = self.embed(ids)?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let layer_cache = cache.as_deref_mut().map(|cache| cache.layer(layer));
-            x = block.forward(&x, &frame, layer_cache.transpose()?)?;
-        }
-        if let Some(cache) = cache {
-            cache.advance(frame.width);
-        }
+        let frame = self.frame(ids, pass, cache.as_deref())?;
+        let x = self.embed(ids, &frame)?;
+        let x = self.walk(x, &frame, cache.as_deref_mut())?;
         self.finish(&x, &frame)
     }
 
     /// The residual stream before the first block and after each but the last, then the final hidden states: as many as
     /// there are layers, and one; `[B, T, H]` each.
     pub fn hidden_states(&self, ids: &Tensor, pass: &Pass) -> Result<Vec<Tensor>> {
-        let frame = Frame::new(ids, pass, &self.ropes, self.kind, None)?;
-        let shape = [frame.rows, frame.width, self.architecture.hidden as i64];
-        let mut x = self.embed(ids)?;
+        let frame = self.frame(ids, pass, None)?;
+        let mut x = self.embed(ids, &frame)?;
         let mut states = Vec::with_capacity(self.blocks.len() + 1);
         for block in &self.blocks {
-            states.push(ops::reshape(&x, &shape)?);
+            states.push(self.given(&x, &frame)?);
             x = block.forward(&x, &frame, None)?;
         }
         states.push(self.finish(&x, &frame)?);
@@ -139,9 +161,9 @@ impl Model {
     /// The same hidden states as [`Model::hidden`], keeping only what enters each block: [`Model::backward`] computes the
     /// rest again.
     pub fn hidden_recomputed(&self, ids: &Tensor, pass: &Pass) -> Result<Trace> {
-        let frame = Frame::new(ids, pass, &self.ropes, self.kind, None)?;
+        let frame = self.frame(ids, pass, None)?;
         let mut inputs = Vec::with_capacity(self.blocks.len());
-        let mut x = self.embed(ids)?;
+        let mut x = self.embed(ids, &frame)?;
         {
             let _guard = tch::no_grad_guard();
             for block in &self.blocks {
@@ -157,37 +179,167 @@ impl Model {
     /// Gradients of a loss into the adapter's parameters, after the loss's own backward has reached `trace.hidden`. `ids`
     /// and `pass` must be those of [`Model::hidden_recomputed`].
     pub fn backward(&self, trace: Trace, ids: &Tensor, pass: &Pass) -> Result<()> {
-        let frame = Frame::new(ids, pass, &self.ropes, self.kind, None)?;
+        let frame = self.frame(ids, pass, None)?;
         let Trace { mut inputs, last, hidden } = trace;
         drop(hidden);
         let mut gradient = ops::gradient(&last)?;
-        for (layer, block) in self.blocks.iter().enumerate().rev() {
+        for block in self.blocks.iter().rev() {
             let (Some(outer), Some(input)) = (gradient, inputs.pop()) else { return Ok(()) };
-            // Nothing below the first block is trained.
-            let input = if layer == 0 { input } else { ops::leaf(&input)? };
-            let output = block.forward(&input, &frame, None)?;
+            let embedded = inputs.is_empty();
+            let below_is_trained = !embedded || input.requires_grad();
+            let start = if below_is_trained { ops::leaf(&input)? } else { input.shallow_clone() };
+            let output = block.forward(&start, &frame, None)?;
             if !output.requires_grad() {
                 return Ok(());
             }
             csrc::backward(&[&output], &[Some(&outer)])?;
-            gradient = ops::gradient(&input)?;
+            gradient = if below_is_trained { ops::gradient(&start)? } else { None };
+            if let (true, Some(gradient)) = (embedded, &gradient) {
+                csrc::backward(&[&input], &[Some(gradient)])?;
+            }
         }
         Ok(())
     }
 
-    /// Logits `[…, V]` of final hidden states `[…, H]`.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.head.linear(hidden, None).map_err(|error| error.within("the head"))
+    /// Puts the virtual tokens of each row's adapter into an empty cache.
+    pub fn begin(&self, adapters: &[Option<&dyn Adapter>], cache: &mut KvCache) -> Result<()> {
+        let mut made: Vec<(&dyn Adapter, KvCache)> = Vec::new();
+        for (row, adapter) in adapters.iter().enumerate() {
+            let Some(adapter) = adapter.filter(|adapter| adapter.virtual_tokens() > 0) else { continue };
+            let known = made.iter().position(|(other, _)| std::ptr::addr_eq(*other, adapter));
+            if known.is_none() {
+                made.push((adapter, self.virtual_tokens(adapter)?));
+            }
+            let place = known.unwrap_or(made.len() - 1);
+            cache.adopt(row, &made[place].1)?;
+        }
+        Ok(())
     }
 
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        let hidden = ops::embedding(&self.embedding, ids).map_err(|error| error.within("the embedding"))?;
-        ops::reshape(&hidden, &[-1, self.architecture.hidden as i64])
+    /// Logits `[…, V]` of final hidden states `[…, H]`, rows in the first dimension.
+    pub fn logits(&self, hidden: &Tensor, adapters: Active) -> Result<Tensor> {
+        let mut size = hidden.size();
+        let flat = ops::reshape(hidden, &[-1, self.architecture.hidden as i64])?;
+        let nowhere = ops::integers(&[], self.device)?;
+        let pass = Pass { positions: &nowhere, mask: Mask::Causal, adapters, noise: None };
+        let logits = self.head.forward(&flat, &pass)?;
+        let logits = match self.architecture.logit_cap {
+            Some(cap) => ops::soft_cap(&logits, cap)?,
+            None => logits,
+        };
+        if let Some(last) = size.last_mut() {
+            *last = self.architecture.vocabulary as i64;
+        }
+        ops::reshape(&logits, &size)
+    }
+
+    fn frame<'a>(&self, ids: &Tensor, pass: &'a Pass<'a>, cache: Option<&KvCache>) -> Result<Frame<'a>> {
+        let Ok((rows, columns)) = ids.size2() else {
+            return Err(ops::mismatch("hidden", &[ids], "ids must be of shape [rows, columns]"));
+        };
+        Frame::new([rows, columns], pass, &self.ropes, self.kind, cache)
+    }
+
+    /// Through all blocks.
+    fn walk(&self, mut x: Tensor, frame: &Frame, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        if let Some(cache) = cache.as_deref_mut() {
+            cache.reserve(frame.width)?;
+        }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let layer_cache = cache.as_deref_mut().map(|cache| cache.layer(layer));
+            x = block.forward(&x, frame, layer_cache.transpose()?)?;
+        }
+        if let Some(cache) = cache {
+            cache.advance(frame.width);
+        }
+        Ok(x)
+    }
+
+    /// `[N, H]` of the given tokens, and of virtual ones before them.
+    fn embed(&self, ids: &Tensor, frame: &Frame) -> Result<Tensor> {
+        let name = self.architecture.module(Role::Embedding, 0).map(|name| format!("{name}.weight"));
+        let flat = ops::reshape(ids, &[-1])?;
+        let given = frame.pass.by_adapter(&flat, |adapter, ids| {
+            let own = adapter.zip(name.as_deref()).and_then(|(adapter, name)| adapter.replacement(name));
+            let table = own.map(|table| ops::to_kind(table, self.kind)).transpose()?;
+            ops::embedding(table.as_ref().unwrap_or(&self.embedding), ids)
+        });
+        let given = given.map_err(|error| error.within("the embedding"))?;
+        let given = match self.architecture.embedding_scale {
+            Some(scale) => ops::scale(&given, ops::rounded(scale, self.kind))?,
+            None => given,
+        };
+        let all = match &frame.prompt {
+            Some(prompt) => {
+                let table = ops::concatenate(&[prompt.embeddings.shallow_clone(), given], 0)?;
+                ops::select_rows(&table, 0, &prompt.order)?
+            }
+            None => given,
+        };
+        self.place(all, frame)
+    }
+
+    /// Adds the learned embedding of each token's place, where the family has one.
+    fn place(&self, x: Tensor, frame: &Frame) -> Result<Tensor> {
+        let Some(base) = &self.learned_positions else { return Ok(x) };
+        let room = base.size().first().copied().unwrap_or_default();
+        let last = ops::largest(&frame.positions)?;
+        if last >= room {
+            return Err(EngineError::Data(format!(
+                "a sequence of {} tokens does not fit this model, which has positions for {room}; lower data.max_length, \
+                 or give shorter prompts",
+                last + 1
+            )));
+        }
+        let name = self.architecture.module(Role::PositionEmbedding, 0).map(|name| format!("{name}.weight"));
+        let places = frame.pass.by_adapter(&frame.positions, |adapter, positions| {
+            let own = adapter.zip(name.as_deref()).and_then(|(adapter, name)| adapter.replacement(name));
+            let table = own.map(|table| ops::to_kind(table, self.kind)).transpose()?;
+            ops::embedding(table.as_ref().unwrap_or(base), positions)
+        });
+        ops::add(&x, &places?)
     }
 
     fn finish(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
-        let shape = [frame.rows, frame.width, self.architecture.hidden as i64];
-        ops::reshape(&self.final_norm.forward(x)?, &shape)
+        self.given(&self.final_norm.forward(x, frame.pass)?, frame)
+    }
+
+    /// `[B, T, H]` of the given tokens out of `[N, H]` of all.
+    fn given(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
+        let size = frame.pass.positions.size();
+        let shape = [size[0], size[1], self.architecture.hidden as i64];
+        match &frame.prompt {
+            Some(prompt) => ops::reshape(&ops::select_rows(x, 0, &prompt.given)?, &shape),
+            None => ops::reshape(x, &shape),
+        }
+    }
+
+    /// A cache of one row that holds an adapter's virtual tokens.
+    fn virtual_tokens(&self, adapter: &dyn Adapter) -> Result<KvCache> {
+        let count = adapter.virtual_tokens() as i64;
+        let mut cache = KvCache::new(self, 1);
+        let Some(prompt) = adapter.prompt() else {
+            cache.reserve(count)?;
+            for layer in 0..self.blocks.len() {
+                let Some((keys, values)) = adapter.prefix(layer)? else { continue };
+                let row = |x: &Tensor| {
+                    let x = ops::to_kind(&ops::transpose(x, 0, 1)?, self.kind)?; // [g, P, d]
+                    let size = x.size();
+                    ops::reshape(&x, &[1, size[0], size[1], size[2]])
+                };
+                cache.layer(layer)?.write(&row(&keys)?, &row(&values)?)?;
+            }
+            cache.advance(count);
+            return Ok(cache);
+        };
+        let places = ops::integers(&(0..count).collect::<Vec<_>>(), self.device)?;
+        let positions = ops::reshape(&places, &[1, count])?;
+        let adapters = Active::All(adapter);
+        let pass = Pass { positions: &positions, mask: Mask::Causal, adapters, noise: None };
+        let frame = Frame::new([1, count], &pass, &self.ropes, self.kind, Some(&cache))?;
+        let x = self.place(ops::to_kind(prompt, self.kind)?, &frame)?;
+        drop(self.walk(x, &frame, Some(&mut cache))?);
+        Ok(cache)
     }
 }
 

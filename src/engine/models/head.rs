@@ -2,9 +2,10 @@
 
 use tch::{Device, Tensor};
 
-use super::Model;
+use super::{Active, Model};
 use crate::csrc::{self, CrossEntropy};
 use crate::error::{EngineError, Result};
+use crate::methods::Folded;
 use crate::ops;
 
 /// Label of a token that is not trained on, as in transformers.
@@ -48,10 +49,11 @@ impl Targets {
     }
 }
 
-/// Sum of the cross entropies of all targets under `softmax(head · hidden)`; `hidden` is `[B, T, H]`. `count_correct`
-/// asks for [`CrossEntropy::correct`].
+/// Sum of the cross entropies of all targets under `softmax(head · hidden)`; `hidden` is `[B, T, H]`, the head what
+/// `adapters` (one for all rows, or none) make of it. `count_correct` asks for [`CrossEntropy::correct`].
 pub fn loss_sum(
     model: &Model,
+    adapters: Active,
     hidden: &Tensor,
     targets: &Targets,
     count_correct: bool,
@@ -59,8 +61,19 @@ pub fn loss_sum(
     let width = hidden.size().last().copied().unwrap_or_default();
     let flat = ops::reshape(hidden, &[-1, width])?;
     let chosen = ops::select_rows(&flat, 0, &targets.rows)?;
+    let head = model.head();
+    let weight = head.weight().tensor().shallow_clone();
+    let bias = head.bias().map(Tensor::shallow_clone);
+    let Folded { weight, bias } = match adapters {
+        Active::Base => Folded { weight, bias },
+        Active::All(adapter) => adapter.fold(head, weight, bias)?,
+        Active::Rows(_) => {
+            return Err(EngineError::torch("loss", "rows of one loss must have one adapter"));
+        }
+    };
     let vocabulary = model.architecture().vocabulary as i64;
     let chunk = (LOGITS_AT_ONCE / vocabulary.max(1)).max(1);
-    csrc::linear_cross_entropy(&chosen, model.head_weight(), &targets.ids, chunk, count_correct)
+    let head = csrc::Head { weight: &weight, bias: bias.as_ref(), cap: model.architecture().logit_cap };
+    csrc::linear_cross_entropy(&chosen, &head, &targets.ids, chunk, count_correct)
         .map_err(|error| error.within("the head"))
 }

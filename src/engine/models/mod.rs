@@ -3,22 +3,28 @@
 //! Nothing but weights lives in a [`Model`]: what one forward needs besides (positions, mask, adapters, noise, cache) is
 //! passed in, so nothing has to be reset.
 
+mod attention;
 mod block;
 mod decoder;
 mod frame;
 pub mod head;
+mod mlp;
+mod norm;
 mod rope;
 
 use tch::Tensor;
 
 pub use decoder::{Model, Trace};
 
+use crate::error::Result;
 use crate::methods::Adapter;
+use crate::ops;
 
 /// All that one forward needs besides weights and cache. B rows of T columns; row-major.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
-    /// `[B, T]` int64: the place of each token in its own document, from 0.
+    /// `[B, T]` int64: the place of each token in its own document, from 0. Virtual tokens of an adapter come before that
+    /// and are not counted here; with a cache, which holds them as it holds all earlier tokens, they are.
     pub positions: &'a Tensor,
     /// Which tokens see which.
     pub mask: Mask<'a>,
@@ -50,6 +56,83 @@ pub enum Active<'a> {
     All(&'a dyn Adapter),
     /// One (or none) for each row.
     Rows(&'a [Option<&'a dyn Adapter>]),
+}
+
+impl<'a> Active<'a> {
+    /// Those that act on any row.
+    fn all(self) -> impl Iterator<Item = &'a dyn Adapter> {
+        let (one, rows): (_, &[Option<&dyn Adapter>]) = match self {
+            Self::Base => (None, &[]),
+            Self::All(adapter) => (Some(adapter), &[]),
+            Self::Rows(rows) => (None, rows),
+        };
+        one.into_iter().chain(rows.iter().copied().flatten())
+    }
+}
+
+impl Pass<'_> {
+    /// Whether any adapter has its own tensor in the place of the base model's of this name.
+    pub(crate) fn replaces(&self, tensor: &str) -> bool {
+        self.adapters.all().any(|adapter| adapter.replacement(tensor).is_some())
+    }
+
+    /// Applies `f` to each run of neighbouring rows with one adapter. `x` holds the tokens of all rows in its first
+    /// dimension, as does what comes out.
+    pub(crate) fn by_adapter(
+        &self,
+        x: &Tensor,
+        f: impl Fn(Option<&dyn Adapter>, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        match self.adapters {
+            Active::Base => f(None, x),
+            Active::All(adapter) => f(Some(adapter), x),
+            Active::Rows(_) => {
+                let part = |run: Run| f(run.adapter, &ops::narrow(x, 0, run.start, run.length)?);
+                let parts = self.runs(x)?.into_iter().map(part);
+                ops::concatenate(&parts.collect::<Result<Vec<_>>>()?, 0)
+            }
+        }
+    }
+
+    /// The runs of neighbouring rows with one adapter. `x` holds the tokens of all rows in its first dimension.
+    pub(crate) fn runs(&self, x: &Tensor) -> Result<Vec<Run<'_>>> {
+        let tokens = x.size().first().copied().unwrap_or_default();
+        let rows = match self.adapters {
+            Active::Base => return Ok(vec![Run { adapter: None, start: 0, length: tokens }]),
+            Active::All(adapter) => {
+                return Ok(vec![Run { adapter: Some(adapter), start: 0, length: tokens }]);
+            }
+            Active::Rows(rows) => rows,
+        };
+        let count = rows.len() as i64;
+        if count == 0 || tokens % count != 0 {
+            return Err(ops::mismatch("adapters by row", &[x], &format!("{count} rows")));
+        }
+        let (mut runs, mut start) = (Vec::new(), 0);
+        for run in rows.chunk_by(|a, b| same(*a, *b)) {
+            let length = run.len() as i64 * (tokens / count);
+            runs.push(Run { adapter: run.first().copied().flatten(), start, length });
+            start += length;
+        }
+        Ok(runs)
+    }
+}
+
+/// Tokens of neighbouring rows with one adapter.
+#[derive(Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub adapter: Option<&'a dyn Adapter>,
+    pub start: i64,
+    pub length: i64,
+}
+
+/// Whether two rows have the same adapter, the same object.
+fn same(a: Option<&dyn Adapter>, b: Option<&dyn Adapter>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => std::ptr::addr_eq(a, b),
+        _ => false,
+    }
 }
 
 /// Where in a run a forward stands: everything random in it is a function of this and of the module.

@@ -13,27 +13,67 @@ use crate::ops;
 #[derive(Debug)]
 pub(super) struct Rope {
     pub spec: RopeSpec,
-    /// `[rotated / 2]` f32, radians per position.
+    /// `[rotated / 2]` f32, radians per position, as far as they do not depend on the length of sequences.
     frequencies: Tensor,
+    /// The same, for sequences beyond the context length of pre-training (LongRoPE).
+    beyond: Option<Tensor>,
+    device: Device,
 }
 
 impl Rope {
     pub fn new(spec: &RopeSpec, device: Device) -> Result<Self> {
-        Ok(Self { spec: spec.clone(), frequencies: ops::floats(&frequencies(spec), device)? })
+        let frequencies = ops::floats(&frequencies(spec), device)?;
+        let beyond = match &spec.scaling {
+            RopeScaling::Long { long, .. } => Some(ops::floats(&divided(spec, long), device)?),
+            _ => None,
+        };
+        Ok(Self { spec: spec.clone(), frequencies, beyond, device })
     }
 
-    /// Cosine and sine for `positions` `[N]` int64, each `[N, 1, rotated / 2]`.
-    pub fn rotations(&self, positions: &Tensor, kind: Kind) -> Result<(Tensor, Tensor)> {
-        ops::rotations(positions, &self.frequencies, kind)
+    /// Whether [`Rope::rotations`] depends on the longest sequence of the batch.
+    pub fn depends_on_length(&self) -> bool {
+        matches!(self.spec.scaling, RopeScaling::Dynamic { .. } | RopeScaling::Long { .. })
+    }
+
+    /// Cosine and sine for `positions` `[N]` int64, each `[N, 1, rotated / 2]`, in a batch whose longest sequence has
+    /// `longest` tokens.
+    pub fn rotations(&self, positions: &Tensor, longest: i64, kind: Kind) -> Result<(Tensor, Tensor)> {
+        let grown;
+        let chosen = match (&self.spec.scaling, &self.beyond) {
+            (RopeScaling::Long { original_positions, .. }, Some(beyond))
+                if longest > *original_positions as i64 =>
+            {
+                beyond
+            }
+            (RopeScaling::Dynamic { factor, original_positions }, _)
+                if longest > *original_positions as i64 =>
+            {
+                let share = longest as f64 / *original_positions as f64;
+                let rotated = self.spec.rotated as f64;
+                let theta =
+                    self.spec.theta * (factor * share - (factor - 1.0)).powf(rotated / (rotated - 2.0));
+                let plain = RopeSpec { theta, scaling: RopeScaling::None, ..self.spec.clone() };
+                grown = ops::floats(&frequencies(&plain), self.device)?;
+                &grown
+            }
+            _ => &self.frequencies,
+        };
+        let factor = match self.spec.scaling {
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Long { attention_factor, .. } => {
+                attention_factor
+            }
+            _ => 1.0,
+        };
+        ops::rotations(positions, chosen, factor, kind)
     }
 }
 
-/// Radians per position of each rotated pair, as transformers computes them (`modeling_rope_utils.py`).
+/// Radians per position of each rotated pair, as transformers computes them (`modeling_rope_utils.py`), for sequences
+/// within the context length of pre-training.
 fn frequencies(spec: &RopeSpec) -> Vec<f32> {
-    let half = spec.rotated / 2;
-    let plain = (0..half).map(|pair| 1.0 / spec.theta.powf(2.0 * pair as f64 / spec.rotated as f64));
+    let plain = plain(spec);
     match &spec.scaling {
-        RopeScaling::None => plain.map(|frequency| frequency as f32).collect(),
+        RopeScaling::None | RopeScaling::Dynamic { .. } => plain.map(|frequency| frequency as f32).collect(),
         RopeScaling::Linear { factor } => plain.map(|frequency| (frequency / factor) as f32).collect(),
         RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_positions } => {
             let original = *original_positions as f64;
@@ -49,10 +89,39 @@ fn frequencies(spec: &RopeSpec) -> Vec<f32> {
                 })
                 .collect()
         }
-        RopeScaling::Divisors(divisors) => {
-            plain.zip(divisors).map(|(frequency, &divisor)| (frequency / f64::from(divisor)) as f32).collect()
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_positions, truncate, .. } => {
+            // The dimension pair that turns so often within the original context.
+            let pair = |turns: f64| {
+                let wavelength = *original_positions as f64 / (turns * 2.0 * PI);
+                spec.rotated as f64 * wavelength.ln() / (2.0 * spec.theta.ln())
+            };
+            let (mut low, mut high) = (pair(*beta_fast), pair(*beta_slow));
+            if *truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            (low, high) = (low.max(0.0), high.min(spec.rotated as f64 - 1.0));
+            let width = if (high - low).abs() < f64::EPSILON { 0.001 } else { high - low };
+            plain
+                .enumerate()
+                .map(|(index, frequency)| {
+                    // 0 keeps a frequency, 1 divides it by the factor.
+                    let share = ((index as f64 - low) / width).clamp(0.0, 1.0);
+                    (share * frequency / factor + (1.0 - share) * frequency) as f32
+                })
+                .collect()
         }
+        RopeScaling::Long { short, .. } => divided(spec, short),
+        RopeScaling::Divisors(divisors) => divided(spec, divisors),
     }
+}
+
+fn plain(spec: &RopeSpec) -> impl Iterator<Item = f64> {
+    let RopeSpec { theta, rotated, .. } = *spec;
+    (0..rotated / 2).map(move |pair| 1.0 / theta.powf(2.0 * pair as f64 / rotated as f64))
+}
+
+fn divided(spec: &RopeSpec, divisors: &[f32]) -> Vec<f32> {
+    plain(spec).zip(divisors).map(|(frequency, &divisor)| (frequency / f64::from(divisor)) as f32).collect()
 }
 
 #[cfg(test)]

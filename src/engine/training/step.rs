@@ -110,13 +110,13 @@ fn add_gradients(
     };
     if recompute {
         let trace = model.hidden_recomputed(&batch.ids, &pass)?;
-        let loss = head::loss_sum(model, &trace.hidden, &batch.targets, false)?;
+        let loss = head::loss_sum(model, pass.adapters, &trace.hidden, &batch.targets, false)?;
         csrc::backward(&[&loss.sum], &[Some(share)])?;
         model.backward(trace, &batch.ids, &pass)?;
         return ops::detach(&loss.sum);
     }
     let hidden = model.hidden(&batch.ids, &pass, None)?;
-    let loss = head::loss_sum(model, &hidden, &batch.targets, false)?;
+    let loss = head::loss_sum(model, pass.adapters, &hidden, &batch.targets, false)?;
     csrc::backward(&[&loss.sum], &[Some(share)])?;
     ops::detach(&loss.sum)
 }

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Result, from_tch};
 use crate::methods::Adapter;
-use crate::models::{Active, Pass};
+use crate::models::{Active, Pass, Run};
 use crate::{csrc, ops};
 
 /// Names a linear layer of one model by number, counted from 0 in the order of [`crate::models::Model::linears`].
@@ -86,8 +86,8 @@ impl Stored {
     }
 }
 
-/// A linear layer of the base model. Every product of activations with a block's weights goes through
-/// [`Linear::forward`].
+/// A linear layer of the base model. Every product of activations with a block's weights, and with the head's, goes
+/// through [`Linear::forward`].
 #[derive(Debug)]
 pub struct Linear {
     /// Where it is.
@@ -100,27 +100,36 @@ pub struct Linear {
     pub out_features: usize,
     weight: Weight,
     bias: Option<Tensor>,
+    /// Hugging Face names of both tensors; a tied head's weight has the embedding's.
+    tensors: [String; 2],
 }
 
 impl Linear {
     pub(super) fn new(
         site: Site,
         name: &str,
-        features: [usize; 2],
+        [out_features, in_features]: [usize; 2],
         weight: Weight,
         bias: Option<Tensor>,
+        weight_name: String,
     ) -> Self {
-        let [out_features, in_features] = features;
-        Self { site, name: name.into(), in_features, out_features, weight, bias }
+        let tensors = [weight_name, format!("{name}.bias")];
+        Self { site, name: name.into(), in_features, out_features, weight, bias, tensors }
     }
 
     /// `[N, in]` → `[N, out]`, with the adapters of `pass`.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let changed = self.weight.linear(x, self.bias.as_ref()).and_then(|y| match pass.adapters {
-            Active::Base => Ok(y),
-            Active::All(adapter) => adapter.output(self, x, y, pass.noise.as_ref()),
-            Active::Rows(rows) => self.by_rows(x, &y, rows, pass),
-        });
+        let changed = match pass.adapters {
+            Active::Base => self.product(x),
+            Active::All(adapter) => self.adapted(x, adapter, pass),
+            Active::Rows(rows) if rows.iter().flatten().all(|adapter| adapter.shares_product(self)) => {
+                self.by_rows(x, pass)
+            }
+            Active::Rows(_) => pass.by_adapter(x, |adapter, x| match adapter {
+                Some(adapter) => self.adapted(x, adapter, pass),
+                None => self.product(x),
+            }),
+        };
         changed.map_err(|error| error.within(&self.name))
     }
 
@@ -134,36 +143,44 @@ impl Linear {
         self.bias.as_ref()
     }
 
-    /// Base weights have run once over the whole batch; each run of neighbouring rows with one adapter then gets it.
-    fn by_rows(&self, x: &Tensor, y: &Tensor, rows: &[Option<&dyn Adapter>], pass: &Pass) -> Result<Tensor> {
-        let tokens = x.size().first().copied().unwrap_or_default();
-        let count = rows.len() as i64;
-        if count == 0 || tokens % count != 0 {
-            return Err(ops::mismatch("adapters by row", &[x], &format!("{count} rows")));
-        }
-        let width = tokens / count;
+    /// Hugging Face names of weight and bias. A tied head's weight has the embedding's name.
+    pub fn tensors(&self) -> [&str; 2] {
+        let [weight, bias] = &self.tensors;
+        [weight, bias]
+    }
+
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
+        self.weight.linear(x, self.bias.as_ref())
+    }
+
+    fn adapted(&self, x: &Tensor, adapter: &dyn Adapter, pass: &Pass) -> Result<Tensor> {
+        let input = adapter.input(self, x)?;
+        let x = input.as_ref().unwrap_or(x);
+        let [weight, bias] = self.tensors().map(|name| adapter.replacement(name));
+        let bias = match bias {
+            Some(bias) => Some(ops::to_kind(bias, x.kind())?),
+            None => self.bias.as_ref().map(Tensor::shallow_clone),
+        };
+        let y = match weight {
+            Some(weight) => ops::linear(x, &ops::to_kind(weight, x.kind())?, bias.as_ref())?,
+            None => self.weight.linear(x, bias.as_ref())?,
+        };
+        adapter.output(self, x, y, pass.noise.as_ref())
+    }
+
+    /// Base weights run once over the whole batch; each run of neighbouring rows with one adapter then gets it.
+    fn by_rows(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let y = self.product(x)?;
         let mut parts = Vec::new();
-        let mut start = 0;
-        for run in rows.chunk_by(|a, b| same(*a, *b)) {
-            let length = run.len() as i64 * width;
-            let part = ops::narrow(y, 0, start, length)?;
-            parts.push(match run.first().copied().flatten() {
+        for Run { adapter, start, length } in pass.runs(&y)? {
+            let part = ops::narrow(&y, 0, start, length)?;
+            parts.push(match adapter {
                 Some(adapter) => {
                     adapter.output(self, &ops::narrow(x, 0, start, length)?, part, pass.noise.as_ref())?
                 }
                 None => part,
             });
-            start += length;
         }
         ops::concatenate(&parts, 0)
-    }
-}
-
-/// Whether two rows have the same adapter, the same object.
-fn same(a: Option<&dyn Adapter>, b: Option<&dyn Adapter>) -> bool {
-    match (a, b) {
-        (None, None) => true,
-        (Some(a), Some(b)) => std::ptr::addr_eq(a, b),
-        _ => false,
     }
 }

@@ -35,6 +35,16 @@ impl<'a> Loader<'a> {
         Ok(Self { files, maps, device, kind, sites: 0 })
     }
 
+    /// Where tensors go.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Element type of what is loaded.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// The tensor of this Hugging Face name, as the compute type on the device. Never to be written to.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let Some(entry) = self.files.tensors.get(name) else {
@@ -74,16 +84,21 @@ impl<'a> Loader<'a> {
 
     /// The next linear layer, of this module name; layers must be asked for in the order of their sites.
     pub fn linear(&mut self, module: &str, has_bias: bool) -> Result<Linear> {
-        let weight = self.weight(&format!("{module}.weight"))?;
+        self.linear_of(module, format!("{module}.weight"), has_bias)
+    }
+
+    /// As [`Loader::linear`], with the weight of this tensor name: a tied head's is the embedding.
+    pub fn linear_of(&mut self, module: &str, weight_name: String, has_bias: bool) -> Result<Linear> {
+        let weight = self.weight(&weight_name)?;
         let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
         let size = weight.tensor().size();
         let [out_features, in_features] = size[..] else {
-            return Err(self.damaged(format!("{module}.weight is no matrix")));
+            return Err(self.damaged(format!("{weight_name} is no matrix")));
         };
         let site = Site(self.sites);
         self.sites += 1;
         let features = [out_features as usize, in_features as usize];
-        Ok(Linear::new(site, module, features, weight, bias))
+        Ok(Linear::new(site, module, features, weight, bias, weight_name))
     }
 
     /// As it is stored, in its file's arrangement, as f32, f16 or bf16; over the map itself where it can be.

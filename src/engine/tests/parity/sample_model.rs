@@ -43,7 +43,7 @@ fn logits_and_hidden_states_equal_transformers() {
     let hidden = hidden(&model, &stored["input_ids"], Active::Base);
     let error = distance(&hidden.get(0), &stored["last_hidden_state"]);
     assert!(error <= 1e-3, "hidden states: {error}");
-    let logits = model.logits(&hidden).unwrap().get(0);
+    let logits = model.logits(&hidden, Active::Base).unwrap().get(0);
     let error = distance(&logits.gather(1, &stored["top20_ids"], false), &stored["top20_values"]);
     assert!(error <= 1e-3, "logits: {error}");
     assert!(distance(&logits.get(-1), &stored["logits_last"]) <= 1e-3);
@@ -92,7 +92,14 @@ fn three_lora_steps_equal_peft() {
         for parameter in &parameters {
             parameter.shallow_clone().zero_grad();
         }
-        let loss = loss_sum(&model, &hidden(&model, ids, Active::All(&adapter)), &targets, true).unwrap();
+        let loss = loss_sum(
+            &model,
+            Active::All(&adapter),
+            &hidden(&model, ids, Active::All(&adapter)),
+            &targets,
+            true,
+        )
+        .unwrap();
         csrc::backward(&[&loss.sum], &[Some(&share)]).unwrap();
         let mean = loss.sum.double_value(&[]) / targets.count as f64;
         assert!((mean - wanted["loss"].as_f64().unwrap()).abs() <= 1e-4, "step {step}: {mean}");

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use luthier_engine::csrc::Head;
 use luthier_engine::{csrc, ops};
 use tch::{Device, Kind, Tensor};
 
@@ -126,14 +127,22 @@ fn attention_against_a_cache() {
 #[test]
 fn cross_entropy_with_the_head() {
     for (kind, bound) in [(Kind::Float, 2e-5), (Kind::BFloat16, 8e-2)] {
-        for chunk in [1, 4, 100] {
-            let (hidden, weight) = (leaf(&[11, 24], 1), leaf(&[50, 24], 2));
+        for (chunk, with_bias, cap) in
+            [(1, false, None), (4, true, None), (100, false, None), (4, true, Some(1.5))]
+        {
+            let (hidden, weight, bias) = (leaf(&[11, 24], 1), leaf(&[50, 24], 2), leaf(&[50], 3));
             let ids = Tensor::from_slice(&[0_i64, 49, 7, 7, 3, 12, 30, 1, 2, 3, 48]);
-            let twins = again(&[&hidden, &weight]);
-            let loss =
-                csrc::linear_cross_entropy(&hidden.to_kind(kind), &weight.to_kind(kind), &ids, chunk, true)
-                    .unwrap();
-            let logits = twins[0].matmul(&twins[1].tr());
+            let twins = again(&[&hidden, &weight, &bias]);
+            let (weights, biases) = (weight.to_kind(kind), bias.to_kind(kind));
+            let head = Head { weight: &weights, bias: with_bias.then_some(&biases), cap };
+            let loss = csrc::linear_cross_entropy(&hidden.to_kind(kind), &head, &ids, chunk, true).unwrap();
+            let mut logits = twins[0].matmul(&twins[1].tr());
+            if with_bias {
+                logits = logits + &twins[2];
+            }
+            if let Some(cap) = cap {
+                logits = (logits / cap).tanh() * cap;
+            }
             let rows =
                 logits.log_softmax(-1, Kind::Float).gather(1, &ids.unsqueeze(1), false).neg().squeeze_dim(1);
             assert!(distance(&loss.rows, &rows) <= bound, "rows");
@@ -147,7 +156,8 @@ fn cross_entropy_with_the_head() {
             assert!(relative <= bound, "sum: {relative}");
             csrc::backward(&[&loss.sum], &[Some(&share)]).unwrap();
             (rows.sum(Kind::Float) * 0.5).backward();
-            for (found, expected) in [(&hidden, &twins[0]), (&weight, &twins[1])] {
+            let trained = [(&hidden, &twins[0]), (&weight, &twins[1]), (&bias, &twins[2])];
+            for (found, expected) in trained.iter().take(if with_bias { 3 } else { 2 }) {
                 let error = distance(&found.grad(), &expected.grad());
                 assert!(error <= bound, "{kind:?} gradient: {error}");
             }
@@ -158,9 +168,10 @@ fn cross_entropy_with_the_head() {
 #[test]
 fn cross_entropy_of_a_token_beyond_the_vocabulary_is_an_error() {
     let (hidden, weight) = (leaf(&[2, 8], 1), leaf(&[5, 8], 2).detach());
+    let head = Head { weight: &weight, bias: None, cap: None };
     for id in [5_i64, -1] {
         let ids = Tensor::from_slice(&[0, id]);
-        assert!(csrc::linear_cross_entropy(&hidden, &weight, &ids, 4, false).is_err(), "{id}");
+        assert!(csrc::linear_cross_entropy(&hidden, &head, &ids, 4, false).is_err(), "{id}");
     }
 }
 

@@ -45,7 +45,7 @@ pub fn hidden(model: &Model, ids: &Tensor, adapters: Active) -> Tensor {
 
 /// Logits of the same.
 pub fn logits(model: &Model, ids: &Tensor, adapters: Active) -> Tensor {
-    model.logits(&hidden(model, ids, adapters)).unwrap()
+    model.logits(&hidden(model, ids, adapters), adapters).unwrap()
 }
 
 /// Largest difference in f32.
@@ -86,7 +86,7 @@ pub fn logits_in_pieces(model: &Model, ids: &Tensor, pieces: &[i64]) -> Tensor {
             let pass = Pass { positions: &here, mask: Mask::Causal, adapters: Active::Base, noise: None };
             let part = model.hidden(&ids.narrow(1, start, length), &pass, Some(&mut cache)).unwrap();
             start += length;
-            model.logits(&part).unwrap()
+            model.logits(&part, Active::Base).unwrap()
         })
         .collect();
     assert_eq!(cache.lengths(), vec![width; rows as usize]);

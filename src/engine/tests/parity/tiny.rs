@@ -13,7 +13,7 @@ use crate::support::{
 fn mean_loss(model: &Model, ids: &Tensor, labels: &Tensor) -> f64 {
     let flat = Vec::<i64>::try_from(labels.flatten(0, -1)).unwrap();
     let targets = Targets::shifted(&flat, labels.size()[1] as usize, Device::Cpu).unwrap();
-    let loss = loss_sum(model, &hidden(model, ids, Active::Base), &targets, false).unwrap();
+    let loss = loss_sum(model, Active::Base, &hidden(model, ids, Active::Base), &targets, false).unwrap();
     loss.sum.double_value(&[]) / targets.count as f64
 }
 
@@ -78,7 +78,7 @@ fn documents_end_to_end_equal_documents_alone() {
     let positions = Tensor::cat(&parts(&columns(3, 27)), 0).unsqueeze(0);
     let mask = Mask::Documents(&lengths);
     let pass = Pass { positions: &positions, mask, adapters: Active::Base, noise: None };
-    let packed = model.logits(&model.hidden(&ids, &pass, None).unwrap()).unwrap().get(0);
+    let packed = model.logits(&model.hidden(&ids, &pass, None).unwrap(), Active::Base).unwrap().get(0);
     let error = distance(&packed, &Tensor::cat(&parts(&stored["logits"]), 0));
     assert!(error <= 1e-5, "{error}");
 }
@@ -95,7 +95,7 @@ fn bf16_takes_documents_and_a_cache_as_f32_does() {
     let positions = Tensor::cat(&[columns(1, 27), columns(1, 9)], 1);
     let mask = Mask::Documents(&[27, 9]);
     let pass = Pass { positions: &positions, mask, adapters: Active::Base, noise: None };
-    let packed = model.logits(&model.hidden(&ids, &pass, None).unwrap()).unwrap();
+    let packed = model.logits(&model.hidden(&ids, &pass, None).unwrap(), Active::Base).unwrap();
     assert!(distance(&packed.narrow(1, 0, 27), &whole) <= 0.1);
     assert!(distance(&packed.narrow(1, 27, 9), &whole.narrow(1, 0, 9)) <= 0.1);
 }
@@ -128,7 +128,7 @@ fn padding_on_the_left_changes_nothing_that_counts() {
     let columns = counts.to_kind(Kind::Bool);
     let pass =
         Pass { positions: &positions, mask: Mask::Columns(&columns), adapters: Active::Base, noise: None };
-    let found = model.logits(&model.hidden(&ids, &pass, None).unwrap()).unwrap();
+    let found = model.logits(&model.hidden(&ids, &pass, None).unwrap(), Active::Base).unwrap();
     let error = distance_where(&counts, &found, &shifted(&stored["logits"]));
     assert!(error <= 1e-5, "{error}");
 }

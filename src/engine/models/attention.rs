@@ -1,0 +1,320 @@
+//! Causal self-attention with grouped key-value heads.
+//!
+//! Notation: B rows, T columns, N = B × T tokens, H hidden width, h query heads, g key-value heads, d head size, K keys,
+//! P virtual tokens of an adapter.
+
+use luthier_core::model::architecture::{AttentionSpec, Position, Qkv};
+use luthier_core::model::roles::Role;
+use tch::Tensor;
+
+use super::block::Module;
+use super::frame::{Frame, View};
+use super::norm::Norm;
+use crate::error::{EngineError, Result};
+use crate::generation::LayerCache;
+use crate::weights::{Linear, Loader};
+use crate::{csrc, ops};
+
+pub(super) struct Attention {
+    spec: AttentionSpec,
+    layer: usize,
+    /// Index into the model's rotations, where queries and keys are rotated.
+    rope: Option<usize>,
+    /// `[h]` f32, where scores get a linear bias.
+    slopes: Option<Tensor>,
+    projections: Projections,
+    /// Of queries and of keys.
+    head_norms: Option<(Norm, Norm)>,
+    output: Linear,
+}
+
+enum Projections {
+    Split { query: Linear, key: Linear, value: Linear },
+    Fused(Linear),
+}
+
+/// Keys and values of an adapter's virtual tokens, `[P, g, d]` each.
+type Prefix = (Tensor, Tensor);
+
+impl Attention {
+    pub fn load(
+        spec: &AttentionSpec,
+        layer: usize,
+        rope: Option<usize>,
+        module: Module,
+        loader: &mut Loader,
+    ) -> Result<Self> {
+        let bias = spec.input_bias;
+        let projections = match spec.qkv {
+            Qkv::Split => Projections::Split {
+                query: loader.linear(&module(Role::Query)?, bias)?,
+                key: loader.linear(&module(Role::Key)?, bias)?,
+                value: loader.linear(&module(Role::Value)?, bias)?,
+            },
+            Qkv::Fused | Qkv::FusedByGroup => Projections::Fused(loader.linear(&module(Role::Qkv)?, bias)?),
+        };
+        let head_norms = match spec.head_norm {
+            Some(norm) => Some((
+                Norm::load(norm, &module(Role::QueryNorm)?, loader)?,
+                Norm::load(norm, &module(Role::KeyNorm)?, loader)?,
+            )),
+            None => None,
+        };
+        let slopes = match spec.position {
+            Position::Linear => Some(ops::floats(&slopes(spec.heads), loader.device())?),
+            Position::Rotary(_) | Position::Embedded => None,
+        };
+        let output = loader.linear(&module(Role::Output)?, spec.output_bias)?;
+        Ok(Self { spec: spec.clone(), layer, rope, slopes, projections, head_norms, output })
+    }
+
+    /// In the order in which sites were given out.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let inputs = match &self.projections {
+            Projections::Split { query, key, value } => [Some(query), Some(key), Some(value)],
+            Projections::Fused(all) => [Some(all), None, None],
+        };
+        inputs.into_iter().flatten().chain([&self.output])
+    }
+
+    /// `[N, H]` → `[N, H]`; keys and values of the new tokens go into `cache`.
+    pub fn forward(&self, x: &Tensor, frame: &Frame, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+        let (mut query, mut key, value) = self.project(x, frame)?;
+        if let Some((query_norm, key_norm)) = &self.head_norms {
+            query = query_norm.forward(&query, frame.pass)?;
+            key = key_norm.forward(&key, frame.pass)?;
+        }
+        if let Some(rope) = self.rope {
+            let (cos, sin) = &frame.rotations[rope];
+            (query, key) = (ops::rope(&query, cos, sin)?, ops::rope(&key, cos, sin)?);
+        }
+        let mixed = self
+            .mix(&query, &key, &value, frame, cache)
+            .map_err(|error| error.within(&format!("layer {}", self.layer)))?; // [N, h · d]
+        self.output.forward(&mixed, frame.pass)
+    }
+
+    /// Queries `[N, h, d]`, keys and values `[N, g, d]`.
+    fn project(&self, x: &Tensor, frame: &Frame) -> Result<(Tensor, Tensor, Tensor)> {
+        let AttentionSpec { heads, key_value_heads, head_size, .. } = self.spec;
+        let (h, g, d) = (heads as i64, key_value_heads as i64, head_size as i64);
+        let heads = |x: &Tensor, heads: i64| ops::contiguous(&ops::reshape(x, &[-1, heads, d])?);
+        match &self.projections {
+            Projections::Split { query, key, value } => Ok((
+                ops::reshape(&query.forward(x, frame.pass)?, &[-1, h, d])?,
+                ops::reshape(&key.forward(x, frame.pass)?, &[-1, g, d])?,
+                ops::reshape(&value.forward(x, frame.pass)?, &[-1, g, d])?,
+            )),
+            Projections::Fused(all) => {
+                let all = all.forward(x, frame.pass)?;
+                // Groups and heads of one group where each group has its own part, else all heads in a row.
+                let (groups, shared) = if self.spec.qkv == Qkv::FusedByGroup { (g, h / g) } else { (1, h) };
+                let each = if self.spec.qkv == Qkv::FusedByGroup { 1 } else { g };
+                let all = ops::reshape(&all, &[-1, groups, shared + 2 * each, d])?;
+                Ok((
+                    heads(&ops::narrow(&all, 2, 0, shared)?, h)?,
+                    heads(&ops::narrow(&all, 2, shared, each)?, g)?,
+                    heads(&ops::narrow(&all, 2, shared + each, each)?, g)?,
+                ))
+            }
+        }
+    }
+
+    fn mix(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        frame: &Frame,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Tensor> {
+        let (rows, width) = (frame.rows, frame.width);
+        if let Some(cache) = cache {
+            cache.write(&by_row(key, rows, width)?, &by_row(value, rows, width)?)?;
+            if let View::Cached { keys, past, mask } = &frame.view {
+                return self.mix_cached(query, frame, cache, *keys, past, mask.as_ref());
+            }
+        }
+        let prefix = frame.prefix(self.layer, query.kind())?;
+        let prefix = prefix.as_ref();
+        match &frame.view {
+            View::Documents(lengths) => self.documents(query, key, value, lengths, prefix),
+            View::Causal => self.documents(query, key, value, &vec![width; rows as usize], prefix),
+            View::Masked(mask) => {
+                let mask = match self.spec.window.map(|window| window as i64) {
+                    Some(window) if window < width => {
+                        let near = ops::causal_mask(&[0], width, width, Some(window), query.device())?;
+                        ops::both(mask, &near)?
+                    }
+                    _ => mask.shallow_clone(),
+                };
+                let mask = match prefix {
+                    Some((keys, _)) => ops::see_first(&mask, keys.size()[0])?,
+                    None => mask,
+                };
+                let (q, k, v) =
+                    (by_row(query, rows, width)?, by_row(key, rows, width)?, by_row(value, rows, width)?);
+                let (k, v) = (after(prefix.map(|p| &p.0), &k)?, after(prefix.map(|p| &p.1), &v)?);
+                by_token(&self.scores(&q, &k, &v, Some(&mask), false)?)
+            }
+            View::Cached { .. } => {
+                Err(EngineError::torch("attention", "a cached forward was given no cache"))
+            }
+        }
+    }
+
+    /// Each document by itself: no mask where none is needed, and no work on pairs that never see each other.
+    fn documents(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        lengths: &[i64],
+        prefix: Option<&Prefix>,
+    ) -> Result<Tensor> {
+        let longest = lengths.iter().copied().max().unwrap_or_default();
+        let sees_all = self.window().is_none_or(|window| longest <= window);
+        let usual = prefix.is_none() && sees_all && self.spec.score_cap.is_none() && self.slopes.is_none();
+        if usual && [query, key, value].into_iter().all(csrc::is_plain) {
+            return csrc::attention(query, key, value, lengths, self.spec.scale);
+        }
+        if lengths.iter().all(|&length| length == longest) {
+            return self.equal_documents(query, key, value, [lengths.len() as i64, longest], prefix);
+        }
+        let (queries, keys, values) =
+            (ops::split(query, lengths, 0)?, ops::split(key, lengths, 0)?, ops::split(value, lengths, 0)?);
+        let parts = queries.iter().zip(&keys).zip(&values).zip(lengths);
+        let parts = parts.map(|(((q, k), v), &length)| self.equal_documents(q, k, v, [1, length], prefix));
+        ops::concatenate(&parts.collect::<Result<Vec<_>>>()?, 0)
+    }
+
+    /// Documents that are rows of one length.
+    fn equal_documents(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        [rows, length]: [i64; 2],
+        prefix: Option<&Prefix>,
+    ) -> Result<Tensor> {
+        let (q, k, v) =
+            (by_row(query, rows, length)?, by_row(key, rows, length)?, by_row(value, rows, length)?);
+        let (k, v) = (after(prefix.map(|p| &p.0), &k)?, after(prefix.map(|p| &p.1), &v)?);
+        let past = prefix.map_or(0, |(keys, _)| keys.size()[0]);
+        let window = self.window().filter(|&window| past + length > window);
+        if past == 0 && window.is_none() {
+            return by_token(&self.scores(&q, &k, &v, None, true)?);
+        }
+        let mask = ops::causal_mask(&[past], length, past + length, window, query.device())?;
+        by_token(&self.scores(&q, &k, &v, Some(&mask), false)?)
+    }
+
+    /// New queries against all keys of the cache, which holds the new ones already. `mask` is the model's for layers
+    /// that see everything, where one is needed.
+    fn mix_cached(
+        &self,
+        query: &Tensor,
+        frame: &Frame,
+        cache: &LayerCache,
+        keys: i64,
+        past: &[i64],
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (rows, width) = (frame.rows, frame.width);
+        let window = self.window().filter(|&window| keys > window);
+        let usual = window.is_none() && self.spec.score_cap.is_none() && self.slopes.is_none();
+        if usual
+            && width == 1
+            && let Some(mixed) = cache.attend(query, self.spec.scale)
+        {
+            return mixed;
+        }
+        let (key, value) = cache.read(keys)?; // [B, g, K, d]
+        let near = match window {
+            Some(window) => Some(ops::causal_mask(past, width, keys, Some(window), query.device())?),
+            None => None,
+        };
+        let mask = near.as_ref().or(mask);
+        if width == 1 && self.slopes.is_none() {
+            // The query heads of one group stand where columns would: nothing is repeated.
+            let (h, g) = (self.spec.heads as i64, self.spec.key_value_heads as i64);
+            let d = self.spec.head_size as i64;
+            let query = ops::reshape(query, &[rows, g, h / g, d])?;
+            let mixed = self.scores(&query, &key, &value, mask, false)?;
+            return ops::reshape(&mixed, &[rows, h * d]);
+        }
+        by_token(&self.scores(&by_row(query, rows, width)?, &key, &value, mask, false)?)
+    }
+
+    /// Softmax attention of `[B, h, T, d]` over `[B, g, K, d]`, as the layer's options have it.
+    fn scores(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: Option<&Tensor>,
+        causal: bool,
+    ) -> Result<Tensor> {
+        if self.spec.score_cap.is_none() && self.slopes.is_none() {
+            return ops::attention(query, key, value, mask, causal, self.spec.scale);
+        }
+        let width = query.size().get(2).copied().unwrap_or_default();
+        let all = match mask {
+            None if causal => Some(ops::causal_mask(&[0], width, width, None, query.device())?),
+            _ => None,
+        };
+        let form =
+            ops::ScoreForm { scale: self.spec.scale, cap: self.spec.score_cap, slopes: self.slopes.as_ref() };
+        ops::attention_openly(query, key, value, mask.or(all.as_ref()), form)
+    }
+
+    fn window(&self) -> Option<i64> {
+        self.spec.window.map(|window| window as i64)
+    }
+}
+
+/// `[N, heads, d]` → `[B, heads, T, d]`, without copying.
+fn by_row(x: &Tensor, rows: i64, width: i64) -> Result<Tensor> {
+    let size = x.size();
+    ops::transpose(&ops::reshape(x, &[rows, width, size[1], size[2]])?, 1, 2)
+}
+
+/// `[B, heads, T, d]` → `[N, heads · d]`
+fn by_token(x: &Tensor) -> Result<Tensor> {
+    let size = x.size();
+    ops::reshape(&ops::transpose(x, 1, 2)?, &[size[0] * size[2], size[1] * size[3]])
+}
+
+/// `[B, g, T, d]` with the `[P, g, d]` of virtual tokens before every row: `[B, g, P + T, d]`.
+fn after(prefix: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
+    let Some(prefix) = prefix else { return Ok(x.shallow_clone()) };
+    let size = x.size();
+    let every = ops::repeat_rows(&ops::transpose(prefix, 0, 1)?, size[0])?; // [B, g, P, d]
+    ops::concatenate(&[every, x.shallow_clone()], 2)
+}
+
+/// Slopes of the linear bias by head: powers of `2^(-8/n)` for n heads, where n is no power of two filled up from those of
+/// twice the next lower one (arXiv 2108.12409, section 3; transformers `build_alibi_tensor`, which rounds them to bf16).
+fn slopes(heads: usize) -> Vec<f32> {
+    let lower = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
+    let power = |of: usize, index: usize| 2.0_f64.powf(-8.0 * index as f64 / of as f64);
+    let first = (1..=lower).map(|index| power(lower, index));
+    let rest = (0..heads - lower).map(|index| power(2 * lower, 2 * index + 1));
+    first.chain(rest).map(|slope| half::bf16::from_f64(slope).to_f32()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_halve_by_head_and_fill_up_in_between() {
+        assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.031_25, 0.015_625, 0.007_812_5, 0.003_906_25]);
+        let twelve = slopes(12);
+        assert_eq!(twelve[..8], slopes(8));
+        let expected = [0.5_f64, 1.5, 2.5, 3.5].map(|power| 2.0_f64.powf(-power));
+        for (found, expected) in twelve[8..].iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() <= expected / 256.0, "{found} {expected}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Feed-forward part of a layer.
+
+use luthier_core::model::architecture::{Activation, Mlp as Spec};
+use luthier_core::model::roles::Role;
+use tch::Tensor;
+
+use super::Pass;
+use super::block::Module;
+use crate::error::Result;
+use crate::ops;
+use crate::weights::{Linear, Loader};
+
+pub(super) enum Mlp {
+    /// `down(activation(gate(x)) · up(x))`
+    Gated { activation: Activation, gate: Linear, up: Linear, down: Linear },
+    /// As gated; one matrix makes gate and up.
+    GatedFused { activation: Activation, gate_up: Linear, down: Linear },
+    /// `down(activation(up(x)))`
+    Plain { activation: Activation, up: Linear, down: Linear },
+}
+
+impl Mlp {
+    pub fn load(spec: Spec, module: Module, loader: &mut Loader) -> Result<Self> {
+        match spec {
+            Spec::Gated { activation, bias, .. } => Ok(Self::Gated {
+                activation,
+                gate: loader.linear(&module(Role::Gate)?, bias)?,
+                up: loader.linear(&module(Role::Up)?, bias)?,
+                down: loader.linear(&module(Role::Down)?, bias)?,
+            }),
+            Spec::GatedFused { activation, bias, .. } => Ok(Self::GatedFused {
+                activation,
+                gate_up: loader.linear(&module(Role::GateUp)?, bias)?,
+                down: loader.linear(&module(Role::Down)?, bias)?,
+            }),
+            Spec::Plain { activation, bias, .. } => Ok(Self::Plain {
+                activation,
+                up: loader.linear(&module(Role::Up)?, bias)?,
+                down: loader.linear(&module(Role::Down)?, bias)?,
+            }),
+        }
+    }
+
+    /// `[N, H]` → `[N, H]`
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        match self {
+            Self::Gated { activation, gate, up, down } => {
+                let inner = gated(*activation, &gate.forward(x, pass)?, &up.forward(x, pass)?)?;
+                down.forward(&inner, pass)
+            }
+            Self::GatedFused { activation, gate_up, down } => {
+                let both = gate_up.forward(x, pass)?; // [N, 2 · width]
+                let width = both.size().last().copied().unwrap_or_default() / 2;
+                let half = |start| ops::contiguous(&ops::narrow(&both, -1, start, width)?);
+                down.forward(&gated(*activation, &half(0)?, &half(width)?)?, pass)
+            }
+            Self::Plain { activation, up, down } => {
+                down.forward(&activate(*activation, &up.forward(x, pass)?)?, pass)
+            }
+        }
+    }
+
+    /// In the order in which sites were given out.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let all = match self {
+            Self::Gated { gate, up, down, .. } => [Some(gate), Some(up), Some(down)],
+            Self::GatedFused { gate_up, down, .. } => [Some(gate_up), Some(down), None],
+            Self::Plain { up, down, .. } => [Some(up), Some(down), None],
+        };
+        all.into_iter().flatten()
+    }
+}
+
+/// `activation(gate) · up`, element by element.
+fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => ops::swiglu(gate, up),
+        Activation::Gelu | Activation::GeluTanh | Activation::Relu => {
+            ops::multiply(&activate(activation, gate)?, up)
+        }
+    }
+}
+
+fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => ops::silu(x),
+        Activation::Gelu => ops::gelu(x, false),
+        Activation::GeluTanh => ops::gelu(x, true),
+        Activation::Relu => ops::relu(x),
+    }
+}

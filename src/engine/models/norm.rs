@@ -1,0 +1,65 @@
+//! Normalisation over the last dimension.
+
+use luthier_core::model::architecture::Norm as Spec;
+use tch::{Kind, Tensor};
+
+use super::Pass;
+use crate::error::Result;
+use crate::ops;
+use crate::weights::Loader;
+
+/// A norm with its weights.
+pub(super) struct Norm {
+    spec: Spec,
+    weight_name: String,
+    /// As the forward takes it: for [`Spec::RmsPlusOne`] one is added, in f32.
+    weight: Tensor,
+    bias: Option<(String, Tensor)>,
+}
+
+impl Norm {
+    pub fn load(spec: Spec, module: &str, loader: &Loader) -> Result<Self> {
+        let weight_name = format!("{module}.weight");
+        let weight = ready(spec, &loader.tensor(&weight_name)?, loader.kind())?;
+        let bias = spec.has_bias().then(|| {
+            let name = format!("{module}.bias");
+            loader.tensor(&name).map(|bias| (name, bias))
+        });
+        Ok(Self { spec, weight_name, weight, bias: bias.transpose()? })
+    }
+
+    /// `[N, …, H]` → `[N, …, H]`
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let bias_name = self.bias.as_ref().map(|(name, _)| name);
+        let replaced = std::iter::once(&self.weight_name).chain(bias_name).any(|name| pass.replaces(name));
+        if !replaced {
+            return self.apply(x, &self.weight, self.bias.as_ref().map(|(_, bias)| bias));
+        }
+        pass.by_adapter(x, |adapter, x| {
+            let find = |name: &str| adapter.and_then(|adapter| adapter.replacement(name));
+            let weight = find(&self.weight_name).map(|weight| ready(self.spec, weight, x.kind()));
+            let bias = self.bias.as_ref().map(|(name, bias)| match find(name) {
+                Some(replacement) => ops::to_kind(replacement, x.kind()),
+                None => Ok(bias.shallow_clone()),
+            });
+            let (weight, bias) = (weight.transpose()?, bias.transpose()?);
+            self.apply(x, weight.as_ref().unwrap_or(&self.weight), bias.as_ref())
+        })
+    }
+
+    fn apply(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        match self.spec {
+            Spec::Rms { epsilon } => ops::rms_norm(x, weight, epsilon),
+            Spec::RmsPlusOne { epsilon } => ops::rms_norm_rounded_last(x, weight, epsilon),
+            Spec::Layer { epsilon } => ops::layer_norm(x, weight, bias, epsilon),
+        }
+    }
+}
+
+/// A stored or trained weight as the forward takes it.
+fn ready(spec: Spec, weight: &Tensor, kind: Kind) -> Result<Tensor> {
+    match spec {
+        Spec::RmsPlusOne { .. } => ops::add_number(&ops::to_kind(weight, Kind::Float)?, 1.0),
+        Spec::Rms { .. } | Spec::Layer { .. } => ops::to_kind(weight, kind),
+    }
+}
