@@ -17,4 +17,5 @@ pub mod serve;
 #[cfg(test)]
 mod testing;
 pub mod training;
+pub mod verify;
 pub mod weights;

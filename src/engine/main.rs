@@ -13,7 +13,7 @@ use luthier_engine::bench::{Bench, bench};
 use luthier_engine::error::EngineError;
 use luthier_engine::evaluate::{Request, compare};
 use luthier_engine::process::{Termination, log_to_stderr};
-use luthier_engine::{csrc, doctor, serve, training};
+use luthier_engine::{csrc, device, doctor, serve, training, verify};
 use serde::Serialize;
 
 /// The work failed.
@@ -65,6 +65,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Hold a model against stored outputs: `luthier-engine verify MODEL --reference DIR --json`
+    Verify(VerifyArguments),
     /// What the engine can use on this machine
     Doctor {
         /// One JSON document
@@ -79,6 +81,27 @@ enum Command {
 enum Against {
     /// The base model (and the baseline, where the project has one)
     Base,
+}
+
+#[derive(Args)]
+struct VerifyArguments {
+    /// Model folder or GGUF file
+    model: PathBuf,
+    /// Folder with ref.safetensors
+    #[arg(long)]
+    reference: PathBuf,
+    /// Number format
+    #[arg(long, value_enum, default_value_t = Format::F32)]
+    dtype: Format,
+    /// `auto`, `cpu` or `cuda:N`
+    #[arg(long, value_parser = parse_device, default_value = "auto")]
+    device: Device,
+    /// Largest difference that passes
+    #[arg(long)]
+    tolerance: Option<f64>,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -124,6 +147,16 @@ enum Format {
     Bf16,
 }
 
+impl From<Format> for Dtype {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Auto => Self::Auto,
+            Format::F32 => Self::F32,
+            Format::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 fn parse_device(text: &str) -> Result<Device, String> {
     match text {
         "auto" => Ok(Device::Auto),
@@ -155,6 +188,7 @@ fn main() -> ExitCode {
         Command::Evaluate { run, against: Against::Base, checkpoint, limit, json } => {
             evaluate(&Request { run, checkpoint, limit }, json)
         }
+        Command::Verify(arguments) => hold_against(arguments),
         Command::Doctor { json } => print(&doctor::examine(), json).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => measure(arguments),
     };
@@ -188,14 +222,20 @@ fn measure(arguments: BenchArguments) -> Result<ExitCode, String> {
         new_tokens,
         json,
     } = arguments;
-    let dtype = match dtype {
-        Format::Auto => Dtype::Auto,
-        Format::F32 => Dtype::F32,
-        Format::Bf16 => Dtype::Bf16,
-    };
+    let dtype = dtype.into();
     let wanted = Bench { model, dtype, device, batch, length, steps, rank, recompute, rows, new_tokens };
     let figures = bench(&wanted).map_err(|error| with_remedy(&error))?;
     print(&figures, json).map(|()| ExitCode::SUCCESS)
+}
+
+fn hold_against(arguments: VerifyArguments) -> Result<ExitCode, String> {
+    let VerifyArguments { model, reference, dtype, device, tolerance, json } = arguments;
+    let report = device::choose(&device).and_then(|device| {
+        let kind = device::compute_kind(dtype.into(), device)?;
+        let tolerance = tolerance.unwrap_or_else(|| verify::usual_tolerance(kind));
+        verify::verify(&verify::Request { model, reference, device, kind, tolerance })
+    });
+    print(&report.map_err(|error| with_remedy(&error))?, json).map(|()| ExitCode::SUCCESS)
 }
 
 fn evaluate(request: &Request, json: bool) -> Result<ExitCode, String> {

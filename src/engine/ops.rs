@@ -157,6 +157,21 @@ pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     labelled("scale", &[x], x.f_mul_scalar(factor))
 }
 
+/// The largest absolute difference in f32, 0 between empty tensors. Waits for the device.
+pub fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
+    if a.size() != b.size() {
+        return Err(mismatch("distance", &[a, b], "they differ in shape"));
+    }
+    if a.numel() == 0 {
+        return Ok(0.0);
+    }
+    let difference = (|| {
+        let difference = a.f_to_kind(Kind::Float)?.f_sub(&b.f_to_kind(Kind::Float)?)?;
+        difference.f_abs()?.f_max()?.f_double_value(&[])
+    })();
+    labelled("distance", &[a, b], difference)
+}
+
 /// Every element and `number`.
 pub fn add_number(x: &Tensor, number: f64) -> Result<Tensor> {
     labelled("add_number", &[x], x.f_add_scalar(number))

@@ -1,4 +1,6 @@
-//! `luthier model inspect`.
+//! `luthier model`.
+
+mod verify;
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +24,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Inspect(Inspect),
+    Verify(verify::Arguments),
 }
 
 /// Show what a model's files say about it, without reading its weights
@@ -78,7 +81,10 @@ struct TemplateFound {
 
 /// Looks at a model.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let Command::Inspect(arguments) = &arguments.command;
+    let arguments = match &arguments.command {
+        Command::Inspect(arguments) => arguments,
+        Command::Verify(arguments) => return verify::run(arguments),
+    };
     let inspection = inspect(&arguments.path)?;
     if arguments.json { output::document(&inspection) } else { output::line(&describe(&inspection)) }
 }

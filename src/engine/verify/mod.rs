@@ -1,0 +1,249 @@
+//! A model held against stored outputs of another implementation, transformers for one: what `luthier model verify` shows.
+
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use luthier_core::model::ModelFiles;
+use serde::Serialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::base::device_name;
+use crate::error::{EngineError, Result};
+use crate::generation::{KvCache, Row, Sampling, generate};
+use crate::models::head::{IGNORED, Targets, loss_sum};
+use crate::models::{Active, Mask, Model, Pass};
+use crate::ops;
+use reference::{Continuation, Reference};
+
+/// What to hold against what.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Model folder or GGUF file.
+    pub model: PathBuf,
+    /// Folder with `ref.safetensors`.
+    pub reference: PathBuf,
+    /// Where to compute.
+    pub device: Device,
+    /// In which number format.
+    pub kind: Kind,
+    /// Largest difference of a logit or of a hidden state that passes; of the loss a tenth of it.
+    pub tolerance: f64,
+}
+
+/// How far the model is from the reference.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The family as which the model runs.
+    pub family: &'static str,
+    /// `cpu`, `cuda:0`.
+    pub device: String,
+    /// `Float`, `BFloat16`.
+    pub dtype: String,
+    /// The largest differences, over all [`Report::ways`].
+    pub max_abs_error: Errors,
+    /// Each way of computing the same.
+    pub ways: Vec<Way>,
+    /// Continuations of the reference's prompts, token by token.
+    pub greedy: Vec<Greedy>,
+    /// Whether all of them are equal, with and without cache.
+    pub greedy_equal: bool,
+    /// What was allowed.
+    pub tolerance: f64,
+    /// Whether everything is within what is allowed.
+    pub pass: bool,
+}
+
+/// Largest absolute differences.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Errors {
+    /// Of any logit of a token that counts.
+    pub logits: f64,
+    /// Of any element of the final hidden states.
+    pub hidden: f64,
+    /// Of the mean loss.
+    pub loss: f64,
+}
+
+/// One way of computing the reference's batch.
+#[derive(Debug, Clone, Serialize)]
+pub struct Way {
+    /// `padded`: rows beside each other; `packed`: end to end without padding; `cached`: one by one, in pieces, through a
+    /// cache.
+    pub name: &'static str,
+    /// How far off.
+    #[serde(flatten)]
+    pub errors: Errors,
+}
+
+/// One greedy continuation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Greedy {
+    /// Tokens compared.
+    pub tokens: usize,
+    /// How many agree from the start with a cache.
+    pub with_cache: usize,
+    /// How many agree from the start where each token is computed from the whole text.
+    pub without_cache: usize,
+}
+
+/// Differences that sums in another order explain, in this number format.
+pub fn usual_tolerance(kind: Kind) -> f64 {
+    if kind == Kind::BFloat16 { 2e-2 } else { 1e-4 }
+}
+
+/// Loads the model and compares.
+pub fn verify(request: &Request) -> Result<Report> {
+    let _guard = tch::no_grad_guard();
+    let files = ModelFiles::open(&request.model).map_err(|error| EngineError::Config(error.to_string()))?;
+    let reference = Reference::read(&request.reference, &files.architecture, request.device)?;
+    let model = Model::load(&files, request.device, request.kind)?;
+    compare(&model, &reference, request.tolerance)
+}
+
+fn compare(model: &Model, reference: &Reference, tolerance: f64) -> Result<Report> {
+    let ways = vec![
+        Way { name: "padded", errors: reference.errors(model, &padded(model, reference)?)? },
+        Way { name: "packed", errors: reference.errors(model, &packed(model, reference)?)? },
+        Way { name: "cached", errors: reference.errors(model, &cached(model, reference)?)? },
+    ];
+    let greedy: Vec<Greedy> = reference
+        .continuations
+        .iter()
+        .map(|continuation| continue_greedily(model, continuation))
+        .collect::<Result<_>>()?;
+    let most = |pick: fn(&Errors) -> f64| {
+        // A difference that is no number must not hide behind one that is.
+        let worse = |worst: f64, error: f64| if error.is_nan() || error > worst { error } else { worst };
+        ways.iter().map(|way| pick(&way.errors)).fold(0.0, worse)
+    };
+    let errors = Errors {
+        logits: most(|errors| errors.logits),
+        hidden: most(|errors| errors.hidden),
+        loss: most(|errors| errors.loss),
+    };
+    let greedy_equal =
+        greedy.iter().all(|found| found.with_cache == found.tokens && found.without_cache == found.tokens);
+    let within = errors.logits <= tolerance && errors.hidden <= tolerance && errors.loss <= tolerance / 10.0;
+    Ok(Report {
+        family: model.architecture().family,
+        device: device_name(model.device()),
+        dtype: format!("{:?}", model.kind()),
+        max_abs_error: errors,
+        ways,
+        greedy,
+        greedy_equal,
+        tolerance,
+        pass: within && greedy_equal,
+    })
+}
+
+/// Final hidden states of the tokens that count, `[N, H]`, row after row.
+fn padded(model: &Model, reference: &Reference) -> Result<Tensor> {
+    let positions = reference.columns(model.device())?;
+    let counts = ops::to_kind(&reference.mask, Kind::Bool)?;
+    let mask = Mask::Columns(&counts);
+    let pass = Pass { positions: &positions, mask, adapters: Active::Base, noise: None };
+    reference.counted(&model.hidden(&reference.ids, &pass, None)?)
+}
+
+fn packed(model: &Model, reference: &Reference) -> Result<Tensor> {
+    let ids = ops::reshape(&reference.counted(&reference.ids)?, &[1, -1])?;
+    let positions = ops::reshape(&reference.counted(&reference.columns(model.device())?)?, &[1, -1])?;
+    let mask = Mask::Documents(&reference.lengths);
+    let pass = Pass { positions: &positions, mask, adapters: Active::Base, noise: None };
+    let hidden = model.hidden(&ids, &pass, None)?;
+    ops::reshape(&hidden, &[-1, model.architecture().hidden as i64])
+}
+
+/// Each row by itself: its first half at once, then token by token.
+fn cached(model: &Model, reference: &Reference) -> Result<Tensor> {
+    let columns = reference.columns(model.device())?;
+    let mut parts = Vec::new();
+    for (row, &length) in reference.lengths.iter().enumerate() {
+        let mut cache = KvCache::new(model, 1);
+        let half = (length / 2).max(1);
+        let pieces = std::iter::once((0, half)).chain((half..length).map(|start| (start, 1)));
+        for (start, width) in pieces {
+            let piece = |x: &Tensor| ops::narrow(&ops::narrow(x, 0, row as i64, 1)?, 1, start, width);
+            let (ids, positions) = (piece(&reference.ids)?, piece(&columns)?);
+            let pass =
+                Pass { positions: &positions, mask: Mask::Causal, adapters: Active::Base, noise: None };
+            let hidden = model.hidden(&ids, &pass, Some(&mut cache))?;
+            parts.push(ops::reshape(&hidden, &[width, -1])?);
+        }
+    }
+    ops::concatenate(&parts, 0)
+}
+
+fn continue_greedily(model: &Model, continuation: &Continuation) -> Result<Greedy> {
+    let Continuation { prompt, tokens } = continuation;
+    let row = Row {
+        prompt,
+        adapter: None,
+        sampling: Sampling::GREEDY,
+        seed: 0,
+        stop: &[],
+        max_new_tokens: tokens.len(),
+    };
+    let found = generate(model, &[row], &mut |_, _| ControlFlow::Continue(()))?;
+    let with_cache = found.first().map_or(&[][..], |completion| &completion.tokens);
+    let without_cache = without_cache(model, prompt, tokens.len())?;
+    let agree =
+        |found: &[u32]| found.iter().zip(tokens).take_while(|(found, wanted)| found == wanted).count();
+    Ok(Greedy { tokens: tokens.len(), with_cache: agree(with_cache), without_cache: agree(&without_cache) })
+}
+
+fn without_cache(model: &Model, prompt: &[u32], count: usize) -> Result<Vec<u32>> {
+    let mut text: Vec<i64> = prompt.iter().map(|&id| i64::from(id)).collect();
+    for _ in 0..count {
+        let shape = [1, text.len() as i64];
+        let ids = ops::reshape(&ops::integers(&text, model.device())?, &shape)?;
+        let places: Vec<i64> = (0..shape[1]).collect();
+        let positions = ops::reshape(&ops::integers(&places, model.device())?, &shape)?;
+        let pass = Pass { positions: &positions, mask: Mask::Causal, adapters: Active::Base, noise: None };
+        let hidden = model.hidden(&ids, &pass, None)?;
+        let last = ops::reshape(&ops::narrow(&hidden, 1, shape[1] - 1, 1)?, &[1, -1])?;
+        text.extend(ops::to_integers(&ops::argmax(&model.logits(&last, Active::Base)?)?)?);
+    }
+    Ok(text.split_off(prompt.len()).into_iter().map(|id| id as u32).collect())
+}
+
+impl Reference {
+    /// How far hidden states `[N, H]` of the tokens that count, and what the head makes of them, are from the reference.
+    fn errors(&self, model: &Model, hidden: &Tensor) -> Result<Errors> {
+        let logits = model.logits(hidden, Active::Base)?;
+        let targets = Targets::new(&self.wanted, model.device())?;
+        let width = hidden.size().last().copied().unwrap_or_default();
+        let rows = ops::reshape(hidden, &[1, -1, width])?;
+        let loss = if targets.count == 0 {
+            0.0
+        } else {
+            let sum = loss_sum(model, Active::Base, &rows, &targets, false)?.sum;
+            (ops::value(&sum)? / targets.count as f64 - self.loss).abs()
+        };
+        Ok(Errors {
+            logits: ops::distance(&logits, &self.counted(&self.logits)?)?,
+            hidden: ops::distance(hidden, &self.counted(&self.hidden)?)?,
+            loss,
+        })
+    }
+}
+
+/// The labels of each row's next token, for the tokens that count: what each of them predicts.
+fn wanted(labels: &[i64], lengths: &[i64], width: usize) -> Vec<i64> {
+    let rows = labels.chunks(width.max(1)).zip(lengths);
+    let row = |(labels, &length): (&[i64], &i64)| {
+        let own = labels.get(..length as usize).unwrap_or_default();
+        own.iter().skip(1).copied().chain([IGNORED]).collect::<Vec<_>>()
+    };
+    rows.flat_map(row).collect()
+}
+
+/// The file with a reference's tensors.
+pub fn file(folder: &Path) -> PathBuf {
+    folder.join("ref.safetensors")
+}
