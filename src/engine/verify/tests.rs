@@ -53,6 +53,38 @@ fn the_hubs_older_spelling_of_a_configuration_gives_the_same_model() {
     }
 }
 
+/// A variant with the tokenizer that every model folder needs.
+fn with_tokenizer(variant: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for from in [variant.to_owned(), references("tiny/_tokenizers/bytelevel")] {
+        for entry in fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    folder
+}
+
+#[test]
+fn every_option_of_a_family_equals_transformers() {
+    let entries = fs::read_dir(references("variants")).unwrap().map(|entry| entry.unwrap().path());
+    let variants: Vec<PathBuf> = entries.collect();
+    assert!(variants.len() >= 15, "{variants:?}");
+    for variant in variants {
+        let folder = with_tokenizer(&variant);
+        let report = verify(&request(folder.path(), Kind::Float, 1e-4)).unwrap();
+        let name = variant.file_name().unwrap().to_str().unwrap();
+        if name.ends_with("-dynamic") || name.ends_with("-beyond") {
+            // Frequencies depend on the longest sequence of a forward, so that keys in a cache keep those of their time.
+            for way in report.ways.iter().filter(|way| way.name != "cached") {
+                assert!(way.errors.logits <= 1e-4 && way.errors.loss <= 1e-5, "{name}: {report:?}");
+            }
+        } else {
+            assert!(report.pass && report.greedy.len() == 1, "{name}: {report:?}");
+        }
+    }
+}
+
 #[test]
 fn bf16_stays_as_near_to_f32_as_transformers_own() {
     for folder in families() {
