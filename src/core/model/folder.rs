@@ -8,8 +8,10 @@ use std::path::{Component, Path, PathBuf};
 use indexmap::IndexMap;
 use serde::Deserialize;
 
+use super::architecture::{Architecture, Parameter};
 use super::error::{ModelError, Shown, TensorProblems};
 use super::families;
+use super::roles::Role;
 use super::safetensors::{Dtype, Header};
 use super::settings::Settings;
 use super::special;
@@ -42,10 +44,13 @@ pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
             "give the unquantised model, or a GGUF file of it",
         ));
     }
-    let family = families::of_config(&settings)?;
-    let architecture = family.architecture(&settings)?;
+    let (family, architecture) = families::of_config(&settings)?;
     let (files, found) = weights(root)?;
-    let in_file = |parameter: &super::architecture::Parameter| parameter.name.clone();
+    let bare = is_bare(&architecture, &found);
+    let in_file = |parameter: &Parameter| match (bare, parameter.name.split_once('.')) {
+        (true, Some((_, name))) if parameter.role != Role::Head => name.to_owned(),
+        _ => parameter.name.clone(),
+    };
     let tensors = tensors::assign(root, &files, &architecture, found, family.harmless(), in_file)?;
     let tokenizer_json = root.join("tokenizer.json");
     if !tokenizer_json.is_file() {
@@ -72,6 +77,14 @@ pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
         special,
         fingerprint,
     })
+}
+
+/// Whether names lack their first part, such as `transformer.`: so it is where the weights were saved from the model
+/// without its head.
+fn is_bare(architecture: &Architecture, found: &IndexMap<String, Found>) -> bool {
+    let embedding = architecture.module(Role::Embedding, 0);
+    let bare = embedding.as_deref().and_then(|name| name.split_once('.')).map(|(_, name)| name);
+    bare.is_some_and(|name| found.contains_key(&format!("{name}.weight")))
 }
 
 fn not_a_model(root: &Path) -> ModelError {

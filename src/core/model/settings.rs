@@ -1,5 +1,6 @@
 //! `config.json`, or GGUF metadata under the same keys, with errors that name the key as the file spells it.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -16,13 +17,15 @@ const MAX_SIZE: u64 = 1 << 28;
 /// Most layers a configuration may name: each is described by itself, so that it must not be asked for by the million.
 const MAX_LAYERS: usize = 4096;
 
-/// What a model's configuration says, under Hugging Face's keys. A `null` counts as absent.
+/// What a model's configuration says, under the keys that most Hugging Face families use. A `null` counts as absent.
 #[derive(Debug, Clone)]
 pub struct Settings {
     file: PathBuf,
     values: Map<String, Value>,
-    /// Hugging Face key → key in the file, where they differ.
+    /// Usual key → key in the file, where they differ.
     spelling: Vec<(&'static str, String)>,
+    /// The key of the nested object that this is.
+    section: Option<&'static str>,
 }
 
 impl Settings {
@@ -33,7 +36,21 @@ impl Settings {
 
     /// Values from elsewhere; `spelling` tells what the file calls them.
     pub fn new(file: &Path, values: Map<String, Value>, spelling: Vec<(&'static str, String)>) -> Self {
-        Self { file: file.to_owned(), values, spelling }
+        Self { file: file.to_owned(), values, spelling, section: None }
+    }
+
+    /// The same values under the usual keys, for a file that has keys of its own: pairs of a usual key and the file's.
+    /// The file's meaning of the usual key is lost.
+    pub fn renamed(&self, keys: &[(&'static str, &'static str)]) -> Self {
+        let mut renamed = self.clone();
+        for &(usual, own) in keys {
+            renamed.values.remove(usual);
+            if let Some(value) = renamed.values.remove(own) {
+                renamed.values.insert(usual.to_owned(), value);
+            }
+            renamed.spelling.push((usual, own.to_owned()));
+        }
+        renamed
     }
 
     /// The file these settings come from.
@@ -41,9 +58,19 @@ impl Settings {
         &self.file
     }
 
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     /// The value, if it is there.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether the key is there, be it as `null`.
+    pub fn has(&self, key: &str) -> bool {
+        self.values.contains_key(key)
     }
 
     /// A size above 0, which must be there.
@@ -58,6 +85,11 @@ impl Settings {
             Some(size @ 1..=MAX_SIZE) => Ok(Some(size as usize)),
             _ => Err(self.wrong(key, &format!("must be a whole number from 1 to {MAX_SIZE}"))),
         }
+    }
+
+    /// A size above 0 that is `default` where the key is absent, and none where it is `null`.
+    pub fn size_or(&self, key: &str, default: usize) -> Result<Option<usize>, ModelError> {
+        if self.has(key) { self.size_if_any(key) } else { Ok(Some(default)) }
     }
 
     /// A number of layers, which must be there.
@@ -77,6 +109,11 @@ impl Settings {
         }
     }
 
+    /// A finite number that is `default` where the key is absent, and none where it is `null`.
+    pub fn number_or(&self, key: &str, default: f64) -> Result<Option<f64>, ModelError> {
+        if self.has(key) { self.number_if_any(key) } else { Ok(Some(default)) }
+    }
+
     /// A truth value, if it is there.
     pub fn flag_if_any(&self, key: &str) -> Result<Option<bool>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
@@ -89,16 +126,34 @@ impl Settings {
         value.as_str().map(Some).ok_or_else(|| self.wrong(key, "must be a text"))
     }
 
+    /// A list of finite numbers, if it is there.
+    pub fn numbers_if_any(&self, key: &str) -> Result<Option<Vec<f64>>, ModelError> {
+        let number = |value: &Value| value.as_f64().filter(|number| number.is_finite());
+        self.list_if_any(key, "must be a list of numbers", number)
+    }
+
+    /// A list of texts, if it is there.
+    pub fn texts_if_any(&self, key: &str) -> Result<Option<Vec<String>>, ModelError> {
+        self.list_if_any(key, "must be a list of texts", |value| value.as_str().map(str::to_owned))
+    }
+
+    fn list_if_any<T>(
+        &self,
+        key: &str,
+        problem: &str,
+        element: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let elements = value.as_array().and_then(|elements| elements.iter().map(element).collect());
+        elements.map(Some).ok_or_else(|| self.wrong(key, problem))
+    }
+
     /// A nested object, if it is there; errors about its keys name `key` too.
     pub fn section_if_any(&self, key: &'static str) -> Result<Option<Self>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let Value::Object(values) = value else { return Err(self.wrong(key, "must be an object")) };
-        let spelling = if self.spelling.is_empty() {
-            SECTION_KEYS.iter().map(|&inner| (inner, format!("{key}.{inner}"))).collect()
-        } else {
-            self.spelling.clone()
-        };
-        Ok(Some(Self { file: self.file.clone(), values: values.clone(), spelling }))
+        let (file, values) = (self.file.clone(), values.clone());
+        Ok(Some(Self { file, values, spelling: Vec::new(), section: Some(key) }))
     }
 
     /// An error about one key.
@@ -123,22 +178,14 @@ impl Settings {
         }
     }
 
-    fn spelled<'a>(&'a self, key: &'a str) -> &'a str {
-        self.spelling.iter().find(|(name, _)| *name == key).map_or(key, |(_, spelled)| spelled)
+    fn spelled<'a>(&'a self, key: &'a str) -> Cow<'a, str> {
+        let own = self.spelling.iter().find(|(usual, _)| *usual == key).map_or(key, |(_, own)| own);
+        match self.section {
+            Some(section) => format!("{section}.{own}").into(),
+            None => own.into(),
+        }
     }
 }
-
-/// Keys of nested objects that errors may have to name.
-const SECTION_KEYS: [&str; 8] = [
-    "rope_type",
-    "type",
-    "rope_theta",
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-    "partial_rotary_factor",
-];
 
 #[cfg(test)]
 mod tests {
@@ -151,7 +198,16 @@ mod tests {
 
     #[test]
     fn null_is_absent() {
-        assert_eq!(settings(r#"{"head_dim": null}"#).size_if_any("head_dim").unwrap(), None);
+        let settings = settings(r#"{"head_dim": null, "cap": null}"#);
+        assert_eq!(settings.size_if_any("head_dim").unwrap(), None);
+        assert_eq!(
+            (settings.size_or("head_dim", 4).unwrap(), settings.size_or("window", 4).unwrap()),
+            (None, Some(4))
+        );
+        assert_eq!(
+            (settings.number_or("cap", 4.0).unwrap(), settings.number_or("eps", 4.0).unwrap()),
+            (None, Some(4.0))
+        );
     }
 
     #[test]
@@ -174,5 +230,31 @@ mod tests {
         let section = settings.section_if_any("rope_scaling").unwrap().unwrap();
         let error = section.number_if_any("factor").unwrap_err().to_string();
         assert!(error.contains("`rope_scaling.factor`"), "{error}");
+    }
+
+    #[test]
+    fn keys_of_a_family_are_read_and_named_as_the_file_has_them() {
+        let renamed =
+            settings(r#"{"n_embd": 64, "n_head": 0, "hidden_size": 7, "vocab_size": 5}"#).renamed(&[
+                ("hidden_size", "n_embd"),
+                ("num_attention_heads", "n_head"),
+                ("num_hidden_layers", "n_layer"),
+            ]);
+        assert_eq!((renamed.size("hidden_size").unwrap(), renamed.size("vocab_size").unwrap()), (64, 5));
+        let error = renamed.size("num_attention_heads").unwrap_err().to_string();
+        assert!(error.contains("`n_head` must be a whole number") && error.contains("found 0"), "{error}");
+        let error = renamed.size("num_hidden_layers").unwrap_err().to_string();
+        assert!(error.contains("`n_layer` is missing"), "{error}");
+    }
+
+    #[test]
+    fn lists_are_whole_or_wrong() {
+        let settings = settings(r#"{"long": [1, 2.5], "kinds": ["a"], "mixed": [1, "a"], "none": null}"#);
+        assert_eq!(settings.numbers_if_any("long").unwrap(), Some(vec![1.0, 2.5]));
+        assert_eq!(settings.texts_if_any("kinds").unwrap(), Some(vec!["a".to_owned()]));
+        assert_eq!(settings.texts_if_any("none").unwrap(), None);
+        let error = settings.numbers_if_any("mixed").unwrap_err().to_string();
+        assert!(error.contains("`mixed` must be a list of numbers"), "{error}");
+        assert!(settings.has("none") && !settings.has("absent"));
     }
 }

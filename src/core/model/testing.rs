@@ -18,5 +18,5 @@ pub(super) fn architecture(layers: usize) -> Architecture {
     });
     let values = config.as_object().unwrap().clone();
     let settings = Settings::new(Path::new("config.json"), values, Vec::new());
-    families::of_config(&settings).unwrap().architecture(&settings).unwrap()
+    families::of_config(&settings).unwrap().1
 }

@@ -1,25 +1,53 @@
 //! The model families Luthier knows. A family is data: it says what a checkpoint is, never how to run it.
+//!
+//! Dropout that a configuration names (`attention_dropout`, `resid_pdrop` …) belongs to pre-training and is not applied:
+//! `method.dropout` is what a run here has. All else that changes the computation is either run or refused by name.
 
+mod common;
+mod falcon;
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_neox;
 mod llama;
+mod mistral;
+mod phi;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod rope;
 
 use super::architecture::Architecture;
 use super::error::{ModelError, Shown};
-use super::roles::Role;
 use super::settings::Settings;
 
 /// What a family's checkpoints are.
 pub trait Family: Sync {
     /// Its name in screens and reports.
     fn name(&self) -> &'static str;
-    /// The values of `model_type` in `config.json` that mean it.
-    fn model_types(&self) -> &'static [&'static str];
-    /// Hugging Face module names by role, `{}` standing for the layer.
-    fn names(&self) -> &'static [(Role, &'static str)];
+
+    /// The `model_type` in `config.json` that means it.
+    fn model_type(&self) -> &'static str {
+        self.name()
+    }
+
+    /// Keys of its `config.json` that are not the usual ones: pairs of the usual key and its own.
+    fn keys(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
     /// Ends of tensor names that old checkpoints carry and nothing reads.
-    fn harmless(&self) -> &'static [&'static str];
-    /// How llama.cpp stores it.
-    fn gguf(&self) -> GgufStyle;
-    /// Its architecture as configured.
+    fn harmless(&self) -> &'static [&'static str] {
+        &[".rotary_emb.inv_freq"]
+    }
+
+    /// How llama.cpp stores it, if under a name of its own.
+    fn gguf(&self) -> Option<GgufStyle> {
+        None
+    }
+
+    /// Its architecture by settings under the usual keys. Defaults are those of transformers 5.23, except that sizes must
+    /// be given.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError>;
 }
 
@@ -32,20 +60,51 @@ pub struct GgufStyle {
     pub permuted: bool,
 }
 
-static FAMILIES: [&dyn Family; 1] = [&llama::Llama];
+static FAMILIES: [&dyn Family; 11] = [
+    &llama::Llama,
+    &mistral::Mistral,
+    &qwen2::Qwen2,
+    &qwen3::Qwen3,
+    &phi::Phi,
+    &phi3::Phi3,
+    &falcon::Falcon,
+    &gemma2::Gemma2,
+    &gemma3::Gemma3,
+    &gpt_neox::GptNeox,
+    &gpt2::Gpt2,
+];
 
-/// The family of a `config.json`.
-pub fn of_config(settings: &Settings) -> Result<&'static dyn Family, ModelError> {
+/// The family of a `config.json`, and its architecture.
+pub fn of_config(settings: &Settings) -> Result<(&'static dyn Family, Architecture), ModelError> {
     let found =
         settings.text_if_any("model_type")?.ok_or_else(|| settings.wrong("model_type", "is missing"))?;
-    FAMILIES.iter().find(|family| family.model_types().contains(&found)).copied().ok_or_else(|| {
-        let supported = FAMILIES.iter().flat_map(|family| family.model_types()).copied().collect();
-        ModelError::UnknownArchitecture { file: settings.file().into(), found: Shown::new(found), supported }
-    })
+    let Some(&family) = FAMILIES.iter().find(|family| family.model_type() == found) else {
+        let supported = FAMILIES.iter().map(|family| family.model_type()).collect();
+        let (file, found) = (settings.file().into(), Shown::new(found));
+        return Err(ModelError::UnknownArchitecture { file, found, supported });
+    };
+    if settings.section_if_any("per_layer_config")?.is_some_and(|layers| !layers.is_empty()) {
+        let remedy = "choose another model";
+        return Err(settings.unsupported("per_layer_config", "settings of single layers", remedy));
+    }
+    Ok((family, build(family, &settings.renamed(family.keys()))?))
 }
 
 /// The family of a GGUF file, by its `general.architecture`; else the names that would be known.
-pub fn of_gguf(name: &str) -> Result<&'static dyn Family, Vec<&'static str>> {
-    let found = FAMILIES.iter().find(|family| family.gguf().name == name).copied();
-    found.ok_or_else(|| FAMILIES.iter().map(|family| family.gguf().name).collect())
+pub fn of_gguf(name: &str) -> Result<(&'static dyn Family, GgufStyle), Vec<&'static str>> {
+    let styles = || FAMILIES.iter().filter_map(|&family| Some((family, family.gguf()?)));
+    let found = styles().find(|(_, style)| style.name == name);
+    found.ok_or_else(|| styles().map(|(_, style)| style.name).collect())
 }
+
+/// The architecture by settings under the usual keys, free of contradictions.
+pub fn build(family: &dyn Family, settings: &Settings) -> Result<Architecture, ModelError> {
+    let architecture = family.architecture(settings)?;
+    match architecture.contradiction() {
+        Some((key, problem)) => Err(settings.wrong(key, problem)),
+        None => Ok(architecture),
+    }
+}
+
+#[cfg(test)]
+mod tests;

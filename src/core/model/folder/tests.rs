@@ -152,7 +152,7 @@ fn rotary_scaling_reads_alike_in_both_spellings() {
     });
     assert_eq!(linear.unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
     for (change, words) in [
-        (json!({"rope_type": "yarn", "factor": 4.0}), "`rope_parameters.rope_type` = \"yarn\""),
+        (json!({"rope_type": "mrope", "factor": 4.0}), "`rope_parameters.rope_type` = \"mrope\""),
         (json!({"rope_type": "linear"}), "`rope_parameters.factor` is missing"),
         (json!({"rope_type": "linear", "factor": 0.5}), "must be at least 1"),
         (json!({"partial_rotary_factor": 0.5}), "partial rotary"),
@@ -177,7 +177,7 @@ fn wrong_configurations_say_which_key() {
         ("num_attention_heads", json!(0), "`num_attention_heads` must be a whole number from 1"),
         ("num_key_value_heads", json!(3), "`num_key_value_heads` must divide"),
         ("head_dim", json!(15), "`head_dim` must be even"),
-        ("hidden_act", json!("gelu"), "this activation (`hidden_act` = \"gelu\")"),
+        ("hidden_act", json!("relu2"), "this activation (`hidden_act` = \"relu2\")"),
         ("rms_norm_eps", json!(0.0), "`rms_norm_eps` must be above 0"),
         ("tie_word_embeddings", json!("no"), "`tie_word_embeddings` must be true or false"),
         ("quantization_config", json!({"quant_method": "gptq"}), "quantised Hugging Face format"),
@@ -261,6 +261,40 @@ fn harmless_leftovers_are_ignored_and_unreadable_types_named() {
     fs::write(&path, bytes).unwrap();
     let error = refusal(&folder);
     assert!(error.contains("is stored as I32; readable: F32, F16, BF16"), "{error}");
+}
+
+/// The tiny reference of a family with the first part of its tensors' names taken away, and more tensors.
+fn bare(family: &str, more: &[(&str, &[usize])]) -> tempfile::TempDir {
+    let reference = Path::new(TINY).with_file_name(family);
+    let folder = tiny();
+    fs::copy(reference.join("config.json"), folder.path().join("config.json")).unwrap();
+    let tensors = ModelFiles::open(&reference).unwrap().tensors;
+    let bare = tensors.iter().filter(|(name, _)| !name.starts_with("lm_head")).map(|(name, entry)| {
+        let mut shape = entry.shape.clone();
+        if entry.arrangement == Arrangement::Transposed {
+            shape.reverse();
+        }
+        (name.split_once('.').unwrap().1.to_owned(), shape)
+    });
+    let bare: Vec<_> = bare.collect();
+    let named = bare.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
+    let all: Vec<_> = named.chain(more.iter().copied()).collect();
+    fs::write(folder.path().join("model.safetensors"), safetensors(&all)).unwrap();
+    folder
+}
+
+#[test]
+fn weights_saved_without_their_head_have_shorter_names() {
+    let leftovers: [(&str, &[usize]); 2] = [("h.0.attn.bias", &[1, 1, 8, 8]), ("h.0.attn.masked_bias", &[1])];
+    let model = ModelFiles::open(bare("gpt2", &leftovers).path()).unwrap();
+    let reference = ModelFiles::open(&Path::new(TINY).with_file_name("gpt2")).unwrap();
+    assert_eq!(model.tensors.keys().collect::<Vec<_>>(), reference.tensors.keys().collect::<Vec<_>>());
+    let entry = &model.tensors["transformer.h.1.mlp.c_fc.weight"];
+    assert_eq!((entry.shape.as_slice(), entry.arrangement), (&[256, 64][..], Arrangement::Transposed));
+    let error = refusal(&bare("gpt2", &[("h.3.attn.c_attn.bias", &[192])]));
+    assert!(error.contains("not part of this architecture (1):\n    h.3.attn.c_attn.bias"), "{error}");
+    let error = refusal(&bare("llama", &[]));
+    assert!(error.contains("missing (1):\n    lm_head.weight"), "{error}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use serde_json::{Map, json};
 
 use super::architecture::{Architecture, Parameter, Position, RopeScaling};
 use super::error::{Fault, ModelError, Shown};
-use super::families::{self, Family};
+use super::families::{self, Family, GgufStyle};
 use super::roles::Role;
 use super::settings::Settings;
 use super::tensors::{self, Found};
@@ -34,8 +34,8 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
     let (file, size) = files::open(path)?;
     let mut file = BufReader::with_capacity(1 << 16, file);
     let mut header = Header::read(&mut file, size).map_err(|fault| fault.at(path))?;
-    let family = family(path, &header)?;
-    let mut architecture = family.architecture(&settings(path, &header, family)?)?;
+    let (family, style) = family(path, &header)?;
+    let mut architecture = families::build(family, &settings(path, &header, style)?)?;
     let mut found = IndexMap::new();
     for tensor in &header.tensors {
         if tensor.name == ROPE_DIVISORS {
@@ -57,7 +57,7 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
         format!("{}.{}", parameter.role.gguf_module(parameter.layer.unwrap_or(0)), parameter.part.suffix())
     };
     let mut tensors = tensors::assign(path, &files, &architecture, found, family.harmless(), in_file)?;
-    if family.gguf().permuted {
+    if style.permuted {
         for parameter in architecture.parameters() {
             let attention = parameter.layer.map(|layer| &architecture.layers[layer].attention);
             let heads = match (parameter.role, attention) {
@@ -87,7 +87,7 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
     })
 }
 
-fn family(path: &Path, header: &Header) -> Result<&'static dyn Family, ModelError> {
+fn family(path: &Path, header: &Header) -> Result<(&'static dyn Family, GgufStyle), ModelError> {
     let settings = |problem: &str| ModelError::Settings { file: path.into(), problem: problem.to_owned() };
     let unsupported = |feature: &str, remedy: &str| ModelError::Unsupported {
         file: path.into(),
@@ -129,8 +129,8 @@ const ROPE_KEYS: [(&str, &str); 3] =
     [("rope_theta", "rope.freq_base"), ("rope_type", "rope.scaling.type"), ("factor", "rope.scaling.factor")];
 
 /// The metadata under Hugging Face's keys. What GGUF says by the presence of tensors becomes a flag.
-fn settings(path: &Path, header: &Header, family: &dyn Family) -> Result<Settings, ModelError> {
-    let prefix = family.gguf().name;
+fn settings(path: &Path, header: &Header, style: GgufStyle) -> Result<Settings, ModelError> {
+    let prefix = style.name;
     let spelling: Vec<(&'static str, String)> =
         KEYS.iter().chain(&ROPE_KEYS).map(|&(key, gguf)| (key, format!("{prefix}.{gguf}"))).collect();
     let get = |key: &str| header.get(&format!("{prefix}.{key}")).map(json);
@@ -162,6 +162,14 @@ fn settings(path: &Path, header: &Header, family: &dyn Family) -> Result<Setting
         return Err(settings.wrong("rms_norm_eps", "is missing"));
     }
     refuse_unsupported(path, header, prefix, &settings)?;
+    let scaling = get("rope.scaling.type").unwrap_or_default();
+    if !scaling.is_null() && scaling != "none" && scaling != "linear" {
+        return Err(ModelError::Unsupported {
+            file: path.into(),
+            feature: format!("this kind of rotary scaling (`{prefix}.rope.scaling.type` = {scaling})"),
+            remedy: "choose another model".to_owned(),
+        });
+    }
     Ok(settings)
 }
 

@@ -1,0 +1,75 @@
+//! Gemma 3, text only: all that transformers runs as `Gemma3ForCausalLM` (arXiv 2503.19786).
+
+use super::Family;
+use super::common::{Heads, decoder, windows};
+use super::gemma2::{finish, gemma_layer};
+use super::rope::Frame;
+use crate::model::architecture::{Architecture, Position};
+use crate::model::error::ModelError;
+use crate::model::roles::Role;
+use crate::model::settings::Settings;
+
+pub(super) struct Gemma3;
+
+static NAMES: [(Role, &str); 16] = [
+    (Role::Embedding, "model.embed_tokens"),
+    (Role::AttentionNorm, "model.layers.{}.input_layernorm"),
+    (Role::Query, "model.layers.{}.self_attn.q_proj"),
+    (Role::Key, "model.layers.{}.self_attn.k_proj"),
+    (Role::Value, "model.layers.{}.self_attn.v_proj"),
+    (Role::QueryNorm, "model.layers.{}.self_attn.q_norm"),
+    (Role::KeyNorm, "model.layers.{}.self_attn.k_norm"),
+    (Role::Output, "model.layers.{}.self_attn.o_proj"),
+    (Role::PostAttentionNorm, "model.layers.{}.post_attention_layernorm"),
+    (Role::MlpNorm, "model.layers.{}.pre_feedforward_layernorm"),
+    (Role::Gate, "model.layers.{}.mlp.gate_proj"),
+    (Role::Up, "model.layers.{}.mlp.up_proj"),
+    (Role::Down, "model.layers.{}.mlp.down_proj"),
+    (Role::PostMlpNorm, "model.layers.{}.post_feedforward_layernorm"),
+    (Role::FinalNorm, "model.norm"),
+    (Role::Head, "lm_head"),
+];
+
+impl Family for Gemma3 {
+    fn name(&self) -> &'static str {
+        "gemma3"
+    }
+
+    fn model_type(&self) -> &'static str {
+        "gemma3_text"
+    }
+
+    fn keys(&self) -> &'static [(&'static str, &'static str)] {
+        &[("hidden_act", "hidden_activation")]
+    }
+
+    /// As transformers' `Gemma3TextConfig` and `modeling_gemma3.py`: a norm on each query and key head, and, usually, five
+    /// layers with a window and a rotary embedding of their own to one that sees all tokens.
+    fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
+        if settings.get("attn_logit_softcapping").is_some() {
+            let (key, remedy) = ("attn_logit_softcapping", "choose another model");
+            return Err(settings.unsupported(key, "a soft cap on the scores of a gemma3 model", remedy));
+        }
+        let heads = Heads::read(settings, Some(4), Some(256))?;
+        let positions = settings.size_if_any("max_position_embeddings")?.unwrap_or(131_072);
+        let (full, windowed) = Frame::whole(heads.size, positions).read_by_layer_type(settings)?;
+        let mut layer = gemma_layer(settings, heads, Position::Rotary(full))?;
+        layer.attention.head_norm = Some(layer.norm);
+        let window = settings.size_or("sliding_window", 4096)?;
+        let period = settings.size_if_any("sliding_window_pattern")?.unwrap_or(6);
+        let count = settings.layers("num_hidden_layers")?;
+        let windows = windows(settings, count, window, |layer| !(layer + 1).is_multiple_of(period))?;
+        let with_window = |window: Option<usize>| {
+            let mut layer = layer.clone();
+            if window.is_some() {
+                layer.attention.position = Position::Rotary(windowed.clone());
+            }
+            layer.attention.window = window;
+            layer
+        };
+        let layers = windows.into_iter().map(with_window).collect();
+        let mut architecture = decoder(self.name(), &NAMES, settings, positions, layer.norm, layers)?;
+        finish(settings, &mut architecture, None)?;
+        Ok(architecture)
+    }
+}
