@@ -6,7 +6,7 @@ CARGO ?= cargo
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run demo test bench lint clean
+.PHONY: help setup build run demo test bench gpu-check lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: setup ## every test, also on a machine without a GPU
 
 bench: build ## tokens per second and peak memory of training and generation on this machine
 	@python3 scripts/bench.py
+
+gpu-check: build ## one archive that checks and measures this build on a machine with a GPU, python3 and torch 2.11
+	@python3 scripts/gpu_check/pack.py
 
 lint: setup ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check

@@ -1,0 +1,27 @@
+#!/usr/bin/env python3
+"""Makes target/gpu-check.tar.gz: what a machine with a GPU needs to check this build, with python3 and torch 2.11 alone.
+
+There: tar xf gpu-check.tar.gz && python3 gpu-check/run.py --out result.json
+"""
+
+import pathlib
+import tarfile
+
+CLONE = pathlib.Path(__file__).resolve().parents[2]
+HERE = CLONE / "scripts" / "gpu_check"
+ARCHIVE = CLONE / "target" / "gpu-check.tar.gz"
+
+
+def main():
+    with tarfile.open(ARCHIVE, "w:gz", compresslevel=6) as archive:
+        for name in ["luthier", "luthier-engine"]:
+            archive.add(CLONE / "target" / "release" / name, f"gpu-check/bin/{name}")
+        for name in ["run.py", "peer.py", "llama-1b.json", "llama-8b.json"]:
+            archive.add(HERE / name, f"gpu-check/{name}")
+        for name in ["tiny", "variants", "training"]:
+            archive.add(CLONE / "tests" / "references" / name, f"gpu-check/references/{name}")
+    print(f"{ARCHIVE.relative_to(CLONE)}  {ARCHIVE.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
