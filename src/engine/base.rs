@@ -54,10 +54,7 @@ impl Base {
 
     /// The type computed in, in words: `f32`, `bf16`.
     pub fn dtype_name(&self) -> &'static str {
-        match self.model.kind() {
-            tch::Kind::BFloat16 => "bf16",
-            _ => "f32",
-        }
+        dtype_name(self.model.kind())
     }
 
     /// Ids from which the model answers a conversation, the configured system prompt included.
@@ -68,6 +65,14 @@ impl Base {
     /// The text of a reply.
     pub fn reply(&self, tokens: &[u32]) -> Result<String> {
         self.tokenizer.decode(tokens, true).map_err(data_error)
+    }
+}
+
+/// A type that models compute in, in words: `f32`, `bf16`.
+pub fn dtype_name(kind: tch::Kind) -> &'static str {
+    match kind {
+        tch::Kind::BFloat16 => "bf16",
+        _ => "f32",
     }
 }
 

@@ -172,6 +172,15 @@ pub fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
     labelled("distance", &[a, b], difference)
 }
 
+/// The largest absolute value in f32, 0 of an empty tensor. Waits for the device.
+pub fn largest_magnitude(x: &Tensor) -> Result<f64> {
+    if x.numel() == 0 {
+        return Ok(0.0);
+    }
+    let largest = x.f_to_kind(Kind::Float).and_then(|x| x.f_abs()).and_then(|x| x.f_max());
+    labelled("largest_magnitude", &[x], largest.and_then(|x| x.f_double_value(&[])))
+}
+
 /// Every element and `number`.
 pub fn add_number(x: &Tensor, number: f64) -> Result<Tensor> {
     labelled("add_number", &[x], x.f_add_scalar(number))

@@ -11,7 +11,7 @@ use luthier_core::model::ModelFiles;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::base::device_name;
+use crate::base::{device_name, dtype_name};
 use crate::error::{EngineError, Result};
 use crate::generation::{KvCache, Row, Sampling, generate};
 use crate::models::head::{IGNORED, Targets, loss_sum};
@@ -30,7 +30,8 @@ pub struct Request {
     pub device: Device,
     /// In which number format.
     pub kind: Kind,
-    /// Largest difference of a logit or of a hidden state that passes; of the loss a tenth of it.
+    /// Largest difference of a logit or of a hidden state that passes, where the reference has none beyond ±1; else it
+    /// grows with the reference's largest. Of the loss a tenth of it.
     pub tolerance: f64,
 }
 
@@ -41,8 +42,8 @@ pub struct Report {
     pub family: &'static str,
     /// `cpu`, `cuda:0`.
     pub device: String,
-    /// `Float`, `BFloat16`.
-    pub dtype: String,
+    /// `f32`, `bf16`.
+    pub dtype: &'static str,
     /// The largest differences, over all [`Report::ways`].
     pub max_abs_error: Errors,
     /// Each way of computing the same.
@@ -52,7 +53,7 @@ pub struct Report {
     /// Whether all of them are equal, with and without cache.
     pub greedy_equal: bool,
     /// What was allowed.
-    pub tolerance: f64,
+    pub allowed: Errors,
     /// Whether everything is within what is allowed.
     pub pass: bool,
 }
@@ -127,16 +128,23 @@ fn compare(model: &Model, reference: &Reference, tolerance: f64) -> Result<Repor
     };
     let greedy_equal =
         greedy.iter().all(|found| found.with_cache == found.tokens && found.without_cache == found.tokens);
-    let within = errors.logits <= tolerance && errors.hidden <= tolerance && errors.loss <= tolerance / 10.0;
+    let scaled = |largest: f64| tolerance * largest.max(1.0);
+    let allowed = Errors {
+        logits: scaled(ops::largest_magnitude(&reference.counted(&reference.logits)?)?),
+        hidden: scaled(ops::largest_magnitude(&reference.counted(&reference.hidden)?)?),
+        loss: scaled(reference.loss.abs()) / 10.0,
+    };
+    let within =
+        errors.logits <= allowed.logits && errors.hidden <= allowed.hidden && errors.loss <= allowed.loss;
     Ok(Report {
         family: model.architecture().family,
         device: device_name(model.device()),
-        dtype: format!("{:?}", model.kind()),
+        dtype: dtype_name(model.kind()),
         max_abs_error: errors,
         ways,
         greedy,
         greedy_equal,
-        tolerance,
+        allowed,
         pass: within && greedy_equal,
     })
 }

@@ -35,8 +35,8 @@ pub struct Arguments {
     /// `auto`, `cpu` or `cuda:N`
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Largest difference that passes, of logits and hidden states; a tenth of it for the loss [default: 1e-4 in f32,
-    /// 2e-2 in bf16]
+    /// Largest difference that passes, of logits and hidden states, times their largest value where that is above 1; a
+    /// tenth of it for the loss [default: 1e-4 in f32, 2e-2 in bf16]
     #[arg(long, value_name = "NUMBER")]
     tolerance: Option<f64>,
     /// Print a JSON document
@@ -60,7 +60,7 @@ struct Report {
     ways: Vec<Way>,
     greedy: Vec<Greedy>,
     greedy_equal: bool,
-    tolerance: f64,
+    allowed: Errors,
     pass: bool,
 }
 
@@ -126,7 +126,7 @@ fn ask(arguments: &Arguments) -> Outcome<Report> {
 }
 
 fn describe(report: &Report) -> String {
-    let Report { family, device, dtype, ways, max_abs_error, greedy, tolerance, pass, .. } = report;
+    let Report { family, device, dtype, ways, max_abs_error, greedy, allowed, pass, .. } = report;
     let figure = |value: Option<f64>| value.map_or_else(|| "NaN".to_owned(), |value| format!("{value:.1e}"));
     let row = |name: &str, errors: &Errors| {
         vec![name.to_owned(), figure(errors.logits), figure(errors.hidden), figure(errors.loss)]
@@ -134,11 +134,12 @@ fn describe(report: &Report) -> String {
     let mut rows: Vec<Vec<String>> =
         ways.iter().map(|way| row(&clean_line(&way.name), &way.errors)).collect();
     rows.push(row("largest", max_abs_error));
+    rows.push(row("allowed", allowed));
     let columns =
         [("", Align::Left), ("logits", Align::Right), ("hidden", Align::Right), ("loss", Align::Right)];
     let mut text = format!("{} · {} · {}\n\n", clean_line(family), clean_line(dtype), clean_line(device));
     text += &output::table(&columns, &rows);
-    text += &format!("\nallowed    {tolerance:.0e}, of the loss {:.0e}\n", tolerance / 10.0);
+    text.push('\n');
     for (index, Greedy { tokens, with_cache, without_cache }) in greedy.iter().enumerate() {
         text += &format!(
             "greedy {index}   {with_cache} of {tokens} tokens agree with the cache, {without_cache} without it\n"
@@ -148,13 +149,14 @@ fn describe(report: &Report) -> String {
 }
 
 fn shortfall(report: &Report) -> String {
-    let Errors { logits, hidden, loss } = report.max_abs_error;
-    let beyond = |error: Option<f64>, bound: f64| error.is_none_or(|error| error > bound);
+    let (found_errors, allowed) = (&report.max_abs_error, &report.allowed);
+    let beyond =
+        |error: Option<f64>, bound: Option<f64>| error.zip(bound).is_none_or(|(error, bound)| error > bound);
     let mut found: Vec<&str> = Vec::new();
     for (name, error, bound) in [
-        ("logits", logits, report.tolerance),
-        ("hidden states", hidden, report.tolerance),
-        ("the loss", loss, report.tolerance / 10.0),
+        ("logits", found_errors.logits, allowed.logits),
+        ("hidden states", found_errors.hidden, allowed.hidden),
+        ("the loss", found_errors.loss, allowed.loss),
     ] {
         if beyond(error, bound) {
             found.push(name);
