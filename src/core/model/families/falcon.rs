@@ -1,8 +1,10 @@
 //! Falcon 7B, 11B, 40B, 180B and Falcon-RW: all that transformers runs as `FalconForCausalLM`.
 
-use super::Family;
+use serde_json::{Value, json};
+
 use super::common::{Heads, activation, decoder, layer_norm};
 use super::rope::Frame;
+use super::{Family, GgufRows, GgufStyle};
 use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Position, Qkv, Residual,
 };
@@ -59,6 +61,34 @@ impl Family for Falcon {
             ("hidden_act", "activation"),
             ("layer_norm_eps", "layer_norm_epsilon"),
         ]
+    }
+
+    fn gguf(&self) -> Option<GgufStyle> {
+        Some(GgufStyle { rows: GgufRows::ByPart, ..GgufStyle::plain("falcon") })
+    }
+
+    /// Where both parts have a norm, the one before the feed-forward part has the usual name of the other.
+    fn gguf_names(&self, architecture: &Architecture) -> &'static [(Role, &'static str)] {
+        match architecture.layers.first().map(|layer| layer.residual) {
+            Some(Residual::Parallel { shared_norm: false }) => {
+                &[(Role::AttentionNorm, "blk.{}.attn_norm_2"), (Role::MlpNorm, "blk.{}.attn_norm")]
+            }
+            _ => &[],
+        }
+    }
+
+    /// llama.cpp has the variants with rotary embedding and both parts side by side (`src/models/falcon.cpp`).
+    fn gguf_values(
+        &self,
+        settings: &Settings,
+        has_tensor: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<(&'static str, Value)>, ModelError> {
+        let two_norms = has_tensor("blk.0.attn_norm_2.weight");
+        let grouped = two_norms || settings.size("num_key_value_heads")? > 1;
+        Ok(vec![
+            ("new_decoder_architecture", json!(grouped)),
+            ("num_ln_in_parallel_attn", json!(if two_norms { 2 } else { 1 })),
+        ])
     }
 
     /// As transformers' `FalconConfig` and `modeling_falcon.py`.

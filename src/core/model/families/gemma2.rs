@@ -1,8 +1,10 @@
 //! Gemma 2: all that transformers runs as `Gemma2ForCausalLM` (arXiv 2408.00118).
 
-use super::Family;
+use serde_json::{Value, json};
+
 use super::common::{Heads, activation, decoder, gated_layer, windows};
 use super::rope::Frame;
+use super::{Family, GgufStyle, GgufWindows};
 use crate::model::architecture::{Activation, Architecture, LayerSpec, Norm, Position, Residual};
 use crate::model::error::ModelError;
 use crate::model::roles::Role;
@@ -36,6 +38,19 @@ impl Family for Gemma2 {
         &[("hidden_act", "hidden_activation")]
     }
 
+    fn gguf(&self) -> Option<GgufStyle> {
+        Some(GgufStyle { windows: GgufWindows::Some, ..GgufStyle::plain("gemma2") })
+    }
+
+    fn gguf_values(
+        &self,
+        settings: &Settings,
+        _has_tensor: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<(&'static str, Value)>, ModelError> {
+        // Of 46 layers is the 27B model (`src/models/gemma2.cpp`).
+        Ok(vec![("query_pre_attn_scalar", query_scalar(settings, 46)?)])
+    }
+
     /// As transformers' `Gemma2Config` and `modeling_gemma2.py`: soft caps, every other layer with a window.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let heads = Heads::read(settings, Some(4), Some(256))?;
@@ -56,6 +71,15 @@ impl Family for Gemma2 {
         finish(settings, &mut architecture, Some(30.0))?;
         Ok(architecture)
     }
+}
+
+/// What llama.cpp takes for `query_pre_attn_scalar`: the size of a head, but for the model of so many layers what the width
+/// would give each.
+pub(super) fn query_scalar(settings: &Settings, wide: usize) -> Result<Value, ModelError> {
+    if settings.layers("num_hidden_layers")? == wide {
+        return Ok(json!(settings.size("hidden_size")? / settings.size("num_attention_heads")?));
+    }
+    Ok(json!(settings.size("head_dim")?))
 }
 
 /// The layer of Gemma 2 and 3: norms around both parts, with one added to their weights.

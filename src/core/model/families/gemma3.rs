@@ -1,9 +1,11 @@
 //! Gemma 3, text only: all that transformers runs as `Gemma3ForCausalLM` (arXiv 2503.19786).
 
-use super::Family;
+use serde_json::{Value, json};
+
 use super::common::{Heads, decoder, windows};
-use super::gemma2::{finish, gemma_layer};
+use super::gemma2::{finish, gemma_layer, query_scalar};
 use super::rope::Frame;
+use super::{Family, GgufStyle, GgufWindows};
 use crate::model::architecture::{Architecture, Position};
 use crate::model::error::ModelError;
 use crate::model::roles::Role;
@@ -41,6 +43,25 @@ impl Family for Gemma3 {
 
     fn keys(&self) -> &'static [(&'static str, &'static str)] {
         &[("hidden_act", "hidden_activation")]
+    }
+
+    fn gguf(&self) -> Option<GgufStyle> {
+        Some(GgufStyle { windows: GgufWindows::Some, local_rope: true, ..GgufStyle::plain("gemma3") })
+    }
+
+    /// Without a window no layer has one; by default every sixth has none.
+    fn gguf_values(
+        &self,
+        settings: &Settings,
+        _has_tensor: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<(&'static str, Value)>, ModelError> {
+        // Of 62 layers is the 27B model (`src/models/gemma3.cpp`).
+        let mut values = vec![("query_pre_attn_scalar", query_scalar(settings, 62)?)];
+        if settings.get("sliding_window").is_none() {
+            let layers = settings.layers("num_hidden_layers")?;
+            values.push(("layer_types", json!(vec!["full_attention"; layers])));
+        }
+        Ok(values)
     }
 
     /// As transformers' `Gemma3TextConfig` and `modeling_gemma3.py`: a norm on each query and key head, and, usually, five

@@ -1,7 +1,7 @@
 //! GPT-2 and all else that transformers runs as `GPT2LMHeadModel`.
 
-use super::Family;
 use super::common::{Heads, activation, decoder, layer_norm};
+use super::{Family, GgufStyle};
 use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Position, Qkv, Residual,
 };
@@ -43,6 +43,10 @@ impl Family for Gpt2 {
 
     fn harmless(&self) -> &'static [&'static str] {
         &[".attn.bias", ".attn.masked_bias"]
+    }
+
+    fn gguf(&self) -> Option<GgufStyle> {
+        Some(GgufStyle::plain("gpt2"))
     }
 
     /// As transformers' `GPT2Config` and `modeling_gpt2.py`. `reorder_and_upcast_attn` is about roundings of half precision

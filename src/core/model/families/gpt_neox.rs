@@ -1,8 +1,8 @@
 //! GPT-NeoX-20B, Pythia and all else that transformers runs as `GPTNeoXForCausalLM`.
 
-use super::Family;
 use super::common::{Heads, activation, decoder, layer_norm};
 use super::rope::Frame;
+use super::{Family, GgufRows, GgufStyle};
 use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Position, Qkv, Residual,
 };
@@ -36,6 +36,10 @@ impl Family for GptNeox {
 
     fn harmless(&self) -> &'static [&'static str] {
         &[".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"]
+    }
+
+    fn gguf(&self) -> Option<GgufStyle> {
+        Some(GgufStyle { rows: GgufRows::ByPart, ..GgufStyle::plain("gptneox") })
     }
 
     /// As transformers' `GPTNeoXConfig` and `modeling_gpt_neox.py`.

@@ -2,7 +2,7 @@
 
 use super::common::{Heads, activation, decoder, gated_layer, rms};
 use super::rope::Frame;
-use super::{Family, GgufStyle};
+use super::{Family, GgufRows, GgufStyle};
 use crate::model::architecture::{Activation, Architecture, Mlp, Position};
 use crate::model::error::ModelError;
 use crate::model::roles::Role;
@@ -31,7 +31,7 @@ impl Family for Llama {
     }
 
     fn gguf(&self) -> Option<GgufStyle> {
-        Some(GgufStyle { name: "llama", permuted: true })
+        Some(GgufStyle { rows: GgufRows::RotaryPairs, ..GgufStyle::plain("llama") })
     }
 
     /// As transformers' `LlamaConfig` and `modeling_llama.py`. `pretraining_tp` only cuts products into parts.

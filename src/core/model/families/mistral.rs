@@ -1,9 +1,9 @@
 //! Mistral 7B, Nemo, Small and all else that transformers runs as `MistralForCausalLM`.
 
-use super::Family;
 use super::common::{Heads, activation, decoder, gated_layer, rms};
 use super::llama::NAMES;
 use super::rope::Frame;
+use super::{Family, GgufStyle};
 use crate::model::architecture::{Activation, Architecture, Position};
 use crate::model::error::ModelError;
 use crate::model::settings::Settings;
@@ -13,6 +13,11 @@ pub(super) struct Mistral;
 impl Family for Mistral {
     fn name(&self) -> &'static str {
         "mistral"
+    }
+
+    /// Mistral's models are `llama` there, without their window.
+    fn gguf(&self) -> Option<GgufStyle> {
+        None
     }
 
     /// As transformers' `MistralConfig` and `modeling_mistral.py`: LLaMA without biases, with one window for all layers.

@@ -17,9 +17,13 @@ mod qwen2;
 mod qwen3;
 mod rope;
 
+use serde_json::Value;
+
 use super::architecture::Architecture;
 use super::error::{ModelError, Shown};
+use super::roles::Role;
 use super::settings::Settings;
+pub(super) use rope::ROTATED;
 
 /// What a family's checkpoints are.
 pub trait Family: Sync {
@@ -42,8 +46,21 @@ pub trait Family: Sync {
     }
 
     /// How llama.cpp stores it, if under a name of its own.
-    fn gguf(&self) -> Option<GgufStyle> {
-        None
+    fn gguf(&self) -> Option<GgufStyle>;
+
+    /// Module names in GGUF that are not those of [`Role::gguf_template`].
+    fn gguf_names(&self, _architecture: &Architecture) -> &'static [(Role, &'static str)] {
+        &[]
+    }
+
+    /// What llama.cpp knows of the family without a key, or by the presence of a tensor, under the usual keys; `settings`
+    /// has what stands in the file.
+    fn gguf_values(
+        &self,
+        _settings: &Settings,
+        _has_tensor: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<(&'static str, Value)>, ModelError> {
+        Ok(Vec::new())
     }
 
     /// Its architecture by settings under the usual keys. Defaults are those of transformers 5.23, except that sizes must
@@ -51,13 +68,46 @@ pub trait Family: Sync {
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError>;
 }
 
-/// How llama.cpp stores a family.
+/// How llama.cpp stores a family (`conversion/` and `src/models/` of llama.cpp).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GgufStyle {
     /// `general.architecture`.
     pub name: &'static str,
-    /// Whether rotary pairs of query and key rows lie side by side (see [`super::Arrangement::RotaryPairs`]).
-    pub permuted: bool,
+    /// How rows of query, key and value projections lie.
+    pub rows: GgufRows,
+    /// Which layers have a window.
+    pub windows: GgufWindows,
+    /// Whether layers with a window have a rotary embedding of their own, which is never scaled.
+    pub local_rope: bool,
+}
+
+/// How rows of query, key and value projections lie in a GGUF file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgufRows {
+    /// As the architecture has them.
+    Same,
+    /// See [`super::Arrangement::RotaryPairs`].
+    RotaryPairs,
+    /// See [`super::Arrangement::ByPart`].
+    ByPart,
+}
+
+/// Which layers of a family llama.cpp gives the window of `attention.sliding_window`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgufWindows {
+    /// None.
+    None,
+    /// All.
+    All,
+    /// Those of `attention.sliding_window_pattern`, without it those that the family says.
+    Some,
+}
+
+impl GgufStyle {
+    /// Rows as the architecture has them, no windows.
+    const fn plain(name: &'static str) -> Self {
+        Self { name, rows: GgufRows::Same, windows: GgufWindows::None, local_rope: false }
+    }
 }
 
 static FAMILIES: [&dyn Family; 11] = [

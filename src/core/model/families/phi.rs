@@ -1,8 +1,8 @@
 //! Phi 1, 1.5 and 2: all that transformers runs as `PhiForCausalLM`.
 
-use super::Family;
 use super::common::{Heads, activation, decoder, layer_norm};
 use super::rope::Frame;
+use super::{Family, GgufStyle};
 use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Position, Qkv, Residual,
 };
@@ -30,6 +30,10 @@ static NAMES: [(Role, &str); 12] = [
 impl Family for Phi {
     fn name(&self) -> &'static str {
         "phi"
+    }
+
+    fn gguf(&self) -> Option<GgufStyle> {
+        Some(GgufStyle::plain("phi2"))
     }
 
     /// As transformers' `PhiConfig` and `modeling_phi.py`: attention and feed-forward part side by side behind one norm,

@@ -1,8 +1,8 @@
 //! Phi 3, 3.5 and 4, dense and without images: all that transformers runs as `Phi3ForCausalLM`.
 
-use super::Family;
 use super::common::{Heads, activation, decoder, gated_layer, rms};
 use super::rope::Frame;
+use super::{Family, GgufStyle, GgufWindows};
 use crate::model::architecture::{Activation, Architecture, Mlp, Position, Qkv};
 use crate::model::error::ModelError;
 use crate::model::roles::Role;
@@ -25,6 +25,10 @@ static NAMES: [(Role, &str); 9] = [
 impl Family for Phi3 {
     fn name(&self) -> &'static str {
         "phi3"
+    }
+
+    fn gguf(&self) -> Option<GgufStyle> {
+        Some(GgufStyle { windows: GgufWindows::All, ..GgufStyle::plain("phi3") })
     }
 
     /// As transformers' `Phi3Config` and `modeling_phi3.py`: LLaMA with fused projections.

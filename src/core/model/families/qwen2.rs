@@ -1,9 +1,9 @@
 //! Qwen 1.5, 2 and 2.5, dense: all that transformers runs as `Qwen2ForCausalLM`.
 
-use super::Family;
 use super::common::{Heads, activation, decoder, gated_layer, rms, windows};
 use super::llama::NAMES;
 use super::rope::Frame;
+use super::{Family, GgufStyle};
 use crate::model::architecture::{Activation, Architecture, LayerSpec, Position};
 use crate::model::error::ModelError;
 use crate::model::settings::Settings;
@@ -13,6 +13,10 @@ pub(super) struct Qwen2;
 impl Family for Qwen2 {
     fn name(&self) -> &'static str {
         "qwen2"
+    }
+
+    fn gguf(&self) -> Option<GgufStyle> {
+        Some(GgufStyle::plain("qwen2"))
     }
 
     /// As transformers' `Qwen2Config` and `modeling_qwen2.py`: LLaMA with biases on query, key and value.

@@ -1,9 +1,9 @@
 //! Qwen 3, dense: all that transformers runs as `Qwen3ForCausalLM`.
 
-use super::Family;
 use super::common::{Heads, activation, decoder, gated_layer, rms};
 use super::qwen2::windowed;
 use super::rope::Frame;
+use super::{Family, GgufStyle};
 use crate::model::architecture::{Activation, Architecture, Position};
 use crate::model::error::ModelError;
 use crate::model::roles::Role;
@@ -31,6 +31,10 @@ static NAMES: [(Role, &str); 14] = [
 impl Family for Qwen3 {
     fn name(&self) -> &'static str {
         "qwen3"
+    }
+
+    fn gguf(&self) -> Option<GgufStyle> {
+        Some(GgufStyle::plain("qwen3"))
     }
 
     /// As transformers' `Qwen3Config` and `modeling_qwen3.py`: LLaMA with a norm on each query and key head.
