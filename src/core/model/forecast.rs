@@ -8,17 +8,24 @@
 //! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the width, Q and K the
 //!   widths of all query heads and of all key heads, h query heads, F the feed-forward width, and a tensor that only an
 //!   adapter reads back counted only where one reads it:
-//!   - two norms keep their input in f32: 2 · 4H, and their outputs for adapters on query, key or value and on gate or up:
-//!     eH each;
-//!   - attention keeps query, key, value and result: e(2Q + 2K), and 4h for the normalisers of its softmax;
-//!   - the feed-forward part keeps gate and up: 2eF, and their product for an adapter on down: eF;
-//!   - where the fused kernels for f32 on the processor do not serve, the activated gate too: eF, and attention's result once
-//!     more, laid end to end, for an adapter on the output projection: eQ;
+//!   - each norm keeps its input, an RMS norm in f32: 4H, a layer norm as it is: eH, once for two that read the same; for
+//!     adapters on query, key or value and on gate or up their outputs: eH each, once where both parts read the same. The
+//!     norms of query and key heads keep Q + K alike;
+//!   - attention keeps query, key, value and result: e(2Q + 2K), and 4h for the normalisers of its softmax. Where scores are
+//!     capped or biased they stand in memory, so that with L tokens in the longest row h · L · (4, e more in bf16, and e
+//!     more for a cap) are kept instead, keys and values are repeated for each query head: e · 4Q, and the mask takes L.
+//!     A window that is shorter than L makes a mask: eL;
+//!   - the feed-forward part keeps gate and up: 2eF, without a gate only up: eF; and what goes into down for an adapter
+//!     there: eF;
+//!   - where the fused kernels for f32 on the processor do not serve, or the gate's activation is not SiLU, the activated
+//!     gate too: eF; in the former case also attention's result once more, laid end to end, for an adapter on the output
+//!     projection: eQ;
 //!   - each adapter keeps its input times A: e · rank; dropout keeps mask and masked input: 2e · in, in place of the
 //!     shared input;
 //!   - in bf16 each adapter's factors once more in bf16.
 //!
-//!   Gradients on their way through one layer take, beside that, e · max(3F + 2H, 4Q + 2K + 2H) per token. With recompute
+//!   Gradients on their way through one layer take, beside that, e · max(3F + 2H, 4Q + 2K + 2H) per token, with 2F in place
+//!   of 3F where there is no gate, and 8hL for scores that stand in memory. With recompute
 //!   only each layer's input is kept, eH per token, and one layer at a time is as above. On the processor a third is added:
 //!   blocks that were freed do not all fit again (a LoRA step of SmolLM2-135M on 512 tokens took 0.69 GB of activations
 //!   where 0.51 were alive).
@@ -31,7 +38,9 @@
 
 use serde::Serialize;
 
-use super::architecture::{Architecture, LayerSpec, Mlp};
+use super::architecture::{
+    Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Norm, Position, Residual,
+};
 use super::roles::Role;
 use super::targets::{TargetError, match_targets};
 use super::{LinearModule, ModelFiles};
@@ -238,7 +247,8 @@ impl Model<'_> {
         };
         let element = if half { 2 } else { 4 };
         let batch = largest_batch(config, data);
-        let shape = Shape { element, fused: !half && !place.gpu, batch, config, targets: &targets };
+        let longest = longest_row(config, data);
+        let shape = Shape { element, fused: !half && !place.gpu, batch, longest, config, targets: &targets };
         let mut memory = Memory {
             weights: self.parameters * element,
             adapter: trainable * 4,
@@ -285,6 +295,11 @@ fn largest_batch(config: &Config, data: &DataSummary) -> u64 {
     lengths.iter().take(rows).map(|&length| length as u64).sum()
 }
 
+/// Tokens of the longest row that comes up.
+fn longest_row(config: &Config, data: &DataSummary) -> u64 {
+    data.train_lengths.iter().map(|&length| length.min(config.data.max_length) as u64).max().unwrap_or(0)
+}
+
 /// What the sizes of activations depend on.
 struct Shape<'a> {
     /// Bytes per element.
@@ -293,6 +308,8 @@ struct Shape<'a> {
     fused: bool,
     /// Tokens of a micro-batch.
     batch: u64,
+    /// Tokens of its longest row.
+    longest: u64,
     config: &'a Config,
     targets: &'a [LinearModule],
 }
@@ -325,29 +342,69 @@ impl Shape<'_> {
         let hidden = architecture.hidden as u64;
         let attention = &layer.attention;
         let (query, key) = (attention.query_width() as u64, attention.key_value_width() as u64);
-        let inputs = reads(&[Role::Query, Role::Key, Role::Value, Role::Qkv]) * hidden;
-        let plain = u64::from(!self.fused);
-        let mixed = 2 * query + 2 * key + plain * reads(&[Role::Output]) * query;
-        let (inner, width) = match layer.mlp {
-            Mlp::Gated { width, .. } | Mlp::GatedFused { width, .. } => {
-                let read = reads(&[Role::Gate, Role::Up, Role::GateUp]) * hidden;
-                (read + (2 + plain) * width as u64, width as u64)
-            }
-            Mlp::Plain { width, .. } => (reads(&[Role::Up]) * hidden + width as u64, width as u64),
+        let norms = match (layer.residual, layer.norm) {
+            (Residual::Parallel { .. }, Norm::Layer { .. }) => 1,
+            (residual, _) => residual.norms().len() as u64,
         };
-        let product = reads(&[Role::Down]) * width;
+        let head_norms = attention.head_norm.map_or(0, |norm| self.normed(norm, query + key));
+        let inner = [Role::Gate, Role::Up, Role::GateUp];
+        let outer = [Role::Query, Role::Key, Role::Value, Role::Qkv];
+        let inputs = match layer.residual {
+            Residual::Parallel { shared_norm: true } => reads(&[outer.as_slice(), &inner].concat()),
+            Residual::PreNorm | Residual::Sandwich | Residual::Parallel { shared_norm: false } => {
+                reads(&outer) + reads(&inner)
+            }
+        };
+        let plain = u64::from(!self.fused);
+        let mixed = if has_open_scores(attention) { 4 * query } else { 2 * query + 2 * key };
+        let laid = plain * reads(&[Role::Output]) * query;
+        let width = layer.mlp.width() as u64;
+        let product = match layer.mlp {
+            Mlp::Gated { activation: Activation::Silu, .. }
+            | Mlp::GatedFused { activation: Activation::Silu, .. } => 2 + plain,
+            Mlp::Gated { .. } | Mlp::GatedFused { .. } => 3,
+            Mlp::Plain { .. } => 1,
+        };
+        let product = (product + reads(&[Role::Down])) * width;
         let low_rank = targets.len() as u64 * self.config.method.rank as u64;
         let masked: u64 =
             if dropout { targets.iter().map(|module| 2 * module.in_features as u64).sum() } else { 0 };
-        let elements = inputs + mixed + inner + product + low_rank + masked;
-        2 * 4 * hidden + 4 * attention.heads as u64 + self.element * elements
+        let elements = inputs * hidden + mixed + laid + product + low_rank + masked;
+        let norms = norms * self.normed(layer.norm, hidden) + head_norms;
+        norms + 4 * attention.heads as u64 + self.scores(attention) + self.element * elements
+    }
+
+    /// Bytes that a norm keeps of so many elements.
+    fn normed(&self, norm: Norm, elements: u64) -> u64 {
+        match norm {
+            Norm::Rms { .. } | Norm::RmsPlusOne { .. } => 4 * elements,
+            Norm::Layer { .. } => self.element * elements,
+        }
+    }
+
+    /// Bytes per token of scores that stand in memory, and of masks.
+    fn scores(&self, attention: &AttentionSpec) -> u64 {
+        let longest = self.longest;
+        if !has_open_scores(attention) {
+            let is_masked = attention.window.is_some_and(|window| (window as u64) < longest);
+            return u64::from(is_masked) * longest * self.element;
+        }
+        let half = if self.element == 4 { 0 } else { self.element };
+        let capped = if attention.score_cap.is_some() { self.element } else { 0 };
+        longest + attention.heads as u64 * longest * (4 + half + capped)
     }
 
     /// Bytes per token of gradients on their way through a layer.
     fn passing(&self, hidden: u64, layer: &LayerSpec) -> u64 {
-        let (query, key) = (layer.attention.query_width() as u64, layer.attention.key_value_width() as u64);
-        let mlp = 3 * layer.mlp.width() as u64;
-        self.element * (mlp.max(4 * query + 2 * key) + 2 * hidden)
+        let attention = &layer.attention;
+        let (query, key) = (attention.query_width() as u64, attention.key_value_width() as u64);
+        let parts = match layer.mlp {
+            Mlp::Gated { .. } | Mlp::GatedFused { .. } => 3,
+            Mlp::Plain { .. } => 2,
+        };
+        let scores = if has_open_scores(attention) { 8 * attention.heads as u64 * self.longest } else { 0 };
+        let mlp = parts * layer.mlp.width() as u64;
+        self.element * (mlp.max(4 * query + 2 * key) + 2 * hidden) + scores
     }
 
     /// Bytes of the adapter's factors in the type of the activations, where that is another than their own.
@@ -366,6 +423,11 @@ impl Shape<'_> {
         let states = 2 * self.batch * architecture.hidden as u64 * self.element;
         all.min(LOGITS_AT_ONCE.max(architecture.vocabulary as u64)) * per_logit + states
     }
+}
+
+/// Whether no fused attention serves, because scores are changed before the softmax.
+fn has_open_scores(attention: &AttentionSpec) -> bool {
+    attention.score_cap.is_some() || attention.position == Position::Linear
 }
 
 /// What to change, in order of how little it changes the result: each change is tried on top of those before it.

@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use super::*;
 use crate::config::Targets;
 use crate::model::testing;
@@ -76,6 +78,78 @@ fn only_what_adapters_read_back_is_kept() {
     let inputs = 3 * 576 + 576 + 2 * 576 + 1536;
     let shared = 576 + 576 + 576 + 1536;
     assert_eq!(kept(dropped, gpu) - kept(all, gpu), 512 * 30 * 4 * (2 * inputs - shared));
+}
+
+/// What one layer of this `config.json` keeps for rows of these lengths, in bytes per token, by a LoRA of rank 1 on a GPU.
+fn kept_by(config_json: &Value, dtype: Dtype, lengths: &[usize]) -> u64 {
+    let mut config = config();
+    config.model.dtype = dtype;
+    config.method.rank = 1;
+    config.train.batch_size = lengths.len();
+    let of = |layers: usize| {
+        let mut config_json = config_json.clone();
+        let key = if config_json["model_type"] == "gpt2" { "n_layer" } else { "num_hidden_layers" };
+        config_json[key] = json!(layers);
+        let architecture = testing::of_config(&config_json);
+        let gpu = Place { gpu: true, available: 1 << 40 };
+        let model = Model { architecture: &architecture, parameters: TOTAL };
+        model.sizes(&config, &data(lengths), gpu).unwrap().memory.activations
+    };
+    // What passes through, and what is there once, falls out of the difference.
+    let factors = testing::of_config(config_json).linear_modules();
+    let factors = factors.iter().filter(|module| module.role != Role::Head);
+    let factors: usize = factors.map(|module| module.in_features + module.out_features).sum();
+    let copied = if dtype == Dtype::F32 { 0 } else { 2 * factors as u64 };
+    (of(2) - of(1) - copied) / lengths.iter().sum::<usize>() as u64
+}
+
+#[test]
+fn every_kind_of_block_keeps_what_its_forward_needs() {
+    // Width 64, 4 heads of 16, feed-forward width 256.
+    let (h, f) = (64, 256);
+    let neox = json!({"model_type": "gpt_neox", "vocab_size": 99, "hidden_size": h, "num_attention_heads": 4,
+        "intermediate_size": f, "num_hidden_layers": 1});
+    // One input for both norms, both outputs, query, key, value and result, the latter once more; up and its activation.
+    let elements = h + 2 * h + 4 * h + h + 2 * f + 4;
+    assert_eq!(kept_by(&neox, Dtype::F32, &[100]), 4 * elements + 4 * 4);
+    assert_eq!(kept_by(&neox, Dtype::Bf16, &[100]), 2 * elements + 4 * 4);
+    let phi = json!({"model_type": "phi", "vocab_size": 99, "hidden_size": h, "num_attention_heads": 4,
+        "intermediate_size": f, "num_hidden_layers": 1});
+    // One output less, two low-rank inputs more.
+    assert_eq!(kept_by(&phi, Dtype::F32, &[100]), 4 * (elements - h + 2) + 4 * 4);
+    let gpt2 = json!({"model_type": "gpt2", "vocab_size": 99, "n_embd": h, "n_head": 4, "n_layer": 1});
+    assert_eq!(kept_by(&gpt2, Dtype::F32, &[100]), 4 * (elements + h) + 4 * 4);
+    let phi3 = json!({"model_type": "phi3", "vocab_size": 99, "hidden_size": h, "num_attention_heads": 4,
+        "intermediate_size": f, "num_hidden_layers": 1});
+    let gated = 2 * h + 2 * h + 4 * h + h + 4 * f + 4;
+    assert_eq!(kept_by(&phi3, Dtype::F32, &[100]), 4 * gated + 4 * 4);
+    assert_eq!(kept_by(&phi3, Dtype::Bf16, &[100]), 2 * gated + 2 * 2 * h + 4 * 4);
+    // A window takes a mask where a row is longer.
+    let mut windowed = phi3.clone();
+    windowed["sliding_window"] = json!(60);
+    assert_eq!(kept_by(&windowed, Dtype::F32, &[100]), kept_by(&phi3, Dtype::F32, &[100]) + 4 * 100);
+    assert_eq!(kept_by(&windowed, Dtype::F32, &[60, 40]), kept_by(&phi3, Dtype::F32, &[60, 40]));
+}
+
+#[test]
+fn scores_that_stand_in_memory_grow_with_the_row() {
+    let (h, f) = (64, 256);
+    let gemma = json!({"model_type": "gemma2", "vocab_size": 99, "hidden_size": h, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": f, "num_hidden_layers": 1});
+    let layer = 4 * h + 2 * h + 4 * h + h + 4 * f + 7;
+    let scores = |row: u64, bytes: u64| row + 4 * row * bytes;
+    assert_eq!(kept_by(&gemma, Dtype::F32, &[100]), 4 * layer + 4 * 4 + scores(100, 8));
+    assert_eq!(kept_by(&gemma, Dtype::F32, &[50, 50]), 4 * layer + 4 * 4 + scores(50, 8));
+    assert_eq!(kept_by(&gemma, Dtype::Bf16, &[100]), 2 * layer + 2 * 4 * h + 4 * 4 + scores(100, 8));
+    let falcon = json!({"model_type": "falcon", "vocab_size": 99, "hidden_size": h, "num_attention_heads": 4,
+        "alibi": true, "parallel_attn": false, "multi_query": false, "num_hidden_layers": 1});
+    let layer = 2 * h + 2 * h + 4 * h + h + 2 * f + 4;
+    assert_eq!(kept_by(&falcon, Dtype::F32, &[100]), 4 * layer + 4 * 4 + scores(100, 4));
+    let qwen = json!({"model_type": "qwen3", "vocab_size": 99, "hidden_size": h, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "head_dim": 16, "intermediate_size": f, "num_hidden_layers": 1});
+    // Norms of query and key heads keep both before they are turned.
+    let layer = 2 * h + 2 * h + 2 * h + 4 * h + h + 4 * f + 7;
+    assert_eq!(kept_by(&qwen, Dtype::F32, &[100]), 4 * layer + 4 * 4);
 }
 
 #[test]
