@@ -146,8 +146,27 @@ fn a_model_tells_what_it_is() {
     );
     assert_eq!((&told["vocabulary"], &told["context"]), (&json!(512), &json!(128)));
     assert_eq!(told["memory"]["f32"].as_u64(), told["parameters"].as_u64().map(|count| count * 4));
+    assert_eq!((&told["dtype"], &told["quantisation"]), (&json!("F32"), &json!(null)));
+    assert_eq!(told["template"]["fingerprint"].as_str().map(str::len), Some(16));
     let words = project.luthier(["model", "inspect", model.to_str().unwrap()]).run().expect(0);
     assert!(words.stdout.contains("llama") && words.stdout.contains("128 tokens"), "{words}");
+}
+
+#[test]
+fn models_of_other_families_and_quantised_ones_tell_what_they_are() {
+    let project = Project::empty();
+    let inspect = |path: &str| {
+        let path = reference(path);
+        project.luthier(["model", "inspect", path.to_str().unwrap(), "--json"]).run().expect(0).json()
+    };
+    let told = inspect("tiny/falcon-40b");
+    assert_eq!((&told["family"], &told["kind"]), (&json!("falcon"), &json!("huggingface")));
+    assert_eq!((&told["key_value_heads"], &told["tied_head"]), (&json!(2), &json!(true)));
+    let told = inspect("gguf/qwen3.gguf");
+    assert_eq!((&told["family"], &told["kind"]), (&json!("qwen3"), &json!("gguf")));
+    assert_eq!((&told["dtype"], &told["quantisation"]), (&json!("Q8_0"), &json!("Q8_0")));
+    assert_eq!((&told["head_size"], &told["template"]), (&json!(24), &json!(null)));
+    assert!(told["storage"]["Q8_0"]["bytes"].as_u64() < told["memory"]["bf16"].as_u64(), "{told}");
 }
 
 #[test]

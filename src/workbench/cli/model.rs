@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use indexmap::IndexMap;
 use luthier_core::config::Config;
 use luthier_core::data::{Template, Tokenizer};
-use luthier_core::model::{ModelFiles, ModelKind};
+use luthier_core::model::{ModelFiles, ModelKind, Storage, TensorEntry};
 use serde::Serialize;
 
 use super::failure::Outcome;
@@ -56,6 +56,10 @@ struct Inspection {
     context: usize,
     vocabulary: usize,
     tied_head: bool,
+    /// The encoding of most weights.
+    dtype: Option<&'static str>,
+    /// The same, where it is a quantised one.
+    quantisation: Option<&'static str>,
     storage: IndexMap<&'static str, Stored>,
     file_bytes: u64,
     tokens: usize,
@@ -105,6 +109,11 @@ fn inspect(path: &Path) -> Outcome<Inspection> {
         stored.tensors += 1;
         stored.bytes += tensor.bytes;
     }
+    let elements = |wanted: Storage| -> u64 {
+        let stored = files.tensors.values().filter(|tensor| tensor.storage == wanted);
+        stored.map(TensorEntry::elements).sum()
+    };
+    let most = Storage::ALL.into_iter().max_by_key(|&storage| elements(storage));
     let architecture = &files.architecture;
     let attention = architecture.layers.first().map(|layer| &layer.attention);
     let parameters = files.parameters();
@@ -121,6 +130,8 @@ fn inspect(path: &Path) -> Outcome<Inspection> {
         context: architecture.positions,
         vocabulary: architecture.vocabulary,
         tied_head: architecture.tied_head,
+        dtype: most.map(Storage::name),
+        quantisation: most.filter(|storage| storage.block().elements > 1).map(Storage::name),
         file_bytes: storage.values().map(|stored| stored.bytes).sum(),
         storage,
         tokens: tokenizer.vocabulary_size(),
