@@ -95,8 +95,7 @@ choices! {
         ShareGpt = "sharegpt", "field `conversations`, a list of {from, value}";
         Alpaca = "alpaca", "fields `instruction`, `input` and `output`";
         Text = "text", "field `text`, trained on whole";
-        Preference = "preference", "fields `prompt`, `chosen` and `rejected`",
-            instead "use \"prompt-completion\" with the chosen replies";
+        Preference = "preference", "fields `prompt`, `chosen` and `rejected`, for algorithm \"dpo\"";
         Tokens = "tokens", "fields `input_ids` and `labels` (-100 = not trained)";
     }
 }
@@ -145,7 +144,7 @@ choices! {
     /// `train.algorithm`: what the loss is.
     pub enum Algorithm {
         Sft = "sft", "supervised fine-tuning: likelihood of the reply";
-        Dpo = "dpo", "direct preference optimisation", instead "use \"sft\" on the chosen replies";
+        Dpo = "dpo", "direct preference optimisation: the chosen reply over the rejected one";
     }
 }
 

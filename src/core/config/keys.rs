@@ -163,7 +163,12 @@ pub static KEYS: &[Key] = &[
     ),
     key!(data.system = r#""""#, Kind::Text, NewRun, "system prompt put before conversations that have none"),
     key!(data.train_on = r#""completion""#, Kind::Choice(TrainOn::CHOICES), NewRun, "tokens that carry loss"),
-    key!(data.max_length = "1024", whole(2, 1 << 24), NewRun, "most tokens of an example"),
+    key!(
+        data.max_length = "1024",
+        whole(2, 1 << 24),
+        NewRun,
+        "most tokens of an example, or of a pair's side"
+    ),
     key!(
         data.overflow = r#""truncate""#,
         Kind::Choice(Overflow::CHOICES),
@@ -174,7 +179,7 @@ pub static KEYS: &[Key] = &[
         data.packing = "true",
         Kind::Flag,
         NewRun,
-        "short examples share a sequence, without seeing each other"
+        "short examples, not pairs, share a sequence without seeing each other"
     ),
     key!(data.shuffle = "true", Kind::Flag, NewRun, "a new order of rows in each epoch"),
     key!(method.kind = r#""lora""#, Kind::Choice(MethodKind::CHOICES), NewRun, "what is trained"),
@@ -197,6 +202,18 @@ pub static KEYS: &[Key] = &[
     key!(method.virtual_tokens = "20", whole(1, 1 << 16), NewRun, "length of a trained prefix or prompt")
         .missing("it belongs to prefix and prompt tuning; leave it out"),
     key!(train.algorithm = r#""sft""#, Kind::Choice(Algorithm::CHOICES), NewRun, "what the loss is"),
+    key!(
+        train.dpo_beta = "0.1",
+        Kind::Number(Bounds::above(0.0, 1e3)),
+        NewRun,
+        "for dpo: how strongly the model is held to its base"
+    ),
+    key!(
+        train.dpo_label_smoothing = "0.0",
+        Kind::Number(Bounds::below(0.0, 0.5)),
+        NewRun,
+        "for dpo: share of pairs taken to be labelled the wrong way round"
+    ),
     key!(train.epochs = "3.0", Kind::Number(Bounds::above(0.0, 1e6)), Now, "passes over the training rows"),
     key!(train.max_steps = "0", INTERVAL, Now, "end after this many steps instead; 0 = epochs decide"),
     key!(train.batch_size = "4", whole(1, 1 << 20), NewRun, "sequences per micro-batch"),

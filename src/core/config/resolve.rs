@@ -337,6 +337,8 @@ fn blank() -> Config {
         },
         train: TrainSection {
             algorithm: Algorithm::Sft,
+            dpo_beta: 0.0,
+            dpo_label_smoothing: 0.0,
             epochs: 0.0,
             max_steps: None,
             batch_size: 0,

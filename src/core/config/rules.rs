@@ -1,15 +1,47 @@
 //! Settings that are right one by one and wrong together.
 
-use super::choices::{ObjectiveKind, OnNan};
+use super::choices::{Algorithm, Format, ObjectiveKind, OnNan, TrainOn};
 use super::resolve::Reader;
 use super::sections::{Config, EvalSource, Warmup};
 use super::toml_text::number;
 
 /// Reports every contradiction in `config`.
 pub(super) fn check(config: &Config, reader: &mut Reader) {
+    check_algorithm(config, reader);
     check_course(config, reader);
     check_evaluation(config, reader);
     check_objective(config, reader);
+}
+
+fn check_algorithm(config: &Config, reader: &mut Reader) {
+    let format = config.data.format;
+    if config.train.algorithm == Algorithm::Sft {
+        if format == Format::Preference {
+            reader.contradict(
+                &["train.algorithm", "data.format"],
+                "preference pairs need `train.algorithm` = \"dpo\"",
+                "set it, or learn the chosen replies alone: format = \"prompt-completion\" with \
+                 columns = { completion = \"chosen\" }",
+            );
+        }
+        return;
+    }
+    if !matches!(format, Format::Auto | Format::Preference) {
+        reader.contradict(
+            &["train.algorithm", "data.format"],
+            &format!(
+                "`train.algorithm` = \"dpo\" learns from preference pairs, and `data.format` is \"{format}\""
+            ),
+            "set format = \"preference\", with fields prompt, chosen and rejected",
+        );
+    }
+    if config.data.train_on != TrainOn::Completion {
+        reader.contradict(
+            &["train.algorithm", "data.train_on"],
+            "`train.algorithm` = \"dpo\" compares the chosen and the rejected reply alone",
+            "leave data.train_on out",
+        );
+    }
 }
 
 fn check_course(config: &Config, reader: &mut Reader) {

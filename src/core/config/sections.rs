@@ -31,6 +31,14 @@ pub struct Config {
     pub ui: UiSection,
 }
 
+impl Config {
+    /// Whether several examples share a sequence. Preference pairs never do: `train.batch_size` counts pairs, and both
+    /// sides of each lie end to end in the batch, without padding, as they are.
+    pub fn packs(&self) -> bool {
+        self.data.packing && self.train.algorithm == Algorithm::Sft
+    }
+}
+
 /// `[model]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSection {
@@ -70,11 +78,12 @@ pub struct DataSection {
     pub system: String,
     /// Which tokens carry loss.
     pub train_on: TrainOn,
-    /// Most tokens of an example.
+    /// Most tokens of an example; of a preference pair, of each of its sides.
     pub max_length: usize,
     /// What happens to longer ones.
     pub overflow: Overflow,
-    /// Whether several short examples share a sequence, without seeing each other.
+    /// Whether several short examples share a sequence, without seeing each other; [`Config::packs`] says whether they
+    /// do.
     pub packing: bool,
     /// Whether rows are shuffled anew each epoch.
     pub shuffle: bool,
@@ -126,6 +135,10 @@ pub enum Targets {
 pub struct TrainSection {
     /// What the loss is.
     pub algorithm: Algorithm,
+    /// β of DPO, above 0: rewards are β times how much likelier an answer is than to the base model.
+    pub dpo_beta: f64,
+    /// Share of pairs that DPO takes to be labelled the wrong way round, 0 up to, not including, 0.5.
+    pub dpo_label_smoothing: f64,
     /// Passes over the training rows, above 0; `max_steps` goes before it.
     pub epochs: f64,
     /// Where the run ends, in steps, whatever the epochs.

@@ -178,6 +178,9 @@ fn values_out_of_range_are_refused() {
         ("method", "targets = 3"),
         ("objective", "pattern = \"[\""),
         ("objective", "contains = [\"\"]"),
+        ("train", "dpo_beta = 0"),
+        ("train", "dpo_label_smoothing = 0.5"),
+        ("train", "dpo_label_smoothing = -0.1"),
         ("review", "temperature = -1"),
         ("review", "top_p = 0"),
         ("review", "top_p = 1.01"),
@@ -203,6 +206,7 @@ fn values_at_the_edge_are_taken() {
         ("train", "eval_every = 0"),
         ("train", "betas = [0, 0.0]"),
         ("train", "seed = 9223372036854775807"),
+        ("train", "algorithm = \"dpo\"\ndpo_beta = 1000\ndpo_label_smoothing = 0.49"),
         ("train", "min_learning_rate = 2e-4"),
         ("train", "warmup = 10\nmax_steps = 10"),
         ("model", "path = \"m\"\ndevice = \"cuda:1\""),
@@ -226,12 +230,10 @@ fn what_does_not_exist_yet_says_what_does() {
         ("model", "path = \"hf:org/name\"", "download the model"),
         ("model", "path = \"m\"\ndtype = \"f16\"", "use \"bf16\""),
         ("model", "path = \"m\"\ndevice = [0, 1]", "name one, such as \"cuda:0\""),
-        ("data", "train = \"a\"\nformat = \"preference\"", "use \"prompt-completion\""),
         ("method", "kind = \"qlora\"", "use \"lora\""),
         ("method", "kind = \"full\"", "use \"lora\""),
         ("method", "variant = \"dora\"", "use \"plain\""),
         ("method", "virtual_tokens = 8", "leave it out"),
-        ("train", "algorithm = \"dpo\"", "use \"sft\""),
         ("train", "optimizer = \"lion\"", "use \"adamw\""),
         ("train", "optimizer = \"adamw8bits\"", "\"adamw8bit\" is not available in this version"),
     ];
@@ -275,6 +277,30 @@ fn contradictions_are_told_where_they_were_written() {
     assert!(problems(same_file, &[])[0].starts_with("luthier.toml:5:1: b is both trained on and held out"));
     let nothing_held_out = format!("[train]\nearly_stop = {{ patience = 1 }}\n{SMALL}eval = 0\n");
     assert!(problems(&nothing_held_out, &[])[0].contains("has nothing to evaluate"));
+}
+
+#[test]
+fn preference_pairs_and_dpo_need_each_other() {
+    let problems = |format: &str, more: &str| {
+        problems(&format!("{more}[model]\npath = \"m\"\n[data]\ntrain = \"a\"\n{format}"), &[])
+    };
+    let dpo = "[train]\nalgorithm = \"dpo\"\n";
+    assert_eq!(problems("format = \"preference\"\n", dpo), [""; 0]);
+    assert_eq!(problems("", dpo), [""; 0]);
+    let sft = problems("format = \"preference\"\n", "");
+    assert!(
+        sft[0].starts_with("luthier.toml:5:1: preference pairs need `train.algorithm` = \"dpo\""),
+        "{sft:?}"
+    );
+    let other = problems("format = \"messages\"\n", dpo);
+    assert!(other[0].contains("`data.format` is \"messages\""), "{other:?}");
+    let all = problems("train_on = \"all\"\n", dpo);
+    assert!(all[0].contains("the chosen and the rejected reply alone"), "{all:?}");
+    assert_eq!([sft.len(), other.len(), all.len()], [1; 3]);
+    let mut config = Config::default();
+    assert!(config.packs());
+    config.train.algorithm = Algorithm::Dpo;
+    assert!(config.data.packing && !config.packs());
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(super) struct Facts {
     /// A hash of the row's texts without system messages, case and spacing: equal for rows that say the same.
     pub(super) key: u64,
     pub(super) signature: Option<Signature>,
-    /// Whether the row has a reply, and it is empty.
+    /// Whether the row has a reply, and it is empty; of a preference pair, either.
     pub(super) empty_reply: bool,
     /// What is broken in its text.
     pub(super) broken: Option<&'static str>,
@@ -36,7 +36,10 @@ pub(super) struct Facts {
 /// What a row's tokens were found to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct TokenFacts {
+    /// Trained tokens; of a preference pair, of the side that has fewer.
     pub(super) trained: usize,
+    /// Whether the two sides of a preference pair are the same tokens.
+    pub(super) same_sides: bool,
     pub(super) double_bos: bool,
     /// `None` where the row has no reply that could end.
     pub(super) end_trained: Option<bool>,
@@ -71,7 +74,7 @@ impl<'tokenizer> Checks<'tokenizer> {
         Facts {
             key: hash(normal.bytes()),
             signature: signature(&normal),
-            empty_reply: row.example.reply().is_some_and(|reply| reply.trim().is_empty())
+            empty_reply: replies(&row.example).any(|reply| reply.trim().is_empty())
                 && row.extras.fields.iter().all(|fields| !fields.contains_key("tool_calls")),
             broken: texts.iter().find_map(|text| broken(text)),
             special: any(&self.special),
@@ -80,6 +83,22 @@ impl<'tokenizer> Checks<'tokenizer> {
     }
 
     pub(super) fn tokens(&self, row: &Row, encoded: &Encoded) -> TokenFacts {
+        let facts = self.side(row, encoded);
+        let Some(rejected) = &encoded.rejected else { return facts };
+        let other = self.side(row, rejected);
+        TokenFacts {
+            trained: facts.trained.min(other.trained),
+            same_sides: encoded.ids == rejected.ids,
+            double_bos: facts.double_bos || other.double_bos,
+            end_trained: facts
+                .end_trained
+                .into_iter()
+                .chain(other.end_trained)
+                .reduce(|one, other| one && other),
+        }
+    }
+
+    fn side(&self, row: &Row, encoded: &Encoded) -> TokenFacts {
         let bos = self.tokenizer.bos();
         let has_reply = row.example.reply().is_some() && !encoded.truncated;
         let last = encoded.trained.iter().rposition(|&trained| trained);
@@ -89,12 +108,22 @@ impl<'tokenizer> Checks<'tokenizer> {
         });
         TokenFacts {
             trained: encoded.trained.iter().filter(|&&trained| trained).count(),
+            same_sides: false,
             double_bos: bos.is_some()
                 && encoded.ids.len() > 1
                 && encoded.ids[..2].iter().all(|&id| Some(id) == bos),
             end_trained,
         }
     }
+}
+
+/// What the model is to say last, or to prefer not to say.
+fn replies(example: &Example) -> impl Iterator<Item = &str> {
+    let rejected = match example {
+        Example::Preference { rejected, .. } => Some(rejected.as_str()),
+        _ => None,
+    };
+    example.reply().into_iter().chain(rejected)
 }
 
 /// What the row says, system messages left out: they are the same in all rows.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::example::shared_beginning;
 use super::mask::{MaskError, trained_spans, trained_tokens};
 use super::{
     DataError, Encoded, Encoding, Example, Message, Row, RowProblem, RowProblemKind, Template, TokenPiece,
@@ -11,9 +12,10 @@ use crate::config::{Config, Overflow, TrainOn};
 
 /// The row as the model sees it, cut or refused by `data.max_length`.
 ///
-/// Conversations, pairs and preferred answers go through the chat template; without one, a pair is its prompt and
-/// completion joined, then end of text. A text is trained on whole, and ends with end of text. No text gets a second
-/// begin of text.
+/// Conversations, pairs and both sides of a preference pair go through the chat template; without one, a pair is its
+/// prompt and completion joined, then end of text. A text is trained on whole, and ends with end of text. No text gets a
+/// second begin of text. Of a preference pair the answers alone are trained on, as TRL's `completion_mask` has it, and
+/// end as replies of a conversation do.
 pub fn encode(
     row: &Row,
     tokenizer: &Tokenizer,
@@ -31,61 +33,103 @@ pub(super) fn encode_whole(
     template: &Template,
     config: &Config,
 ) -> Result<Encoded, RowProblem> {
-    let fail = |kind: RowProblemKind, message: String| RowProblem {
-        kind,
-        origin: row.origin.clone(),
-        row: Some(row.index),
-        message,
-    };
-    let by_tokenizer = |error: DataError| fail(RowProblemKind::Tokenizer, error.to_string());
-    let train_on = config.data.train_on;
+    let encoder = Encoder { row, tokenizer, template, config };
     match &row.example {
-        Example::Tokens { input_ids, labels } => tokens(input_ids, labels, tokenizer).map_err(by_tokenizer),
-        Example::Text(text) => plain(text, 0, tokenizer).map_err(by_tokenizer),
+        Example::Tokens { input_ids, labels } => tokens(input_ids, labels, tokenizer)
+            .map_err(|error| encoder.fail(RowProblemKind::Tokenizer, error.to_string())),
+        Example::Text(text) => encoder.plain(text, 0),
         Example::PromptCompletion { prompt, completion } if template.is_none() => {
-            let start = if train_on == TrainOn::All { 0 } else { prompt.len() };
-            plain(&format!("{prompt}{completion}"), start, tokenizer).map_err(by_tokenizer)
+            let start = if config.data.train_on == TrainOn::All { 0 } else { prompt.len() };
+            encoder.plain(&format!("{prompt}{completion}"), start)
         }
-        _ if template.is_none() => Err(fail(
-            RowProblemKind::Template,
-            format!(
-                "a conversation needs a chat template, and the model has none. Set data.template to one of {}, or to a \
-                 .jinja file",
-                Template::built_in_names().collect::<Vec<_>>().join(", ")
-            ),
-        )),
-        example => {
-            let own = example.messages().unwrap_or_default();
-            let messages = with_system(&own, &config.data.system);
-            let mut extras = row.extras.clone();
-            if messages.len() > own.len() {
-                if !extras.fields.is_empty() {
-                    extras.fields.insert(0, serde_json::Map::new());
-                }
-                extras.untrained.iter_mut().for_each(|index| *index += 1);
-            }
-            let rendered = template
-                .render_marked(&messages, &extras, false)
-                .map_err(|error| fail(RowProblemKind::Template, error.to_string()))?;
-            let spans = trained_spans(template, tokenizer, &messages, &extras, train_on, &rendered).map_err(
-                |error| match error {
-                    MaskError::Template(error) => fail(RowProblemKind::Template, error.to_string()),
-                    MaskError::Uncertain(message) => fail(RowProblemKind::Mask, message),
-                },
-            )?;
-            let encoding = tokenizer.encode(&rendered.text, false).map_err(by_tokenizer)?;
-            Ok(with_mask(rendered.text, encoding, &spans))
+        Example::Preference { prompt, chosen, rejected } => {
+            let shared = shared_beginning(chosen, rejected);
+            let chosen = encoder.side(prompt, chosen, shared)?;
+            let rejected = encoder.side(prompt, rejected, shared)?;
+            Ok(Encoded { rejected: Some(Box::new(rejected)), ..chosen })
         }
+        example => encoder.conversation(&example.messages().unwrap_or_default(), config.data.train_on),
     }
 }
 
-/// Cuts or refuses what is longer than `data.max_length`.
+/// One row on its way to tokens.
+struct Encoder<'row> {
+    row: &'row Row,
+    tokenizer: &'row Tokenizer,
+    template: &'row Template,
+    config: &'row Config,
+}
+
+impl Encoder<'_> {
+    fn fail(&self, kind: RowProblemKind, message: String) -> RowProblem {
+        RowProblem { kind, origin: self.row.origin.clone(), row: Some(self.row.index), message }
+    }
+
+    fn plain(&self, text: &str, start: usize) -> Result<Encoded, RowProblem> {
+        plain(text, start, self.tokenizer)
+            .map_err(|error| self.fail(RowProblemKind::Tokenizer, error.to_string()))
+    }
+
+    /// One side of a preference pair. `shared` is where a text that holds its own prompt goes on from it.
+    fn side(&self, prompt: &[Message], answer: &str, shared: usize) -> Result<Encoded, RowProblem> {
+        match prompt {
+            [] => self.plain(answer, shared),
+            [asked] if self.template.is_none() => {
+                self.plain(&format!("{}{answer}", asked.content), asked.content.len())
+            }
+            _ => {
+                let reply = Message::new("assistant", answer);
+                let messages: Vec<Message> = prompt.iter().cloned().chain([reply]).collect();
+                self.conversation(&messages, TrainOn::Completion)
+            }
+        }
+    }
+
+    fn conversation(&self, own: &[Message], train_on: TrainOn) -> Result<Encoded, RowProblem> {
+        let Self { row, tokenizer, template, config } = *self;
+        if template.is_none() {
+            return Err(self.fail(
+                RowProblemKind::Template,
+                format!(
+                    "a conversation needs a chat template, and the model has none. Set data.template to one of {}, or \
+                     to a .jinja file",
+                    Template::built_in_names().collect::<Vec<_>>().join(", ")
+                ),
+            ));
+        }
+        let messages = with_system(own, &config.data.system);
+        let mut extras = row.extras.clone();
+        if messages.len() > own.len() {
+            if !extras.fields.is_empty() {
+                extras.fields.insert(0, serde_json::Map::new());
+            }
+            extras.untrained.iter_mut().for_each(|index| *index += 1);
+        }
+        let rendered = template
+            .render_marked(&messages, &extras, false)
+            .map_err(|error| self.fail(RowProblemKind::Template, error.to_string()))?;
+        let spans =
+            trained_spans(template, tokenizer, &messages, &extras, train_on, &rendered).map_err(|error| {
+                match error {
+                    MaskError::Template(error) => self.fail(RowProblemKind::Template, error.to_string()),
+                    MaskError::Uncertain(message) => self.fail(RowProblemKind::Mask, message),
+                }
+            })?;
+        let encoding = tokenizer
+            .encode(&rendered.text, false)
+            .map_err(|error| self.fail(RowProblemKind::Tokenizer, error.to_string()))?;
+        Ok(with_mask(rendered.text, encoding, &spans))
+    }
+}
+
+/// Cuts or refuses what is longer than `data.max_length`; a preference pair as a whole, for its longer side.
 pub(super) fn limit(mut encoded: Encoded, row: &Row, config: &Config) -> Result<Encoded, RowProblem> {
     let limit = config.data.max_length;
-    if encoded.ids.len() <= limit {
+    let length = encoded.longest();
+    if length <= limit {
         return Ok(encoded);
     }
-    let length = encoded.ids.len();
+    let what = if encoded.rejected.is_some() { "tokens of a side" } else { "tokens" };
     let refuse =
         |kind, message| RowProblem { kind, origin: row.origin.clone(), row: Some(row.index), message };
     match config.data.overflow {
@@ -95,12 +139,12 @@ pub(super) fn limit(mut encoded: Encoded, row: &Row, config: &Config) -> Result<
         }
         Overflow::Drop => Err(refuse(
             RowProblemKind::Dropped,
-            format!("left out: {length} tokens are more than data.max_length = {limit}"),
+            format!("left out: {length} {what} are more than data.max_length = {limit}"),
         )),
         Overflow::Error => Err(refuse(
             RowProblemKind::TooLong,
             format!(
-                "{length} tokens are more than data.max_length = {limit}. Raise it, shorten the row, or set \
+                "{length} {what} are more than data.max_length = {limit}. Raise it, shorten the row, or set \
                  data.overflow = \"truncate\" or \"drop\""
             ),
         )),
@@ -108,12 +152,22 @@ pub(super) fn limit(mut encoded: Encoded, row: &Row, config: &Config) -> Result<
 }
 
 impl Encoded {
-    /// Cuts tokens off behind the first `length`.
+    /// Tokens of the row; of a preference pair, of its longer side.
+    pub(super) fn longest(&self) -> usize {
+        self.ids.len().max(self.rejected.as_ref().map_or(0, |rejected| rejected.ids.len()))
+    }
+
+    /// Cuts tokens off behind the first `length`, of both sides of a pair.
     fn truncate(&mut self, length: usize) {
-        self.ids.truncate(length);
-        self.trained.truncate(length);
-        self.offsets.truncate(length);
-        self.truncated = true;
+        if self.ids.len() > length {
+            self.ids.truncate(length);
+            self.trained.truncate(length);
+            self.offsets.truncate(length);
+            self.truncated = true;
+        }
+        if let Some(rejected) = &mut self.rejected {
+            rejected.truncate(length);
+        }
     }
 }
 
@@ -167,6 +221,7 @@ fn with_mask(text: String, encoding: Encoding, spans: &[Range<usize>]) -> Encode
         offsets: encoding.offsets,
         text,
         truncated: false,
+        rejected: None,
     }
 }
 
@@ -184,10 +239,11 @@ fn tokens(ids: &[u32], labels: &[i64], tokenizer: &Tokenizer) -> Result<Encoded,
         .collect();
     // The label of the first token would be predicted from nothing: the shift drops it.
     let trained = labels.iter().enumerate().map(|(index, &label)| index > 0 && label != -100).collect();
-    Ok(Encoded { ids: ids.to_vec(), trained, text, offsets, truncated: false })
+    Ok(Encoded { ids: ids.to_vec(), trained, text, offsets, truncated: false, rejected: None })
 }
 
-/// A row's tokens with the text each adds. Joined, the texts are the row's text up to the last token.
+/// A row's tokens with the text each adds; of a preference pair, those of the chosen side. Joined, the texts are the row's
+/// text up to the last token.
 pub fn row_tokens(encoded: &Encoded) -> Vec<TokenPiece> {
     let mut shown = 0;
     encoded

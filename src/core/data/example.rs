@@ -45,7 +45,8 @@ pub enum Example {
     Text(String),
     /// Two answers to one conversation, the first preferred.
     Preference {
-        /// The conversation up to the answer.
+        /// The conversation up to the answer. Empty where both sides are plain texts that hold the prompt themselves: what
+        /// they share at their beginning ([`shared_beginning`]).
         prompt: Vec<Message>,
         /// The better answer.
         chosen: String,
@@ -70,13 +71,18 @@ impl Example {
             Example::PromptCompletion { prompt, completion } => {
                 Some(vec![Message::new("user", prompt), Message::new("assistant", completion)])
             }
-            Example::Preference { prompt, chosen, .. } => {
+            Example::Preference { prompt, chosen, .. } if !prompt.is_empty() => {
                 let mut messages = prompt.clone();
                 messages.push(Message::new("assistant", chosen));
                 Some(messages)
             }
-            Example::Text(_) | Example::Tokens { .. } => None,
+            Example::Preference { .. } | Example::Text(_) | Example::Tokens { .. } => None,
         }
+    }
+
+    /// Whether it is a preference pair.
+    pub fn is_pair(&self) -> bool {
+        matches!(self, Example::Preference { .. })
     }
 
     /// What the model is to say last: the final assistant reply, the completion or the preferred answer.
@@ -109,6 +115,17 @@ impl Example {
             Example::Tokens { .. } => String::new(),
         }
     }
+}
+
+/// Bytes of the prompt that two plain texts share: their common beginning, without a space at its end and without taking
+/// all of either (TRL's `extract_prompt`).
+pub(crate) fn shared_beginning(chosen: &str, rejected: &str) -> usize {
+    let most = chosen.chars().count().min(rejected.chars().count()).saturating_sub(1);
+    let same = chosen.char_indices().zip(rejected.chars()).take(most);
+    let same = same.take_while(|((_, left), right)| left == right);
+    let end = same.last().map_or(0, |((at, character), _)| at + character.len_utf8());
+    let shared = &chosen[..end];
+    shared.strip_suffix(' ').unwrap_or(shared).len()
 }
 
 /// What a row says beside its [`Example`].

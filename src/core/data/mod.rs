@@ -47,6 +47,8 @@ pub struct Encoded {
     pub offsets: Vec<(usize, usize)>,
     /// Whether `data.max_length` cut tokens off.
     pub truncated: bool,
+    /// Of a preference pair, the rejected side; all else is the chosen one.
+    pub rejected: Option<Box<Encoded>>,
 }
 
 /// A row's tokens without its text: what training needs.
@@ -54,10 +56,42 @@ pub struct Encoded {
 pub struct EncodedRow {
     /// [`Row::index`].
     pub row: usize,
+    /// Token ids, first to last; of a preference pair, those of the chosen side.
+    pub ids: Vec<u32>,
+    /// One per id: whether the token is a target of the loss.
+    pub trained: Vec<bool>,
+    /// Of a preference pair, the rejected side.
+    pub rejected: Option<EncodedSide>,
+}
+
+/// The other side of a preference pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedSide {
     /// Token ids, first to last.
     pub ids: Vec<u32>,
     /// One per id: whether the token is a target of the loss.
     pub trained: Vec<bool>,
+}
+
+impl EncodedRow {
+    /// Tokens of the row, both sides of a pair counted.
+    pub fn tokens(&self) -> usize {
+        self.ids.len() + self.rejected.as_ref().map_or(0, |side| side.ids.len())
+    }
+
+    /// Those of them that are targets of the loss.
+    pub fn trained_tokens(&self) -> usize {
+        let sides = [Some(&self.trained), self.rejected.as_ref().map(|side| &side.trained)];
+        sides.into_iter().flatten().flatten().filter(|&&trained| trained).count()
+    }
+}
+
+impl Encoded {
+    /// What training needs of it, as the row with that [`Row::index`].
+    pub fn into_row(self, row: usize) -> EncodedRow {
+        let rejected = self.rejected.map(|side| EncodedSide { ids: side.ids, trained: side.trained });
+        EncodedRow { row, ids: self.ids, trained: self.trained, rejected }
+    }
 }
 
 /// A token as the data pane and `data show` draw it. The texts of a row's pieces, joined, are the row's text.
@@ -87,25 +121,24 @@ pub struct Prepared {
 /// What a forecast needs to know about a prepared dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DataSummary {
-    /// Tokens of each training row.
+    /// Tokens of each training row, both sides of a pair counted.
     pub train_lengths: Vec<usize>,
     /// Tokens of all training rows: one epoch.
     pub train_tokens: u64,
     /// Those of them that are targets of the loss.
     pub trained_tokens: u64,
-    /// Tokens of each held-out row.
+    /// Tokens of each held-out row, both sides of a pair counted.
     pub eval_lengths: Vec<usize>,
 }
 
 impl Prepared {
     /// Lengths and counts, for a forecast.
     pub fn summary(&self) -> DataSummary {
-        let lengths = |rows: &[EncodedRow]| rows.iter().map(|row| row.ids.len()).collect::<Vec<_>>();
+        let lengths = |rows: &[EncodedRow]| rows.iter().map(EncodedRow::tokens).collect::<Vec<_>>();
         let train_lengths = lengths(&self.train);
         DataSummary {
             train_tokens: train_lengths.iter().map(|&length| length as u64).sum(),
-            trained_tokens: self.train.iter().flat_map(|row| &row.trained).filter(|&&trained| trained).count()
-                as u64,
+            trained_tokens: self.train.iter().map(|row| row.trained_tokens() as u64).sum(),
             train_lengths,
             eval_lengths: lengths(&self.eval),
         }

@@ -68,7 +68,7 @@ impl StepOrder {
             lengths: lengths.to_vec(),
             seed: config.train.seed,
             shuffle: config.data.shuffle,
-            packing: config.data.packing.then_some(config.data.max_length),
+            packing: config.packs().then_some(config.data.max_length),
             batch_size: config.train.batch_size.max(1),
             accumulate: config.train.accumulate.max(1),
             total: 0,

@@ -13,10 +13,10 @@ use super::near::Seen;
 use super::read::Dataset;
 use super::report::Findings;
 use super::{
-    DataError, EncodedRow, LengthStatistics, Prepared, ProblemKind, Report, Row, RowProblem, RowProblemKind,
-    Severity, Split, Template, Tokenizer, read_dataset,
+    DataError, Encoded, EncodedRow, LengthStatistics, Prepared, ProblemKind, Report, Row, RowProblem,
+    RowProblemKind, Severity, Split, Template, Tokenizer, read_dataset,
 };
-use crate::config::{Config, EvalSource};
+use crate::config::{Algorithm, Config, EvalSource};
 use crate::model::ModelFiles;
 
 /// Most threads that tokenise.
@@ -33,7 +33,7 @@ const PROGRESS_STEPS: usize = 200;
 /// What became of a row.
 struct Outcome {
     facts: Facts,
-    /// Tokens before `data.max_length`; 0 where the row could not be tokenised.
+    /// Tokens (of a pair, of its longer side) before `data.max_length`; 0 where the row could not be tokenised.
     length: usize,
     encoded: Result<(EncodedRow, TokenFacts, bool), RowProblem>,
 }
@@ -65,20 +65,18 @@ pub(super) fn prepare_with(
     let outcomes = look_at_all(&dataset.rows, progress, &|row| {
         let facts = checks.row(row);
         let whole = encode_whole(row, tokenizer, template, config);
-        let length = whole.as_ref().map_or(0, |encoded| encoded.ids.len());
+        let length = whole.as_ref().map_or(0, Encoded::longest);
         let encoded = whole.and_then(|whole| limit(whole, row, config)).map(|encoded| {
             let tokens = checks.tokens(row, &encoded);
-            (
-                EncodedRow { row: row.index, ids: encoded.ids, trained: encoded.trained },
-                tokens,
-                encoded.truncated,
-            )
+            let cut = encoded.truncated || encoded.rejected.as_ref().is_some_and(|side| side.truncated);
+            (encoded.into_row(row.index), tokens, cut)
         });
         Outcome { facts, length, encoded }
     })?;
     let mut findings = Findings::default();
     unusable_rows(dataset, &outcomes, &mut findings);
     token_findings(&dataset.rows, &outcomes, &mut findings);
+    pair_findings(config, &dataset.rows, &outcomes, &mut findings);
     text_findings(&dataset.rows, &outcomes, &mut findings);
     repeated_rows(&dataset.rows, &outcomes, &mut findings);
     dataset_findings(config, &dataset.rows, &outcomes, &mut findings);
@@ -216,6 +214,47 @@ fn token_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     }
 }
 
+/// Pairs and the algorithm that learns from them need each other, and the sides of a pair must differ.
+fn pair_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+    let wanted = config.train.algorithm == Algorithm::Dpo;
+    let unfit = rows.iter().filter(|row| row.example.is_pair() != wanted).count();
+    if unfit > 0 {
+        let what = if wanted {
+            format!(
+                "{unfit} of {} rows are no preference pairs, and train.algorithm = \"dpo\" learns from those alone: give \
+                 each row a prompt, a chosen and a rejected reply",
+                rows.len()
+            )
+        } else {
+            format!(
+                "{unfit} of {} rows are preference pairs; set train.algorithm = \"dpo\", or learn the chosen replies \
+                 alone with data.columns = {{ completion = \"chosen\" }}",
+                rows.len()
+            )
+        };
+        findings.add(ProblemKind::NotForAlgorithm, Severity::Blocks, None, &what);
+    }
+    let usable = || {
+        let usable = rows.iter().zip(outcomes);
+        usable
+            .filter_map(|(row, outcome)| Some((row, outcome.encoded.as_ref().ok()?)))
+            .filter(|(row, _)| row.example.is_pair())
+    };
+    for (row, (_, _, truncated)) in usable().filter(|(_, (_, tokens, _))| tokens.same_sides) {
+        let what = if *truncated {
+            "chosen and rejected are the same up to data.max_length: nothing in it can be preferred"
+        } else {
+            "chosen and rejected are the same: nothing in it can be preferred"
+        };
+        findings.row(ProblemKind::SameSides, Severity::Warning, row, what);
+    }
+    let mut train = usable().filter(|(row, _)| row.split == Split::Train).peekable();
+    if train.peek().is_some() && train.all(|(_, (_, tokens, _))| tokens.same_sides) {
+        let what = "chosen and rejected are the same in every pair: there is nothing to learn";
+        findings.add(ProblemKind::SameSides, Severity::Blocks, None, what);
+    }
+}
+
 fn text_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     for (row, outcome) in rows.iter().zip(outcomes) {
         let facts = &outcome.facts;
@@ -330,8 +369,8 @@ fn assemble(dataset: &Dataset, template: &Template, outcomes: Vec<Outcome>, find
         train_rows: train.len(),
         eval_rows: eval.len(),
         quarantined: dataset.quarantined.len(),
-        tokens: all().map(|row| row.ids.len() as u64).sum(),
-        trained_tokens: all().flat_map(|row| &row.trained).filter(|&&trained| trained).count() as u64,
+        tokens: all().map(|row| row.tokens() as u64).sum(),
+        trained_tokens: all().map(|row| row.trained_tokens() as u64).sum(),
         truncated,
         dropped,
         problems: findings.sorted(),

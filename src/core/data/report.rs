@@ -23,7 +23,7 @@ pub struct Report {
     pub eval_rows: usize,
     /// Rows left out because the project's quarantine lists them.
     pub quarantined: usize,
-    /// Tokens of all usable rows.
+    /// Tokens of all usable rows, both sides of a pair counted.
     pub tokens: u64,
     /// Those of them that are targets of the loss.
     pub trained_tokens: u64,
@@ -101,6 +101,10 @@ pub enum ProblemKind {
     MaskUncertain,
     /// A row without a token to learn.
     NoTrainedTokens,
+    /// Rows that `train.algorithm` cannot learn from.
+    NotForAlgorithm,
+    /// A preference pair whose sides are the same.
+    SameSides,
     /// A row longer than `data.max_length` under `overflow = "error"`.
     TooLong,
     /// A held-out row that also stands in the training rows.
@@ -142,6 +146,8 @@ impl ProblemKind {
             ProblemKind::TokenizerFailed => "tokenizer refuses",
             ProblemKind::MaskUncertain => "loss mask uncertain",
             ProblemKind::NoTrainedTokens => "no trained tokens",
+            ProblemKind::NotForAlgorithm => "not for train.algorithm",
+            ProblemKind::SameSides => "chosen equals rejected",
             ProblemKind::TooLong => "over max_length",
             ProblemKind::EvalInTrain => "held-out also in train",
             ProblemKind::EndOfTurnNotTrained => "end of turn not trained",
@@ -160,7 +166,7 @@ impl ProblemKind {
     }
 }
 
-/// Tokens per row over all usable rows, before truncation where it happened.
+/// Tokens per row over all usable rows, before truncation where it happened; of a preference pair, of its longer side.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct LengthStatistics {
     /// Shortest.

@@ -18,6 +18,19 @@ pub(crate) fn reference_json(path: &str) -> Value {
     serde_json::from_slice(&std::fs::read(reference(path)).unwrap()).unwrap()
 }
 
+/// The rows of a two-dimensional int64 tensor in a safetensors file below `tests/references`.
+pub(crate) fn reference_integers(path: &str, name: &str) -> Vec<Vec<i64>> {
+    let bytes = std::fs::read(reference(path)).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, data) = bytes[8..].split_at(length);
+    let header: Value = serde_json::from_slice(header).unwrap();
+    let [start, end] = [0, 1].map(|end| header[name]["data_offsets"][end].as_u64().unwrap() as usize);
+    let width = header[name]["shape"][1].as_u64().unwrap() as usize;
+    let numbers: Vec<i64> =
+        data[start..end].chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect();
+    numbers.chunks(width).map(<[i64]>::to_vec).collect()
+}
+
 /// The special tokens a tiny tokenizer's `tokenizer_config.json` names.
 pub(crate) fn tiny_special(name: &str) -> SpecialTokens {
     let config = reference_json(&format!("tiny/_tokenizers/{name}/tokenizer_config.json"));

@@ -44,7 +44,7 @@ use super::architecture::{
 use super::roles::Role;
 use super::targets::{TargetError, match_targets};
 use super::{LinearModule, ModelFiles};
-use crate::config::{Config, Device, Dtype, MethodKind, Recompute};
+use crate::config::{Algorithm, Config, Device, Dtype, MethodKind, Recompute};
 use crate::data::{DataSummary, StepOrder};
 use crate::machine::{self, Gpus};
 
@@ -286,7 +286,7 @@ impl Memory {
 /// Tokens of the largest micro-batch that can come up.
 fn largest_batch(config: &Config, data: &DataSummary) -> u64 {
     let rows = config.train.batch_size;
-    if config.data.packing {
+    if config.packs() {
         let full = config.data.max_length.min(data.train_tokens as usize) as u64;
         return full.saturating_mul(rows as u64).min(data.train_tokens);
     }
@@ -486,8 +486,10 @@ fn shortened(config: &mut Config, data: &mut DataSummary, _: &Plan) -> Option<St
         return None;
     }
     config.data.max_length = SHORT;
+    // Both sides of a preference pair count as one row's tokens.
+    let most = if config.train.algorithm == Algorithm::Dpo { 2 * SHORT } else { SHORT };
     for length in &mut data.train_lengths {
-        *length = (*length).min(SHORT);
+        *length = (*length).min(most);
     }
     data.train_tokens = data.train_lengths.iter().map(|&length| length as u64).sum();
     Some(format!("data.max_length = {SHORT}"))

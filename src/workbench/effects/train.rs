@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use luthier_core::config::{Change, Config, edit_plan, write_key};
-use luthier_core::data::{self, Severity, StepOrder};
+use luthier_core::data::{self, EncodedRow, Severity, StepOrder};
 use luthier_core::model::{ModelFiles, forecast};
 use luthier_core::runs::{self, JournalReader, RunDir, Status};
 
@@ -331,7 +331,7 @@ fn rows(project: &Path, run: &str, step: u64, worker: &Worker<Event>) -> Result<
     if journaled.is_some_and(|hash| hash != prepared.data_hash) {
         return Err("the data changed since the run was started: its rows cannot be told any more".to_owned());
     }
-    let lengths: Vec<usize> = prepared.train.iter().map(|row| row.ids.len()).collect();
+    let lengths: Vec<usize> = prepared.train.iter().map(EncodedRow::tokens).collect();
     let order = StepOrder::new(&lengths, &config);
     let mut found: VecDeque<usize> = order
         .step(step.saturating_sub(1))

@@ -2,7 +2,9 @@ use pretty_assertions::assert_eq;
 use serde_json::Value;
 
 use super::*;
-use crate::data::testing::{chat_tokenizer, config, reference_json, sample_model, tiny};
+use crate::data::testing::{
+    chat_tokenizer, config, reference, reference_integers, reference_json, sample_model, tiny,
+};
 use crate::data::{Extras, Origin, Split};
 use crate::model::{ModelFiles, SpecialToken, SpecialTokens};
 
@@ -239,6 +241,96 @@ fn without_a_template_a_pair_is_joined_and_ends() {
         refused.message.contains("needs a chat template") && refused.message.contains("chatml"),
         "{refused}"
     );
+}
+
+fn preference(prompt: &[Message], chosen: &str, rejected: &str) -> Row {
+    let (chosen, rejected) = (chosen.to_owned(), rejected.to_owned());
+    row(Example::Preference { prompt: prompt.to_vec(), chosen, rejected })
+}
+
+#[test]
+fn both_sides_of_a_pair_train_their_answer_behind_the_same_prompt() {
+    let tokenizer = tiny("bytelevel");
+    let settings = config("a.jsonl", &["data.system=\"Be brief.\"", "data.train_on=\"all\""]);
+    let asked = [Message::new("user", "a"), Message::new("assistant", "b"), Message::new("user", "2+2?")];
+    let chosen = encode(&preference(&asked, "four", "five!"), &tokenizer, &chatml(), &settings).unwrap();
+    let rejected = chosen.rejected.as_deref().unwrap();
+    assert!(chosen.text.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n"), "{}", chosen.text);
+    assert_eq!(trained_text(&chosen), ["four<|im_end|>"]);
+    assert_eq!(trained_text(rejected), ["five!<|im_end|>"]);
+    let prompt = |side: &Encoded| {
+        let end = side.trained.iter().position(|&trained| trained).unwrap();
+        side.ids[..end].to_vec()
+    };
+    assert_eq!(prompt(&chosen), prompt(rejected));
+    let kept = chosen.clone().into_row(7);
+    assert_eq!((kept.row, kept.tokens()), (7, chosen.ids.len() + rejected.ids.len()));
+    assert_eq!(
+        kept.trained_tokens(),
+        [&chosen.trained, &rejected.trained]
+            .map(|side| side.iter().filter(|&&on| on).count())
+            .iter()
+            .sum::<usize>()
+    );
+}
+
+/// The pairs of `training/llama/dpo`: TRL tokenised them, the prompt as plain text.
+#[test]
+fn pairs_without_a_template_are_tokenised_as_trl_does() {
+    let known = reference_json("training/llama/dpo/dpo.json");
+    let batch = |name| reference_integers("training/llama/dpo/batch.safetensors", name);
+    let (ids, attended, answered) = (batch("input_ids"), batch("attention_mask"), batch("completion_mask"));
+    let texts = |name: &str| -> Vec<String> { serde_json::from_value(known[name].clone()).unwrap() };
+    let tokenizer = Tokenizer::open(&ModelFiles::open(&reference("tiny/llama")).unwrap()).unwrap();
+    let settings = config("a.jsonl", &[]);
+    let expected = |side: usize| -> Vec<(i64, i64)> {
+        let row = ids[side].iter().copied().zip(answered[side].iter().copied());
+        row.zip(&attended[side]).filter(|(_, seen)| **seen == 1).map(|(token, _)| token).collect()
+    };
+    let found = |side: &Encoded| -> Vec<(i64, i64)> {
+        side.ids.iter().zip(&side.trained).map(|(&id, &trained)| (id.into(), trained.into())).collect()
+    };
+    let (prompts, chosen, rejected) = (texts("prompts"), texts("chosen"), texts("rejected"));
+    let pairs = prompts.len();
+    for pair in 0..pairs {
+        let explicit = preference(&[Message::new("user", &prompts[pair])], &chosen[pair], &rejected[pair]);
+        let whole = |answer: &str| format!("{}{answer}", prompts[pair]);
+        let implicit = preference(&[], &whole(&chosen[pair]), &whole(&rejected[pair]));
+        for row in [explicit, implicit] {
+            let encoded = encode(&row, &tokenizer, &Template::none(), &settings).unwrap();
+            assert_eq!(found(&encoded), expected(pair), "chosen {pair}");
+            assert_eq!(
+                found(encoded.rejected.as_deref().unwrap()),
+                expected(pairs + pair),
+                "rejected {pair}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pair_is_cut_or_refused_as_a_whole() {
+    let tokenizer = tiny("bytelevel");
+    let asked = [Message::new("user", "count")];
+    let pair = preference(&asked, "one two three four five six", "no");
+    let with = |overflow: &str, length: usize| {
+        let settings = config(
+            "a.jsonl",
+            &[&format!("data.max_length={length}"), &format!("data.overflow={overflow:?}")],
+        );
+        encode(&pair, &tokenizer, &chatml(), &settings)
+    };
+    let whole = with("error", 1000).unwrap();
+    let (long, short) = (whole.ids.len(), whole.rejected.as_ref().unwrap().ids.len());
+    assert!(long > short + 4 && whole.longest() == long);
+    let cut = with("truncate", long - 2).unwrap();
+    assert_eq!((cut.ids.len(), cut.truncated), (long - 2, true));
+    let rejected = cut.rejected.unwrap();
+    assert_eq!((rejected.ids.len(), rejected.truncated), (short, false));
+    assert_eq!(with("drop", long - 1).unwrap_err().kind, RowProblemKind::Dropped);
+    let refused = with("error", long - 1).unwrap_err();
+    assert_eq!(refused.kind, RowProblemKind::TooLong);
+    assert!(refused.message.contains("tokens of a side"), "{refused}");
 }
 
 #[test]

@@ -104,6 +104,80 @@ fn length_is_reported_as_overflow_wants_it() {
     assert_eq!(found(&all, ProblemKind::AllTooLong)[0].severity, Severity::Blocks);
 }
 
+fn preference(prompt: &str, chosen: &str, rejected: &str) -> serde_json::Value {
+    json!({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+}
+
+#[test]
+fn pairs_are_counted_with_both_sides() {
+    let rows: Vec<_> = (0..20)
+        .map(|number| preference(&format!("{number} + 1?"), &format!("{}", number + 1), "no idea at all"))
+        .collect();
+    let prepared = prepared(&rows, &["data.eval=0.1", "train.algorithm=dpo"]);
+    let report = &prepared.report;
+    assert_eq!(report.problems, []);
+    assert_eq!((report.train_rows, report.eval_rows), (18, 2));
+    let all = || prepared.train.iter().chain(&prepared.eval);
+    assert!(all().all(|row| row.rejected.is_some()));
+    let sides = all().map(|row| row.ids.len() + row.rejected.as_ref().unwrap().ids.len());
+    assert_eq!(report.tokens, sides.clone().sum::<usize>() as u64);
+    assert_eq!(prepared.summary().train_lengths.len(), 18);
+    assert_eq!(prepared.summary().train_lengths, sides.take(18).collect::<Vec<_>>());
+    let longest = all().map(|row| row.ids.len().max(row.rejected.as_ref().unwrap().ids.len())).max();
+    assert_eq!(Some(report.lengths.max), longest);
+    assert!(report.trained_tokens > 0 && report.trained_tokens < report.tokens / 2);
+}
+
+#[test]
+fn pairs_and_their_algorithm_need_each_other() {
+    let pairs = [preference("a", "b", "c"), preference("d", "e", "f")];
+    let sft = prepared(&pairs, &["data.eval=0"]);
+    let problem = found(&sft, ProblemKind::NotForAlgorithm)[0];
+    assert_eq!((problem.severity, problem.row), (Severity::Blocks, None));
+    assert!(
+        problem.message.starts_with("2 of 2 rows are preference pairs; set train.algorithm"),
+        "{problem:?}"
+    );
+    let chosen = prepared(&pairs, &["data.eval=0", "data.columns={ completion = \"chosen\" }"]);
+    assert!(!chosen.report.blocks() && chosen.train[0].rejected.is_none());
+    let mixed = prepared(&[pair("a", "b"), pair("c", "d")], &["data.eval=0", "train.algorithm=dpo"]);
+    assert!(
+        found(&mixed, ProblemKind::NotForAlgorithm)[0]
+            .message
+            .starts_with("2 of 2 rows are no preference pairs")
+    );
+}
+
+#[test]
+fn a_pair_without_a_difference_or_an_answer_is_told() {
+    let dpo = ["data.eval=0", "train.algorithm=dpo"];
+    let rows = [preference("a", "b", "c"), preference("d", "e", "e"), preference("f", "", "g")];
+    let prepared = |rows: &[serde_json::Value], more: &[&str]| prepared(rows, &[&dpo[..], more].concat());
+    let told = prepared(&rows, &[]);
+    let same = found(&told, ProblemKind::SameSides);
+    assert_eq!(
+        same.iter().map(|one| (one.row, one.severity)).collect::<Vec<_>>(),
+        [(Some(1), Severity::Warning)]
+    );
+    assert_eq!(found(&told, ProblemKind::EmptyReply)[0].row, Some(2));
+    assert!(!told.report.blocks());
+    let all = prepared(&rows[1..2], &[]);
+    assert!(all.report.blocks());
+    let long = "so many words ".repeat(30);
+    let cut = prepared(
+        &[rows[0].clone(), preference("a", &format!("{long}1"), &format!("{long}2"))],
+        &["data.max_length=60"],
+    );
+    assert!(found(&cut, ProblemKind::SameSides)[0].message.contains("the same up to data.max_length"));
+    let hidden = prepared(&[rows[0].clone(), preference(&long, "b", "c")], &["data.max_length=60"]);
+    assert_eq!(found(&hidden, ProblemKind::NoTrainedTokens)[0].severity, Severity::Blocks);
+    let turned = [preference("a", "b", "c"), preference("a", "c", "b"), preference("A", "b", "c")];
+    assert_eq!(
+        found(&prepared(&turned, &[]), ProblemKind::Duplicate).iter().map(|one| one.row).collect::<Vec<_>>(),
+        [Some(2)]
+    );
+}
+
 #[test]
 fn an_empty_dataset_blocks() {
     let prepared = prepared(&[], &[]);

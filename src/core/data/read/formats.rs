@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::config::Format;
+use crate::data::example::shared_beginning;
 use crate::data::{Example, Extras, Message};
 use crate::text::clean_line;
 
@@ -18,9 +19,13 @@ const MAX_ROLE: usize = 64;
 
 type Fields = Map<String, Value>;
 
-/// The format that a row with the fields `names` has; its values decide between the two sorts of conversation.
-pub(super) fn detect(names: &[&str], fields: &Fields) -> Option<Format> {
+/// The format that a row with the fields `names` has; its values decide between the two sorts of conversation. Some
+/// preference datasets repeat the chosen side as a conversation: `pairs` says which of the two is wanted.
+pub(super) fn detect(names: &[&str], fields: &Fields, pairs: bool) -> Option<Format> {
     let has = |name: &str| names.contains(&name);
+    if pairs && has("chosen") && has("rejected") {
+        return Some(Format::Preference);
+    }
     if has("messages") || has("conversations") {
         let list = fields.get("messages").or_else(|| fields.get("conversations"))?;
         let list = parsed(list);
@@ -140,14 +145,19 @@ impl Reader {
             let message = Message::new("system", system);
             turns.insert(0, Turn { message, fields: Fields::new(), trained: true });
         }
+        let tools = self.tools()?;
+        Ok(assemble(turns, tools))
+    }
+
+    fn tools(&mut self) -> Result<Option<Value>, String> {
         let tools =
             self.take("tools").map(|tools| parsed(&tools)).filter(|tools| tools != &Value::Array(Vec::new()));
-        if let Some(tools) = &tools
-            && !tools.is_array()
-        {
-            return Err(format!("\"tools\" is {} where a list is expected", kind(tools)));
+        match &tools {
+            Some(tools) if !tools.is_array() => {
+                Err(format!("\"tools\" is {} where a list is expected", kind(tools)))
+            }
+            _ => Ok(tools),
         }
-        Ok(assemble(turns, tools))
     }
 
     fn alpaca(&mut self) -> Result<(Example, Extras), String> {
@@ -193,36 +203,20 @@ impl Reader {
         Ok(assemble(all, None))
     }
 
+    /// As TRL's preference format: the prompt stands in a field of its own, or at the beginning of both sides.
     fn preference(&mut self) -> Result<(Example, Extras), String> {
-        let chosen = conversation_or_text(&parsed_list(self.needed("chosen")?), "chosen", "assistant")?;
-        let rejected = conversation_or_text(&parsed_list(self.needed("rejected")?), "rejected", "assistant")?;
-        let mut prompt = match self.take("prompt") {
-            Some(prompt) => conversation_or_text(&parsed_list(prompt), "prompt", "user")?,
-            None => Vec::new(),
+        let chosen = parsed_list(self.needed("chosen")?);
+        let rejected = parsed_list(self.needed("rejected")?);
+        let prompt = self.take("prompt").map(parsed_list);
+        let (None, Value::String(chosen), Value::String(rejected)) = (&prompt, &chosen, &rejected) else {
+            let tools = self.tools()?;
+            return preference_of_messages(prompt.as_ref(), &chosen, &rejected, tools);
         };
-        let shared = chosen
-            .iter()
-            .zip(&rejected)
-            .take(chosen.len().min(rejected.len()).saturating_sub(1))
-            .take_while(|(left, right)| left.message == right.message)
-            .count();
-        let mut answer = |turns: Vec<Turn>, name: &str| {
-            let mut rest = turns.into_iter();
-            let before: Vec<Turn> = rest.by_ref().take(shared).collect();
-            if prompt.is_empty() {
-                prompt = before;
-            }
-            match (rest.next(), rest.next()) {
-                (Some(turn), None) if turn.message.is_assistant() => Ok(turn.message.content),
-                _ => Err(format!("{name:?} must end in exactly one assistant message of its own")),
-            }
-        };
-        let (chosen, rejected) = (answer(chosen, "chosen")?, answer(rejected, "rejected")?);
-        if prompt.is_empty() {
-            return Err("no \"prompt\", and \"chosen\" and \"rejected\" share no beginning".to_owned());
+        if shared_beginning(chosen, rejected) == 0 {
+            return Err(NO_PROMPT.to_owned());
         }
-        let prompt = prompt.into_iter().map(|turn| turn.message).collect();
-        Ok((Example::Preference { prompt, chosen, rejected }, Extras::default()))
+        let (chosen, rejected) = (chosen.clone(), rejected.clone());
+        Ok((Example::Preference { prompt: Vec::new(), chosen, rejected }, Extras::default()))
     }
 
     fn tokens(&mut self) -> Result<(Example, Extras), String> {
@@ -264,13 +258,73 @@ impl Reader {
 }
 
 fn assemble(turns: Vec<Turn>, tools: Option<Value>) -> (Example, Extras) {
+    let (messages, extras) = apart(turns, tools);
+    (Example::Messages(messages), extras)
+}
+
+/// Messages, and what turns say beside them.
+fn apart(turns: Vec<Turn>, tools: Option<Value>) -> (Vec<Message>, Extras) {
     let untrained =
         turns.iter().enumerate().filter(|(_, turn)| !turn.trained).map(|(index, _)| index).collect();
     let any_fields = turns.iter().any(|turn| !turn.fields.is_empty());
     let (messages, fields): (Vec<Message>, Vec<Fields>) =
         turns.into_iter().map(|turn| (turn.message, turn.fields)).unzip();
     let fields = if any_fields { fields } else { Vec::new() };
-    (Example::Messages(messages), Extras { tools, fields, untrained })
+    (messages, Extras { tools, fields, untrained })
+}
+
+/// A preference pair of which at least one part is a list of messages, or whose prompt has its own field.
+fn preference_of_messages(
+    prompt: Option<&Value>,
+    chosen: &Value,
+    rejected: &Value,
+    tools: Option<Value>,
+) -> Result<(Example, Extras), String> {
+    let mut chosen = conversation_or_text(chosen, "chosen", "assistant")?;
+    let mut rejected = conversation_or_text(rejected, "rejected", "assistant")?;
+    let most = chosen.len().min(rejected.len()).saturating_sub(1);
+    let shared = chosen.iter().zip(&rejected).take(most);
+    let shared = shared.take_while(|(left, right)| left.message == right.message).count();
+    let mut before: Vec<Turn> = chosen.drain(..shared).collect();
+    rejected.drain(..shared);
+    let prompt = match prompt {
+        // A text beside whole conversations is there for people to read.
+        Some(prompt) if prompt.is_array() || before.is_empty() => {
+            let mut turns = conversation_or_text(prompt, "prompt", "user")?;
+            let repeated = before.len() >= turns.len()
+                && turns.iter().zip(&before).all(|(left, right)| left.message == right.message);
+            if !repeated {
+                turns.append(&mut before);
+                before = turns;
+            }
+            before
+        }
+        _ => before,
+    };
+    if prompt.is_empty() {
+        return Err(NO_PROMPT.to_owned());
+    }
+    let (chosen, rejected) = (answer(chosen, "chosen")?, answer(rejected, "rejected")?);
+    let (prompt, mut extras) = apart(prompt, tools);
+    if !extras.fields.is_empty() {
+        extras.fields.push(Fields::new());
+    }
+    extras.untrained.clear();
+    Ok((Example::Preference { prompt, chosen, rejected }, extras))
+}
+
+const NO_PROMPT: &str = "no \"prompt\", and \"chosen\" and \"rejected\" share no beginning";
+
+/// The one reply that a side has of its own.
+fn answer(turns: Vec<Turn>, name: &str) -> Result<String, String> {
+    let mut turns = turns.into_iter();
+    match (turns.next(), turns.next()) {
+        (Some(turn), None) if turn.fields.contains_key("tool_calls") => {
+            Err(format!("{name:?} calls tools, and replies of a pair can only be texts; leave the row out"))
+        }
+        (Some(turn), None) if turn.message.is_assistant() => Ok(turn.message.content),
+        _ => Err(format!("{name:?} must end in exactly one assistant message of its own")),
+    }
 }
 
 fn turns(list: &Value, key: &str, message: fn(Fields) -> Result<Turn, String>) -> Result<Vec<Turn>, String> {

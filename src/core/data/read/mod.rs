@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use super::quarantine::Quarantine;
 use super::{DataError, Example, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
-use crate::config::{Config, EvalSource, Format};
+use crate::config::{Algorithm, Config, EvalSource, Format};
 use crate::text::clean_line;
 
 /// Longest row, in bytes.
@@ -46,7 +46,7 @@ pub fn read_rows(config: &Config, project: &Path) -> Result<Vec<Row>, DataError>
 
 /// As [`read_rows`], with the rows that cannot be used beside those that can.
 pub fn read_dataset(config: &Config, project: &Path) -> Result<Dataset, DataError> {
-    let columns = Columns::new(&config.data.columns);
+    let columns = Columns::new(&config.data.columns, config.train.algorithm == Algorithm::Dpo);
     let quarantine = Quarantine::load(project)?;
     let mut dataset = Dataset::default();
     let eval_paths: &[PathBuf] = match &config.data.eval {
@@ -158,15 +158,17 @@ struct Columns {
     rows: Vec<(String, String)>,
     /// Role and field, of messages.
     messages: Vec<(String, String)>,
+    /// Whether preference pairs are wanted.
+    pairs: bool,
 }
 
 impl Columns {
-    fn new(columns: &IndexMap<String, String>) -> Self {
+    fn new(columns: &IndexMap<String, String>, pairs: bool) -> Self {
         let (messages, rows) = columns
             .iter()
             .map(|(role, column)| (role.clone(), column.clone()))
             .partition(|(role, _)| formats::MESSAGE_ROLES.contains(&role.as_str()));
-        Columns { rows, messages }
+        Columns { rows, messages, pairs }
     }
 
     fn rename(&self, fields: &mut Map<String, Value>) -> Result<(), String> {
@@ -197,7 +199,8 @@ impl Columns {
     fn detect(&self, fields: &Map<String, Value>) -> Result<Format, String> {
         let roles: Vec<&str> = self.rows.iter().map(|(role, _)| role.as_str()).collect();
         let all: Vec<&str> = fields.keys().map(String::as_str).collect();
-        formats::detect(&roles, fields).or_else(|| formats::detect(&all, fields)).ok_or_else(|| {
+        let detect = |names: &[&str]| formats::detect(names, fields, self.pairs);
+        detect(&roles).or_else(|| detect(&all)).ok_or_else(|| {
             format!(
                 "its fields ({}) fit no known format. Say which is which, e.g. \
                  data.columns = {{ prompt = \"question\", completion = \"answer\" }}",

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::data::Message;
+use crate::data::example::shared_beginning;
 
 struct Project {
     folder: tempfile::TempDir,
@@ -245,8 +246,26 @@ fn preferences_and_tokens() {
     assert_eq!(only(&json!({"prompt": "a", "chosen": "b", "rejected": "c"})).0, expected);
     let talk =
         |reply: &str| json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": reply}]);
-    assert_eq!(only(&json!({"chosen": talk("b"), "rejected": talk("c")})).0, expected);
+    let reply = |text: &str| json!([{"role": "assistant", "content": text}]);
+    let asked = json!([{"role": "user", "content": "a"}]);
+    for row in [
+        json!({"chosen": talk("b"), "rejected": talk("c")}),
+        json!({"prompt": asked, "chosen": reply("b"), "rejected": reply("c")}),
+        json!({"prompt": asked, "chosen": talk("b"), "rejected": talk("c")}),
+        json!({"prompt": "a", "chosen": reply("b"), "rejected": "c"}),
+        json!({"prompt": "shown to people", "chosen": talk("b"), "rejected": talk("c"), "score": 0.5}),
+    ] {
+        assert_eq!(only(&row).0, expected, "{row}");
+    }
     assert!(refused(&json!({"chosen": "b", "rejected": "c"})).contains("no \"prompt\""));
+    let longer = json!([{"role": "system", "content": "s"}]);
+    let (example, _) = only(&json!({"prompt": longer, "chosen": talk("b"), "rejected": talk("c")}));
+    assert_eq!(example.messages().unwrap().len(), 3);
+    let two = json!([{"role": "assistant", "content": "b"}, {"role": "user", "content": "d"}]);
+    assert!(
+        refused(&json!({"prompt": "a", "chosen": two, "rejected": "c"}))
+            .contains("exactly one assistant message")
+    );
 
     let tokens = |row: Value| only(&row).0;
     let expected = Example::Tokens { input_ids: vec![1, 2, 3], labels: vec![-100, 2, 3] };
@@ -262,6 +281,59 @@ fn preferences_and_tokens() {
     );
     assert!(refused(&json!({"input_ids": [1, 2], "labels": [1]})).contains("2 input_ids, but 1 labels"));
     assert!(refused(&json!({"input_ids": [-1], "labels": [1]})).contains("no token id"));
+}
+
+#[test]
+fn the_prompt_of_two_texts_is_how_they_begin() {
+    let texts = |chosen: &str, rejected: &str| only(&json!({"chosen": chosen, "rejected": rejected})).0;
+    let example = texts("The sky is blue.", "The sky is green.");
+    let Example::Preference { prompt, chosen, rejected } = &example else { panic!("{example:?}") };
+    assert_eq!((prompt.as_slice(), shared_beginning(chosen, rejected)), (&[][..], "The sky is".len()));
+    assert_eq!(example.messages(), None);
+    for (chosen, rejected, shared) in [
+        ("caféa", "caféb", "café"),
+        ("same", "same", "sam"),
+        ("abc", "abcdef", "ab"),
+        ("a b", "a c", "a"),
+        ("x", "y", ""),
+        ("", "y", ""),
+    ] {
+        assert_eq!(&chosen[..shared_beginning(chosen, rejected)], shared, "{chosen} {rejected}");
+    }
+}
+
+#[test]
+fn pairs_keep_tools_and_message_fields_of_their_prompt() {
+    let row = |reply: Value| {
+        json!({
+            "prompt": [{"role": "user", "content": "a", "name": "Ann"}, {"role": "assistant", "content": "no", "weight": 0},
+                       {"role": "user", "content": "b"}],
+            "chosen": [reply], "rejected": [{"role": "assistant", "content": "c"}], "tools": [{"type": "function"}],
+        })
+    };
+    let (example, extras) = only(&row(json!({"role": "assistant", "content": "d"})));
+    assert_eq!(example.messages().unwrap().len(), extras.fields.len());
+    assert_eq!(serde_json::to_value(&extras.fields).unwrap(), json!([{"name": "Ann"}, {}, {}, {}]));
+    assert_eq!((extras.tools, extras.untrained), (Some(json!([{"type": "function"}])), vec![]));
+    let calling = row(json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}));
+    assert!(refused(&calling).contains("\"chosen\" calls tools"));
+}
+
+#[test]
+fn a_dataset_that_repeats_its_chosen_side_is_read_as_the_algorithm_needs() {
+    let talk =
+        |reply: &str| json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": reply}]);
+    let row = json!({"prompt": "a", "chosen": talk("b"), "rejected": talk("c"), "messages": talk("b")});
+    let read = |settings: &[&str]| examples("a.jsonl", row.to_string().as_bytes(), settings).remove(0);
+    assert!(matches!(read(&["data.eval=0"]), Example::Messages(_)));
+    assert!(read(&["data.eval=0", "train.algorithm=dpo"]).is_pair());
+    let columns = json!({"question": "a", "better": "b", "worse": "c"});
+    let settings =
+        ["data.eval=0", "data.columns={ prompt = \"question\", chosen = \"better\", rejected = \"worse\" }"];
+    assert_eq!(
+        examples("a.jsonl", columns.to_string().as_bytes(), &settings)[0].messages(),
+        pair("a", "b").messages()
+    );
 }
 
 #[test]
