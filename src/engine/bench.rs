@@ -18,6 +18,7 @@ use crate::models::Model;
 use crate::random::{derive, unit};
 use crate::training::adamw::{AdamW, EPSILON};
 use crate::training::batch::collate;
+use crate::training::sft::Sft;
 use crate::training::step::{Outcome, Settings, step};
 use crate::{csrc, device};
 
@@ -146,7 +147,7 @@ fn train(bench: &Bench, model: &Model) -> Result<TrainFigures> {
             recompute: bench.recompute,
             seed: number as u64,
         };
-        match step(model, adapter.as_ref(), &mut optimizer, &[batch], &settings, &|| false)? {
+        match step(model, adapter.as_ref(), &mut optimizer, &Sft, &[batch], &settings, &|| false)? {
             Outcome::Updated(measured) => losses.push(measured.loss),
             other => return Err(EngineError::Data(format!("a step of the benchmark ended with {other:?}"))),
         }
@@ -204,7 +205,7 @@ fn random_row(model: &Model, length: usize, step: usize, row: usize) -> EncodedR
     let seed = derive(derive(1, step as u64), row as u64);
     let ids = (0..length).map(|place| (unit(derive(seed, place as u64)) * vocabulary) as u32).collect();
     let trained = (0..length).map(|place| place > 0).collect();
-    EncodedRow { row, ids, trained }
+    EncodedRow { row, ids, trained, rejected: None }
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -53,6 +53,7 @@ unsafe extern "C" {
         cap: f64,
         chunk: i64,
         count_correct: c_int,
+        by_row: c_int,
         sum: *mut Pointer,
         losses: *mut Pointer,
         correct: *mut Pointer,
@@ -326,12 +327,21 @@ pub fn clip(gradients: &[Tensor], norm: &Tensor, limit: f64) -> Result<()> {
     checked("clip", unsafe { luthier_clip(list.as_ptr(), list.len(), pointer(norm), limit) })
 }
 
+/// Which result of [`linear_cross_entropy`] carries the gradient of the hidden states (and of a trained head).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Through {
+    /// [`CrossEntropy::sum`]: every row counts alike.
+    Sum,
+    /// [`CrossEntropy::rows`]: each row counts as the backward pass says. A trained head's logits are computed again then.
+    Rows,
+}
+
 /// What [`linear_cross_entropy`] returns.
 #[derive(Debug)]
 pub struct CrossEntropy {
-    /// Sum over rows, f32, 0-dimensional; carries the gradient of the hidden states (and of a trained head).
+    /// Sum over rows, f32, 0-dimensional.
     pub sum: Tensor,
-    /// Loss of each row, `[N]` f32, without gradient.
+    /// Loss of each row, `[N]` f32.
     pub rows: Tensor,
     /// Number of rows whose most likely token is the right one, 0-dimensional int64; 0 where it was not asked for.
     pub correct: Tensor,
@@ -356,6 +366,7 @@ pub fn linear_cross_entropy(
     ids: &Tensor,
     chunk: i64,
     count_correct: bool,
+    through: Through,
 ) -> Result<CrossEntropy> {
     let (mut sum, mut rows, mut correct) = (null_mut(), null_mut(), null_mut());
     // SAFETY: live tensors in, or null where there is no bias; three pointers written on success.
@@ -368,6 +379,7 @@ pub fn linear_cross_entropy(
             head.cap.unwrap_or(0.0),
             chunk,
             c_int::from(count_correct),
+            c_int::from(through == Through::Rows),
             &raw mut sum,
             &raw mut rows,
             &raw mut correct,

@@ -46,6 +46,12 @@ pub fn floats(values: &[f32], device: Device) -> Result<Tensor> {
     to_device(&tensor, device)
 }
 
+/// A one-dimensional f64 tensor on `device`.
+pub fn doubles(values: &[f64], device: Device) -> Result<Tensor> {
+    let tensor = labelled("doubles", &[], Tensor::f_from_slice(values))?;
+    to_device(&tensor, device)
+}
+
 /// The tensor on `device`; itself where it is there already.
 pub fn to_device(x: &Tensor, device: Device) -> Result<Tensor> {
     if x.device() == device {
@@ -152,6 +158,11 @@ pub fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("multiply", &[a, b], a.f_mul(b))
 }
 
+/// Element by element.
+pub fn subtract(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    labelled("subtract", &[a, b], a.f_sub(b))
+}
+
 /// Every element times `factor`.
 pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     labelled("scale", &[x], x.f_mul_scalar(factor))
@@ -225,6 +236,26 @@ pub fn sum(x: &Tensor) -> Result<Tensor> {
     labelled("sum", &[x], x.f_sum(Kind::Float))
 }
 
+/// Sums in f64 of the elements of `x` `[n]` that belong together: `groups` `[n]` int64 says to which of the `count` sums
+/// each belongs.
+pub fn grouped_sums(x: &Tensor, groups: &Tensor, count: i64) -> Result<Tensor> {
+    let sums = (|| {
+        let start = Tensor::f_zeros([count], (Kind::Double, x.device()))?;
+        start.f_index_add(0, groups, &x.f_to_kind(Kind::Double)?)
+    })();
+    labelled("grouped_sums", &[x, groups], sums)
+}
+
+/// `log(1 / (1 + exp(-x)))`, element by element.
+pub fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
+    labelled("log_sigmoid", &[x], x.f_log_sigmoid())
+}
+
+/// How many elements of `a` are above their counterpart in `b`, f32.
+pub fn count_above(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    labelled("count_above", &[a, b], a.f_gt_tensor(b).and_then(|above| above.f_sum(Kind::Float)))
+}
+
 /// Index of the largest element of each row of `[N, V]`, int64.
 pub fn argmax(x: &Tensor) -> Result<Tensor> {
     labelled("argmax", &[x], x.f_argmax(-1, false))
@@ -245,6 +276,12 @@ pub fn value(x: &Tensor) -> Result<f64> {
 pub fn to_floats(x: &Tensor) -> Result<Vec<f32>> {
     let flat = to_device(&to_kind(&reshape(&detach(x)?, &[-1])?, Kind::Float)?, Device::Cpu)?;
     labelled("to_floats", &[x], Vec::<f32>::try_from(&flat))
+}
+
+/// The elements as f64, in row-major order. Waits for the device.
+pub fn to_doubles(x: &Tensor) -> Result<Vec<f64>> {
+    let flat = to_device(&to_kind(&reshape(&detach(x)?, &[-1])?, Kind::Double)?, Device::Cpu)?;
+    labelled("to_doubles", &[x], Vec::<f64>::try_from(&flat))
 }
 
 /// The elements as int64, in row-major order. Waits for the device.

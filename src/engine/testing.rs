@@ -36,6 +36,16 @@ impl Project {
         Self { folder }
     }
 
+    /// Preference pairs, as many as there are rows to learn: the chosen answers count, the rejected ones do not.
+    pub fn write_pairs(&self, name: &str) {
+        let pair = |index: usize| {
+            let (chosen, rejected) = (format!(" word is {}", index * 7), " no, never");
+            serde_json::json!({ "prompt": format!("the {index} th"), "chosen": chosen, "rejected": rejected })
+        };
+        let rows: Vec<String> = (0..24).map(|index| pair(index).to_string() + "\n").collect();
+        std::fs::write(self.path().join(name), rows.concat()).unwrap();
+    }
+
     pub fn path(&self) -> &Path {
         self.folder.path()
     }

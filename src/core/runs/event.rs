@@ -102,7 +102,7 @@ pub struct ParameterCount {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StepEvent {
-    /// Mean over the step's trained tokens, natural logarithm.
+    /// Mean over the step's trained tokens, natural logarithm; under DPO, over its preference pairs.
     pub loss: Number,
     /// The learning rate this update used.
     pub learning_rate: Number,
@@ -126,18 +126,54 @@ pub struct StepEvent {
     /// How busy the device was, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load: Option<Number>,
+    /// Under DPO, how the step's pairs compare before the update; keys of their own in the line.
+    #[serde(flatten)]
+    pub rewards: Option<PairRewards>,
+}
+
+/// How a model's answers to preference pairs compare, as means over pairs. An answer's reward is β times how much likelier
+/// it is, in natural logarithms, than under the base model (DPO, arXiv 2305.18290).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PairRewards {
+    /// Mean reward of the chosen answers.
+    pub reward_chosen: Number,
+    /// Mean reward of the rejected answers.
+    pub reward_rejected: Number,
+    /// The former minus the latter.
+    pub reward_margin: Number,
+    /// Share of pairs whose chosen answer has the higher reward, 0 to 1.
+    pub reward_accuracy: Number,
+}
+
+impl PairRewards {
+    /// From sums over so many pairs: rewards of the chosen answers, of the rejected ones, and pairs whose chosen answer has
+    /// the higher reward.
+    pub fn mean(sums: [f64; 3], pairs: u64) -> Self {
+        let [chosen, rejected, right] = sums.map(|sum| sum / pairs as f64);
+        Self {
+            reward_chosen: chosen.into(),
+            reward_rejected: rejected.into(),
+            reward_margin: (chosen - rejected).into(),
+            reward_accuracy: right.into(),
+        }
+    }
 }
 
 /// An evaluation on the held-out examples.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EvalEvent {
-    /// Mean over all trained tokens of the held-out examples, natural logarithm.
+    /// Mean over all trained tokens of the held-out examples, natural logarithm; under DPO, over their pairs.
     pub loss: Number,
-    /// `exp(loss)`.
-    pub perplexity: Number,
-    /// Share of trained tokens whose most likely prediction is right, 0 to 1.
-    pub token_accuracy: Number,
+    /// `exp(loss)`, where the loss is one of tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<Number>,
+    /// Share of trained tokens whose most likely prediction is right, 0 to 1, where the loss is one of tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_accuracy: Option<Number>,
+    /// Under DPO, how the held-out pairs compare; keys of their own in the line.
+    #[serde(flatten)]
+    pub rewards: Option<PairRewards>,
     /// The objective's scores by name, 0 to 1, where replies were generated.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub scores: IndexMap<String, Number>,

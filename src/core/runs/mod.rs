@@ -34,8 +34,8 @@ pub(crate) use directory::FolderLock;
 pub use directory::{CONFIG_FILE, ENGINE_LOG, JOURNAL_FILE, RUNS_FOLDER, RunDir, RunLock, RunSummary, list};
 pub use error::RunError;
 pub use event::{
-    AlertEvent, AlertKind, CheckpointEvent, EditEvent, EvalEvent, Event, EventBody, ParameterCount, RunEvent,
-    SampleEvent, StateEvent, StepEvent,
+    AlertEvent, AlertKind, CheckpointEvent, EditEvent, EvalEvent, Event, EventBody, PairRewards,
+    ParameterCount, RunEvent, SampleEvent, StateEvent, StepEvent,
 };
 pub use journal::JournalWriter;
 pub(crate) use journal::ends_torn;

@@ -35,6 +35,10 @@ pub enum Metric {
     Perplexity,
     /// `eval.token_accuracy`.
     TokenAccuracy,
+    /// `eval.reward_margin`, under DPO.
+    RewardMargin,
+    /// `eval.reward_accuracy`, under DPO.
+    RewardAccuracy,
     /// `eval.NAME`: a score of the objective.
     Score(String),
 }
@@ -58,15 +62,19 @@ impl Metric {
     pub fn usual_direction(&self) -> Direction {
         match self {
             Self::Loss | Self::Perplexity => Direction::Min,
-            Self::TokenAccuracy | Self::Score(_) => Direction::Max,
+            Self::TokenAccuracy | Self::RewardMargin | Self::RewardAccuracy | Self::Score(_) => {
+                Direction::Max
+            }
         }
     }
 
     fn of(&self, eval: &EvalEvent) -> Option<Number> {
         match self {
             Self::Loss => Some(eval.loss),
-            Self::Perplexity => Some(eval.perplexity),
-            Self::TokenAccuracy => Some(eval.token_accuracy),
+            Self::Perplexity => eval.perplexity,
+            Self::TokenAccuracy => eval.token_accuracy,
+            Self::RewardMargin => eval.rewards.map(|rewards| rewards.reward_margin),
+            Self::RewardAccuracy => eval.rewards.map(|rewards| rewards.reward_accuracy),
             Self::Score(name) => eval.scores.get(name).copied(),
         }
     }
@@ -78,6 +86,8 @@ impl fmt::Display for Metric {
             Self::Loss => formatter.pad("eval.loss"),
             Self::Perplexity => formatter.pad("eval.perplexity"),
             Self::TokenAccuracy => formatter.pad("eval.token_accuracy"),
+            Self::RewardMargin => formatter.pad("eval.reward_margin"),
+            Self::RewardAccuracy => formatter.pad("eval.reward_accuracy"),
             Self::Score(name) => formatter.pad(&format!("eval.{name}")),
         }
     }
@@ -91,12 +101,14 @@ impl FromStr for Metric {
             Some("loss") => Ok(Self::Loss),
             Some("perplexity") => Ok(Self::Perplexity),
             Some("token_accuracy") => Ok(Self::TokenAccuracy),
+            Some("reward_margin") => Ok(Self::RewardMargin),
+            Some("reward_accuracy") => Ok(Self::RewardAccuracy),
             Some(name) if !name.is_empty() && crate::text::clean_line(name) == name => {
                 Ok(Self::Score(name.to_owned()))
             }
             _ => Err(
-                "a goal is \"eval.loss\", \"eval.perplexity\", \"eval.token_accuracy\", or \"eval.\" and a score \
-                      of the objective, such as \"eval.passed\"",
+                "a goal is \"eval.loss\", \"eval.perplexity\", \"eval.token_accuracy\", under DPO \"eval.reward_margin\" or \
+                 \"eval.reward_accuracy\", or \"eval.\" and a score of the objective, such as \"eval.passed\"",
             ),
         }
     }
@@ -203,7 +215,14 @@ mod tests {
 
     #[test]
     fn metrics_are_named_as_in_the_journal() {
-        for text in ["eval.loss", "eval.perplexity", "eval.token_accuracy", "eval.field.category"] {
+        for text in [
+            "eval.loss",
+            "eval.perplexity",
+            "eval.token_accuracy",
+            "eval.reward_margin",
+            "eval.reward_accuracy",
+            "eval.field.category",
+        ] {
             assert_eq!(text.parse::<Metric>().unwrap().to_string(), text);
         }
         for text in ["loss", "eval.", "eval", "eval.a\u{1b}b"] {

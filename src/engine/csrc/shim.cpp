@@ -34,6 +34,8 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -295,12 +297,30 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     }
   }
 
+  // Logits of hidden states in f32, made in raw, and the slope of their cap where there is one.
+  static std::pair<Tensor, Tensor> score(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
+                                         double cap, Tensor raw) {
+    at::mm_out(raw, hidden, weight.t());
+    if (bias) raw.add_(*bias);
+    Tensor slope;
+    if (cap > 0) {
+      raw.div_(cap).tanh_();
+      slope = raw.to(at::kFloat).square().neg_().add_(1);
+      raw.mul_(cap);
+    }
+    return {raw.to(at::kFloat), slope};
+  }
+
   // hidden [N, H], weight [V, H], bias [V] or undefined, ids [N] int64 in 0..V; cap 0 is none. Returns {sum, per row [N],
-  // number of rows whose best is right}.
+  // number of rows whose best is right}. Gradients flow through the sum, or by_row through each row's own loss. What the
+  // rows weigh is known in the backward pass alone: a row's hidden gradient is scaled there, those of a trained weight and
+  // bias are computed there, from the logits again.
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
-                               const std::optional<Tensor>& bias, const Tensor& ids, double cap, int64_t chunk, bool count_correct) {
-    const bool want_hidden = hidden.requires_grad(), want_weight = weight.requires_grad();
-    const bool want_bias = bias && bias->requires_grad();
+                               const std::optional<Tensor>& bias, const Tensor& ids, double cap, int64_t chunk,
+                               bool count_correct, bool by_row) {
+    const bool trained_weight = weight.requires_grad(), trained_bias = bias && bias->requires_grad();
+    const bool want_hidden = hidden.requires_grad(), want_weight = trained_weight && !by_row;
+    const bool want_bias = trained_bias && !by_row;
     const int64_t rows = hidden.size(0), vocabulary = weight.size(0);
     const auto single = hidden.options().dtype(at::kFloat).requires_grad(false);
     Tensor losses = at::empty({rows}, single);
@@ -310,20 +330,10 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     Tensor grad_bias = want_bias ? at::zeros(bias->sizes(), single) : Tensor();
     chunk = std::max<int64_t>(1, std::min(chunk, rows));
     Tensor space = at::empty({chunk, vocabulary}, hidden.options().requires_grad(false));
-    const Tensor transposed = weight.t();
     for (int64_t start = 0; start < rows; start += chunk) {
       const int64_t end = std::min(rows, start + chunk);
       Tensor part = hidden.slice(0, start, end), id = ids.slice(0, start, end).unsqueeze(1);
-      Tensor raw = space.slice(0, 0, end - start);
-      at::mm_out(raw, part, transposed);
-      if (bias) raw.add_(*bias);
-      Tensor slope;
-      if (cap > 0) {
-        raw.div_(cap).tanh_();
-        slope = raw.to(at::kFloat).square().neg_().add_(1);
-        raw.mul_(cap);
-      }
-      Tensor logits = raw.to(at::kFloat);
+      auto [logits, slope] = score(part, weight, bias, cap, space.slice(0, 0, end - start));
       if (count_correct) correct.add_(logits.argmax(1, true).eq(id).sum());
       Tensor loss = losses.slice(0, start, end);
       compare(logits, id, loss, want_hidden || want_weight || want_bias);
@@ -336,17 +346,58 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       if (want_weight) grad_weight.add_(gradient.t().mm(part));
       if (want_bias) grad_bias.add_(gradient.sum(0, false, at::kFloat));
     }
-    ctx->save_for_backward({grad_hidden, want_weight ? grad_weight.to(weight.scalar_type()) : Tensor(),
-                            want_bias ? grad_bias.to(bias->scalar_type()) : Tensor()});
+    Tensor sum = losses.sum();
+    variable_list saved{grad_hidden, want_weight ? grad_weight.to(weight.scalar_type()) : Tensor(),
+                        want_bias ? grad_bias.to(bias->scalar_type()) : Tensor()};
+    if (by_row && (trained_weight || trained_bias))
+      saved.insert(saved.end(), {hidden, weight, bias.value_or(Tensor()), ids});
+    ctx->save_for_backward(saved);
+    ctx->saved_data["by_row"] = by_row;
+    ctx->saved_data["cap"] = cap;
+    ctx->saved_data["chunk"] = chunk;
     ctx->set_materialize_grads(false);
-    ctx->mark_non_differentiable({losses, correct});
-    return {losses.sum(), losses, correct};
+    ctx->mark_non_differentiable({by_row ? sum : losses, correct});
+    return {sum, losses, correct};
+  }
+
+  // The gradients of weight and bias, where they are trained and each row's loss counts by its share [N].
+  static std::pair<Tensor, Tensor> weigh(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
+                                         const Tensor& ids, const Tensor& shares, double cap, int64_t chunk) {
+    const int64_t rows = hidden.size(0);
+    const auto offset = bias.defined() ? std::optional<Tensor>(bias) : std::nullopt;
+    const auto single = shares.options();
+    const bool want_weight = weight.requires_grad(), want_bias = bias.defined() && bias.requires_grad();
+    Tensor grad_weight = want_weight ? at::zeros(weight.sizes(), single) : Tensor();
+    Tensor grad_bias = want_bias ? at::zeros(bias.sizes(), single) : Tensor();
+    Tensor space = at::empty({chunk, weight.size(0)}, hidden.options().requires_grad(false));
+    for (int64_t start = 0; start < rows; start += chunk) {
+      const int64_t end = std::min(rows, start + chunk);
+      const Tensor part = hidden.slice(0, start, end), id = ids.slice(0, start, end).unsqueeze(1);
+      auto [logits, slope] = score(part, weight, offset, cap, space.slice(0, 0, end - start));
+      Tensor loss = at::empty({end - start}, single);
+      compare(logits, id, loss, true);
+      if (slope.defined()) logits.mul_(slope);
+      logits.mul_(shares.slice(0, start, end).unsqueeze(1));
+      if (want_weight) grad_weight.add_(logits.to(hidden.scalar_type()).t().mm(part));
+      if (want_bias) grad_bias.add_(logits.sum(0));
+    }
+    return {want_weight ? grad_weight.to(weight.scalar_type()) : Tensor(),
+            want_bias ? grad_bias.to(bias.scalar_type()) : Tensor()};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    variable_list result(7);
-    if (!gradients[0].defined()) return result;
+    variable_list result(8);
+    const bool by_row = ctx->saved_data["by_row"].toBool();
+    if (!gradients[by_row ? 1 : 0].defined()) return result;
     auto saved = ctx->get_saved_variables();
+    if (by_row) {
+      const Tensor shares = gradients[1].to(at::kFloat);
+      if (saved[0].defined()) result[0] = saved[0].mul(shares.unsqueeze(1)).to(saved[0].scalar_type());
+      if (saved.size() > 3)
+        std::tie(result[1], result[2]) = weigh(saved[3], saved[4], saved[5], saved[6], shares,
+                                               ctx->saved_data["cap"].toDouble(), ctx->saved_data["chunk"].toInt());
+      return result;
+    }
     for (size_t i = 0; i < 3; ++i)
       if (saved[i].defined()) result[i] = saved[i].mul(gradients[0].to(saved[i].scalar_type()));
     return result;
@@ -429,10 +480,11 @@ int luthier_clip(Tensor* const* gradients, size_t count, Tensor* norm, double li
 }
 
 int luthier_linear_cross_entropy(Tensor* hidden, Tensor* weight, Tensor* bias, Tensor* ids, double cap, int64_t chunk,
-                                 int count_correct, Tensor** sum, Tensor** losses, Tensor** correct) {
+                                 int count_correct, int by_row, Tensor** sum, Tensor** losses, Tensor** correct) {
   return guarded([=] {
     const auto offset = bias ? std::optional<Tensor>(*bias) : std::nullopt;
-    auto result = LinearCrossEntropy::apply(*hidden, *weight, offset, *ids, cap, chunk, count_correct != 0);
+    auto result =
+        LinearCrossEntropy::apply(*hidden, *weight, offset, *ids, cap, chunk, count_correct != 0, by_row != 0);
     *sum = new Tensor(result[0]);
     *losses = new Tensor(result[1]);
     *correct = new Tensor(result[2]);

@@ -8,16 +8,17 @@ use indexmap::IndexMap;
 use luthier_core::config::Config;
 use luthier_core::data::{self, EncodedRow, Prepared, Split};
 use luthier_core::eval::{Objective, average_scores};
-use luthier_core::runs::{Number, RunDir, newest_valid};
+use luthier_core::runs::{Number, PairRewards, RunDir, newest_valid};
 use serde::Serialize;
 
-use super::{Asked, HeldOut, Question, Replying, answer, held_out};
+use super::{Asked, HeldOut, Question, Replying, answer};
 use crate::base::{Base, data_error, model_files};
 use crate::bench::peak_memory;
 use crate::error::{EngineError, Result};
 use crate::generation::Sampling;
 use crate::methods::{Adapter, LoraMethod, Method};
 use crate::models::Active;
+use crate::training::algorithm::Algorithm;
 
 /// What to evaluate.
 #[derive(Debug, Clone)]
@@ -33,15 +34,19 @@ pub struct Request {
 /// How one side fared.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct SideReport {
-    /// Mean over the trained tokens of the held-out rows; missing for the baseline, whose prompts are others.
+    /// Mean over the trained tokens of the held-out rows, under DPO over their pairs; missing for the baseline, whose
+    /// prompts are others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<Number>,
-    /// `exp(loss)`
+    /// `exp(loss)`, where the loss is one of tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<Number>,
-    /// Share of trained tokens whose most likely prediction is right.
+    /// Share of trained tokens whose most likely prediction is right, where the loss is one of tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_accuracy: Option<Number>,
+    /// Under DPO, how the held-out pairs compare.
+    #[serde(flatten)]
+    pub rewards: Option<PairRewards>,
     /// Means of the objective's scores by name.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub scores: IndexMap<String, Number>,
@@ -106,12 +111,13 @@ pub fn compare(
         ));
     }
 
+    let mut algorithm = Algorithm::new(&run, &base, &config, &prepared);
     let mut reports = vec![SideReport::default(); 2];
     let sides = [("base", Active::Base), ("tuned", Active::All(tuned.as_ref()))];
     for (report, (name, active)) in reports.iter_mut().zip(sides) {
         let what = format!("held-out loss of {name}");
         let heard = &mut |done| progress(Progress { what: &what, done, total: rows.len() });
-        let Some(found) = held_out(&base.model, active, rows, heard)? else { return Ok(None) };
+        let Some(found) = algorithm.held_out(&base.model, active, rows, heard)? else { return Ok(None) };
         report.hold(&found);
     }
     let with_baseline = !config.review.baseline_system.is_empty();
@@ -141,8 +147,9 @@ pub fn compare(
 impl SideReport {
     fn hold(&mut self, found: &HeldOut) {
         self.loss = Some(found.loss.into());
-        self.perplexity = Some(found.perplexity().into());
-        self.token_accuracy = Some(found.token_accuracy.into());
+        self.perplexity = found.perplexity().map(Number::from);
+        self.token_accuracy = found.token_accuracy().map(Number::from);
+        self.rewards = found.rewards();
     }
 }
 

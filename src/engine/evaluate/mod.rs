@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use luthier_core::config::Config;
 use luthier_core::data::{EncodedRow, Message, Row as DataRow};
+use luthier_core::runs::PairRewards;
 
 pub use compare::{Comparison, Request, SideReport, compare};
 
@@ -18,6 +19,8 @@ use crate::methods::Adapter;
 use crate::models::{Active, Model, Pass, head};
 use crate::ops;
 use crate::training::batch::collate;
+use crate::training::dpo::Dpo;
+use crate::training::reference::{Reference, log_probs};
 
 /// Tokens of held-out rows in one forward pass.
 const TOKENS_AT_ONCE: usize = 4096;
@@ -28,20 +31,45 @@ const ROWS_AT_ONCE: usize = 24;
 /// Loss on held-out rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeldOut {
-    /// Mean over all trained tokens, natural logarithm.
+    /// Mean over all trained tokens, or over all preference pairs, natural logarithm.
     pub loss: f64,
-    /// Share of trained tokens whose most likely prediction is right.
-    pub token_accuracy: f64,
     /// Rows evaluated.
     pub rows: u64,
-    /// Tokens the mean was taken over.
+    /// Trained tokens in them.
     pub trained_tokens: u64,
+    /// What else is known, depending on what is learned from.
+    pub beside: Beside,
+}
+
+/// What is known of held-out rows beside their loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Beside {
+    /// Of replies: the share of trained tokens whose most likely prediction is right.
+    TokenAccuracy(f64),
+    /// Of preference pairs: how their answers compare.
+    Rewards(PairRewards),
 }
 
 impl HeldOut {
-    /// `exp(loss)`
-    pub fn perplexity(&self) -> f64 {
-        self.loss.exp()
+    /// `exp(loss)`, where the loss is one of tokens.
+    pub fn perplexity(&self) -> Option<f64> {
+        self.token_accuracy().map(|_| self.loss.exp())
+    }
+
+    /// Share of trained tokens whose most likely prediction is right, where the loss is one of tokens.
+    pub fn token_accuracy(&self) -> Option<f64> {
+        match self.beside {
+            Beside::TokenAccuracy(share) => Some(share),
+            Beside::Rewards(_) => None,
+        }
+    }
+
+    /// How the answers compare, where rows are preference pairs.
+    pub fn rewards(&self) -> Option<PairRewards> {
+        match self.beside {
+            Beside::TokenAccuracy(_) => None,
+            Beside::Rewards(rewards) => Some(rewards),
+        }
     }
 }
 
@@ -55,9 +83,8 @@ pub fn held_out(
 ) -> Result<Option<HeldOut>> {
     let _guard = tch::no_grad_guard();
     let (mut sum, mut correct, mut trained, mut done) = (0.0, 0.0, 0, 0);
-    while done < rows.len() {
-        let count = rows_at_once(&rows[done..]);
-        let batch = collate(&rows[done..done + count], model.device())?;
+    for part in parts(rows) {
+        let batch = collate(part.iter().copied(), model.device())?;
         if batch.trained > 0 {
             let pass = Pass { positions: &batch.positions, mask: batch.mask(), adapters, noise: None };
             let hidden = model.hidden(&batch.ids, &pass, None)?;
@@ -66,27 +93,72 @@ pub fn held_out(
             correct += ops::value(&losses.correct)?;
             trained += batch.trained;
         }
-        done += count;
+        done += part.len();
         if progress(done).is_break() {
             return Ok(None);
         }
     }
     Ok((trained > 0).then(|| HeldOut {
         loss: sum / trained as f64,
-        token_accuracy: correct / trained as f64,
         rows: rows.len() as u64,
         trained_tokens: trained,
+        beside: Beside::TokenAccuracy(correct / trained as f64),
     }))
 }
 
-/// How many of the first rows make one forward pass; at least one.
-fn rows_at_once(rows: &[EncodedRow]) -> usize {
-    let mut tokens = 0;
-    let fitting = rows.iter().take_while(|row| {
-        tokens += row.ids.len();
-        tokens <= TOKENS_AT_ONCE
-    });
-    fitting.count().max(1)
+/// Loss of preference pairs, and how their answers compare, under the model with `adapters`. `progress` hears the number
+/// of pairs done, and may break it off; then, and without any pair, there is no result.
+pub fn held_out_pairs(
+    model: &Model,
+    adapters: Active,
+    rows: &[EncodedRow],
+    dpo: &Dpo,
+    reference: &mut Reference,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Option<HeldOut>> {
+    let _guard = tch::no_grad_guard();
+    let (mut loss, mut rewards, mut trained, mut done) = (0.0, [0.0; 3], 0, 0);
+    for part in parts(rows) {
+        let batch = reference.batch(model, &part)?;
+        let policy = log_probs(model, adapters, &batch.pairs)?;
+        let compared = dpo.compare(&policy, &batch.reference)?;
+        loss += ops::to_doubles(&compared.losses)?.iter().sum::<f64>();
+        let sides = ops::to_doubles(&compared.chosen)?.into_iter().zip(ops::to_doubles(&compared.rejected)?);
+        for (chosen, rejected) in sides {
+            let [all_chosen, all_rejected, right] = &mut rewards;
+            *all_chosen += chosen;
+            *all_rejected += rejected;
+            *right += f64::from(u8::from(chosen > rejected));
+        }
+        trained += batch.as_ref().trained;
+        done += part.len();
+        if progress(done).is_break() {
+            return Ok(None);
+        }
+    }
+    Ok((done > 0).then(|| HeldOut {
+        loss: loss / done as f64,
+        rows: done as u64,
+        trained_tokens: trained,
+        beside: Beside::Rewards(PairRewards::mean(rewards, done as u64)),
+    }))
+}
+
+/// Rows in parts that make one forward pass each; at least one row in each.
+pub fn parts(rows: &[EncodedRow]) -> Vec<Vec<&EncodedRow>> {
+    let mut parts: Vec<Vec<&EncodedRow>> = Vec::new();
+    let mut room = 0;
+    for row in rows {
+        match parts.last_mut() {
+            Some(part) if row.tokens() <= room => part.push(row),
+            _ => {
+                parts.push(vec![row]);
+                room = TOKENS_AT_ONCE;
+            }
+        }
+        room = room.saturating_sub(row.tokens());
+    }
+    parts
 }
 
 /// Something to answer.

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use luthier_core::config::Config;
-use luthier_core::data;
+use luthier_core::data::{self, EncodedRow};
 
-use super::{Request, compare, held_out};
+use super::{Request, TOKENS_AT_ONCE, compare, held_out, parts};
 use crate::base::{Base, model_files};
 use crate::methods::{self, LoraMethod, Method};
 use crate::models::Active;
@@ -47,6 +47,29 @@ fn a_fresh_adapter_fares_as_its_base_and_the_baseline_is_asked_too() {
 }
 
 #[test]
+fn a_fresh_adapter_prefers_nothing_to_its_base() {
+    let project = Project::new();
+    project.write_pairs("pairs.jsonl");
+    let run = project.run(&["data.train=pairs.jsonl", "train.algorithm=dpo"]);
+    let config = Config::load_file(&run.config_path(), &[]).unwrap();
+    let files = model_files(&config, project.path()).unwrap();
+    let base = Base::load(files, &config, project.path()).unwrap();
+    let method = LoraMethod::from_config(&config.method, "m".as_ref());
+    methods::save(method.create(&base.model, 1).unwrap().as_ref(), &run.adapter_path()).unwrap();
+    let request = Request { run: run.path().to_owned(), checkpoint: None, limit: None };
+    let comparison = compare(&request, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();
+    for side in [&comparison.base, &comparison.tuned] {
+        assert!((side.loss.unwrap().get() - std::f64::consts::LN_2).abs() < 1e-6, "{side:?}");
+        assert_eq!((side.perplexity, side.token_accuracy), (None, None));
+        let rewards = side.rewards.unwrap();
+        assert_eq!((rewards.reward_margin.get(), rewards.reward_accuracy.get()), (0.0, 0.0), "{side:?}");
+    }
+    let json = serde_json::to_value(&comparison).unwrap();
+    assert_eq!((&json["tuned"]["reward_margin"], json["tuned"].get("perplexity")), (&0.0.into(), None));
+    assert_eq!(comparison.tuned.replies, comparison.rows);
+}
+
+#[test]
 fn the_held_out_loss_is_a_mean_over_tokens_however_rows_are_cut() {
     let project = Project::new();
     let config = Config::load(project.path(), &[]).unwrap();
@@ -61,7 +84,25 @@ fn the_held_out_loss_is_a_mean_over_tokens_however_rows_are_cut() {
         sum += one.loss * one.trained_tokens as f64;
     }
     assert!((whole.loss - sum / whole.trained_tokens as f64).abs() < 1e-5);
-    assert!((whole.perplexity() - whole.loss.exp()).abs() < 1e-9);
-    assert!((0.0..=1.0).contains(&whole.token_accuracy));
+    assert!((whole.perplexity().unwrap() - whole.loss.exp()).abs() < 1e-9);
+    assert!((0.0..=1.0).contains(&whole.token_accuracy().unwrap()));
     assert!(held_out(&base.model, Active::Base, &[], &mut go_on).unwrap().is_none());
+}
+
+#[test]
+fn rows_are_evaluated_in_parts_that_fit() {
+    let row = |row: usize, length: usize| EncodedRow {
+        row,
+        ids: vec![1; length],
+        trained: vec![true; length],
+        rejected: None,
+    };
+    let rows: Vec<EncodedRow> = [10, TOKENS_AT_ONCE - 10, 1, TOKENS_AT_ONCE + 5, 7]
+        .into_iter()
+        .enumerate()
+        .map(|(at, length)| row(at, length))
+        .collect();
+    let parts = parts(&rows);
+    let parts: Vec<Vec<usize>> = parts.iter().map(|part| part.iter().map(|row| row.row).collect()).collect();
+    assert_eq!(parts, [vec![0, 1], vec![2], vec![3], vec![4]]);
 }

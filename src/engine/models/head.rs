@@ -3,7 +3,7 @@
 use tch::{Device, Tensor};
 
 use super::{Active, Model};
-use crate::csrc::{self, CrossEntropy};
+use crate::csrc::{self, CrossEntropy, Through};
 use crate::error::{EngineError, Result};
 use crate::methods::Folded;
 use crate::ops;
@@ -58,6 +58,23 @@ pub fn loss_sum(
     targets: &Targets,
     count_correct: bool,
 ) -> Result<CrossEntropy> {
+    cross_entropy(model, adapters, hidden, targets, count_correct, Through::Sum)
+}
+
+/// As [`loss_sum`], but of each target, `[n]` f32, in the order of the targets: minus its log-probability. Each carries its
+/// own gradient.
+pub fn losses(model: &Model, adapters: Active, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
+    Ok(cross_entropy(model, adapters, hidden, targets, false, Through::Rows)?.rows)
+}
+
+fn cross_entropy(
+    model: &Model,
+    adapters: Active,
+    hidden: &Tensor,
+    targets: &Targets,
+    count_correct: bool,
+    through: Through,
+) -> Result<CrossEntropy> {
     let width = hidden.size().last().copied().unwrap_or_default();
     let flat = ops::reshape(hidden, &[-1, width])?;
     let chosen = ops::select_rows(&flat, 0, &targets.rows)?;
@@ -74,6 +91,6 @@ pub fn loss_sum(
     let vocabulary = model.architecture().vocabulary as i64;
     let chunk = (LOGITS_AT_ONCE / vocabulary.max(1)).max(1);
     let head = csrc::Head { weight: &weight, bias: bias.as_ref(), cap: model.architecture().logit_cap };
-    csrc::linear_cross_entropy(&chosen, &head, &targets.ids, chunk, count_correct)
+    csrc::linear_cross_entropy(&chosen, &head, &targets.ids, chunk, count_correct, through)
         .map_err(|error| error.within("the head"))
 }

@@ -25,6 +25,23 @@ pub struct Batch {
     pub trained: u64,
 }
 
+/// One document of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Sequence<'a> {
+    /// The dataset row it comes from.
+    pub row: usize,
+    /// Token ids, first to last.
+    pub ids: &'a [u32],
+    /// One per id: whether the token is a target of the loss.
+    pub trained: &'a [bool],
+}
+
+impl AsRef<Batch> for Batch {
+    fn as_ref(&self) -> &Batch {
+        self
+    }
+}
+
 impl Batch {
     /// Which tokens see which: each row itself only.
     pub fn mask(&self) -> Mask<'_> {
@@ -35,11 +52,22 @@ impl Batch {
     }
 }
 
-/// Lays rows out on `device`. Labels are shifted here, once: token `i` of a row is predicted at `i - 1`.
+/// Lays rows out on `device`.
 pub fn collate<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>, device: Device) -> Result<Batch> {
+    let sequences =
+        rows.into_iter().map(|row| Sequence { row: row.row, ids: &row.ids, trained: &row.trained });
+    lay_out(sequences, device).map(|(batch, _)| batch)
+}
+
+/// Lays sequences out on `device`; says of each target which sequence, counted from 0, it belongs to. Labels are shifted
+/// here, once: token `i` of a sequence is predicted at `i - 1`.
+pub fn lay_out<'a>(
+    sequences: impl IntoIterator<Item = Sequence<'a>>,
+    device: Device,
+) -> Result<(Batch, Vec<i64>)> {
     let (mut ids, mut positions, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
-    let mut wanted = Vec::new();
-    for row in rows {
+    let (mut wanted, mut owners) = (Vec::new(), Vec::new());
+    for (number, row) in (0..).zip(sequences) {
         if row.ids.len() != row.trained.len() {
             return Err(EngineError::Data(format!("row {} has not one mask entry per token", row.row)));
         }
@@ -49,7 +77,8 @@ pub fn collate<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>, device: Devic
         ids.extend(row.ids.iter().map(|&id| i64::from(id)));
         positions.extend(0..row.ids.len() as i64);
         lengths.push(row.ids.len() as i64);
-        let labels = row.ids.iter().zip(&row.trained).skip(1);
+        let labels = row.ids.iter().zip(row.trained).skip(1);
+        owners.extend(labels.clone().filter(|(_, trained)| **trained).map(|_| number));
         wanted.extend(labels.map(|(&id, &trained)| if trained { i64::from(id) } else { IGNORED }));
         wanted.push(IGNORED);
     }
@@ -59,14 +88,15 @@ pub fn collate<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>, device: Devic
     let equal = lengths.iter().all(|&other| other == length);
     let targets = Targets::new(&wanted, device)?;
     let shape = if equal { [lengths.len() as i64, length] } else { [1, ids.len() as i64] };
-    Ok(Batch {
+    let batch = Batch {
         tokens: ids.len() as u64,
         trained: targets.count as u64,
         ids: ops::reshape(&ops::integers(&ids, device)?, &shape)?,
         positions: ops::reshape(&ops::integers(&positions, device)?, &shape)?,
         documents: (!equal).then_some(lengths),
         targets,
-    })
+    };
+    Ok((batch, owners))
 }
 
 #[cfg(test)]
@@ -74,7 +104,7 @@ mod tests {
     use super::*;
 
     fn row(ids: &[u32], trained: &[bool]) -> EncodedRow {
-        EncodedRow { row: 0, ids: ids.to_vec(), trained: trained.to_vec() }
+        EncodedRow { row: 0, ids: ids.to_vec(), trained: trained.to_vec(), rejected: None }
     }
 
     #[test]
@@ -87,6 +117,19 @@ mod tests {
         assert_eq!(ops::to_integers(&batch.targets.rows).unwrap(), [0, 1, 3]);
         assert_eq!(ops::to_integers(&batch.targets.ids).unwrap(), [6, 7, 9]);
         assert_eq!((batch.tokens, batch.trained), (5, 3));
+    }
+
+    #[test]
+    fn each_target_knows_its_sequence() {
+        let sequence = |ids, trained| Sequence { row: 0, ids, trained };
+        let sequences = [
+            sequence(&[5, 6, 7], &[false, true, true]),
+            sequence(&[8, 9], &[true, false]),
+            sequence(&[8, 9], &[true, true]),
+        ];
+        let (batch, owners) = lay_out(sequences, Device::Cpu).unwrap();
+        assert_eq!(owners, [0, 0, 2]);
+        assert_eq!(batch.targets.count, owners.len());
     }
 
     #[test]

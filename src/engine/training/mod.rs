@@ -3,22 +3,27 @@
 
 pub mod adamw;
 pub mod alerts;
+pub mod algorithm;
 pub mod batch;
 pub mod control;
+pub mod dpo;
 pub mod edits;
 pub mod meter;
 mod observe;
 #[cfg(test)]
 mod parity;
 pub mod record;
+pub mod reference;
 mod result;
 pub mod schedule;
+pub mod sft;
 pub mod state;
 pub mod step;
 #[cfg(test)]
 mod tests;
 mod trainer;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use luthier_core::config::{Config, Watcher};
@@ -33,6 +38,7 @@ use crate::base::{self, Base, data_error};
 use crate::error::{EngineError, Result};
 use crate::methods::{LoraMethod, Method};
 use crate::process::{Termination, catching_panics};
+use algorithm::Algorithm;
 use control::Control;
 use record::Record;
 use state::{Identity, State};
@@ -117,6 +123,18 @@ fn work(run: &RunDir, record: &mut Record, termination: Termination) -> Result<E
         seed: config.train.seed,
         fixed: Identity::fixed_of(&config),
     };
+    Algorithm::new(run, &base, &config, &prepared).begin(
+        &base.model,
+        config.method.kind,
+        &prepared,
+        &mut |done| {
+            record.activity(Some(&format!("asking the base model: {done} pairs")));
+            if control.stopping().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        },
+    )?;
+    if let Some(end) = asked_to_end(&control) {
+        return Ok(end);
+    }
     let (state, resumed_from) = begin_or_resume(run, record, &config, &method, &base, identity)?;
     record.activity(None);
 

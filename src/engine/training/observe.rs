@@ -10,10 +10,11 @@ use luthier_core::eval::{Objective, Suite, SuitePrompt, average_scores};
 use luthier_core::runs::{EvalEvent, Number, SampleEvent};
 use luthier_core::text::clean;
 
+use super::algorithm::Algorithm;
 use super::control::Control;
 use crate::base::{Base, data_error};
 use crate::error::{EngineError, Result};
-use crate::evaluate::{Asked, Question, Replying, answer, held_out};
+use crate::evaluate::{Asked, Question, Replying, answer};
 use crate::generation::Sampling;
 use crate::methods::Adapter;
 use crate::models::Active;
@@ -92,16 +93,22 @@ impl Observer<'_> {
 
     /// Loss on the held-out rows and, where `scored`, the objective's scores. Nothing where there are no such rows or the
     /// run shall end at once.
-    pub fn evaluate(&self, prepared: &Prepared, scored: bool) -> Result<Option<EvalEvent>> {
+    pub fn evaluate(
+        &self,
+        algorithm: &mut Algorithm,
+        prepared: &Prepared,
+        scored: bool,
+    ) -> Result<Option<EvalEvent>> {
         let began = Instant::now();
         let active = Active::All(self.adapter);
-        let found = held_out(&self.base.model, active, &prepared.eval, &mut |_| self.flow())?;
+        let found = algorithm.held_out(&self.base.model, active, &prepared.eval, &mut |_| self.flow())?;
         let Some(held_out) = found else { return Ok(None) };
         let scores = if scored { self.scores()? } else { Vec::new() };
         Ok(Some(EvalEvent {
             loss: held_out.loss.into(),
-            perplexity: held_out.perplexity().into(),
-            token_accuracy: held_out.token_accuracy.into(),
+            perplexity: held_out.perplexity().map(Number::from),
+            token_accuracy: held_out.token_accuracy().map(Number::from),
+            rewards: held_out.rewards(),
             scores: scores.into_iter().collect(),
             seconds: began.elapsed().as_secs_f64().into(),
             rows: held_out.rows,

@@ -11,6 +11,7 @@ use tch::{Device, Kind};
 use super::adamw::{AdamW, EPSILON};
 use super::batch::{Batch, collate};
 use super::schedule::learning_rate;
+use super::sft::Sft;
 use super::step::{Measured, Outcome, Settings, step};
 use crate::csrc;
 use crate::methods::lora::Lora;
@@ -94,6 +95,7 @@ pub(super) fn micro_batches() -> Vec<Vec<EncodedRow>> {
             row: index,
             ids: ids[tokens.clone()].iter().map(|&id| id as u32).collect(),
             trained: labels[tokens].iter().map(|&label| label != -100).collect(),
+            rejected: None,
         }
     };
     (0..count as usize)
@@ -112,7 +114,7 @@ fn make_step(
     batches: &[Batch],
     settings: &Settings,
 ) -> Measured {
-    match step(model, adapter, optimizer, batches, settings, &|| false).unwrap() {
+    match step(model, adapter, optimizer, &Sft, batches, settings, &|| false).unwrap() {
         Outcome::Updated(measured) => measured,
         other => panic!("{other:?}"),
     }
@@ -136,11 +138,11 @@ fn run(name: &str, model: &Model, recompute: bool) -> (Lora, Vec<Measured>) {
     (adapter, measured)
 }
 
-fn relative(ours: f64, expected: f64) -> f64 {
+pub(super) fn relative(ours: f64, expected: f64) -> f64 {
     (ours - expected).abs() / expected.abs().max(1e-12)
 }
 
-fn furthest(ours: &Parameters, expected: &Parameters) -> f64 {
+pub(super) fn furthest(ours: &Parameters, expected: &Parameters) -> f64 {
     assert!(ours.keys().eq(expected.keys()));
     let distance = |(a, b): (&tch::Tensor, &tch::Tensor)| (a - b).abs().max().double_value(&[]);
     ours.values().zip(expected.values()).map(distance).fold(0.0, f64::max)
@@ -251,7 +253,7 @@ fn a_loss_that_is_not_a_number_changes_nothing() {
     let state =
         |optimizer: &AdamW| (values(adapter.parameters()), values(&optimizer.tensors()), optimizer.updates());
     let untouched = state(&optimizer);
-    let outcome = step(&model, &adapter, &mut optimizer, &batches, &settings, &|| false).unwrap();
+    let outcome = step(&model, &adapter, &mut optimizer, &Sft, &batches, &settings, &|| false).unwrap();
     assert!(matches!(outcome, Outcome::NotFinite(_)), "{outcome:?}");
     assert_eq!(state(&optimizer), untouched);
 
@@ -270,12 +272,13 @@ fn steps_without_anything_to_learn_or_given_up_change_nothing() {
     let before = values(adapter.parameters());
     let mut rows = micro_batches().swap_remove(0);
     let given_up =
-        step(&model, &adapter, &mut optimizer, &on_cpu(&[rows.clone()]), &settings, &|| true).unwrap();
+        step(&model, &adapter, &mut optimizer, &Sft, &on_cpu(&[rows.clone()]), &settings, &|| true).unwrap();
     assert_eq!(given_up, Outcome::Interrupted);
     for row in &mut rows {
         row.trained.fill(false);
     }
-    let nothing = step(&model, &adapter, &mut optimizer, &on_cpu(&[rows]), &settings, &|| false).unwrap();
+    let nothing =
+        step(&model, &adapter, &mut optimizer, &Sft, &on_cpu(&[rows]), &settings, &|| false).unwrap();
     assert_eq!(nothing, Outcome::NothingTrained);
     assert_eq!((values(adapter.parameters()), optimizer.updates()), (before, 0));
 }

@@ -82,7 +82,7 @@ pub struct Identity {
 }
 
 /// The keys of [`Identity::fixed`].
-const FIXED: [&str; 12] = [
+const FIXED: [&str; 15] = [
     "data.max_length",
     "data.packing",
     "data.shuffle",
@@ -91,6 +91,9 @@ const FIXED: [&str; 12] = [
     "method.alpha",
     "method.dropout",
     "method.targets",
+    "train.algorithm",
+    "train.dpo_beta",
+    "train.dpo_label_smoothing",
     "train.batch_size",
     "train.accumulate",
     "train.betas",

@@ -1,14 +1,38 @@
-//! One optimiser update.
+//! One optimiser update, whatever its loss is.
 
+use luthier_core::runs::PairRewards;
 use tch::Tensor;
 
 use super::adamw::AdamW;
 use super::batch::Batch;
 use crate::error::Result;
 use crate::methods::{Adapter, Parameters};
-use crate::models::{Active, Model, Noise, Pass, head};
+use crate::models::{Active, Model, Noise, Pass};
 use crate::random::derive;
 use crate::{csrc, ops};
+
+/// What a step's loss is. Units are counted before any forward, so that each micro-batch can add its own sum over the
+/// count of the whole step.
+pub trait Objective {
+    /// A micro-batch as this objective takes it.
+    type Batch: AsRef<Batch>;
+
+    /// Units in a micro-batch: what the step's loss is the mean over.
+    fn units(&self, batch: &Self::Batch) -> u64;
+
+    /// The loss of a micro-batch, from the final hidden states `[B, T, H]` of its tokens under the model with `adapters`.
+    fn loss(&self, model: &Model, adapters: Active, hidden: &Tensor, batch: &Self::Batch) -> Result<Loss>;
+}
+
+/// Sums over the units of a micro-batch.
+#[derive(Debug)]
+pub struct Loss {
+    /// f32, 0-dimensional; carries the gradient of the hidden states.
+    pub sum: Tensor,
+    /// Where the units are preference pairs, `[3]` f32 without gradient: rewards of the chosen answers, rewards of the
+    /// rejected ones, pairs whose chosen answer has the higher reward.
+    pub rewards: Option<Tensor>,
+}
 
 /// What one update is made with.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,7 +50,7 @@ pub struct Settings {
 /// What a step measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// Mean over the step's trained tokens.
+    /// Mean over the step's units: trained tokens, or preference pairs.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -34,6 +58,8 @@ pub struct Measured {
     pub tokens: u64,
     /// Tokens trained on.
     pub trained_tokens: u64,
+    /// Where preference pairs were learned from.
+    pub rewards: Option<PairRewards>,
 }
 
 /// How a step ended.
@@ -51,37 +77,46 @@ pub enum Outcome {
 
 /// Makes one update of `adapter` over all of `batches`.
 ///
-/// The step's trained tokens are counted first, and each micro-batch adds its sum over that count, so that the gradient
-/// is the same however the step is cut. Loss and gradient norm are read from the device once, before the update, which a
-/// number that is not finite prevents. An error (out of memory, say) leaves adapter and optimizer as they were.
-/// `interrupted` is asked before each micro-batch.
-pub fn step(
+/// The step's units (trained tokens, pairs) are counted first, and each micro-batch adds its sum over that count, so that
+/// the gradient is the same however the step is cut. Loss and gradient norm are read from the device once, before the
+/// update, which a number that is not finite prevents. An error (out of memory, say) leaves adapter and optimizer as they
+/// were. `interrupted` is asked before each micro-batch.
+pub fn step<O: Objective>(
     model: &Model,
     adapter: &dyn Adapter,
     optimizer: &mut AdamW,
-    batches: &[Batch],
+    objective: &O,
+    batches: &[O::Batch],
     settings: &Settings,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Outcome> {
     let parameters = adapter.parameters();
     clear_gradients(parameters);
-    let trained: u64 = batches.iter().map(|batch| batch.trained).sum();
-    if trained == 0 {
+    let units: u64 = batches.iter().map(|batch| objective.units(batch)).sum();
+    if units == 0 {
         return Ok(Outcome::NothingTrained);
     }
-    let share = ops::reshape(&ops::floats(&[1.0 / trained as f32], model.device())?, &[])?;
-    let mut sums = Vec::with_capacity(batches.len());
-    for (index, batch) in batches.iter().enumerate().filter(|(_, batch)| batch.trained > 0) {
+    let share = ops::reshape(&ops::floats(&[1.0 / units as f32], model.device())?, &[])?;
+    let mut losses = Vec::with_capacity(batches.len());
+    for (index, batch) in batches.iter().enumerate().filter(|(_, batch)| objective.units(batch) > 0) {
         if interrupted() {
             clear_gradients(parameters);
             return Ok(Outcome::Interrupted);
         }
+        let tokens = batch.as_ref();
         let noise = Noise { seed: derive(settings.seed, index as u64) };
-        sums.push(add_gradients(model, adapter, batch, noise, settings.recompute, &share)?);
+        let pass = Pass {
+            positions: &tokens.positions,
+            mask: tokens.mask(),
+            adapters: Active::All(adapter),
+            noise: Some(noise),
+        };
+        let loss = |hidden: &Tensor| objective.loss(model, pass.adapters, hidden, batch);
+        losses.push(add_gradients(model, &tokens.ids, &pass, settings.recompute, &share, &loss)?);
     }
     let gradients = gradients(parameters)?;
     let norm = csrc::grad_norm(&gradients)?;
-    let measured = measure(&sums, &norm, batches, trained)?;
+    let measured = measure(&losses, &norm, batches, units)?;
     if !(measured.loss.is_finite() && measured.grad_norm.is_finite()) {
         clear_gradients(parameters);
         return Ok(Outcome::NotFinite(measured));
@@ -93,44 +128,54 @@ pub fn step(
     Ok(Outcome::Updated(measured))
 }
 
-/// Adds a micro-batch's part of the gradient to the parameters' gradients; returns the sum of its losses, on the device.
+/// Adds a micro-batch's part of the gradient to the parameters' gradients; returns its losses, on the device, without
+/// gradient.
 fn add_gradients(
     model: &Model,
-    adapter: &dyn Adapter,
-    batch: &Batch,
-    noise: Noise,
+    ids: &Tensor,
+    pass: &Pass,
     recompute: bool,
     share: &Tensor,
-) -> Result<Tensor> {
-    let pass = Pass {
-        positions: &batch.positions,
-        mask: batch.mask(),
-        adapters: Active::All(adapter),
-        noise: Some(noise),
-    };
-    if recompute {
-        let trace = model.hidden_recomputed(&batch.ids, &pass)?;
-        let loss = head::loss_sum(model, pass.adapters, &trace.hidden, &batch.targets, false)?;
+    loss: &dyn Fn(&Tensor) -> Result<Loss>,
+) -> Result<Loss> {
+    let loss = if recompute {
+        let trace = model.hidden_recomputed(ids, pass)?;
+        let loss = loss(&trace.hidden)?;
         csrc::backward(&[&loss.sum], &[Some(share)])?;
-        model.backward(trace, &batch.ids, &pass)?;
-        return ops::detach(&loss.sum);
-    }
-    let hidden = model.hidden(&batch.ids, &pass, None)?;
-    let loss = head::loss_sum(model, pass.adapters, &hidden, &batch.targets, false)?;
-    csrc::backward(&[&loss.sum], &[Some(share)])?;
-    ops::detach(&loss.sum)
+        model.backward(trace, ids, pass)?;
+        loss
+    } else {
+        let loss = loss(&model.hidden(ids, pass, None)?)?;
+        csrc::backward(&[&loss.sum], &[Some(share)])?;
+        loss
+    };
+    Ok(Loss { sum: ops::detach(&loss.sum)?, ..loss })
 }
 
-/// Reads loss and gradient norm, in one transfer.
-fn measure(sums: &[Tensor], norm: &Tensor, batches: &[Batch], trained: u64) -> Result<Measured> {
-    let scalars = sums.iter().chain([norm]).map(|scalar| ops::reshape(scalar, &[1]));
-    let values = ops::to_floats(&ops::concatenate(&scalars.collect::<Result<Vec<_>>>()?, 0)?)?;
-    let (losses, norm) = values.split_at(sums.len());
+/// Reads losses, rewards and gradient norm, in one transfer.
+fn measure<B: AsRef<Batch>>(losses: &[Loss], norm: &Tensor, batches: &[B], units: u64) -> Result<Measured> {
+    let mut parts = vec![ops::reshape(norm, &[1])?];
+    for loss in losses {
+        parts.push(ops::reshape(&loss.sum, &[1])?);
+        parts.extend(loss.rewards.as_ref().map(Tensor::shallow_clone));
+    }
+    let mut values = ops::to_floats(&ops::concatenate(&parts, 0)?)?.into_iter().map(f64::from);
+    let mut next = || values.next().unwrap_or_default();
+    let grad_norm = next();
+    let (mut sum, mut rewards) = (0.0, None);
+    for loss in losses {
+        sum += next();
+        if loss.rewards.is_some() {
+            let sums = rewards.get_or_insert([0.0; 3]);
+            sums.iter_mut().for_each(|sum| *sum += next());
+        }
+    }
     Ok(Measured {
-        loss: losses.iter().map(|&sum| f64::from(sum)).sum::<f64>() / trained as f64,
-        grad_norm: norm.first().copied().map_or(0.0, f64::from),
-        tokens: batches.iter().map(|batch| batch.tokens).sum(),
-        trained_tokens: trained,
+        loss: sum / units as f64,
+        grad_norm,
+        tokens: batches.iter().map(|batch| batch.as_ref().tokens).sum(),
+        trained_tokens: batches.iter().map(|batch| batch.as_ref().trained).sum(),
+        rewards: rewards.map(|sums| PairRewards::mean(sums, units)),
     })
 }
 

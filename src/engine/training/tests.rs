@@ -1,6 +1,9 @@
 //! Whole runs of a tiny model, in this process.
 
+mod preferences;
+
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 

@@ -5,7 +5,7 @@ mod advance;
 use std::time::{Duration, Instant};
 
 use luthier_core::config::{Config, Recompute};
-use luthier_core::data::{Prepared, StepOrder};
+use luthier_core::data::{EncodedRow, Prepared, StepOrder};
 use luthier_core::machine::free_disk_bytes;
 use luthier_core::model::forecast::plan;
 use luthier_core::runs::{
@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::End;
 use super::alerts::DiskWatch;
+use super::algorithm::Algorithm;
 use super::control::Control;
 use super::edits::Settings;
 use super::meter::Meter;
@@ -37,6 +38,7 @@ pub struct Trainer<'a> {
     prepared: &'a Prepared,
     method: &'a dyn Method,
     settings: Settings,
+    algorithm: Algorithm,
     state: State,
     lengths: Vec<usize>,
     order: StepOrder,
@@ -65,10 +67,11 @@ impl<'a> Trainer<'a> {
         method: &'a dyn Method,
         state: State,
     ) -> Self {
-        let lengths: Vec<usize> = prepared.train.iter().map(|row| row.ids.len()).collect();
+        let lengths: Vec<usize> = prepared.train.iter().map(EncodedRow::tokens).collect();
         Self {
             order: StepOrder::new(&lengths, &config),
             recompute: recomputes(&config, base, prepared),
+            algorithm: Algorithm::new(record.run(), base, &config, prepared),
             settings: Settings::new(config),
             questions: Questions::default(),
             meter: Meter::new(base.model.device()),
@@ -261,7 +264,14 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         self.record.activity(Some("evaluating"));
-        let event = self.observer().evaluate(self.prepared, scored)?;
+        let observer = Observer {
+            base: self.base,
+            control: self.control,
+            config: self.settings.config(),
+            questions: &self.questions,
+            adapter: self.state.adapter.as_ref(),
+        };
+        let event = observer.evaluate(&mut self.algorithm, self.prepared, scored)?;
         self.record.activity(None);
         let Some(event) = event else { return Ok(()) };
         let step = self.state.progress.step;
@@ -316,7 +326,7 @@ impl<'a> Trainer<'a> {
         let began = Instant::now();
         self.record.activity(Some("writing a checkpoint"));
         let run = self.record.run().clone();
-        let saved = self.state.save(run.path());
+        let saved = self.algorithm.save().and_then(|()| self.state.save(run.path()));
         self.record.activity(None);
         let checkpoint = match saved {
             Ok(checkpoint) => checkpoint,

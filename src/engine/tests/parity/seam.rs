@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use luthier_engine::csrc::Head;
+use luthier_engine::csrc::{Head, Through};
 use luthier_engine::{csrc, ops};
 use tch::{Device, Kind, Tensor};
 
@@ -135,7 +135,7 @@ fn cross_entropy_with_the_head() {
             let twins = again(&[&hidden, &weight, &bias]);
             let (weights, biases) = (weight.to_kind(kind), bias.to_kind(kind));
             let head = Head { weight: &weights, bias: with_bias.then_some(&biases), cap };
-            let loss = csrc::linear_cross_entropy(&hidden.to_kind(kind), &head, &ids, chunk, true).unwrap();
+            let loss = csrc::linear_cross_entropy(&hidden.to_kind(kind), &head, &ids, chunk, true, Through::Sum).unwrap();
             let mut logits = twins[0].matmul(&twins[1].tr());
             if with_bias {
                 logits = logits + &twins[2];
@@ -166,12 +166,47 @@ fn cross_entropy_with_the_head() {
 }
 
 #[test]
+fn cross_entropy_whose_rows_weigh_differently() {
+    let ids = Tensor::from_slice(&[0_i64, 49, 7, 7, 3, 12, 30, 1, 2, 3, 48]);
+    let shares = leaf(&[11], 5).detach();
+    for (kind, bound) in [(Kind::Float, 2e-5), (Kind::BFloat16, 8e-2)] {
+        for (chunk, trained_head, cap) in
+            [(1, true, None), (4, true, Some(1.5)), (100, true, None), (4, false, None)]
+        {
+            let hidden = leaf(&[11, 24], 1);
+            let [weight, bias] = [leaf(&[50, 24], 2), leaf(&[50], 3)].map(|x| x.set_requires_grad(trained_head));
+            let twins = again(&[&hidden, &weight, &bias]);
+            let (weights, biases) = (weight.to_kind(kind), bias.to_kind(kind));
+            let head = Head { weight: &weights, bias: Some(&biases), cap };
+            let low = hidden.to_kind(kind);
+            let found = csrc::linear_cross_entropy(&low, &head, &ids, chunk, false, Through::Rows).unwrap();
+            assert!(found.rows.requires_grad() && !found.sum.requires_grad());
+            let mut logits = twins[0].matmul(&twins[1].tr()) + &twins[2];
+            if let Some(cap) = cap {
+                logits = (logits / cap).tanh() * cap;
+            }
+            let rows =
+                logits.log_softmax(-1, Kind::Float).gather(1, &ids.unsqueeze(1), false).neg().squeeze_dim(1);
+            assert!(distance(&found.rows, &rows) <= bound, "rows");
+            csrc::backward(&[&found.rows], &[Some(&shares)]).unwrap();
+            (rows * &shares).sum(Kind::Float).backward();
+            for (found, expected) in [&hidden, &weight, &bias].into_iter().zip(&twins) {
+                if found.requires_grad() {
+                    let error = distance(&found.grad(), &expected.grad());
+                    assert!(error <= bound, "{kind:?} gradient, {chunk} rows at once: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn cross_entropy_of_a_token_beyond_the_vocabulary_is_an_error() {
     let (hidden, weight) = (leaf(&[2, 8], 1), leaf(&[5, 8], 2).detach());
     let head = Head { weight: &weight, bias: None, cap: None };
     for id in [5_i64, -1] {
         let ids = Tensor::from_slice(&[0, id]);
-        assert!(csrc::linear_cross_entropy(&hidden, &head, &ids, 4, false).is_err(), "{id}");
+        assert!(csrc::linear_cross_entropy(&hidden, &head, &ids, 4, false, Through::Sum).is_err(), "{id}");
     }
 }
 

@@ -12,10 +12,9 @@ use crate::csrc;
 use crate::error::{EngineError, Result};
 use crate::random::{derive, derive_name};
 use crate::training::adamw::EPSILON;
-use crate::training::batch::{Batch, collate};
 use crate::training::schedule::learning_rate;
 use crate::training::state::State;
-use crate::training::step::{self, Measured, Outcome, step};
+use crate::training::step::{self, Measured, Outcome};
 
 /// Steps in a row without a finite loss after which a run ends whatever `train.on_nan` says.
 const BAD_STEPS: u32 = 10;
@@ -73,17 +72,17 @@ impl<'a> Trainer<'a> {
     }
 
     fn try_step(&mut self, number: u64, settings: &step::Settings) -> Result<Outcome> {
-        let batches = self.batches(number)?;
+        let micro_batches = self.micro_batches(number);
         let State { adapter, optimizer, progress: _ } = &mut self.state;
-        let control = self.control;
-        step(&self.base.model, adapter.as_ref(), optimizer, &batches, settings, &|| control.abandoned())
+        let (model, control) = (&self.base.model, self.control);
+        self.algorithm
+            .step(model, adapter.as_ref(), optimizer, &micro_batches, settings, &|| control.abandoned())
     }
 
-    fn batches(&self, number: u64) -> Result<Vec<Batch>> {
-        let device = self.base.model.device();
+    fn micro_batches(&self, number: u64) -> Vec<Vec<&'a EncodedRow>> {
         let micro_batches = self.order.step(number);
         let parts = micro_batches.iter().flat_map(|micro| cut(micro, self.state.progress.cuts));
-        parts.map(|sequences| collate(self.rows_in(&sequences), device)).collect()
+        parts.map(|sequences| self.rows_in(&sequences)).collect()
     }
 
     fn rows_in(&self, sequences: &[Vec<usize>]) -> Vec<&'a EncodedRow> {
@@ -118,6 +117,7 @@ impl<'a> Trainer<'a> {
             memory_bytes: reading.memory_bytes,
             device_memory_bytes: reading.device_memory_bytes,
             load: reading.load.map(Number::from),
+            rewards: measured.rewards,
         });
         self.record.update(|status| {
             status.epoch = epoch;

@@ -1,0 +1,136 @@
+//! Whole runs that learn from preference pairs.
+
+use luthier_core::config::{Config, MethodKind};
+use luthier_core::data;
+use luthier_core::runs::PairRewards;
+
+use super::*;
+use crate::base::{Base, model_files};
+use crate::training::algorithm::Algorithm;
+
+const REFERENCE: &str = "reference.tsv";
+
+fn project() -> Project {
+    let project = Project::new();
+    project.write_pairs("pairs.jsonl");
+    project
+}
+
+fn run(project: &Project, more: &[&str]) -> RunDir {
+    project.run(&[&["data.train=pairs.jsonl", "train.algorithm=dpo"], more].concat())
+}
+
+fn rewards(run: &RunDir) -> Vec<PairRewards> {
+    let rewards = |event: &Event| match &event.body {
+        EventBody::Step(step) => step.rewards,
+        _ => None,
+    };
+    events(run).iter().filter_map(rewards).collect()
+}
+
+#[test]
+fn a_run_comes_to_prefer_the_chosen_answers() {
+    let project = project();
+    let run = run(&project, &[]);
+    assert_eq!(work_on(&run, Termination::default()).unwrap(), finished());
+
+    let rewards = rewards(&run);
+    assert_eq!(rewards.len(), 8);
+    assert_eq!(rewards[0].reward_margin.get(), 0.0, "at first the model is its base");
+    assert!(rewards[7].reward_margin.get() > 0.1 && rewards[7].reward_accuracy.get() > 0.9, "{rewards:?}");
+    let losses = losses(&run);
+    assert!((losses[0].1 - std::f64::consts::LN_2).abs() < 1e-6 && losses[7].1 < losses[0].1, "{losses:?}");
+
+    let evaluations: Vec<_> = events(&run)
+        .into_iter()
+        .filter_map(|event| match event.body {
+            EventBody::Eval(eval) => Some(eval),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(evaluations.len(), 3);
+    let (first, last) = (&evaluations[0], &evaluations[2]);
+    assert_eq!((first.perplexity, first.token_accuracy), (None, None));
+    let margin = |eval: &luthier_core::runs::EvalEvent| eval.rewards.unwrap().reward_margin.get();
+    assert!(margin(first).abs() < 1e-6 && margin(last) > 0.1, "{evaluations:?}");
+    assert!(last.loss.get() < first.loss.get() && last.scores.contains_key("passed"), "{last:?}");
+    assert!(alerts(&run).is_empty(), "{:?}", alerts(&run));
+    assert!(run.adapter_path().join("adapter_config.json").is_file());
+}
+
+#[test]
+fn a_resumed_run_asks_the_base_model_nothing_again_and_equals_the_uninterrupted_one() {
+    let project = project();
+    let whole = run(&project, &[]);
+    work_on(&whole, Termination::default()).unwrap();
+    let resumed = run(&project, &[]);
+    copy_checkpoint(&whole, &resumed, 4);
+    fs::copy(whole.path().join(REFERENCE), resumed.path().join(REFERENCE)).unwrap();
+    assert_eq!(work_on(&resumed, Termination::default()).unwrap(), finished());
+    assert_eq!(losses(&resumed), losses(&whole)[4..]);
+    assert_eq!(rewards(&resumed), rewards(&whole)[4..]);
+    assert_eq!(adapter(&resumed), adapter(&whole));
+
+    // A reference that is lost is computed again, perhaps with other neighbours in the batch.
+    let without = run(&project, &["train.recompute=on"]);
+    copy_checkpoint(&whole, &without, 4);
+    assert_eq!(work_on(&without, Termination::default()).unwrap(), finished());
+    for (ours, expected) in losses(&without).iter().zip(&losses(&whole)[4..]) {
+        assert!((ours.1 - expected.1).abs() <= 1e-5 * expected.1, "{ours:?} {expected:?}");
+    }
+    let lines = |run: &RunDir| fs::read_to_string(run.path().join(REFERENCE)).unwrap().lines().count();
+    assert_eq!(lines(&whole), 1 + 24);
+}
+
+#[test]
+fn the_loss_is_fixed_for_a_run() {
+    let project = project();
+    let whole = run(&project, &[]);
+    work_on(&whole, Termination::default()).unwrap();
+    for (setting, told) in [
+        ("train.dpo_beta=0.5", "train.dpo_beta was 0.1 and is 0.5 now"),
+        ("train.dpo_label_smoothing=0.1", "train.dpo_label_smoothing was 0.0 and is 0.1 now"),
+    ] {
+        let changed = run(&project, &[setting]);
+        copy_checkpoint(&whole, &changed, 4);
+        let problem = work_on(&changed, Termination::default()).unwrap_err().to_string();
+        assert!(problem.contains(told), "{problem}");
+    }
+}
+
+#[test]
+fn where_base_weights_are_trained_every_pair_is_asked_for_before() {
+    let project = project();
+    let run = run(&project, &[]);
+    let config = Config::load_file(&run.config_path(), &[]).unwrap();
+    let files = model_files(&config, project.path()).unwrap();
+    let prepared = data::prepare(&config, project.path(), &files, &mut |_, _| {}).unwrap();
+    let base = Base::load(files, &config, project.path()).unwrap();
+    let begin = |method, progress: &mut dyn FnMut(usize) -> ControlFlow<()>| {
+        Algorithm::new(&run, &base, &config, &prepared)
+            .begin(&base.model, method, &prepared, progress)
+            .unwrap();
+    };
+    let file = run.path().join(REFERENCE);
+    begin(MethodKind::Lora, &mut |_| panic!("nothing is to be computed"));
+    assert!(!file.exists());
+    begin(MethodKind::Full, &mut |_| ControlFlow::Break(()));
+    let mut heard = Vec::new();
+    begin(MethodKind::Full, &mut |done| {
+        heard.push(done);
+        ControlFlow::Continue(())
+    });
+    assert_eq!(heard.last(), Some(&24));
+    assert_eq!(fs::read_to_string(file).unwrap().lines().count(), 1 + 24);
+}
+
+#[test]
+fn rows_of_the_wrong_sort_are_refused_before_anything_is_computed() {
+    let project = project();
+    for settings in [&["data.train=pairs.jsonl"][..], &["train.algorithm=dpo"]] {
+        let refused = project.run(settings);
+        let error = work_on(&refused, Termination::default()).unwrap_err();
+        assert_eq!(error.class(), FailureClass::Data, "{error}");
+        assert!(error.to_string().contains("train.algorithm"), "{error}");
+    }
+}
