@@ -464,12 +464,22 @@ mod tests {
                 ..StepEvent::default()
             }
             .into(),
+            StepEvent {
+                rewards: Some(PairRewards {
+                    reward_margin: f64::NAN.into(),
+                    ..PairRewards::mean([1.0, 0.5, 3.0], 4)
+                }),
+                ..StepEvent::default()
+            }
+            .into(),
             EvalEvent {
                 loss: 0.25.into(),
                 scores: IndexMap::from([("valid".to_owned(), 0.5.into())]),
+                perplexity: Some(1.25.into()),
                 ..EvalEvent::default()
             }
             .into(),
+            EvalEvent { rewards: Some(PairRewards::mean([1.0, 0.5, 3.0], 4)), ..EvalEvent::default() }.into(),
             SampleEvent {
                 prompt: "a\nb\u{1b}[2J".into(),
                 reply: "\u{2028}".into(),
@@ -521,6 +531,19 @@ mod tests {
             String::from_utf8(event.to_line()).unwrap(),
             "{\"kind\":\"checkpoint\",\"time\":\"2026-08-23T14:02:11.250Z\",\"step\":3,\"path\":\"p\",\"bytes\":1,\"seconds\":2.0}\n"
         );
+    }
+
+    #[test]
+    fn rewards_are_keys_of_the_line_itself() {
+        let rewards = PairRewards::mean([1.0, -2.0, 3.0], 4);
+        let line =
+            Event::now(Some(1), StepEvent { rewards: Some(rewards), ..StepEvent::default() }).to_line();
+        let keys: Map<String, Value> = serde_json::from_slice(&line).unwrap();
+        let found = ["reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy"]
+            .map(|key| keys[key].as_f64().unwrap());
+        assert_eq!(found, [0.25, -0.5, 0.75, 0.75]);
+        let plain = String::from_utf8(Event::now(Some(1), StepEvent::default()).to_line()).unwrap();
+        assert!(!plain.contains("reward"), "{plain}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use luthier_core::data::{
-    self, Message, Report, Row, Severity, Split, Template, TokenPiece, Tokenizer, read_dataset,
+    self, Encoded, Example, Message, Report, Row, Severity, Split, Template, Tokenizer, read_dataset,
 };
 use serde_json::json;
 
@@ -42,7 +42,7 @@ struct Check {
     json: bool,
 }
 
-/// Show one row: its messages, its text, and which tokens are trained on
+/// Show one row: its messages, its text, and which tokens are trained on; of a preference pair, both sides
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  luthier data show 212 -C tickets\n  luthier data show 212 --json | jq '.tokens[] | select(.trained) | .text'"
@@ -177,20 +177,28 @@ fn show(arguments: &Show) -> Outcome {
     let template = Template::resolve(&project.config, &project.folder, &files)?;
     let encoded = data::encode(&row, &tokenizer, &template, &project.config)
         .map_err(|problem| Failure::check(problem.to_string()))?;
-    let tokens = data::row_tokens(&encoded);
     let messages = data::conversation(&row, &project.config);
     if arguments.json {
-        return output::document(&json!({
+        let mut document = json!({
             "row": row.index,
             "split": row.split,
             "origin": row.origin,
             "messages": messages,
             "text": encoded.text,
-            "tokens": tokens,
+            "tokens": data::row_tokens(&encoded),
             "truncated": encoded.truncated,
-        }));
+        });
+        if let (Example::Preference { rejected: reply, .. }, Some(side)) = (&row.example, &encoded.rejected) {
+            document["rejected"] = json!({
+                "reply": reply,
+                "text": side.text,
+                "tokens": data::row_tokens(side),
+                "truncated": side.truncated,
+            });
+        }
+        return output::document(&document);
     }
-    output::line(&describe_row(&row, messages.as_deref(), &tokens, encoded.truncated))
+    output::line(&describe_row(&row, messages.as_deref(), &encoded))
 }
 
 fn find(project: &Project, wanted: usize) -> Outcome<Row> {
@@ -212,36 +220,49 @@ fn find(project: &Project, wanted: usize) -> Outcome<Row> {
     }))
 }
 
-/// Trained stretches stand between half blocks.
-fn describe_row(row: &Row, messages: Option<&[Message]>, tokens: &[TokenPiece], truncated: bool) -> String {
+/// The row in words, then its tokens as [`marked`]; of a preference pair, the rejected side behind the chosen one.
+fn describe_row(row: &Row, messages: Option<&[Message]>, encoded: &Encoded) -> String {
     let split = match row.split {
         Split::Train => "train",
         Split::Eval => "held out",
     };
-    let trained = tokens.iter().filter(|token| token.trained).count();
+    let sides: Vec<&Encoded> = std::iter::once(encoded).chain(encoded.rejected.as_deref()).collect();
+    let tokens: usize = sides.iter().map(|side| side.ids.len()).sum();
+    let trained = sides.iter().flat_map(|side| &side.trained).filter(|&&trained| trained).count();
+    let cut = sides.iter().any(|side| side.truncated);
     let mut lines = vec![format!(
-        "row {}, {split}, {}: {} tokens, {trained} trained{}",
+        "row {}, {split}, {}: {tokens} tokens, {trained} trained{}",
         row.index,
         row.origin,
-        tokens.len(),
-        if truncated { ", cut at data.max_length" } else { "" }
+        if cut { ", cut at data.max_length" } else { "" }
     )];
     for message in messages.unwrap_or_default() {
         lines.push(format!("\n{}: {}", message.role, message.content));
     }
+    if let Example::Preference { prompt, chosen, rejected } = &row.example {
+        if prompt.is_empty() {
+            lines.push(format!("\nchosen: {chosen}"));
+        }
+        lines.push(format!("\nrejected: {rejected}"));
+    }
     lines.push(String::from("\ntokens, trained ones between ▐ and ▌:\n"));
-    let mut marked = String::new();
+    lines.push(sides.into_iter().map(marked).collect::<Vec<_>>().join("\n\nof the rejected side:\n\n"));
+    lines.join("\n")
+}
+
+/// The text of one side; trained stretches stand between half blocks.
+fn marked(side: &Encoded) -> String {
+    let mut text = String::new();
     let mut inside = false;
-    for token in tokens {
+    for token in data::row_tokens(side) {
         if token.trained != inside {
-            marked.push(if token.trained { '▐' } else { '▌' });
+            text.push(if token.trained { '▐' } else { '▌' });
             inside = token.trained;
         }
-        marked.push_str(&token.text);
+        text.push_str(&token.text);
     }
     if inside {
-        marked.push('▌');
+        text.push('▌');
     }
-    lines.push(marked);
-    lines.join("\n")
+    text
 }

@@ -195,11 +195,22 @@ fn describe(run: &RunDir, result: &Value) -> String {
         cells.extend(sides.iter().map(|(_, side)| cell(side).unwrap_or_else(|| "–".to_owned())));
         cells
     };
-    let mut rows = vec![
-        row("held-out loss", &|side| Some(figure(side.get("loss")?))),
-        row("perplexity", &|side| Some(figure(side.get("perplexity")?))),
-        row("token accuracy", &|side| Some(share(side.get("token_accuracy")?))),
+    // What a run learns from decides which of these there are.
+    type Shown = fn(&Value) -> String;
+    let figures: [(&str, &str, Shown); 7] = [
+        ("held-out loss", "loss", figure),
+        ("perplexity", "perplexity", figure),
+        ("token accuracy", "token_accuracy", share),
+        ("reward of chosen", "reward_chosen", figure),
+        ("reward of rejected", "reward_rejected", figure),
+        ("reward margin", "reward_margin", figure),
+        ("chosen preferred", "reward_accuracy", share),
     ];
+    let mut rows: Vec<Vec<String>> = figures
+        .iter()
+        .filter(|(_, key, _)| sides.iter().any(|(_, side)| side.get(*key).is_some()))
+        .map(|(label, key, shown)| row(label, &|side| Some(shown(side.get(*key)?))))
+        .collect();
     let scores: IndexSet<&String> = sides
         .iter()
         .filter_map(|(_, side)| side.get("scores")?.as_object())

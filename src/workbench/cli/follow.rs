@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use luthier_core::runs::{Event, EventBody, JournalReader, RunDir, State, Status, StepEvent};
+use luthier_core::runs::{Event, EventBody, JournalReader, PairRewards, RunDir, State, Status, StepEvent};
 use luthier_core::text::clean_line;
 
 use super::failure::Outcome;
@@ -108,7 +108,8 @@ impl Progress {
                     // One line is too short for those of single fields.
                     .filter(|(name, _)| !name.contains('.'))
                     .map(|(name, score)| format!("{name} {}", units::percent(score.get())));
-                let facts: Vec<_> = std::iter::once(loss).chain(scores).collect();
+                let facts: Vec<_> =
+                    std::iter::once(loss).chain(eval.rewards.map(preferred)).chain(scores).collect();
                 self.say(&facts.join(" · "));
             }
             EventBody::Sample(sample) => {
@@ -141,8 +142,9 @@ impl Progress {
         let mean = self.seconds.iter().sum::<f64>() / self.seconds.len() as f64;
         let left = mean * self.total.saturating_sub(step) as f64;
         let eta = Duration::try_from_secs_f64(left).map_or_else(|_| "–".to_owned(), units::duration);
+        let rewards = done.rewards.map_or_else(String::new, |rewards| preferred(rewards) + " · ");
         let facts = format!(
-            "loss {} · {:.0} tokens/s · ETA {eta}",
+            "loss {} · {rewards}{:.0} tokens/s · ETA {eta}",
             units::number(done.loss.get()),
             done.tokens_per_second.get()
         );
@@ -159,6 +161,15 @@ impl Progress {
         let text = clean_line(text).into_owned();
         self.bar.suspend(|| output::note(&text));
     }
+}
+
+/// How preference pairs compare.
+fn preferred(rewards: PairRewards) -> String {
+    format!(
+        "chosen preferred {}, margin {}",
+        units::percent(rewards.reward_accuracy.get()),
+        units::number(rewards.reward_margin.get())
+    )
 }
 
 fn bar_style() -> ProgressStyle {

@@ -96,9 +96,11 @@ fn render(loaded: &Loaded, index: usize) -> Option<Rendered> {
         }
         Err(problem) => Err(problem.clone()),
     };
-    let truncated = encoded.as_ref().is_ok_and(|encoded| encoded.truncated);
+    let other = encoded.as_ref().ok().and_then(|encoded| encoded.rejected.as_deref());
+    let truncated = encoded.iter().chain(other).any(|side| side.truncated);
+    let rejected = other.map(data::row_tokens);
     let tokens = encoded.map(|encoded| data::row_tokens(&encoded));
-    Some(Rendered { row: index, messages, tokens, truncated })
+    Some(Rendered { row: index, messages, tokens, rejected, truncated })
 }
 
 fn quarantine(project: &Path, hash: &str) -> Result<String, String> {

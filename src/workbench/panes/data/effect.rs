@@ -27,8 +27,10 @@ pub struct Rendered {
     pub row: usize,
     /// Its messages with the project's system prompt; nothing for rows that are no conversation.
     pub messages: Option<Vec<Message>>,
-    /// Its tokens, or why it has none.
+    /// Its tokens (of a preference pair, those of the chosen side), or why it has none.
     pub tokens: Result<Vec<TokenPiece>, String>,
+    /// The tokens of a preference pair's rejected side.
+    pub rejected: Option<Vec<TokenPiece>>,
     /// Whether tokens were cut off.
     pub truncated: bool,
 }

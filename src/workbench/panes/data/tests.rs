@@ -81,7 +81,7 @@ fn rendered(index: usize) -> Rendered {
         Message::new("user", ticket),
         Message::new("assistant", answer),
     ];
-    Rendered { row: index, messages: Some(messages), tokens: Ok(tokens), truncated: false }
+    Rendered { row: index, messages: Some(messages), tokens: Ok(tokens), rejected: None, truncated: false }
 }
 
 fn answers(effect: &AnyEffect) -> Vec<AnyEvent> {
@@ -94,6 +94,37 @@ fn answers(effect: &AnyEffect) -> Vec<AnyEvent> {
         Effect::Quarantine(_) => vec![Event::Quarantined(Ok("the row is in quarantine".into()))],
     };
     answers.into_iter().map(|answer| AnyEvent::Data(*tag, answer)).collect()
+}
+
+/// A preference pair, as the effects answer with it.
+fn pair_answers(effect: &AnyEffect) -> Vec<AnyEvent> {
+    let AnyEffect::Data(tag, effect) = effect else { return Vec::new() };
+    let (chosen, rejected) = ("Turn it off first.", "Pour water on it.");
+    let piece = |text: &str, trained| TokenPiece { id: 1, text: text.to_owned(), trained };
+    let side = |answer: &str| {
+        vec![piece("Printer on fire<|im_end|>\n", false), piece(answer, true), piece("<|im_end|>", true)]
+    };
+    let asked = vec![Message::new("user", "Printer on fire")];
+    let row = Row {
+        example: Example::Preference {
+            prompt: asked,
+            chosen: chosen.to_owned(),
+            rejected: rejected.to_owned(),
+        },
+        ..rows().remove(0)
+    };
+    let answer = match effect {
+        Effect::Load => Event::Rows(Ok((Arc::new(vec![row]), Arc::default()))),
+        Effect::Render(_) => Event::Rendered(Box::new(Rendered {
+            row: 0,
+            messages: row.example.messages(),
+            tokens: Ok(side(chosen)),
+            rejected: Some(side(rejected)),
+            truncated: false,
+        })),
+        Effect::Quarantine(_) => return Vec::new(),
+    };
+    vec![AnyEvent::Data(*tag, answer)]
 }
 
 fn opened(width: u16, height: u16) -> TestApp {
@@ -124,6 +155,18 @@ fn rows_as_sketched() {
 fn rows_wide() {
     let mut app = opened(200, 60);
     snapshot!(app, "jj");
+}
+
+#[test]
+fn a_pair_shows_both_answers() {
+    let mut app = TestApp::respond(80, 24, pair_answers);
+    snapshot!(app, "1");
+}
+
+#[test]
+fn a_pair_shows_the_tokens_of_both_sides() {
+    let mut app = TestApp::respond(80, 24, pair_answers);
+    snapshot!(app, "1<tab><tab>");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::Line;
 
-use luthier_core::data::{Example, Row, Severity, Split};
+use luthier_core::data::{Example, Row, Severity, Split, TokenPiece};
 
 use super::effect::{Filter, Rendered};
 use super::state::{Form, State};
@@ -251,9 +251,10 @@ fn draw_heading(
     let split = if row.split == Split::Train { "train" } else { "held out" };
     let title = format!("row {}", row.index);
     let mut facts = format!("   {split}");
-    if let Some(Ok(tokens)) = rendered.map(|rendered| &rendered.tokens) {
-        let trained = tokens.iter().filter(|token| token.trained).count();
-        facts = format!("{facts}   {} tokens, {trained} trained", tokens.len());
+    if let Some(Rendered { tokens: Ok(tokens), rejected, .. }) = rendered {
+        let all = || tokens.iter().chain(rejected.iter().flatten());
+        let trained = all().filter(|token| token.trained).count();
+        facts = format!("{facts}   {} tokens, {trained} trained", all().count());
     }
     if rendered.is_some_and(|rendered| rendered.truncated) {
         facts.push_str("   cut at max_length");
@@ -277,19 +278,29 @@ fn draw_heading(
 
 fn conversation(row: &Row, rendered: Option<&Rendered>, width: u16, theme: &Theme) -> Vec<Line<'static>> {
     let messages = rendered.and_then(|rendered| rendered.messages.clone()).or_else(|| row.example.messages());
-    let Some(messages) = messages else {
+    let mut pieces = Vec::new();
+    if messages.is_none() {
         let text = match &row.example {
             Example::Tokens { .. } => "token ids without a text; `tokens` shows them".to_owned(),
+            Example::Preference { chosen, .. } => {
+                pieces.push(Piece::new("chosen\n", theme.style(Role::Added).bold()));
+                chosen.clone()
+            }
             other => other.plain_text(),
         };
-        return text::layout(&[Piece::new(text, theme.style(Role::Screen))], width, Wrap::Words);
-    };
-    let mut pieces = Vec::new();
-    for (index, message) in messages.into_iter().enumerate() {
+        pieces.push(Piece::new(text, theme.style(Role::Screen)));
+    }
+    let messages = messages.unwrap_or_default();
+    let chosen = messages.len().checked_sub(1).filter(|_| row.example.is_pair());
+    for (index, mut message) in messages.into_iter().enumerate() {
+        if chosen == Some(index) {
+            message.role = "chosen".to_owned();
+        }
         let role = match message.role.as_str() {
             "system" => Role::SystemMessage,
             "user" => Role::UserMessage,
             "assistant" => Role::AssistantMessage,
+            "chosen" => Role::Added,
             _ => Role::Muted,
         };
         let lead = if index > 0 { "\n\n" } else { "" };
@@ -317,13 +328,35 @@ fn tokens(form: Form, rendered: &Rendered, width: u16, theme: &Theme) -> Vec<Lin
             );
         }
     };
-    let visible = |text: &str| text.replace('\n', "⏎\n");
+    let heading = || Piece::new("\n\nrejected\n", theme.style(Role::Removed).bold());
     let mut pieces: Vec<Piece<'static>> = Vec::new();
     if form == Form::Text {
-        let all: String = tokens.iter().map(|token| token.text.as_str()).collect();
-        pieces.push(Piece::new(visible(&all), theme.style(Role::Screen)));
+        let text = |tokens: &[TokenPiece]| {
+            let all: String = tokens.iter().map(|token| token.text.as_str()).collect();
+            Piece::new(visible(&all), theme.style(Role::Screen))
+        };
+        pieces.push(text(tokens));
+        if let Some(rejected) = &rendered.rejected {
+            pieces.extend([heading(), text(rejected)]);
+        }
         return text::layout(&pieces, width, Wrap::Anywhere);
     }
+    push_tokens(&mut pieces, tokens, theme);
+    if let Some(rejected) = &rendered.rejected {
+        pieces.push(heading());
+        push_tokens(&mut pieces, rejected, theme);
+    }
+    pieces.push(Piece::new("\n\n", Style::new()));
+    pieces.push(Piece::new("▐ trained ▌", theme.style(Role::Trained)));
+    pieces.push(Piece::new("  everything else is read, not learned", theme.style(Role::Muted)));
+    text::layout(&pieces, width, Wrap::Anywhere)
+}
+
+fn visible(text: &str) -> String {
+    text.replace('\n', "⏎\n")
+}
+
+fn push_tokens(pieces: &mut Vec<Piece<'static>>, tokens: &[TokenPiece], theme: &Theme) {
     let mut inside = false;
     for (index, token) in tokens.iter().enumerate() {
         if token.trained != inside {
@@ -339,10 +372,6 @@ fn tokens(form: Form, rendered: &Rendered, width: u16, theme: &Theme) -> Vec<Lin
     if inside {
         pieces.push(Piece::new("▌", theme.style(Role::Trained)));
     }
-    pieces.push(Piece::new("\n\n", Style::new()));
-    pieces.push(Piece::new("▐ trained ▌", theme.style(Role::Trained)));
-    pieces.push(Piece::new("  everything else is read, not learned", theme.style(Role::Muted)));
-    text::layout(&pieces, width, Wrap::Anywhere)
 }
 
 fn draw_lengths(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {

@@ -24,6 +24,10 @@ pub enum Metric {
     LearningRate,
     /// Norm of the gradient before clipping.
     GradientNorm,
+    /// How far the rewards of chosen and rejected answers lie apart.
+    RewardMargin,
+    /// Share of pairs whose chosen answer is preferred.
+    RewardAccuracy,
     /// Tokens a second.
     Throughput,
     /// Resident memory of the engine's process.
@@ -41,6 +45,8 @@ impl Metric {
             Self::Loss => "loss",
             Self::LearningRate => "learning rate",
             Self::GradientNorm => "gradient norm",
+            Self::RewardMargin => "reward margin",
+            Self::RewardAccuracy => "preferred",
             Self::Throughput => "tokens/s",
             Self::Memory => "memory",
             Self::DeviceMemory => "device memory",
@@ -53,6 +59,8 @@ impl Metric {
             Self::Loss => Some(step.loss.get()),
             Self::LearningRate => Some(step.learning_rate.get()),
             Self::GradientNorm => Some(step.grad_norm.get()),
+            Self::RewardMargin => step.rewards.map(|rewards| rewards.reward_margin.get()),
+            Self::RewardAccuracy => step.rewards.map(|rewards| rewards.reward_accuracy.get()),
             Self::Throughput => Some(step.tokens_per_second.get()),
             Self::Memory => Some(step.memory_bytes as f64),
             Self::DeviceMemory => step.device_memory_bytes.map(|bytes| bytes as f64),
@@ -84,7 +92,7 @@ pub enum Notice {
 /// All that is drawn of one run.
 #[derive(Clone, Debug, Default)]
 pub struct Curves {
-    series: [Vec<(f64, f64)>; 7],
+    series: [Vec<(f64, f64)>; METRICS.len()],
     seconds: Vec<f64>,
     /// Evaluations, by step.
     pub evaluations: Vec<At<EvalEvent>>,
@@ -215,10 +223,12 @@ impl Curves {
     }
 }
 
-const METRICS: [Metric; 7] = [
+const METRICS: [Metric; 9] = [
     Metric::Loss,
     Metric::LearningRate,
     Metric::GradientNorm,
+    Metric::RewardMargin,
+    Metric::RewardAccuracy,
     Metric::Throughput,
     Metric::Memory,
     Metric::DeviceMemory,
@@ -227,6 +237,8 @@ const METRICS: [Metric; 7] = [
 
 #[cfg(test)]
 pub mod tests {
+    use luthier_core::runs::PairRewards;
+
     use super::*;
 
     /// A step's event, `seconds` long.
@@ -257,6 +269,18 @@ pub mod tests {
         assert_eq!(curves.seconds_a_step(), Some(2.0));
         assert_eq!(curves.at(Metric::Loss, 50), Some((50, 0.04)));
         assert_eq!(curves.at(Metric::Loss, 5000).map(|found| found.0), Some(100));
+    }
+
+    #[test]
+    fn pairs_have_curves_of_their_own() {
+        let mut curves = Curves::default();
+        curves.add(vec![step(1, 0.7)]);
+        assert!(curves.series(Metric::RewardMargin).is_empty());
+        let rewards = PairRewards::mean([1.0, -1.0, 3.0], 4);
+        let body = StepEvent { rewards: Some(rewards), ..StepEvent::default() };
+        curves.add(vec![Event { time: Timestamp::UNIX_EPOCH, step: Some(2), body: body.into() }]);
+        assert_eq!(curves.series(Metric::RewardMargin), [(2.0, 0.5)]);
+        assert_eq!(curves.series(Metric::RewardAccuracy), [(2.0, 0.75)]);
     }
 
     #[test]

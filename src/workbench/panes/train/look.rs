@@ -42,12 +42,12 @@ pub fn value(metric: Metric, value: f64) -> String {
         return units::number(value);
     }
     match metric {
-        Metric::Loss | Metric::GradientNorm => units::number(value),
+        Metric::Loss | Metric::GradientNorm | Metric::RewardMargin => units::number(value),
         Metric::LearningRate => format!("{value:.2e}"),
         Metric::Throughput if value >= 10_000.0 => format!("{:.1} k", value / 1000.0),
         Metric::Throughput => format!("{value:.0}"),
         Metric::Memory | Metric::DeviceMemory => units::bytes(value as u64),
-        Metric::Load => units::percent(value),
+        Metric::RewardAccuracy | Metric::Load => units::percent(value),
     }
 }
 
