@@ -135,7 +135,9 @@ fn cross_entropy_with_the_head() {
             let twins = again(&[&hidden, &weight, &bias]);
             let (weights, biases) = (weight.to_kind(kind), bias.to_kind(kind));
             let head = Head { weight: &weights, bias: with_bias.then_some(&biases), cap };
-            let loss = csrc::linear_cross_entropy(&hidden.to_kind(kind), &head, &ids, chunk, true, Through::Sum).unwrap();
+            let loss =
+                csrc::linear_cross_entropy(&hidden.to_kind(kind), &head, &ids, chunk, true, Through::Sum)
+                    .unwrap();
             let mut logits = twins[0].matmul(&twins[1].tr());
             if with_bias {
                 logits = logits + &twins[2];
@@ -174,7 +176,8 @@ fn cross_entropy_whose_rows_weigh_differently() {
             [(1, true, None), (4, true, Some(1.5)), (100, true, None), (4, false, None)]
         {
             let hidden = leaf(&[11, 24], 1);
-            let [weight, bias] = [leaf(&[50, 24], 2), leaf(&[50], 3)].map(|x| x.set_requires_grad(trained_head));
+            let [weight, bias] =
+                [leaf(&[50, 24], 2), leaf(&[50], 3)].map(|x| x.set_requires_grad(trained_head));
             let twins = again(&[&hidden, &weight, &bias]);
             let (weights, biases) = (weight.to_kind(kind), bias.to_kind(kind));
             let head = Head { weight: &weights, bias: Some(&biases), cap };
