@@ -6,10 +6,10 @@ CARGO ?= cargo
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run demo test bench gpu-check lint clean
+.PHONY: help setup build run demo test bench bench-peers gpu-check lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## find or install libtorch 2.11 and fetch the sample base model
 	@python3 scripts/setup.py
@@ -27,8 +27,11 @@ test: setup ## every test, also on a machine without a GPU
 	$(CARGO) build --workspace --locked --bins
 	$(CARGO) test --workspace --locked --no-fail-fast $(TEST_FLAGS)
 
-bench: build ## tokens per second and peak memory of training and generation on this machine
-	@python3 scripts/bench.py
+bench: build ## tokens per second and peak memory, per method and number format, on this machine
+	@python3 bench/bench.py
+
+bench-peers: build ## the same work through transformers + PEFT, in turn with ours, as ratios (installs them into the cache)
+	@python3 bench/peers.py
 
 gpu-check: build ## one archive that checks and measures this build on a machine with a GPU, python3 and torch 2.11
 	@python3 scripts/gpu_check/pack.py

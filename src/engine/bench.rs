@@ -1,16 +1,20 @@
 //! How fast this machine trains and generates: the figures that `make bench` shows.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use luthier_core::config::{Device as ConfigDevice, Dtype, Targets};
-use luthier_core::data::EncodedRow;
+use luthier_core::config::{
+    Config, Device as ConfigDevice, Dtype, MethodKind, MethodSection, Targets, Variant,
+};
+use luthier_core::data::{self, EncodedRow, StepOrder};
 use luthier_core::model::ModelFiles;
 use serde::Serialize;
+use serde_json::{Value, json};
 use tch::Device;
 
-use crate::base::device_name;
+use crate::base::{data_error, device_name, model_files};
 use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
 use crate::methods::{LoraMethod, Method};
@@ -28,26 +32,45 @@ const WARM_UP: usize = 2;
 /// What to measure.
 #[derive(Debug, Clone)]
 pub struct Bench {
-    /// Model folder or GGUF file.
-    pub model: PathBuf,
+    /// With which model and on which rows.
+    pub work: Work,
     /// Number format.
     pub dtype: Dtype,
     /// Where.
     pub device: ConfigDevice,
-    /// Rows per step.
-    pub batch: usize,
-    /// Tokens per row.
-    pub length: usize,
     /// Measured steps.
     pub steps: usize,
-    /// LoRA rank, on all linear layers.
-    pub rank: usize,
     /// Whether activations are computed again.
     pub recompute: bool,
     /// Rows generated at a time.
     pub rows: usize,
     /// Tokens generated per row; 0 leaves generation out.
     pub new_tokens: usize,
+    /// Where to write the rows of every step, for others to measure the same on.
+    pub rows_to: Option<PathBuf>,
+}
+
+/// What training is measured on.
+#[derive(Debug, Clone)]
+pub enum Work {
+    /// Rows of random tokens, each trained on.
+    Random {
+        /// Model folder or GGUF file.
+        model: PathBuf,
+        /// Method, with adapters on all linear layers where it has any.
+        method: MethodKind,
+        /// Rank of the factors, where the method has any.
+        rank: usize,
+        /// Rows per step.
+        batch: usize,
+        /// Tokens per row.
+        length: usize,
+    },
+    /// A project's rows, in the order, the packing and the steps of its `luthier.toml`.
+    Project {
+        /// Its folder.
+        folder: PathBuf,
+    },
 }
 
 /// What was measured.
@@ -69,13 +92,17 @@ pub struct Figures {
     pub peak_device_memory_bytes: Option<i64>,
 }
 
-/// LoRA training.
+/// Training.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainFigures {
-    /// Tokens of a step over the median time of one.
+    /// Median over the measured steps.
     pub tokens_per_second: f64,
     /// Each measured step.
     pub seconds: Vec<f64>,
+    /// Tokens of each measured step.
+    pub tokens: Vec<u64>,
+    /// Seconds of a measured step that each part takes on the CPU, on average.
+    pub parts: BTreeMap<&'static str, f64>,
     /// Trained parameters.
     pub trainable: usize,
     /// Losses, first to last, warm-up included.
@@ -95,15 +122,36 @@ pub struct DecodeFigures {
     pub first_token_seconds: f64,
 }
 
+/// The rows of each micro-batch of a step.
+type Step = Vec<Vec<EncodedRow>>;
+
+/// What the work comes to.
+struct Plan {
+    files: ModelFiles,
+    method: MethodSection,
+    /// As `base_model_name_or_path` has it.
+    base: PathBuf,
+    /// Makes the rows of a step.
+    rows: Box<dyn Fn(usize) -> Step>,
+}
+
 /// Measures.
 pub fn bench(bench: &Bench) -> Result<Figures> {
     let device = device::choose(&bench.device)?;
     let kind = device::compute_kind(bench.dtype, device)?;
+    let plan = match &bench.work {
+        Work::Random { model, method, rank, batch, length } => {
+            random(model, *method, *rank, *batch, *length)?
+        }
+        Work::Project { folder } => project(folder)?,
+    };
     let began = Instant::now();
-    let files = ModelFiles::open(&bench.model).map_err(|error| EngineError::Config(error.to_string()))?;
-    let model = Model::load(&files, device, kind)?;
+    let model = Model::load(&plan.files, device, kind)?;
     let load_seconds = began.elapsed().as_secs_f64();
-    let train = if bench.steps > 0 { Some(train(bench, &model)?) } else { None };
+    if let Some(path) = &bench.rows_to {
+        write_rows(path, &plan, WARM_UP + bench.steps)?;
+    }
+    let train = if bench.steps > 0 { Some(train(bench, &plan, &model)?) } else { None };
     let decode = if bench.new_tokens > 0 { Some(decode(bench, &model)?) } else { None };
     let peak_device_memory_bytes = match device {
         Device::Cuda(index) => Some(csrc::device_memory(index)?.peak),
@@ -120,22 +168,71 @@ pub fn bench(bench: &Bench) -> Result<Figures> {
     })
 }
 
-fn train(bench: &Bench, model: &Model) -> Result<TrainFigures> {
-    let method = LoraMethod {
-        rank: bench.rank,
-        alpha: 2.0 * bench.rank as f64,
-        dropout: 0.0,
-        targets: Targets::AllLinear,
-        base: bench.model.clone(),
+fn random(model: &Path, method: MethodKind, rank: usize, batch: usize, length: usize) -> Result<Plan> {
+    let files = ModelFiles::open(model).map_err(|error| EngineError::Config(error.to_string()))?;
+    let vocabulary = files.architecture.vocabulary;
+    Ok(Plan {
+        files,
+        method: MethodSection {
+            kind: method,
+            rank,
+            alpha: 2.0 * rank as f64,
+            dropout: 0.0,
+            targets: Targets::AllLinear,
+            variant: Variant::Plain,
+            init: None,
+            virtual_tokens: 20,
+        },
+        base: model.to_owned(),
+        rows: Box::new(move |step| {
+            vec![(0..batch).map(|row| random_row(vocabulary, length, step, row)).collect()]
+        }),
+    })
+}
+
+fn project(folder: &Path) -> Result<Plan> {
+    let config = Config::load(folder, &[]).map_err(|error| EngineError::Config(error.to_string()))?;
+    let files = model_files(&config, folder)?;
+    let prepared = data::prepare(&config, folder, &files, &mut |_, _| {}).map_err(data_error)?;
+    let lengths: Vec<usize> = prepared.train.iter().map(|row| row.ids.len()).collect();
+    let order = StepOrder::new(&lengths, &config);
+    Ok(Plan {
+        files,
+        base: config.model.path.clone().into(),
+        method: config.method,
+        rows: Box::new(move |step| {
+            let rows = |sequences: Vec<Vec<usize>>| {
+                sequences.iter().flatten().filter_map(|&row| prepared.train.get(row).cloned()).collect()
+            };
+            order.step(step as u64).into_iter().map(|micro_batch| rows(micro_batch.sequences)).collect()
+        }),
+    })
+}
+
+/// The rows of every step as JSON: a list of steps, each a list of micro-batches, each a list of rows.
+fn write_rows(path: &Path, plan: &Plan, steps: usize) -> Result<()> {
+    let row = |row: EncodedRow| json!({ "ids": row.ids, "trained": row.trained });
+    let step = |step: Step| -> Value {
+        step.into_iter().map(|batch| batch.into_iter().map(row).collect::<Value>()).collect()
     };
+    let steps: Value = (0..steps).map(|number| step((plan.rows)(number))).collect();
+    let failed = |source| EngineError::File { action: "write", path: path.to_owned(), source };
+    std::fs::write(path, steps.to_string()).map_err(failed)
+}
+
+fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
+    let method = LoraMethod::from_config(&plan.method, &plan.base);
     let adapter = method.create(model, 0)?;
     let mut optimizer = AdamW::new(adapter.parameters())?;
-    let (mut seconds, mut losses) = (Vec::new(), Vec::new());
+    let (mut seconds, mut tokens, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..WARM_UP + bench.steps {
-        let rows: Vec<EncodedRow> =
-            (0..bench.batch).map(|row| random_row(model, bench.length, number, row)).collect();
+        let rows = (plan.rows)(number);
+        if number == WARM_UP {
+            // What was counted so far is forgotten.
+            csrc::time_spent()?;
+        }
         let began = Instant::now();
-        let batch = collate(&rows, model.device())?;
+        let batches = rows.iter().map(|rows| collate(rows, model.device())).collect::<Result<Vec<_>>>()?;
         let settings = Settings {
             adamw: csrc::AdamW {
                 learning_rate: 1e-4,
@@ -147,25 +244,41 @@ fn train(bench: &Bench, model: &Model) -> Result<TrainFigures> {
             recompute: bench.recompute,
             seed: number as u64,
         };
-        match step(model, adapter.as_ref(), &mut optimizer, &Sft, &[batch], &settings, &|| false)? {
+        match step(model, adapter.as_ref(), &mut optimizer, &Sft, &batches, &settings, &|| false)? {
             Outcome::Updated(measured) => losses.push(measured.loss),
             other => return Err(EngineError::Data(format!("a step of the benchmark ended with {other:?}"))),
         }
         if number >= WARM_UP {
             seconds.push(began.elapsed().as_secs_f64());
+            tokens.push(batches.iter().map(|batch| batch.tokens).sum());
         }
     }
+    let speeds: Vec<f64> =
+        tokens.iter().zip(&seconds).map(|(&tokens, seconds): (&u64, _)| tokens as f64 / seconds).collect();
     Ok(TrainFigures {
-        tokens_per_second: (bench.batch * bench.length) as f64 / median(&seconds),
+        tokens_per_second: median(&speeds),
+        parts: parts(&seconds)?,
         seconds,
+        tokens,
         trainable: adapter.parameters().values().map(tch::Tensor::numel).sum(),
         losses,
         peak_memory_bytes: peak_memory(),
     })
 }
 
+/// Seconds of a step that each part took, and the rest.
+fn parts(seconds: &[f64]) -> Result<BTreeMap<&'static str, f64>> {
+    let steps = seconds.len() as f64;
+    let mut parts: BTreeMap<_, _> =
+        csrc::time_spent()?.into_iter().map(|(part, spent)| (part, spent.as_secs_f64() / steps)).collect();
+    let counted: f64 = parts.values().sum();
+    parts.insert("everything else", seconds.iter().sum::<f64>() / steps - counted);
+    Ok(parts)
+}
+
 fn decode(bench: &Bench, model: &Model) -> Result<DecodeFigures> {
-    let prompts: Vec<Vec<u32>> = (0..bench.rows).map(|row| random_row(model, 64, 0, row).ids).collect();
+    let vocabulary = model.architecture().vocabulary;
+    let prompts: Vec<Vec<u32>> = (0..bench.rows).map(|row| random_row(vocabulary, 64, 0, row).ids).collect();
     let rows: Vec<Row> = prompts
         .iter()
         .map(|prompt| Row {
@@ -200,10 +313,10 @@ fn decode(bench: &Bench, model: &Model) -> Result<DecodeFigures> {
 }
 
 /// Tokens drawn evenly, every one but the first trained on.
-fn random_row(model: &Model, length: usize, step: usize, row: usize) -> EncodedRow {
-    let vocabulary = model.architecture().vocabulary as f64;
+fn random_row(vocabulary: usize, length: usize, step: usize, row: usize) -> EncodedRow {
     let seed = derive(derive(1, step as u64), row as u64);
-    let ids = (0..length).map(|place| (unit(derive(seed, place as u64)) * vocabulary) as u32).collect();
+    let ids =
+        (0..length).map(|place| (unit(derive(seed, place as u64)) * vocabulary as f64) as u32).collect();
     let trained = (0..length).map(|place| place > 0).collect();
     EncodedRow { row, ids, trained, rejected: None }
 }

@@ -28,6 +28,7 @@ fn main() {
     let x86: &[(&str, &[&str])] = &[
         ("avx2", &["-mavx2", "-mfma", "-mf16c"]),
         ("avx512", &["-march=x86-64-v4", "-mprefer-vector-width=512"]),
+        ("avx512_bf16", &["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"]),
     ];
     let others = if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|name| name == "x86_64") { x86 } else { &[] };
     for (name, flags) in [&[("base", &[] as &[&str])], others].concat() {

@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fs::File;
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::time::Duration;
 
 use luthier_core::model::Storage;
 use memmap2::Mmap;
@@ -58,6 +59,7 @@ unsafe extern "C" {
         losses: *mut Pointer,
         correct: *mut Pointer,
     ) -> c_int;
+    fn luthier_linear(x: Pointer, weight: Pointer, bias: Pointer, out: *mut Pointer) -> c_int;
     fn luthier_rms_norm(x: Pointer, weight: Pointer, epsilon: f64, out: *mut Pointer) -> c_int;
     fn luthier_swiglu(gate: Pointer, up: Pointer, out: *mut Pointer) -> c_int;
     fn luthier_rope(x: Pointer, cos: Pointer, sin: Pointer, out: *mut Pointer) -> c_int;
@@ -89,6 +91,7 @@ unsafe extern "C" {
         heads: i64,
         out: *mut Pointer,
     ) -> c_int;
+    fn luthier_spent(out: *mut i64, count: usize) -> c_int;
     fn luthier_add_low_rank(y: Pointer, x: Pointer, a: Pointer, b: Pointer, scale: f64) -> c_int;
     fn luthier_dropout_mask(x: Pointer, p: f64, seed: u64, out: *mut Pointer) -> c_int;
     fn luthier_device_memory(device: c_int, out: *mut i64) -> c_int;
@@ -388,9 +391,24 @@ pub fn linear_cross_entropy(
     Ok(CrossEntropy { sum: owned(sum), rows: owned(rows), correct: owned(correct) })
 }
 
-/// Whether the kernels for the CPU can work on a tensor: f32, on the CPU, contiguous.
+/// Whether the kernels for the CPU can work on a tensor: f32 or bf16, on the CPU, contiguous.
 pub fn is_plain(x: &Tensor) -> bool {
-    x.kind() == Kind::Float && x.device() == tch::Device::Cpu && x.is_contiguous()
+    matches!(x.kind(), Kind::Float | Kind::BFloat16) && x.device() == tch::Device::Cpu && x.is_contiguous()
+}
+
+/// Whether they can work on all of `tensors` together: each [plain](is_plain), and all of one type.
+pub fn all_plain(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|x| is_plain(x) && tensors.first().is_some_and(|first| first.kind() == x.kind()))
+}
+
+/// `x · weightᵀ + bias`: `[N, in]`, `[out, in]`, `[out]` → `[N, out]`; plain tensors of one type only.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: two or three live tensors in, one pointer written on success; the shim checks shapes and types.
+    checked("linear", unsafe {
+        luthier_linear(pointer(x), pointer(weight), bias.map_or(null_mut(), pointer), &raw mut out)
+    })?;
+    Ok(owned(out))
 }
 
 /// `weight · x / sqrt(mean(x²) + epsilon)` over the last dimension, in one pass; plain tensors only. No gradient reaches
@@ -526,8 +544,31 @@ pub fn stored_product(x: &Tensor, matrix: &StoredMatrix) -> Result<Tensor> {
     Ok(owned(out))
 }
 
+/// Parts of a step whose time is counted, as in `csrc/cpu.h`.
+const PARTS: [&str; 9] = [
+    "base products, forward",
+    "base products, backward",
+    "attention, forward",
+    "attention, backward",
+    "head and loss",
+    "adapter, forward",
+    "adapter, backward",
+    "norms, rotations, activations",
+    "clipping and optimizer",
+];
+
+/// What each part took on the CPU since the last call.
+pub fn time_spent() -> Result<Vec<(&'static str, Duration)>> {
+    let mut nanoseconds = [0_i64; PARTS.len()];
+    // SAFETY: the shim writes as many numbers as it is told there are, or none.
+    checked("time_spent", unsafe { luthier_spent(nanoseconds.as_mut_ptr(), nanoseconds.len()) })?;
+    let spent = nanoseconds.map(|count| Duration::from_nanos(u64::try_from(count).unwrap_or_default()));
+    Ok(PARTS.into_iter().zip(spent).collect())
+}
+
 /// `y += scale · (x · aᵀ) · bᵀ` in place, differentiable in all four: `y` is `[N, out]` and the result of an operation
-/// that does not need it for its own gradient, `x` `[N, in]`, `a` `[rank, in]`, `b` `[out, rank]`.
+/// that does not need it for its own gradient, `x` `[N, in]`, `a` `[rank, in]`, `b` `[out, rank]`. The factors may be f32
+/// where the others are not: their gradients then are f32 too.
 pub fn add_low_rank(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<()> {
     // SAFETY: four live tensors; `y` is written through autograd's own in-place operation.
     checked("add_low_rank", unsafe {

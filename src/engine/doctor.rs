@@ -32,6 +32,8 @@ pub struct Doctor {
     pub cuda: bool,
     /// The CPU, then each CUDA device, as `model.device` takes them.
     pub devices: Vec<String>,
+    /// What it can train, as `method.kind` takes them.
+    pub methods: Vec<&'static str>,
     /// How fast each of them is.
     pub speeds: Vec<Speed>,
     /// What does not work, in words.
@@ -53,6 +55,11 @@ pub struct Speed {
     pub hint: String,
 }
 
+/// What the engine can train, as `method.kind` takes it.
+pub fn methods() -> impl Iterator<Item = &'static str> {
+    config::MethodKind::CHOICES.iter().filter(|choice| choice.missing.is_none()).map(|choice| choice.name)
+}
+
 /// Looks at every device, which takes about half a second each. A device that fails is a problem, not an error.
 pub fn examine() -> Doctor {
     let mut problems = Vec::new();
@@ -72,6 +79,7 @@ pub fn examine() -> Doctor {
         threads: machine::cores(),
         cuda,
         devices: devices.into_iter().map(device_name).collect(),
+        methods: methods().collect(),
         speeds,
         problems,
     }
@@ -97,9 +105,9 @@ fn gflops(device: Device, kind: Kind) -> Result<f64> {
     let _guard = tch::no_grad_guard();
     let matrix = ops::zeros(&[SIDE, SIDE], kind, device)?;
     let one = |count: usize| {
-        let mut last = ops::matmul(&matrix, &matrix)?;
+        let mut last = ops::linear(&matrix, &matrix, None)?;
         for _ in 1..count {
-            last = ops::matmul(&matrix, &matrix)?;
+            last = ops::linear(&matrix, &matrix, None)?;
         }
         // Reading one element waits for the device.
         ops::value(&ops::narrow(&ops::narrow(&last, 0, 0, 1)?, 1, 0, 1)?)

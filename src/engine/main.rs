@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use luthier_core::config::{Device, Dtype};
+use luthier_core::config::{Device, Dtype, MethodKind};
 use luthier_core::machine;
 use luthier_core::text::clean;
-use luthier_engine::bench::{Bench, bench};
+use luthier_engine::bench::{Bench, Work, bench};
 use luthier_engine::error::EngineError;
 use luthier_engine::evaluate::{Request, compare};
 use luthier_engine::process::{Termination, log_to_stderr};
@@ -73,7 +73,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Measure LoRA training and generation: `luthier-engine bench MODEL --steps 5 --json`
+    /// Measure training and generation: `luthier-engine bench MODEL --method lora --steps 5 --json`
     Bench(BenchArguments),
 }
 
@@ -106,8 +106,18 @@ struct VerifyArguments {
 
 #[derive(Args)]
 struct BenchArguments {
-    /// Model folder or GGUF file
-    model: PathBuf,
+    /// Model folder or GGUF file; trains on random tokens
+    #[arg(required_unless_present = "project")]
+    model: Option<PathBuf>,
+    /// A project's folder: trains on its rows, as its luthier.toml says
+    #[arg(long, conflicts_with_all = ["model", "method", "rank", "batch", "length"])]
+    project: Option<PathBuf>,
+    /// Write the rows of every step to this file, as JSON
+    #[arg(long)]
+    rows_to: Option<PathBuf>,
+    /// What is trained: `full`, `lora` …
+    #[arg(long, value_parser = parse_method, default_value = "lora")]
+    method: MethodKind,
     /// Number format
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     dtype: Format,
@@ -123,7 +133,7 @@ struct BenchArguments {
     /// Measured training steps; 0 leaves training out
     #[arg(long, default_value_t = 5)]
     steps: usize,
-    /// LoRA rank, on all linear layers
+    /// Rank of adapters, on all linear layers
     #[arg(long, default_value_t = 16)]
     rank: usize,
     /// Compute activations again in the backward pass
@@ -169,6 +179,12 @@ fn parse_device(text: &str) -> Result<Device, String> {
     }
 }
 
+fn parse_method(text: &str) -> Result<MethodKind, String> {
+    MethodKind::from_name(text)
+        .filter(|kind| doctor::methods().any(|name| name == kind.name()))
+        .ok_or_else(|| format!("give one of: {}", doctor::methods().collect::<Vec<_>>().join(", ")))
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
@@ -211,6 +227,9 @@ fn with_remedy(error: &EngineError) -> String {
 fn measure(arguments: BenchArguments) -> Result<ExitCode, String> {
     let BenchArguments {
         model,
+        project,
+        rows_to,
+        method,
         dtype,
         device,
         batch,
@@ -223,7 +242,11 @@ fn measure(arguments: BenchArguments) -> Result<ExitCode, String> {
         json,
     } = arguments;
     let dtype = dtype.into();
-    let wanted = Bench { model, dtype, device, batch, length, steps, rank, recompute, rows, new_tokens };
+    let work = match (project, model) {
+        (Some(folder), _) => Work::Project { folder },
+        (None, model) => Work::Random { model: model.unwrap_or_default(), method, rank, batch, length },
+    };
+    let wanted = Bench { work, dtype, device, steps, recompute, rows, new_tokens, rows_to };
     let figures = bench(&wanted).map_err(|error| with_remedy(&error))?;
     print(&figures, json).map(|()| ExitCode::SUCCESS)
 }

@@ -140,6 +140,9 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
 
 /// `x · weightᵀ + bias`: `[N, in]`, `[out, in]`, `[out]` → `[N, out]`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if x.dim() == 2 && csrc::all_plain(&[x, weight]) && bias.is_none_or(|bias| csrc::all_plain(&[x, bias])) {
+        return csrc::linear(x, weight, bias);
+    }
     labelled("linear", &[x, weight], x.f_linear(weight, bias))
 }
 
@@ -293,7 +296,7 @@ pub fn to_integers(x: &Tensor) -> Result<Vec<i64>> {
 /// `weight · x / sqrt(mean(x²) + epsilon)` over the last dimension. Statistics in f32, and below f32 rounded to the type
 /// of `x` before the product with `weight`, as LLaMA does (transformers `LlamaRMSNorm.forward`).
 pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
-    if csrc::is_plain(x) && csrc::is_plain(weight) && !weight.requires_grad() {
+    if csrc::all_plain(&[x, weight]) && !weight.requires_grad() {
         return csrc::rms_norm(x, weight, epsilon);
     }
     if x.kind() == Kind::Float {
@@ -342,7 +345,7 @@ pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
 
 /// `silu(gate) · up`, element by element.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if csrc::is_plain(gate) && csrc::is_plain(up) {
+    if csrc::all_plain(&[gate, up]) {
         return csrc::swiglu(gate, up);
     }
     labelled("swiglu", &[gate, up], gate.f_silu().and_then(|active| active.f_mul(up)))
@@ -352,7 +355,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// `[N, 1, rotated / 2]` of `x`'s type. Dimension `i` is paired with `i + rotated / 2` (transformers
 /// `apply_rotary_pos_emb`).
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    if csrc::is_plain(x) && csrc::is_plain(cos) && csrc::is_plain(sin) {
+    if csrc::all_plain(&[x, cos, sin]) {
         return csrc::rope(x, cos, sin);
     }
     let half = cos.size().last().copied().unwrap_or_default();

@@ -1,6 +1,8 @@
-// CPU kernels in f32 that ATen would run as several passes over memory, or does not have. No torch in here: plain
+// CPU kernels that ATen would run as several passes over memory, runs slower, or does not have. No torch in here: plain
 // pointers and ranges, so that callers decide how work is split. kernels.cpp is compiled once for every instruction set
 // below; kernels() is the best of them that this machine has.
+//
+// Kernels exist for f32 and bf16. In bf16 they compute in f32 and round where PyTorch's operations store a result.
 #pragma once
 
 #include <stdlib.h>
@@ -9,6 +11,54 @@
 #include <cstdint>
 
 namespace luthier {
+
+// The upper half of a float.
+struct bf16 {
+  uint16_t bits;
+};
+
+// What products count their summed dimension in: one f32 number, or two neighbouring ones of bf16.
+typedef int32_t Unit;
+
+// out [rows, columns] (+)= scale · left [rows, depth] · right [depth, columns].
+template <class T>
+struct Product {
+  int64_t rows, columns, depth;
+  // Unit u of row i is left[i · left_row + u · left_step].
+  const Unit* left;
+  int64_t left_row, left_step;
+  // right(l, j) is right[l · right_row + j], or right[j · right_row + l] where columns are rows of memory.
+  const T* right;
+  int64_t right_row;
+  bool right_by_rows;
+  // Either of the two.
+  T* out;
+  float* total;
+  int64_t out_row;
+  float scale;
+  bool add;
+};
+
+// What tasks a product may fall into.
+struct ProductShape {
+  // Panels of columns.
+  int64_t panels;
+  // Tasks should be multiples of so many rows.
+  int64_t rows;
+  // Whether tasks should take several panels, and then not too many rows.
+  bool deep;
+  // Scratch memory of a task, in units: `space`, and so much for every row of every panel where it is deep, else of
+  // `rows` rows.
+  int64_t space, space_per_row;
+};
+
+// One head of one document, [length, size], rows that far apart; gradients and results lie as the queries do.
+template <class T>
+struct Head {
+  const T *query, *key, *value;
+  int64_t query_row, key_row, length, size;
+  float scale;
+};
 
 // A matrix [rows, columns] as it lies in a file.
 struct Stored {
@@ -23,42 +73,65 @@ enum Format { BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, FORMATS };
 constexpr int64_t BLOCK_ELEMENTS[FORMATS] = {32, 32, 32, 32, 32, 32, 256, 256, 256};
 constexpr int64_t BLOCK_BYTES[FORMATS] = {64, 34, 18, 20, 22, 24, 144, 176, 210};
 
-struct Kernels {
-  const char* instructions;
+// Kernels of one element type. `space` is scratch memory of as many units as the function beside it says.
+template <class T>
+struct Typed {
+  void (*widen)(const T* from, float* to, int64_t count);
+  void (*narrow)(const float* from, T* to, int64_t count);
 
   // y = weight · x / sqrt(mean(x²) + epsilon) for rows [start, end) of [·, width]; scales[row] = 1 / sqrt(…).
-  void (*rms_norm_forward)(const float* x, const float* weight, float* y, float* scales, int64_t start, int64_t end,
-                           int64_t width, float epsilon);
-  void (*rms_norm_backward)(const float* x, const float* weight, const float* scales, const float* dy, float* dx,
-                            int64_t start, int64_t end, int64_t width);
+  void (*rms_norm_forward)(const T* x, const T* weight, T* y, float* scales, int64_t start, int64_t end, int64_t width,
+                           float epsilon);
+  void (*rms_norm_backward)(const T* x, const T* weight, const float* scales, const T* dy, T* dx, int64_t start,
+                            int64_t end, int64_t width);
 
   // y = silu(gate) · up for `count` elements.
-  void (*swiglu_forward)(const float* gate, const float* up, float* y, int64_t count);
-  void (*swiglu_backward)(const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t count);
+  void (*swiglu_forward)(const T* gate, const T* up, T* y, int64_t count);
+  void (*swiglu_backward)(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t count);
 
   // Rotates the first 2 · half dimensions of every head of tokens [start, end) of [·, heads, size]; cos and sin are
   // [·, half]. direction 1 turns forward, -1 back.
-  void (*rope)(const float* x, const float* cos, const float* sin, float* y, int64_t start, int64_t end, int64_t heads,
-               int64_t size, int64_t half, float direction);
+  void (*rope)(const T* x, const T* cos, const T* sin, T* y, int64_t start, int64_t end, int64_t heads, int64_t size,
+               int64_t half, float direction);
 
-  // Softmax of the first `valid` of `width` scores times `scale`, in place, the others 0. Returns the logarithm of its
-  // denominator.
-  float (*softmax)(float* scores, int64_t valid, int64_t width, float scale);
-  // The same softmax once that logarithm is known.
-  void (*softmax_again)(float* scores, int64_t valid, int64_t width, float scale, float normaliser);
-  // gradient = weights · (gradient - shared) · scale, in place: back through a softmax.
-  void (*softmax_backward)(const float* weights, float* gradient, int64_t count, float shared, float scale);
+  // Cross entropy of one row of logits against `id`; logits become softmax - onehot where `gradient` asks for it.
+  float (*cross_entropy)(T* logits, int64_t width, int64_t id, bool gradient);
 
-  float (*dot)(const float* a, const float* b, int64_t count);
+  // A product falls into tasks: rows [first, last) of some panels of its columns.
+  ProductShape (*product_shape)(const Product<T>& product);
+  void (*product)(const Product<T>& product, int64_t first_panel, int64_t last_panel, int64_t first, int64_t last,
+                  Unit* space);
+  // The left operand of a product with the transpose of `from` [depth, rows], rows that far apart: unit u of row i is
+  // out[u · rows + i], for units [start, end).
+  void (*pack_left)(const T* from, int64_t row, int64_t depth, int64_t rows, Unit* out, int64_t start, int64_t end);
+
+  // y [tokens, rows] = x [tokens, columns] · weightᵀ for rows [start, end): for few tokens.
+  void (*rows_product)(const float* x, const T* weight, T* y, int64_t tokens, int64_t columns, int64_t rows,
+                       int64_t start, int64_t end);
+
+  // Keys and values in the order that the products of attention read them in, for all heads of a group.
+  int64_t (*attention_packed)(int64_t length, int64_t size, bool backward);
+  void (*attention_pack)(const Head<T>& head, bool backward, Unit* to);
+  // Queries [first, last) of one head; normalisers are the logarithms of the softmax's denominators, `heads` apart.
+  int64_t (*attention_forward_space)(int64_t length, int64_t size);
+  void (*attention_forward)(const Head<T>& head, const Unit* packed, int64_t first, int64_t last, T* out,
+                            float* normalisers, int64_t heads, Unit* space);
+  // All queries of one head; dkey and dvalue are this head's share.
+  int64_t (*attention_backward_space)(int64_t length, int64_t size);
+  void (*attention_backward)(const Head<T>& head, const Unit* packed, const T* out, const T* dout,
+                             const float* normalisers, int64_t heads, T* dquery, float* dkey, float* dvalue,
+                             Unit* space);
 
   // out [queries, size] = softmax(scale · query · keysᵀ) · values for keys and values [count, size]; scores is room for
   // queries · count.
-  void (*attend)(const float* query, const float* keys, const float* values, float* scores, float* out, int64_t queries,
-                 int64_t size, int64_t count, float scale);
+  void (*attend)(const T* query, const T* keys, const T* values, float* scores, T* out, int64_t queries, int64_t size,
+                 int64_t count, float scale);
+};
 
-  // Cross entropy of one row of logits against `id`; logits become softmax - onehot where `gradient` asks for it, and
-  // nothing of use elsewhere.
-  float (*cross_entropy)(float* logits, int64_t width, int64_t id, bool gradient);
+struct Kernels {
+  const char* instructions;
+  Typed<float> f32;
+  Typed<bf16> half;
 
   // y [tokens, rows] = x [tokens, columns] · weightsᵀ for rows [start, end).
   void (*stored_product)(Format format, const Stored& weights, const float* x, float* y, int64_t tokens, int64_t start,
@@ -67,7 +140,7 @@ struct Kernels {
 
 extern const Kernels kernels_base;
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avx512;
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16;
 #endif
 
 // The best for this machine, or what LUTHIER_INSTRUCTIONS names, for tests and comparisons.
@@ -78,12 +151,27 @@ inline const Kernels& kernels() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (bf16 && (!wanted || !strcmp(wanted, kernels_avx512_bf16.instructions))) return kernels_avx512_bf16;
     if (avx512 && (!wanted || !strcmp(wanted, kernels_avx512.instructions))) return kernels_avx512;
     if (avx2 && (!wanted || strcmp(wanted, kernels_base.instructions))) return kernels_avx2;
 #endif
     return kernels_base;
   }();
   return chosen;
+}
+
+template <class T>
+const Typed<T>& typed_kernels();
+
+template <>
+inline const Typed<float>& typed_kernels<float>() {
+  return kernels().f32;
+}
+
+template <>
+inline const Typed<bf16>& typed_kernels<bf16>() {
+  return kernels().half;
 }
 
 }  // namespace luthier

@@ -38,6 +38,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu.h"
 #include "kernels.h"
 
 using at::Tensor;
@@ -73,204 +74,11 @@ std::vector<Tensor> gather(Tensor* const* tensors, size_t count) {
   return list;
 }
 
-// Whether kernels.h can work on it.
-bool plain(const Tensor& x) { return x.device().is_cpu() && x.scalar_type() == at::kFloat && x.is_contiguous(); }
-
-// The BLAS that libtorch carries, column-major as Fortran has it.
-extern "C" void sgemm_(const char* trans_a, const char* trans_b, const int* m, const int* n, const int* k,
-                       const float* alpha, const float* a, const int* lda, const float* b, const int* ldb,
-                       const float* beta, float* c, const int* ldc);
-
-// Row-major c [m, n] = op(a) · op(b) + beta · c; op transposes where its letter is 'T'.
-void product(char op_a, char op_b, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
-             int64_t ldb, float beta, float* c, int64_t ldc) {
-  const int rows = static_cast<int>(m), columns = static_cast<int>(n), inner = static_cast<int>(k);
-  const int step_a = static_cast<int>(lda), step_b = static_cast<int>(ldb), step_c = static_cast<int>(ldc);
-  const float one = 1;
-  sgemm_(&op_b, &op_a, &columns, &rows, &inner, &one, b, &step_b, a, &step_a, &beta, c, &step_c);
+// Whether autograd must know of an operation on these.
+template <class... Tensors>
+bool differentiates(const Tensors&... tensors) {
+  return at::GradMode::is_enabled() && (tensors.requires_grad() || ...);
 }
-
-// Norm with a frozen weight, in f32 on the CPU.
-struct RmsNorm : torch::autograd::Function<RmsNorm> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, double epsilon) {
-    const int64_t width = x.size(-1), rows = x.numel() / width;
-    Tensor y = at::empty_like(x), scales = at::empty({rows}, x.options());
-    at::parallel_for(0, rows, 16, [&](int64_t start, int64_t end) {
-      luthier::kernels().rms_norm_forward(x.const_data_ptr<float>(), weight.const_data_ptr<float>(), y.data_ptr<float>(),
-                                scales.data_ptr<float>(), start, end, width, static_cast<float>(epsilon));
-    });
-    ctx->save_for_backward({x, weight, scales});
-    return y;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &weight = saved[1], &scales = saved[2], dy = gradients[0].contiguous();
-    const int64_t width = x.size(-1);
-    Tensor dx = at::empty_like(x);
-    at::parallel_for(0, scales.numel(), 16, [&](int64_t start, int64_t end) {
-      luthier::kernels().rms_norm_backward(x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
-                                 scales.const_data_ptr<float>(), dy.const_data_ptr<float>(), dx.data_ptr<float>(),
-                                 start, end, width);
-    });
-    return {dx, Tensor(), Tensor()};
-  }
-};
-
-// silu(gate) · up in f32 on the CPU, keeping nothing but its operands.
-struct SwiGlu : torch::autograd::Function<SwiGlu> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
-    Tensor y = at::empty_like(gate);
-    at::parallel_for(0, gate.numel(), 1 << 14, [&](int64_t start, int64_t end) {
-      luthier::kernels().swiglu_forward(gate.const_data_ptr<float>() + start, up.const_data_ptr<float>() + start,
-                                        y.data_ptr<float>() + start, end - start);
-    });
-    ctx->save_for_backward({gate, up});
-    return y;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    auto saved = ctx->get_saved_variables();
-    const Tensor &gate = saved[0], &up = saved[1], dy = gradients[0].contiguous();
-    Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
-    at::parallel_for(0, gate.numel(), 1 << 14, [&](int64_t start, int64_t end) {
-      luthier::kernels().swiglu_backward(gate.const_data_ptr<float>() + start, up.const_data_ptr<float>() + start,
-                                         dy.const_data_ptr<float>() + start, dgate.data_ptr<float>() + start,
-                                         dup.data_ptr<float>() + start, end - start);
-    });
-    return {dgate, dup};
-  }
-};
-
-// Rotary embedding of [N, heads, size] by cos and sin [N, half], in f32 on the CPU.
-struct Rope : torch::autograd::Function<Rope> {
-  static Tensor turn(const Tensor& x, const Tensor& cos, const Tensor& sin, float direction) {
-    Tensor y = at::empty_like(x);
-    const int64_t half = cos.numel() / x.size(0);
-    at::parallel_for(0, x.size(0), 16, [&](int64_t start, int64_t end) {
-      luthier::kernels().rope(x.const_data_ptr<float>(), cos.const_data_ptr<float>(), sin.const_data_ptr<float>(),
-                    y.data_ptr<float>(), start, end, x.size(1), x.size(2), half, direction);
-    });
-    return y;
-  }
-
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin) {
-    ctx->save_for_backward({cos, sin});
-    return turn(x, cos, sin, 1);
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    auto saved = ctx->get_saved_variables();
-    return {turn(gradients[0].contiguous(), saved[0], saved[1], -1), Tensor(), Tensor()};
-  }
-};
-
-// Causal attention of documents laid end to end, in f32 on the CPU. Scores exist for a block of queries at a time only;
-// the backward computes them again from their normalisers (FlashAttention-2, arXiv 2307.08691, section 3.1).
-struct Attention : torch::autograd::Function<Attention> {
-  // Scores that a thread holds at once: they should stay in its cache.
-  static int64_t block(int64_t length) { return std::clamp<int64_t>((1 << 16) / length, 16, 128); }
-
-  static float* space(size_t floats) {
-    thread_local std::vector<float> memory;
-    if (memory.size() < floats) memory.resize(floats);
-    return memory.data();
-  }
-
-  // query [N, heads, size], key and value [N, groups, size], lengths of the documents. Returns [N, heads · size].
-  static Tensor forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value,
-                        const std::vector<int64_t>& lengths, double scale) {
-    const int64_t heads = query.size(1), groups = key.size(1), size = query.size(2), shared = heads / groups;
-    const int64_t q_step = heads * size, k_step = groups * size;
-    Tensor out = at::empty({query.size(0), q_step}, query.options());
-    Tensor normalisers = at::empty({query.size(0), heads}, query.options());
-    struct Task {
-      int64_t start, first, count, head;
-    };
-    std::vector<Task> tasks;
-    int64_t start = 0;
-    for (int64_t length : lengths) {
-      const int64_t rows = block(length);
-      for (int64_t head = 0; head < heads; ++head)
-        for (int64_t first = 0; first < length; first += rows)
-          tasks.push_back({start, first, std::min(rows, length - first), head});
-      start += length;
-    }
-    const float *q = query.const_data_ptr<float>(), *k = key.const_data_ptr<float>(),
-                *v = value.const_data_ptr<float>();
-    float *o = out.data_ptr<float>(), *n = normalisers.data_ptr<float>();
-    const luthier::Kernels& kernels = luthier::kernels();
-    at::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t from, int64_t to) {
-      for (int64_t index = from; index < to; ++index) {
-        const Task& task = tasks[index];
-        const int64_t keys = task.first + task.count, token = task.start + task.first;
-        const int64_t q_at = token * q_step + task.head * size;
-        const int64_t k_at = task.start * k_step + task.head / shared * size;
-        float* scores = space(task.count * keys);
-        product('N', 'T', task.count, keys, size, q + q_at, q_step, k + k_at, k_step, 0, scores, keys);
-        for (int64_t row = 0; row < task.count; ++row)
-          n[(token + row) * heads + task.head] =
-              kernels.softmax(scores + row * keys, task.first + row + 1, keys, static_cast<float>(scale));
-        product('N', 'N', task.count, size, keys, scores, keys, v + k_at, k_step, 0, o + q_at, q_step);
-      }
-    });
-    ctx->save_for_backward({query, key, value, out, normalisers});
-    ctx->saved_data["lengths"] = lengths;
-    ctx->saved_data["scale"] = scale;
-    return out;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    auto saved = ctx->get_saved_variables();
-    const Tensor &query = saved[0], &key = saved[1], &value = saved[2], dout = gradients[0].contiguous();
-    const auto lengths = ctx->saved_data["lengths"].toIntVector();
-    const float scale = static_cast<float>(ctx->saved_data["scale"].toDouble());
-    const int64_t heads = query.size(1), groups = key.size(1), size = query.size(2), shared = heads / groups;
-    const int64_t q_step = heads * size, k_step = groups * size;
-    // One share of the gradient of keys and values for each query head, summed by group afterwards.
-    Tensor dquery = at::empty_like(query), dkey = at::zeros_like(query), dvalue = at::zeros_like(query);
-    std::vector<std::pair<int64_t, int64_t>> documents;
-    int64_t start = 0;
-    for (int64_t length : lengths) {
-      documents.emplace_back(start, length);
-      start += length;
-    }
-    const float *q = query.const_data_ptr<float>(), *k = key.const_data_ptr<float>(),
-                *v = value.const_data_ptr<float>(), *o = saved[3].const_data_ptr<float>(),
-                *n = saved[4].const_data_ptr<float>(), *d = dout.const_data_ptr<float>();
-    const luthier::Kernels& kernels = luthier::kernels();
-    float *dq = dquery.data_ptr<float>(), *dk = dkey.data_ptr<float>(), *dv = dvalue.data_ptr<float>();
-    at::parallel_for(0, static_cast<int64_t>(documents.size()) * heads, 1, [&](int64_t from, int64_t to) {
-      for (int64_t index = from; index < to; ++index) {
-        const auto [begin, length] = documents[index / heads];
-        const int64_t head = index % heads, rows = block(length);
-        const int64_t q_begin = begin * q_step + head * size, k_begin = begin * k_step + head / shared * size;
-        float* weights = space(2 * rows * length);
-        float* changes = weights + rows * length;
-        for (int64_t first = 0; first < length; first += rows) {
-          const int64_t count = std::min(rows, length - first), keys = first + count;
-          const int64_t at = q_begin + first * q_step;
-          product('N', 'T', count, keys, size, q + at, q_step, k + k_begin, k_step, 0, weights, keys);
-          product('N', 'T', count, keys, size, d + at, q_step, v + k_begin, k_step, 0, changes, keys);
-          for (int64_t row = 0; row < count; ++row) {
-            const int64_t token = begin + first + row, place = at + row * q_step;
-            kernels.softmax_again(weights + row * keys, first + row + 1, keys, scale, n[token * heads + head]);
-            kernels.softmax_backward(weights + row * keys, changes + row * keys, keys,
-                                      kernels.dot(d + place, o + place, size), scale);
-          }
-          product('T', 'N', keys, size, count, weights, keys, d + at, q_step, 1, dv + q_begin, q_step);
-          product('T', 'N', keys, size, count, changes, keys, q + at, q_step, 1, dk + q_begin, q_step);
-          product('N', 'N', count, size, keys, changes, keys, k + k_begin, k_step, 0, dq + at, q_step);
-        }
-      }
-    });
-    if (shared > 1) {
-      const auto by_group = [&](const Tensor& x) { return x.view({x.size(0), groups, shared, size}).sum(2); };
-      return {dquery, by_group(dkey), by_group(dvalue), Tensor(), Tensor()};
-    }
-    return {dquery, dkey, dvalue, Tensor(), Tensor()};
-  }
-};
 
 // Sum over rows of the cross entropy between hidden · weightᵀ and ids, without ever holding all logits: each chunk of
 // rows makes its logits, its loss and at once its gradient (Liger kernel, arXiv 2410.10989, section 3).
@@ -280,12 +88,15 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     const int64_t rows = logits.size(0), vocabulary = logits.size(1);
     if (plain(logits) && plain(losses) && ids.is_contiguous()) {
       const int64_t* id = ids.const_data_ptr<int64_t>();
-      at::parallel_for(0, rows, 1, [&](int64_t start, int64_t end) {
-        for (int64_t row = start; row < end; ++row) {
-          TORCH_CHECK_INDEX(id[row] >= 0 && id[row] < vocabulary, "token ", id[row], " of ", vocabulary);
-          losses.data_ptr<float>()[row] = luthier::kernels().cross_entropy(logits.data_ptr<float>() + row * vocabulary,
-                                                                     vocabulary, id[row], gradient);
-        }
+      by_type(logits, [&](auto number) {
+        using T = decltype(number);
+        at::parallel_for(0, rows, 1, [&](int64_t start, int64_t end) {
+          for (int64_t row = start; row < end; ++row) {
+            TORCH_CHECK_INDEX(id[row] >= 0 && id[row] < vocabulary, "token ", id[row], " of ", vocabulary);
+            write<float>(losses)[row] = luthier::typed_kernels<T>().cross_entropy(
+                write<T>(logits) + row * vocabulary, vocabulary, id[row], gradient);
+          }
+        });
       });
       return;
     }
@@ -300,7 +111,8 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   // Logits of hidden states in f32, made in raw, and the slope of their cap where there is one.
   static std::pair<Tensor, Tensor> score(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
                                          double cap, Tensor raw) {
-    at::mm_out(raw, hidden, weight.t());
+    if (multiplies(hidden) && plain(hidden, weight)) multiply(hidden, false, weight, true, raw, 1, false);
+    else at::mm_out(raw, hidden, weight.t());
     if (bias) raw.add_(*bias);
     Tensor slope;
     if (cap > 0) {
@@ -318,9 +130,11 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
                                const std::optional<Tensor>& bias, const Tensor& ids, double cap, int64_t chunk,
                                bool count_correct, bool by_row) {
+    const Clock clock(HEAD);
     const bool trained_weight = weight.requires_grad(), trained_bias = bias && bias->requires_grad();
     const bool want_hidden = hidden.requires_grad(), want_weight = trained_weight && !by_row;
     const bool want_bias = trained_bias && !by_row;
+    const bool own = multiplies(hidden) && plain(hidden, weight);
     const int64_t rows = hidden.size(0), vocabulary = weight.size(0);
     const auto single = hidden.options().dtype(at::kFloat).requires_grad(false);
     Tensor losses = at::empty({rows}, single);
@@ -341,9 +155,11 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       Tensor gradient = logits.to(hidden.scalar_type());
       if (want_hidden) {
         Tensor out = grad_hidden.slice(0, start, end);
-        at::mm_out(out, gradient, weight);
+        if (own) multiply(gradient, false, weight, false, out, 1, false);
+        else at::mm_out(out, gradient, weight);
       }
-      if (want_weight) grad_weight.add_(gradient.t().mm(part));
+      if (want_weight && own) multiply(gradient, true, part, false, grad_weight, 1, true);
+      else if (want_weight) grad_weight.add_(gradient.t().mm(part));
       if (want_bias) grad_bias.add_(gradient.sum(0, false, at::kFloat));
     }
     Tensor sum = losses.sum();
@@ -453,6 +269,7 @@ int luthier_adamw(Tensor* const* parameters, Tensor* const* gradients, Tensor* c
                   Tensor* const* steps, size_t count, double learning_rate, double beta1, double beta2,
                   double weight_decay, double epsilon) {
   return guarded([=] {
+    const Clock clock(OPTIMIZER);
     at::NoGradGuard no_grad;
     auto counters = gather(steps, count);
     for (auto& counter : counters) counter.add_(1);
@@ -465,6 +282,7 @@ int luthier_adamw(Tensor* const* parameters, Tensor* const* gradients, Tensor* c
 // Euclidean norm over all gradients together, a 0-dimensional tensor on their device: reading it is the caller's choice.
 int luthier_grad_norm(Tensor* const* gradients, size_t count, Tensor** out) {
   return guarded([=] {
+    const Clock clock(OPTIMIZER);
     at::NoGradGuard no_grad;
     auto norms = at::_foreach_norm(gather(gradients, count), 2, at::kFloat);
     *out = new Tensor(at::linalg_vector_norm(at::stack(norms), 2));
@@ -474,6 +292,7 @@ int luthier_grad_norm(Tensor* const* gradients, size_t count, Tensor** out) {
 // Scales all gradients in place by min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
 int luthier_clip(Tensor* const* gradients, size_t count, Tensor* norm, double limit) {
   return guarded([=] {
+    const Clock clock(OPTIMIZER);
     at::NoGradGuard no_grad;
     at::_foreach_mul_(gather(gradients, count), norm->add(1e-6).reciprocal().mul(limit).clamp_max(1.0));
   });
@@ -491,23 +310,35 @@ int luthier_linear_cross_entropy(Tensor* hidden, Tensor* weight, Tensor* bias, T
   });
 }
 
+// x [N, in] · weightᵀ + bias (or null), [N, out]. Differentiable in all three.
+int luthier_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** out) {
+  return guarded([=] {
+    const auto shift = bias ? std::optional<Tensor>(*bias) : std::nullopt;
+    TORCH_CHECK(x->dim() == 2 && weight->dim() == 2 && x->size(1) == weight->size(1), "the shapes do not fit");
+    TORCH_CHECK(plain(*x, *weight) && (!shift || (plain(*x, *shift) && shift->numel() == weight->size(0))));
+    if (!multiplies(*x)) *out = new Tensor(at::linear(*x, *weight, shift));
+    else if (differentiates(*x, *weight, shift ? *shift : *x)) *out = new Tensor(Linear::apply(*x, *weight, shift));
+    else *out = new Tensor(Linear::compute(*x, *weight, shift));
+  });
+}
+
 int luthier_rms_norm(Tensor* x, Tensor* weight, double epsilon, Tensor** out) {
   return guarded([=] {
-    TORCH_CHECK(plain(*x) && plain(*weight) && weight->numel() == x->size(-1) && x->numel() > 0);
+    TORCH_CHECK(plain(*x, *weight) && weight->numel() == x->size(-1) && x->numel() > 0);
     *out = new Tensor(RmsNorm::apply(*x, *weight, epsilon));
   });
 }
 
 int luthier_swiglu(Tensor* gate, Tensor* up, Tensor** out) {
   return guarded([=] {
-    TORCH_CHECK(plain(*gate) && plain(*up) && gate->sizes() == up->sizes());
+    TORCH_CHECK(plain(*gate, *up) && gate->sizes() == up->sizes());
     *out = new Tensor(SwiGlu::apply(*gate, *up));
   });
 }
 
 int luthier_rope(Tensor* x, Tensor* cos, Tensor* sin, Tensor** out) {
   return guarded([=] {
-    TORCH_CHECK(plain(*x) && plain(*cos) && plain(*sin) && x->dim() == 3 && x->numel() > 0);
+    TORCH_CHECK(plain(*x, *cos, *sin) && x->dim() == 3 && x->numel() > 0);
     TORCH_CHECK(cos->sizes() == sin->sizes() && cos->numel() % x->size(0) == 0);
     TORCH_CHECK(2 * cos->numel() <= x->size(0) * x->size(2));
     *out = new Tensor(Rope::apply(*x, *cos, *sin));
@@ -523,9 +354,10 @@ int luthier_attention(Tensor* query, Tensor* key, Tensor* value, const int64_t* 
       TORCH_CHECK(length > 0, "a document is empty");
       tokens += length;
     }
-    TORCH_CHECK(plain(*query) && plain(*key) && plain(*value) && query->dim() == 3 && key->dim() == 3);
+    TORCH_CHECK(plain(*query, *key, *value) && query->dim() == 3 && key->dim() == 3);
     TORCH_CHECK(query->size(0) == tokens && key->size(0) == tokens && key->sizes() == value->sizes());
     TORCH_CHECK(query->size(2) == key->size(2) && key->size(1) > 0 && query->size(1) % key->size(1) == 0);
+    TORCH_CHECK(query->size(2) % 2 == 0, "heads of an odd size");
     *out = new Tensor(Attention::apply(*query, *key, *value, documents, scale));
   });
 }
@@ -535,7 +367,7 @@ int luthier_attention(Tensor* query, Tensor* key, Tensor* value, const int64_t* 
 int luthier_attend(Tensor* query, Tensor* keys, Tensor* values, const int64_t* lengths, size_t count, double scale,
                    Tensor** out) {
   return guarded([=] {
-    TORCH_CHECK(plain(*query) && plain(*keys) && plain(*values) && query->dim() == 3 && keys->dim() == 4);
+    TORCH_CHECK(plain(*query, *keys, *values) && query->dim() == 3 && keys->dim() == 4);
     const int64_t rows = query->size(0), heads = query->size(1), size = query->size(2);
     const int64_t groups = keys->size(1), room = keys->size(2);
     TORCH_CHECK(static_cast<int64_t>(count) == rows && keys->size(0) == rows && keys->size(3) == size);
@@ -544,15 +376,17 @@ int luthier_attend(Tensor* query, Tensor* keys, Tensor* values, const int64_t* l
     at::NoGradGuard no_grad;
     const int64_t shared = heads / groups;
     Tensor mixed = at::empty({rows, heads * size}, query->options());
-    const float *q = query->const_data_ptr<float>(), *k = keys->const_data_ptr<float>(),
-                *v = values->const_data_ptr<float>();
-    float* o = mixed.data_ptr<float>();
-    at::parallel_for(0, rows * groups, 1, [&](int64_t from, int64_t to) {
-      for (int64_t index = from; index < to; ++index) {
-        const int64_t length = lengths[index / groups], at = index * shared * size, stored = index * room * size;
-        luthier::kernels().attend(q + at, k + stored, v + stored, Attention::space(shared * length), o + at, shared,
-                                  size, length, static_cast<float>(scale));
-      }
+    by_type(*query, [&](auto number) {
+      using T = decltype(number);
+      const T *q = read<T>(*query), *k = read<T>(*keys), *v = read<T>(*values);
+      at::parallel_for(0, rows * groups, 1, [&](int64_t from, int64_t to) {
+        for (int64_t index = from; index < to; ++index) {
+          const int64_t length = lengths[index / groups], at = index * shared * size, stored = index * room * size;
+          auto* scores = reinterpret_cast<float*>(space(shared * length));
+          luthier::typed_kernels<T>().attend(q + at, k + stored, v + stored, scores, write<T>(mixed) + at, shared, size,
+                                             length, static_cast<float>(scale));
+        }
+      });
     });
     *out = new Tensor(mixed);
   });
@@ -568,18 +402,45 @@ int luthier_stored_product(Tensor* x, const uint8_t* bytes, size_t length, int f
     const auto row_bytes = columns / luthier::BLOCK_ELEMENTS[format] * luthier::BLOCK_BYTES[format];
     TORCH_CHECK(rows >= 0 && static_cast<int64_t>(length) == rows * row_bytes);
     at::NoGradGuard no_grad;
-    Tensor y = at::empty({x->size(0), rows}, x->options());
+    const int64_t tokens = x->size(0);
+    Tensor y = at::empty({tokens, rows}, x->options());
     const luthier::Stored stored{bytes, rows, columns, heads};
-    at::parallel_for(0, rows, 16, [&](int64_t start, int64_t end) {
-      luthier::kernels().stored_product(static_cast<luthier::Format>(format), stored, x->const_data_ptr<float>(),
-                                        y.data_ptr<float>(), x->size(0), start, end);
+    by_type(*x, [&](auto number) {
+      using T = decltype(number);
+      const auto& kernels = luthier::typed_kernels<T>();
+      std::vector<float> in(static_cast<size_t>(x->numel())), result(static_cast<size_t>(y.numel()));
+      kernels.widen(read<T>(*x), in.data(), x->numel());
+      at::parallel_for(0, rows, 16, [&](int64_t start, int64_t end) {
+        luthier::kernels().stored_product(static_cast<luthier::Format>(format), stored, in.data(), result.data(), tokens,
+                                          start, end);
+        for (int64_t token = 0; token < tokens; ++token)
+          kernels.narrow(result.data() + token * rows + start, write<T>(y) + token * rows + start, end - start);
+      });
     });
     *out = new Tensor(y);
   });
 }
 
+// Nanoseconds that each part took since the last call, on the CPU.
+int luthier_spent(int64_t* out, size_t count) {
+  return guarded([=] {
+    TORCH_CHECK(count == PARTS);
+    for (size_t i = 0; i < count; ++i) out[i] = spent[i].exchange(0);
+  });
+}
+
 int luthier_add_low_rank(Tensor* y, Tensor* x, Tensor* a, Tensor* b, double scale) {
-  return guarded([=] { y->addmm_(x->mm(a->t()), b->t(), 1, scale); });
+  return guarded([=] {
+    if (multiplies(*x) && plain(*x, *y) && plain(*a) && plain(*b) && x->dim() == 2) {
+      TORCH_CHECK(a->dim() == 2 && b->dim() == 2 && x->size(1) == a->size(1) && a->size(0) == b->size(1));
+      TORCH_CHECK(y->dim() == 2 && y->size(0) == x->size(0) && y->size(1) == b->size(0));
+      if (differentiates(*y, *x, *a, *b)) LowRank::apply(*y, *x, *a, *b, scale);
+      else LowRank::compute(*y, *x, *a, *b, scale);
+      return;
+    }
+    const Tensor down = a->to(x->scalar_type()), up = b->to(x->scalar_type());
+    y->addmm_(x->mm(down.t()), up.t(), 1, scale);
+  });
 }
 
 // 0 with probability p, else 1 / (1 - p), of x's shape, type and device; a function of the seed alone.

@@ -151,7 +151,7 @@ impl LayerCache {
     /// Attention of one new token a row, just written, `query` `[B, h, size]` to `[B, h · size]`; `None` where the tensors
     /// are not what the kernel for it takes.
     pub fn attend(&self, query: &Tensor, scale: f64) -> Option<Result<Tensor>> {
-        if ![query, &self.keys, &self.values].into_iter().all(csrc::is_plain) {
+        if !csrc::all_plain(&[query, &self.keys, &self.values]) {
             return None;
         }
         let lengths: Vec<i64> = self.starts.iter().map(|start| start + 1).collect();

@@ -242,14 +242,13 @@ impl Adapter for Lora {
 
     fn output(&self, linear: &Linear, x: &Tensor, y: Tensor, noise: Option<&Noise>) -> Result<Tensor> {
         let Some(Factors { a, b }) = self.factors(linear) else { return Ok(y) };
-        let (a, b) = (ops::to_kind(a, x.kind())?, ops::to_kind(b, x.kind())?);
         let scale = self.settings.scale();
         match noise {
             Some(noise) if self.settings.dropout > 0.0 => {
                 let mask = csrc::dropout_mask(x, self.settings.dropout, noise.at(&linear.name))?;
-                csrc::add_low_rank(&y, &ops::multiply(x, &mask)?, &a, &b, scale)?;
+                csrc::add_low_rank(&y, &ops::multiply(x, &mask)?, a, b, scale)?;
             }
-            _ => csrc::add_low_rank(&y, x, &a, &b, scale)?,
+            _ => csrc::add_low_rank(&y, x, a, b, scale)?,
         }
         Ok(y)
     }

@@ -175,7 +175,7 @@ impl Attention {
         let longest = lengths.iter().copied().max().unwrap_or_default();
         let sees_all = self.window().is_none_or(|window| longest <= window);
         let usual = prefix.is_none() && sees_all && self.spec.score_cap.is_none() && self.slopes.is_none();
-        if usual && [query, key, value].into_iter().all(csrc::is_plain) {
+        if usual && csrc::all_plain(&[query, key, value]) {
             return csrc::attention(query, key, value, lengths, self.spec.scale);
         }
         if lengths.iter().all(|&length| length == longest) {

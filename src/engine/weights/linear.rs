@@ -27,9 +27,9 @@ pub enum Weight {
     /// As dense, and beside it the file's own form, which takes a fraction of the memory traffic: generation multiplies
     /// with that.
     Doubled {
-        /// One element after the other, f32 on the CPU.
+        /// One element after the other, on the CPU.
         dense: Tensor,
-        /// The same numbers.
+        /// The same numbers, as they were before they were rounded to the type of the others.
         stored: Stored,
     },
 }

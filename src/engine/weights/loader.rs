@@ -58,7 +58,7 @@ impl<'a> Loader<'a> {
     /// The matrix of this Hugging Face name, ready to be multiplied with.
     pub fn weight(&self, name: &str) -> Result<Weight> {
         let dense = self.tensor(name)?;
-        let on_cpu = (self.device, self.kind) == (Device::Cpu, Kind::Float);
+        let on_cpu = self.device == Device::Cpu;
         let found = self.files.tensors.get(name).and_then(|entry| Some((entry, self.maps.get(entry.file)?)));
         let Some((entry, map)) = found.filter(|(entry, _)| on_cpu && csrc::can_multiply(entry.storage))
         else {

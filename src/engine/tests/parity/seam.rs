@@ -10,14 +10,23 @@ use crate::support::distance;
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
-/// A leaf of normal numbers; the same for the same seed.
-fn leaf(shape: &[i64], seed: u64) -> Tensor {
+/// What the kernels for the CPU work in, and how far results may be from the plain path's, as a share of the largest of
+/// them: sums are taken in another order, and in bf16 that may change how a number is rounded.
+const KINDS: [(Kind, f64); 2] = [(Kind::Float, 5e-6), (Kind::BFloat16, 8e-3)];
+
+/// Normal numbers; the same for the same seed.
+fn normal(shape: &[i64], seed: u64, kind: Kind) -> Tensor {
     let count: i64 = shape.iter().product();
     let unit = |place: u64| luthier_engine::random::unit(seed * 1_000_003 + place);
     let normal =
         |i: u64| (-2.0 * (1.0 - unit(2 * i)).ln()).sqrt() * (std::f64::consts::TAU * unit(2 * i + 1)).cos();
     let values: Vec<f32> = (0..count as u64).map(|i| normal(i) as f32).collect();
-    Tensor::from_slice(&values).view(shape).set_requires_grad(true)
+    Tensor::from_slice(&values).view(shape).to_kind(kind)
+}
+
+/// The same as a leaf.
+fn leaf(shape: &[i64], seed: u64, kind: Kind) -> Tensor {
+    normal(shape, seed, kind).set_requires_grad(true)
 }
 
 /// The same leaves again, without gradients yet.
@@ -25,59 +34,126 @@ fn again(leaves: &[&Tensor]) -> Vec<Tensor> {
     leaves.iter().map(|leaf| leaf.detach().copy().set_requires_grad(true)).collect()
 }
 
+/// The same values as a leaf, and seen in such a way that they do not lie row after row: then [`ops`] takes the plain
+/// path.
+fn apart(x: &Tensor) -> (Tensor, Tensor) {
+    let twin = x.detach().transpose(0, -1).contiguous().set_requires_grad(true);
+    let view = twin.transpose(0, -1);
+    assert!(!csrc::is_plain(&view));
+    (twin, view)
+}
+
+/// The gradient of the first of [`apart`], as the second shows it.
+fn seen(twin: &Tensor) -> Tensor {
+    twin.grad().transpose(0, -1)
+}
+
+/// Difference as a share of the largest number expected.
+fn share(found: &Tensor, expected: &Tensor) -> f64 {
+    let largest = expected.to_kind(Kind::Float).abs().max().double_value(&[]);
+    distance(found, expected) / largest.max(f64::MIN_POSITIVE)
+}
+
+/// Sends one random direction back through both.
+fn backward(found: &Tensor, expected: &Tensor) {
+    let direction = normal(&found.size(), 99, found.kind());
+    csrc::backward(&[found], &[Some(&direction)]).unwrap();
+    csrc::backward(&[expected], &[Some(&direction.to_kind(expected.kind()))]).unwrap();
+}
+
 /// Compares two results, and the gradients that one random direction sends through them.
 fn assert_alike(name: &str, found: &Tensor, expected: &Tensor, leaves: &[(&Tensor, &Tensor)], bound: f64) {
-    let error = distance(found, expected);
+    let error = share(found, expected);
     assert!(error <= bound, "{name}: {error}");
-    let direction = leaf(&found.size(), 99).detach();
-    csrc::backward(&[found], &[Some(&direction)]).unwrap();
-    (expected * &direction).sum(Kind::Float).backward();
+    backward(found, expected);
     for (place, (found, expected)) in leaves.iter().enumerate() {
-        let error = distance(&found.grad(), &expected.grad());
+        let error = share(&found.grad(), &expected.grad());
         assert!(error <= bound, "{name}: gradient {place}: {error}");
     }
 }
 
 #[test]
 fn rms_norm() {
-    for (rows, width) in [(3, 576), (5, 64), (2, 7), (40, 100)] {
-        let (x, weight) = (leaf(&[rows, width], 1), leaf(&[width], 2).detach());
-        let twin = again(&[&x]).remove(0);
-        let found = csrc::rms_norm(&x, &weight, 1e-5).unwrap();
-        let expected = twin.rms_norm([width], Some(&weight), 1e-5);
-        assert_alike("rms_norm", &found, &expected, &[(&x, &twin)], 5e-6);
+    for (kind, bound) in KINDS {
+        for (rows, width) in [(3, 576), (5, 64), (2, 7), (40, 100)] {
+            let (x, weight) = (leaf(&[rows, width], 1, kind), normal(&[width], 2, kind));
+            let (twin, view) = apart(&x);
+            let found = csrc::rms_norm(&x, &weight, 1e-5).unwrap();
+            let expected = ops::rms_norm(&view, &weight, 1e-5).unwrap();
+            let error = share(&found, &expected);
+            assert!(error <= bound, "{kind:?} {width}: {error}");
+            backward(&found, &expected);
+            let error = share(&x.grad(), &seen(&twin));
+            assert!(error <= bound, "{kind:?} {width}: gradient: {error}");
+        }
     }
 }
 
 #[test]
 fn swiglu() {
-    for width in [1, 17, 48, 1536] {
-        let (gate, up) = (leaf(&[13, width], 1), leaf(&[13, width], 2));
-        let gate = (gate * 8.0).detach().set_requires_grad(true);
-        let twins = again(&[&gate, &up]);
-        let found = csrc::swiglu(&gate, &up).unwrap();
-        let expected = twins[0].silu() * &twins[1];
-        assert_alike("swiglu", &found, &expected, &[(&gate, &twins[0]), (&up, &twins[1])], 2e-5);
+    for (kind, bound) in KINDS {
+        for width in [1, 17, 48, 1536] {
+            let gate = (normal(&[13, width], 1, kind) * 8.0).set_requires_grad(true);
+            let up = leaf(&[13, width], 2, kind);
+            let twins = again(&[&gate, &up]);
+            let found = csrc::swiglu(&gate, &up).unwrap();
+            let expected = twins[0].silu() * &twins[1];
+            assert_alike("swiglu", &found, &expected, &[(&gate, &twins[0]), (&up, &twins[1])], bound);
+        }
     }
 }
 
 #[test]
 fn rope() {
-    for (size, half) in [(64, 32), (16, 8), (20, 10), (80, 16)] {
-        let x = leaf(&[9, 3, size], 1);
-        let (cos, sin) = (leaf(&[9, 1, half], 2).detach(), leaf(&[9, 1, half], 3).detach());
-        // What does not lie row after row takes the plain path.
-        let twin = leaf(&[3, 9, size], 1);
-        tch::no_grad(|| twin.shallow_clone().copy_(&x.transpose(0, 1)));
-        let found = csrc::rope(&x, &cos, &sin).unwrap();
-        let expected = ops::rope(&twin.transpose(0, 1), &cos, &sin).unwrap();
-        let error = distance(&found, &expected);
-        assert!(error <= 1e-6, "{error}");
-        let direction = leaf(&[9, 3, size], 99).detach();
-        csrc::backward(&[&found], &[Some(&direction)]).unwrap();
-        (expected * &direction).sum(Kind::Float).backward();
-        let error = distance(&x.grad(), &twin.grad().transpose(0, 1));
-        assert!(error <= 1e-6, "{error}");
+    for (size, half) in [(64, 32), (16, 8), (20, 10), (80, 16), (72, 34)] {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let x = leaf(&[9, 3, size], 1, kind);
+            let (cos, sin) = (normal(&[9, 1, half], 2, kind), normal(&[9, 1, half], 3, kind));
+            let (twin, view) = apart(&x);
+            let found = csrc::rope(&x, &cos, &sin).unwrap();
+            let expected = ops::rope(&view, &cos, &sin).unwrap();
+            backward(&found, &expected);
+            if kind == Kind::BFloat16 {
+                // Every rounding happens in the same place.
+                assert_eq!((found, x.grad()), (expected, seen(&twin)));
+            } else {
+                assert!(distance(&found, &expected) <= 1e-6);
+                assert!(distance(&x.grad(), &seen(&twin)) <= 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn linear() {
+    for (kind, bound) in KINDS {
+        for (tokens, inner, outer) in
+            [(1, 64, 48), (5, 100, 7), (8, 576, 192), (9, 34, 50), (65, 576, 200), (33, 1700, 20), (70, 7, 5)]
+        {
+            for with_bias in [false, true] {
+                let leaves = [
+                    leaf(&[tokens, inner], 1, kind),
+                    leaf(&[outer, inner], 2, kind),
+                    leaf(&[outer], 3, kind),
+                ];
+                let twins = again(&leaves.each_ref());
+                let name = format!("linear {kind:?} {tokens} {inner} {outer} {with_bias}");
+                let bias = |of: &[Tensor]| with_bias.then(|| of[2].shallow_clone());
+                let found = csrc::linear(&leaves[0], &leaves[1], bias(&leaves).as_ref()).unwrap();
+                let expected = twins[0].to_kind(Kind::Float).linear(
+                    &twins[1].to_kind(Kind::Float),
+                    bias(&twins).map(|bias| bias.to_kind(Kind::Float)).as_ref(),
+                );
+                let count = if with_bias { 3 } else { 2 };
+                let pairs: Vec<_> = leaves.iter().zip(&twins).take(count).collect();
+                assert_alike(&name, &found, &expected, &pairs, bound);
+                // Without gradients, few tokens take another way.
+                let frozen = leaves.each_ref().map(Tensor::detach);
+                let alone = csrc::linear(&frozen[0], &frozen[1], bias(&frozen).as_ref()).unwrap();
+                let error = share(&alone, &expected);
+                assert!(error <= bound, "{name}, frozen: {error}");
+            }
+        }
     }
 }
 
@@ -85,13 +161,16 @@ fn rope() {
 fn attention_of_documents() {
     let lengths = [300_i64, 1, 17, 130, 64];
     let total: i64 = lengths.iter().sum();
-    for (heads, groups, size) in [(6, 2, 64), (3, 3, 16), (4, 1, 20)] {
+    for ((heads, groups, size), (kind, bound)) in
+        [(6, 2, 64), (3, 3, 16), (4, 1, 20), (2, 1, 80)].into_iter().flat_map(|s| KINDS.map(|k| (s, k)))
+    {
         let shapes = [[total, heads, size], [total, groups, size], [total, groups, size]];
-        let [query, key, value] = [1, 2, 3].map(|seed| leaf(&shapes[seed as usize - 1], seed));
+        let [query, key, value] = [1, 2, 3].map(|seed| leaf(&shapes[seed as usize - 1], seed, kind));
         let twins = again(&[&query, &key, &value]);
         let scale = 1.0 / (size as f64).sqrt();
         let found = csrc::attention(&query, &key, &value, &lengths, scale).unwrap();
-        let parts: Vec<Vec<Tensor>> = twins.iter().map(|twin| twin.split_with_sizes(lengths, 0)).collect();
+        let parts: Vec<Vec<Tensor>> =
+            twins.iter().map(|twin| twin.to_kind(Kind::Float).split_with_sizes(lengths, 0)).collect();
         let expected: Vec<Tensor> = (0..lengths.len())
             .map(|document| {
                 let part = |which: usize| parts[which][document].transpose(0, 1).unsqueeze(0);
@@ -103,41 +182,41 @@ fn attention_of_documents() {
             .collect();
         let expected = Tensor::cat(&expected, 0).reshape([total, heads * size]);
         let pairs = [(&query, &twins[0]), (&key, &twins[1]), (&value, &twins[2])];
-        assert_alike("attention", &found, &expected, &pairs, 2e-5);
+        assert_alike(&format!("attention {kind:?} {size}"), &found, &expected, &pairs, bound);
     }
 }
 
 #[test]
 fn attention_against_a_cache() {
     let lengths = [5_i64, 33, 1];
-    for (heads, groups, size) in [(6, 2, 64), (4, 4, 20)] {
-        let query = leaf(&[3, heads, size], 1).detach();
-        let [keys, values] = [2, 3].map(|seed| leaf(&[3, groups, 40, size], seed).detach());
+    for ((heads, groups, size), (kind, bound)) in
+        [(6, 2, 64), (4, 4, 20), (2, 2, 56)].into_iter().flat_map(|s| KINDS.map(|k| (s, k)))
+    {
+        let query = normal(&[3, heads, size], 1, kind);
+        let [keys, values] = [2, 3].map(|seed| normal(&[3, groups, 40, size], seed, kind));
         let found = csrc::attend(&query, &keys, &values, &lengths, 0.2).unwrap();
         for (row, &length) in lengths.iter().enumerate() {
-            let pick = |x: &Tensor| x.narrow(0, row as i64, 1);
+            let pick = |x: &Tensor| x.narrow(0, row as i64, 1).to_kind(Kind::Float);
             let (k, v) = (pick(&keys).narrow(2, 0, length), pick(&values).narrow(2, 0, length));
             let expected = ops::attention(&pick(&query).unsqueeze(2), &k, &v, None, false, 0.2).unwrap();
-            let error = distance(&found.get(row as i64), &expected.reshape([heads * size]));
-            assert!(error <= 1e-5, "row {row}: {error}");
+            let error = share(&found.get(row as i64), &expected.reshape([heads * size]));
+            assert!(error <= bound, "{kind:?} row {row}: {error}");
         }
     }
 }
 
 #[test]
 fn cross_entropy_with_the_head() {
-    for (kind, bound) in [(Kind::Float, 2e-5), (Kind::BFloat16, 8e-2)] {
+    for (kind, bound) in KINDS {
         for (chunk, with_bias, cap) in
             [(1, false, None), (4, true, None), (100, false, None), (4, true, Some(1.5))]
         {
-            let (hidden, weight, bias) = (leaf(&[11, 24], 1), leaf(&[50, 24], 2), leaf(&[50], 3));
+            let leaves = [leaf(&[11, 24], 1, kind), leaf(&[50, 24], 2, kind), leaf(&[50], 3, kind)];
             let ids = Tensor::from_slice(&[0_i64, 49, 7, 7, 3, 12, 30, 1, 2, 3, 48]);
-            let twins = again(&[&hidden, &weight, &bias]);
-            let (weights, biases) = (weight.to_kind(kind), bias.to_kind(kind));
-            let head = Head { weight: &weights, bias: with_bias.then_some(&biases), cap };
-            let loss =
-                csrc::linear_cross_entropy(&hidden.to_kind(kind), &head, &ids, chunk, true, Through::Sum)
-                    .unwrap();
+            let twins = again(&leaves.each_ref());
+            let [hidden, weight, bias] = &leaves;
+            let head = Head { weight, bias: with_bias.then_some(bias), cap };
+            let loss = csrc::linear_cross_entropy(hidden, &head, &ids, chunk, true, Through::Sum).unwrap();
             let mut logits = twins[0].matmul(&twins[1].tr());
             if with_bias {
                 logits = logits + &twins[2];
@@ -145,22 +224,21 @@ fn cross_entropy_with_the_head() {
             if let Some(cap) = cap {
                 logits = (logits / cap).tanh() * cap;
             }
+            // Logits have the model's type, what follows is in f32.
+            let logits = logits.to_kind(Kind::Float);
             let rows =
                 logits.log_softmax(-1, Kind::Float).gather(1, &ids.unsqueeze(1), false).neg().squeeze_dim(1);
-            assert!(distance(&loss.rows, &rows) <= bound, "rows");
-            if kind == Kind::Float {
-                let correct = logits.argmax(-1, false).eq_tensor(&ids).sum(Kind::Int64);
-                assert_eq!(loss.correct, correct);
-            }
-            let share = Tensor::from(0.5_f32);
-            let relative =
-                distance(&loss.sum, &rows.sum(Kind::Float)) / rows.sum(Kind::Float).double_value(&[]);
-            assert!(relative <= bound, "sum: {relative}");
-            csrc::backward(&[&loss.sum], &[Some(&share)]).unwrap();
-            (rows.sum(Kind::Float) * 0.5).backward();
-            let trained = [(&hidden, &twins[0]), (&weight, &twins[1]), (&bias, &twins[2])];
-            for (found, expected) in trained.iter().take(if with_bias { 3 } else { 2 }) {
-                let error = distance(&found.grad(), &expected.grad());
+            let error = share(&loss.rows, &rows);
+            assert!(error <= bound, "{kind:?} rows: {error}");
+            assert_eq!(loss.correct, logits.argmax(-1, false).eq_tensor(&ids).sum(Kind::Int64));
+            let part = Tensor::from(0.5_f32);
+            let sum = rows.sum(Kind::Float);
+            let error = share(&loss.sum, &sum);
+            assert!(error <= bound, "{kind:?} sum: {error}");
+            csrc::backward(&[&loss.sum], &[Some(&part)]).unwrap();
+            csrc::backward(&[&sum], &[Some(&part)]).unwrap();
+            for (found, expected) in leaves.iter().zip(&twins).take(if with_bias { 3 } else { 2 }) {
+                let error = share(&found.grad(), &expected.grad());
                 assert!(error <= bound, "{kind:?} gradient: {error}");
             }
         }
@@ -170,14 +248,14 @@ fn cross_entropy_with_the_head() {
 #[test]
 fn cross_entropy_whose_rows_weigh_differently() {
     let ids = Tensor::from_slice(&[0_i64, 49, 7, 7, 3, 12, 30, 1, 2, 3, 48]);
-    let shares = leaf(&[11], 5).detach();
+    let shares = normal(&[11], 5, Kind::Float);
     for (kind, bound) in [(Kind::Float, 2e-5), (Kind::BFloat16, 8e-2)] {
         for (chunk, trained_head, cap) in
             [(1, true, None), (4, true, Some(1.5)), (100, true, None), (4, false, None)]
         {
-            let hidden = leaf(&[11, 24], 1);
-            let [weight, bias] =
-                [leaf(&[50, 24], 2), leaf(&[50], 3)].map(|x| x.set_requires_grad(trained_head));
+            let hidden = leaf(&[11, 24], 1, Kind::Float);
+            let [weight, bias] = [normal(&[50, 24], 2, Kind::Float), normal(&[50], 3, Kind::Float)]
+                .map(|x| x.set_requires_grad(trained_head));
             let twins = again(&[&hidden, &weight, &bias]);
             let (weights, biases) = (weight.to_kind(kind), bias.to_kind(kind));
             let head = Head { weight: &weights, bias: Some(&biases), cap };
@@ -205,7 +283,7 @@ fn cross_entropy_whose_rows_weigh_differently() {
 
 #[test]
 fn cross_entropy_of_a_token_beyond_the_vocabulary_is_an_error() {
-    let (hidden, weight) = (leaf(&[2, 8], 1), leaf(&[5, 8], 2).detach());
+    let (hidden, weight) = (leaf(&[2, 8], 1, Kind::Float), normal(&[5, 8], 2, Kind::Float));
     let head = Head { weight: &weight, bias: None, cap: None };
     for id in [5_i64, -1] {
         let ids = Tensor::from_slice(&[0, id]);
@@ -215,7 +293,7 @@ fn cross_entropy_of_a_token_beyond_the_vocabulary_is_an_error() {
 
 #[test]
 fn norm_and_clipping() {
-    let gradients = [leaf(&[4, 3], 1).detach(), leaf(&[7], 2).detach()];
+    let gradients = [normal(&[4, 3], 1, Kind::Float), normal(&[7], 2, Kind::Float)];
     let flat = Tensor::cat(&[gradients[0].flatten(0, -1), gradients[1].shallow_clone()], 0);
     let norm = csrc::grad_norm(&gradients).unwrap();
     let expected = flat.norm().double_value(&[]);
@@ -230,14 +308,22 @@ fn norm_and_clipping() {
 
 #[test]
 fn low_rank_updates() {
-    let (y, x) = (leaf(&[6, 10], 1), leaf(&[6, 8], 2));
-    let (a, b) = (leaf(&[3, 8], 3), leaf(&[10, 3], 4));
-    let twins = again(&[&y, &x, &a, &b]);
-    let found = &y * 1.0;
-    csrc::add_low_rank(&found, &x, &a, &b, 0.7).unwrap();
-    let expected = &twins[0] + twins[1].matmul(&twins[2].tr()).matmul(&twins[3].tr()) * 0.7;
-    let pairs = [(&y, &twins[0]), (&x, &twins[1]), (&a, &twins[2]), (&b, &twins[3])];
-    assert_alike("low rank", &found, &expected, &pairs, 1e-5);
+    for (kind, bound) in KINDS {
+        for (tokens, inner, outer, rank) in [(6, 8, 10, 3), (70, 96, 50, 16), (33, 64, 18, 1), (9, 7, 5, 2)] {
+            let (y, x) = (leaf(&[tokens, outer], 1, kind), leaf(&[tokens, inner], 2, kind));
+            // Factors are trained in f32 whatever the model computes in.
+            let (a, b) = (leaf(&[rank, inner], 3, Kind::Float), leaf(&[outer, rank], 4, Kind::Float));
+            let twins = again(&[&y, &x, &a, &b]);
+            let found = &y * 1.0;
+            csrc::add_low_rank(&found, &x, &a, &b, 0.7).unwrap();
+            let single = |x: &Tensor| x.to_kind(kind).to_kind(Kind::Float);
+            let [base, input, a_twin, b_twin] = [0, 1, 2, 3].map(|place| single(&twins[place]));
+            let expected = base + single(&input.matmul(&a_twin.tr())).matmul(&b_twin.tr()) * 0.7;
+            let pairs = [(&y, &twins[0]), (&x, &twins[1]), (&a, &twins[2]), (&b, &twins[3])];
+            assert_alike(&format!("low rank {kind:?} {tokens}"), &found, &expected, &pairs, bound);
+            assert_eq!((a.grad().kind(), b.grad().kind()), (Kind::Float, Kind::Float));
+        }
+    }
 }
 
 #[test]
@@ -260,7 +346,7 @@ fn every_instruction_set_of_this_machine_computes_the_same() {
     if std::env::var_os(CHOICE).is_some() {
         return;
     }
-    for instructions in ["base", "avx2"] {
+    for instructions in ["base", "avx2", "avx512"] {
         let outcome = Command::new(std::env::current_exe().unwrap())
             .args(["seam::", "tiny::logits", "sample_model::greedy"])
             .env(CHOICE, instructions)

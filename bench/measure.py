@@ -1,0 +1,74 @@
+"""What both benches share: running a measurement in a process of its own, and telling whether it had the machine to itself."""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+CLONE = pathlib.Path(__file__).resolve().parent.parent
+ENGINE = CLONE / "target" / "release" / "luthier-engine"
+LUTHIER = CLONE / "target" / "release" / "luthier"
+PROJECT = CLONE / "sample-data" / "tickets"
+MODEL = PROJECT / "models" / "smollm2-135m-instruct-q4_1.gguf"
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+# Share of the machine that other processes may take before a figure is called disturbed.
+QUIET = 0.06
+
+
+def _busy():
+    """Seconds that all processors together have worked so far; None where the system does not say."""
+    try:
+        with open("/proc/stat") as file:
+            ticks = [int(value) for value in file.readline().split()[1:9]]
+    except OSError:
+        return None
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def _children():
+    used = os.times()
+    return used.children_user + used.children_system
+
+
+def answer(command, **options):
+    """The JSON document on the last line that a command prints; `others` in it is the share of the machine that other
+    processes took meanwhile."""
+    began, busy, own = time.monotonic(), _busy(), _children()
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False, **options)
+    if done.returncode:
+        sys.exit(f"bench: {command[0]} ended with status {done.returncode}; what it said stands above")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if busy is not None:
+        machine = (time.monotonic() - began) * os.cpu_count()
+        found["others"] = max(0.0, _busy() - busy - (_children() - own)) / machine
+    return found
+
+
+def engine(*arguments):
+    return answer([ENGINE, "bench", MODEL, "--json", *arguments])
+
+
+def middle(values):
+    return statistics.median(values)
+
+
+def gib(count):
+    return count / 2**30
+
+
+def note(runs):
+    """What to say about figures that others may have spoilt."""
+    most = max((run.get("others", 0.0) for run in runs), default=0.0)
+    return f"   (disturbed: others took up to {100 * most:.0f} % of the machine)" if most > QUIET else ""
+
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "a processor")
+    except OSError:
+        name = "a processor"
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""The same work here and through transformers + PEFT, in turn, and what becomes of it as ratios.
+
+Training: LoRA of rank 16 on all linear layers, every token trained, batch 1 × 512; the sample project's rows in the steps
+that its luthier.toml makes, theirs padded, ours packed; generation of one row against `generate`. Both run in processes of
+their own, ours and theirs alternating, ROUNDS times (3 unless the environment says otherwise). Tokens are real ones:
+padding is work, but no token.
+
+On first use the peers are installed into Luthier's cache (a few minutes), over the torch that Luthier is built with where
+that is one of Python's, and the sample base model is written there as a Hugging Face folder.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import measure
+
+sys.path.insert(0, str(measure.CLONE / "scripts"))
+import setup
+
+# Everything that is compared with, at the versions that the README's figures were measured with.
+PACKAGES = (
+    f"torch=={setup.TORCH_VERSION}",
+    "transformers==5.23.0",
+    "peft==0.21.2",
+    "accelerate==1.15.0",
+    "tokenizers==0.23.3",
+    "safetensors==0.8.0",
+    "gguf==0.19.0",
+    "numpy==2.4.6",
+)
+ROOT = setup.CACHE / "peers"
+PYTHON = ROOT / "bin" / "python"
+FOLDER = ROOT / "smollm2-135m"
+PEER = pathlib.Path(__file__).resolve().parent / "peer.py"
+ROWS = measure.CLONE / "target" / "bench" / "rows.json"
+STEPS = 5
+NEW_TOKENS = 64
+
+
+def borrow_torch(environment):
+    """Lets the peers see the torch in Luthier's cache, so that pip fetches only what that leaves out."""
+    packages = (measure.CLONE / ".libtorch").resolve().parent
+    if not (packages / f"torch-{setup.TORCH_VERSION}.dist-info").is_dir():
+        return
+    asked = subprocess.run([environment / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+                           stdout=subprocess.PIPE, text=True, check=True)
+    pathlib.Path(asked.stdout.strip(), "luthier-torch.pth").write_text(f"{packages}\n")
+
+
+def install():
+    done = ROOT / "installed.txt"
+    if done.exists() and done.read_text() == "\n".join(PACKAGES):
+        return
+    print(f"bench: installing {', '.join(PACKAGES)} into {ROOT}", flush=True)
+    shutil.rmtree(ROOT, ignore_errors=True)
+    setup.virtual_environment(ROOT)
+    borrow_torch(ROOT)
+    installed = setup.pip(ROOT, "install", "--quiet", *PACKAGES)
+    if installed.returncode:
+        sys.exit(f"bench: pip could not install the peers:\n{installed.stderr}")
+    theirs("convert", measure.MODEL.resolve(), FOLDER)
+    done.write_text("\n".join(PACKAGES))
+
+
+def theirs(*arguments):
+    return measure.answer([PYTHON, PEER, *arguments])
+
+
+def compare(name, ours, peers):
+    """Runs both in turn and prints one line; `ours` and `peers` give a run's speed and peak memory beside its answer."""
+    mine, other = [], []
+    for _ in range(measure.ROUNDS):
+        mine.append(ours())
+        other.append(peers())
+    speed, peer_speed = (measure.middle([run[0] for run in runs]) for runs in (mine, other))
+    peak, peer_peak = (max(run[1] for run in runs) for runs in (mine, other))
+    print(f"{name:<24} {speed:8.1f} {peer_speed:8.1f} tokens/s  ×{speed / peer_speed:5.2f}"
+          f"   {measure.gib(peak):5.2f} {measure.gib(peer_peak):5.2f} GiB  ×{peak / peer_peak:4.2f}"
+          f"{measure.note([run[2] for run in mine + other])}", flush=True)
+
+
+def trained(run):
+    return run["train"]["tokens_per_second"], run["peak_memory_bytes"], run
+
+
+def generated(run):
+    return run["decode"]["tokens_per_second"], run["peak_memory_bytes"], run
+
+
+def peer(run):
+    return run["tokens_per_second"], run["peak_memory_bytes"], run
+
+
+def main():
+    if not measure.ENGINE.exists():
+        sys.exit("bench: there is no engine yet: run `make build`")
+    install()
+    print(f"{measure.processor()}; {', '.join(PACKAGES[:3])}; ours first, then theirs", flush=True)
+    train = ["--steps", STEPS, "--new-tokens", 0]
+    for dtype in ("f32", "bf16"):
+        compare(f"LoRA 1×512 {dtype}", lambda: trained(measure.engine("--dtype", dtype, *train)),
+                lambda: peer(theirs("train", FOLDER, dtype, STEPS)))
+    ROWS.parent.mkdir(parents=True, exist_ok=True)
+    for dtype in ("f32", "bf16"):
+        ours = [measure.ENGINE, "bench", "--json", "--project", measure.PROJECT, "--dtype", dtype, "--rows-to", ROWS, *train]
+        compare(f"sample rows {dtype}", lambda: trained(measure.answer(ours)), lambda: peer(theirs("rows", FOLDER, dtype, STEPS, ROWS)))
+    for dtype in ("f32", "bf16"):
+        compare(f"generation {dtype}",
+                lambda: generated(measure.engine("--dtype", dtype, "--steps", 0, "--new-tokens", NEW_TOKENS)),
+                lambda: peer(theirs("generate", FOLDER, dtype, NEW_TOKENS)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except setup.SetupError as error:
+        sys.exit(f"bench: {error}")

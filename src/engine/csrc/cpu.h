@@ -1,0 +1,508 @@
+// Autograd functions over kernels.h: f32 and bf16 on the CPU. Included by shim.cpp alone.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/cpu/Utils.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/CPUAllocator.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <optional>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+using at::Tensor;
+using luthier::Unit;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Whether the kernels can work on it.
+bool plain(const Tensor& x) {
+  return x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) &&
+         x.is_contiguous();
+}
+
+// On all of them together.
+template <class... Others>
+bool plain(const Tensor& x, const Others&... others) {
+  return plain(x) && ((plain(others) && others.scalar_type() == x.scalar_type()) && ...);
+}
+
+// What the functions below do, for those who ask where the time of a step goes; in the order of csrc.rs.
+enum Part {
+  LINEAR_FORWARD,
+  LINEAR_BACKWARD,
+  ATTENTION_FORWARD,
+  ATTENTION_BACKWARD,
+  HEAD,
+  ADAPTER_FORWARD,
+  ADAPTER_BACKWARD,
+  ELEMENTWISE,
+  OPTIMIZER,
+  PARTS
+};
+
+std::atomic<int64_t> spent[PARTS];
+
+// Counts the time until it goes out of scope.
+class Clock {
+ public:
+  explicit Clock(Part part) : part(part), began(std::chrono::steady_clock::now()) {}
+  ~Clock() { spent[part] += std::chrono::nanoseconds(std::chrono::steady_clock::now() - began).count(); }
+  Clock(const Clock&) = delete;
+  Clock& operator=(const Clock&) = delete;
+
+ private:
+  Part part;
+  std::chrono::steady_clock::time_point began;
+};
+
+// Calls body with a number of the tensor's element type.
+template <class F>
+auto by_type(const Tensor& x, F&& body) {
+  return x.scalar_type() == at::kFloat ? body(float{}) : body(luthier::bf16{});
+}
+
+template <class T>
+const T* read(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
+template <class T>
+T* write(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+const float* floats(const Tensor& x) { return read<float>(x); }
+
+// Scratch memory of this thread, kept for the next call.
+Unit* space(int64_t units) {
+  thread_local at::DataPtr memory;
+  thread_local int64_t held = 0;
+  if (held < units) {
+    memory.clear();
+    held = 0;
+    memory = c10::GetCPUAllocator()->allocate(static_cast<size_t>(units) * sizeof(Unit));
+    held = units;
+  }
+  return static_cast<Unit*>(memory.get());
+}
+
+// Runs every task below count; each thread takes the next when it is done with one.
+template <class F>
+void spread(int64_t count, F&& task) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+    for (int64_t index = next++; index < count; index = next++) task(index);
+  });
+}
+
+// Most rows of a task that takes several panels: what it goes through again and again should stay in its cache.
+constexpr int64_t DEEP_ROWS = 512;
+
+template <class T>
+void multiply(const luthier::Product<T>& product) {
+  const auto& kernels = luthier::typed_kernels<T>();
+  const auto shape = kernels.product_shape(product);
+  const auto share = [](int64_t whole, int64_t parts) { return (whole + parts - 1) / parts; };
+  const int64_t wanted = 2 * at::get_num_threads();
+  const int64_t panels = shape.deep ? share(shape.panels, wanted) : 1, columns = share(shape.panels, panels);
+  // A product of few columns is split by rows besides.
+  const int64_t most = share(product.rows, std::max<int64_t>(1, wanted / columns));
+  const int64_t rows = share(shape.deep ? std::min(most, DEEP_ROWS) : most, shape.rows) * shape.rows;
+  const int64_t blocks = share(product.rows, rows);
+  const int64_t scratch = shape.space + shape.space_per_row * (shape.deep ? panels * rows : shape.rows);
+  spread(columns * blocks, [&](int64_t task) {
+    const int64_t panel = task / blocks * panels, first = task % blocks * rows;
+    kernels.product(product, panel, std::min(shape.panels, panel + panels), first, std::min(product.rows, first + rows),
+                    space(scratch));
+  });
+}
+
+// out (+)= scale · a · b; a and b count transposed where they lie across. Plain matrices of one type, whose rows may be
+// apart; out has their type or f32.
+void multiply(const Tensor& a, bool a_across, const Tensor& b, bool b_across, const Tensor& out, double scale, bool add) {
+  by_type(a, [&](auto number) {
+    using T = decltype(number);
+    constexpr int64_t pack = sizeof(Unit) / sizeof(T);
+    const auto& kernels = luthier::typed_kernels<T>();
+    luthier::Product<T> product{};
+    product.rows = a.size(a_across ? 1 : 0);
+    product.depth = a.size(a_across ? 0 : 1);
+    product.columns = b.size(b_across ? 0 : 1);
+    TORCH_CHECK(b.size(b_across ? 1 : 0) == product.depth && out.size(0) == product.rows);
+    TORCH_CHECK(out.size(1) == product.columns && a.scalar_type() == b.scalar_type());
+    if (product.rows == 0 || product.columns == 0) return;
+    Tensor left = a;
+    if (a_across) {
+      const int64_t depth = (product.depth + pack - 1) / pack;
+      left = at::empty({depth, product.rows}, a.options().dtype(at::kInt));
+      at::parallel_for(0, depth, 8, [&](int64_t start, int64_t end) {
+        kernels.pack_left(read<T>(a), a.stride(0), product.depth, product.rows, write<Unit>(left), start, end);
+      });
+      product.left_row = 1;
+      product.left_step = product.rows;
+    } else {
+      // Every row must begin and end with a whole unit.
+      if (a.stride(0) % pack != 0 || product.depth % pack != 0)
+        left = at::constant_pad_nd(a, {0, product.depth % pack}).contiguous();
+      product.left_row = left.stride(0) / pack;
+      product.left_step = 1;
+    }
+    product.left = read<Unit>(left);
+    product.right = read<T>(b);
+    product.right_row = b.stride(0);
+    product.right_by_rows = b_across;
+    product.out = write<T>(out);
+    product.total = out.scalar_type() == a.scalar_type() ? nullptr : write<float>(out);
+    product.out_row = out.stride(0);
+    product.scale = static_cast<float>(scale);
+    product.add = add;
+    multiply(product);
+  });
+}
+
+// Where the processor has matrix units, oneDNN uses them for bf16 and no vector kernel comes near.
+bool multiplies(const Tensor& x) {
+  static const bool matrix_units = [] {
+    const auto found = at::cpu::get_cpu_capabilities();
+    const auto entry = found.find("amx_bf16");
+    return entry != found.end() && entry->second.isBool() && entry->second.toBool();
+  }();
+  return plain(x) && !(x.scalar_type() == at::kBFloat16 && matrix_units);
+}
+
+// Up to so many tokens at once, reading a matrix takes longer than multiplying with it.
+constexpr int64_t FEW_TOKENS = 8;
+
+// x · weightᵀ + bias, where there is one.
+struct Linear : torch::autograd::Function<Linear> {
+  static Tensor compute(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+    const Clock clock(LINEAR_FORWARD);
+    const int64_t tokens = x.size(0), columns = weight.size(1), rows = weight.size(0);
+    Tensor y = at::empty({tokens, rows}, x.options().requires_grad(false));
+    if (tokens <= FEW_TOKENS) {
+      by_type(x, [&](auto number) {
+        using T = decltype(number);
+        const auto& kernels = luthier::typed_kernels<T>();
+        std::vector<float> wide(static_cast<size_t>(x.numel()));
+        kernels.widen(read<T>(x), wide.data(), x.numel());
+        at::parallel_for(0, rows, 16, [&](int64_t start, int64_t end) {
+          kernels.rows_product(wide.data(), read<T>(weight), write<T>(y), tokens, columns, rows, start, end);
+        });
+      });
+      if (bias) y.add_(*bias);
+      return y;
+    }
+    if (bias) y.copy_(bias->expand_as(y));
+    multiply(x, false, weight, true, y, 1, bias.has_value());
+    return y;
+  }
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
+                        const std::optional<Tensor>& bias) {
+    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight});
+    ctx->saved_data["bias"] = bias.has_value();
+    return compute(x, weight, bias);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const Clock clock(LINEAR_BACKWARD);
+    auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], dy = gradients[0].contiguous();
+    variable_list result(3);
+    if (ctx->needs_input_grad(0)) {
+      result[0] = at::empty({dy.size(0), weight.size(1)}, dy.options());
+      multiply(dy, false, weight, false, result[0], 1, false);
+    }
+    if (ctx->needs_input_grad(1)) {
+      result[1] = at::empty_like(weight);
+      multiply(dy, true, x, false, result[1], 1, false);
+    }
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) result[2] = dy.sum(0);
+    return result;
+  }
+};
+
+// y += scale · (x · aᵀ) · bᵀ in place. The factors are f32 whatever the others are, and so are their gradients.
+struct LowRank : torch::autograd::Function<LowRank> {
+  // [N, rank] of x's type, in rows of whole units.
+  static Tensor inner(const Tensor& x, int64_t rank) {
+    const Tensor memory = at::zeros({x.size(0), rank + rank % 2}, x.options().requires_grad(false));
+    return memory.narrow(1, 0, rank);
+  }
+
+  static Tensor compute(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b, double scale) {
+    const Clock clock(ADAPTER_FORWARD);
+    const Tensor hidden = inner(x, a.size(0));
+    multiply(x, false, a.to(x.scalar_type()), true, hidden, 1, false);
+    multiply(hidden, false, b.to(x.scalar_type()), true, y, scale, true);
+    return hidden;
+  }
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,
+                        double scale) {
+    ctx->save_for_backward({x, a, b, compute(y, x, a, b, scale)});
+    ctx->saved_data["scale"] = scale;
+    ctx->mark_dirty({y});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const Clock clock(ADAPTER_BACKWARD);
+    auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &a = saved[1], &b = saved[2], &hidden = saved[3], dy = gradients[0].contiguous();
+    const double scale = ctx->saved_data["scale"].toDouble();
+    const auto single = x.options().dtype(at::kFloat).requires_grad(false);
+    const Tensor dhidden = inner(x, a.size(0));
+    variable_list result(5);
+    result[0] = gradients[0];
+    multiply(dy, false, b.to(x.scalar_type()), false, dhidden, scale, false);
+    if (ctx->needs_input_grad(1)) {
+      result[1] = at::empty_like(x);
+      multiply(dhidden, false, a.to(x.scalar_type()), false, result[1], 1, false);
+    }
+    if (ctx->needs_input_grad(2)) {
+      result[2] = at::empty(a.sizes(), single);
+      multiply(dhidden, true, x, false, result[2], 1, false);
+    }
+    if (ctx->needs_input_grad(3)) {
+      // As its transpose: the left operand of a product is copied, and this one is small.
+      const Tensor across = at::empty({b.size(1), b.size(0)}, single);
+      multiply(hidden, true, dy, false, across, scale, false);
+      result[3] = across.t();
+    }
+    for (size_t i = 2; i < 4; ++i)
+      if (result[i].defined()) result[i] = result[i].to(saved[i - 1].scalar_type());
+    return result;
+  }
+};
+
+// Norm with a frozen weight.
+struct RmsNorm : torch::autograd::Function<RmsNorm> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, double epsilon) {
+    const Clock clock(ELEMENTWISE);
+    const int64_t width = x.size(-1), rows = x.numel() / width;
+    Tensor y = at::empty_like(x), scales = at::empty({rows}, x.options().dtype(at::kFloat));
+    by_type(x, [&](auto number) {
+      using T = decltype(number);
+      at::parallel_for(0, rows, 16, [&](int64_t start, int64_t end) {
+        luthier::typed_kernels<T>().rms_norm_forward(read<T>(x), read<T>(weight), write<T>(y), write<float>(scales),
+                                                     start, end, width, static_cast<float>(epsilon));
+      });
+    });
+    ctx->save_for_backward({x, weight, scales});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const Clock clock(ELEMENTWISE);
+    auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &scales = saved[2], dy = gradients[0].contiguous();
+    const int64_t width = x.size(-1);
+    Tensor dx = at::empty_like(x);
+    by_type(x, [&](auto number) {
+      using T = decltype(number);
+      at::parallel_for(0, scales.numel(), 16, [&](int64_t start, int64_t end) {
+        luthier::typed_kernels<T>().rms_norm_backward(read<T>(x), read<T>(weight), floats(scales), read<T>(dy),
+                                                      write<T>(dx), start, end, width);
+      });
+    });
+    return {dx, Tensor(), Tensor()};
+  }
+};
+
+// silu(gate) · up, keeping nothing but its operands.
+struct SwiGlu : torch::autograd::Function<SwiGlu> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
+    const Clock clock(ELEMENTWISE);
+    Tensor y = at::empty_like(gate);
+    by_type(gate, [&](auto number) {
+      using T = decltype(number);
+      at::parallel_for(0, gate.numel(), 1 << 14, [&](int64_t start, int64_t end) {
+        luthier::typed_kernels<T>().swiglu_forward(read<T>(gate) + start, read<T>(up) + start, write<T>(y) + start,
+                                                   end - start);
+      });
+    });
+    ctx->save_for_backward({gate, up});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const Clock clock(ELEMENTWISE);
+    auto saved = ctx->get_saved_variables();
+    const Tensor &gate = saved[0], &up = saved[1], dy = gradients[0].contiguous();
+    Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
+    by_type(gate, [&](auto number) {
+      using T = decltype(number);
+      at::parallel_for(0, gate.numel(), 1 << 14, [&](int64_t start, int64_t end) {
+        luthier::typed_kernels<T>().swiglu_backward(read<T>(gate) + start, read<T>(up) + start, read<T>(dy) + start,
+                                                    write<T>(dgate) + start, write<T>(dup) + start, end - start);
+      });
+    });
+    return {dgate, dup};
+  }
+};
+
+// Rotary embedding of [N, heads, size] by cos and sin [N, half].
+struct Rope : torch::autograd::Function<Rope> {
+  static Tensor turn(const Tensor& x, const Tensor& cos, const Tensor& sin, float direction) {
+    const Clock clock(ELEMENTWISE);
+    Tensor y = at::empty_like(x);
+    const int64_t half = cos.numel() / x.size(0);
+    by_type(x, [&](auto number) {
+      using T = decltype(number);
+      at::parallel_for(0, x.size(0), 16, [&](int64_t start, int64_t end) {
+        luthier::typed_kernels<T>().rope(read<T>(x), read<T>(cos), read<T>(sin), write<T>(y), start, end, x.size(1),
+                                         x.size(2), half, direction);
+      });
+    });
+    return y;
+  }
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin) {
+    ctx->save_for_backward({cos, sin});
+    return turn(x, cos, sin, 1);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    auto saved = ctx->get_saved_variables();
+    return {turn(gradients[0].contiguous(), saved[0], saved[1], -1), Tensor(), Tensor()};
+  }
+};
+
+// Causal attention of documents laid end to end.
+struct Attention : torch::autograd::Function<Attention> {
+  // Queries of a task, a multiple of what the kernels compute at once.
+  static constexpr int64_t QUERIES = 64;
+
+  // A document, and where its packed keys and values lie.
+  struct Document {
+    int64_t start, length, packed;
+  };
+
+  // The documents, and the keys and values of every group in the order that the kernels read them in.
+  template <class T>
+  struct Layout {
+    std::vector<Document> documents;
+    Tensor packed;
+    int64_t heads, groups, size;
+    bool backward;
+    const T *query, *key, *value;
+    float scale;
+
+    Layout(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths, double scale,
+           bool backward)
+        : heads(q.size(1)), groups(k.size(1)), size(q.size(2)), backward(backward), query(read<T>(q)),
+          key(read<T>(k)), value(read<T>(v)), scale(static_cast<float>(scale)) {
+      const auto& kernels = luthier::typed_kernels<T>();
+      int64_t start = 0, units = 0;
+      for (int64_t length : lengths) {
+        documents.push_back({start, length, units});
+        start += length;
+        units += groups * kernels.attention_packed(length, size, backward);
+      }
+      packed = at::empty({units}, q.options().dtype(at::kInt).requires_grad(false));
+      spread(static_cast<int64_t>(documents.size()) * groups, [&](int64_t index) {
+        const Document& document = documents[index / groups];
+        const int64_t first = index % groups * (heads / groups);
+        kernels.attention_pack(head(document, first), backward, units_of(document, first));
+      });
+    }
+
+    luthier::Head<T> head(const Document& document, int64_t head) const {
+      const int64_t k = document.start * groups * size + head / (heads / groups) * size;
+      return {query + place(document, head), key + k, value + k, heads * size, groups * size, document.length, size,
+              scale};
+    }
+
+    // Of a head's first query.
+    int64_t place(const Document& document, int64_t head) const { return (document.start * heads + head) * size; }
+
+    Unit* units_of(const Document& document, int64_t head) const {
+      const int64_t each = luthier::typed_kernels<T>().attention_packed(document.length, size, backward);
+      return write<Unit>(packed) + document.packed + head / (heads / groups) * each;
+    }
+  };
+
+  // query [N, heads, size], key and value [N, groups, size], lengths of the documents. Returns [N, heads · size].
+  static Tensor forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value,
+                        const std::vector<int64_t>& lengths, double scale) {
+    const Clock clock(ATTENTION_FORWARD);
+    const int64_t heads = query.size(1), size = query.size(2);
+    Tensor out = at::empty({query.size(0), heads * size}, query.options());
+    Tensor normalisers = at::empty({query.size(0), heads}, query.options().dtype(at::kFloat));
+    by_type(query, [&](auto number) {
+      using T = decltype(number);
+      const Layout<T> layout(query, key, value, lengths, scale, false);
+      struct Task {
+        const Document* document;
+        int64_t first, head;
+      };
+      std::vector<Task> tasks;
+      for (const Document& document : layout.documents)
+        for (int64_t first = 0; first < document.length; first += QUERIES)
+          for (int64_t head = 0; head < heads; ++head) tasks.push_back({&document, first, head});
+      // The last queries of a document see the most keys: what takes longest comes first.
+      std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.first > b.first; });
+      spread(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
+        const auto [document, first, head] = tasks[index];
+        const auto& kernels = luthier::typed_kernels<T>();
+        kernels.attention_forward(layout.head(*document, head), layout.units_of(*document, head), first,
+                                  std::min(document->length, first + QUERIES),
+                                  write<T>(out) + layout.place(*document, head),
+                                  write<float>(normalisers) + document->start * heads + head, heads,
+                                  space(kernels.attention_forward_space(document->length, size)));
+      });
+    });
+    ctx->save_for_backward({query, key, value, out, normalisers});
+    ctx->saved_data["lengths"] = lengths;
+    ctx->saved_data["scale"] = scale;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const Clock clock(ATTENTION_BACKWARD);
+    auto saved = ctx->get_saved_variables();
+    const Tensor &query = saved[0], &key = saved[1], &value = saved[2], &out = saved[3], &normalisers = saved[4];
+    const Tensor dout = gradients[0].contiguous();
+    const auto lengths = ctx->saved_data["lengths"].toIntVector();
+    const double scale = ctx->saved_data["scale"].toDouble();
+    const int64_t heads = query.size(1), groups = key.size(1), size = query.size(2);
+    // One share of the gradient of keys and values for each query head, summed by group afterwards.
+    const auto single = query.options().dtype(at::kFloat);
+    Tensor dquery = at::empty_like(query), dkey = at::empty(query.sizes(), single);
+    Tensor dvalue = at::empty(query.sizes(), single);
+    by_type(query, [&](auto number) {
+      using T = decltype(number);
+      const Layout<T> layout(query, key, value, lengths, scale, true);
+      spread(static_cast<int64_t>(lengths.size()) * heads, [&](int64_t index) {
+        const Document& document = layout.documents[index / heads];
+        const int64_t head = index % heads, place = layout.place(document, head);
+        const auto& kernels = luthier::typed_kernels<T>();
+        kernels.attention_backward(layout.head(document, head), layout.units_of(document, head),
+                                   read<T>(out) + place, read<T>(dout) + place,
+                                   floats(normalisers) + document.start * heads + head, heads, write<T>(dquery) + place,
+                                   write<float>(dkey) + place, write<float>(dvalue) + place,
+                                   space(kernels.attention_backward_space(document.length, size)));
+      });
+    });
+    const auto by_group = [&](const Tensor& x) {
+      const Tensor sums = heads == groups ? x : x.view({x.size(0), groups, heads / groups, size}).sum(2);
+      return sums.to(query.scalar_type());
+    };
+    return {dquery, by_group(dkey), by_group(dvalue), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
