@@ -108,9 +108,9 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     }
   }
 
-  // Logits of hidden states in f32, made in raw, and the slope of their cap where there is one.
-  static std::pair<Tensor, Tensor> score(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
-                                         double cap, Tensor raw) {
+  // Makes the logits of hidden states in raw; returns the slope of their cap where there is one.
+  static Tensor score(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, double cap,
+                      Tensor raw) {
     if (multiplies(hidden) && plain(hidden, weight)) multiply(hidden, false, weight, true, raw, 1, false);
     else at::mm_out(raw, hidden, weight.t());
     if (bias) raw.add_(*bias);
@@ -120,7 +120,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       slope = raw.to(at::kFloat).square().neg_().add_(1);
       raw.mul_(cap);
     }
-    return {raw.to(at::kFloat), slope};
+    return slope;
   }
 
   // hidden [N, H], weight [V, H], bias [V] or undefined, ids [N] int64 in 0..V; cap 0 is none. Returns {sum, per row [N],
@@ -147,7 +147,9 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     for (int64_t start = 0; start < rows; start += chunk) {
       const int64_t end = std::min(rows, start + chunk);
       Tensor part = hidden.slice(0, start, end), id = ids.slice(0, start, end).unsqueeze(1);
-      auto [logits, slope] = score(part, weight, bias, cap, space.slice(0, 0, end - start));
+      Tensor raw = space.slice(0, 0, end - start);
+      const Tensor slope = score(part, weight, bias, cap, raw);
+      Tensor logits = plain(raw) ? raw : raw.to(at::kFloat);
       if (count_correct) correct.add_(logits.argmax(1, true).eq(id).sum());
       Tensor loss = losses.slice(0, start, end);
       compare(logits, id, loss, want_hidden || want_weight || want_bias);
@@ -189,7 +191,9 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     for (int64_t start = 0; start < rows; start += chunk) {
       const int64_t end = std::min(rows, start + chunk);
       const Tensor part = hidden.slice(0, start, end), id = ids.slice(0, start, end).unsqueeze(1);
-      auto [logits, slope] = score(part, weight, offset, cap, space.slice(0, 0, end - start));
+      Tensor raw = space.slice(0, 0, end - start);
+      const Tensor slope = score(part, weight, offset, cap, raw);
+      Tensor logits = raw.to(at::kFloat);
       Tensor loss = at::empty({end - start}, single);
       compare(logits, id, loss, true);
       if (slope.defined()) logits.mul_(slope);
