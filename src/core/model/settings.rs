@@ -41,6 +41,7 @@ impl Settings {
 
     /// The same values under the usual keys, for a file that has keys of its own: pairs of a usual key and the file's.
     /// The file's meaning of the usual key is lost.
+    #[must_use]
     pub fn renamed(&self, keys: &[(&'static str, &'static str)]) -> Self {
         let mut renamed = self.clone();
         for &(usual, own) in keys {

@@ -4,7 +4,7 @@ use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Norm, Position, Qkv, Residual,
 };
 use crate::model::error::ModelError;
-use crate::model::roles::{Names, Role};
+use crate::model::roles::Names;
 use crate::model::settings::Settings;
 
 /// The heads of a layer.
@@ -149,7 +149,7 @@ pub(super) fn windows(
 /// The decoder of these layers, without what only some families have. The final norm is that of the layers.
 pub(super) fn decoder(
     family: &'static str,
-    names: &'static [(Role, &'static str)],
+    names: Names,
     settings: &Settings,
     positions: usize,
     norm: Norm,
@@ -157,7 +157,7 @@ pub(super) fn decoder(
 ) -> Result<Architecture, ModelError> {
     Ok(Architecture {
         family,
-        names: Names(names),
+        names,
         vocabulary: settings.size("vocab_size")?,
         hidden: settings.size("hidden_size")?,
         positions,

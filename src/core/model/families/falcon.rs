@@ -9,7 +9,7 @@ use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Position, Qkv, Residual,
 };
 use crate::model::error::ModelError;
-use crate::model::roles::Role;
+use crate::model::roles::{Names, Role};
 use crate::model::settings::Settings;
 
 pub(super) struct Falcon;
@@ -68,12 +68,12 @@ impl Family for Falcon {
     }
 
     /// Where both parts have a norm, the one before the feed-forward part has the usual name of the other.
-    fn gguf_names(&self, architecture: &Architecture) -> &'static [(Role, &'static str)] {
+    fn gguf_names(&self, architecture: &Architecture) -> Names {
         match architecture.layers.first().map(|layer| layer.residual) {
             Some(Residual::Parallel { shared_norm: false }) => {
-                &[(Role::AttentionNorm, "blk.{}.attn_norm_2"), (Role::MlpNorm, "blk.{}.attn_norm")]
+                Names(&[(Role::AttentionNorm, "blk.{}.attn_norm_2"), (Role::MlpNorm, "blk.{}.attn_norm")])
             }
-            _ => &[],
+            _ => Names(&[]),
         }
     }
 
@@ -142,16 +142,15 @@ impl Family for Falcon {
 
 /// How attention and feed-forward part are joined, and what their norms are called. `num_ln_in_parallel_attn` means
 /// something in the new decoder architecture only, where both parts are always side by side.
-fn arrangement(
-    settings: &Settings,
-    grouped: bool,
-) -> Result<(Residual, &'static [(Role, &'static str)]), ModelError> {
+fn arrangement(settings: &Settings, grouped: bool) -> Result<(Residual, Names), ModelError> {
     let parallel = settings.flag_if_any("parallel_attn")?.unwrap_or(true);
     let norms = settings.size_if_any("num_ln_in_parallel_attn")?;
     match (grouped, parallel, norms) {
-        (true, true, None | Some(2)) => Ok((Residual::Parallel { shared_norm: false }, &TWO_NORMS)),
-        (_, true, Some(1)) | (false, true, None) => Ok((Residual::Parallel { shared_norm: true }, &ONE_NORM)),
-        (false, false, _) => Ok((Residual::PreNorm, &IN_TURN)),
+        (true, true, None | Some(2)) => Ok((Residual::Parallel { shared_norm: false }, Names(&TWO_NORMS))),
+        (_, true, Some(1)) | (false, true, None) => {
+            Ok((Residual::Parallel { shared_norm: true }, Names(&ONE_NORM)))
+        }
+        (false, false, _) => Ok((Residual::PreNorm, Names(&IN_TURN))),
         (true, false, _) => {
             Err(settings.wrong("parallel_attn", "must be true where `new_decoder_architecture` is"))
         }

@@ -7,7 +7,7 @@ use super::rope::Frame;
 use super::{Family, GgufStyle, GgufWindows};
 use crate::model::architecture::{Activation, Architecture, LayerSpec, Norm, Position, Residual};
 use crate::model::error::ModelError;
-use crate::model::roles::Role;
+use crate::model::roles::{Names, Role};
 use crate::model::settings::Settings;
 
 pub(super) struct Gemma2;
@@ -67,7 +67,7 @@ impl Family for Gemma2 {
             layer
         };
         let layers = windows.into_iter().map(with_window).collect();
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, layer.norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, layer.norm, layers)?;
         finish(settings, &mut architecture, Some(30.0))?;
         Ok(architecture)
     }

@@ -8,7 +8,7 @@ use super::rope::Frame;
 use super::{Family, GgufStyle, GgufWindows};
 use crate::model::architecture::{Architecture, Position};
 use crate::model::error::ModelError;
-use crate::model::roles::Role;
+use crate::model::roles::{Names, Role};
 use crate::model::settings::Settings;
 
 pub(super) struct Gemma3;
@@ -89,7 +89,7 @@ impl Family for Gemma3 {
             layer
         };
         let layers = windows.into_iter().map(with_window).collect();
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, layer.norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, layer.norm, layers)?;
         finish(settings, &mut architecture, None)?;
         Ok(architecture)
     }

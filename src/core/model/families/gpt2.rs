@@ -6,7 +6,7 @@ use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Position, Qkv, Residual,
 };
 use crate::model::error::ModelError;
-use crate::model::roles::Role;
+use crate::model::roles::{Names, Role};
 use crate::model::settings::Settings;
 
 pub(super) struct Gpt2;
@@ -89,7 +89,7 @@ impl Family for Gpt2 {
                 layer.attention.scale /= (index + 1) as f64;
             }
         }
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, norm, layers)?;
         architecture.tied_head = flag("tie_word_embeddings", true)?;
         architecture.learned_positions = Some(positions);
         architecture.transposed = true;

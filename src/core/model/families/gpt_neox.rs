@@ -7,7 +7,7 @@ use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Position, Qkv, Residual,
 };
 use crate::model::error::ModelError;
-use crate::model::roles::Role;
+use crate::model::roles::{Names, Role};
 use crate::model::settings::Settings;
 
 pub(super) struct GptNeox;
@@ -75,7 +75,7 @@ impl Family for GptNeox {
             },
         };
         let layers = vec![layer; settings.layers("num_hidden_layers")?];
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, norm, layers)?;
         architecture.tied_head = settings.flag_if_any("tie_word_embeddings")?.unwrap_or(false);
         Ok(architecture)
     }

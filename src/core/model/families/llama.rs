@@ -5,7 +5,7 @@ use super::rope::Frame;
 use super::{Family, GgufRows, GgufStyle};
 use crate::model::architecture::{Activation, Architecture, Mlp, Position};
 use crate::model::error::ModelError;
-use crate::model::roles::Role;
+use crate::model::roles::{Names, Role};
 use crate::model::settings::Settings;
 
 pub(super) struct Llama;
@@ -48,7 +48,7 @@ impl Family for Llama {
         let bias = settings.flag_if_any("mlp_bias")?.unwrap_or(false);
         layer.mlp = Mlp::Gated { activation, width: layer.mlp.width(), bias };
         let layers = vec![layer; settings.layers("num_hidden_layers")?];
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, norm, layers)?;
         architecture.tied_head = settings.flag_if_any("tie_word_embeddings")?.unwrap_or(false);
         Ok(architecture)
     }

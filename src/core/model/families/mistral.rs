@@ -6,6 +6,7 @@ use super::rope::Frame;
 use super::{Family, GgufStyle};
 use crate::model::architecture::{Activation, Architecture, Position};
 use crate::model::error::ModelError;
+use crate::model::roles::Names;
 use crate::model::settings::Settings;
 
 pub(super) struct Mistral;
@@ -37,7 +38,7 @@ impl Family for Mistral {
             ));
         }
         let layers = vec![layer; settings.layers("num_hidden_layers")?];
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, norm, layers)?;
         architecture.tied_head = settings.flag_if_any("tie_word_embeddings")?.unwrap_or(false);
         Ok(architecture)
     }

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use super::architecture::Architecture;
 use super::error::{ModelError, Shown};
-use super::roles::Role;
+use super::roles::Names;
 use super::settings::Settings;
 pub(super) use rope::ROTATED;
 
@@ -48,9 +48,9 @@ pub trait Family: Sync {
     /// How llama.cpp stores it, if under a name of its own.
     fn gguf(&self) -> Option<GgufStyle>;
 
-    /// Module names in GGUF that are not those of [`Role::gguf_template`].
-    fn gguf_names(&self, _architecture: &Architecture) -> &'static [(Role, &'static str)] {
-        &[]
+    /// Module names in GGUF that are not those of [`super::roles::Role::gguf_template`].
+    fn gguf_names(&self, _architecture: &Architecture) -> Names {
+        Names(&[])
     }
 
     /// What llama.cpp knows of the family without a key, or by the presence of a tensor, under the usual keys; `settings`

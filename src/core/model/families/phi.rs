@@ -7,7 +7,7 @@ use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Position, Qkv, Residual,
 };
 use crate::model::error::ModelError;
-use crate::model::roles::Role;
+use crate::model::roles::{Names, Role};
 use crate::model::settings::Settings;
 
 pub(super) struct Phi;
@@ -71,7 +71,7 @@ impl Family for Phi {
             },
         };
         let layers = vec![layer; settings.layers("num_hidden_layers")?];
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, norm, layers)?;
         architecture.head_bias = true;
         Ok(architecture)
     }

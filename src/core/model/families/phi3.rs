@@ -5,7 +5,7 @@ use super::rope::Frame;
 use super::{Family, GgufStyle, GgufWindows};
 use crate::model::architecture::{Activation, Architecture, Mlp, Position, Qkv};
 use crate::model::error::ModelError;
-use crate::model::roles::Role;
+use crate::model::roles::{Names, Role};
 use crate::model::settings::Settings;
 
 pub(super) struct Phi3;
@@ -44,7 +44,7 @@ impl Family for Phi3 {
         layer.attention.window = settings.size_if_any("sliding_window")?;
         layer.mlp = Mlp::GatedFused { activation, width: layer.mlp.width(), bias: false };
         let layers = vec![layer; settings.layers("num_hidden_layers")?];
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, norm, layers)?;
         architecture.tied_head = settings.flag_if_any("tie_word_embeddings")?.unwrap_or(false);
         Ok(architecture)
     }

@@ -6,6 +6,7 @@ use super::rope::Frame;
 use super::{Family, GgufStyle};
 use crate::model::architecture::{Activation, Architecture, LayerSpec, Position};
 use crate::model::error::ModelError;
+use crate::model::roles::Names;
 use crate::model::settings::Settings;
 
 pub(super) struct Qwen2;
@@ -29,7 +30,7 @@ impl Family for Qwen2 {
         let mut layer = gated_layer(settings, heads, norm, activation, Position::Rotary(rope))?;
         layer.attention.input_bias = true;
         let layers = windowed(settings, &layer)?;
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, norm, layers)?;
         architecture.tied_head = settings.flag_if_any("tie_word_embeddings")?.unwrap_or(false);
         Ok(architecture)
     }

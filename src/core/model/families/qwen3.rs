@@ -6,7 +6,7 @@ use super::rope::Frame;
 use super::{Family, GgufStyle};
 use crate::model::architecture::{Activation, Architecture, Position};
 use crate::model::error::ModelError;
-use crate::model::roles::Role;
+use crate::model::roles::{Names, Role};
 use crate::model::settings::Settings;
 
 pub(super) struct Qwen3;
@@ -50,7 +50,7 @@ impl Family for Qwen3 {
         layer.attention.input_bias = bias;
         layer.attention.output_bias = bias;
         let layers = windowed(settings, &layer)?;
-        let mut architecture = decoder(self.name(), &NAMES, settings, positions, norm, layers)?;
+        let mut architecture = decoder(self.name(), Names(&NAMES), settings, positions, norm, layers)?;
         architecture.tied_head = settings.flag_if_any("tie_word_embeddings")?.unwrap_or(false);
         Ok(architecture)
     }

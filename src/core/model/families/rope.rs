@@ -12,6 +12,9 @@ pub(in crate::model) const ROTATED: &str = "rope.dimension_count";
 /// Context length of pre-training.
 const ORIGINAL: &str = "original_max_position_embeddings";
 
+/// Most divisors of frequencies a configuration may list: every layer gets its own copy. Real heads have below 256 pairs.
+const MAX_DIVISORS: usize = 4096;
+
 /// What the rotary embedding of a model depends on, beside its own keys.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frame {
@@ -157,6 +160,9 @@ impl Frame {
     fn long(&self, section: &Settings, original_positions: usize) -> Result<RopeScaling, ModelError> {
         let divisors = |key| {
             let numbers = section.numbers_if_any(key)?.ok_or_else(|| section.wrong(key, "is missing"))?;
+            if numbers.len() > MAX_DIVISORS {
+                return Err(section.wrong(key, &format!("must be a list of at most {MAX_DIVISORS} numbers")));
+            }
             Ok(numbers.into_iter().map(|number| number as f32).collect())
         };
         let factor = self.factor(section, original_positions)?;

@@ -441,7 +441,7 @@ fn the_older_section_goes_before_the_newer_and_an_empty_one_is_none() {
     let spec = rope("llama", &both);
     assert_eq!((spec.theta, spec.scaling), (10_000.0, RopeScaling::Linear { factor: 2.0 }));
     let newer = json!({"rope_parameters": {"rope_theta": 5.0}, "rope_scaling": {}});
-    assert_eq!(rope("llama", &newer).theta, 5.0);
+    assert_eq!(rope("llama", &newer), RopeSpec { theta: 5.0, rotated: 16, scaling: RopeScaling::None });
 }
 
 #[test]
@@ -580,7 +580,7 @@ fn options_change_what_they_name() {
     assert_eq!(scales, [0.25, 0.125, 0.25 / 3.0]);
     assert_eq!(gpt2.layers[0].mlp.width(), 100);
     let plain = changed("gpt2", &json!({"scale_attn_weights": false})).unwrap();
-    assert_eq!(plain.layers[2].attention.scale, 1.0);
+    assert_eq!((plain.layers[2].attention.scale, plain.layers[2].attention.heads), (1.0, 4));
     for (name, activation) in [
         ("relu", Activation::Relu),
         ("swish", Activation::Silu),
@@ -645,6 +645,11 @@ fn what_cannot_be_run_is_refused_by_the_key_of_its_family() {
             "phi3",
             json!({"rope_scaling": {"type": "su", "short_factor": [1], "long_factor": [1]}}),
             "`short_factor` must be a list of numbers above 0",
+        ),
+        (
+            "phi3",
+            json!({"rope_scaling": {"type": "su", "short_factor": vec![1; 4097], "long_factor": [1]}}),
+            "`rope_scaling.short_factor` must be a list of at most 4096 numbers",
         ),
         ("falcon-7b", json!({"activation": "relu2"}), "this activation (`activation` = \"relu2\")"),
         ("falcon-7b", json!({"layer_norm_epsilon": 0}), "`layer_norm_epsilon` must be above 0, found 0"),

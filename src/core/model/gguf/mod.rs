@@ -17,7 +17,7 @@ use indexmap::IndexMap;
 use super::architecture::{Architecture, Norm, Parameter};
 use super::error::{ModelError, Shown};
 use super::families::{self, Family, GgufRows, GgufStyle};
-use super::roles::{Names, Role};
+use super::roles::Role;
 use super::tensors::{self, Found};
 use super::{
     Arrangement, GgufVocabulary, ModelFiles, ModelKind, SpecialToken, SpecialTokens, TensorEntry,
@@ -42,7 +42,7 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
     });
     let found: IndexMap<_, _> = found.collect();
     let files = vec![path.to_owned()];
-    let names = Names(family.gguf_names(&architecture));
+    let names = family.gguf_names(&architecture);
     let in_file = |Parameter { role, layer, part, .. }: &Parameter| {
         let layer = layer.unwrap_or(0);
         let module = names.module(*role, layer).unwrap_or_else(|| role.gguf_module(layer));

@@ -183,8 +183,10 @@ impl Metadata<'_> {
             return Err(self.unsupported("a window in some layers", PATTERN));
         }
         let is_windowed: Vec<bool> = match (pattern.array(), pattern.unsigned()) {
+            // One more shows that there are too many; the array may be as long as the header.
             (Some(array), _) => {
-                array.numbers().into_iter().flatten().map(|value| value == Value::Truth(true)).collect()
+                let flags = array.numbers().into_iter().flatten().take(layers + 1);
+                flags.map(|flag| flag == Value::Truth(true)).collect()
             }
             (None, Some(0)) => vec![true; layers],
             (None, Some(period)) => (0..layers as u64).map(|layer| layer % period + 1 < period).collect(),

@@ -285,6 +285,8 @@ fn longrope_is_read_from_its_tensors() {
     assert!(problem.contains("`phi3.rope.scaling.type` needs the tensors"), "{problem}");
     let problem = described("phi3", |writer| both(writer).tensor(DIVISORS, &[6], 0, &short));
     assert!(problem.unwrap_err().to_string().contains("rotary scaling beside `rope_freqs.weight`"));
+    let problem = described("phi3", |writer| keys(writer).tensor(LONG, &[4097], 0, &vec![0; 4 * 4097]));
+    assert!(problem.unwrap_err().to_string().contains("`rope_factors_long.weight` is not a short list"));
     let problem = described("phi3", |writer| keys(writer).tensor(LONG, &[4], 0, &long[..16]));
     let problem = problem.unwrap_err().to_string();
     assert!(problem.contains("`rope_factors_long.weight` has 4 values, needed 6"), "{problem}");
@@ -326,16 +328,23 @@ fn gemma_takes_from_llama_cpp_what_no_key_says() {
     });
     let every_other = every_other.unwrap();
     assert_eq!(windows(&every_other)[..3], [Some(512), None, Some(512)]);
-    assert_eq!(rope(&every_other, 0).theta, 500.0);
-    let mut flags = [1_u8; 12];
-    flags[0] = 0;
-    let mut pattern = 7_u32.to_le_bytes().to_vec();
-    pattern.extend_from_slice(&12_u64.to_le_bytes());
-    pattern.extend_from_slice(&flags);
-    let listed = described("gemma3", |writer| {
-        keys(writer).raw("gemma3.attention.sliding_window_pattern", value::ARRAY, &pattern)
-    });
-    assert_eq!(windows(&listed.unwrap())[..3], [None, Some(512), Some(512)]);
+    assert_eq!(*rope(&every_other, 0), RopeSpec { theta: 500.0, rotated: 16, scaling: RopeScaling::None });
+    let pattern = |flags: &[u8]| {
+        let header = [7_u32.to_le_bytes().as_slice(), &(flags.len() as u64).to_le_bytes()].concat();
+        let bytes = [header.as_slice(), flags].concat();
+        described("gemma3", |writer| {
+            keys(writer).raw("gemma3.attention.sliding_window_pattern", value::ARRAY, &bytes)
+        })
+    };
+    let listed = pattern(&[0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]).unwrap();
+    assert_eq!(windows(&listed)[..3], [None, Some(512), Some(512)]);
+    for flags in [vec![1; 11], vec![1; 100_000]] {
+        let problem = pattern(&flags).unwrap_err().to_string();
+        assert!(
+            problem.contains("`gemma3.attention.sliding_window_pattern` must name 12 layers"),
+            "{problem}"
+        );
+    }
     let plain = described("gemma3", |writer| writer.f32("gemma3.rope.freq_base", 1e6)).unwrap();
     assert_eq!((windows(&plain), rope(&plain, 0).theta), (vec![None; 12], 1e6));
 }
