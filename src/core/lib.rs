@@ -4,8 +4,12 @@
 pub mod config;
 pub mod data;
 pub mod eval;
+pub mod files;
+pub mod json;
 pub mod machine;
 pub mod model;
 pub mod runs;
 pub mod sweep;
+#[cfg(test)]
+mod testing;
 pub mod text;

@@ -1,7 +1,6 @@
 //! Reading a configuration from disk or text, and writing it out.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,7 @@ use super::problems::{Problem, Problems, Source};
 use super::resolve::{defaults, resolve};
 use super::sections::Config;
 use super::toml_text::{assignment, literal};
+use crate::files;
 
 /// The file that makes a folder a project.
 pub const FILE_NAME: &str = "luthier.toml";
@@ -136,7 +136,7 @@ pub(super) fn read(file: &Path) -> Result<String, ConfigError> {
 /// The file's bytes, no more than one past what a configuration may have.
 pub(super) fn read_bytes(file: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(file)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    files::open(file)?.0.take(LARGEST + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

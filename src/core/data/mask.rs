@@ -6,11 +6,15 @@
 //!   the template writes behind that token is not trained, since generation stops before it. What cannot be verified so
 //!   is a problem of the row, never a guess.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use super::template::Rendered;
 use super::{DataError, Extras, Message, Template, Tokenizer};
 use crate::config::TrainOn;
+
+/// Most replies of a row that are looked for: each takes rendering all that goes before it.
+const MAX_SEARCHED: usize = 1024;
 
 /// Why a mask cannot be given.
 #[derive(Debug)]
@@ -41,13 +45,20 @@ pub(super) fn trained_spans(
         TrainOn::Assistant => replies.clone(),
         TrainOn::Completion => replies.last().copied().into_iter().collect(),
     };
-    let wanted: Vec<usize> = wanted.into_iter().filter(|index| !extras.untrained.contains(index)).collect();
+    let untrained: HashSet<usize> = extras.untrained.iter().copied().collect();
+    let wanted: Vec<usize> = wanted.into_iter().filter(|index| !untrained.contains(index)).collect();
+    if template.marks_generation() && wanted == replies {
+        return Ok(whole.generation.clone());
+    }
     let finder = Finder { template, tokenizer, messages, extras, whole };
+    let searched = if template.marks_generation() { &replies } else { &wanted };
+    if searched.len() > MAX_SEARCHED {
+        return Err(
+            finder.uncertain(searched[MAX_SEARCHED], "is too far behind in its conversation to be found")
+        );
+    }
     if !template.marks_generation() {
         return wanted.into_iter().map(|index| finder.reply(index)).collect();
-    }
-    if wanted == replies {
-        return Ok(whole.generation.clone());
     }
     // A block belongs to the last reply that begins before it.
     let starts = replies.iter().map(|&index| finder.start(index)).collect::<Result<Vec<_>, _>>()?;
@@ -151,7 +162,9 @@ pub(super) fn trained_tokens(offsets: &[(usize, usize)], spans: &[Range<usize>])
         .iter()
         .enumerate()
         .map(|(index, &(start, end))| {
-            index > 0 && start < end && spans.iter().any(|span| start < span.end && span.start < end)
+            // Spans stand in order: where the first that ends behind the token's start lies behind the token, all do.
+            let next = spans.partition_point(|span| span.end <= start);
+            index > 0 && start < end && spans.get(next).is_some_and(|span| span.start < end)
         })
         .collect()
 }

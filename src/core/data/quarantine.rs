@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::DataError;
 use crate::text::clean_line;
+use crate::{files, json};
 
 const FILE: &str = "quarantine.json";
 /// Largest list that is read: a million rows.
 const MAX_BYTES: u64 = 32 << 20;
+const MAX_ROWS: usize = 1 << 20;
 
 /// The hashes ([`super::Row::hash`]) of rows that are left out of everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,18 +25,14 @@ impl Quarantine {
     /// The project's list; empty where there is no file.
     pub fn load(project: &Path) -> Result<Self, DataError> {
         let path = project.join(FILE);
-        let mut text = String::new();
-        match File::open(&path) {
-            Ok(file) => file
-                .take(MAX_BYTES)
-                .read_to_string(&mut text)
-                .map_err(|error| DataError::read(&path, error))?,
+        let text = match files::read(&path, MAX_BYTES) {
+            Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Quarantine { path, ..Self::default() });
             }
             Err(error) => return Err(DataError::read(&path, error)),
         };
-        let hashes = serde_json::from_str(&text).map_err(|error| {
+        let hashes = json::from_slice(&text, MAX_ROWS).map_err(|error| {
             DataError::file(
                 &path,
                 format!("not a JSON list of row hashes: {}", clean_line(&error.to_string())),

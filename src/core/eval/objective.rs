@@ -1,7 +1,5 @@
 //! Checks that score a reply.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -12,6 +10,7 @@ use serde_json::Value;
 use super::EvalError;
 use super::error::io_error;
 use crate::config::{Config, ObjectiveKind, ObjectiveSection};
+use crate::files;
 use crate::text::clean_line;
 
 /// A schema is written by hand; anything larger is not one.
@@ -264,13 +263,7 @@ fn load_schema(path: &Path) -> Result<Validator, EvalError> {
 
 fn read_schema(path: &Path) -> Result<Value, EvalError> {
     let wrong = |reason: String| EvalError::Schema { path: PathBuf::from(path), reason };
-    let mut text = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(SCHEMA_LIMIT + 1).read_to_end(&mut text))
-        .map_err(io_error("read", path))?;
-    if text.len() as u64 > SCHEMA_LIMIT {
-        return Err(wrong(format!("it is longer than {SCHEMA_LIMIT} bytes, so it is not a JSON schema")));
-    }
+    let text = files::read(path, SCHEMA_LIMIT).map_err(io_error("read", path))?;
     serde_json::from_slice(&text).map_err(|error| wrong(format!("it is not JSON: {error}")))
 }
 

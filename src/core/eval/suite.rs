@@ -1,6 +1,5 @@
 //! Suites: prompts that are asked again and again.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -10,9 +9,13 @@ use sha2::{Digest, Sha256};
 use super::EvalError;
 use super::error::io_error;
 use crate::data::Message;
+use crate::{files, json};
 
 /// A suite is read by people; anything larger is not one.
 const SUITE_LIMIT: u64 = 64 << 20;
+
+/// Most values in one line.
+const ROW_VALUES: usize = 1 << 20;
 
 /// A file of prompts: JSON lines, each `{"prompt": TEXT}` or `{"messages": [{"role", "content"} …]}`, with
 /// `"expected"` (a text, or any JSON value) where the right reply is known. Where `messages` end with the
@@ -41,7 +44,7 @@ pub struct SuitePrompt {
 impl Suite {
     /// Reads a suite; all its problems come at once.
     pub fn load(path: &Path) -> Result<Self, EvalError> {
-        let file = File::open(path).map_err(io_error("read", path))?;
+        let (file, _) = files::open(path).map_err(io_error("read", path))?;
         let mut reader = BufReader::new(file.take(SUITE_LIMIT));
         let (mut prompts, mut problems) = (Vec::new(), Vec::new());
         let mut digest = Sha256::new();
@@ -91,7 +94,7 @@ impl SuitePrompt {
 }
 
 fn prompt(text: &[u8], line: usize) -> Result<SuitePrompt, String> {
-    let row: Value = serde_json::from_slice(text).map_err(|error| format!("not JSON: {error}"))?;
+    let row: Value = json::from_slice(text, ROW_VALUES).map_err(|error| format!("not JSON: {error}"))?;
     let Value::Object(row) = row else { return Err("not a JSON object".to_owned()) };
     let mut expected = match row.get("expected") {
         None | Some(Value::Null) => None,
@@ -125,7 +128,10 @@ fn prompt(text: &[u8], line: usize) -> Result<SuitePrompt, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testing::{damage, damaged};
 
     fn load(text: &str) -> Result<Suite, EvalError> {
         let folder = tempfile::tempdir().unwrap();
@@ -187,5 +193,25 @@ mod tests {
         let suite = Suite::load(Path::new(path)).unwrap();
         assert_eq!(suite.prompts.len(), 12);
         assert!(suite.prompts.iter().all(|prompt| prompt.expected.is_some()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_damaged_suite_is_refused_or_ends_with_a_question(damage in damage()) {
+            let text = br#"{"prompt": "hi", "expected": {"a": 1}}
+{"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "ho"}]}
+{"messages": [{"role": "user", "content": "hu"}, {"role": "assistant", "content": "ha"}]}"#;
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("prompts.jsonl");
+            std::fs::write(&path, damaged(text, &damage)).unwrap();
+            if let Ok(suite) = Suite::load(&path) {
+                prop_assert!(!suite.prompts.is_empty());
+                for prompt in suite.prompts {
+                    prop_assert!(prompt.messages.last().is_some_and(|last| !last.is_assistant()));
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! People's judgements of A/B comparisons.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,11 +12,15 @@ use serde::{Deserialize, Serialize};
 use super::EvalError;
 use super::error::io_error;
 use crate::data::Message;
+use crate::files;
 use crate::runs::ends_torn;
 use crate::runs::time::millis;
 
 /// Name of the file in the project folder.
 pub const VERDICT_FILE: &str = "verdicts.jsonl";
+
+/// Most that is read of it: some hundred thousand judgements.
+const VERDICTS_LIMIT: u64 = 1 << 30;
 
 /// Who answers in a comparison.
 #[derive(
@@ -170,7 +174,7 @@ impl VerdictStore {
 
     /// Reads all verdicts; lines that are none are counted, not fatal.
     pub fn load(&self) -> Result<Verdicts, EvalError> {
-        let text = match fs::read(&self.path) {
+        let text = match files::read(&self.path, VERDICTS_LIMIT) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Verdicts::default()),
             Err(error) => return Err(io_error("read", &self.path)(error)),
@@ -188,8 +192,13 @@ impl VerdictStore {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::eval::testing::verdict;
+    use crate::testing::{damage, damaged};
 
     #[test]
     fn what_is_appended_is_read_back_in_order() {
@@ -228,6 +237,24 @@ mod tests {
         assert_eq!(with(VerdictChoice::Right), Some(Contender::Base));
         for choice in [VerdictChoice::Tie, VerdictChoice::BothBad, VerdictChoice::Skip] {
             assert_eq!(with(choice), None);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn damaged_lines_are_counted_and_the_others_kept(damage in damage()) {
+            let project = tempfile::tempdir().unwrap();
+            let store = VerdictStore::of(project.path());
+            store.append(&verdict("a", "b", VerdictChoice::Left)).unwrap();
+            let whole = fs::read(store.path()).unwrap();
+            let broken = damaged(&whole, &damage);
+            fs::write(store.path(), [&whole, broken.as_slice(), b"\n", &whole].concat()).unwrap();
+            let found = store.load().unwrap();
+            let lines = broken.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
+            prop_assert_eq!(found.verdicts.len() + found.broken_lines, lines + 2);
+            prop_assert!(found.verdicts.len() >= 2);
         }
     }
 }

@@ -47,6 +47,36 @@ pub enum ModelError {
         /// Its folder.
         folder: Shown,
     },
+    /// The same of an adapter.
+    #[error(
+        "{file} is a pickle file, which can run code when it is opened; Luthier reads only safetensors. Convert it \
+         where you trust it: python3 -c \"import torch; from safetensors.torch import save_file as s; \
+         s(torch.load('{file}', weights_only=True), '{folder}/adapter_model.safetensors')\""
+    )]
+    AdapterPickle {
+        /// The pickle file.
+        file: Shown,
+        /// Its folder.
+        folder: Shown,
+    },
+    /// A folder without an adapter.
+    #[error("{folder} is not an adapter: it holds no {missing}; give a folder that PEFT or Luthier saved")]
+    NotAnAdapter {
+        /// The folder.
+        folder: Shown,
+        /// The file that is needed.
+        missing: &'static str,
+    },
+    /// A link that leads out of the folder it stands in.
+    #[error(
+        "{file} leads to {target}, outside of its folder, and is not opened; put the file itself into the folder"
+    )]
+    Outside {
+        /// The link.
+        file: Shown,
+        /// Where it leads.
+        target: Shown,
+    },
     /// A folder without weights.
     #[error(
         "{folder} holds no weights: neither model.safetensors nor model.safetensors.index.json is there; \

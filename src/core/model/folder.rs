@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::BufReader;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde::Deserialize;
@@ -17,12 +17,23 @@ use super::settings::Settings;
 use super::special;
 use super::tensors::{self, Found};
 use super::{ModelFiles, ModelKind, TokenizerSource, files, fingerprint};
+use crate::files::{Folder, FolderError};
+use crate::json;
 
-/// Largest shard index that is read.
-const MAX_INDEX: u64 = 64 << 20;
+/// Largest shard index that is read; those of the largest models have some 9 MB.
+const MAX_INDEX: u64 = 32 << 20;
 
-/// Largest `tokenizer_config.json` that is read.
-const MAX_TOKENIZER_CONFIG: u64 = 64 << 20;
+/// Most tensors of all shards together; the largest models have some 92,000.
+const MAX_TENSORS: usize = 1 << 18;
+
+/// Most shards; the largest models have some 200.
+const MAX_SHARDS: usize = 1024;
+
+/// Largest headers of all shards together.
+const MAX_HEADERS: u64 = 128 << 20;
+
+/// Largest `tokenizer_config.json` that is read; one with 30,000 added tokens has some 6 MB.
+const MAX_TOKENIZER_CONFIG: u64 = 16 << 20;
 
 /// Largest `chat_template.jinja` that is read.
 const MAX_TEMPLATE: u64 = 4 << 20;
@@ -32,10 +43,8 @@ pub(super) const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
 
 /// Opens a folder.
 pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
-    let config = root.join("config.json");
-    if !config.exists() {
-        return Err(not_a_model(root));
-    }
+    let folder = files::folder(root)?;
+    let Some(config) = files::find(&folder, "config.json")? else { return Err(not_a_model(root)) };
     let settings = Settings::read(&config)?;
     if settings.get("quantization_config").is_some() {
         return Err(settings.unsupported(
@@ -45,26 +54,27 @@ pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
         ));
     }
     let (family, architecture) = families::of_config(&settings)?;
-    let (files, found) = weights(root)?;
+    let (files, found) = weights(&folder)?;
     let bare = is_bare(&architecture, &found);
     let in_file = |parameter: &Parameter| match (bare, parameter.name.split_once('.')) {
         (true, Some((_, name))) if parameter.role != Role::Head => name.to_owned(),
         _ => parameter.name.clone(),
     };
     let tensors = tensors::assign(root, &files, &architecture, found, family.harmless(), in_file)?;
-    let tokenizer_json = root.join("tokenizer.json");
-    if !tokenizer_json.is_file() {
-        return Err(no_tokenizer(root, &tokenizer_json));
-    }
-    let tokenizer_config = root.join("tokenizer_config.json");
-    let tokenizer_config = if tokenizer_config.exists() {
-        Some(files::read_object(&tokenizer_config, MAX_TOKENIZER_CONFIG)?)
-    } else {
-        None
+    let Some(tokenizer_json) = files::find(&folder, "tokenizer.json")? else {
+        return Err(no_tokenizer(root, &root.join("tokenizer.json")));
     };
-    let chat_template = chat_template(root, tokenizer_config.as_ref())?;
-    let special =
-        special::read(root, &settings, tokenizer_config.as_ref(), &tokenizer_json, architecture.vocabulary)?;
+    let tokenizer_config = files::find(&folder, "tokenizer_config.json")?;
+    let tokenizer_config =
+        tokenizer_config.map(|path| files::read_object(&path, MAX_TOKENIZER_CONFIG)).transpose()?;
+    let chat_template = chat_template(&folder, tokenizer_config.as_ref())?;
+    let special = special::read(
+        &folder,
+        &settings,
+        tokenizer_config.as_ref(),
+        &tokenizer_json,
+        architecture.vocabulary,
+    )?;
     let fingerprint = fingerprint::of(&architecture, &tensors, &files)?;
     Ok(ModelFiles {
         root: root.to_owned(),
@@ -120,23 +130,25 @@ fn no_tokenizer(root: &Path, file: &Path) -> ModelError {
 }
 
 /// All tensors by name, from `model.safetensors` or the shards that the index names, as transformers chooses.
-fn weights(root: &Path) -> Result<(Vec<PathBuf>, IndexMap<String, Found>), ModelError> {
-    let single = root.join("model.safetensors");
-    let index = root.join("model.safetensors.index.json");
-    if single.exists() {
+fn weights(folder: &Folder) -> Result<(Vec<PathBuf>, IndexMap<String, Found>), ModelError> {
+    if let Some(single) = files::find(folder, "model.safetensors")? {
         return read_headers(vec![single]);
     }
-    if !index.exists() {
-        return Err(no_weights(root));
-    }
+    let Some(index) = files::find(folder, "model.safetensors.index.json")? else {
+        return Err(no_weights(folder.path()));
+    };
     let weight_map = read_index(&index)?;
     let mut files = Vec::new();
     let mut shards = HashMap::new();
     for name in weight_map.values() {
         if !shards.contains_key(name.as_str()) {
-            files.push(shard(root, &index, name)?);
+            files.push(shard(folder, &index, name)?);
             shards.insert(name.as_str(), files.len() - 1);
         }
+    }
+    if files.len() > MAX_SHARDS {
+        let problem = format!("`weight_map` names {} files; at most {MAX_SHARDS} are read", files.len());
+        return Err(ModelError::Settings { file: (&index).into(), problem });
     }
     let (files, found) = read_headers(files)?;
     let missing: Vec<String> = weight_map
@@ -150,14 +162,23 @@ fn weights(root: &Path) -> Result<(Vec<PathBuf>, IndexMap<String, Found>), Model
         return Ok((files, found));
     }
     let problems = TensorProblems { missing, ..TensorProblems::default() };
-    Err(ModelError::Tensors { root: root.into(), problems })
+    Err(ModelError::Tensors { root: folder.path().into(), problems })
 }
 
 fn read_headers(files: Vec<PathBuf>) -> Result<(Vec<PathBuf>, IndexMap<String, Found>), ModelError> {
     let mut found = IndexMap::new();
+    let mut bytes = 0;
     for (file, path) in files.iter().enumerate() {
         let (opened, size) = files::open(path)?;
         let header = Header::read(BufReader::new(opened), size).map_err(|fault| fault.at(path))?;
+        bytes += header.bytes;
+        if bytes > MAX_HEADERS || found.len() + header.tensors.len() > MAX_TENSORS {
+            let problem = format!(
+                "its header and those of the files before it name more than {MAX_TENSORS} tensors or take more than \
+                 {MAX_HEADERS} bytes"
+            );
+            return Err(ModelError::Damaged { file: path.into(), problem });
+        }
         for tensor in header.tensors {
             let storage = match tensor.dtype {
                 Dtype::Weight(storage) => Ok(storage),
@@ -197,7 +218,7 @@ struct Index {
 
 fn read_index(path: &Path) -> Result<IndexMap<String, String>, ModelError> {
     let problem = |problem: String| ModelError::Settings { file: path.into(), problem };
-    let index: Index = serde_json::from_slice(&files::read(path, MAX_INDEX)?)
+    let index: Index = json::from_slice(&files::read(path, MAX_INDEX)?, MAX_TENSORS)
         .map_err(|error| problem(Shown::new(&error.to_string()).to_string()))?;
     if index.weight_map.is_empty() {
         return Err(problem("`weight_map` names no tensor".to_owned()));
@@ -206,46 +227,30 @@ fn read_index(path: &Path) -> Result<IndexMap<String, String>, ModelError> {
 }
 
 /// The path of a shard. The index is untrusted: its names must be those of safetensors files inside the folder.
-fn shard(root: &Path, index: &Path, name: &str) -> Result<PathBuf, ModelError> {
+fn shard(folder: &Folder, index: &Path, name: &str) -> Result<PathBuf, ModelError> {
     let problem = |problem: &str| ModelError::Settings {
         file: index.into(),
         problem: format!("the shard name `{}` {problem}", Shown::new(name)),
     };
-    let inside = Path::new(name);
-    if !inside.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(problem("points outside of the model folder"));
+    let extension = Path::new(name).extension().unwrap_or_default();
+    match folder.find(name) {
+        Err(FolderError::Name) => Err(problem("points outside of the model folder")),
+        Err(error) => Err(files::misplaced(&folder.path().join(name), error)),
+        Ok(_) if PICKLES.iter().any(|pickle| extension == *pickle) => {
+            Err(ModelError::Pickle { file: (&folder.path().join(name)).into(), folder: folder.path().into() })
+        }
+        Ok(_) if extension != "safetensors" => Err(problem("is not that of a safetensors file")),
+        Ok(None) => Err(problem("is that of a missing file; was the model downloaded completely?")),
+        Ok(Some(path)) => Ok(path),
     }
-    let extension = inside.extension().unwrap_or_default();
-    if PICKLES.iter().any(|pickle| extension == *pickle) {
-        return Err(ModelError::Pickle { file: (&root.join(inside)).into(), folder: root.into() });
-    }
-    if extension != "safetensors" {
-        return Err(problem("is not that of a safetensors file"));
-    }
-    let path = root.join(inside);
-    let resolve =
-        |path: &Path| path.canonicalize().map_err(|source| ModelError::Read { file: path.into(), source });
-    let (target, root) = (resolve(&path)?, resolve(root)?);
-    if target.starts_with(&root) || blobs(&root).is_some_and(|blobs| target.starts_with(blobs)) {
-        return Ok(path);
-    }
-    Err(problem("is a link to outside of the model folder"))
-}
-
-/// In the hub's download cache a model is a folder `models--…/snapshots/<revision>` of links into `models--…/blobs`.
-fn blobs(root: &Path) -> Option<PathBuf> {
-    let snapshots =
-        root.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))?;
-    Some(snapshots.parent()?.join("blobs"))
 }
 
 /// As transformers: the file goes before the configuration, where several templates may stand by name.
 fn chat_template(
-    root: &Path,
+    folder: &Folder,
     config: Option<&serde_json::Map<String, serde_json::Value>>,
 ) -> Result<Option<String>, ModelError> {
-    let file = root.join("chat_template.jinja");
-    if file.exists() {
+    if let Some(file) = files::find(folder, "chat_template.jinja")? {
         return files::read_text(&file, MAX_TEMPLATE).map(Some);
     }
     let template = config.and_then(|config| config.get("chat_template"));

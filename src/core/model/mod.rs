@@ -1,6 +1,7 @@
-//! What a model folder or a GGUF file says about itself, read without torch: architecture, tensors and where they lie,
-//! tokenizer, chat template, special tokens.
+//! What a model folder, a GGUF file or an adapter folder says about itself, read without torch: architecture, tensors and
+//! where they lie, tokenizer, chat template, special tokens.
 
+pub mod adapter;
 pub mod architecture;
 mod error;
 pub mod families;
@@ -10,9 +11,9 @@ mod folder;
 pub mod forecast;
 mod gguf;
 pub mod roles;
-mod safetensors;
+pub mod safetensors;
 mod settings;
-mod special;
+pub(crate) mod special;
 mod storage;
 mod targets;
 mod tensors;
@@ -25,6 +26,7 @@ use indexmap::IndexMap;
 
 use roles::Role;
 
+pub use adapter::AdapterFiles;
 pub use architecture::Architecture;
 pub use error::{ModelError, Shown, TensorProblems};
 pub use settings::Settings;

@@ -1,14 +1,18 @@
 //! The header of a safetensors file, checked against the format and the file before anything trusts it
 //! (<https://github.com/huggingface/safetensors#format>).
 
-use std::collections::HashSet;
 use std::fmt;
-use std::io::Read;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
 
+use indexmap::IndexMap;
+use indexmap::map::Entry;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::error::{Fault, Shown};
+use super::error::{Fault, ModelError, Shown};
+use super::files;
 use super::storage::Storage;
 
 /// Largest header the format allows.
@@ -17,27 +21,37 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Most dimensions a tensor may have.
 const MAX_RANK: usize = 8;
 
-/// The tensors of one file.
+/// Most tensors of one file. Each takes some 200 bytes of memory, more than it need take in the header; the largest
+/// models have some 92,000 in all their files together.
+const MAX_TENSORS: usize = 1 << 17;
+
+/// What the header of one file says.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Header {
-    /// In the order of the header.
-    pub(super) tensors: Vec<Tensor>,
+pub struct Header {
+    /// In the order of the header. They fill the file behind it without holes and overlaps.
+    pub tensors: Vec<Tensor>,
+    /// Bytes before the data.
+    pub bytes: u64,
 }
 
 /// A tensor as the header names it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Tensor {
-    pub(super) name: String,
-    pub(super) shape: Vec<usize>,
-    pub(super) dtype: Dtype,
-    /// From the start of the file.
-    pub(super) offset: u64,
-    pub(super) bytes: u64,
+pub struct Tensor {
+    /// Unique in the file.
+    pub name: String,
+    /// Row-major.
+    pub shape: Vec<usize>,
+    /// Encoding of its elements.
+    pub dtype: Dtype,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Length in bytes: what `shape` and `dtype` take; `offset + bytes` lies within the file.
+    pub bytes: u64,
 }
 
 /// An element type of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dtype {
+pub enum Dtype {
     /// One that weights may have.
     Weight(Storage),
     /// One that Luthier only skips, with its bytes per element.
@@ -62,6 +76,14 @@ const OTHER: [(&str, u64); 14] = [
 ];
 
 impl Dtype {
+    /// The name that the format gives it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Weight(storage) => storage.name(),
+            Self::Other(name, _) => name,
+        }
+    }
+
     fn parse(name: &str) -> Option<Self> {
         match name {
             "F32" => Some(Self::Weight(Storage::F32)),
@@ -80,6 +102,13 @@ impl Dtype {
 }
 
 impl Header {
+    /// Opens a safetensors file and reads its header.
+    pub fn open(path: &Path) -> Result<(File, Self), ModelError> {
+        let (file, size) = files::open(path)?;
+        let header = Self::read(BufReader::new(&file), size).map_err(|fault| fault.at(path))?;
+        Ok((file, header))
+    }
+
     /// Reads the header of a file of `size` bytes.
     pub(super) fn read(mut file: impl Read, size: u64) -> Result<Self, Fault> {
         let mut prefix = [0; 8];
@@ -116,7 +145,7 @@ impl Header {
             .into_iter()
             .map(|(name, tensor)| tensor.check(name, start, room))
             .collect::<Result<Vec<_>, _>>()?;
-        let header = Self { tensors };
+        let header = Self { tensors, bytes: start };
         header.check_layout(start, room)?;
         Ok(header)
     }
@@ -148,7 +177,7 @@ impl Header {
 #[derive(Deserialize)]
 struct RawTensor {
     dtype: String,
-    shape: Vec<u64>,
+    shape: Shape,
     data_offsets: (u64, u64),
 }
 
@@ -158,13 +187,11 @@ impl RawTensor {
         let Some(dtype) = Dtype::parse(&self.dtype) else {
             return Err(Fault::TensorType { tensor: name, found: self.dtype });
         };
-        if self.shape.len() > MAX_RANK {
-            return Err(damaged(format!("has {} dimensions", self.shape.len())));
-        }
-        let elements = self.shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length));
+        let Shape(shape) = self.shape;
+        let elements = shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length));
         let needed = elements.and_then(|elements| dtype.bytes(elements));
         let Some(needed) = needed else {
-            return Err(damaged(format!("has the impossible shape {:?}", self.shape)));
+            return Err(damaged(format!("has the impossible shape {shape:?}")));
         };
         let (begin, end) = self.data_offsets;
         if begin > end || end > room {
@@ -172,20 +199,52 @@ impl RawTensor {
         }
         if end - begin != needed {
             return Err(damaged(format!(
-                "of shape {:?} and type {} needs {needed} bytes, but claims {}",
-                self.shape,
-                self.dtype,
+                "of shape {shape:?} and type {} needs {needed} bytes, but claims {}",
+                dtype.name(),
                 end - begin
             )));
         }
-        let shape = self.shape.iter().map(|&length| length as usize).collect();
+        let shape = shape.into_iter().map(|length| length as usize).collect();
         Ok(Tensor { name, shape, dtype, offset: start + begin, bytes: needed })
+    }
+}
+
+/// The dimensions of a tensor: a list of numbers takes more memory than the text it is read from, so that one of
+/// millions must not be made.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Dimensions;
+
+        impl<'de> Visitor<'de> for Dimensions {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of dimensions")
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Shape, S::Error> {
+                let mut shape = Vec::new();
+                while let Some(length) = list.next_element()? {
+                    if shape.len() == MAX_RANK {
+                        return Err(S::Error::custom(format_args!(
+                            "a tensor has more than {MAX_RANK} dimensions"
+                        )));
+                    }
+                    shape.push(length);
+                }
+                Ok(Shape(shape))
+            }
+        }
+
+        deserializer.deserialize_seq(Dimensions)
     }
 }
 
 /// The header object with its order and without silently dropped duplicates.
 struct RawHeader {
-    tensors: Vec<(String, RawTensor)>,
+    tensors: IndexMap<String, RawTensor>,
 }
 
 impl<'de> Deserialize<'de> for RawHeader {
@@ -200,17 +259,25 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<RawHeader, M::Error> {
-                let mut seen = HashSet::new();
-                let mut tensors = Vec::new();
+                let twice =
+                    |name: &str| M::Error::custom(format_args!("`{}` stands there twice", Shown::new(name)));
+                let mut has_metadata = false;
+                let mut tensors = IndexMap::new();
                 while let Some(name) = map.next_key::<String>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(serde::de::Error::custom(format_args!("`{name}` stands there twice")));
-                    }
-                    if name == "__metadata__" {
+                    if name == METADATA {
+                        if std::mem::replace(&mut has_metadata, true) {
+                            return Err(twice(METADATA));
+                        }
                         map.next_value::<IgnoredAny>()?;
-                    } else {
-                        tensors.push((name, map.next_value()?));
+                        continue;
                     }
+                    if tensors.len() == MAX_TENSORS {
+                        return Err(M::Error::custom(format_args!("more than {MAX_TENSORS} tensors")));
+                    }
+                    match tensors.entry(name) {
+                        Entry::Vacant(entry) => entry.insert(map.next_value()?),
+                        Entry::Occupied(entry) => return Err(twice(entry.key())),
+                    };
                 }
                 Ok(RawHeader { tensors })
             }
@@ -220,11 +287,15 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
+/// The member that is no tensor.
+const METADATA: &str = "__metadata__";
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::{damage, damaged};
 
     fn file(json: &str, data: usize) -> Vec<u8> {
         let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
@@ -294,6 +365,17 @@ mod tests {
     }
 
     #[test]
+    fn more_dimensions_or_tensors_than_fit_the_memory_are_refused() {
+        let shape = format!("{}0", "0,".repeat(8));
+        let json = format!(r#"{{"a":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,0]}}}}"#);
+        assert!(refusal(&file(&json, 0)).contains("more than 8 dimensions"));
+        let tensor = |n: usize| format!(r#""{n}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+        let many: Vec<String> = (0..=MAX_TENSORS).map(tensor).collect();
+        assert!(refusal(&file(&format!("{{{}}}", many.join(",")), 0)).contains("more than 131072 tensors"));
+        assert!(read(&file(&format!("{{{}}}", many[1..].join(",")), 0)).is_ok());
+    }
+
+    #[test]
     fn overlaps_holes_and_leftovers_are_refused() {
         let two = |b: &str| {
             format!(
@@ -336,6 +418,16 @@ mod tests {
                 for tensor in header.tensors {
                     prop_assert!(tensor.offset + tensor.bytes <= bytes.len() as u64);
                 }
+            }
+        }
+
+        #[test]
+        fn damaged_headers_are_refused_or_fill_the_file(damage in damage()) {
+            let json = damaged(GOOD.as_bytes(), &damage);
+            let bytes = file(&String::from_utf8_lossy(&json), 26);
+            if let Ok(header) = read(&bytes) {
+                let data: u64 = header.tensors.iter().map(|tensor| tensor.bytes).sum();
+                prop_assert_eq!(header.bytes + data, bytes.len() as u64);
             }
         }
 

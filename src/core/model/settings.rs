@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use super::error::{ModelError, Shown};
 use super::files;
 
-/// Largest `config.json` that is read.
-const MAX_CONFIG: u64 = 16 << 20;
+/// Largest `config.json` that is read; real ones have a few thousand bytes.
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// Largest size a configuration may name. Real models stay below 2^21; two such sizes multiply without overflow.
 const MAX_SIZE: u64 = 1 << 28;

@@ -1,5 +1,6 @@
 //! The special tokens of a Hugging Face folder: texts stand in one file, ids in others.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -8,25 +9,33 @@ use serde_json::{Map, Value};
 use super::error::{ModelError, Shown};
 use super::settings::Settings;
 use super::{SpecialToken, SpecialTokens, files};
+use crate::files::Folder;
+use crate::json;
 
 /// Largest `generation_config.json` and `special_tokens_map.json` that are read.
 const MAX_SMALL: u64 = 4 << 20;
 
 /// Largest `tokenizer.json` that is read; the largest real ones have some 35 MB.
-const MAX_TOKENIZER: u64 = 512 << 20;
+pub(crate) const MAX_TOKENIZER: u64 = 64 << 20;
+
+/// Most values in one. The largest real ones have 262,000 tokens and 515,000 merges of two parts: 1.9 million values.
+pub(crate) const MAX_TOKENIZER_VALUES: usize = 1 << 22;
+
+/// Most tokens that may end a generation.
+const MAX_ENDS: usize = 256;
 
 /// Reads what the folder says. `vocabulary` is the number of rows of the embedding; ids beyond it count as absent, since
 /// configurations name such ids for tokens that they do not have.
 pub(super) fn read(
-    root: &Path,
+    folder: &Folder,
     config: &Settings,
     tokenizer_config: Option<&Map<String, Value>>,
     tokenizer_json: &Path,
     vocabulary: usize,
 ) -> Result<SpecialTokens, ModelError> {
-    let object = |name: &str| {
-        let path = root.join(name);
-        if path.exists() { files::read_object(&path, MAX_SMALL).map(Some) } else { Ok(None) }
+    let object = |name: &str| match files::find(folder, name)? {
+        Some(path) => files::read_object(&path, MAX_SMALL).map(Some),
+        None => Ok(None),
     };
     let generation = object("generation_config.json")?;
     let map = object("special_tokens_map.json")?;
@@ -56,8 +65,10 @@ pub(super) fn read(
         let id = added.iter().find(|token| token.content == text).map(|token| token.id);
         id.filter(|&id| (id as usize) < vocabulary)
     };
-    let text_of = |id: u32| added.iter().find(|token| token.id == id).map(|token| token.content.clone());
-    let by_id = |id: u32| SpecialToken { id: Some(id), text: text_of(id) };
+    // Where two have one id, the first counts.
+    let texts: HashMap<u32, &str> =
+        added.iter().rev().map(|token| (token.id, token.content.as_str())).collect();
+    let by_id = |id: u32| SpecialToken { id: Some(id), text: texts.get(&id).map(|&text| text.to_owned()) };
     let token = |name: &str| -> Option<SpecialToken> {
         let configured = ids(&format!("{name}_id")).first().copied();
         match text(name) {
@@ -69,6 +80,10 @@ pub(super) fn read(
     };
     let mut eos = Vec::new();
     let ends = ids("eos_token_id");
+    if ends.len() > MAX_ENDS {
+        let problem = format!("`eos_token_id` names {} tokens; at most {MAX_ENDS} are taken", ends.len());
+        return Err(ModelError::Settings { file: folder.path().into(), problem });
+    }
     if let Some(text) = text("eos_token") {
         let configured = ends.first().copied().filter(|_| ends.len() == 1);
         eos.push(SpecialToken { id: id_of(&text).or(configured), text: Some(text) });
@@ -115,7 +130,8 @@ fn listed_tokens(config: &Map<String, Value>) -> Option<Vec<AddedToken>> {
 /// The added tokens of a `tokenizer.json`; all else in it is skipped, which is fast.
 fn added_tokens(path: &Path) -> Result<Vec<AddedToken>, ModelError> {
     let bytes = files::read(path, MAX_TOKENIZER)?;
-    let tokens: AddedTokens = serde_json::from_slice(&bytes).map_err(|error| ModelError::Tokenizer {
+    let tokens = json::from_slice::<AddedTokens>(&bytes, MAX_TOKENIZER_VALUES);
+    let tokens = tokens.map_err(|error| ModelError::Tokenizer {
         file: path.into(),
         problem: format!(
             "is damaged or was not downloaded completely: {}; download it again",

@@ -36,7 +36,7 @@ pub(super) fn assign(
     let mut unreadable = None;
     for parameter in architecture.parameters() {
         let name = in_file(&parameter);
-        let Some(Found { shape, storage, file, offset, bytes }) = found.shift_remove(&name) else {
+        let Some(Found { shape, storage, file, offset, bytes }) = found.swap_remove(&name) else {
             problems.missing.push(name);
             continue;
         };
@@ -71,6 +71,7 @@ pub(super) fn assign(
         .into_keys()
         .filter(|name| Some(name) != tied_head.as_ref() && !harmless.iter().any(|end| name.ends_with(end)))
         .collect();
+    problems.unexpected.sort_unstable();
     if !problems.is_empty() {
         return Err(ModelError::Tensors { root: root.into(), problems });
     }

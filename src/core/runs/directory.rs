@@ -18,6 +18,7 @@ use super::process::Host;
 use super::status::{Failure, State, Status, replace_file};
 use super::time;
 use crate::config::Config;
+use crate::files;
 
 /// Folder of a project's runs.
 pub const RUNS_FOLDER: &str = "runs";
@@ -42,6 +43,9 @@ const SLUG_LIMIT: usize = 40;
 
 /// How many runs of one second are told apart.
 const RUNS_A_SECOND: u32 = 10_000;
+
+/// Larger files are no configuration.
+const LARGEST_CONFIG: u64 = 1 << 20;
 
 /// How many runs an error names.
 const NAMED_RUNS: usize = 5;
@@ -199,8 +203,7 @@ impl RunDir {
     /// The end of `engine.log`: its last whole lines, at most `lines`, cleaned for showing.
     pub fn log_tail(&self, lines: usize) -> Vec<String> {
         const TAIL: u64 = 64 * 1024;
-        let Ok(mut file) = File::open(self.log_path()) else { return Vec::new() };
-        let length = file.metadata().map_or(0, |found| found.len());
+        let Ok((mut file, length)) = files::open(&self.log_path()) else { return Vec::new() };
         let begin = length.saturating_sub(TAIL);
         let mut text = Vec::new();
         if file.seek(SeekFrom::Start(begin)).is_err() || file.take(TAIL).read_to_end(&mut text).is_err() {
@@ -316,7 +319,7 @@ fn summary(id: String, runs: &Path, host: &Host) -> RunSummary {
             Status { state: State::Lost, failure: Some(failure), ..Status::default() }
         }
     };
-    let config = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
+    let config = files::read_text(&path.join(CONFIG_FILE), LARGEST_CONFIG).unwrap_or_default();
     RunSummary {
         method: method_label(&config),
         state: status.state,

@@ -118,7 +118,10 @@ impl Reply {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testing::{damage, damaged};
 
     #[test]
     fn requests_are_plain_json_lines() {
@@ -136,5 +139,40 @@ mod tests {
             assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
         }
         assert!(serde_json::from_str::<Request>(r#"{"request":"explode"}"#).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_texts_survive_the_wire(key in "\\PC*", value in "[\\PC\n\u{0}-\u{1f}]*", who in prop::option::of("\\PC*")) {
+            let requests = [
+                Request::Edit { key: key.clone(), value: value.clone(), who },
+                Request::Sample { prompt: value.clone() },
+            ];
+            for request in requests {
+                let text = serde_json::to_string(&request).unwrap();
+                prop_assert!(!text.contains('\n'));
+                prop_assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+            }
+            for reply in [Reply::ok(key.as_str()), Reply::error(value.as_str())] {
+                let text = serde_json::to_string(&reply).unwrap();
+                prop_assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), reply);
+            }
+        }
+
+        #[test]
+        fn a_damaged_line_is_refused_or_understood(which in 0..4_usize, damage in damage()) {
+            let lines = [
+                r#"{"request":"edit","key":"train.learning_rate","value":"1e-4","who":null}"#,
+                r#"{"request":"stop","when":"after_eval"}"#,
+                r#"{"reply":"event","event":{"kind":"step","time":"2026-08-23T14:02:11.250Z","step":3,"loss":"NaN"}}"#,
+                r#"{"reply":"hello","version":1,"run":"r","pid":1,"engine":"0.1.0"}"#,
+            ];
+            let line = damaged(lines[which].as_bytes(), &damage);
+            if let Ok(request) = serde_json::from_slice::<Request>(&line) {
+                let text = serde_json::to_string(&request).unwrap();
+                prop_assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+            }
+            let _ = serde_json::from_slice::<Reply>(&line);
+        }
     }
 }

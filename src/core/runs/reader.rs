@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use super::RunError;
 use super::error::io_error;
 use super::event::Event;
+use crate::files;
 
 /// Bytes read at once.
 const CHUNK: usize = 256 * 1024;
 
 /// A line longer than this is passed over: no event is that long.
-const LINE_LIMIT: usize = 16 << 20;
+const LINE_LIMIT: usize = 4 << 20;
 
 /// Bytes before the read position that are compared before reading on: enough to hold the time of a usual
 /// last line.
@@ -117,7 +118,7 @@ impl JournalReader {
             return Ok(false);
         }
         let restarted = self.open.is_some();
-        let file = File::open(&self.path).map_err(io_error("open", &self.path))?;
+        let (file, _) = files::open(&self.path).map_err(io_error("open", &self.path))?;
         let found = file.metadata().map_err(io_error("read", &self.path))?;
         self.open =
             Some(Open { file, device: found.dev(), inode: found.ino(), offset: 0, witness: Vec::new() });

@@ -176,7 +176,10 @@ impl ServingReceiver {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testing::{damage, damaged};
 
     #[test]
     fn both_ends_understand_each_other() {
@@ -204,5 +207,22 @@ mod tests {
         assert_eq!(client.receiver.receive(Duration::from_secs(30)).unwrap(), Some(reply));
         drop((server_writer, server_reader));
         assert!(client.receiver.receive(Duration::from_secs(30)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_line_is_refused_or_understood(which in 0..3_usize, damage in damage()) {
+            let lines = [
+                r#"{"request":"generate","id":3,"rows":[{"adapter":null,"messages":[{"role":"user","content":"hi"}],"seed":1}],"sampling":{"temperature":0.0,"top_p":1.0,"top_k":0,"max_new_tokens":8}}"#,
+                r#"{"request":"load","run":"runs/x"}"#,
+                r#"{"reply":"done","id":3,"row":0,"reason":"length","tokens":8,"seconds":0.5,"weights":"f00d"}"#,
+            ];
+            let line = damaged(lines[which].as_bytes(), &damage);
+            if let Ok(request) = serde_json::from_slice::<ServeRequest>(&line) {
+                let text = serde_json::to_string(&request).unwrap();
+                prop_assert_eq!(serde_json::from_str::<ServeRequest>(&text).unwrap(), request);
+            }
+            let _ = serde_json::from_slice::<ServeReply>(&line);
+        }
     }
 }

@@ -248,14 +248,17 @@ impl LineWriter {
 /// Reads JSON lines from a socket, each at most [`MESSAGE_LIMIT`] bytes long.
 pub struct LineReader {
     stream: UnixStream,
+    /// Bytes read and not given out yet; the next line begins at `begin`.
     buffer: Vec<u8>,
+    begin: usize,
+    /// Everything up to here was searched for a line end.
     searched: usize,
 }
 
 impl LineReader {
     /// A reader over the connection.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, buffer: Vec::new(), searched: 0 }
+        Self { stream, buffer: Vec::new(), begin: 0, searched: 0 }
     }
 
     /// The next message, or `Ok(None)` where none came within `timeout` (`None` waits for ever). An error
@@ -273,11 +276,13 @@ impl LineReader {
         let mut looked = false;
         loop {
             if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
-                let rest = self.buffer.split_off(self.searched + end + 1);
-                let line = std::mem::replace(&mut self.buffer, rest);
-                self.searched = 0;
+                self.searched += end + 1;
+                let line = self.buffer[self.begin..self.searched].to_vec();
+                self.begin = self.searched;
                 return Ok(Some(line));
             }
+            self.buffer.drain(..self.begin);
+            self.begin = 0;
             self.searched = self.buffer.len();
             if self.buffer.len() > MESSAGE_LIMIT {
                 return Err(RunError::Socket(format!(

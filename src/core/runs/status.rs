@@ -1,7 +1,7 @@
 //! `status.json`: where a run stands, replaced atomically by the engine.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +15,7 @@ use super::RunError;
 use super::number::Number;
 use super::process::{Host, ProcessIdentity};
 use super::time::{self, millis, optional_millis};
+use crate::files;
 
 /// How old the heartbeat of a run on another machine may be before the run counts as lost.
 pub const HEARTBEAT_LIMIT: Duration = Duration::from_mins(1);
@@ -250,17 +251,11 @@ impl Status {
     /// Reads `status.json` of a run directory as it stands. `Ok(None)` where there is none.
     pub fn read(run: &Path) -> Result<Option<Self>, RunError> {
         let path = run.join(STATUS_FILE);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        let text = match files::read(&path, STATUS_LIMIT) {
+            Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(RunError::Io { doing: "read", path, source }),
         };
-        let mut text = Vec::new();
-        file.take(STATUS_LIMIT).read_to_end(&mut text).map_err(|source| RunError::Io {
-            doing: "read",
-            path: path.clone(),
-            source,
-        })?;
         serde_json::from_slice(&text).map(Some).map_err(|source| RunError::Status { path, source })
     }
 
@@ -340,9 +335,11 @@ mod tests {
 
     use jiff::SignedDuration;
     use pretty_assertions::assert_eq;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::runs::testing::wait_until;
+    use crate::testing::{changes, damage, damaged, spoilt};
 
     #[test]
     fn it_reads_back_equal_and_leaves_nothing_beside() {
@@ -427,5 +424,38 @@ mod tests {
             status.heartbeat = now - SignedDuration::from_secs(age);
             assert_eq!(status.clone().observed(&Host::this(), now).state, state, "{age} s old");
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_spoilt_status_is_refused_or_observed(changes in changes(), damage in damage()) {
+            let run = tempfile::tempdir().unwrap();
+            let path = run.path().join(STATUS_FILE);
+            let mut whole = Status::of_this_process(State::Running);
+            whole.failure = Some(Failure::default());
+            whole.write_atomic(run.path()).unwrap();
+            let text = fs::read(&path).unwrap();
+            let spoilt = spoilt(&serde_json::from_slice(&text).unwrap(), &changes).to_string();
+            for content in [spoilt.into_bytes(), damaged(&text, &damage)] {
+                fs::write(&path, content).unwrap();
+                if let Ok(Some(status)) = Status::read(run.path()) {
+                    let elsewhere = Host { name: "elsewhere".into(), boot_id: String::new() };
+                    for host in [Host::this(), elsewhere] {
+                        let seen = status.clone().observed(&host, Timestamp::now());
+                        prop_assert!(seen.state == status.state || seen.state == State::Lost);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_status_that_is_no_ordinary_file_does_not_block() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join(STATUS_FILE);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        assert!(Status::read(run.path()).unwrap_err().to_string().contains("a pipe"));
     }
 }

@@ -1,7 +1,5 @@
 //! Sweep files: what is searched, how, and for what.
 
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
@@ -12,6 +10,7 @@ use toml::de::{DeString, DeTable, DeValue};
 use super::SweepError;
 use super::goal::{Direction, Goal, Metric};
 use crate::config::{Config, KEYS, Problem, Problems, Source, key, nearest};
+use crate::files;
 
 /// A sweep file is written by hand; anything larger is not one.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -70,10 +69,7 @@ impl SweepFile {
     /// that trials start from. All problems come at once.
     pub fn load(path: &Path, base: &Config) -> Result<Self, SweepError> {
         let failed = |source| SweepError::Read { file: path.to_owned(), source };
-        let mut text = Vec::new();
-        File::open(path).and_then(|file| file.take(FILE_LIMIT).read_to_end(&mut text)).map_err(failed)?;
-        let text = String::from_utf8(text)
-            .map_err(|error| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
+        let text = files::read_text(path, FILE_LIMIT).map_err(failed)?;
         Ok(Self::parse(&text, path, base)?)
     }
 

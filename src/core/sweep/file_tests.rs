@@ -1,7 +1,9 @@
 use pretty_assertions::assert_eq;
+use proptest::prelude::*;
 
 use super::*;
 use crate::runs::testing::config;
+use crate::testing::{damage, damaged};
 
 fn parse(text: &str) -> Result<SweepFile, Problems> {
     SweepFile::parse(text, Path::new("sweeps/rates.toml"), &config(&[]))
@@ -127,4 +129,24 @@ fn a_file_that_is_not_there_or_no_text_is_told() {
     assert!(SweepFile::load(&path, &config(&[])).unwrap_err().to_string().contains("a.toml"));
     std::fs::write(&path, b"\xff\xfe").unwrap();
     assert!(SweepFile::load(&path, &config(&[])).unwrap_err().to_string().contains("a.toml"));
+}
+
+proptest! {
+    #[test]
+    fn a_damaged_file_is_refused_in_words_or_read(damage in damage()) {
+        let text = br#"name = "a"
+sampler = "grid"
+trials = 6
+seed = 17
+goal = { metric = "eval.loss", direction = "min" }
+[space]
+"train.learning_rate" = { choice = [1e-4, 2e-4] }
+method.rank = { int = [8, 16] }
+train.weight_decay = { log_uniform = [1e-4, 2e-3] }
+"#;
+        let text = damaged(text, &damage);
+        if let Err(problems) = parse(&String::from_utf8_lossy(&text)) {
+            prop_assert!(!problems.to_string().is_empty());
+        }
+    }
 }

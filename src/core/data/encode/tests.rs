@@ -381,6 +381,21 @@ fn a_row_that_is_too_long_is_cut_dropped_or_refused() {
 }
 
 #[test]
+fn a_mask_is_not_looked_for_without_end() {
+    let tokenizer = tiny("bytelevel");
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    let template = Template::compile("plain", source, &SpecialTokens::default()).unwrap();
+    let talk = |turns: usize| {
+        let turn = |_| [Message::new("user", "a"), Message::new("assistant", "b")];
+        row(Example::Messages((0..turns).flat_map(turn).collect()))
+    };
+    let config = config("a.jsonl", &["data.train_on=assistant"]);
+    assert!(encode(&talk(3), &tokenizer, &template, &config).is_ok());
+    let problem = encode(&talk(1025), &tokenizer, &template, &config).unwrap_err();
+    assert!(problem.message.contains("message 2050 is too far behind"), "{problem}");
+}
+
+#[test]
 fn pieces_join_to_the_text() {
     let settings = config("a.jsonl", &["data.train_on=\"all\""]);
     for name in ["bytelevel", "bytelevel-bos", "metaspace"] {
@@ -406,4 +421,21 @@ fn the_prompt_of_a_reply_is_what_training_puts_before_it() {
     let prompt = chatml().prompt_ids(&[Message::new("user", "2+2?")], &tokenizer, &settings).unwrap();
     let first = encoded.trained.iter().position(|&trained| trained).unwrap();
     assert_eq!(encoded.ids[..first], prompt);
+}
+
+proptest::proptest! {
+    #[test]
+    fn tokens_are_trained_where_they_touch_a_span(
+        cuts in proptest::collection::btree_set(0..60_usize, 0..8),
+        offsets in proptest::collection::vec((0..60_usize, 0..6_usize), 1..30),
+    ) {
+        let cuts: Vec<usize> = cuts.into_iter().collect();
+        let spans: Vec<Range<usize>> = cuts.chunks_exact(2).map(|pair| pair[0]..pair[1]).collect();
+        let offsets: Vec<(usize, usize)> = offsets.into_iter().map(|(start, length)| (start, start + length)).collect();
+        let found = trained_tokens(&offsets, &spans);
+        for (index, &(start, end)) in offsets.iter().enumerate() {
+            let touches = start < end && spans.iter().any(|span| start < span.end && span.start < end);
+            proptest::prop_assert_eq!(found[index], index > 0 && touches);
+        }
+    }
 }

@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value};
 
+use super::MAX_ROW_VALUES;
 use crate::config::Format;
 use crate::data::example::shared_beginning;
 use crate::data::{Example, Extras, Message};
+use crate::json;
 use crate::text::clean_line;
 
 /// Fields that `data.columns` may name although a row lacks them.
@@ -88,7 +90,7 @@ pub(super) fn kind(value: &Value) -> &'static str {
 fn parsed(value: &Value) -> Value {
     match value {
         Value::String(text) if text.trim_start().starts_with(['[', '{']) => {
-            serde_json::from_str(text).unwrap_or_else(|_| value.clone())
+            json::from_slice(text.as_bytes(), MAX_ROW_VALUES).unwrap_or_else(|_| value.clone())
         }
         other => other.clone(),
     }

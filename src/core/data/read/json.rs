@@ -7,9 +7,11 @@ use serde_json::{Deserializer, Value};
 
 use super::Sink;
 use crate::data::DataError;
+use crate::json;
 
-/// Largest `.json` file, which must be held in memory whole; JSON Lines has no such limit.
+/// Largest `.json` file, which must be held in memory whole, and most values in it; JSON Lines has no such limits.
 const MAX_FILE_BYTES: u64 = 2 << 30;
+const MAX_FILE_VALUES: usize = 1 << 26;
 
 pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
     let mut bytes = Vec::new();
@@ -22,6 +24,8 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
             format!("larger than {} GiB; write it as .jsonl, one object a line", MAX_FILE_BYTES >> 30),
         ));
     }
+    let too_many = "holds too many values; write it as .jsonl, one object a line";
+    json::check(&bytes, MAX_FILE_VALUES).map_err(|_| DataError::file(sink.path, too_many))?;
     let text = std::str::from_utf8(&bytes)
         .map_err(|error| DataError::file(sink.path, super::lines::not_utf8(error.valid_up_to())))?;
     let mut rows = Rows { text: text.strip_prefix('\u{feff}').unwrap_or(text), at: 0, line: 1 };

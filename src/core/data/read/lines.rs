@@ -4,8 +4,9 @@ use std::io::{self, BufRead};
 
 use serde_json::{Map, Value};
 
-use super::{MAX_ROW_BYTES, Sink};
+use super::{MAX_ROW_BYTES, MAX_ROW_VALUES, Sink};
 use crate::data::DataError;
+use crate::json;
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
@@ -20,7 +21,7 @@ enum Line {
 
 /// One JSON object a line; blank lines are passed over.
 pub(super) fn read_json_lines(reader: impl BufRead, sink: &mut Sink) -> Result<(), DataError> {
-    each_line(reader, sink, |line| serde_json::from_slice::<Value>(line).map_err(|error| describe(&error)))
+    each_line(reader, sink, |line| json::from_slice(line, MAX_ROW_VALUES).map_err(|error| describe(&error)))
 }
 
 /// One text a line; blank lines are passed over.

@@ -7,7 +7,6 @@ mod parquet;
 mod split;
 mod table;
 
-use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
@@ -17,10 +16,13 @@ use serde_json::{Map, Value};
 use super::quarantine::Quarantine;
 use super::{DataError, Example, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
 use crate::config::{Algorithm, Config, EvalSource, Format};
+use crate::files;
 use crate::text::clean_line;
 
 /// Longest row, in bytes.
 const MAX_ROW_BYTES: usize = 64 << 20;
+/// Most values in a row: a million tokens with labels and mask are three million.
+const MAX_ROW_VALUES: usize = 1 << 22;
 /// Row problems kept; more are counted.
 const MAX_PROBLEMS: usize = 1000;
 
@@ -76,11 +78,7 @@ fn read_file(path: &Path, sink: &mut Sink) -> Result<(), DataError> {
     let shown = sink.path;
     let extension =
         path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let metadata = path.metadata().map_err(|error| DataError::read(shown, error))?;
-    if !metadata.is_file() {
-        return Err(DataError::file(shown, "not a file"));
-    }
-    let file = File::open(path).map_err(|error| DataError::read(shown, error))?;
+    let (file, _) = files::open(path).map_err(|error| DataError::read(shown, error))?;
     match extension.as_str() {
         "jsonl" | "ndjson" => lines::read_json_lines(BufReader::new(file), sink),
         "json" => json::read(file, sink),

@@ -15,6 +15,10 @@ use crate::text::clean_line;
 /// Marks a space in SentencePiece pieces.
 const SPACE: char = '▁';
 
+/// Most that may be done to find the merges of a SentencePiece vocabulary: the sum of the squares of its pieces' lengths
+/// in bytes. Those of real ones stay below a quarter of it.
+const MAX_WORK: u64 = 1 << 27;
+
 /// Llama 3's pre-tokenizer (`tokenizer.json` of the published models).
 const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2's, which differs in taking digits one by one.
@@ -137,6 +141,12 @@ fn byte_level(vocabulary: &GgufVocabulary) -> Result<Value, DataError> {
 fn sentence_piece(vocabulary: &GgufVocabulary) -> Result<Value, DataError> {
     if vocabulary.scores.len() != vocabulary.tokens.len() {
         return Err(DataError::Tokenizer("the GGUF file's vocabulary lacks scores".to_owned()));
+    }
+    let square = |token: &String| (token.len() as u64).saturating_pow(2);
+    if vocabulary.tokens.iter().map(square).fold(0, u64::saturating_add) > MAX_WORK {
+        return Err(DataError::Tokenizer(
+            "the GGUF file's vocabulary has tokens that are too long".to_owned(),
+        ));
     }
     let space_prefix = vocabulary.add_space_prefix.unwrap_or(true);
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE.to_string()});

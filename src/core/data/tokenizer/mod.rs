@@ -4,20 +4,18 @@ mod gguf;
 mod stream;
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::DataError;
 use super::guard::guarded;
+use crate::model::special::{MAX_TOKENIZER, MAX_TOKENIZER_VALUES};
 use crate::model::{ModelFiles, SpecialToken, SpecialTokens, TokenizerSource};
 use crate::text::clean_line;
+use crate::{files, json};
 
 pub use stream::DecodeStream;
 
-/// Largest `tokenizer.json` that is read: the biggest published ones are below 40 MB.
-const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Longest text encoded at once, in bytes.
 const MAX_TEXT_BYTES: usize = 256 << 20;
 
@@ -65,7 +63,7 @@ impl Tokenizer {
     pub fn open(files: &ModelFiles) -> Result<Self, DataError> {
         let mut tokenizer = match &files.tokenizer {
             TokenizerSource::HuggingFace { tokenizer_json, .. } => {
-                Self::from_json(&read_bounded(tokenizer_json)?, &files.special)?
+                Self::from_json(&read(tokenizer_json)?, &files.special)?
             }
             TokenizerSource::Gguf(vocabulary) => {
                 let description = gguf::describe(vocabulary)?;
@@ -259,16 +257,9 @@ fn char_end(text: &str, at: usize) -> usize {
     at
 }
 
-fn read_bounded(path: &Path) -> Result<Vec<u8>, DataError> {
-    let file = File::open(path).map_err(|error| DataError::read(path, error))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| DataError::read(path, error))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(DataError::file(
-            path,
-            format!("larger than {} MiB: not a tokenizer", MAX_FILE_BYTES >> 20),
-        ));
-    }
+fn read(path: &Path) -> Result<Vec<u8>, DataError> {
+    let bytes = files::read(path, MAX_TOKENIZER).map_err(|error| DataError::read(path, error))?;
+    json::check(&bytes, MAX_TOKENIZER_VALUES).map_err(|error| DataError::file(path, error.to_string()))?;
     Ok(bytes)
 }
 

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::data::testing::{reference, reference_json, tiny, tiny_special};
 use crate::model::{GgufTokenType, GgufVocabulary};
+use crate::testing::{changes, damage, damaged, spoilt};
 
 fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
@@ -177,6 +178,9 @@ fn unknown_vocabularies_are_refused_with_a_remedy() {
     assert!(refused(GgufVocabulary::default()).contains("no vocabulary"));
     let broken = GgufVocabulary { merges: vec!["ab".to_owned()], ..as_gguf("bytelevel", "gpt2", None) };
     assert!(refused(broken).contains("one part only"));
+    let mut long = as_gguf("metaspace", "llama", None);
+    long.tokens[300] = "a".repeat(12_000);
+    assert!(refused(long).contains("too long"));
 }
 
 #[test]
@@ -230,6 +234,28 @@ fn special_tokens_are_known_by_text_and_id() {
     assert_eq!(tokenizer.special_at_end("x<|im_end|>").map(|found| found.0), Some("<|im_end|>"));
     assert_eq!(tokenizer.special_at_start("im_end"), None);
     assert_eq!(tokenizer.token_text(4), "<|im_end|>");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_spoilt_description_is_an_error_or_encodes(
+        name in proptest::sample::select(vec!["bytelevel", "bytelevel-bos", "metaspace"]),
+        changes in changes(),
+        damage in damage(),
+    ) {
+        let whole = std::fs::read(reference(&format!("tiny/_tokenizers/{name}/tokenizer.json"))).unwrap();
+        let spoilt = spoilt(&serde_json::from_slice(&whole).unwrap(), &changes).to_string().into_bytes();
+        for json in [spoilt, damaged(&whole, &damage)] {
+            let Ok(tokenizer) = Tokenizer::from_json(&json, &tiny_special(name)) else { continue };
+            let text = "Hello, wörld! 日本 <|im_end|>";
+            if let Ok(encoding) = tokenizer.encode(text, true) {
+                proptest::prop_assert!(encoding.offsets.iter().all(|&(start, end)| text.get(start..end).is_some()));
+                let _ = tokenizer.decode(&encoding.ids, false);
+            }
+        }
+    }
 }
 
 proptest::proptest! {

@@ -1,12 +1,14 @@
 use std::os::unix::fs::symlink;
 
 use pretty_assertions::assert_eq;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::model::Arrangement;
 use crate::model::architecture::{Mlp, RopeScaling, RopeSpec};
 use crate::model::{SpecialToken, Storage};
+use crate::testing::{changes, damage, damaged, spoilt, tiny_models};
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
 
@@ -327,11 +329,112 @@ fn the_index_cannot_point_outside_of_its_folder() {
         assert!(error.contains("points outside of the model folder"), "{name}: {error}");
     }
     let folder = sharded();
-    let shard = folder.path().join("model-0.safetensors");
-    fs::remove_file(&shard).unwrap();
-    symlink(&foreign, &shard).unwrap();
+    edit(&folder, "model.safetensors.index.json", |index| {
+        index["weight_map"]["lm_head.weight"] = json!("model-7.safetensors");
+    });
     let error = refusal(&folder);
-    assert!(error.contains("is a link to outside of the model folder"), "{error}");
+    assert!(error.contains("`model-7.safetensors` is that of a missing file"), "{error}");
+}
+
+/// Whether `act` opens a file of the folder `watched`, as the kernel tells (inotify(7)).
+fn opens(watched: &Path, act: impl FnOnce()) -> bool {
+    use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
+    let watch = init(CreateFlags::NONBLOCK).unwrap();
+    add_watch(&watch, watched, WatchFlags::OPEN | WatchFlags::ACCESS).unwrap();
+    act();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    Reader::new(&watch, &mut buffer).next().is_ok()
+}
+
+#[test]
+fn no_file_is_opened_through_a_link_out_of_the_folder() {
+    let outside = sharded();
+    fs::copy(Path::new(TINY).join("model.safetensors"), outside.path().join("model.safetensors")).unwrap();
+    fs::write(outside.path().join("chat_template.jinja"), "x").unwrap();
+    fs::write(outside.path().join("special_tokens_map.json"), "{}").unwrap();
+    for name in [
+        "config.json",
+        "model-0.safetensors",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    ] {
+        let folder = sharded();
+        let path = folder.path().join(name);
+        let _ = fs::remove_file(&path);
+        symlink(outside.path().join(name), &path).unwrap();
+        let mut error = String::new();
+        assert!(!opens(outside.path(), || error = refusal(&folder)), "{name}");
+        assert!(error.contains(name) && error.contains("outside of its folder"), "{error}");
+        // The same file in the folder itself is taken.
+        fs::remove_file(&path).unwrap();
+        fs::copy(outside.path().join(name), folder.path().join("elsewhere")).unwrap();
+        symlink("elsewhere", &path).unwrap();
+        assert!(opens(folder.path(), || assert!(ModelFiles::open(folder.path()).is_ok(), "{name}")));
+    }
+}
+
+#[test]
+fn pipes_and_devices_in_a_folder_are_refused_without_waiting() {
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "model-0.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    ] {
+        let folder = sharded();
+        let path = folder.path().join(name);
+        let _ = fs::remove_file(&path);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        let error = refusal(&folder);
+        assert!(error.contains(name) && error.contains("a pipe"), "{error}");
+    }
+    let folder = tiny();
+    let path = folder.path().join("tokenizer.json");
+    fs::remove_file(&path).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+    assert!(refusal(&folder).contains("a pipe"));
+}
+
+#[test]
+fn files_that_would_fill_the_memory_are_refused() {
+    let folder = tiny();
+    let numbers = format!("{{\"x\": [{}0]}}", "0,".repeat(1 << 20));
+    for (name, words) in [
+        ("config.json", "larger than"),
+        ("tokenizer_config.json", "more than 524288 values"),
+        ("generation_config.json", "more than 524288 values"),
+    ] {
+        let path = folder.path().join(name);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &numbers).unwrap();
+        let error = refusal(&folder);
+        assert!(error.contains(name) && error.contains(words), "{error}");
+        fs::write(&path, whole).unwrap();
+    }
+    let ends: Vec<u32> = (0..512).collect();
+    edit(&folder, "generation_config.json", |config| config["eos_token_id"] = json!(ends));
+    assert!(refusal(&folder).contains("`eos_token_id` names 512 tokens"));
+    let folder = sharded();
+    let many: serde_json::Map<String, Value> =
+        (0..300_000).map(|n| (format!("t{n}"), json!("model-0.safetensors"))).collect();
+    edit(&folder, "model.safetensors.index.json", |index| index["weight_map"] = many.into());
+    assert!(refusal(&folder).contains("more than 262144 values"));
+    for number in 0..=MAX_SHARDS {
+        symlink("model-0.safetensors", folder.path().join(format!("s{number}.safetensors"))).unwrap();
+    }
+    let many: serde_json::Map<String, Value> =
+        (0..=MAX_SHARDS).map(|n| (format!("t{n}"), json!(format!("s{n}.safetensors")))).collect();
+    edit(&folder, "model.safetensors.index.json", |index| index["weight_map"] = many.into());
+    assert!(refusal(&folder).contains("names 1025 files"));
 }
 
 #[test]
@@ -475,4 +578,76 @@ fn the_fingerprint_follows_weights_and_not_places() {
     bytes[norm.offset as usize] ^= 1;
     fs::write(&path, bytes).unwrap();
     assert_ne!(fingerprint(&one), fingerprint(&other));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn spoilt_settings_are_refused_or_make_an_architecture(
+        which in any::<prop::sample::Index>(),
+        changes in changes(),
+    ) {
+        let folder = which.get(&tiny_models()).clone();
+        let path = folder.join("config.json");
+        let document = spoilt(&serde_json::from_slice(&fs::read(&path).unwrap()).unwrap(), &changes);
+        let Value::Object(values) = document else { return Ok(()) };
+        let settings = Settings::new(&path, values, Vec::new());
+        if let Ok((_, architecture)) = families::of_config(&settings) {
+            prop_assert!(!architecture.parameters().is_empty());
+            prop_assert!(architecture.linear_modules().len() <= architecture.parameters().len() + 1);
+        }
+    }
+
+    #[test]
+    fn damaged_settings_are_refused_or_read(which in any::<prop::sample::Index>(), damage in damage()) {
+        let source = which.get(&tiny_models()).join("config.json");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        fs::write(&path, damaged(&fs::read(source).unwrap(), &damage)).unwrap();
+        if let Ok(settings) = Settings::read(&path) {
+            let _ = families::of_config(&settings);
+        }
+    }
+
+    #[test]
+    fn whatever_an_index_names_only_files_of_the_folder_are_opened(
+        names in prop::collection::vec("[./a]{0,6}(model-[01]|/etc/x|\u{0})(\\.safetensors)?", 1..4),
+        changes in changes(),
+        damage in damage(),
+    ) {
+        let folder = sharded();
+        let path = folder.path().join("model.safetensors.index.json");
+        let whole = fs::read(&path).unwrap();
+        let mut index: Value = serde_json::from_slice(&whole).unwrap();
+        let weights = index["weight_map"].as_object_mut().unwrap();
+        for (place, name) in weights.values_mut().zip(&names) {
+            *place = json!(name);
+        }
+        for content in [index.to_string().into_bytes(), spoilt(&index, &changes).to_string().into_bytes(), damaged(&whole, &damage)] {
+            fs::write(&path, content).unwrap();
+            if let Ok(model) = ModelFiles::open(folder.path()) {
+                let inside = folder.path().canonicalize().unwrap();
+                prop_assert!(model.files.iter().all(|file| file.canonicalize().unwrap().starts_with(&inside)));
+            }
+        }
+    }
+
+    #[test]
+    fn spoilt_tokenizer_files_are_refused_or_read(changes in changes(), damage in damage()) {
+        let folder = tiny();
+        fs::write(folder.path().join("special_tokens_map.json"), "{\"eos_token\": {\"content\": \"x\"}}").unwrap();
+        for name in ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"] {
+            let path = folder.path().join(name);
+            let whole = fs::read(&path).unwrap();
+            fs::write(&path, spoilt(&serde_json::from_slice(&whole).unwrap(), &changes).to_string()).unwrap();
+            if let Ok(model) = ModelFiles::open(folder.path()) {
+                let vocabulary = model.architecture.vocabulary;
+                prop_assert!(model.special.eos_ids().iter().all(|&id| (id as usize) < vocabulary));
+            }
+            fs::write(&path, damaged(&whole, &damage)).unwrap();
+            let _ = ModelFiles::open(folder.path());
+            fs::write(&path, whole).unwrap();
+        }
+    }
 }

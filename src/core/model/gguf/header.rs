@@ -162,8 +162,9 @@ impl RawTensor {
             return Err(Fault::TensorType { tensor: name, found: kind_name(kind) });
         };
         let block = storage.block().elements as u64;
-        if !dimensions.first().copied().unwrap_or(1).is_multiple_of(block) {
-            return Err(damaged(format!("has rows of {} elements, no multiple of {block}", dimensions[0])));
+        let row = dimensions.first().copied().unwrap_or(1);
+        if !row.is_multiple_of(block) {
+            return Err(damaged(format!("has rows of {row} elements, no multiple of {block}")));
         }
         let elements = dimensions.iter().try_fold(1_u64, |product, &length| product.checked_mul(length));
         let Some(bytes) = elements.and_then(|elements| storage.bytes(elements)) else {

@@ -146,7 +146,7 @@ fn attention_factor(settings: &Settings, key: &str) -> Result<Option<f64>, Model
 fn floats(file: &mut BufReader<File>, tensor: &Tensor) -> Result<Vec<f32>, Fault> {
     /// More frequencies than any head has; the tensor may claim as many as the file has room for, and every layer gets its
     /// own copy.
-    const MOST: u64 = 4096;
+    const MOST: u64 = 1 << 10;
     if tensor.storage != Storage::F32 || tensor.bytes > 4 * MOST {
         return Err(Fault::Damaged(format!("tensor `{}` is not a short list of F32", tensor.name)));
     }

@@ -9,6 +9,7 @@ use super::writer::Writer;
 use super::*;
 use crate::model::architecture::{LayerSpec, Mlp, Qkv, Residual, RopeScaling, RopeSpec};
 use crate::model::{GgufTokenType, Storage};
+use crate::testing::{damage, damaged};
 
 const REFERENCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references");
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
@@ -437,6 +438,8 @@ fn frequency_divisors_become_rotary_scaling() {
     assert_eq!(model.architecture.layers[0].attention.rope().unwrap().scaling, RopeScaling::None);
     let problem = refusal(&tiny().tensor(DIVISORS, &[4], 0, &[0x40; 16]));
     assert!(problem.contains("has 4 values, needed 8"), "{problem}");
+    let problem = refusal(&tiny().tensor(DIVISORS, &[2048], 0, &[0; 8192]));
+    assert!(problem.contains("is not a short list"), "{problem}");
     let problem = refusal(&tiny().tensor(DIVISORS, &[8], 0, &[0; 32]));
     assert!(problem.contains("not above 0"), "{problem}");
 }
@@ -526,6 +529,10 @@ fn vocabularies_that_do_not_fit_are_refused() {
     };
     let problem = with("tokenizer.ggml.tokens", |writer| writer.texts("tokenizer.ggml.tokens", &["x"; 513]));
     assert!(problem.contains("has 513 tokens, but the embedding only 512 rows"), "{problem}");
+    let problem = with("tokenizer.ggml.tokens", |writer| {
+        writer.texts("tokenizer.ggml.tokens", &vec![""; (1 << 20) + 1])
+    });
+    assert!(problem.contains("has 1048577 elements; at most 1048576 are read"), "{problem}");
     let problem = with("tokenizer.ggml.tokens", |writer| writer);
     assert!(problem.contains("`tokenizer.ggml.tokens` is missing"), "{problem}");
     let problem =
@@ -560,11 +567,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn mutated_models_are_refused_or_consistent(at in any::<prop::sample::Index>(), value in any::<u8>()) {
+    fn damaged_models_are_refused_or_consistent(damage in damage()) {
         let writer = tiny();
-        let mut bytes = writer.build();
-        let at = at.index(writer.header().len());
-        bytes[at] = value;
+        let (header, whole) = (writer.header(), writer.build());
+        let bytes = [damaged(&header, &damage).as_slice(), &whole[header.len()..]].concat();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         fs::write(&path, &bytes).unwrap();

@@ -5,6 +5,10 @@ use super::value::{Array, Value};
 use crate::model::error::Fault;
 use crate::model::{GgufTokenType, GgufVocabulary};
 
+/// Most tokens, and most merges; the largest real vocabularies have half as many. What a tokenizer is made of takes
+/// hundreds of bytes for each.
+const MAX_TOKENS: usize = 1 << 20;
+
 impl GgufVocabulary {
     /// `rows` is the number of rows of the embedding: no id may lie beyond.
     /// Takes the long lists out of `header`, since copying them would double the time.
@@ -83,6 +87,10 @@ impl Keys<'_> {
     fn texts(&mut self, key: &str) -> Result<Vec<String>, Fault> {
         match self.header.metadata.swap_remove(&format!("tokenizer.ggml.{key}")) {
             None => Ok(Vec::new()),
+            Some(Value::Array(Array::Texts(texts))) if texts.len() > MAX_TOKENS => Err(Self::damaged(
+                key,
+                &format!("has {} elements; at most {MAX_TOKENS} are read", texts.len()),
+            )),
             Some(Value::Array(Array::Texts(texts))) => Ok(texts),
             Some(_) => Err(Self::damaged(key, "has the wrong type")),
         }

@@ -6,8 +6,8 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::{remedy, shown};
 use super::time::{self, millis};
+use crate::{files, json};
 
 pub use upkeep::{Pruned, prune, sweep_debris};
 pub use writer::CheckpointWriter;
@@ -30,6 +31,7 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 
 /// A manifest names a few dozen files; anything larger is not one.
 const MANIFEST_LIMIT: u64 = 16 << 20;
+const MANIFEST_VALUES: usize = 1 << 16;
 
 /// What can go wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -115,10 +117,8 @@ impl Checkpoint {
     /// The manifest, checked against itself but not against the files.
     pub fn manifest(&self) -> Result<Manifest> {
         let path = self.path.join(MANIFEST_FILE);
-        let file = File::open(&path).map_err(io_error("open", &path))?;
-        let mut text = Vec::new();
-        file.take(MANIFEST_LIMIT).read_to_end(&mut text).map_err(io_error("read", &path))?;
-        let manifest: Manifest = serde_json::from_slice(&text)
+        let text = files::read(&path, MANIFEST_LIMIT).map_err(io_error("read", &path))?;
+        let manifest: Manifest = json::from_slice(&text, MANIFEST_VALUES)
             .map_err(|error| self.damaged(format!("{MANIFEST_FILE} is not a manifest ({error})")))?;
         if manifest.digest != manifest.digest_of() {
             return Err(self.damaged(format!("{MANIFEST_FILE} does not fit its own digest")));
@@ -204,7 +204,7 @@ pub(super) fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 fn hash_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(io_error("open", path))?;
+    let (mut file, _) = files::open(path).map_err(io_error("open", path))?;
     let mut digest = Sha256::new();
     io::copy(&mut file, &mut digest).map_err(io_error("read", path))?;
     Ok(hexadecimal(&digest.finalize()))

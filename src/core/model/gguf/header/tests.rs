@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::gguf::writer::{self, Writer};
+use crate::testing::{damage, damaged};
 
 fn read(bytes: &[u8]) -> Result<Header, Fault> {
     Header::read(bytes, bytes.len() as u64)
@@ -144,6 +145,7 @@ fn impossible_shapes_are_refused() {
     assert!(shape(&[u64::MAX], 0).contains("impossible shape"));
     assert!(shape(&[33, 32], 8).contains("no multiple of 32"));
     assert!(shape(&[128, 2], 14).contains("no multiple of 256"));
+    assert!(shape(&[], 8).contains("no multiple of 32"));
     assert!(shape(&[1, 1, 1, 1, 1], 0).contains("5 dimensions"));
 }
 
@@ -187,6 +189,16 @@ proptest! {
         let mut bytes = good().build();
         let at = at.index(bytes.len());
         bytes[at] = value;
+        if let Ok(header) = read(&bytes) {
+            for tensor in header.tensors {
+                prop_assert!(tensor.offset + tensor.bytes <= bytes.len() as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_refused_or_consistent(damage in damage()) {
+        let bytes = damaged(&good().build(), &damage);
         if let Ok(header) = read(&bytes) {
             for tensor in header.tensors {
                 prop_assert!(tensor.offset + tensor.bytes <= bytes.len() as u64);

@@ -1,5 +1,8 @@
 //! Parquet, row by row.
 
+mod check;
+mod thrift;
+
 use std::fs::File;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -16,15 +19,22 @@ const MAX_COLUMN_BYTES: i64 = 8 << 30;
 pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
     let path = sink.path;
     let fail = |message: String| DataError::file(path, format!("not readable as Parquet: {message}"));
+    let size = file.metadata().map_err(|error| DataError::read(path, error))?.len();
+    check::columns(&file, size).map_err(|error| fail(error.to_string()))?;
+    let pages = file.try_clone().map_err(|error| DataError::read(path, error))?;
     let reader = guarded(|| SerializedFileReader::new(file))
         .map_err(&fail)?
         .map_err(|error| fail(error.to_string()))?;
     for group in reader.metadata().row_groups() {
         for column in group.columns() {
-            let size = column.uncompressed_size();
-            if !(0..=MAX_COLUMN_BYTES).contains(&size) {
-                return Err(fail(format!("a column chunk claims {size} bytes")));
+            let claimed = column.uncompressed_size();
+            if !(0..=MAX_COLUMN_BYTES).contains(&claimed) {
+                return Err(fail(format!("a column chunk claims {claimed} bytes")));
             }
+            let (start, length) = guarded(|| column.byte_range()).map_err(&fail)?;
+            let end = start.checked_add(length).filter(|&end| end <= size);
+            let end = end.ok_or_else(|| fail("a column chunk lies beyond the end of the file".to_owned()))?;
+            check::pages(&pages, start..end).map_err(|error| fail(error.to_string()))?;
         }
     }
     let mut rows =

@@ -1,0 +1,54 @@
+//! JSON that others wrote, bounded in the memory it takes: a value of two bytes in a file takes some eighty in memory.
+
+use serde::de::{DeserializeOwned, Error as _};
+
+/// Parses JSON that holds at most about `most` values. They are counted by the marks that come before one, so that marks
+/// within texts count as well: `most` must leave room for those.
+pub fn from_slice<T: DeserializeOwned>(bytes: &[u8], most: usize) -> Result<T, serde_json::Error> {
+    check(bytes, most)?;
+    serde_json::from_slice(bytes)
+}
+
+/// Refuses JSON that may hold more than `most` values; looks at nothing else.
+pub fn check(bytes: &[u8], most: usize) -> Result<(), serde_json::Error> {
+    // Every value but the first comes behind one of these marks, or behind the name of a member that does.
+    let marks = bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    if marks < most {
+        return Ok(());
+    }
+    Err(serde_json::Error::custom(format_args!("it holds more than {most} values")))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn values(value: &Value) -> usize {
+        1 + match value {
+            Value::Array(elements) => elements.iter().map(values).sum(),
+            Value::Object(members) => members.values().map(values).sum(),
+            _ => 0,
+        }
+    }
+
+    #[test]
+    fn too_many_values_are_refused_before_they_are_made() {
+        let text = json!(vec![0; 100]).to_string();
+        assert_eq!(from_slice::<Value>(text.as_bytes(), 101).unwrap().as_array().unwrap().len(), 100);
+        let error = from_slice::<Value>(text.as_bytes(), 99).unwrap_err();
+        assert_eq!(error.to_string(), "it holds more than 99 values");
+        assert!(from_slice::<Value>(b"[1", 99).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_values_are_made_than_allowed(text in r#"[\[\]{},:"a0 ]{0,60}"#, most in 0_usize..20) {
+            if let Ok(value) = from_slice::<Value>(text.as_bytes(), most) {
+                prop_assert!(values(&value) <= most, "{text}");
+            }
+        }
+    }
+}
