@@ -32,6 +32,9 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     });
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
+    // Both write nested values at a cost that grows with the cube of their depth and is paid by no fuel.
+    environment.remove_filter("pprint");
+    environment.remove_global("debug");
     environment
         .add_filter(GENERATION_FILTER, |body: String| format!("{GENERATION_START}{body}{GENERATION_END}"));
     Ok(environment)
@@ -131,7 +134,9 @@ fn to_json(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error
         None => (", ".to_owned(), ": ".to_owned()),
     };
     let mut writer = JsonWriter {
+        state,
         out: String::new(),
+        unpaid: 0,
         indent,
         item,
         key,
@@ -139,12 +144,15 @@ fn to_json(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error
         sorted: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     kwargs.assert_all_used()?;
-    writer.write(state, value, 0)?;
+    writer.write(value, 0)?;
     Ok(writer.out)
 }
 
-struct JsonWriter {
+struct JsonWriter<'render> {
+    state: &'render State<'render, 'render>,
     out: String,
+    /// Bytes written that no fuel was taken for yet.
+    unpaid: usize,
     indent: Option<String>,
     item: String,
     key: String,
@@ -155,9 +163,12 @@ struct JsonWriter {
 /// Deepest nesting `tojson` follows.
 const MAX_DEPTH: usize = 128;
 
-impl JsonWriter {
-    fn write(&mut self, state: &State, value: &Value, depth: usize) -> Result<(), Error> {
-        state.consume_fuel(1)?;
+/// Bytes that cost one fuel, as everywhere in minijinja.
+const BYTES_PER_FUEL: usize = 64;
+
+impl JsonWriter<'_> {
+    fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        self.state.consume_fuel(1)?;
         if depth > MAX_DEPTH {
             return Err(Error::new(ErrorKind::BadSerialization, "nested too deeply"));
         }
@@ -165,7 +176,7 @@ impl JsonWriter {
             ValueKind::None | ValueKind::Undefined => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.out.push_str(&number(value)),
-            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default())?,
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
                 if self.sorted {
@@ -174,16 +185,17 @@ impl JsonWriter {
                 self.out.push('{');
                 let empty = keys.is_empty();
                 for (index, key) in keys.into_iter().enumerate() {
-                    self.separate(index, depth + 1);
+                    self.separate(index, depth + 1)?;
                     match key.as_str() {
-                        Some(text) => self.string(text),
-                        None => self.string(&json_key(&key)),
+                        Some(text) => self.string(text)?,
+                        None => self.string(&json_key(&key))?,
                     }
-                    self.out.push_str(&self.key.clone());
-                    self.write(state, &value.get_item(&key)?, depth + 1)?;
+                    self.pay(self.key.len())?;
+                    self.out.push_str(&self.key);
+                    self.write(&value.get_item(&key)?, depth + 1)?;
                 }
                 if !empty {
-                    self.line(depth);
+                    self.line(depth)?;
                 }
                 self.out.push('}');
             }
@@ -192,11 +204,11 @@ impl JsonWriter {
                 let mut empty = true;
                 for (index, element) in value.try_iter()?.enumerate() {
                     empty = false;
-                    self.separate(index, depth + 1);
-                    self.write(state, &element, depth + 1)?;
+                    self.separate(index, depth + 1)?;
+                    self.write(&element, depth + 1)?;
                 }
                 if !empty {
-                    self.line(depth);
+                    self.line(depth)?;
                 }
                 self.out.push(']');
             }
@@ -207,23 +219,34 @@ impl JsonWriter {
         Ok(())
     }
 
-    fn separate(&mut self, index: usize, depth: usize) {
+    /// Takes fuel for bytes that are about to be written: one long text in many places is much output for little work.
+    fn pay(&mut self, bytes: usize) -> Result<(), Error> {
+        self.unpaid += bytes;
+        self.state.consume_fuel((self.unpaid / BYTES_PER_FUEL) as u64)?;
+        self.unpaid %= BYTES_PER_FUEL;
+        Ok(())
+    }
+
+    fn separate(&mut self, index: usize, depth: usize) -> Result<(), Error> {
         if index > 0 {
-            self.out.push_str(&self.item.clone());
+            self.pay(self.item.len())?;
+            self.out.push_str(&self.item);
         }
-        self.line(depth);
+        self.line(depth)
     }
 
-    fn line(&mut self, depth: usize) {
-        if let Some(indent) = &self.indent {
-            self.out.push('\n');
-            for _ in 0..depth {
-                self.out.push_str(indent);
-            }
+    fn line(&mut self, depth: usize) -> Result<(), Error> {
+        let Some(width) = self.indent.as_ref().map(String::len) else { return Ok(()) };
+        self.pay(width.saturating_mul(depth))?;
+        self.out.push('\n');
+        for _ in 0..depth {
+            self.out.extend(self.indent.as_deref());
         }
+        Ok(())
     }
 
-    fn string(&mut self, text: &str) {
+    fn string(&mut self, text: &str) -> Result<(), Error> {
+        self.pay(text.len())?;
         self.out.push('"');
         for character in text.chars() {
             match character {
@@ -244,6 +267,7 @@ impl JsonWriter {
             }
         }
         self.out.push('"');
+        Ok(())
     }
 
     fn escape(&mut self, unit: u16) {

@@ -3,11 +3,11 @@
 mod dialect;
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::Map;
@@ -16,15 +16,23 @@ use super::example::short_hash;
 use super::guard::guarded;
 use super::{DataError, Extras, Message, Tokenizer};
 use crate::config::Config;
+use crate::files;
 use crate::model::{ModelFiles, SpecialTokens};
 use crate::text::clean;
 
 /// Largest template source, in bytes: published ones stay below 50 kB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
 /// What a render may cost, in minijinja's fuel (an instruction, or 64 bytes of data): a base, for each message, for each
-/// byte of the messages.
-const FUEL_BASE: u64 = 1_000_000;
-const FUEL_PER_MESSAGE: u64 = 10_000;
+/// so many bytes of the messages; and at most. Published templates take 25 to 75 for a message.
+const FUEL_BASE: u64 = 100_000;
+const FUEL_PER_MESSAGE: u64 = 1_000;
+const BYTES_PER_FUEL: u64 = 4;
+const MAX_FUEL: u64 = 8_000_000;
+/// Stack, in bytes, that each fuel may come to need: a list put into a list, again and again, costs one an instruction,
+/// and minijinja drops, compares and writes nested values by calling itself, with up to 505 bytes a level.
+const STACK_PER_FUEL: u64 = 1024;
+/// Fuel that every thread of ours has the stack for. More is spent on a thread made for it.
+const FUEL_HERE: u64 = 1_000;
 /// What a render may write, in bytes: a base, for each message, for each byte of the messages.
 const OUTPUT_BASE: usize = 1 << 20;
 const OUTPUT_PER_MESSAGE: usize = 4 << 10;
@@ -233,17 +241,24 @@ impl Template {
         {
             return Err(fail("a message contains the noncharacters U+FDD0 or U+FDD1".to_owned()));
         }
-        let count = messages.len();
-        let mut environment = compiled.environment.clone();
-        environment.set_fuel(Some(FUEL_BASE + FUEL_PER_MESSAGE * count as u64 + size as u64));
-        let mut output = Bounded {
-            bytes: Vec::new(),
-            limit: OUTPUT_BASE + OUTPUT_PER_MESSAGE * count + OUTPUT_PER_BYTE * size,
+        let count = messages.len() as u64;
+        let fuel = FUEL_BASE + FUEL_PER_MESSAGE * count + size as u64 / BYTES_PER_FUEL;
+        let limit = OUTPUT_BASE + OUTPUT_PER_MESSAGE * messages.len() + OUTPUT_PER_BYTE * size;
+        let render = |fuel: u64| -> Result<Vec<u8>, minijinja::Error> {
+            let mut environment = compiled.environment.clone();
+            environment.set_fuel(Some(fuel));
+            let mut output = Bounded { bytes: Vec::new(), limit };
+            environment.get_template("chat")?.render_captured_to(context.clone(), &mut output)?;
+            Ok(output.bytes)
         };
-        guarded(|| environment.get_template("chat")?.render_captured_to(context, &mut output).map(|_| ()))
-            .map_err(&fail)?
-            .map_err(|error| fail(describe(&error)))?;
-        let text = String::from_utf8(output.bytes).map_err(|error| fail(error.to_string()))?;
+        let mut rendered = guarded(|| render(FUEL_HERE));
+        if matches!(&rendered, Ok(Err(error)) if ran_out(error)) {
+            let fuel = fuel.min(MAX_FUEL);
+            let stack = (fuel * STACK_PER_FUEL) as usize;
+            rendered = with_stack(stack, || guarded(|| render(fuel))).map_err(&fail)?;
+        }
+        let bytes = rendered.map_err(&fail)?.map_err(|error| fail(describe(&error)))?;
+        let text = String::from_utf8(bytes).map_err(|error| fail(error.to_string()))?;
         if !compiled.marks_generation {
             return Ok(Rendered { text, generation: Vec::new() });
         }
@@ -344,6 +359,30 @@ fn without_marks(marked: &str) -> Option<Rendered> {
     start.is_none().then_some(rendered)
 }
 
+/// Whether a template's fuel was used up, wherever in it.
+fn ran_out(error: &minijinja::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = source {
+        if current
+            .downcast_ref::<minijinja::Error>()
+            .is_some_and(|error| error.kind() == ErrorKind::OutOfFuel)
+        {
+            return true;
+        }
+        source = current.source();
+    }
+    false
+}
+
+/// Runs `call` on a thread with a stack of so many bytes. They are only set aside until they are used.
+fn with_stack<T: Send>(bytes: usize, call: impl FnOnce() -> T + Send) -> Result<T, String> {
+    thread::scope(|scope| {
+        let worker = thread::Builder::new().stack_size(bytes).spawn_scoped(scope, call);
+        let worker = worker.map_err(|error| format!("cannot start a thread to render it: {error}"))?;
+        worker.join().map_err(|_| "rendering stopped on an internal fault".to_owned())
+    })
+}
+
 /// A template's failure in words for its user.
 fn describe(error: &minijinja::Error) -> String {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
@@ -386,12 +425,7 @@ impl Write for Bounded {
 }
 
 fn read_source(path: &Path) -> Result<String, DataError> {
-    let file = File::open(path).map_err(|error| DataError::read(path, error))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_SOURCE_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| DataError::read(path, error))?;
-    String::from_utf8(bytes).map_err(|_| DataError::file(path, "not UTF-8"))
+    files::read_text(path, MAX_SOURCE_BYTES as u64).map_err(|error| DataError::read(path, error))
 }
 
 #[cfg(test)]

@@ -178,12 +178,47 @@ fn limits_hold() {
         "{{ [1] * 1000000000 }}",
         "{% for i in range(99999) %}{{ 'twelve bytes twelve bytes twelve bytes twelve bytes' }}{% endfor %}",
         "{{ strftime_now('%Y' * 1000) }}",
+        "{% set s = 'x' * 1000000 %}{{ ([s] * 5000) | tojson | length }}",
+        "{% set s = 'x' * 1000000 %}{{ ([0] * 5000) | tojson(separators=(s, s)) | length }}",
+        "{% set s = 'x' * 1000000 %}{{ ([0] * 5000) | tojson(indent=s) | length }}",
         "{% include '/etc/passwd' %}",
+        "{{ messages | pprint }}",
+        "{{ debug() }}",
     ] {
         let message = failure(hostile, &hello);
         assert!(message.starts_with("chat template test:"), "{message}");
     }
     assert!(failure(&format!("{{{{ {} }}}}", "(".repeat(3000)), &hello).contains("syntax error"));
+}
+
+#[test]
+fn values_nested_as_deep_as_fuel_allows_are_dropped_and_written() {
+    let hello = [Message::new("user", "hello")];
+    for (open, close) in [("[", "]"), ("{'x': ", "}"), ("namespace(x=", ")")] {
+        for (levels, used) in [
+            (9_000, ""),
+            (9_000, "{{ ns.a }}"),
+            (9_000, "{{ ns.a | string | length }}"),
+            (4_500, "{{ ns.a == ns.b }}"),
+            (4_500, "{{ [ns.a, ns.b] | sort | length }}"),
+            (4_500, "{{ [ns.a, ns.b] | unique | list | length }}"),
+        ] {
+            let second =
+                if levels < 9_000 { format!("{{% set ns.b = {open}ns.b{close} %}}") } else { String::new() };
+            let source = format!(
+                "{{% set ns = namespace(a=0, b=0) %}}{{% for i in range({levels}) %}}{{% set ns.a = {open}ns.a{close} %}}\
+                 {second}{{% endfor %}}{used}"
+            );
+            // Whether it succeeds is the template's affair; the process must not end.
+            let _ = compile(&source).render(&hello, true);
+        }
+    }
+    let deep = format!("{}messages{}", "[".repeat(100), "]".repeat(100));
+    let source = format!(
+        "{{% set ns = namespace(a=0) %}}{{% for i in range(100000) %}}{{% set ns.a = {} %}}{{% endfor %}}",
+        deep.replace("messages", "ns.a")
+    );
+    assert!(failure(&source, &hello).contains("does more work than a template may"));
 }
 
 #[test]
