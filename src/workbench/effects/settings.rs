@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use luthier_core::config::{Config, Watcher};
+use luthier_core::files::read_text;
 use tokio::sync::mpsc;
 
 use super::{Lanes, device};
@@ -124,15 +125,10 @@ fn changed(settings: &Settings, path: &Path, theme: &Mutex<String>) -> Event {
 
 /// The text of a file that need not exist.
 fn read_bounded(path: &Path) -> Result<Option<String>, String> {
-    match std::fs::metadata(path) {
-        Err(_) => Ok(None),
-        Ok(metadata) if metadata.len() > MAX_KEYMAP => {
-            Err(format!("{} is larger than {MAX_KEYMAP} bytes", path.display()))
-        }
-        Ok(_) => match std::fs::read_to_string(path) {
-            Ok(text) => Ok(Some(text)),
-            Err(problem) => Err(format!("{}: {problem}", path.display())),
-        },
+    match read_text(path, MAX_KEYMAP) {
+        Ok(text) => Ok(Some(text)),
+        Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(problem) => Err(format!("{}: {problem}", path.display())),
     }
 }
 

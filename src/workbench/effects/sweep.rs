@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use luthier_core::config::{Config, FILE_NAME, write_key};
+use luthier_core::files::read_text;
 use luthier_core::runs;
 use luthier_core::sweep::{self, Queue, SweepError, SweepFile};
 
@@ -21,6 +22,9 @@ const NAP: Duration = Duration::from_millis(50);
 
 /// Trials described before a sweep is queued.
 const DESCRIBED: usize = 6;
+
+/// Larger files are no sweeps.
+const LARGEST: u64 = 1 << 20;
 
 /// What a new sweep file begins with.
 const EXAMPLE: &str = "\
@@ -136,7 +140,7 @@ fn files(project: &Path) -> Vec<PathBuf> {
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .filter(|path| path.file_name().is_some_and(|name| name != FILE_NAME))
-        .filter(|path| fs::read_to_string(path).is_ok_and(|text| text.contains("[space]")))
+        .filter(|path| read_text(path, LARGEST).is_ok_and(|text| text.contains("[space]")))
         .collect();
     files.sort();
     files

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use luthier_core::files::read_text;
 use luthier_core::text;
 use ratatui::style::{Color, Modifier, Style};
 use serde::Deserialize;
@@ -161,15 +162,10 @@ impl Library {
             return Ok(None);
         }
         if let Some(path) = self.folder.as_ref().map(|folder| folder.join(format!("{name}.toml"))) {
-            match std::fs::metadata(&path) {
-                Ok(metadata) if metadata.len() > MAX_FILE => {
-                    return Err(format!("{} is larger than {MAX_FILE} bytes", path.display()));
-                }
-                Ok(_) => {
-                    let text = std::fs::read_to_string(&path);
-                    return text.map(Some).map_err(|problem| format!("{}: {problem}", path.display()));
-                }
-                Err(_) => {}
+            match read_text(&path, MAX_FILE) {
+                Ok(text) => return Ok(Some(text)),
+                Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {}
+                Err(problem) => return Err(format!("{}: {problem}", path.display())),
             }
         }
         Ok(built_in(name).map(str::to_owned))

@@ -1,10 +1,10 @@
 //! Which weights are asked, known without the engine that answers: what it reports must be equal.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use luthier_core::eval::Contender;
+use luthier_core::files;
 use luthier_core::model::ModelFiles;
 use luthier_core::runs::RunDir;
 use luthier_core::text::clean_line;
@@ -80,7 +80,7 @@ pub fn is_adapter(folder: &Path) -> bool {
 fn content(folder: &Path) -> io::Result<String> {
     let mut digest = Sha256::new();
     for name in FILES {
-        io::copy(&mut File::open(folder.join(name))?, &mut digest)?;
+        io::copy(&mut files::open(&folder.join(name))?.0, &mut digest)?;
     }
     Ok(format!("{:x}", digest.finalize()))
 }

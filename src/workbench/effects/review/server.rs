@@ -1,7 +1,7 @@
 //! The engine that answers: found where it listens, started where none does, started again when it died.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use luthier_core::files;
 use luthier_core::runs::serving::ServingClient;
 use luthier_core::runs::{RUNS_FOLDER, RunError, serving_socket_path};
 use luthier_core::text::clean_line;
@@ -176,8 +177,8 @@ impl Server {
 
 /// The last lines of a log after its first `before` bytes.
 fn tail(path: &Path, before: u64) -> std::io::Result<Vec<String>> {
-    let mut file = File::open(path)?;
-    let cut = file.metadata()?.len().saturating_sub(LOG_TAIL);
+    let (mut file, length) = files::open(path)?;
+    let cut = length.saturating_sub(LOG_TAIL);
     let begin = cut.max(before);
     file.seek(SeekFrom::Start(begin))?;
     let mut text = Vec::new();
