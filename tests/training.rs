@@ -235,3 +235,134 @@ fn a_reader_that_goes_away_ends_the_command_and_not_the_run() {
     let left = Project::status(&project.run())["step"].as_u64().unwrap_or(0);
     wait_for_step(&project.run(), left + 2);
 }
+
+/// Rows of the reference's batches for `format = "tokens"`, padding taken off: two to a micro-batch, two of those to a step.
+fn reference_rows() -> Vec<Value> {
+    let path = reference("training/llama/batches.safetensors");
+    let tensor = |name: &str| -> Vec<i64> {
+        let bytes = fs::read(&path).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let place = |index: usize| header[name]["data_offsets"][index].as_u64().unwrap() as usize;
+        let data = &bytes[8 + length + place(0)..8 + length + place(1)];
+        data.chunks_exact(8).map(|number| i64::from_le_bytes(number.try_into().unwrap())).collect()
+    };
+    let (ids, counts, labels) = (tensor("input_ids"), tensor("attention_mask"), tensor("labels"));
+    ids.chunks(24)
+        .zip(counts.chunks(24))
+        .zip(labels.chunks(24))
+        .map(|((ids, counts), labels)| {
+            let length = counts.iter().sum::<i64>() as usize;
+            json!({ "input_ids": ids[..length], "labels": labels[..length] })
+        })
+        .collect()
+}
+
+/// The largest difference between two safetensors files of f32, which must hold the same names.
+fn furthest(ours: &Path, expected: &Path) -> f64 {
+    let read = |path: &Path| {
+        let bytes = fs::read(path).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut header: serde_json::Map<String, Value> =
+            serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        header.remove("__metadata__");
+        let tensors = header.into_iter().map(|(name, entry)| {
+            let place = |index: usize| 8 + length + entry["data_offsets"][index].as_u64().unwrap() as usize;
+            let numbers = bytes[place(0)..place(1)].chunks_exact(4);
+            let numbers: Vec<f32> =
+                numbers.map(|number| f32::from_le_bytes(number.try_into().unwrap())).collect();
+            (name, numbers)
+        });
+        tensors.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (ours, expected) = (read(ours), read(expected));
+    assert!(ours.keys().eq(expected.keys()));
+    let pairs = ours.values().flatten().zip(expected.values().flatten());
+    pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
+}
+
+/// Runs that transformers and PEFT made, made again from the command line: same start, same batches, same settings.
+#[test]
+fn runs_of_every_kind_of_method_follow_the_reference() {
+    let rows = reference_rows();
+    for (name, settings) in [
+        ("lora", "rank = 8\nalpha = 16"),
+        ("dora", "rank = 8\nalpha = 16\nvariant = \"dora\""),
+        ("ia3", "kind = \"ia3\""),
+        ("prefix", "kind = \"prefix\"\nvirtual_tokens = 8"),
+        ("prompt", "kind = \"prompt\"\nvirtual_tokens = 8"),
+        ("full", "kind = \"full\""),
+    ] {
+        let project = Project::empty();
+        project.write_rows("train.jsonl", &rows);
+        let folder = reference(&format!("training/llama/{name}"));
+        let stored: Value =
+            serde_json::from_slice(&fs::read(folder.join("trajectory.json")).unwrap()).unwrap();
+        let start = match name {
+            "full" => String::new(),
+            _ => format!("init = \"{}\"\n", folder.join("adapter-init").display()),
+        };
+        project.write(
+            "luthier.toml",
+            format!(
+                "[model]\npath = \"{}\"\ndtype = \"f32\"\ndevice = \"cpu\"\n[data]\ntrain = \"train.jsonl\"\neval = 0.0\n\
+                 format = \"tokens\"\nshuffle = false\npacking = false\n[method]\n{settings}\n{start}[train]\n\
+                 max_steps = {}\nbatch_size = 2\naccumulate = {}\nlearning_rate = {}\nwarmup = {}\nschedule = \"cosine\"\n\
+                 weight_decay = {}\nmax_grad_norm = {}\neval_every = 0\nsample_every = 0\ncheckpoint_every = 0\n",
+                reference("tiny/llama").display(),
+                stored["steps"],
+                stored["accumulation"],
+                stored["lr"],
+                stored["warmup"],
+                stored["weight_decay"],
+                stored["clip"]
+            ),
+        );
+        let events = project.luthier(["train", "--json"]).run().expect(0).json_lines();
+        let steps = kinds(&events, "step");
+        let expected = stored["log"].as_array().unwrap();
+        assert_eq!(steps.len(), expected.len(), "{name}");
+        for (ours, expected) in steps.iter().zip(expected) {
+            let number = |value: &Value| value.as_f64().unwrap();
+            let apart = |ours: &Value, expected: &Value| (number(ours) / number(expected) - 1.0).abs();
+            assert!(apart(&ours["loss"], &expected["loss"]) <= 1e-4, "{name}: {ours} {expected}");
+            assert!(apart(&ours["grad_norm"], &expected["grad_norm"]) <= 1e-3, "{name}: {ours} {expected}");
+            assert_eq!(ours["trained_tokens"], expected["target_tokens"], "{name}");
+        }
+        let run = project.run();
+        if name == "full" {
+            assert!(run.join("model/config.json").is_file() && run.join("model/tokenizer.json").is_file());
+            let model = run.join("model").display().to_string();
+            let again =
+                project.luthier(["model", "inspect", "--json", model.as_str()]).run().expect(0).json();
+            assert_eq!(again["family"], "llama");
+        } else {
+            let weights = |folder: &Path| folder.join("adapter_model.safetensors");
+            let distance = furthest(&weights(&run.join("adapter")), &weights(&folder.join("adapter-final")));
+            assert!(distance <= 1e-4, "{name}: the final adapter is {distance} away");
+        }
+    }
+}
+
+/// A model that was trained whole is evaluated, talked to and gone on with like an adapter.
+#[test]
+fn a_fully_trained_model_is_used_like_an_adapter() {
+    let project = Project::tiny();
+    let full = ["--set", "method.kind=full", "--set", "train.learning_rate=1e-3"];
+    let told = project.luthier(["train", "--json"].into_iter().chain(full)).run().expect(0);
+    let events = told.json_lines();
+    let parameters = &kinds(&events, "run")[0]["parameters"];
+    let planned = project.luthier(["plan", "--json"].into_iter().chain(full)).run().expect(0).json();
+    assert_eq!(parameters["trainable"], planned["parameters"]["trainable"]);
+    assert_eq!(parameters["trainable"], planned["parameters"]["total"]);
+    let run = project.run();
+    assert!(run.join("model/model.safetensors").is_file() && !run.join("adapter").exists());
+    let result = project.luthier(["eval", "latest", "--json"]).run().expect(0).json();
+    let loss = |side: &str| result[side]["loss"].as_f64().unwrap();
+    assert!(loss("tuned") < loss("base"), "{result}");
+    let chat = project.luthier(["chat", "latest", "--ab"]).input("item 3 is white\n").run().expect(0);
+    assert!(chat.stdout.contains("tuned"), "{chat}");
+    let shown = project.luthier(["run", "show", "latest", "--json"]).run().expect(0).json();
+    assert_eq!(shown["model"], json!(run.join("model")));
+    assert!(shown["adapter"].is_null());
+}

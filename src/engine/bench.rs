@@ -5,9 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use luthier_core::config::{
-    Config, Device as ConfigDevice, Dtype, MethodKind, MethodSection, Targets, Variant,
-};
+use luthier_core::config::{Config, Device as ConfigDevice, Dtype, MethodKind, MethodSection};
 use luthier_core::data::{self, EncodedRow, StepOrder};
 use luthier_core::model::ModelFiles;
 use serde::Serialize;
@@ -17,7 +15,7 @@ use tch::Device;
 use crate::base::{data_error, device_name, model_files};
 use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
-use crate::methods::{LoraMethod, Method};
+use crate::methods::method_of;
 use crate::models::Model;
 use crate::random::{derive, unit};
 use crate::training::adamw::{AdamW, EPSILON};
@@ -173,16 +171,7 @@ fn random(model: &Path, method: MethodKind, rank: usize, batch: usize, length: u
     let vocabulary = files.architecture.vocabulary;
     Ok(Plan {
         files,
-        method: MethodSection {
-            kind: method,
-            rank,
-            alpha: 2.0 * rank as f64,
-            dropout: 0.0,
-            targets: Targets::AllLinear,
-            variant: Variant::Plain,
-            init: None,
-            virtual_tokens: 20,
-        },
+        method: MethodSection { kind: method, rank, alpha: 2.0 * rank as f64, ..Config::default().method },
         base: model.to_owned(),
         rows: Box::new(move |step| {
             vec![(0..batch).map(|row| random_row(vocabulary, length, step, row)).collect()]
@@ -221,8 +210,10 @@ fn write_rows(path: &Path, plan: &Plan, steps: usize) -> Result<()> {
 }
 
 fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
-    let method = LoraMethod::from_config(&plan.method, &plan.base);
-    let adapter = method.create(model, 0)?;
+    let mut config = Config::default();
+    config.model.path = plan.base.display().to_string();
+    config.method.clone_from(&plan.method);
+    let adapter = method_of(&config).create(model, 0)?;
     let mut optimizer = AdamW::new(adapter.parameters())?;
     let (mut seconds, mut tokens, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..WARM_UP + bench.steps {

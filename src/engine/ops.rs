@@ -29,6 +29,11 @@ pub fn zeros(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
     labelled("zeros", &[], Tensor::f_zeros(shape, (kind, device)))
 }
 
+/// Ones.
+pub fn ones(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
+    labelled("ones", &[], Tensor::f_ones(shape, (kind, device)))
+}
+
 /// Memory whose content is whatever it was.
 pub fn empty(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
     labelled("empty", &[], Tensor::f_empty(shape, (kind, device)))
@@ -195,6 +200,21 @@ pub fn largest_magnitude(x: &Tensor) -> Result<f64> {
     labelled("largest_magnitude", &[x], largest.and_then(|x| x.f_double_value(&[])))
 }
 
+/// Element by element.
+pub fn divide(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    labelled("divide", &[a, b], a.f_div(b))
+}
+
+/// The root of each element, of 0 where it is below that.
+pub fn square_root(x: &Tensor) -> Result<Tensor> {
+    labelled("square_root", &[x], x.f_clamp_min(0).and_then(|x| x.f_sqrt()))
+}
+
+/// The sum of each row: `[N, M]` → `[N]`.
+pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
+    labelled("sum_rows", &[x], x.f_sum_dim_intlist(1_i64, false, x.kind()))
+}
+
 /// Every element and `number`.
 pub fn add_number(x: &Tensor, number: f64) -> Result<Tensor> {
     labelled("add_number", &[x], x.f_add_scalar(number))
@@ -227,6 +247,15 @@ pub fn largest(x: &Tensor) -> Result<i64> {
 pub fn repeat_rows(x: &Tensor, rows: i64) -> Result<Tensor> {
     let shape: Vec<i64> = std::iter::once(rows).chain(x.size()).collect();
     labelled("repeat_rows", &[x], x.f_unsqueeze(0).and_then(|x| x.f_expand(shape, false)))
+}
+
+/// `[B, g, T, d]` → `[B, heads, T, d]`: each of g heads so often that there are `heads` of them, itself where there are.
+pub fn repeat_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
+    let present = x.size().get(1).copied().unwrap_or_default().max(1);
+    if present == heads {
+        return Ok(x.shallow_clone());
+    }
+    labelled("repeat_heads", &[x], x.f_repeat_interleave_self_int(heads / present, 1, None))
 }
 
 /// Where both are true.

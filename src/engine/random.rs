@@ -27,6 +27,13 @@ pub fn unit(seed: u64) -> f64 {
     (mix(seed) >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
 }
 
+/// Normally distributed around 0 with deviation 1, a function of `seed` alone (Box and Muller, 1958).
+#[must_use]
+pub fn normal(seed: u64) -> f64 {
+    let radius = (-2.0 * (1.0 - unit(derive(seed, 0))).ln()).sqrt();
+    radius * (std::f64::consts::TAU * unit(derive(seed, 1))).cos()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +57,16 @@ mod tests {
         assert!((mean - 0.5).abs() < 0.01, "{mean}");
         assert!(values.iter().all(|value| (0.0..1.0).contains(value)));
         assert!(values.iter().any(|&value| value < 0.001) && values.iter().any(|&value| value > 0.999));
+    }
+
+    #[test]
+    fn normal_numbers_have_their_mean_deviation_and_tails() {
+        let values: Vec<f64> = (0..20_000).map(|place| normal(derive(3, place))).collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+        let beyond = values.iter().filter(|value| value.abs() > 2.0).count() as f64 / values.len() as f64;
+        assert!((beyond - 0.0455).abs() < 0.006, "{beyond}");
     }
 
     #[test]

@@ -121,12 +121,12 @@ choices! {
 choices! {
     /// `method.kind`: what is trained.
     pub enum MethodKind {
-        Full = "full", "every weight of the model", instead "use \"lora\"";
+        Full = "full", "every weight of the model";
         Lora = "lora", "low-rank adapters beside frozen weights";
         Qlora = "qlora", "LoRA over 4-bit weights", instead "use \"lora\"";
-        Prefix = "prefix", "trained keys and values before every layer", instead "use \"lora\"";
-        Prompt = "prompt", "trained embeddings before the input", instead "use \"lora\"";
-        Ia3 = "ia3", "trained scales on keys, values and the MLP", instead "use \"lora\"";
+        Prefix = "prefix", "trained keys and values before every layer";
+        Prompt = "prompt", "trained embeddings before the input";
+        Ia3 = "ia3", "trained scales on keys, values and the MLP";
     }
 }
 
@@ -134,9 +134,17 @@ choices! {
     /// `method.variant`: which form of LoRA.
     pub enum Variant {
         Plain = "plain", "scaled by alpha / rank";
-        Rslora = "rslora", "scaled by alpha / sqrt(rank)",
-            instead "use \"plain\" with alpha multiplied by sqrt(rank)";
-        Dora = "dora", "magnitude and direction trained apart", instead "use \"plain\"";
+        Rslora = "rslora", "scaled by alpha / sqrt(rank)";
+        Dora = "dora", "magnitude and direction trained apart";
+    }
+}
+
+choices! {
+    /// `method.bias`: which biases of the base model LoRA trains as well.
+    pub enum Bias {
+        None = "none", "none";
+        All = "all", "every bias of the model";
+        LoraOnly = "lora_only", "those of the layers that have an adapter";
     }
 }
 
@@ -216,6 +224,6 @@ mod tests {
     fn what_is_missing_says_what_to_use() {
         let missing: Vec<_> =
             MethodKind::CHOICES.iter().filter(|choice| choice.missing.is_some()).map(|c| c.name).collect();
-        assert_eq!(missing, ["full", "qlora", "prefix", "prompt", "ia3"]);
+        assert_eq!(missing, ["qlora"]);
     }
 }

@@ -5,8 +5,8 @@ use std::fmt;
 use toml::Value;
 
 use super::choices::{
-    Algorithm, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Optimizer, Overflow, Recompute, Schedule,
-    TrainOn, Variant,
+    Algorithm, Bias, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Optimizer, Overflow, Recompute,
+    Schedule, TrainOn, Variant,
 };
 use super::fields::{Fault, Field};
 use super::kinds::{Bounds, Kind, MOST};
@@ -29,8 +29,6 @@ pub struct Key {
     pub change: Change,
     /// Whether it must be given.
     pub required: bool,
-    /// Why only the default is accepted, where the feature behind the key does not exist yet.
-    pub missing: Option<&'static str>,
     pub(super) read: fn(&mut Config, &Located, &Source) -> Result<(), Fault>,
     pub(super) write: fn(&Config) -> Value,
     pub(super) copy: fn(&mut Config, &Config),
@@ -39,11 +37,6 @@ pub struct Key {
 impl Key {
     const fn required(mut self) -> Self {
         self.required = true;
-        self
-    }
-
-    const fn missing(mut self, reason: &'static str) -> Self {
-        self.missing = Some(reason);
         self
     }
 
@@ -117,7 +110,6 @@ macro_rules! key {
             doc: $doc,
             change: $change,
             required: false,
-            missing: None,
             read: |config, value, source| {
                 config.$section.$field $(.$part)? = Field::read(value, &$kind, source)?;
                 Ok(())
@@ -198,9 +190,20 @@ pub static KEYS: &[Key] = &[
         "all-linear, a list of module names, or one regular expression"
     ),
     key!(method.variant = r#""plain""#, Kind::Choice(Variant::CHOICES), NewRun, "form of LoRA"),
-    key!(method.init = r#""""#, Kind::Path, NewRun, "a PEFT adapter folder to start from"),
-    key!(method.virtual_tokens = "20", whole(1, 1 << 16), NewRun, "length of a trained prefix or prompt")
-        .missing("it belongs to prefix and prompt tuning; leave it out"),
+    key!(method.bias = r#""none""#, Kind::Choice(Bias::CHOICES), NewRun, "biases that LoRA trains as well"),
+    key!(
+        method.modules_to_save = "[]",
+        Kind::Texts,
+        NewRun,
+        "modules trained whole beside the adapter, such as lm_head"
+    ),
+    key!(
+        method.init = r#""""#,
+        Kind::Path,
+        NewRun,
+        "a PEFT adapter folder to start from; for full a model folder"
+    ),
+    key!(method.virtual_tokens = "20", whole(1, 1 << 16), NewRun, "length of a trained prefix or prompt"),
     key!(train.algorithm = r#""sft""#, Kind::Choice(Algorithm::CHOICES), NewRun, "what the loss is"),
     key!(
         train.dpo_beta = "0.1",

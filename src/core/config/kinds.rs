@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn only_what_exists_is_offered() {
         let kind = Kind::Choice(super::super::MethodKind::CHOICES);
-        assert_eq!(kind.to_string(), "\"lora\"");
+        assert_eq!(kind.to_string(), "one of \"full\", \"lora\", \"prefix\", \"prompt\", \"ia3\"");
         let kind = Kind::Choice(super::super::Recompute::CHOICES);
         assert_eq!(kind.to_string(), "one of \"auto\", \"on\", \"off\"");
     }

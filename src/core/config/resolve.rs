@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use indexmap::IndexMap;
 
 use super::choices::{
-    Algorithm, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Optimizer, Overflow, Recompute, Schedule,
-    TrainOn, Variant,
+    Algorithm, Bias, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Optimizer, Overflow, Recompute,
+    Schedule, TrainOn, Variant,
 };
 use super::fields::{Fault, Field};
 use super::keys::{KEYS, Key, key};
@@ -217,12 +217,6 @@ impl Reader {
             let source = &self.sources[entry.source];
             if let Err(fault) = (key.read)(config, &entry.value, source) {
                 faults.push((key, entry.source, fault));
-            } else if let Some(reason) = key.missing
-                && (key.write)(config) != (key.write)(defaults())
-            {
-                let message = "is not available in this version of Luthier".to_owned();
-                let span = entry.value.span.clone();
-                faults.push((key, entry.source, Fault { span, message, help: Some(reason.to_owned()) }));
             }
         }
         for (key, source, table) in &self.columns {
@@ -332,6 +326,8 @@ fn blank() -> Config {
             dropout: 0.0,
             targets: Targets::AllLinear,
             variant: Variant::Plain,
+            bias: Bias::None,
+            modules_to_save: Vec::new(),
             init: None,
             virtual_tokens: 0,
         },

@@ -1,13 +1,14 @@
 //! Settings that are right one by one and wrong together.
 
-use super::choices::{Algorithm, Format, ObjectiveKind, OnNan, TrainOn};
+use super::choices::{Algorithm, Bias, Format, MethodKind, ObjectiveKind, OnNan, TrainOn, Variant};
 use super::resolve::Reader;
-use super::sections::{Config, EvalSource, Warmup};
+use super::sections::{Config, EvalSource, Targets, Warmup};
 use super::toml_text::number;
 
 /// Reports every contradiction in `config`.
 pub(super) fn check(config: &Config, reader: &mut Reader) {
     check_algorithm(config, reader);
+    check_method(config, reader);
     check_course(config, reader);
     check_evaluation(config, reader);
     check_objective(config, reader);
@@ -41,6 +42,38 @@ fn check_algorithm(config: &Config, reader: &mut Reader) {
             "`train.algorithm` = \"dpo\" compares the chosen and the rejected reply alone",
             "leave data.train_on out",
         );
+    }
+}
+
+/// Settings of one method that another has no use for.
+fn check_method(config: &Config, reader: &mut Reader) {
+    let method = &config.method;
+    let kind = method.kind;
+    let low_rank = matches!(kind, MethodKind::Lora | MethodKind::Qlora);
+    let by_layer = low_rank || kind == MethodKind::Ia3;
+    let misplaced = [
+        ("method.variant", method.variant != Variant::Plain && !low_rank, "is a form of LoRA"),
+        ("method.dropout", method.dropout > 0.0 && !low_rank, "belongs to LoRA"),
+        ("method.bias", method.bias != Bias::None && !low_rank, "belongs to LoRA"),
+        (
+            "method.modules_to_save",
+            !method.modules_to_save.is_empty() && !by_layer,
+            "belongs to LoRA and IA3",
+        ),
+        (
+            "method.targets",
+            method.targets != Targets::AllLinear && !by_layer,
+            "names layers that LoRA and IA3 act on",
+        ),
+    ];
+    for (key, wrong, why) in misplaced {
+        if wrong {
+            reader.contradict(
+                &[key, "method.kind"],
+                &format!("`{key}` {why}, and `method.kind` is \"{kind}\""),
+                &format!("leave {key} out, or choose another method"),
+            );
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use indexmap::IndexMap;
 
 pub use super::choices::{
-    Algorithm, Choice, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Optimizer, Overflow, Recompute,
+    Algorithm, Bias, Choice, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Optimizer, Overflow, Recompute,
     Schedule, TrainOn, Variant,
 };
 
@@ -113,7 +113,11 @@ pub struct MethodSection {
     pub targets: Targets,
     /// Which form of LoRA.
     pub variant: Variant,
-    /// A PEFT adapter folder to start from.
+    /// Which biases of the base model are trained as well.
+    pub bias: Bias,
+    /// Modules that are trained whole beside the adapter, each named as PEFT matches it: by the end of its name.
+    pub modules_to_save: Vec<String>,
+    /// A PEFT adapter folder to start from; for full fine-tuning a model folder.
     pub init: Option<PathBuf>,
     /// Length of a trained prefix or prompt.
     pub virtual_tokens: usize,
@@ -122,7 +126,8 @@ pub struct MethodSection {
 /// `method.targets`, with PEFT's meaning of each form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Targets {
-    /// Every linear layer but the output head.
+    /// Every linear layer but the output head; for IA3 the layers of its paper: keys, values and the way down from the
+    /// feed-forward part.
     AllLinear,
     /// Layers whose name is, or ends with `.` and, one of these; never empty.
     Names(Vec<String>),

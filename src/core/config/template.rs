@@ -82,12 +82,11 @@ pub fn reference() -> String {
         let keys: Vec<_> = KEYS.iter().filter(|key| key.is_in(section)).collect();
         for key in &keys {
             let default = if key.required { "required".to_owned() } else { format!("`{}`", key.default) };
-            let missing = if key.missing.is_some() { " (not in this version)" } else { "" };
             let cells = [
                 format!("`{}`", &key.path[section.len() + 1..]),
                 default,
                 key.kind.to_string(),
-                format!("{}{missing}", key.doc),
+                key.doc.to_owned(),
                 key.change.to_string(),
             ];
             let _ = writeln!(page, "| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));

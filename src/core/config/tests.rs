@@ -213,7 +213,9 @@ fn values_at_the_edge_are_taken() {
         ("model", "path = \"m\"\ndevice = [1]"),
         ("data", "train = [\"a\", \"b\"]\neval = [\"c\"]"),
         ("data", "train = \"a\"\neval = 0"),
-        ("method", "virtual_tokens = 20"),
+        ("method", "virtual_tokens = 8\nkind = \"prefix\""),
+        ("method", "kind = \"ia3\"\nmodules_to_save = \"lm_head\"\ntargets = \"all-linear\""),
+        ("method", "variant = \"dora\"\nbias = \"lora_only\"\ndropout = 0.1"),
         ("method", "targets = 'model\\.layers\\.\\d+\\..*_proj'"),
         ("method", "dropout = 0.99"),
         ("objective", "kind = \"length\"\nmin_length = 5\nmax_length = 5"),
@@ -231,9 +233,6 @@ fn what_does_not_exist_yet_says_what_does() {
         ("model", "path = \"m\"\ndtype = \"f16\"", "use \"bf16\""),
         ("model", "path = \"m\"\ndevice = [0, 1]", "name one, such as \"cuda:0\""),
         ("method", "kind = \"qlora\"", "use \"lora\""),
-        ("method", "kind = \"full\"", "use \"lora\""),
-        ("method", "variant = \"dora\"", "use \"plain\""),
-        ("method", "virtual_tokens = 8", "leave it out"),
         ("train", "optimizer = \"lion\"", "use \"adamw\""),
         ("train", "optimizer = \"adamw8bits\"", "\"adamw8bit\" is not available in this version"),
     ];
@@ -248,6 +247,17 @@ fn what_does_not_exist_yet_says_what_does() {
 #[test]
 fn contradictions_are_told_where_they_were_written() {
     let wrong = [
+        (
+            "[method]\nkind = \"prefix\"\nvariant = \"dora\"\n",
+            "3:1: `method.variant` is a form of LoRA, and `method.kind` is \"prefix\"",
+        ),
+        ("[method]\nkind = \"full\"\ndropout = 0.1\n", "3:1: `method.dropout` belongs to LoRA"),
+        ("[method]\nkind = \"ia3\"\nbias = \"all\"\n", "3:1: `method.bias` belongs to LoRA"),
+        (
+            "[method]\nmodules_to_save = [\"lm_head\"]\nkind = \"prompt\"\n",
+            "2:1: `method.modules_to_save` belongs to LoRA and IA3",
+        ),
+        ("[method]\nkind = \"full\"\ntargets = [\"q_proj\"]\n", "3:1: `method.targets` names layers"),
         ("[train]\nwarmup = 11\nmax_steps = 10\n", "2:1: warm-up takes 11 steps"),
         ("[train]\nmin_learning_rate = 3e-4\n", "2:1: `train.min_learning_rate` is 3e-4"),
         ("[train]\nlearning_rate = 1e-5\nmin_learning_rate = 2e-5\n", "3:1: `train.min_learning_rate`"),

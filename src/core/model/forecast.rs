@@ -4,7 +4,7 @@
 //!
 //! - *weights*: every parameter once, e each, also those that lie quantised on disk.
 //! - *adapter*, *gradients*, *optimizer*: per trained parameter 4 bytes each for its value and its gradient, 8 for
-//!   AdamW's two moments: all in f32.
+//!   AdamW's two moments: all in f32. Full fine-tuning trains a copy of every weight beside the base's own.
 //! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the width, Q and K the
 //!   widths of all query heads and of all key heads, h query heads, F the feed-forward width, and a tensor that only an
 //!   adapter reads back counted only where one reads it:
@@ -20,9 +20,12 @@
 //!   - where the fused kernels for f32 on the processor do not serve, or the gate's activation is not SiLU, the activated
 //!     gate too: eF; in the former case also attention's result once more, laid end to end, for an adapter on the output
 //!     projection: eQ;
-//!   - each adapter keeps its input times A: e · rank; dropout keeps mask and masked input: 2e · in, in place of the
-//!     shared input;
-//!   - in bf16 each adapter's factors once more in bf16.
+//!   - each LoRA adapter keeps its input times A: e · rank; dropout keeps mask and masked input: 2e · in, in place of the
+//!     shared input; DoRA keeps the output that it scales: e · out;
+//!   - IA3 keeps what it scales: the input that a scaled input reads back, or the output: e · out;
+//!   - full fine-tuning reads every layer's input back;
+//!   - a prefix lies before the keys and values of each document once more: e · 2K per token, its own tokens included;
+//!   - in bf16 what is trained in the place of weights, or as an adapter's factors, once more in bf16.
 //!
 //!   Gradients on their way through one layer take, beside that, e · max(3F + 2H, 4Q + 2K + 2H) per token, with 2F in place
 //!   of 3F where there is no gate, and 8hL for scores that stand in memory. With recompute
@@ -31,10 +34,11 @@
 //!   where 0.51 were alive).
 //! - *logits*: the head works through the trained tokens in parts of at most [`LOGITS_AT_ONCE`] logits; 8 bytes per
 //!   logit in f32 (logits, and a copy that the normaliser takes), 10 in bf16; and twice eH per trained token.
+//!   A trained head keeps its gradient twice while the parts are worked through: 8 bytes for each of its weights.
 //! - *runtime*: libtorch, its kernels and their workspaces ([`Place::runtime_bytes`]), measured, not derived.
 //!
 //! The micro-batch is the largest that can come up: without packing the `batch_size` longest rows together, with packing
-//! `batch_size` full sequences. All its tokens count as trained.
+//! `batch_size` full sequences. All its tokens count as trained; a prompt's virtual tokens come before every document.
 
 use serde::Serialize;
 
@@ -43,8 +47,9 @@ use super::architecture::{
 };
 use super::roles::Role;
 use super::targets::{TargetError, match_targets};
-use super::{LinearModule, ModelFiles};
-use crate::config::{Algorithm, Config, Device, Dtype, MethodKind, Recompute};
+use super::trained::{copied_tensors, prefix_heads, scaled_layers, trained_count};
+use super::{LinearModule, ModelFiles, ModelKind, Shown};
+use crate::config::{Algorithm, Bias, Config, Device, Dtype, MethodKind, Recompute, Variant};
 use crate::data::{DataSummary, StepOrder};
 use crate::machine::{self, Gpus};
 
@@ -154,6 +159,15 @@ pub enum PlanError {
     /// A method without a forecast.
     #[error("method.kind = \"{0}\" is not available in this version of Luthier; use \"lora\"")]
     Method(MethodKind),
+    /// Full fine-tuning over a GGUF file, whose layout its result could not have.
+    #[error(
+        "method.kind = \"full\" leaves a model folder behind, laid out as its base, and {file} is a GGUF file; give \
+         model.path the model's Hugging Face folder, or use method.kind = \"lora\""
+    )]
+    Layout {
+        /// The base model.
+        file: Shown,
+    },
     /// The run would not fit.
     #[error(
         "the run needs about {} of memory, but {} are free{}; {remedy}",
@@ -181,6 +195,9 @@ pub fn plan_at(
     data: &DataSummary,
     place: Place,
 ) -> Result<Plan, PlanError> {
+    if config.method.kind == MethodKind::Full && files.kind == ModelKind::Gguf {
+        return Err(PlanError::Layout { file: Shown::from(&files.root) });
+    }
     let model = Model { architecture: &files.architecture, parameters: files.parameters() };
     let Sizes { trainable, memory, half, recompute } = model.sizes(config, data, place)?;
     let (steps, tokens) = course(config, data);
@@ -233,13 +250,11 @@ struct Sizes {
 
 impl Model<'_> {
     fn sizes(&self, config: &Config, data: &DataSummary, place: Place) -> Result<Sizes, PlanError> {
-        if config.method.kind != MethodKind::Lora {
+        if config.method.kind == MethodKind::Qlora {
             return Err(PlanError::Method(config.method.kind));
         }
-        let targets = match_targets(&config.method.targets, &self.architecture.linear_modules())?;
-        let rank = config.method.rank as u64;
-        let trainable: u64 =
-            targets.iter().map(|module| rank * (module.in_features + module.out_features) as u64).sum();
+        let trainable = trained_count(&config.method, self.architecture)?;
+        let touched = Touched::of(config, self.architecture)?;
         let half = match config.model.dtype {
             Dtype::F32 => false,
             Dtype::Bf16 | Dtype::F16 => true,
@@ -247,8 +262,13 @@ impl Model<'_> {
         };
         let element = if half { 2 } else { 4 };
         let batch = largest_batch(config, data);
-        let longest = longest_row(config, data);
-        let shape = Shape { element, fused: !half && !place.gpu, batch, longest, config, targets: &targets };
+        let virtual_tokens = documents(config, data) * config.method.virtual_tokens as u64;
+        let has_prompt = config.method.kind == MethodKind::Prompt;
+        let batch = if has_prompt { batch + virtual_tokens } else { batch };
+        let own = if has_prompt { config.method.virtual_tokens as u64 } else { 0 };
+        let longest = longest_row(config, data) + own;
+        let fused = !half && !place.gpu;
+        let shape = Shape { element, fused, batch, longest, virtual_tokens, config, touched: &touched };
         let mut memory = Memory {
             weights: self.parameters * element,
             adapter: trainable * 4,
@@ -300,6 +320,75 @@ fn longest_row(config: &Config, data: &DataSummary) -> u64 {
     data.train_lengths.iter().map(|&length| length.min(config.data.max_length) as u64).max().unwrap_or(0)
 }
 
+/// Documents in the largest micro-batch: its rows, or with packing as many as fill its sequences on average.
+fn documents(config: &Config, data: &DataSummary) -> u64 {
+    if !config.packs() {
+        // A preference pair is two.
+        let each = if config.train.algorithm == Algorithm::Dpo { 2 } else { 1 };
+        return each * config.train.batch_size.min(data.train_lengths.len()) as u64;
+    }
+    let rows = data.train_lengths.len() as u64;
+    (largest_batch(config, data) * rows).div_ceil(data.train_tokens.max(1))
+}
+
+/// The layers that a method acts on, by what it keeps of them.
+struct Touched {
+    /// Their input is read back in the backward pass.
+    read: Vec<LinearModule>,
+    /// They have low-rank factors.
+    factors: Vec<LinearModule>,
+    /// Their output is kept to be scaled.
+    scaled: Vec<LinearModule>,
+    /// Elements used in the type of the activations in the place of base weights.
+    replaced: u64,
+    /// Elements of a trained head.
+    head: u64,
+}
+
+impl Touched {
+    fn of(config: &Config, architecture: &Architecture) -> Result<Self, TargetError> {
+        let method = &config.method;
+        let modules = architecture.linear_modules();
+        let mut touched =
+            Self { read: Vec::new(), factors: Vec::new(), scaled: Vec::new(), replaced: 0, head: 0 };
+        match method.kind {
+            MethodKind::Full => {
+                touched.replaced = trained_count(method, architecture)?;
+                touched.head = (architecture.vocabulary * architecture.hidden) as u64;
+                touched.read = modules;
+                return Ok(touched);
+            }
+            MethodKind::Lora | MethodKind::Qlora => {
+                touched.factors = match_targets(&method.targets, &modules)?;
+                touched.read.clone_from(&touched.factors);
+                if method.variant == Variant::Dora {
+                    touched.scaled.clone_from(&touched.factors);
+                }
+            }
+            MethodKind::Ia3 => {
+                for layer in scaled_layers(&method.targets, architecture)? {
+                    if layer.input { &mut touched.read } else { &mut touched.scaled }.push(layer.module);
+                }
+            }
+            MethodKind::Prefix | MethodKind::Prompt => return Ok(touched),
+        }
+        let acted_on: Vec<LinearModule> = touched.read.iter().chain(&touched.scaled).cloned().collect();
+        let bias = if method.kind == MethodKind::Ia3 { Bias::None } else { method.bias };
+        for copied in copied_tensors(&method.modules_to_save, bias, &acted_on, architecture)? {
+            let elements: usize = copied.shape.iter().product();
+            touched.replaced += elements as u64;
+            let module =
+                modules.iter().find(|module| module.name == copied.module && copied.shape.len() == 2);
+            match module {
+                Some(module) if module.role == Role::Head => touched.head = elements as u64,
+                Some(module) => touched.read.push(module.clone()),
+                None => {}
+            }
+        }
+        Ok(touched)
+    }
+}
+
 /// What the sizes of activations depend on.
 struct Shape<'a> {
     /// Bytes per element.
@@ -310,8 +399,10 @@ struct Shape<'a> {
     batch: u64,
     /// Tokens of its longest row.
     longest: u64,
+    /// Virtual tokens before its documents.
+    virtual_tokens: u64,
     config: &'a Config,
-    targets: &'a [LinearModule],
+    touched: &'a Touched,
 }
 
 impl Shape<'_> {
@@ -328,17 +419,22 @@ impl Shape<'_> {
         } else {
             layers.iter().sum()
         };
-        self.batch * (kept + passing) + self.copied_factors(architecture, recompute)
+        self.batch * (kept + passing)
+            + self.copied_weights(architecture, recompute)
+            + self.prefixed(architecture, recompute)
     }
 
     /// Bytes per token that a layer keeps for its backward pass.
     fn kept(&self, architecture: &Architecture, index: usize, layer: &LayerSpec) -> u64 {
-        let targets: Vec<&LinearModule> =
-            self.targets.iter().filter(|module| module.layer == Some(index)).collect();
+        fn within(modules: &[LinearModule], index: usize) -> impl Iterator<Item = &LinearModule> {
+            modules.iter().filter(move |module| module.layer == Some(index))
+        }
         let dropout = self.config.method.dropout > 0.0;
         // An adapter reads its input back; with dropout it reads its own masked copy instead.
-        let reads =
-            |roles: &[Role]| u64::from(!dropout && targets.iter().any(|module| roles.contains(&module.role)));
+        let reads = |roles: &[Role]| {
+            let is_read = within(&self.touched.read, index).any(|module| roles.contains(&module.role));
+            u64::from(!dropout && is_read)
+        };
         let hidden = architecture.hidden as u64;
         let attention = &layer.attention;
         let (query, key) = (attention.query_width() as u64, attention.key_value_width() as u64);
@@ -366,10 +462,12 @@ impl Shape<'_> {
             Mlp::Plain { .. } => 1,
         };
         let product = (product + reads(&[Role::Down])) * width;
-        let low_rank = targets.len() as u64 * self.config.method.rank as u64;
+        let factors = || within(&self.touched.factors, index);
+        let low_rank = factors().count() as u64 * self.config.method.rank as u64;
         let masked: u64 =
-            if dropout { targets.iter().map(|module| 2 * module.in_features as u64).sum() } else { 0 };
-        let elements = inputs * hidden + mixed + laid + product + low_rank + masked;
+            if dropout { factors().map(|module| 2 * module.in_features as u64).sum() } else { 0 };
+        let scaled: u64 = within(&self.touched.scaled, index).map(|module| module.out_features as u64).sum();
+        let elements = inputs * hidden + mixed + laid + product + low_rank + masked + scaled;
         let norms = norms * self.normed(layer.norm, hidden) + head_norms;
         norms + 4 * attention.heads as u64 + self.scores(attention) + self.element * elements
     }
@@ -407,21 +505,36 @@ impl Shape<'_> {
         self.element * (mlp.max(4 * query + 2 * key) + 2 * hidden) + scores
     }
 
-    /// Bytes of the adapter's factors in the type of the activations, where that is another than their own.
-    fn copied_factors(&self, architecture: &Architecture, recompute: bool) -> u64 {
+    /// Bytes of what is trained in the type of the activations, where that is another than its own.
+    fn copied_weights(&self, architecture: &Architecture, recompute: bool) -> u64 {
         if self.element == 4 {
             return 0;
         }
-        let factors: usize = self.targets.iter().map(|module| module.in_features + module.out_features).sum();
-        let all = self.config.method.rank as u64 * factors as u64 * self.element;
+        let factors: usize =
+            self.touched.factors.iter().map(|module| module.in_features + module.out_features).sum();
+        let all = (self.config.method.rank as u64 * factors as u64 + self.touched.replaced) * self.element;
         if recompute { all / (architecture.layers.len() as u64).max(1) } else { all }
+    }
+
+    /// Bytes of keys and values that are laid behind a prefix.
+    fn prefixed(&self, architecture: &Architecture, recompute: bool) -> u64 {
+        if self.config.method.kind != MethodKind::Prefix {
+            return 0;
+        }
+        let width =
+            |layer: &LayerSpec| 2 * (prefix_heads(&layer.attention) * layer.attention.head_size) as u64;
+        let widths = architecture.layers.iter().map(width);
+        let kept: u64 = if recompute { widths.max().unwrap_or(0) } else { widths.sum() };
+        (self.batch + self.virtual_tokens) * kept * self.element
     }
 
     fn logits(&self, architecture: &Architecture) -> u64 {
         let all = self.batch * architecture.vocabulary as u64;
         let per_logit = if self.element == 4 { 8 } else { 10 };
         let states = 2 * self.batch * architecture.hidden as u64 * self.element;
-        all.min(LOGITS_AT_ONCE.max(architecture.vocabulary as u64)) * per_logit + states
+        all.min(LOGITS_AT_ONCE.max(architecture.vocabulary as u64)) * per_logit
+            + states
+            + 8 * self.touched.head
     }
 }
 

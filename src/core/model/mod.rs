@@ -19,6 +19,7 @@ mod targets;
 mod tensors;
 #[cfg(test)]
 mod testing;
+pub mod trained;
 
 use std::path::{Path, PathBuf};
 

@@ -29,6 +29,20 @@ pub enum TargetError {
         /// Some whole names.
         examples: Vec<String>,
     },
+    /// Names in `method.modules_to_save` that no module's name ends with; all of them.
+    #[error("method.modules_to_save names {}", list(names))]
+    Unsaved {
+        /// Each with the nearest name that exists.
+        names: Vec<(Shown, Option<String>)>,
+    },
+    /// A module that would have an adapter and be trained whole.
+    #[error(
+        "method.modules_to_save names a module that method.targets names too: {module} has an adapter already"
+    )]
+    Twice {
+        /// Its name.
+        module: Shown,
+    },
     /// Not a regular expression.
     #[error(
         "method.targets is not a regular expression (without look-around and back-references): {problem}"

@@ -14,6 +14,7 @@ use super::RunError;
 use super::checkpoint::{Checkpoint, list_checkpoints};
 use super::error::io_error;
 use super::number::Number;
+use super::outcome::ResultForm;
 use super::process::Host;
 use super::status::{Failure, State, Status, replace_file};
 use super::time;
@@ -174,9 +175,16 @@ impl RunDir {
         self.path.join(ENGINE_LOG)
     }
 
-    /// `adapter`: the result of a parameter-efficient method, in PEFT layout.
-    pub fn adapter_path(&self) -> PathBuf {
-        self.path.join("adapter")
+    /// The folder of a result: `adapter` of a parameter-efficient method, in PEFT layout, `model` of full fine-tuning, in
+    /// Hugging Face layout.
+    pub fn result_path(&self, form: ResultForm) -> PathBuf {
+        self.path.join(form.folder())
+    }
+
+    /// The result, where the run has left one behind.
+    pub fn result(&self) -> Option<(ResultForm, PathBuf)> {
+        let found = ResultForm::ALL.map(|form| (form, self.result_path(form)));
+        found.into_iter().find(|(form, path)| ResultForm::of(path) == Some(*form))
     }
 
     /// Where the run stands, as seen from here and now: a dead one is `lost`.
@@ -359,16 +367,26 @@ fn order_of(id: &str) -> (String, u32) {
     (base.to_owned(), number.parse().unwrap_or(1))
 }
 
-/// `lora r16`, read loosely: a list must show runs of other versions too.
-fn method_label(config: &str) -> String {
+/// What a configuration trains, in short: `lora r16`, `dora r8`, `prefix 20`, `full`. It is read loosely: a list must show
+/// runs of other versions too.
+pub fn method_label(config: &str) -> String {
     let table: toml::Table = config.parse().unwrap_or_default();
     let Some(method) = table.get("method").and_then(toml::Value::as_table) else {
         return "unknown".to_owned();
     };
     let kind = method.get("kind").and_then(toml::Value::as_str).unwrap_or("unknown");
     let kind = crate::text::clean_line(kind).into_owned();
-    match method.get("rank").and_then(toml::Value::as_integer) {
-        Some(rank) if kind.ends_with("lora") => format!("{kind} r{rank}"),
+    let whole = |key: &str| method.get(key).and_then(toml::Value::as_integer);
+    match kind.as_str() {
+        "lora" | "qlora" => {
+            let variant = method.get("variant").and_then(toml::Value::as_str).unwrap_or("plain");
+            let name = if kind == "qlora" || variant == "plain" { &kind } else { variant };
+            let name = crate::text::clean_line(name);
+            whole("rank").map_or_else(|| name.to_string(), |rank| format!("{name} r{rank}"))
+        }
+        "prefix" | "prompt" => {
+            whole("virtual_tokens").map_or_else(|| kind.clone(), |tokens| format!("{kind} {tokens}"))
+        }
         _ => kind,
     }
 }
@@ -429,6 +447,21 @@ mod tests {
         let listed: Vec<_> = list(project.path()).unwrap().into_iter().map(|summary| summary.id).collect();
         let newest_first: Vec<_> = made.into_iter().chain([later]).rev().collect();
         assert_eq!(listed, newest_first);
+    }
+
+    #[test]
+    fn methods_are_named_in_short() {
+        for (set, label) in [
+            ("method.variant=rslora", "rslora r16"),
+            ("method.variant=plain", "lora r16"),
+            ("method.kind=prefix", "prefix 20"),
+            ("method.kind=full", "full"),
+            ("method.kind=ia3", "ia3"),
+        ] {
+            assert_eq!(method_label(&config(&[set]).to_toml()), label);
+        }
+        assert_eq!(method_label("[method]\nkind = \"moon\"\n"), "moon");
+        assert_eq!(method_label("[method"), "unknown");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod error;
 mod event;
 mod journal;
 mod number;
+mod outcome;
 mod process;
 mod protocol;
 mod reader;
@@ -31,7 +32,9 @@ pub use checkpoint::{
 };
 pub use client::{Client, Greeting, Heard, REQUEST_TIMEOUT, Subscription, ask};
 pub(crate) use directory::FolderLock;
-pub use directory::{CONFIG_FILE, ENGINE_LOG, JOURNAL_FILE, RUNS_FOLDER, RunDir, RunLock, RunSummary, list};
+pub use directory::{
+    CONFIG_FILE, ENGINE_LOG, JOURNAL_FILE, RUNS_FOLDER, RunDir, RunLock, RunSummary, list, method_label,
+};
 pub use error::RunError;
 pub use event::{
     AlertEvent, AlertKind, CheckpointEvent, EditEvent, EvalEvent, Event, EventBody, PairRewards,
@@ -40,6 +43,7 @@ pub use event::{
 pub use journal::JournalWriter;
 pub(crate) use journal::ends_torn;
 pub use number::Number;
+pub use outcome::{ResultForm, weights_fingerprint};
 pub use process::{Host, ProcessIdentity, is_alive};
 pub use protocol::{MESSAGE_LIMIT, PROTOCOL_VERSION, Reply, Request, StopWhen};
 pub use reader::{Batch, JournalReader};

@@ -16,7 +16,7 @@ use crate::base::{Base, data_error, model_files};
 use crate::bench::peak_memory;
 use crate::error::{EngineError, Result};
 use crate::generation::Sampling;
-use crate::methods::{Adapter, LoraMethod, Method};
+use crate::methods::{self, Adapter};
 use crate::models::Active;
 use crate::training::algorithm::Algorithm;
 
@@ -102,8 +102,7 @@ pub fn compare(
         Objective::from_config(&config, project).map_err(|error| EngineError::Config(error.to_string()))?;
     let prepared = data::prepare(&config, project, &files, &mut |_, _| {}).map_err(data_error)?;
     let base = Base::load(files, &config, project)?;
-    let method = LoraMethod::from_config(&config.method, Path::new(&config.model.path));
-    let tuned = method.load(&adapter, &base.model)?;
+    let tuned = methods::load(&adapter, &base.model)?;
     let rows = &prepared.eval[..request.limit.unwrap_or(usize::MAX).min(prepared.eval.len())];
     if rows.is_empty() {
         return Err(EngineError::Data(
@@ -169,12 +168,12 @@ fn adapter_folder(run: &RunDir, checkpoint: Option<u64>) -> Result<PathBuf> {
                 ))
             });
     }
-    if run.adapter_path().is_dir() {
-        return Ok(run.adapter_path());
+    if let Some((_, result)) = run.result() {
+        return Ok(result);
     }
     newest_valid(run.path()).0.map(|checkpoint| checkpoint.path).ok_or_else(|| {
         EngineError::Config(
-            "the run has no adapter and no checkpoint yet; wait for its first checkpoint".into(),
+            "the run has no result and no checkpoint yet; wait for its first checkpoint".into(),
         )
     })
 }

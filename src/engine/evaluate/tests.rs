@@ -4,10 +4,11 @@ use std::ops::ControlFlow;
 
 use luthier_core::config::Config;
 use luthier_core::data::{self, EncodedRow};
+use luthier_core::runs::ResultForm;
 
 use super::{Request, TOKENS_AT_ONCE, compare, held_out, parts};
 use crate::base::{Base, model_files};
-use crate::methods::{self, LoraMethod, Method};
+use crate::methods::{self, Purpose, method_of};
 use crate::models::Active;
 use crate::testing::Project;
 
@@ -22,8 +23,8 @@ fn a_fresh_adapter_fares_as_its_base_and_the_baseline_is_asked_too() {
     let config = Config::load_file(&run.config_path(), &[]).unwrap();
     let files = model_files(&config, project.path()).unwrap();
     let base = Base::load(files, &config, project.path()).unwrap();
-    let method = LoraMethod::from_config(&config.method, "m".as_ref());
-    methods::save(method.create(&base.model, 1).unwrap().as_ref(), &run.adapter_path()).unwrap();
+    let adapter = method_of(&config).create(&base.model, 1).unwrap();
+    methods::save(adapter.as_ref(), &run.result_path(ResultForm::Adapter), Purpose::Result).unwrap();
 
     let request = Request { run: run.path().to_owned(), checkpoint: None, limit: Some(4) };
     let mut heard = Vec::new();
@@ -54,8 +55,8 @@ fn a_fresh_adapter_prefers_nothing_to_its_base() {
     let config = Config::load_file(&run.config_path(), &[]).unwrap();
     let files = model_files(&config, project.path()).unwrap();
     let base = Base::load(files, &config, project.path()).unwrap();
-    let method = LoraMethod::from_config(&config.method, "m".as_ref());
-    methods::save(method.create(&base.model, 1).unwrap().as_ref(), &run.adapter_path()).unwrap();
+    let adapter = method_of(&config).create(&base.model, 1).unwrap();
+    methods::save(adapter.as_ref(), &run.result_path(ResultForm::Adapter), Purpose::Result).unwrap();
     let request = Request { run: run.path().to_owned(), checkpoint: None, limit: None };
     let comparison = compare(&request, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();
     for side in [&comparison.base, &comparison.tuned] {

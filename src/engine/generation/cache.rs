@@ -58,6 +58,20 @@ impl KvCache {
         Ok(())
     }
 
+    /// Holds keys and values of so many heads in a layer; nothing may be held yet. More than the layer's own repeat those.
+    pub(crate) fn set_heads(&mut self, layer: usize, heads: i64) {
+        if let Some(shape) = self.shapes.get_mut(layer) {
+            shape[0] = heads;
+        }
+    }
+
+    /// As many heads in each layer as `other` has, where those are more; nothing may be held yet.
+    pub(crate) fn widen(&mut self, other: &Self) {
+        for (own, other) in self.shapes.iter_mut().zip(&other.shapes) {
+            own[0] = own[0].max(other[0]);
+        }
+    }
+
     /// Gives an empty row what the only row of `other` holds. Rows that have less stay as they are.
     pub(crate) fn adopt(&mut self, row: usize, other: &Self) -> Result<()> {
         let length = other.lengths.first().copied().unwrap_or_default();
@@ -67,7 +81,8 @@ impl KvCache {
             let (Some(layer), Some(other)) = (layer, other) else { continue };
             for (store, new) in [(&layer.keys, &other.keys), (&layer.values, &other.values)] {
                 let place = ops::narrow(&ops::narrow(store, 0, row as i64, 1)?, 2, 0, length)?;
-                ops::copy_into(&mut { place }, &ops::narrow(new, 2, 0, length)?)?;
+                let new = ops::repeat_heads(&ops::narrow(new, 2, 0, length)?, heads(store))?;
+                ops::copy_into(&mut { place }, &new)?;
             }
         }
         if let Some(held) = self.lengths.get_mut(row) {
@@ -119,6 +134,10 @@ fn carry_over(fresh: Tensor, old: &Tensor, length: i64) -> Result<Tensor> {
     Ok(fresh)
 }
 
+fn heads(store: &Tensor) -> i64 {
+    store.size().get(1).copied().unwrap_or_default()
+}
+
 /// Keys and values of one layer, `[B, heads, capacity, size]`.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
@@ -129,10 +148,11 @@ pub(crate) struct LayerCache {
 }
 
 impl LayerCache {
-    /// Adds `[B, heads, T, size]` to every row.
+    /// Adds `[B, heads, T, size]` to every row, each head repeated where more are held.
     pub fn write(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
         let width = keys.size().get(2).copied().unwrap_or_default();
         for (store, new) in [(&self.keys, keys), (&self.values, values)] {
+            let new = &ops::repeat_heads(new, heads(store))?;
             match self.starts.first() {
                 Some(&start) if self.starts.iter().all(|&other| other == start) => {
                     ops::copy_into(&mut ops::narrow(store, 2, start, width)?, new)?;

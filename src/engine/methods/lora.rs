@@ -1,22 +1,31 @@
 //! LoRA (arXiv 2106.09685): each chosen linear layer gets `y + scale · B · A · x` with trained `A` `[rank, in]` and `B`
-//! `[out, rank]`; `scale = alpha / rank` (section 4.1), or `alpha / √rank` for rsLoRA (arXiv 2312.03732).
+//! `[out, rank]`; `scale = alpha / rank` (section 4.1), or `alpha / √rank` for rsLoRA (arXiv 2312.03732). DoRA
+//! ([`dora`]) trains the lengths of the sum's rows as well. As PEFT has them, biases and whole modules can be trained beside
+//! that.
 
-use std::collections::BTreeSet;
+mod dora;
+mod settings;
+
 use std::path::{Path, PathBuf};
 
-use luthier_core::config::{MethodSection, Targets};
+use luthier_core::config::{Bias, MethodSection, Targets, Variant};
+use luthier_core::model::roles::Part;
+use luthier_core::model::trained::{Copied, copied_tensors};
 use luthier_core::model::{LinearModule, match_targets};
-use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use super::{Adapter, Folded, Method, Parameters, peft};
-use crate::error::{EngineError, Result};
+use super::copies::Copies;
+use super::peft::{self, PREFIX, Weights};
+use super::{Adapter, Folded, Form, Method, Parameters, linear_of, names_of, trained, wrong_targets};
+use crate::error::Result;
 use crate::models::{Model, Noise};
 use crate::weights::Linear;
 use crate::{csrc, ops, random};
+use dora::Magnitude;
+use settings::{Patterns, Settings};
 
-/// What PEFT puts before module names.
-const PREFIX: &str = "base_model.model.";
+/// PEFT's name for it.
+pub(super) const PEFT_TYPE: &str = "LORA";
 
 /// Settings of a new LoRA adapter.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +38,12 @@ pub struct LoraMethod {
     pub dropout: f64,
     /// Which linear layers get factors.
     pub targets: Targets,
+    /// Which form of LoRA.
+    pub variant: Variant,
+    /// Which biases are trained beside them.
+    pub bias: Bias,
+    /// Which modules are trained whole.
+    pub modules_to_save: Vec<String>,
     /// Written to `base_model_name_or_path`.
     pub base: PathBuf,
 }
@@ -41,6 +56,9 @@ impl LoraMethod {
             alpha: method.alpha,
             dropout: method.dropout,
             targets: method.targets.clone(),
+            variant: method.variant,
+            bias: method.bias,
+            modules_to_save: method.modules_to_save.clone(),
             base: base.to_owned(),
         }
     }
@@ -49,15 +67,26 @@ impl LoraMethod {
 impl Method for LoraMethod {
     /// `A` as PEFT initialises it (`kaiming_uniform_(a = √5)`: uniform in ±1/√in), `B` zero: a new adapter changes nothing.
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>> {
-        let chosen = chosen(&self.targets, model)?;
-        let mut lora = Lora::empty(Settings {
+        let targets = match_targets(&self.targets, &model.architecture().linear_modules())
+            .map_err(|error| wrong_targets(&error))?;
+        let copied = copied_tensors(&self.modules_to_save, self.bias, &targets, model.architecture())
+            .map_err(|error| wrong_targets(&error))?;
+        let settings = Settings {
             rank: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
-            rank_stabilised: false,
+            rank_stabilised: self.variant == Variant::Rslora,
+            weight_decomposed: self.variant == Variant::Dora,
+            bias: self.bias,
+            modules_to_save: self.modules_to_save.clone(),
+            patterns: Patterns::default(),
+            transposed: model.architecture().transposed,
             base: self.base.display().to_string(),
-        });
-        for linear in chosen {
+        };
+        let copies = Copies::of_files(model.files(), &copied, model, |copied| stored_name(copied, &targets))?;
+        let mut lora = Lora::empty(settings, copies);
+        for module in &targets {
+            let linear = linear_of(module, model)?;
             let rank = self.rank as i64;
             let bound = 1.0 / (linear.in_features as f64).sqrt();
             let place = random::derive_name(seed, &linear.name);
@@ -68,31 +97,14 @@ impl Method for LoraMethod {
                 Ok(())
             })?;
             let b = ops::zeros(&[linear.out_features as i64, rank], Kind::Float, tch::Device::Cpu)?;
-            lora.insert(linear, &a, &b, model)?;
+            lora.insert(linear, &a, &b, None, model)?;
         }
-        lora.name_targets(model);
+        lora.targets = lora.name_targets(model);
         Ok(Box::new(lora))
     }
 
     fn load(&self, folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
-        Ok(Box::new(Lora::load(folder, model)?))
-    }
-}
-
-/// The numbers of an adapter that are not trained.
-#[derive(Debug, Clone, PartialEq)]
-struct Settings {
-    rank: usize,
-    alpha: f64,
-    dropout: f64,
-    rank_stabilised: bool,
-    base: String,
-}
-
-impl Settings {
-    fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        if self.rank_stabilised { self.alpha / rank.sqrt() } else { self.alpha / rank }
+        Lora::load(folder, model).map(super::boxed)
     }
 }
 
@@ -104,6 +116,7 @@ pub struct Lora {
     targets: Vec<String>,
     /// By site; shares memory with `parameters`.
     factors: Vec<Option<Factors>>,
+    copies: Copies,
     parameters: Parameters,
 }
 
@@ -113,101 +126,118 @@ struct Factors {
     a: Tensor,
     /// `[out, rank]`
     b: Tensor,
+    scale: f64,
+    /// Of DoRA.
+    magnitude: Option<Magnitude>,
 }
 
 impl Lora {
-    fn empty(settings: Settings) -> Self {
-        Self { settings, targets: Vec::new(), factors: Vec::new(), parameters: Parameters::new() }
+    fn empty(settings: Settings, copies: Copies) -> Self {
+        let parameters = copies.parameters().collect();
+        Self { settings, targets: Vec::new(), factors: Vec::new(), copies, parameters }
     }
 
-    /// Names the layers that have factors: by the last part of their names where that chooses no others.
-    fn name_targets(&mut self, model: &Model) {
-        let last_part = |linear: &Linear| linear.name.rsplit('.').next().unwrap_or_default().to_owned();
-        let (mut chosen, mut spared) = (Vec::new(), BTreeSet::new());
-        for linear in model.linears() {
-            if self.factors(linear).is_some() {
-                chosen.push(linear);
-            } else {
-                spared.insert(last_part(linear));
-            }
-        }
-        let name = |linear: &&Linear| {
-            let short = last_part(linear);
-            if spared.contains(&short) { linear.name.clone() } else { short }
-        };
-        self.targets = chosen.iter().map(name).collect::<BTreeSet<_>>().into_iter().collect();
+    fn name_targets(&self, model: &Model) -> Vec<String> {
+        names_of(model, &|linear| self.factors(linear).is_some())
     }
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
-        let (config, mut tensors) = peft::read(folder)?;
-        let mut problems = Vec::new();
-        let settings = settings(&config, &mut problems);
-        let rank = settings.rank as i64;
-        let mut lora = Self::empty(settings);
-        let linears: Vec<&Linear> = model.linears().collect();
-        for linear in &linears {
-            let [a_name, b_name] = names(linear);
-            let (a, b) = match (tensors.remove(&a_name), tensors.remove(&b_name)) {
-                (None, None) => continue,
-                (Some(a), Some(b)) => (a, b),
-                (Some(_), None) => {
-                    problems.push(format!("{a_name} has no lora_B beside it"));
-                    continue;
-                }
-                (None, Some(_)) => {
-                    problems.push(format!("{b_name} has no lora_A beside it"));
-                    continue;
-                }
-            };
-            let (a_shape, b_shape) = ([rank, linear.in_features as i64], [linear.out_features as i64, rank]);
-            for (name, tensor, wanted) in [(&a_name, &a, a_shape), (&b_name, &b, b_shape)] {
-                if tensor.size() != wanted {
-                    problems.push(format!("{name} is {:?}, but needs {wanted:?}", tensor.size()));
-                } else if !matches!(tensor.kind(), Kind::Float | Kind::Half | Kind::BFloat16) {
-                    problems.push(format!("{name} has elements of type {:?}", tensor.kind()));
-                } else if !ops::all_finite(tensor)? {
-                    problems.push(format!("{name} holds numbers that are not finite"));
-                }
-            }
-            if problems.is_empty() {
-                lora.insert(linear, &a, &b, model)?;
-            }
+        let mut config = peft::read_config(folder)?;
+        let settings = Settings::read(&mut config, model);
+        let mut weights = peft::read_weights(folder)?;
+        let targets: Vec<LinearModule> = model
+            .architecture()
+            .linear_modules()
+            .into_iter()
+            .filter(|module| factor_names(&module.name).iter().any(|name| weights.has(name)))
+            .collect();
+        let wanted = copied_tensors(&settings.modules_to_save, settings.bias, &targets, model.architecture())
+            .unwrap_or_else(|error| {
+                config.problem(error.to_string());
+                Vec::new()
+            });
+        let copies = Copies::take(&wanted, &mut weights, model, |copied| stored_name(copied, &targets))?;
+        let mut lora = Self::empty(settings, copies);
+        for module in &targets {
+            let linear = linear_of(module, model)?;
+            lora.take(linear, &mut weights, model)?;
         }
-        for name in tensors.keys() {
-            let name = luthier_core::text::clean_line(name);
-            problems.push(format!("{name} belongs to no linear layer of this model"));
+        if targets.is_empty() {
+            config.problem("it holds no factors".into());
         }
-        if problems.is_empty() && lora.parameters.is_empty() {
-            problems.push("it holds no weights".into());
+        let problems = weights.finish(config);
+        if !problems.is_empty() {
+            return Err(peft::refusal(folder, problems));
         }
-        if problems.is_empty() {
-            lora.name_targets(model);
-            Ok(lora)
-        } else {
-            Err(EngineError::Adapter { path: folder.to_owned(), problems })
-        }
+        lora.targets = lora.name_targets(model);
+        Ok(lora)
     }
 
-    fn insert(&mut self, linear: &Linear, a: &Tensor, b: &Tensor, model: &Model) -> Result<()> {
-        let ready = |tensor: &Tensor| {
-            let single = ops::to_kind(&ops::contiguous(tensor)?, Kind::Float)?;
-            ops::leaf(&ops::to_device(&single, model.device())?)
+    /// Takes the factors of a layer out of an adapter's weights.
+    fn take(&mut self, linear: &Linear, weights: &mut Weights, model: &Model) -> Result<()> {
+        let rank = self.settings.rank_of(&linear.name) as i64;
+        let (rows, columns) = (linear.out_features as i64, linear.in_features as i64);
+        let [a_name, b_name, magnitude_name] = factor_names(&linear.name);
+        match [weights.has(&a_name), weights.has(&b_name)] {
+            [true, false] => weights.problems.push(format!("{a_name} has no lora_B beside it")),
+            [false, true] => weights.problems.push(format!("{b_name} has no lora_A beside it")),
+            _ => {}
+        }
+        let a = weights.take(&a_name, &[rank, columns])?;
+        let b = weights.take(&b_name, &[rows, rank])?;
+        let magnitude =
+            if self.settings.weight_decomposed { weights.need(&magnitude_name, &[rows])? } else { None };
+        // PEFT stores the head beside an adapter on it, although it is the base model's.
+        let stored_base = format!("{PREFIX}{}.base_layer.weight", linear.name);
+        if let Some(stored) = weights.take(&stored_base, &[rows, columns])?
+            && weights.problems.is_empty()
+            && !is_base(linear, &stored, model)?
+        {
+            weights.problems.push(format!("{stored_base} is not the base model's; merge it into the base"));
+        }
+        if let (Some(a), Some(b), true) = (a, b, weights.problems.is_empty()) {
+            self.insert(linear, &a, &b, magnitude.as_ref(), model)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a layer's factors; DoRA's magnitude is that of the weight as it is where none is given.
+    fn insert(
+        &mut self,
+        linear: &Linear,
+        a: &Tensor,
+        b: &Tensor,
+        magnitude: Option<&Tensor>,
+        model: &Model,
+    ) -> Result<()> {
+        let (a, b) = (trained(a, model)?, trained(b, model)?);
+        let scale = self.settings.scale_of(&linear.name);
+        let magnitude = if self.settings.weight_decomposed {
+            Some(Magnitude::new(linear, [&a, &b], scale, magnitude, model)?)
+        } else {
+            None
         };
-        let factors = Factors { a: ready(a)?, b: ready(b)? };
-        let [a_name, b_name] = names(linear);
-        self.parameters.insert(a_name, factors.a.shallow_clone());
-        self.parameters.insert(b_name, factors.b.shallow_clone());
+        let [a_name, b_name, magnitude_name] = factor_names(&linear.name);
+        self.parameters.insert(a_name, a.shallow_clone());
+        self.parameters.insert(b_name, b.shallow_clone());
+        if let Some(magnitude) = &magnitude {
+            self.parameters.insert(magnitude_name, magnitude.vector.shallow_clone());
+        }
         let site = linear.site.0;
         if self.factors.len() <= site {
             self.factors.resize_with(site + 1, || None);
         }
-        self.factors[site] = Some(factors);
+        self.factors[site] = Some(Factors { a, b, scale, magnitude });
         Ok(())
     }
 
     fn factors(&self, linear: &Linear) -> Option<&Factors> {
         self.factors.get(linear.site.0)?.as_ref()
+    }
+
+    fn bias<'a>(&'a self, linear: &'a Linear) -> Option<&'a Tensor> {
+        self.copies.get(linear.tensors()[1]).or(linear.bias())
     }
 }
 
@@ -216,123 +246,81 @@ impl Adapter for Lora {
         &self.parameters
     }
 
-    fn peft_config(&self) -> Value {
-        let alpha = self.settings.alpha;
-        // PEFT declares alpha as a whole number.
-        let alpha = if alpha.fract() == 0.0 { json!(alpha as i64) } else { json!(alpha) };
-        json!({
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.settings.base,
-            "r": self.settings.rank,
-            "lora_alpha": alpha,
-            "lora_dropout": self.settings.dropout,
-            "use_rslora": self.settings.rank_stabilised,
-            "use_dora": false,
-            "target_modules": self.targets,
-            "bias": "none",
-            "fan_in_fan_out": false,
-            "inference_mode": true,
-            "init_lora_weights": true,
-            "modules_to_save": null,
-            "rank_pattern": {},
-            "alpha_pattern": {},
-        })
+    fn form(&self) -> Form<'_> {
+        Form::Peft(self.settings.write(&self.targets))
+    }
+
+    fn replacement(&self, tensor: &str) -> Option<&Tensor> {
+        self.copies.get(tensor)
+    }
+
+    fn weight(&self, linear: &Linear) -> Option<&Tensor> {
+        self.copies.weight(linear)
+    }
+
+    fn shares_product(&self, linear: &Linear) -> bool {
+        self.weight(linear).is_none() && self.copies.get(linear.tensors()[1]).is_none()
     }
 
     fn output(&self, linear: &Linear, x: &Tensor, y: Tensor, noise: Option<&Noise>) -> Result<Tensor> {
-        let Some(Factors { a, b }) = self.factors(linear) else { return Ok(y) };
-        let scale = self.settings.scale();
-        match noise {
+        let Some(Factors { a, b, scale, magnitude }) = self.factors(linear) else { return Ok(y) };
+        let dropped = match noise {
             Some(noise) if self.settings.dropout > 0.0 => {
                 let mask = csrc::dropout_mask(x, self.settings.dropout, noise.at(&linear.name))?;
-                csrc::add_low_rank(&y, &ops::multiply(x, &mask)?, a, b, scale)?;
+                Some(ops::multiply(x, &mask)?)
             }
-            _ => csrc::add_low_rank(&y, x, a, b, scale)?,
+            _ => None,
+        };
+        let Some(magnitude) = magnitude else {
+            csrc::add_low_rank(&y, dropped.as_ref().unwrap_or(x), a, b, *scale)?;
+            return Ok(y);
+        };
+        let gain = magnitude.gain(linear, [a, b], *scale, x.kind())?;
+        match dropped {
+            None => {
+                csrc::add_low_rank(&y, x, a, b, *scale)?;
+                dora::stretch(&y, &gain, self.bias(linear))
+            }
+            // What is dropped is missing in the base weight's part of the change as well.
+            Some(x) => {
+                let before = linear.weight().linear(&x, None)?;
+                let [a, b] = [ops::to_kind(a, x.kind())?, ops::to_kind(b, x.kind())?];
+                let low = ops::linear(&ops::linear(&x, &a, None)?, &b, None)?;
+                let after = ops::add(&before, &ops::scale(&low, *scale)?)?;
+                ops::add(&y, &ops::subtract(&dora::stretch(&after, &gain, None)?, &before)?)
+            }
         }
-        Ok(y)
     }
 
     fn fold(&self, linear: &Linear, weight: Tensor, bias: Option<Tensor>) -> Result<Folded> {
-        let Some(Factors { a, b }) = self.factors(linear) else { return Ok(Folded { weight, bias }) };
-        let change = ops::scale(&ops::matmul(b, a)?, self.settings.scale())?;
+        let Some(Factors { a, b, scale, magnitude }) = self.factors(linear) else {
+            return Ok(Folded { weight, bias });
+        };
+        let change = ops::scale(&ops::matmul(b, a)?, *scale)?;
         let change = ops::to_device(&ops::to_kind(&change, weight.kind())?, weight.device())?;
-        Ok(Folded { weight: ops::add(&weight, &change)?, bias })
+        let sum = ops::add(&weight, &change)?;
+        let weight = match magnitude {
+            Some(magnitude) => magnitude.fold(&sum)?,
+            None => sum,
+        };
+        Ok(Folded { weight, bias })
     }
 }
 
-/// The linear layers that the targets name.
-fn chosen<'a>(targets: &Targets, model: &'a Model) -> Result<Vec<&'a Linear>> {
-    let modules = match_targets(targets, &model.architecture().linear_modules())
-        .map_err(|error| EngineError::Config(error.to_string()))?;
-    let find = |module: &LinearModule| {
-        model.linears().find(|linear| linear.name == module.name).ok_or_else(|| {
-            EngineError::Config(format!(
-                "method.targets: an adapter on {} is not available in this version of Luthier; leave it out",
-                module.name
-            ))
-        })
-    };
-    modules.iter().map(find).collect()
+/// Whether a stored weight is the base model's own, as far as the type that is computed in can tell.
+fn is_base(linear: &Linear, stored: &Tensor, model: &Model) -> Result<bool> {
+    let stored = ops::to_device(&ops::to_kind(stored, model.kind())?, model.device())?;
+    Ok(ops::distance(&linear.weight().dense(model.kind())?, &stored)? <= 0.0)
 }
 
-/// Names that PEFT stores the two factors under.
-fn names(linear: &Linear) -> [String; 2] {
-    ["lora_A", "lora_B"].map(|factor| format!("{PREFIX}{}.{factor}.weight", linear.name))
+/// Names that PEFT stores a layer's factors and magnitude under.
+fn factor_names(module: &str) -> [String; 3] {
+    ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|part| format!("{PREFIX}{module}.{part}"))
 }
 
-/// Reads `adapter_config.json`; what Luthier cannot do goes into `problems`.
-fn settings(config: &Value, problems: &mut Vec<String>) -> Settings {
-    let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let number = |key: &str| config.get(key).and_then(Value::as_f64);
-    let empty = |key: &str| match config.get(key) {
-        None | Some(Value::Null) => true,
-        Some(Value::Object(entries)) => entries.is_empty(),
-        Some(Value::Array(entries)) => entries.is_empty(),
-        Some(_) => false,
-    };
-    match config.get("peft_type").and_then(Value::as_str) {
-        Some("LORA") => {}
-        Some(other) => problems.push(format!(
-            "its peft_type is {}, which this version of Luthier cannot use",
-            luthier_core::text::clean_line(other)
-        )),
-        None => problems.push("adapter_config.json names no peft_type".into()),
-    }
-    for (found, what) in [
-        (flag("use_dora"), "use_dora"),
-        (flag("lora_bias"), "lora_bias"),
-        (flag("fan_in_fan_out"), "fan_in_fan_out"),
-        (flag("use_qalora"), "use_qalora"),
-        (!empty("modules_to_save"), "modules_to_save"),
-        (!empty("rank_pattern"), "rank_pattern"),
-        (!empty("alpha_pattern"), "alpha_pattern"),
-        (!empty("layer_replication"), "layer_replication"),
-        (!empty("target_parameters"), "target_parameters"),
-        (!empty("trainable_token_indices"), "trainable_token_indices"),
-        (config.get("bias").and_then(Value::as_str).unwrap_or("none") != "none", "bias"),
-    ] {
-        if found {
-            problems.push(format!("it uses {what}, which this version of Luthier cannot apply"));
-        }
-    }
-    let rank = config.get("r").and_then(Value::as_u64).filter(|rank| (1..=65_536).contains(rank));
-    if rank.is_none() {
-        problems.push("adapter_config.json has no valid r".into());
-    }
-    let alpha = number("lora_alpha").filter(|alpha| alpha.is_finite());
-    if alpha.is_none() {
-        problems.push("adapter_config.json has no valid lora_alpha".into());
-    }
-    let dropout = number("lora_dropout").unwrap_or(0.0);
-    if !(0.0..1.0).contains(&dropout) {
-        problems.push(format!("lora_dropout is {dropout}"));
-    }
-    Settings {
-        rank: rank.unwrap_or(1) as usize,
-        alpha: alpha.unwrap_or(1.0),
-        dropout,
-        rank_stabilised: flag("use_rslora"),
-        base: config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().to_owned(),
-    }
+/// The name that PEFT stores a copied tensor under: a layer with factors has its own bias one level down.
+fn stored_name(copied: &Copied, targets: &[LinearModule]) -> String {
+    let below = copied.part == Part::Bias && targets.iter().any(|target| target.name == copied.module);
+    let level = if below { ".base_layer" } else { "" };
+    format!("{PREFIX}{}{level}.{}", copied.module, copied.part.suffix())
 }

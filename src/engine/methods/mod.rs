@@ -1,21 +1,33 @@
 //! What is trained: a method turns settings into an adapter, an adapter changes what linear layers compute.
 
+mod copies;
+pub mod full;
+pub mod ia3;
 pub mod lora;
 mod peft;
+pub mod prefix;
+pub mod prompt;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tch::Tensor;
+use luthier_core::config::{Config, MethodKind};
+use luthier_core::model::{LinearModule, TargetError};
+use luthier_core::runs::ResultForm;
+use tch::{Kind, Tensor};
 
+pub use full::FullMethod;
+pub use ia3::Ia3Method;
 pub use lora::LoraMethod;
-pub use peft::save;
+pub use prefix::PrefixMethod;
+pub use prompt::PromptMethod;
 
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::models::{Model, Noise};
 use crate::weights::Linear;
+use crate::{csrc, ops, random};
 
-/// Trainable tensors by the name and in the shape that PEFT stores them with: leaves that gather gradients, f32.
+/// Trainable tensors by the name and in the shape that they are stored with: leaves that gather gradients, f32.
 pub type Parameters = BTreeMap<String, Tensor>;
 
 /// A way of fine-tuning: settings to adapter. One file each.
@@ -23,8 +35,72 @@ pub trait Method: Sync {
     /// A new adapter for `model`; the same for the same seed.
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>>;
 
-    /// An adapter from a PEFT folder. Everything that does not fit `model` is reported at once.
+    /// An adapter of this method from its folder. Everything that does not fit `model` is reported at once.
     fn load(&self, folder: &Path, model: &Model) -> Result<Box<dyn Adapter>>;
+}
+
+/// The method that a configuration asks for.
+pub fn method_of(config: &Config) -> Box<dyn Method> {
+    let (method, base) = (&config.method, Path::new(&config.model.path));
+    match method.kind {
+        MethodKind::Full => Box::new(FullMethod),
+        MethodKind::Lora | MethodKind::Qlora => Box::new(LoraMethod::from_config(method, base)),
+        MethodKind::Ia3 => Box::new(Ia3Method::from_config(method, base)),
+        MethodKind::Prefix => Box::new(PrefixMethod::from_config(method, base)),
+        MethodKind::Prompt => Box::new(PromptMethod::from_config(method, base)),
+    }
+}
+
+/// An adapter of whatever method from a folder that a run left behind or PEFT wrote.
+pub fn load(folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
+    let refused = |problem: String| EngineError::Adapter { path: folder.to_owned(), problems: vec![problem] };
+    match ResultForm::of(folder) {
+        Some(ResultForm::Model) => full::Full::load(folder, model).map(boxed),
+        Some(ResultForm::Adapter) => match peft::read_config(folder)?.peft_type() {
+            Some(lora::PEFT_TYPE) => lora::Lora::load(folder, model).map(boxed),
+            Some(ia3::PEFT_TYPE) => ia3::Ia3::load(folder, model).map(boxed),
+            Some(prefix::PEFT_TYPE) => prefix::Prefix::load(folder, model).map(boxed),
+            Some(prompt::PEFT_TYPE) => prompt::Prompt::load(folder, model).map(boxed),
+            Some(other) => Err(refused(format!(
+                "its peft_type is {}, which this version of Luthier cannot use",
+                luthier_core::text::clean_line(other)
+            ))),
+            None => Err(refused(format!("{} names no peft_type", peft::CONFIG))),
+        },
+        None => {
+            Err(refused(format!("there is neither an {} nor a config.json with weights in it", peft::CONFIG)))
+        }
+    }
+}
+
+fn boxed(adapter: impl Adapter + 'static) -> Box<dyn Adapter> {
+    Box::new(adapter)
+}
+
+/// What is written to a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To go on from exactly here: f32.
+    Checkpoint,
+    /// To be used: weights of a whole model in the types that the base's file has them in.
+    Result,
+}
+
+/// Writes an adapter to a folder, which is made where it is missing: a PEFT folder, or a model folder as the base's.
+pub fn save(adapter: &dyn Adapter, folder: &Path, purpose: Purpose) -> Result<()> {
+    match adapter.form() {
+        Form::Peft(config) => peft::save(folder, &config, adapter.parameters()),
+        Form::Model(files) => full::save(folder, files, adapter.parameters(), purpose),
+    }
+}
+
+/// How an adapter lies in a folder.
+#[derive(Debug)]
+pub enum Form<'a> {
+    /// As PEFT has it, with this `adapter_config.json`.
+    Peft(serde_json::Value),
+    /// As the base model of these files.
+    Model(&'a luthier_core::model::ModelFiles),
 }
 
 /// What a method trains, and how it changes a forward pass. Base weights are never written to; the hooks' defaults do
@@ -33,13 +109,19 @@ pub trait Adapter: Send {
     /// What the optimizer updates and a checkpoint holds.
     fn parameters(&self) -> &Parameters;
 
-    /// Content of PEFT's `adapter_config.json`.
-    fn peft_config(&self) -> serde_json::Value;
+    /// How it lies in a folder.
+    fn form(&self) -> Form<'_>;
 
     /// The tensor that is used in the place of the base model's of this Hugging Face name, of the same shape.
     fn replacement(&self, tensor: &str) -> Option<&Tensor> {
         let _ = tensor;
         None
+    }
+
+    /// The weight `[out, in]` that is used in the place of a linear layer's. A tied head's is that of the embedding, unless
+    /// the adapter keeps the two apart.
+    fn weight(&self, linear: &Linear) -> Option<&Tensor> {
+        self.replacement(linear.tensors()[0])
     }
 
     /// Whether a linear layer's product of base weights and unchanged input serves this adapter: its input and weights
@@ -78,8 +160,9 @@ pub trait Adapter: Send {
         None
     }
 
-    /// The weight `[out, in]` and bias `[out]` that alone do what those given and this adapter do together. They keep
-    /// their type and device; gradients reach the adapter's parameters.
+    /// The weight `[out, in]` and bias `[out]` that alone do what those given and this adapter do together, where those given
+    /// are the adapter's own already, if it has any. They keep their type and device; gradients reach the adapter's
+    /// parameters.
     fn fold(&self, linear: &Linear, weight: Tensor, bias: Option<Tensor>) -> Result<Folded> {
         let _ = linear;
         Ok(Folded { weight, bias })
@@ -93,4 +176,48 @@ pub struct Folded {
     pub weight: Tensor,
     /// `[out]`
     pub bias: Option<Tensor>,
+}
+
+/// A trained parameter with these values on the model's device: a leaf, f32.
+fn trained(values: &Tensor, model: &Model) -> Result<Tensor> {
+    let single = ops::to_kind(&ops::contiguous(values)?, Kind::Float)?;
+    ops::leaf(&ops::to_device(&single, model.device())?)
+}
+
+/// Numbers that are normally distributed around 0 with deviation 1, as `torch.nn.Embedding` starts with.
+fn normal(shape: &[i64], seed: u64) -> Result<Tensor> {
+    csrc::fill::<f32>(shape, |values| {
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = random::normal(random::derive(seed, index as u64)) as f32;
+        }
+        Ok(())
+    })
+}
+
+/// The model's layer of that name.
+fn linear_of<'a>(module: &LinearModule, model: &'a Model) -> Result<&'a Linear> {
+    model.linears().find(|linear| linear.name == module.name).ok_or_else(|| {
+        EngineError::Config(format!("method.targets: this model runs no layer {}", module.name))
+    })
+}
+
+/// What is wrong with `method.targets` or `method.modules_to_save`.
+fn wrong_targets(error: &TargetError) -> EngineError {
+    EngineError::Config(error.to_string())
+}
+
+/// Names that choose exactly those layers that `is_chosen` does, as PEFT matches them: by the last part of their names
+/// where that chooses no others.
+fn names_of(model: &Model, is_chosen: &dyn Fn(&Linear) -> bool) -> Vec<String> {
+    let last_part = |linear: &Linear| linear.name.rsplit('.').next().unwrap_or_default().to_owned();
+    let spared: Vec<String> = model.linears().filter(|linear| !is_chosen(linear)).map(last_part).collect();
+    let chosen = model.linears().filter(|linear| is_chosen(linear));
+    let names = chosen.map(|linear| {
+        let short = last_part(linear);
+        if spared.contains(&short) { linear.name.clone() } else { short }
+    });
+    let mut names: Vec<String> = names.collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }

@@ -237,7 +237,7 @@ impl Attention {
         let mask = near.as_ref().or(mask);
         if width == 1 && self.slopes.is_none() {
             // The query heads of one group stand where columns would: nothing is repeated.
-            let (h, g) = (self.spec.heads as i64, self.spec.key_value_heads as i64);
+            let (h, g) = (self.spec.heads as i64, key.size()[1]);
             let d = self.spec.head_size as i64;
             let query = ops::reshape(query, &[rows, g, h / g, d])?;
             let mixed = self.scores(&query, &key, &value, mask, false)?;
@@ -285,12 +285,14 @@ fn by_token(x: &Tensor) -> Result<Tensor> {
     ops::reshape(&ops::transpose(x, 1, 2)?, &[size[0] * size[2], size[1] * size[3]])
 }
 
-/// `[B, g, T, d]` with the `[P, g, d]` of virtual tokens before every row: `[B, g, P + T, d]`.
+/// `[B, g, T, d]` with the `[P, g, d]` of virtual tokens before every row: `[B, g, P + T, d]`. A prefix with more heads
+/// meets those of `x` repeated.
 fn after(prefix: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
     let Some(prefix) = prefix else { return Ok(x.shallow_clone()) };
-    let size = x.size();
-    let every = ops::repeat_rows(&ops::transpose(prefix, 0, 1)?, size[0])?; // [B, g, P, d]
-    ops::concatenate(&[every, x.shallow_clone()], 2)
+    let rows = x.size().first().copied().unwrap_or_default();
+    let every = ops::repeat_rows(&ops::transpose(prefix, 0, 1)?, rows)?; // [B, g, P, d]
+    let heads = every.size()[1];
+    ops::concatenate(&[every, ops::repeat_heads(x, heads)?], 2)
 }
 
 /// Slopes of the linear bias by head: powers of `2^(-8/n)` for n heads, where n is no power of two filled up from those of

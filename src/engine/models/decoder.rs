@@ -17,8 +17,7 @@ use crate::{csrc, ops};
 
 /// A decoder-only language model on one device.
 pub struct Model {
-    architecture: Architecture,
-    fingerprint: String,
+    files: ModelFiles,
     device: Device,
     kind: Kind,
     /// `[V, H]`
@@ -48,7 +47,7 @@ impl Model {
     /// `kind` are used where they lie in the mapped file.
     pub fn load(files: &ModelFiles, device: Device, kind: Kind) -> Result<Self> {
         let _guard = tch::no_grad_guard();
-        let architecture = files.architecture.clone();
+        let architecture = &files.architecture;
         let mut loader = Loader::open(files, device, kind)?;
         let module = |role: Role| {
             architecture.module(role, 0).ok_or_else(|| {
@@ -68,7 +67,7 @@ impl Model {
                     }
                 }),
             };
-            blocks.push(Block::load(&architecture, layer, rope, &mut loader)?);
+            blocks.push(Block::load(architecture, layer, rope, &mut loader)?);
         }
         let embedding_name = format!("{}.weight", module(Role::Embedding)?);
         let head_name = module(Role::Head)?;
@@ -85,10 +84,8 @@ impl Model {
             None => None,
         };
         let final_norm = Norm::load(architecture.final_norm, &module(Role::FinalNorm)?, &loader)?;
-        let fingerprint = files.fingerprint.clone();
         Ok(Self {
-            architecture,
-            fingerprint,
+            files: files.clone(),
             device,
             kind,
             embedding,
@@ -100,14 +97,19 @@ impl Model {
         })
     }
 
+    /// What its files say.
+    pub fn files(&self) -> &ModelFiles {
+        &self.files
+    }
+
     /// What the model is made of.
     pub fn architecture(&self) -> &Architecture {
-        &self.architecture
+        &self.files.architecture
     }
 
     /// Names the base weights: [`ModelFiles::fingerprint`].
     pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+        &self.files.fingerprint
     }
 
     /// Where weights lie, and where every input must lie.
@@ -204,13 +206,19 @@ impl Model {
     /// Puts the virtual tokens of each row's adapter into an empty cache.
     pub fn begin(&self, adapters: &[Option<&dyn Adapter>], cache: &mut KvCache) -> Result<()> {
         let mut made: Vec<(&dyn Adapter, KvCache)> = Vec::new();
+        let mut taken = Vec::new();
         for (row, adapter) in adapters.iter().enumerate() {
             let Some(adapter) = adapter.filter(|adapter| adapter.virtual_tokens() > 0) else { continue };
             let known = made.iter().position(|(other, _)| std::ptr::addr_eq(*other, adapter));
             if known.is_none() {
                 made.push((adapter, self.virtual_tokens(adapter)?));
             }
-            let place = known.unwrap_or(made.len() - 1);
+            taken.push((row, known.unwrap_or(made.len() - 1)));
+        }
+        for (_, other) in &made {
+            cache.widen(other);
+        }
+        for (row, place) in taken {
             cache.adopt(row, &made[place].1)?;
         }
         Ok(())
@@ -219,16 +227,16 @@ impl Model {
     /// Logits `[…, V]` of final hidden states `[…, H]`, rows in the first dimension.
     pub fn logits(&self, hidden: &Tensor, adapters: Active) -> Result<Tensor> {
         let mut size = hidden.size();
-        let flat = ops::reshape(hidden, &[-1, self.architecture.hidden as i64])?;
+        let flat = ops::reshape(hidden, &[-1, self.files.architecture.hidden as i64])?;
         let nowhere = ops::integers(&[], self.device)?;
         let pass = Pass { positions: &nowhere, mask: Mask::Causal, adapters, noise: None };
         let logits = self.head.forward(&flat, &pass)?;
-        let logits = match self.architecture.logit_cap {
+        let logits = match self.files.architecture.logit_cap {
             Some(cap) => ops::soft_cap(&logits, cap)?,
             None => logits,
         };
         if let Some(last) = size.last_mut() {
-            *last = self.architecture.vocabulary as i64;
+            *last = self.files.architecture.vocabulary as i64;
         }
         ops::reshape(&logits, &size)
     }
@@ -257,7 +265,7 @@ impl Model {
 
     /// `[N, H]` of the given tokens, and of virtual ones before them.
     fn embed(&self, ids: &Tensor, frame: &Frame) -> Result<Tensor> {
-        let name = self.architecture.module(Role::Embedding, 0).map(|name| format!("{name}.weight"));
+        let name = self.files.architecture.module(Role::Embedding, 0).map(|name| format!("{name}.weight"));
         let flat = ops::reshape(ids, &[-1])?;
         let given = frame.pass.by_adapter(&flat, |adapter, ids| {
             let own = adapter.zip(name.as_deref()).and_then(|(adapter, name)| adapter.replacement(name));
@@ -265,7 +273,7 @@ impl Model {
             ops::embedding(table.as_ref().unwrap_or(&self.embedding), ids)
         });
         let given = given.map_err(|error| error.within("the embedding"))?;
-        let given = match self.architecture.embedding_scale {
+        let given = match self.files.architecture.embedding_scale {
             Some(scale) => ops::scale(&given, ops::rounded(scale, self.kind))?,
             None => given,
         };
@@ -291,7 +299,8 @@ impl Model {
                 last + 1
             )));
         }
-        let name = self.architecture.module(Role::PositionEmbedding, 0).map(|name| format!("{name}.weight"));
+        let name =
+            self.files.architecture.module(Role::PositionEmbedding, 0).map(|name| format!("{name}.weight"));
         let places = frame.pass.by_adapter(&frame.positions, |adapter, positions| {
             let own = adapter.zip(name.as_deref()).and_then(|(adapter, name)| adapter.replacement(name));
             let table = own.map(|table| ops::to_kind(table, self.kind)).transpose()?;
@@ -307,7 +316,7 @@ impl Model {
     /// `[B, T, H]` of the given tokens out of `[N, H]` of all.
     fn given(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
         let size = frame.pass.positions.size();
-        let shape = [size[0], size[1], self.architecture.hidden as i64];
+        let shape = [size[0], size[1], self.files.architecture.hidden as i64];
         match &frame.prompt {
             Some(prompt) => ops::reshape(&ops::select_rows(x, 0, &prompt.given)?, &shape),
             None => ops::reshape(x, &shape),
@@ -319,9 +328,14 @@ impl Model {
         let count = adapter.virtual_tokens() as i64;
         let mut cache = KvCache::new(self, 1);
         let Some(prompt) = adapter.prompt() else {
-            cache.reserve(count)?;
+            let mut prefixes = Vec::with_capacity(self.blocks.len());
             for layer in 0..self.blocks.len() {
                 let Some((keys, values)) = adapter.prefix(layer)? else { continue };
+                cache.set_heads(layer, keys.size().get(1).copied().unwrap_or_default());
+                prefixes.push((layer, keys, values));
+            }
+            cache.reserve(count)?;
+            for (layer, keys, values) in prefixes {
                 let row = |x: &Tensor| {
                     let x = ops::to_kind(&ops::transpose(x, 0, 1)?, self.kind)?; // [g, P, d]
                     let size = x.size();

@@ -79,11 +79,9 @@ fn cross_entropy(
     let flat = ops::reshape(hidden, &[-1, width])?;
     let chosen = ops::select_rows(&flat, 0, &targets.rows)?;
     let head = model.head();
-    let weight = head.weight().tensor().shallow_clone();
-    let bias = head.bias().map(Tensor::shallow_clone);
     let Folded { weight, bias } = match adapters {
-        Active::Base => Folded { weight, bias },
-        Active::All(adapter) => adapter.fold(head, weight, bias)?,
+        Active::Base => head.folded(None, model.kind())?,
+        Active::All(adapter) => head.folded(Some(adapter), model.kind())?,
         Active::Rows(_) => {
             return Err(EngineError::torch("loss", "rows of one loss must have one adapter"));
         }

@@ -1,30 +1,32 @@
 //! Adapters loaded on demand, the least recently used dropped first.
 
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use luthier_core::runs::weights_fingerprint;
 
 use crate::error::{EngineError, Result};
-use crate::methods::{Adapter, LoraMethod, Method};
+use crate::methods::{self, Adapter};
 use crate::models::Model;
 
 /// Adapters kept at a time.
 const KEPT: usize = 8;
 
-/// The files that make an adapter what it is.
-const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+/// Bytes of trained weights that those kept beyond what is asked for may take: whole models are as large as their base.
+const KEPT_BYTES: usize = 1 << 30;
 
 /// An adapter with what tells it from every other.
 pub struct Loaded {
     folder: PathBuf,
-    /// SHA-256 over its files.
-    content: String,
-    /// Names the weights that answer with it: a hash of the base weights' fingerprint and of `content`.
+    /// Names the weights that answer with it: [`weights_fingerprint`].
     pub fingerprint: String,
     /// The adapter.
     pub adapter: Box<dyn Adapter>,
+}
+
+impl Loaded {
+    fn bytes(&self) -> usize {
+        self.adapter.parameters().values().map(|parameter| 4 * parameter.numel()).sum()
+    }
 }
 
 /// Adapters by folder, the last used last.
@@ -35,30 +37,40 @@ pub struct Adapters {
 
 impl Adapters {
     /// Makes sure that the adapter in each of `folders` is loaded as its files are now.
-    pub fn load(&mut self, folders: &[&Path], model: &Model, method: &LoraMethod) -> Result<()> {
+    pub fn load(&mut self, folders: &[&Path], model: &Model) -> Result<()> {
         for folder in folders {
-            let content = content(folder)?;
+            let fingerprint = fingerprint(folder, model)?;
             let known = self.loaded.iter().position(|loaded| loaded.folder == *folder);
             if let Some(index) = known {
                 let loaded = self.loaded.remove(index);
-                if loaded.content == content {
+                if loaded.fingerprint == fingerprint {
                     self.loaded.push(loaded);
                     continue;
                 }
             }
-            let adapter = method.load(folder, model)?;
-            if self::content(folder)? != content {
+            self.make_room(folders);
+            let adapter = methods::load(folder, model)?;
+            if self::fingerprint(folder, model)? != fingerprint {
                 return Err(EngineError::Data(format!(
                     "the adapter {} changed while it was read; ask again",
                     luthier_core::text::clean_line(&folder.display().to_string())
                 )));
             }
-            let fingerprint = fingerprint(model.fingerprint(), &content);
-            self.loaded.push(Loaded { folder: folder.to_path_buf(), content, fingerprint, adapter });
+            self.loaded.push(Loaded { folder: folder.to_path_buf(), fingerprint, adapter });
         }
-        let surplus = self.loaded.len().saturating_sub(KEPT.max(folders.len()));
-        self.loaded.drain(..surplus);
         Ok(())
+    }
+
+    /// Drops those not used for longest, but none that is asked for, until one more may come.
+    fn make_room(&mut self, wanted: &[&Path]) {
+        let is_full = |loaded: &[Loaded]| {
+            loaded.len() >= KEPT || loaded.iter().map(Loaded::bytes).sum::<usize>() > KEPT_BYTES
+        };
+        while is_full(&self.loaded) {
+            let spare = self.loaded.iter().position(|loaded| !wanted.contains(&loaded.folder.as_path()));
+            let Some(index) = spare else { return };
+            self.loaded.remove(index);
+        }
     }
 
     /// The adapter of a folder that [`Adapters::load`] was called for.
@@ -72,22 +84,10 @@ impl Adapters {
     }
 }
 
-/// SHA-256 over an adapter's files, hexadecimal.
-fn content(folder: &Path) -> Result<String> {
-    let mut digest = Sha256::new();
-    for name in FILES {
-        let path = folder.join(name);
-        let failed = |source| EngineError::File { action: "read", path: path.clone(), source };
-        let mut file = File::open(&path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(failed(io::Error::other("it is no ordinary file")));
-        }
-        io::copy(&mut file, &mut digest).map_err(failed)?;
-    }
-    Ok(format!("{:x}", digest.finalize()))
-}
-
-/// Names base weights with an adapter over them.
-fn fingerprint(base: &str, content: &str) -> String {
-    format!("{:x}", Sha256::digest(format!("{base}\n{content}")))
+fn fingerprint(folder: &Path, model: &Model) -> Result<String> {
+    weights_fingerprint(folder, model.fingerprint()).map_err(|source| EngineError::File {
+        action: "read",
+        path: folder.to_owned(),
+        source,
+    })
 }

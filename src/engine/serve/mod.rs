@@ -23,9 +23,8 @@ use luthier_core::runs::{CONFIG_FILE, RunDir, RunError};
 use crate::base::{Base, device_name, model_files};
 use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
-use crate::methods::LoraMethod;
 use crate::process::{Termination, catching_panics};
-use adapters::Adapters;
+use adapters::{Adapters, Loaded};
 use clients::{Arrival, ClientId, Clients};
 
 /// Without clients for this long the process ends.
@@ -207,12 +206,15 @@ impl Server {
             )));
         }
         let folders: Vec<&Path> = rows.iter().filter_map(|row| row.adapter.as_deref()).collect();
-        let method = LoraMethod::from_config(&config.method, Path::new(&config.model.path));
-        self.adapters.load(&folders, &base.model, &method)?;
+        self.adapters.load(&folders, &base.model)?;
 
         let prompts =
             rows.iter().map(|row| base.prompt(&row.messages, config)).collect::<Result<Vec<_>>>()?;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let adapters: Vec<_> =
+            rows.iter().map(|row| row.adapter.as_deref().and_then(|path| self.adapters.get(path))).collect();
+        let before = |loaded: &Option<&Loaded>| loaded.map_or(0, |loaded| loaded.adapter.virtual_tokens());
+        let lengths = prompts.iter().zip(&adapters).map(|(prompt, loaded)| prompt.len() + before(loaded));
+        let longest = lengths.max().unwrap_or(0);
         let room = base.files.architecture.positions.saturating_sub(longest);
         if room == 0 {
             return Err(EngineError::Data(format!(
@@ -222,8 +224,6 @@ impl Server {
         }
         let sampling = Sampling { temperature: wanted.temperature, top_k: wanted.top_k, top_p: wanted.top_p };
         let max_new_tokens = wanted.max_new_tokens.min(room);
-        let adapters: Vec<_> =
-            rows.iter().map(|row| row.adapter.as_deref().and_then(|path| self.adapters.get(path))).collect();
         let batch: Vec<Row> = rows
             .iter()
             .zip(&prompts)

@@ -12,7 +12,7 @@ use luthier_core::runs::serving::{
 
 use super::serve;
 use crate::base::{Base, model_files};
-use crate::methods::{self, LoraMethod, Method};
+use crate::methods::{self, Purpose, method_of};
 use crate::process::Termination;
 use crate::testing::Project;
 
@@ -65,15 +65,14 @@ impl Served {
         let config = Config::load(self.project.path(), &[]).unwrap();
         let files = model_files(&config, self.project.path()).unwrap();
         let base = Base::load(files, &config, self.project.path()).unwrap();
-        let method = LoraMethod::from_config(&config.method, "m".as_ref());
-        let adapter = method.create(&base.model, seed).unwrap();
+        let adapter = method_of(&config).create(&base.model, seed).unwrap();
         for (name, parameter) in adapter.parameters() {
             if name.contains("lora_B") {
                 tch::no_grad(|| parameter.shallow_clone().fill_(0.05)).size();
             }
         }
         let folder = self.project.path().join(format!("adapter-{seed}"));
-        methods::save(adapter.as_ref(), &folder).unwrap();
+        methods::save(adapter.as_ref(), &folder, Purpose::Result).unwrap();
         folder
     }
 

@@ -36,7 +36,7 @@ use tch::Tensor;
 
 use crate::base::{self, Base, data_error};
 use crate::error::{EngineError, Result};
-use crate::methods::{LoraMethod, Method};
+use crate::methods::{Form, Method, method_of};
 use crate::process::{Termination, catching_panics};
 use algorithm::Algorithm;
 use control::Control;
@@ -115,7 +115,7 @@ fn work(run: &RunDir, record: &mut Record, termination: Termination) -> Result<E
     }
     record.activity(Some("loading the base model"));
     let base = Base::load(files, &config, project)?;
-    let method = LoraMethod::from_config(&config.method, Path::new(&config.model.path));
+    let method = method_of(&config);
     let identity = Identity {
         model_fingerprint: base.files.fingerprint.clone(),
         data_hash: prepared.data_hash.clone(),
@@ -135,7 +135,7 @@ fn work(run: &RunDir, record: &mut Record, termination: Termination) -> Result<E
     if let Some(end) = asked_to_end(&control) {
         return Ok(end);
     }
-    let (state, resumed_from) = begin_or_resume(run, record, &config, &method, &base, identity)?;
+    let (state, resumed_from) = begin_or_resume(run, record, &config, method.as_ref(), &base, identity)?;
     record.activity(None);
 
     let _watcher = {
@@ -144,7 +144,7 @@ fn work(run: &RunDir, record: &mut Record, termination: Termination) -> Result<E
     };
     // The watcher compares with the file as it is now; preparing took a while, and the file may have changed.
     control.config_changed();
-    let mut trainer = Trainer::new(record, &control, config, &base, &prepared, &method, state);
+    let mut trainer = Trainer::new(record, &control, config, &base, &prepared, method.as_ref(), state);
     let run_event = describe(&trainer, &base, &prepared, resumed_from);
     trainer.announce(run_event);
     trainer.run()
@@ -245,6 +245,10 @@ fn begin_or_resume(
 
 fn describe(trainer: &Trainer, base: &Base, prepared: &Prepared, resumed_from: Option<u64>) -> RunEvent {
     let trainable: u64 = trainer.adapter().parameters().values().map(elements).sum();
+    let total = match trainer.adapter().form() {
+        Form::Peft(_) => base.files.parameters() + trainable,
+        Form::Model(_) => trainable,
+    };
     let versions = [("luthier", env!("CARGO_PKG_VERSION")), ("libtorch", crate::doctor::LIBTORCH_VERSION)];
     let identity = trainer.identity();
     RunEvent {
@@ -255,7 +259,7 @@ fn describe(trainer: &Trainer, base: &Base, prepared: &Prepared, resumed_from: O
         versions: versions.into_iter().map(|(name, version)| (name.into(), version.into())).collect(),
         device: base.device_name(),
         dtype: base.dtype_name().into(),
-        parameters: ParameterCount { total: base.files.parameters() + trainable, trainable },
+        parameters: ParameterCount { total, trainable },
         train_rows: prepared.train.len() as u64,
         eval_rows: prepared.eval.len() as u64,
         total_steps: trainer.total_steps(),

@@ -1,12 +1,14 @@
-//! Training held against transformers and PEFT: the same batches, losses, gradient norms and final adapter.
+//! Training held against transformers and PEFT, every method on every family that there are reference runs of: the same
+//! batches, losses, gradient norms, final weights and logits.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use luthier_core::config::{Config, Schedule, TrainSection, Warmup};
 use luthier_core::data::EncodedRow;
 use luthier_core::model::ModelFiles;
 use serde::Deserialize;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use super::adamw::{AdamW, EPSILON};
 use super::batch::{Batch, collate};
@@ -14,11 +16,10 @@ use super::schedule::learning_rate;
 use super::sft::Sft;
 use super::step::{Measured, Outcome, Settings, step};
 use crate::csrc;
-use crate::methods::lora::Lora;
-use crate::methods::{Adapter, Parameters};
-use crate::models::Model;
+use crate::methods::{self, Adapter, Folded, Form, FullMethod, Method, Parameters};
+use crate::models::{Active, Mask, Model, Pass};
 use crate::ops;
-use crate::weights::safetensors;
+use crate::weights::{Linear, safetensors};
 
 #[derive(Deserialize)]
 struct Trajectory {
@@ -30,6 +31,9 @@ struct Trajectory {
     weight_decay: f64,
     betas: [f64; 2],
     log: Vec<Logged>,
+    /// After full fine-tuning, by parameter.
+    #[serde(default)]
+    final_param_norm_and_sum: BTreeMap<String, [f64; 2]>,
 }
 
 #[derive(Deserialize)]
@@ -68,22 +72,49 @@ pub(super) fn references(path: &str) -> PathBuf {
 }
 
 pub(super) fn tiny_llama(kind: Kind) -> Model {
-    let files = ModelFiles::open(&references("tiny/llama")).unwrap();
+    tiny("llama", kind)
+}
+
+fn tiny(family: &str, kind: Kind) -> Model {
+    let files = ModelFiles::open(&references(&format!("tiny/{family}"))).unwrap();
     Model::load(&files, Device::Cpu, kind).unwrap()
 }
 
+/// The families that there are reference runs of.
+const FAMILIES: [&str; 3] = ["llama", "phi", "falcon-40b"];
+
+/// The family that a reference run is of: llama where its name does not begin with one.
+fn family_of(name: &str) -> &str {
+    let first = name.split('/').next().unwrap_or_default();
+    if FAMILIES.contains(&first) { first } else { FAMILIES[0] }
+}
+
+fn run_folder(name: &str) -> String {
+    let family = family_of(name);
+    if name.starts_with(family) { format!("training/{name}") } else { format!("training/{family}/{name}") }
+}
+
 fn trajectory(name: &str) -> Trajectory {
-    let text = std::fs::read(references(&format!("training/llama/{name}/trajectory.json"))).unwrap();
+    let text = std::fs::read(references(&format!("{}/trajectory.json", run_folder(name)))).unwrap();
     serde_json::from_slice(&text).unwrap()
 }
 
-fn adapter(name: &str, model: &Model) -> Lora {
-    Lora::load(&references(&format!("training/llama/{name}")), model).unwrap()
+/// What a reference run starts from.
+fn adapter(name: &str, model: &Model) -> Box<dyn Adapter> {
+    let folder = references(&run_folder(name));
+    if folder.ends_with("full/adapter-init") {
+        return FullMethod.create(model, 0).unwrap();
+    }
+    methods::load(&folder, model).unwrap()
 }
 
 /// The reference's 40 micro-batches, padding taken off.
 pub(super) fn micro_batches() -> Vec<Vec<EncodedRow>> {
-    let tensors = safetensors::read(&references("training/llama/batches.safetensors")).unwrap();
+    micro_batches_of("llama")
+}
+
+fn micro_batches_of(family: &str) -> Vec<Vec<EncodedRow>> {
+    let tensors = safetensors::read(&references(&format!("training/{family}/batches.safetensors"))).unwrap();
     let [count, rows, width] = tensors["input_ids"].size()[..] else { panic!("three dimensions") };
     let column = |name: &str| ops::to_integers(&tensors[name]).unwrap();
     let (ids, masks, labels) = (column("input_ids"), column("attention_mask"), column("labels"));
@@ -109,7 +140,7 @@ fn on_cpu(micro_batches: &[Vec<EncodedRow>]) -> Vec<Batch> {
 
 fn make_step(
     model: &Model,
-    adapter: &Lora,
+    adapter: &dyn Adapter,
     optimizer: &mut AdamW,
     batches: &[Batch],
     settings: &Settings,
@@ -121,18 +152,18 @@ fn make_step(
 }
 
 /// Makes all steps of a reference run.
-fn run(name: &str, model: &Model, recompute: bool) -> (Lora, Vec<Measured>) {
+fn run(name: &str, model: &Model, recompute: bool) -> (Box<dyn Adapter>, Vec<Measured>) {
     let reference = trajectory(name);
     let adapter = adapter(&format!("{name}/adapter-init"), model);
     let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
-    let micro_batches = micro_batches();
+    let micro_batches = micro_batches_of(family_of(name));
     let measured = micro_batches
         .chunks(reference.accumulation)
         .take(reference.steps as usize)
         .enumerate()
         .map(|(index, rows)| {
             let settings = Settings { recompute, ..reference.settings(index as u64) };
-            make_step(model, &adapter, &mut optimizer, &on_cpu(rows), &settings)
+            make_step(model, adapter.as_ref(), &mut optimizer, &on_cpu(rows), &settings)
         })
         .collect();
     (adapter, measured)
@@ -144,7 +175,7 @@ pub(super) fn relative(ours: f64, expected: f64) -> f64 {
 
 pub(super) fn furthest(ours: &Parameters, expected: &Parameters) -> f64 {
     assert!(ours.keys().eq(expected.keys()));
-    let distance = |(a, b): (&tch::Tensor, &tch::Tensor)| (a - b).abs().max().double_value(&[]);
+    let distance = |(a, b): (&Tensor, &Tensor)| (a - b).abs().max().double_value(&[]);
     ours.values().zip(expected.values()).map(distance).fold(0.0, f64::max)
 }
 
@@ -152,8 +183,9 @@ fn values(parameters: &Parameters) -> Vec<Vec<f32>> {
     parameters.values().map(|parameter| ops::to_floats(parameter).unwrap()).collect()
 }
 
-fn assert_trajectory(name: &str, recompute: bool) {
-    let model = tiny_llama(Kind::Float);
+/// Follows a reference run, and gives back what was trained.
+fn assert_trajectory(name: &str, recompute: bool) -> (Model, Box<dyn Adapter>) {
+    let model = tiny(family_of(name), Kind::Float);
     let (adapter, measured) = run(name, &model, recompute);
     let reference = trajectory(name);
     assert_eq!(measured.len(), reference.log.len());
@@ -168,9 +200,77 @@ fn assert_trajectory(name: &str, recompute: bool) {
             expected.grad_norm
         );
     }
-    let expected = self::adapter(&format!("{name}/adapter-final"), &model);
-    let distance = furthest(adapter.parameters(), expected.parameters());
+    (model, adapter)
+}
+
+/// As [`assert_trajectory`], and holds the final adapter and the logits before and after against the reference.
+fn assert_adapter(name: &str, recompute: bool) {
+    let (model, trained) = assert_trajectory(name, recompute);
+    let expected = adapter(&format!("{name}/adapter-final"), &model);
+    let distance = furthest(trained.parameters(), expected.parameters());
     assert!(distance <= 1e-4, "{name}: the final adapter is {distance} away");
+    let stored = safetensors::read(&references(&format!("{}/logits.safetensors", run_folder(name)))).unwrap();
+    let initial = adapter(&format!("{name}/adapter-init"), &model);
+    assert_logits(name, &model, initial.as_ref(), &stored["init_logits"]);
+    assert_logits(name, &model, trained.as_ref(), &stored["final_logits"]);
+    if let Some(merged) = stored.get("merged_logits") {
+        assert_logits(name, &model, &Merged::of(trained.as_ref(), &model), merged);
+    }
+}
+
+/// Logits of the first micro-batch, where there are tokens.
+fn assert_logits(name: &str, model: &Model, adapter: &dyn Adapter, expected: &Tensor) {
+    let family = family_of(name);
+    let stored = safetensors::read(&references(&format!("training/{family}/batches.safetensors"))).unwrap();
+    let (ids, counts) = (stored["input_ids"].get(0), stored["attention_mask"].get(0).to_kind(Kind::Bool));
+    let (rows, width) = ids.size2().unwrap();
+    let positions = Tensor::arange(width, (Kind::Int64, Device::Cpu)).repeat([rows, 1]);
+    let adapters = Active::All(adapter);
+    let pass = Pass { positions: &positions, mask: Mask::Causal, adapters, noise: None };
+    let logits = model.logits(&model.hidden(&ids, &pass, None).unwrap(), adapters).unwrap();
+    let pick = |logits: &Tensor| logits.index(&[Some(&counts)]);
+    let distance = (pick(&logits) - pick(expected)).abs().max().double_value(&[]);
+    assert!(distance <= 1e-4, "{name}: logits are {distance} away");
+}
+
+/// The base model's linear layers with an adapter folded into them.
+struct Merged {
+    weights: Parameters,
+    nothing: Parameters,
+}
+
+impl Merged {
+    fn of(adapter: &dyn Adapter, model: &Model) -> Self {
+        let mut weights = Parameters::new();
+        for linear in model.linears() {
+            let Folded { weight, bias } = linear.folded(Some(adapter), Kind::Float).unwrap();
+            weights.insert(format!("{}.weight", linear.name), weight);
+            weights.extend(bias.map(|bias| (format!("{}.bias", linear.name), bias)));
+        }
+        Self { weights, nothing: Parameters::new() }
+    }
+}
+
+impl Adapter for Merged {
+    fn parameters(&self) -> &Parameters {
+        &self.nothing
+    }
+
+    fn form(&self) -> Form<'_> {
+        Form::Peft(serde_json::Value::Null)
+    }
+
+    fn replacement(&self, tensor: &str) -> Option<&Tensor> {
+        self.weights.get(tensor)
+    }
+
+    fn weight(&self, linear: &Linear) -> Option<&Tensor> {
+        self.weights.get(&format!("{}.weight", linear.name))
+    }
+
+    fn shares_product(&self, _: &Linear) -> bool {
+        false
+    }
 }
 
 #[test]
@@ -184,22 +284,126 @@ fn learning_rates_are_those_of_the_reference() {
 
 #[test]
 fn twenty_steps_of_lora_equal_peft() {
-    assert_trajectory("lora", false);
-}
-
-#[test]
-fn twenty_recomputed_steps_equal_peft_too() {
-    assert_trajectory("lora", true);
+    for family in FAMILIES {
+        assert_adapter(&format!("{family}/lora"), false);
+    }
 }
 
 #[test]
 fn a_rank_4_adapter_on_two_modules_equals_peft() {
-    assert_trajectory("lora-qv-r4", false);
+    assert_adapter("lora-qv-r4", false);
 }
 
 #[test]
 fn a_fresh_adapter_equals_peft() {
-    assert_trajectory("lora-default-init", false);
+    for family in FAMILIES {
+        assert_adapter(&format!("{family}/lora-default-init"), false);
+    }
+}
+
+#[test]
+fn rank_stabilised_lora_equals_peft() {
+    for family in FAMILIES {
+        assert_adapter(&format!("{family}/rslora"), false);
+    }
+}
+
+#[test]
+fn dora_equals_peft() {
+    for family in FAMILIES {
+        assert_adapter(&format!("{family}/dora"), false);
+    }
+}
+
+#[test]
+fn a_head_trained_beside_lora_equals_peft() {
+    assert_adapter("lora-modules-to-save", false);
+}
+
+#[test]
+fn ia3_equals_peft() {
+    for family in FAMILIES {
+        assert_adapter(&format!("{family}/ia3"), false);
+    }
+}
+
+#[test]
+fn prefix_tuning_equals_peft() {
+    for family in FAMILIES {
+        assert_adapter(&format!("{family}/prefix"), false);
+    }
+}
+
+#[test]
+fn prompt_tuning_equals_peft() {
+    for family in FAMILIES {
+        assert_adapter(&format!("{family}/prompt"), false);
+    }
+}
+
+#[test]
+fn what_a_projected_prefix_became_is_read_as_peft_reads_it() {
+    let model = tiny_llama(Kind::Float);
+    let stored =
+        safetensors::read(&references("training/llama/prefix-projection/logits.safetensors")).unwrap();
+    for (folder, logits) in [("adapter-init", "init_logits"), ("adapter-final", "final_logits")] {
+        let adapter = adapter(&format!("prefix-projection/{folder}"), &model);
+        assert_logits("prefix-projection", &model, adapter.as_ref(), &stored[logits]);
+    }
+}
+
+#[test]
+fn full_fine_tuning_equals_transformers() {
+    for family in FAMILIES {
+        let name = format!("{family}/full");
+        let (model, trained) = assert_trajectory(&name, false);
+        let stored = safetensors::read(&references(&format!("training/{name}/final.safetensors"))).unwrap();
+        assert_logits(&name, &model, trained.as_ref(), &stored["final_logits"]);
+        let mut compared = 0;
+        // Attention hardly sees what is added to all keys, so that AdamW follows rounding there.
+        let is_noise = |name: &str| name.ends_with("k_proj.bias");
+        for (name, ours) in trained.parameters() {
+            if is_noise(name) {
+                compared += usize::from(stored.contains_key(&format!("final.{name}")));
+            } else if let Some(expected) = stored.get(&format!("final.{name}")) {
+                let distance = (ours - expected).abs().max().double_value(&[]);
+                assert!(distance <= 1e-4, "{family} {name}: {distance}");
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, stored.len() - 1, "{family}");
+        let reference = trajectory(&name).final_param_norm_and_sum;
+        assert!(reference.keys().eq(trained.parameters().keys()), "{family}");
+        for (name, [norm, _]) in reference.into_iter().filter(|(name, _)| !is_noise(name)) {
+            let ours = trained.parameters()[&name].norm().double_value(&[]);
+            assert!(relative(ours, norm) <= 1e-4, "{family} {name}: {ours} instead of {norm}");
+        }
+    }
+}
+
+#[test]
+fn every_method_recomputed_equals_the_reference_too() {
+    for name in ["lora", "dora", "ia3", "prefix", "prompt", "lora-modules-to-save"] {
+        assert_adapter(name, true);
+    }
+    assert_trajectory("full", true);
+}
+
+/// The other ways to count that there are reference runs of are far enough away to be told from ours.
+#[test]
+fn other_normalisations_and_decays_would_be_noticed() {
+    let apart = |ours: &str, other: &str| {
+        let (ours, other) = (trajectory(ours), trajectory(other));
+        let losses = ours.log.iter().zip(&other.log).map(|(ours, other)| relative(ours.loss, other.loss));
+        losses.fold(0.0, f64::max)
+    };
+    for family in FAMILIES {
+        let full = format!("{family}/full");
+        assert!(apart(&full, &format!("{family}/full-micromean")) > 1e-3, "{family}");
+        // Only the weights tell that norms and biases did not decay: the losses are nearly the same.
+        assert!(apart(&full, &format!("{family}/full-hf-decay-groups")) < 1e-3, "{family}");
+    }
+    assert!(apart("lora", "lora-micromean") > 1e-3);
 }
 
 #[test]
@@ -211,7 +415,8 @@ fn the_gradient_does_not_depend_on_how_a_step_is_cut() {
         let adapter = adapter("lora/adapter-init", &model);
         let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
         let cut: Vec<Vec<EncodedRow>> = rows.chunks(size).map(<[_]>::to_vec).collect();
-        let measured = make_step(&model, &adapter, &mut optimizer, &on_cpu(&cut), &reference.settings(4));
+        let measured =
+            make_step(&model, adapter.as_ref(), &mut optimizer, &on_cpu(&cut), &reference.settings(4));
         (measured, adapter)
     });
     let (first, adapter) = results.next().unwrap();
@@ -230,7 +435,7 @@ fn rows_end_to_end_have_the_loss_they_have_alone() {
         let adapter = adapter("lora/adapter-init", &model);
         let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
         let settings = trajectory("lora").settings(0);
-        make_step(&model, &adapter, &mut optimizer, &on_cpu(micro_batches), &settings).loss
+        make_step(&model, adapter.as_ref(), &mut optimizer, &on_cpu(micro_batches), &settings).loss
     };
     let together = loss(std::slice::from_ref(&rows));
     let alone = loss(&rows.iter().map(|row| vec![row.clone()]).collect::<Vec<_>>());
@@ -244,7 +449,7 @@ fn a_loss_that_is_not_a_number_changes_nothing() {
     let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
     let batches = on_cpu(&micro_batches()[..2]);
     let settings = trajectory("lora").settings(4);
-    make_step(&model, &adapter, &mut optimizer, &batches, &settings);
+    make_step(&model, adapter.as_ref(), &mut optimizer, &batches, &settings);
 
     // One factor too large to multiply with makes every logit infinite or undefined.
     let mut factor = adapter.parameters().values().next().unwrap().shallow_clone();
@@ -253,13 +458,14 @@ fn a_loss_that_is_not_a_number_changes_nothing() {
     let state =
         |optimizer: &AdamW| (values(adapter.parameters()), values(&optimizer.tensors()), optimizer.updates());
     let untouched = state(&optimizer);
-    let outcome = step(&model, &adapter, &mut optimizer, &Sft, &batches, &settings, &|| false).unwrap();
+    let outcome =
+        step(&model, adapter.as_ref(), &mut optimizer, &Sft, &batches, &settings, &|| false).unwrap();
     assert!(matches!(outcome, Outcome::NotFinite(_)), "{outcome:?}");
     assert_eq!(state(&optimizer), untouched);
 
     // Nor does the bad gradient leak into the step after.
     ops::copy_into(&mut factor, &before).unwrap();
-    let measured = make_step(&model, &adapter, &mut optimizer, &batches, &settings);
+    let measured = make_step(&model, adapter.as_ref(), &mut optimizer, &batches, &settings);
     assert!(measured.loss.is_finite() && measured.grad_norm.is_finite());
 }
 
@@ -272,13 +478,14 @@ fn steps_without_anything_to_learn_or_given_up_change_nothing() {
     let before = values(adapter.parameters());
     let mut rows = micro_batches().swap_remove(0);
     let given_up =
-        step(&model, &adapter, &mut optimizer, &Sft, &on_cpu(&[rows.clone()]), &settings, &|| true).unwrap();
+        step(&model, adapter.as_ref(), &mut optimizer, &Sft, &on_cpu(&[rows.clone()]), &settings, &|| true)
+            .unwrap();
     assert_eq!(given_up, Outcome::Interrupted);
     for row in &mut rows {
         row.trained.fill(false);
     }
     let nothing =
-        step(&model, &adapter, &mut optimizer, &Sft, &on_cpu(&[rows]), &settings, &|| false).unwrap();
+        step(&model, adapter.as_ref(), &mut optimizer, &Sft, &on_cpu(&[rows]), &settings, &|| false).unwrap();
     assert_eq!(nothing, Outcome::NothingTrained);
     assert_eq!((values(adapter.parameters()), optimizer.updates()), (before, 0));
 }

@@ -1,25 +1,15 @@
-//! The result of a run: its adapter folder, replaced as a whole.
+//! The result of a run: its adapter or model folder, replaced as a whole.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
 use crate::error::{EngineError, Result};
-use crate::methods::{self, Adapter};
+use crate::methods::{self, Adapter, Purpose};
 
 /// Writes `adapter` to `folder`, beside it first, so that the folder is never half-written.
 pub fn publish(adapter: &dyn Adapter, folder: &Path) -> Result<()> {
-    replace(folder, &|aside| methods::save(adapter, aside))
-}
-
-/// Makes `folder` a copy of the adapter in a checkpoint's folder.
-pub fn publish_copy(checkpoint: &Path, folder: &Path) -> Result<()> {
-    replace(folder, &|aside| {
-        for name in ["adapter_config.json", "adapter_model.safetensors"] {
-            fs::copy(checkpoint.join(name), aside.join(name)).map_err(file_error("copy", checkpoint))?;
-        }
-        Ok(())
-    })
+    replace(folder, &|aside| methods::save(adapter, aside, Purpose::Result))
 }
 
 fn replace(folder: &Path, write: &dyn Fn(&Path) -> Result<()>) -> Result<()> {

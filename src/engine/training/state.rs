@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::adamw::AdamW;
 use super::alerts::{OverfitWatch, SpikeWatch};
 use crate::error::{EngineError, Result};
-use crate::methods::{self, Adapter, Method};
+use crate::methods::{self, Adapter, Method, Purpose};
 use crate::models::Model;
 use crate::weights::safetensors;
 
@@ -82,7 +82,7 @@ pub struct Identity {
 }
 
 /// The keys of [`Identity::fixed`].
-const FIXED: [&str; 15] = [
+const FIXED: [&str; 19] = [
     "data.max_length",
     "data.packing",
     "data.shuffle",
@@ -91,6 +91,10 @@ const FIXED: [&str; 15] = [
     "method.alpha",
     "method.dropout",
     "method.targets",
+    "method.variant",
+    "method.bias",
+    "method.modules_to_save",
+    "method.virtual_tokens",
     "train.algorithm",
     "train.dpo_beta",
     "train.dpo_label_smoothing",
@@ -124,12 +128,13 @@ impl State {
         Ok(Self { adapter, optimizer, progress: Progress { cuts: 1, identity, ..Progress::default() } })
     }
 
-    /// Publishes a checkpoint of this state in the run directory, usable as a PEFT adapter folder as well.
+    /// Publishes a checkpoint of this state in the run directory, usable as a PEFT adapter folder (or, after full
+    /// fine-tuning, as a model folder) as well.
     pub fn save(&self, run: &Path) -> Result<Checkpoint> {
         // Exhaustive, so that a new field does not compile until it is saved.
         let Self { adapter, optimizer, progress } = self;
         let writer = CheckpointWriter::begin(run, progress.step).map_err(checkpoint_error)?;
-        methods::save(adapter.as_ref(), writer.path())?;
+        methods::save(adapter.as_ref(), writer.path(), Purpose::Checkpoint)?;
         let moments = optimizer.tensors();
         let named = moments.iter().map(|(name, tensor)| (name.as_str(), tensor));
         safetensors::write(&writer.path().join(MOMENTS_FILE), named)?;

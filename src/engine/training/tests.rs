@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use luthier_core::runs::{
-    AlertKind, Event, EventBody, FailureClass, JournalReader, RunDir, State as RunState, Status,
+    AlertKind, Event, EventBody, FailureClass, JournalReader, ResultForm, RunDir, State as RunState, Status,
 };
 
 use super::record::Record;
@@ -51,7 +51,7 @@ fn alerts(run: &RunDir) -> Vec<(AlertKind, String)> {
 }
 
 fn adapter(run: &RunDir) -> Vec<u8> {
-    fs::read(run.adapter_path().join("adapter_model.safetensors")).unwrap()
+    fs::read(run.result_path(ResultForm::Adapter).join("adapter_model.safetensors")).unwrap()
 }
 
 fn copy_checkpoint(from: &RunDir, to: &RunDir, step: u64) {
@@ -92,7 +92,7 @@ fn a_run_learns_evaluates_samples_saves_and_finishes() {
     let status = Status::read(run.path()).unwrap().unwrap();
     assert_eq!((status.state, status.step, status.total_steps), (RunState::Finished, 8, 8));
     assert!(status.best_eval_loss.is_some() && status.socket.is_none() && status.activity.is_none());
-    assert!(run.adapter_path().join("adapter_config.json").is_file());
+    assert!(run.result_path(ResultForm::Adapter).join("adapter_config.json").is_file());
     let steps: Vec<u64> = run.checkpoints().iter().map(|checkpoint| checkpoint.step).collect();
     assert_eq!(steps, [4, 8]);
     assert!(alerts(&run).is_empty(), "{:?}", alerts(&run));

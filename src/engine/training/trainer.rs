@@ -2,6 +2,7 @@
 
 mod advance;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use luthier_core::config::{Config, Recompute};
@@ -9,7 +10,8 @@ use luthier_core::data::{EncodedRow, Prepared, StepOrder};
 use luthier_core::machine::free_disk_bytes;
 use luthier_core::model::forecast::plan;
 use luthier_core::runs::{
-    AlertKind, CheckpointEvent, FailureClass, RunEvent, State as RunState, StopWhen, list_checkpoints, prune,
+    AlertKind, CheckpointEvent, FailureClass, ResultForm, RunEvent, State as RunState, StopWhen,
+    list_checkpoints, prune,
 };
 use sha2::{Digest, Sha256};
 
@@ -21,7 +23,7 @@ use super::edits::Settings;
 use super::meter::Meter;
 use super::observe::{Observer, Questions};
 use super::record::Record;
-use super::result::{publish, publish_copy};
+use super::result::publish;
 use super::state::{Best, Identity, State, checkpoint_error};
 use crate::base::Base;
 use crate::error::Result;
@@ -430,13 +432,18 @@ impl<'a> Trainer<'a> {
         let kept = match checkpoint {
             Some(checkpoint) => {
                 checkpoint.verify().map_err(checkpoint_error)?;
-                publish_copy(&checkpoint.path, &run.adapter_path())?;
-                format!("the adapter is the one of step {}", checkpoint.step)
+                let best = self.method.load(&checkpoint.path, &self.base.model)?;
+                publish(best.as_ref(), &self.result_path())?;
+                format!("the result is that of step {}", checkpoint.step)
             }
-            None => "the adapter is the last one".into(),
+            None => "the result is the last one".into(),
         };
         let patience = self.config().train.early_stop.patience;
         Ok(End::stopped(format!("{patience} evaluations brought no better held-out loss; {kept}")))
+    }
+
+    fn result_path(&self) -> PathBuf {
+        self.record.run().result_path(ResultForm::of_method(self.config().method.kind))
     }
 
     /// Leaves the adapter behind and, where `checkpoint`, what it takes to go on.
@@ -444,8 +451,8 @@ impl<'a> Trainer<'a> {
         if checkpoint && self.saved != Some(self.state.progress.step) {
             self.checkpoint();
         }
-        self.record.activity(Some("saving the adapter"));
-        let saved = publish(self.state.adapter.as_ref(), &self.record.run().adapter_path());
+        self.record.activity(Some("saving the result"));
+        let saved = publish(self.state.adapter.as_ref(), &self.result_path());
         self.record.activity(None);
         saved
     }

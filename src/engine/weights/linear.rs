@@ -8,7 +8,7 @@ use memmap2::Mmap;
 use tch::{Kind, Tensor};
 
 use crate::error::{Result, from_tch};
-use crate::methods::Adapter;
+use crate::methods::{Adapter, Folded};
 use crate::models::{Active, Pass, Run};
 use crate::{csrc, ops};
 
@@ -149,19 +149,33 @@ impl Linear {
         [weight, bias]
     }
 
+    /// The weight and bias with elements of type `kind` that alone do what this layer does with `adapter`.
+    pub fn folded(&self, adapter: Option<&dyn Adapter>, kind: Kind) -> Result<Folded> {
+        let weight = match adapter.and_then(|adapter| adapter.weight(self)) {
+            Some(weight) => ops::to_kind(weight, kind)?,
+            None => self.weight.dense(kind)?,
+        };
+        let bias = self.bias_with(adapter, kind)?;
+        match adapter {
+            Some(adapter) => adapter.fold(self, weight, bias),
+            None => Ok(Folded { weight, bias }),
+        }
+    }
+
     fn product(&self, x: &Tensor) -> Result<Tensor> {
         self.weight.linear(x, self.bias.as_ref())
+    }
+
+    fn bias_with(&self, adapter: Option<&dyn Adapter>, kind: Kind) -> Result<Option<Tensor>> {
+        let own = adapter.and_then(|adapter| adapter.replacement(self.tensors()[1]));
+        own.or(self.bias.as_ref()).map(|bias| ops::to_kind(bias, kind)).transpose()
     }
 
     fn adapted(&self, x: &Tensor, adapter: &dyn Adapter, pass: &Pass) -> Result<Tensor> {
         let input = adapter.input(self, x)?;
         let x = input.as_ref().unwrap_or(x);
-        let [weight, bias] = self.tensors().map(|name| adapter.replacement(name));
-        let bias = match bias {
-            Some(bias) => Some(ops::to_kind(bias, x.kind())?),
-            None => self.bias.as_ref().map(Tensor::shallow_clone),
-        };
-        let y = match weight {
+        let bias = self.bias_with(Some(adapter), x.kind())?;
+        let y = match adapter.weight(self) {
             Some(weight) => ops::linear(x, &ops::to_kind(weight, x.kind())?, bias.as_ref())?,
             None => self.weight.linear(x, bias.as_ref())?,
         };

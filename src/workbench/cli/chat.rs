@@ -100,14 +100,13 @@ pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
 }
 
 fn voices(run: &RunDir, config: &Config, ab: bool) -> Outcome<Vec<Voice>> {
-    let adapter = run.adapter_path();
-    if !adapter.is_dir() {
+    let Some((_, adapter)) = run.result() else {
         return Err(Failure::work(format!(
-            "run {} has no adapter yet: it is {}; `luthier run show {0}` says where it stands",
+            "run {} has no result yet: it is {}; `luthier run show {0}` says where it stands",
             run.id(),
             run.status()?.state
         )));
-    }
+    };
     let voice = |name, adapter| Voice { name, adapter, said: with_system(&[], &config.data.system) };
     let base = ab.then(|| voice("base", None));
     Ok(base.into_iter().chain([voice("tuned", Some(adapter))]).collect())

@@ -121,9 +121,8 @@ fn summary(run: &RunDir, status: &Status, first_loss: Option<f64>) -> String {
     facts.extend(status.eval_loss.map(|loss| format!("held-out {}", units::number(loss.get()))));
     facts.extend(status.reason.clone());
     let mut lines = vec![facts.join(" · ")];
-    let adapter = run.adapter_path();
-    if adapter.is_dir() {
-        lines.push(format!("adapter  {}", adapter.display()));
+    if let Some((form, folder)) = run.result() {
+        lines.push(format!("{:<8} {}", form.folder(), folder.display()));
         lines.push(format!("compare  luthier eval {} -C {}", run.id(), run.project().display()));
     }
     lines.join("\n")

@@ -119,7 +119,7 @@ fn candidates(project: &Path) -> Result<Vec<Candidate>, String> {
         let folder = RunDir::open(&run.path).ok();
         let checkpoints = folder.as_ref().map(RunDir::checkpoints).unwrap_or_default();
         Candidate {
-            result: folder.as_ref().is_some_and(|folder| proof::is_adapter(&folder.adapter_path())),
+            result: folder.as_ref().is_some_and(|folder| folder.result().is_some()),
             best: folder.and_then(|folder| folder.status().ok()).and_then(|status| status.best_step),
             checkpoints: checkpoints.into_iter().map(|checkpoint| checkpoint.step).collect(),
             run: run.id,

@@ -240,7 +240,7 @@ fn plan(project: &Path, settings: &[String], worker: &Worker<Event>) -> Result<P
     }
     let plan = forecast::plan(&files, &config, &prepared.summary())
         .map_err(|error| refusal("The run would not fit", &error))?;
-    let method = method_of(&config);
+    let method = runs::method_label(&config.to_toml());
     let warnings = report.count(Severity::Warning);
     let mut lines = vec![
         format!(
@@ -271,13 +271,6 @@ fn plan(project: &Path, settings: &[String], worker: &Worker<Event>) -> Result<P
     lines.extend(settings.iter().map(|setting| format!("with {setting}")));
     lines.push("It runs on by itself: leaving the workbench does not stop it.".to_owned());
     Ok(PlanSummary { method, lines })
-}
-
-fn method_of(config: &Config) -> String {
-    match config.get("method.kind") {
-        Some(kind) => format!("{} r{}", kind.as_str().unwrap_or("run"), config.method.rank),
-        None => "run".to_owned(),
-    }
 }
 
 fn start(project: &Path, settings: &[String]) -> Result<String, String> {

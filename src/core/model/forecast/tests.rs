@@ -153,6 +153,34 @@ fn scores_that_stand_in_memory_grow_with_the_row() {
 }
 
 #[test]
+fn each_method_keeps_what_it_reads_back() {
+    let of = |change: fn(&mut Config)| {
+        let mut config = config();
+        config.model.dtype = Dtype::F32;
+        change(&mut config);
+        of(&config, &[512], Place { gpu: true, ..LARGE }).memory
+    };
+    let lora = of(|_| ());
+    let full = of(|config| config.method.kind = MethodKind::Full);
+    // The same inputs are read back, without factors in between.
+    assert_eq!(lora.activations - full.activations, 512 * 30 * 4 * 7 * 16);
+    assert_eq!((full.adapter, full.optimizer), (TOTAL * 4, TOTAL * 8));
+    assert_eq!(full.logits - lora.logits, 8 * 49_152 * 576);
+    let nothing = of(|config| config.method.kind = MethodKind::Prompt);
+    let prefix = of(|config| config.method.kind = MethodKind::Prefix);
+    let prompt_tokens = |memory: Memory, tokens: u64| memory.activations / (512 + 20) * tokens;
+    assert_eq!(prefix.activations - prompt_tokens(nothing, 512), (512 + 20) * 30 * 2 * 192 * 4);
+    let ia3 = of(|config| config.method.kind = MethodKind::Ia3);
+    let scales = 1536 + 2 * 192;
+    assert_eq!(ia3.activations - prompt_tokens(nothing, 512), 512 * 30 * 4 * scales);
+    let dora = of(|config| config.method.variant = Variant::Dora);
+    let outputs = 576 + 2 * 192 + 576 + 2 * 1536 + 576;
+    assert_eq!(dora.activations - lora.activations, 512 * 30 * 4 * outputs);
+    let head = of(|config| config.method.modules_to_save = vec!["lm_head".to_owned()]);
+    assert_eq!((head.activations, head.logits), (lora.activations, full.logits));
+}
+
+#[test]
 fn recompute_keeps_one_layer_and_is_chosen_where_memory_is_short() {
     let full = of(&config(), &[512], LARGE);
     let mut again = config();
@@ -243,10 +271,16 @@ fn what_cannot_fit_is_refused_with_what_would_help() {
 
 #[test]
 fn methods_without_a_forecast_and_wrong_targets_are_errors() {
+    let mut quantised = config();
+    quantised.method.kind = MethodKind::Qlora;
+    let error = plan_at(&tiny(), &quantised, &data(&[8]), LARGE).unwrap_err();
+    assert!(error.to_string().contains("method.kind = \"qlora\" is not available"), "{error}");
+    let mut gguf = tiny();
+    gguf.kind = ModelKind::Gguf;
     let mut full = config();
     full.method.kind = MethodKind::Full;
-    let error = plan_at(&tiny(), &full, &data(&[8]), LARGE).unwrap_err();
-    assert!(error.to_string().contains("method.kind = \"full\" is not available"), "{error}");
+    let error = plan_at(&gguf, &full, &data(&[8]), LARGE).unwrap_err();
+    assert!(error.to_string().contains("is a GGUF file; give model.path"), "{error}");
     let mut wrong = config();
     wrong.method.targets = Targets::Names(vec!["wq".to_owned()]);
     let error = plan_at(&tiny(), &wrong, &data(&[8]), LARGE).unwrap_err();

@@ -1,28 +1,21 @@
 //! LoRA against PEFT, and the promises about adapters.
 
-use luthier_core::config::Targets;
 use luthier_engine::csrc;
 use luthier_engine::error::EngineError;
 use luthier_engine::methods::lora::Lora;
-use luthier_engine::methods::{self, Adapter, LoraMethod, Method};
+use luthier_engine::methods::{self, Adapter, LoraMethod, Method, Purpose};
 use luthier_engine::models::head::{Targets as LossTargets, loss_sum};
 use luthier_engine::models::{Active, Mask, Model, Noise, Pass};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::support::{columns, distance, distance_where, hidden, json, logits, reference, tensors, tiny};
-
-fn method(rank: usize, targets: &[&str]) -> LoraMethod {
-    let targets = match targets {
-        [] => Targets::AllLinear,
-        names => Targets::Names(names.iter().map(|&name| name.to_owned()).collect()),
-    };
-    LoraMethod { rank, alpha: 16.0, dropout: 0.0, targets, base: "llama".into() }
-}
+use crate::support::{
+    columns, distance, distance_where, hidden, json, logits, lora, peft_config, reference, tensors, tiny,
+};
 
 /// A LoRA adapter whose B is not zero.
 fn trained(model: &Model, seed: u64) -> Box<dyn Adapter> {
-    let adapter = method(4, &[]).create(model, seed).unwrap();
+    let adapter = lora(4, &[]).create(model, seed).unwrap();
     let _guard = tch::no_grad_guard();
     for (place, (_, tensor)) in adapter.parameters().iter().enumerate() {
         let noise = Tensor::from_slice(
@@ -169,7 +162,7 @@ fn a_stored_adapter_gives_pefts_logits_and_so_does_the_merged_weight() {
 #[test]
 fn a_new_adapter_is_the_base_model_bit_for_bit() {
     let model = tiny(Kind::Float);
-    let adapter = method(8, &[]).create(&model, 42).unwrap();
+    let adapter = lora(8, &[]).create(&model, 42).unwrap();
     let ids = &tensors("tiny/llama/ref.safetensors")["input_ids"];
     let adapted = hidden(&model, ids, Active::All(adapter.as_ref()));
     assert_eq!(adapted, hidden(&model, ids, Active::Base));
@@ -180,7 +173,7 @@ fn a_new_adapter_is_the_base_model_bit_for_bit() {
 fn a_new_adapter_is_a_function_of_its_seed_within_pefts_bounds() {
     let model = tiny(Kind::Float);
     let [one, same, other] =
-        [7, 7, 8].map(|seed| method(8, &["q_proj", "down_proj"]).create(&model, seed).unwrap());
+        [7, 7, 8].map(|seed| lora(8, &["q_proj", "down_proj"]).create(&model, seed).unwrap());
     assert_eq!(one.parameters().len(), 3 * 2 * 2);
     for (name, tensor) in one.parameters() {
         assert_eq!(tensor, &same.parameters()[name]);
@@ -246,7 +239,7 @@ fn recomputing_repeats_dropout_exactly_and_noise_decides_it() {
     let model = tiny(Kind::Float);
     let ids = tensors("training/llama/batches.safetensors")["input_ids"].get(0);
     let positions = columns(2, 24);
-    let method = LoraMethod { dropout: 0.3, ..method(4, &[]) };
+    let method = LoraMethod { dropout: 0.3, ..lora(4, &[]) };
     let run = |seed: u64, recompute: bool| {
         let adapter = method.create(&model, 1).unwrap();
         tch::no_grad(|| {
@@ -291,19 +284,19 @@ fn a_saved_adapter_is_read_back_and_has_what_peft_asks_for() {
     let (model, folder) = (tiny(Kind::Float), tempfile::tempdir().unwrap());
     let adapter = trained(&model, 3);
     let path = folder.path().join("adapter");
-    methods::save(adapter.as_ref(), &path).unwrap();
-    let back = method(1, &[]).load(&path, &model).unwrap();
+    methods::save(adapter.as_ref(), &path, Purpose::Result).unwrap();
+    let back = lora(1, &[]).load(&path, &model).unwrap();
     assert_eq!(back.parameters(), adapter.parameters());
-    assert_eq!(back.peft_config(), adapter.peft_config());
+    assert_eq!(peft_config(back.as_ref()), peft_config(adapter.as_ref()));
     let config: Value =
         serde_json::from_slice(&std::fs::read(path.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!((config["peft_type"].as_str(), config["r"].as_u64()), (Some("LORA"), Some(4)));
     let all = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
     assert_eq!(config["target_modules"], serde_json::json!(all));
     assert_eq!(config["lora_alpha"].to_string(), "16");
-    let some = method(2, &["layers.1.self_attn.q_proj", "v_proj"]).create(&model, 1).unwrap();
+    let some = lora(2, &["layers.1.self_attn.q_proj", "v_proj"]).create(&model, 1).unwrap();
     let targets = serde_json::json!(["model.layers.1.self_attn.q_proj", "v_proj"]);
-    assert_eq!(some.peft_config()["target_modules"], targets);
+    assert_eq!(peft_config(some.as_ref())["target_modules"], targets);
 }
 
 #[test]
@@ -319,7 +312,7 @@ fn every_misfit_of_an_adapter_is_reported_at_once() {
     );
     weights.insert(name("9.self_attn.q_proj", "lora_A"), Tensor::zeros([8, 64], (Kind::Float, Device::Cpu)));
     let mut config = json("training/llama/lora/adapter-init/adapter_config.json");
-    config["use_dora"] = true.into();
+    config["use_qalora"] = true.into();
     std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
     let pairs = weights.iter().map(|(name, tensor)| (name.as_str(), tensor));
     luthier_engine::weights::safetensors::write(&folder.path().join("adapter_model.safetensors"), pairs)
@@ -329,7 +322,7 @@ fn every_misfit_of_an_adapter_is_reported_at_once() {
     };
     let found = problems.join("\n");
     for part in [
-        "use_dora",
+        "use_qalora",
         "0.mlp.up_proj.lora_A.weight has no lora_B",
         "[8, 32], but needs [8, 64]",
         "not finite",

@@ -2,13 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use luthier_core::config::Targets;
 use luthier_engine::generation::{Completion, Ended, Row, Sampling, generate};
-use luthier_engine::methods::{Adapter, LoraMethod, Method};
+use luthier_engine::methods::{Adapter, Method};
 use luthier_engine::models::Model;
 use tch::Kind;
 
-use crate::support::{greedy_without_cache, ids, tensors, tiny};
+use crate::support::{greedy_without_cache, ids, lora, tensors, tiny};
 
 fn row(prompt: &[u32]) -> Row<'_> {
     Row { prompt, adapter: None, sampling: Sampling::GREEDY, seed: 0, stop: &[], max_new_tokens: 24 }
@@ -24,9 +23,7 @@ fn tokens(model: &Model, rows: &[Row]) -> Vec<Vec<u32>> {
 
 /// A LoRA adapter that changes every layer.
 fn adapter(model: &Model, seed: u64) -> Box<dyn Adapter> {
-    let method =
-        LoraMethod { rank: 4, alpha: 16.0, dropout: 0.0, targets: Targets::AllLinear, base: "llama".into() };
-    let adapter = method.create(model, seed).unwrap();
+    let adapter = lora(4, &[]).create(model, seed).unwrap();
     tch::no_grad(|| {
         for tensor in adapter.parameters().values() {
             let mut tensor = tensor.shallow_clone();

@@ -4,7 +4,11 @@
 #[cfg(test)]
 mod adapters;
 #[cfg(test)]
+mod families;
+#[cfg(test)]
 mod generation;
+#[cfg(test)]
+mod methods;
 #[cfg(test)]
 mod sample_model;
 #[cfg(test)]

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use luthier_core::config::{Config, MethodSection, Targets};
 use luthier_core::model::ModelFiles;
 use luthier_engine::generation::KvCache;
+use luthier_engine::methods::{Adapter, Form, LoraMethod};
 use luthier_engine::models::{Active, Mask, Model, Pass};
 use luthier_engine::weights::safetensors;
 use tch::{Device, Kind, Tensor};
@@ -28,6 +30,24 @@ pub fn json(path: &str) -> serde_json::Value {
 pub fn tiny(kind: Kind) -> Model {
     let files = ModelFiles::open(&reference("tiny/llama")).unwrap();
     Model::load(&files, Device::Cpu, kind).unwrap()
+}
+
+/// Plain LoRA on the layers of these names, on all where there are none.
+pub fn lora(rank: usize, targets: &[&str]) -> LoraMethod {
+    let targets = match targets {
+        [] => Targets::AllLinear,
+        names => Targets::Names(names.iter().map(|&name| name.to_owned()).collect()),
+    };
+    let method = MethodSection { rank, alpha: 16.0, targets, ..Config::default().method };
+    LoraMethod::from_config(&method, "llama".as_ref())
+}
+
+/// The `adapter_config.json` that an adapter would be stored with.
+pub fn peft_config(adapter: &dyn Adapter) -> serde_json::Value {
+    match adapter.form() {
+        Form::Peft(config) => config,
+        Form::Model(files) => panic!("a model as {}", files.root.display()),
+    }
 }
 
 /// `[rows, width]`, counting columns.

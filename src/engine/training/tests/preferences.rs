@@ -55,7 +55,7 @@ fn a_run_comes_to_prefer_the_chosen_answers() {
     assert!(margin(first).abs() < 1e-6 && margin(last) > 0.1, "{evaluations:?}");
     assert!(last.loss.get() < first.loss.get() && last.scores.contains_key("passed"), "{last:?}");
     assert!(alerts(&run).is_empty(), "{:?}", alerts(&run));
-    assert!(run.adapter_path().join("adapter_config.json").is_file());
+    assert!(run.result_path(ResultForm::Adapter).join("adapter_config.json").is_file());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use jiff::Timestamp;
-use luthier_core::runs::{self, EventBody, JournalReader, Number, RunDir, Status};
+use luthier_core::runs::{self, EventBody, JournalReader, Number, ResultForm, RunDir, Status};
 use luthier_core::text::clean_line;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -62,8 +62,11 @@ fn document(run: &RunDir, status: &Status) -> Outcome<Value> {
         .map(|checkpoint| json!({"step": checkpoint.step, "path": checkpoint.path}))
         .collect();
     document.insert("checkpoints".to_owned(), json!(checkpoints));
-    let adapter = run.adapter_path();
-    document.insert("adapter".to_owned(), json!(adapter.is_dir().then_some(adapter)));
+    let result = run.result();
+    for form in ResultForm::ALL {
+        let folder = result.as_ref().filter(|(found, _)| *found == form).map(|(_, folder)| folder);
+        document.insert(form.folder().to_owned(), json!(folder));
+    }
     Ok(Value::Object(document))
 }
 
@@ -134,8 +137,8 @@ fn describe(run: &RunDir, status: &Status, history: &History, now: Timestamp) ->
     if let Some(step) = status.checkpoint {
         line("checkpoint", &format!("step {step}"));
     }
-    if run.adapter_path().is_dir() {
-        line("adapter", &run.adapter_path().display().to_string());
+    if let Some((form, folder)) = run.result() {
+        line(form.folder(), &folder.display().to_string());
     }
     let evaluations: Vec<_> = history
         .evaluations

@@ -1,24 +1,18 @@
 //! Which weights are asked, known without the engine that answers: what it reports must be equal.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use luthier_core::eval::Contender;
-use luthier_core::files;
 use luthier_core::model::ModelFiles;
-use luthier_core::runs::RunDir;
+use luthier_core::runs::{ResultForm, RunDir, weights_fingerprint};
 use luthier_core::text::clean_line;
-use sha2::{Digest, Sha256};
 
 use crate::panes::review::Target;
-
-/// The files that make an adapter what it is, in the order they are hashed.
-const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// The weights asked for, by fingerprint.
 #[derive(Debug)]
 pub struct Weights {
-    /// Folder of the tuned side's adapter.
+    /// Folder of the tuned side's weights: an adapter, or a whole model.
     pub adapter: PathBuf,
     /// The base model's fingerprint.
     pub base: String,
@@ -30,7 +24,12 @@ impl Weights {
     /// Looks at the files of `target`, which belongs to `run`, and of its base model.
     pub fn find(run: &RunDir, target: &Target, model: &str) -> Result<Self, String> {
         let adapter = match target.step {
-            None => run.adapter_path(),
+            None => run.result().map(|(_, folder)| folder).ok_or_else(|| {
+                format!(
+                    "Run {} has left no result behind yet. Choose another run or checkpoint with r.",
+                    run.id()
+                )
+            })?,
             Some(step) => match run.checkpoints().into_iter().find(|checkpoint| checkpoint.step == step) {
                 Some(checkpoint) => checkpoint.path,
                 None => {
@@ -41,16 +40,16 @@ impl Weights {
                 }
             },
         };
-        if !is_adapter(&adapter) {
+        if ResultForm::of(&adapter).is_none() {
             return Err(format!(
-                "`{}` holds no adapter. Choose another run or checkpoint with r.",
+                "`{}` holds no trained weights. Choose another run or checkpoint with r.",
                 clean_line(&adapter.display().to_string())
             ));
         }
         let files = ModelFiles::open(&run.project().join(model))
             .map_err(|error| format!("The base model cannot be used: {error}"))?;
-        let content = content(&adapter).map_err(|error| format!("The adapter cannot be read: {error}"))?;
-        let tuned = format!("{:x}", Sha256::digest(format!("{}\n{content}", files.fingerprint)));
+        let tuned = weights_fingerprint(&adapter, &files.fingerprint)
+            .map_err(|error| format!("The trained weights cannot be read: {error}"))?;
         Ok(Self { adapter, base: files.fingerprint, tuned })
     }
 
@@ -69,18 +68,4 @@ impl Weights {
             Contender::Tuned => Some(self.adapter.clone()),
         }
     }
-}
-
-/// Whether a folder looks like an adapter's.
-pub fn is_adapter(folder: &Path) -> bool {
-    FILES.iter().all(|name| folder.join(name).is_file())
-}
-
-/// SHA-256 over an adapter's files, hexadecimal.
-fn content(folder: &Path) -> io::Result<String> {
-    let mut digest = Sha256::new();
-    for name in FILES {
-        io::copy(&mut files::open(&folder.join(name))?.0, &mut digest)?;
-    }
-    Ok(format!("{:x}", digest.finalize()))
 }

@@ -13,7 +13,7 @@ use luthier_core::eval::{Contender, SuitePrompt, Verdict};
 use luthier_core::model::ModelFiles;
 use luthier_core::runs::serving::{DoneReason, GenerateRow, SERVING_VERSION, ServeReply, ServeRequest};
 use luthier_core::runs::{
-    CheckpointWriter, LineReader, LineWriter, OwnListener, RunDir, RunError, serving_socket_path,
+    CheckpointWriter, LineReader, LineWriter, OwnListener, ResultForm, RunDir, RunError, serving_socket_path,
 };
 use pretty_assertions::assert_eq;
 use rustix::process::{Pid, test_kill_process};
@@ -77,7 +77,7 @@ impl Desk {
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::create(folder.path(), &config(""), Some("a")).unwrap();
-        adapter(&run.adapter_path());
+        adapter(&run.result_path(ResultForm::Adapter));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let (events, received) = mpsc::channel(64);
         Self {
@@ -244,7 +244,7 @@ fn both_answers_are_passed_on_with_proof_and_score() {
     let passed = |end: &End| end.score.clone().unwrap().unwrap().passed;
     assert!(passed(tuned) && !passed(base));
     let rows = asked.lock().unwrap();
-    assert_eq!(rows[0].adapter, Some(desk.run.adapter_path()));
+    assert_eq!(rows[0].adapter, Some(desk.run.result_path(ResultForm::Adapter)));
     assert_eq!((rows[1].adapter.clone(), rows[1].seed), (None, 5));
     assert_eq!(rows[0].messages, rows[1].messages);
 }
@@ -404,10 +404,10 @@ fn weights_that_are_gone_are_missed_before_the_engine_is_asked() {
     desk.asks(ask);
     let problem = desk.failure();
     assert!(problem.contains("step 400 is gone") && problem.contains("keep_checkpoints"), "{problem}");
-    fs::remove_file(desk.run.adapter_path().join("adapter_model.safetensors")).unwrap();
+    fs::remove_file(desk.run.result_path(ResultForm::Adapter).join("adapter_model.safetensors")).unwrap();
     let ask = desk.ask(None, config(""));
     desk.asks(ask);
-    assert!(desk.failure().contains("holds no adapter"));
+    assert!(desk.failure().contains("has left no result behind"));
 }
 
 #[test]

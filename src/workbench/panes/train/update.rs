@@ -266,7 +266,7 @@ fn resume(open: &OpenRun, id: &str) -> Vec<Reaction> {
 
 /// The ways to end a run, in the order they are offered.
 const STOPS: [(StopWhen, &str, &str); 3] = [
-    (StopWhen::Save, "save and stop", "after this step, with checkpoint and adapter"),
+    (StopWhen::Save, "save and stop", "after this step, with checkpoint and result"),
     (StopWhen::AfterEval, "evaluate, save and stop", "one more evaluation first"),
     (StopWhen::Now, "stop at once", "nothing is saved"),
 ];

@@ -1,0 +1,114 @@
+//! Copies of base tensors that are trained in the base's place: all of them in full fine-tuning, a few beside the factors of
+//! an adapter (PEFT's `modules_to_save` and `bias`).
+
+use std::collections::BTreeMap;
+
+use luthier_core::model::roles::Part;
+use luthier_core::model::trained::Copied;
+use luthier_core::model::{Arrangement, ModelFiles};
+use tch::{Kind, Tensor};
+
+use super::peft::Weights;
+use super::trained;
+use crate::error::Result;
+use crate::models::Model;
+use crate::ops;
+use crate::weights::{Linear, Loader};
+
+/// Trained copies by the Hugging Face name of what they stand for.
+#[derive(Debug, Default)]
+pub(super) struct Copies(BTreeMap<String, Copy>);
+
+#[derive(Debug)]
+struct Copy {
+    stored: String,
+    /// As it is stored.
+    leaf: Tensor,
+    /// As the forward takes it, over the same memory.
+    used: Tensor,
+}
+
+impl Copies {
+    /// Copies of the tensors in a model's files, which are laid out as those of `model`; stored as `name` says.
+    pub fn of_files(
+        files: &ModelFiles,
+        wanted: &[Copied],
+        model: &Model,
+        name: impl Fn(&Copied) -> String,
+    ) -> Result<Self> {
+        let loader = Loader::open(files, model.device(), Kind::Float)?;
+        let mut copies = Self::default();
+        for copied in wanted {
+            // Copied, since what is loaded may lie in the file itself.
+            let own = ops::copy(&loader.tensor(&source(copied, model))?)?;
+            copies.insert(copied, name(copied), &arranged(&own, copied.arrangement)?, model)?;
+        }
+        Ok(copies)
+    }
+
+    /// Takes the wanted tensors out of an adapter's.
+    pub fn take(
+        wanted: &[Copied],
+        weights: &mut Weights,
+        model: &Model,
+        name: impl Fn(&Copied) -> String,
+    ) -> Result<Self> {
+        let mut copies = Self::default();
+        for copied in wanted {
+            let mut shape: Vec<i64> = copied.shape.iter().map(|&length| length as i64).collect();
+            if copied.arrangement == Arrangement::Transposed {
+                shape.reverse();
+            }
+            let stored = name(copied);
+            if let Some(found) = weights.need(&stored, &shape)?
+                && weights.problems.is_empty()
+            {
+                copies.insert(copied, stored, &found, model)?;
+            }
+        }
+        Ok(copies)
+    }
+
+    /// `values` as they are stored.
+    fn insert(&mut self, copied: &Copied, stored: String, values: &Tensor, model: &Model) -> Result<()> {
+        let leaf = trained(values, model)?;
+        let used = match copied.arrangement {
+            Arrangement::Transposed => ops::transpose(&leaf, 0, 1)?,
+            _ => leaf.shallow_clone(),
+        };
+        self.0.insert(copied.tensor(), Copy { stored, leaf, used });
+        Ok(())
+    }
+
+    /// What stands for the base tensor of this Hugging Face name.
+    pub fn get(&self, tensor: &str) -> Option<&Tensor> {
+        self.0.get(tensor).map(|copy| &copy.used)
+    }
+
+    /// What stands for a layer's weight under the layer's own name, also a tied head's.
+    pub fn weight(&self, linear: &Linear) -> Option<&Tensor> {
+        if self.0.is_empty() { None } else { self.get(&format!("{}.weight", linear.name)) }
+    }
+
+    /// What is trained, by stored name.
+    pub fn parameters(&self) -> impl Iterator<Item = (String, Tensor)> {
+        self.0.values().map(|copy| (copy.stored.clone(), copy.leaf.shallow_clone()))
+    }
+}
+
+/// The tensor that a copy starts from: a tied head's is the embedding.
+fn source(copied: &Copied, model: &Model) -> String {
+    let linear = model.linears().find(|linear| linear.name == copied.module);
+    match (linear, copied.part) {
+        (Some(linear), Part::Weight) => linear.tensors()[0].to_owned(),
+        _ => copied.tensor(),
+    }
+}
+
+/// A tensor as the architecture has it, as it is stored.
+fn arranged(tensor: &Tensor, arrangement: Arrangement) -> Result<Tensor> {
+    match arrangement {
+        Arrangement::Transposed => ops::contiguous(&ops::transpose(tensor, 0, 1)?),
+        _ => Ok(tensor.shallow_clone()),
+    }
+}
