@@ -1,6 +1,6 @@
 //! A base model with all it takes to speak with it: weights, tokenizer, chat template, stop tokens.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use luthier_core::config::Config;
 use luthier_core::data::{DataError, Message, Template, Tokenizer};
@@ -24,15 +24,9 @@ pub struct Base {
     pub model: Model,
 }
 
-/// Where the configured base model lies.
-pub fn model_path(config: &Config, project: &Path) -> PathBuf {
-    project.join(&config.model.path)
-}
-
 /// What the files of the configured base model say; reads no weights.
 pub fn model_files(config: &Config, project: &Path) -> Result<ModelFiles> {
-    let path = model_path(config, project);
-    ModelFiles::open(&path).map_err(|error| EngineError::Config(error.to_string()))
+    ModelFiles::find(&config.model.path, project).map_err(|error| EngineError::Config(error.to_string()))
 }
 
 impl Base {

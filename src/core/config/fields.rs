@@ -13,6 +13,7 @@ use super::names::nearest;
 use super::problems::Source;
 use super::raw::{Located, Raw};
 use super::sections::{Device, EvalSource, Targets, Warmup};
+use crate::model::hub::{HUB_NAME_FORM, HubModel};
 
 /// Highest index of a GPU.
 const LAST_GPU: i64 = 1023;
@@ -226,12 +227,14 @@ impl Field for String {
 
 fn model_path<'a>(value: &'a Located, kind: &Kind, source: &Source) -> Result<&'a str, Fault> {
     let path = path(value, kind, source)?;
-    if path.starts_with("hf:") {
-        return Err(unavailable(value, "a Hugging Face name")
-            .help("download the model, and give its folder or .gguf file"));
+    if HubModel::is_meant_by(path) {
+        HubModel::parse(path).map_err(|error| {
+            Fault::new(value, format!("names no model of the hub: {}", error.problem))
+                .help(format!("write {HUB_NAME_FORM}"))
+        })?;
     }
     if path.is_empty() {
-        return Err(Fault::new(value, "is empty").help("give a model folder or a .gguf file"));
+        return Err(Fault::new(value, "is empty").help("give a model folder, a .gguf file or hf:org/name"));
     }
     Ok(path)
 }

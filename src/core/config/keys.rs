@@ -133,8 +133,13 @@ const fn whole(least: u64, most: u64) -> Kind {
 
 /// Every key, in the order in which files are written.
 pub static KEYS: &[Key] = &[
-    key!(model.path = r#""""#, Kind::Model, NewRun, "model folder (config.json + safetensors) or .gguf file")
-        .required(),
+    key!(
+        model.path = r#""""#,
+        Kind::Model,
+        NewRun,
+        "folder (config.json + safetensors), .gguf file or hf:org/name[@revision]"
+    )
+    .required(),
     key!(model.dtype = r#""auto""#, Kind::Choice(Dtype::CHOICES), NewRun, "number format"),
     key!(model.device = r#""auto""#, Kind::Device, NewRun, "auto | cpu | cuda:0"),
     key!(data.train = "[]", Kind::Paths, NewRun, ".jsonl .json .csv .tsv .parquet .txt; one path or a list")

@@ -14,7 +14,7 @@ pub enum Kind {
     Text,
     /// A file or folder, relative to the project; empty for none.
     Path,
-    /// `model.path`: a model folder or a `.gguf` file.
+    /// `model.path`: a model folder, a `.gguf` file or a name of the hub.
     Model,
     /// One path or a list of them, at least one.
     Paths,
@@ -108,7 +108,7 @@ impl fmt::Display for Kind {
         match self {
             Self::Text => formatter.write_str("a text in quotes"),
             Self::Path => formatter.write_str("a path in quotes"),
-            Self::Model => formatter.write_str("a model folder or .gguf file in quotes"),
+            Self::Model => formatter.write_str("a model folder, a .gguf file or hf:org/name in quotes"),
             Self::Paths => formatter.write_str("a path in quotes, or a list of them"),
             Self::Texts => formatter.write_str("a text in quotes, or a list of them"),
             Self::Pattern => formatter.write_str("a regular expression in quotes"),

@@ -42,7 +42,8 @@ impl Config {
 /// `[model]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSection {
-    /// A folder with `config.json` and safetensors, or a `.gguf` file.
+    /// A folder with `config.json` and safetensors, a `.gguf` file, or a model of the hub by name; see
+    /// [`ModelFiles::find`](crate::model::ModelFiles::find).
     pub path: String,
     /// Number format of weights and activations.
     pub dtype: Dtype,

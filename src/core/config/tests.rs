@@ -147,6 +147,10 @@ fn values_out_of_range_are_refused() {
         ("model", "path = \"~/model\""),
         ("model", "path = \"a\\u0000b\""),
         ("model", "path = 3"),
+        ("model", "path = \"hf:name\""),
+        ("model", "path = \"hf:../name\""),
+        ("model", "path = \"hf:org/name@a/../b\""),
+        ("model", "path = \"hf:org/name:model.bin\""),
         ("model", "path = \"m\"\ndevice = \"gpu\""),
         ("model", "path = \"m\"\ndevice = \"cuda:\""),
         ("model", "path = \"m\"\ndevice = \"cuda:+1\""),
@@ -209,6 +213,9 @@ fn values_at_the_edge_are_taken() {
         ("train", "algorithm = \"dpo\"\ndpo_beta = 1000\ndpo_label_smoothing = 0.49"),
         ("train", "min_learning_rate = 2e-4"),
         ("train", "warmup = 10\nmax_steps = 10"),
+        ("model", "path = \"hf:org/name\""),
+        ("model", "path = \"hf:org/name@v1.0\""),
+        ("model", "path = \"hf:org/name-GGUF@main:name-Q8_0.gguf\""),
         ("model", "path = \"m\"\ndevice = \"cuda:1\""),
         ("model", "path = \"m\"\ndevice = [1]"),
         ("data", "train = [\"a\", \"b\"]\neval = [\"c\"]"),
@@ -229,7 +236,6 @@ fn values_at_the_edge_are_taken() {
 #[test]
 fn what_does_not_exist_yet_says_what_does() {
     let missing = [
-        ("model", "path = \"hf:org/name\"", "download the model"),
         ("model", "path = \"m\"\ndtype = \"f16\"", "use \"bf16\""),
         ("model", "path = \"m\"\ndevice = [0, 1]", "name one, such as \"cuda:0\""),
         ("method", "kind = \"qlora\"", "use \"lora\""),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::text;
 
+use super::hub::{HubModel, HubNameError};
 use super::storage::Storage;
 
 /// Why a model cannot be opened. Untrusted names inside messages are cleaned and cut short.
@@ -17,6 +18,22 @@ pub enum ModelError {
         /// As given.
         path: Shown,
     },
+    /// What is meant as the name of a hub's model is none.
+    #[error(transparent)]
+    HubName(#[from] HubNameError),
+    /// A model of a hub that has not been downloaded, or not all of it.
+    #[error("{model} is not in the download cache {cache}; fetch it with `luthier model pull {model}`")]
+    NotInCache {
+        /// The model.
+        model: HubModel,
+        /// The cache.
+        cache: Shown,
+    },
+    /// The hub's download cache has no place.
+    #[error(
+        "no home folder is known in which models of the hub could lie; set HF_HOME to a folder of your own"
+    )]
+    NoHubCache,
     /// A file could not be read.
     #[error("cannot read {file}: {source}")]
     Read {

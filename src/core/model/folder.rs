@@ -5,7 +5,7 @@ use std::fs;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Parameter};
@@ -202,13 +202,24 @@ fn no_weights(root: &Path) -> ModelError {
         .flatten()
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|found| PICKLES.iter().any(|pickle| found == *pickle)))
+        .filter(|path| is_pickle(path))
         .collect();
     pickles.sort();
     match pickles.first() {
         Some(file) => ModelError::Pickle { file: file.into(), folder: root.into() },
         None => ModelError::NoWeights { folder: root.into() },
     }
+}
+
+/// Whether a file is, or holds, a pickle, by its name.
+pub fn is_pickle(path: &Path) -> bool {
+    path.extension().is_some_and(|found| PICKLES.iter().any(|pickle| found == *pickle))
+}
+
+/// The files that a shard index (`model.safetensors.index.json`) names, each once and as it stands there: unchecked.
+pub fn shard_names(index: &Path) -> Result<Vec<String>, ModelError> {
+    let names: IndexSet<String> = read_index(index)?.into_values().collect();
+    Ok(names.into_iter().collect())
 }
 
 #[derive(Deserialize)]

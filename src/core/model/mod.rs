@@ -10,6 +10,7 @@ mod fingerprint;
 mod folder;
 pub mod forecast;
 mod gguf;
+pub mod hub;
 pub mod roles;
 pub mod safetensors;
 mod settings;
@@ -30,6 +31,7 @@ use roles::Role;
 pub use adapter::AdapterFiles;
 pub use architecture::Architecture;
 pub use error::{ModelError, Shown, TensorProblems};
+pub use folder::{is_pickle, shard_names};
 pub use settings::Settings;
 pub use storage::{Block, Storage};
 pub use targets::{TargetError, match_targets};
@@ -262,7 +264,7 @@ impl ModelFiles {
         }
         let extension = path.extension().unwrap_or_default();
         let folder = path.parent().unwrap_or(path);
-        if folder::PICKLES.iter().any(|pickle| extension == *pickle) {
+        if is_pickle(path) {
             return Err(ModelError::Pickle { file: path.into(), folder: folder.into() });
         }
         if extension == "safetensors" || extension == "json" {
@@ -270,6 +272,12 @@ impl ModelFiles {
             return Err(ModelError::NotAModel { path: path.into(), found });
         }
         gguf::open(path)
+    }
+
+    /// Opens the model that `model.path` names: a path, relative to `project` unless absolute, or a model of the hub, in
+    /// its download cache. See [`hub::locate`].
+    pub fn find(path: impl AsRef<Path>, project: &Path) -> Result<Self, ModelError> {
+        Self::open(&hub::locate(path.as_ref(), project)?)
     }
 
     /// All linear layers, layer by layer, the head last (also a tied one).

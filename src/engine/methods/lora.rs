@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use luthier_core::config::{Bias, MethodSection, Targets, Variant};
 use luthier_core::model::roles::Part;
 use luthier_core::model::trained::{Copied, copied_tensors};
-use luthier_core::model::{LinearModule, match_targets};
+use luthier_core::model::{LinearModule, hub, match_targets};
 use tch::{Kind, Tensor};
 
 use super::copies::Copies;
@@ -81,7 +81,7 @@ impl Method for LoraMethod {
             modules_to_save: self.modules_to_save.clone(),
             patterns: Patterns::default(),
             transposed: model.architecture().transposed,
-            base: self.base.display().to_string(),
+            base: hub::public_name(&self.base),
         };
         let copies = Copies::of_files(model.files(), &copied, model, |copied| stored_name(copied, &targets))?;
         let mut lora = Lora::empty(settings, copies);

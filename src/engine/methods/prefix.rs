@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use luthier_core::config::MethodSection;
+use luthier_core::model::hub;
 use luthier_core::model::trained::prefix_heads;
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -59,7 +60,7 @@ impl Method for PrefixMethod {
         let layout = Layout::of(model)?;
         let shape = [self.virtual_tokens as i64, layout.width()];
         let values = normal(&shape, random::derive_name(seed, EMBEDDINGS))?;
-        Prefix::new(&values, layout, self.base.display().to_string(), model).map(super::boxed)
+        Prefix::new(&values, layout, hub::public_name(&self.base), model).map(super::boxed)
     }
 
     fn load(&self, folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use luthier_core::config::MethodSection;
+use luthier_core::model::hub;
 use serde_json::{Value, json};
 use tch::Tensor;
 
@@ -50,7 +51,7 @@ impl Method for PromptMethod {
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>> {
         let shape = [self.virtual_tokens as i64, model.architecture().hidden as i64];
         let values = normal(&shape, random::derive_name(seed, EMBEDDINGS))?;
-        Prompt::new(&values, self.base.display().to_string(), model).map(super::boxed)
+        Prompt::new(&values, hub::public_name(&self.base), model).map(super::boxed)
     }
 
     fn load(&self, folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {

@@ -18,7 +18,7 @@ const SHOWN_PROBLEMS: usize = 20;
 
 /// Opens the project's base model.
 pub fn model(project: &Project) -> Outcome<ModelFiles> {
-    Ok(ModelFiles::open(&project.path(&project.config.model.path))?)
+    Ok(ModelFiles::find(&project.config.model.path, &project.folder)?)
 }
 
 /// Reads, tokenises and checks the project's data, with progress on stderr where that is a terminal.

@@ -62,7 +62,7 @@ fn load(project: &Path, shared: &Mutex<Option<Arc<Loaded>>>, worker: &Worker<Eve
     let config = Config::load(project, &[]).map_err(|error| error.to_string())?;
     let dataset = data::read_dataset(&config, project).map_err(|error| error.to_string())?;
     let rows = Arc::new(dataset.rows);
-    let files = ModelFiles::open(&project.join(&config.model.path)).map_err(|error| error.to_string());
+    let files = ModelFiles::find(&config.model.path, project).map_err(|error| error.to_string());
     let tools = files.as_ref().map_err(Clone::clone).and_then(|files| {
         let tokenizer = Tokenizer::open(files).map_err(|error| error.to_string())?;
         let template = Template::resolve(&config, project, files).map_err(|error| error.to_string())?;

@@ -216,7 +216,7 @@ fn refusal(title: &str, text: &impl ToString) -> Refusal {
 fn plan(project: &Path, settings: &[String], worker: &Worker<Event>) -> Result<PlanSummary, Refusal> {
     let config =
         Config::load(project, settings).map_err(|error| refusal("The settings have mistakes", &error))?;
-    let files = ModelFiles::open(&project.join(&config.model.path))
+    let files = ModelFiles::find(&config.model.path, project)
         .map_err(|error| refusal("The base model cannot be used", &error))?;
     let mut shown = Instant::now();
     let prepared = data::prepare(&config, project, &files, &mut |done, total| {
@@ -311,7 +311,7 @@ fn difference(project: &Path, run: &str) -> (String, String) {
 fn rows(project: &Path, run: &str, step: u64, worker: &Worker<Event>) -> Result<Vec<usize>, String> {
     let run = open(project, run)?;
     let config = Config::load_file(&run.config_path(), &[]).map_err(|error| error.to_string())?;
-    let files = ModelFiles::open(&project.join(&config.model.path)).map_err(|error| error.to_string())?;
+    let files = ModelFiles::find(&config.model.path, project).map_err(|error| error.to_string())?;
     let prepared =
         data::prepare(&config, project, &files, &mut |_, _| {}).map_err(|error| error.to_string())?;
     if worker.is_stale() {

@@ -46,7 +46,7 @@ impl Weights {
                 clean_line(&adapter.display().to_string())
             ));
         }
-        let files = ModelFiles::open(&run.project().join(model))
+        let files = ModelFiles::find(model, run.project())
             .map_err(|error| format!("The base model cannot be used: {error}"))?;
         let tuned = weights_fingerprint(&adapter, &files.fingerprint)
             .map_err(|error| format!("The trained weights cannot be read: {error}"))?;
