@@ -13,6 +13,27 @@ use crate::process::send;
 use crate::programs::luthier;
 use crate::wait::{PATIENCE, wait_for};
 
+/// What the surroundings of a test may say, and must not.
+const FOREIGN: [&str; 17] = [
+    "LUTHIER_ENGINE",
+    "LUTHIER_LOG",
+    "NO_COLOR",
+    "RUST_BACKTRACE",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_TOKEN",
+    "HF_TOKEN_PATH",
+    "HUGGINGFACE_HUB_CACHE",
+    "HUGGING_FACE_HUB_TOKEN",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+];
+
 /// A `luthier` to be started.
 pub struct Luthier {
     command: Command,
@@ -43,7 +64,7 @@ impl Luthier {
     pub(crate) fn new(folder: &Path) -> Self {
         let mut command = Command::new(luthier());
         command.current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        for name in ["LUTHIER_ENGINE", "LUTHIER_LOG", "NO_COLOR", "RUST_BACKTRACE"] {
+        for name in FOREIGN {
             command.env_remove(name);
         }
         Self { command, input: Vec::new() }

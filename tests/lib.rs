@@ -8,6 +8,7 @@
 
 mod command;
 mod elf;
+pub mod hub_server;
 mod process;
 mod programs;
 mod project;

@@ -4,6 +4,7 @@ pub mod app;
 pub mod cli;
 pub mod command;
 pub mod effects;
+pub mod hub;
 pub mod keymap;
 pub mod panes;
 #[cfg(test)]

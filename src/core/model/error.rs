@@ -20,7 +20,7 @@ pub enum ModelError {
     },
     /// What is meant as the name of a hub's model is none.
     #[error(transparent)]
-    HubName(#[from] HubNameError),
+    HubName(HubNameError),
     /// A model of a hub that has not been downloaded, or not all of it.
     #[error("{model} is not in the download cache {cache}; fetch it with `luthier model pull {model}`")]
     NotInCache {

@@ -292,7 +292,8 @@ fn folder_name(model: &HubModel) -> String {
 /// cache, a relative path starts at `project`. Whether a model is at the path shows when it is opened.
 pub fn locate(path: &Path, project: &Path) -> Result<PathBuf, ModelError> {
     match path.to_str().filter(|name| HubModel::is_meant_by(name)) {
-        Some(name) => HubCache::new(HubFolders::of_environment()?.cache).find(&HubModel::parse(name)?),
+        Some(name) => HubCache::new(HubFolders::of_environment()?.cache)
+            .find(&HubModel::parse(name).map_err(ModelError::HubName)?),
         None => Ok(project.join(path)),
     }
 }

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use luthier_core::config::{Bias, MethodSection, Targets};
-use luthier_core::model::{LinearModule, hub};
 use luthier_core::model::trained::{Copied, ScaledLayer, copied_tensors, scaled_layers};
+use luthier_core::model::{LinearModule, hub};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -58,8 +58,7 @@ impl Method for Ia3Method {
         let copied = copied_tensors(&self.modules_to_save, Bias::None, &targets, model.architecture())
             .map_err(|error| wrong_targets(&error))?;
         let copies = Copies::of_files(model.files(), &copied, model, stored_name)?;
-        let mut ia3 =
-            Ia3::empty(self.modules_to_save.clone(), hub::public_name(&self.base), copies, model);
+        let mut ia3 = Ia3::empty(self.modules_to_save.clone(), hub::public_name(&self.base), copies, model);
         for ScaledLayer { module, input } in &layers {
             let linear = linear_of(module, model)?;
             let ones = ops::ones(&shape(linear, *input), Kind::Float, model.device())?;

@@ -99,7 +99,8 @@ pub fn usual_tolerance(kind: Kind) -> f64 {
 /// Loads the model and compares.
 pub fn verify(request: &Request) -> Result<Report> {
     let _guard = tch::no_grad_guard();
-    let files = ModelFiles::open(&request.model).map_err(|error| EngineError::Config(error.to_string()))?;
+    let files = ModelFiles::find(&request.model, Path::new(""))
+        .map_err(|error| EngineError::Config(error.to_string()))?;
     let reference = Reference::read(&request.reference, &files.architecture, request.device)?;
     let model = Model::load(&files, request.device, request.kind)?;
     compare(&model, &reference, request.tolerance)

@@ -10,6 +10,8 @@ use luthier_core::model::forecast::PlanError;
 use luthier_core::runs::RunError;
 use luthier_core::sweep::SweepError;
 
+use crate::hub::HubError;
+
 /// What a command gives back.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
@@ -91,12 +93,25 @@ impl From<ModelError> for Failure {
         let named_wrongly = matches!(
             error,
             ModelError::NotFound { .. }
+                | ModelError::HubName(_)
+                | ModelError::NotInCache { .. }
+                | ModelError::NoHubCache
                 | ModelError::NotAModel { .. }
                 | ModelError::Pickle { .. }
                 | ModelError::UnknownArchitecture { .. }
                 | ModelError::Unsupported { .. }
         );
         if named_wrongly { Self::usage(error.to_string()) } else { Self::work(error.to_string()) }
+    }
+}
+
+impl From<HubError> for Failure {
+    fn from(error: HubError) -> Self {
+        match error {
+            HubError::Model(error) => error.into(),
+            error if error.is_usage() => Self::usage(error.to_string()),
+            error => Self::work(error.to_string()),
+        }
     }
 }
 

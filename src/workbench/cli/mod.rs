@@ -31,7 +31,11 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use luthier_core::config::nearest;
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use failure::{Failure, Outcome};
 use interrupts::Interrupts;
@@ -126,7 +130,10 @@ pub fn run() -> ExitCode {
 
 fn start_log() {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    // What goes over the wire, the token with it, is ureq's finest level.
+    let harmless = filter_fn(|seen| *seen.level() < Level::TRACE || !seen.target().starts_with("ureq"));
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(filter).with(harmless).with(lines).init();
 }
 
 /// Opens the workbench.

@@ -1,5 +1,6 @@
 //! `luthier model`.
 
+mod pull;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use serde::Serialize;
 use super::failure::Outcome;
 use super::{output, units};
 
-/// Look at a base model
+/// Look at a base model, check it, or fetch one
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -25,6 +26,7 @@ pub struct Arguments {
 enum Command {
     Inspect(Inspect),
     Verify(verify::Arguments),
+    Pull(pull::Arguments),
 }
 
 /// Show what a model's files say about it, without reading its weights
@@ -33,7 +35,7 @@ enum Command {
     after_help = "Examples:\n  luthier model inspect models/smollm2-135m-instruct-q4_1.gguf\n  luthier model inspect ~/models/tinyllama --json | jq .parameters"
 )]
 struct Inspect {
-    /// A folder with config.json and safetensors files, or a .gguf file
+    /// A folder with config.json and safetensors files, a .gguf file, or hf:org/name[@revision]
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Print a JSON document
@@ -83,18 +85,19 @@ struct TemplateFound {
     fingerprint: String,
 }
 
-/// Looks at a model.
+/// Looks at a model, checks it, or fetches it.
 pub fn run(arguments: &Arguments) -> Outcome {
     let arguments = match &arguments.command {
         Command::Inspect(arguments) => arguments,
         Command::Verify(arguments) => return verify::run(arguments),
+        Command::Pull(arguments) => return pull::run(arguments),
     };
     let inspection = inspect(&arguments.path)?;
     if arguments.json { output::document(&inspection) } else { output::line(&describe(&inspection)) }
 }
 
 fn inspect(path: &Path) -> Outcome<Inspection> {
-    let files = ModelFiles::open(path)?;
+    let files = ModelFiles::find(path, Path::new(""))?;
     let tokenizer = Tokenizer::open(&files)?;
     let template = match &files.chat_template {
         Some(_) => {

@@ -23,7 +23,7 @@ the model makes of it in transformers (logits, last_hidden_state, loss), and gre
 gen0.tokens, gen1.prompt, …). The batch is computed padded, packed end to end, and through the key-value cache.
 Exit status 3 where a difference is beyond the tolerance, or a token differs.")]
 pub struct Arguments {
-    /// A folder with config.json and safetensors files, or a .gguf file
+    /// A folder with config.json and safetensors files, a .gguf file, or hf:org/name[@revision]
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// A folder with ref.safetensors

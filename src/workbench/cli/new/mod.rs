@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use luthier_core::config::{FILE_NAME, template};
+use luthier_core::model::hub::HubModel;
 
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::{output, sample};
@@ -17,8 +18,8 @@ pub struct Arguments {
     /// Folder of the project; made where it does not exist
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// The base model: a folder with config.json and safetensors files, or a .gguf file [default: the sample
-    /// model that `make setup` has fetched]
+    /// The base model: a folder with config.json and safetensors files, a .gguf file, or hf:org/name[@revision]
+    /// [default: the sample model that `make setup` has fetched]
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
 }
@@ -57,6 +58,7 @@ const DATA: [(&str, &str); 3] = [
 pub fn run(arguments: &Arguments) -> Outcome {
     let folder = &arguments.folder;
     let model = match &arguments.model {
+        Some(given) if is_of_the_hub(given) => Some(given.clone()),
         Some(given) => Some(absolute(given)?),
         None => sample::cached_model(),
     };
@@ -71,6 +73,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
     }
     write_all(folder, &files)?;
     output::line(&described(folder, &files, model.as_deref()))
+}
+
+fn is_of_the_hub(path: &Path) -> bool {
+    path.to_str().is_some_and(HubModel::is_meant_by)
 }
 
 fn absolute(path: &Path) -> Outcome<PathBuf> {
