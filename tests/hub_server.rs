@@ -310,9 +310,9 @@ fn content_answer(content: &[u8], range: Option<&str>, without_ranges: bool) -> 
 
 fn refused(status: u16, code: &str) -> Answer {
     // A hub may say anything in its message; none of it belongs on a screen.
-    let mut headers = vec![("X-Error-Message", "\u{1b}[2Jmessage of the server".to_owned())];
+    let mut headers = vec![("X-Error-Message", "message of the server".to_owned())];
     if !code.is_empty() {
         headers.push(("X-Error-Code", code.to_owned()));
     }
-    Answer { status, headers, body: b"<html>message of the server</html>".to_vec(), cut: None }
+    Answer { status, headers, body: b"\x1b[2J<html>message of the server</html>".to_vec(), cut: None }
 }

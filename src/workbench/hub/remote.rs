@@ -282,7 +282,7 @@ fn reason(error: &ureq::Error) -> String {
             "the proxy does not let through".to_owned()
         }
         ureq::Error::ConnectionFailed => "no connection comes about".to_owned(),
-        ureq::Error::Protocol(_) => "the answer is not HTTP".to_owned(),
+        ureq::Error::Protocol(error) => format!("the answer is not HTTP: {error}"),
         _ => "the request failed".to_owned(),
     }
 }

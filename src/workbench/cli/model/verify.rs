@@ -36,7 +36,7 @@ pub struct Arguments {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Largest difference that passes, of logits and hidden states, times their largest value where that is above 1; a
-    /// tenth of it for the loss [default: 1e-4 in f32, 2e-2 in bf16]
+    /// tenth of it for the loss [default: 1e-4 in f32, 3e-2 in bf16]
     #[arg(long, value_name = "NUMBER")]
     tolerance: Option<f64>,
     /// Print a JSON document
