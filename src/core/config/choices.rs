@@ -123,7 +123,7 @@ choices! {
     pub enum MethodKind {
         Full = "full", "every weight of the model";
         Lora = "lora", "low-rank adapters beside frozen weights";
-        Qlora = "qlora", "LoRA over 4-bit weights", instead "use \"lora\"";
+        Qlora = "qlora", "LoRA over quantised weights: NF4, or a GGUF file's own";
         Prefix = "prefix", "trained keys and values before every layer";
         Prompt = "prompt", "trained embeddings before the input";
         Ia3 = "ia3", "trained scales on keys, values and the MLP";
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn what_is_missing_says_what_to_use() {
         let missing: Vec<_> =
-            MethodKind::CHOICES.iter().filter(|choice| choice.missing.is_some()).map(|c| c.name).collect();
-        assert_eq!(missing, ["qlora"]);
+            Optimizer::CHOICES.iter().filter(|choice| choice.missing.is_some()).map(|c| c.name).collect();
+        assert_eq!(missing, ["adamw8bit", "sgd", "lion"]);
     }
 }

@@ -160,8 +160,8 @@ mod tests {
 
     #[test]
     fn only_what_exists_is_offered() {
-        let kind = Kind::Choice(super::super::MethodKind::CHOICES);
-        assert_eq!(kind.to_string(), "one of \"full\", \"lora\", \"prefix\", \"prompt\", \"ia3\"");
+        let kind = Kind::Choice(super::super::Optimizer::CHOICES);
+        assert_eq!(kind.to_string(), "\"adamw\"");
         let kind = Kind::Choice(super::super::Recompute::CHOICES);
         assert_eq!(kind.to_string(), "one of \"auto\", \"on\", \"off\"");
     }

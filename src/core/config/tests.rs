@@ -238,7 +238,6 @@ fn what_does_not_exist_yet_says_what_does() {
     let missing = [
         ("model", "path = \"m\"\ndtype = \"f16\"", "use \"bf16\""),
         ("model", "path = \"m\"\ndevice = [0, 1]", "name one, such as \"cuda:0\""),
-        ("method", "kind = \"qlora\"", "use \"lora\""),
         ("train", "optimizer = \"lion\"", "use \"adamw\""),
         ("train", "optimizer = \"adamw8bits\"", "\"adamw8bit\" is not available in this version"),
     ];

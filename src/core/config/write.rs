@@ -235,7 +235,7 @@ theme = \"luthier\"
             ("train.learning_rat", "1", "did you mean `learning_rate`?"),
             ("train.min_learning_rate", "0.5", "above `train.learning_rate`"),
             ("train", "1", "is a section"),
-            ("method.kind", "qlora", "not available in this version"),
+            ("train.optimizer", "lion", "not available in this version"),
             ("", "", "unknown key"),
         ] {
             let error = write_key(&file, key, value).expect_err(key).to_string();

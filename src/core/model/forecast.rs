@@ -2,7 +2,7 @@
 //!
 //! Bytes follow from how the engine computes. With e the bytes of a weight and activation (4 in f32, 2 in bf16):
 //!
-//! - *weights*: every parameter once, e each, also those that lie quantised on disk.
+//! - *weights*: every parameter once, e each, also those that lie quantised on disk; for QLoRA what [`Quantisation`] says.
 //! - *adapter*, *gradients*, *optimizer*: per trained parameter 4 bytes each for its value and its gradient, 8 for
 //!   AdamW's two moments: all in f32. Full fine-tuning trains a copy of every weight beside the base's own.
 //! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the width, Q and K the
@@ -31,7 +31,8 @@
 //!   of 3F where there is no gate, and 8hL for scores that stand in memory. With recompute
 //!   only each layer's input is kept, eH per token, and one layer at a time is as above. On the processor a third is added:
 //!   blocks that were freed do not all fit again (a LoRA step of SmolLM2-135M on 512 tokens took 0.69 GB of activations
-//!   where 0.51 were alive).
+//!   where 0.51 were alive). QLoRA decodes one matrix at a time: the largest of them, e each, and on a GPU [`DECODING`]
+//!   bytes more for every element.
 //! - *logits*: the head works through the trained tokens in parts of at most [`LOGITS_AT_ONCE`] logits; 8 bytes per
 //!   logit in f32 (logits, and a copy that the normaliser takes), 10 in bf16; and twice eH per trained token.
 //!   A trained head keeps its gradient twice while the parts are worked through: 8 bytes for each of its weights.
@@ -48,13 +49,17 @@ use super::architecture::{
 use super::roles::Role;
 use super::targets::{TargetError, match_targets};
 use super::trained::{copied_tensors, prefix_heads, scaled_layers, trained_count};
-use super::{LinearModule, ModelFiles, ModelKind, Shown};
+use super::{Held, LinearModule, ModelFiles, ModelKind, Quantisation, Shown};
 use crate::config::{Algorithm, Bias, Config, Device, Dtype, MethodKind, Recompute, Variant};
 use crate::data::{DataSummary, StepOrder};
 use crate::machine::{self, Gpus};
 
 /// Most logits that training and evaluation hold at once.
 pub const LOGITS_AT_ONCE: u64 = 1 << 24;
+
+/// Bytes that an element takes beside its result while a GPU decodes it: its value in f32, and the numbers it is looked
+/// up by.
+pub const DECODING: u64 = 8;
 
 /// What a run would train and need.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -156,9 +161,6 @@ pub enum PlanError {
     /// The targets do not fit the model.
     #[error(transparent)]
     Targets(#[from] TargetError),
-    /// A method without a forecast.
-    #[error("method.kind = \"{0}\" is not available in this version of Luthier; use \"lora\"")]
-    Method(MethodKind),
     /// Full fine-tuning over a GGUF file, whose layout its result could not have.
     #[error(
         "method.kind = \"full\" leaves a model folder behind, laid out as its base, and {file} is a GGUF file; give \
@@ -198,7 +200,8 @@ pub fn plan_at(
     if config.method.kind == MethodKind::Full && files.kind == ModelKind::Gguf {
         return Err(PlanError::Layout { file: Shown::from(&files.root) });
     }
-    let model = Model { architecture: &files.architecture, parameters: files.parameters() };
+    let quantised = Quantisation::of(MethodKind::Qlora, files).held(files);
+    let model = Model { architecture: &files.architecture, parameters: files.parameters(), quantised };
     let Sizes { trainable, memory, half, recompute } = model.sizes(config, data, place)?;
     let (steps, tokens) = course(config, data);
     let plan = Plan {
@@ -237,6 +240,8 @@ fn course(config: &Config, data: &DataSummary) -> (u64, u64) {
 struct Model<'a> {
     architecture: &'a Architecture,
     parameters: u64,
+    /// As QLoRA holds it.
+    quantised: Held,
 }
 
 /// What a run takes.
@@ -250,9 +255,11 @@ struct Sizes {
 
 impl Model<'_> {
     fn sizes(&self, config: &Config, data: &DataSummary, place: Place) -> Result<Sizes, PlanError> {
-        if config.method.kind == MethodKind::Qlora {
-            return Err(PlanError::Method(config.method.kind));
-        }
+        let held = if config.method.kind == MethodKind::Qlora {
+            self.quantised
+        } else {
+            Held::dense(self.parameters)
+        };
         let trainable = trained_count(&config.method, self.architecture)?;
         let touched = Touched::of(config, self.architecture)?;
         let half = match config.model.dtype {
@@ -269,12 +276,15 @@ impl Model<'_> {
         let longest = longest_row(config, data) + own;
         let fused = !half && !place.gpu;
         let shape = Shape { element, fused, batch, longest, virtual_tokens, config, touched: &touched };
+        let decoding = held.largest_decoded * (element + if place.gpu { DECODING } else { 0 });
+        let activations =
+            |recompute| place.spread(shape.activations(self.architecture, recompute)) + decoding;
         let mut memory = Memory {
-            weights: self.parameters * element,
+            weights: held.bytes(element),
             adapter: trainable * 4,
             gradients: trainable * 4,
             optimizer: trainable * 8,
-            activations: place.spread(shape.activations(self.architecture, false)),
+            activations: activations(false),
             logits: shape.logits(self.architecture),
             runtime: place.runtime_bytes(),
             total: 0,
@@ -286,7 +296,7 @@ impl Model<'_> {
             Recompute::Auto => memory.total > place.available / 10 * 9,
         };
         if recompute {
-            memory.activations = place.spread(shape.activations(self.architecture, true));
+            memory.activations = activations(true);
             memory.total = memory.sum();
         }
         Ok(Sizes { trainable, memory, half, recompute })
@@ -554,7 +564,7 @@ fn remedy(
     let mut config = config.clone();
     let mut data = data.clone();
     let mut changes: Vec<String> = Vec::new();
-    let tries: [Change; 4] = [recomputed, halved, one_by_one, shortened];
+    let tries: [Change; 5] = [recomputed, halved, one_by_one, quantised, shortened];
     for change in tries {
         let Some(change) = change(&mut config, &mut data, plan) else { continue };
         changes.push(change);
@@ -592,6 +602,14 @@ fn one_by_one(config: &mut Config, _: &mut DataSummary, _: &Plan) -> Option<Stri
     train.accumulate = train.accumulate.saturating_mul(train.batch_size);
     train.batch_size = 1;
     Some(format!("train.batch_size = 1 with train.accumulate = {}", train.accumulate))
+}
+
+fn quantised(config: &mut Config, _: &mut DataSummary, _: &Plan) -> Option<String> {
+    if config.method.kind != MethodKind::Lora {
+        return None;
+    }
+    config.method.kind = MethodKind::Qlora;
+    Some("method.kind = \"qlora\"".to_owned())
 }
 
 fn shortened(config: &mut Config, data: &mut DataSummary, _: &Plan) -> Option<String> {
