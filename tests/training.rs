@@ -91,6 +91,21 @@ fn a_run_streams_its_journal_and_learns() {
 }
 
 #[test]
+fn qlora_holds_less_and_learns_all_the_same() {
+    let project = Project::tiny();
+    let qlora = ["--set", "method.kind=qlora"];
+    let weights = |set: &[&str]| {
+        let planned = project.luthier(["plan", "--json"].iter().chain(set).copied()).run().expect(0).json();
+        planned["memory"]["weights"].as_u64().unwrap()
+    };
+    assert!(weights(&qlora) < weights(&[]) * 2 / 3);
+    let told = project.luthier(["train", "--json"].into_iter().chain(qlora)).run().expect(0);
+    let losses = losses(&told.json_lines());
+    assert!(losses[11] < losses[0] - 0.5, "{losses:?}");
+    assert!(project.run().join("adapter/adapter_model.safetensors").is_file());
+}
+
+#[test]
 fn a_run_in_the_foreground_ends_with_what_came_of_it() {
     let project = Project::tiny();
     let told = project.luthier(["train"]).run().expect(0);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use luthier_core::config::Config;
 use luthier_core::data::{DataError, Message, Template, Tokenizer};
-use luthier_core::model::ModelFiles;
+use luthier_core::model::{ModelFiles, Quantisation};
 
 use crate::device;
 use crate::error::{EngineError, Result};
@@ -37,7 +37,8 @@ impl Base {
         let stop = template.stop_tokens(&tokenizer, &files);
         let device = device::choose(&config.model.device)?;
         let kind = device::compute_kind(config.model.dtype, device)?;
-        let model = Model::load(&files, device, kind)?;
+        let quantisation = Quantisation::of(config.method.kind, &files);
+        let model = Model::load(&files, device, kind, quantisation)?;
         Ok(Self { files, tokenizer, template, stop, model })
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use luthier_core::config::{Config, Device as ConfigDevice, Dtype, MethodKind, MethodSection};
 use luthier_core::data::{self, EncodedRow, StepOrder};
-use luthier_core::model::ModelFiles;
+use luthier_core::model::{ModelFiles, Quantisation};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
@@ -80,6 +80,8 @@ pub struct Figures {
     pub dtype: String,
     /// Seconds to have the weights ready.
     pub load_seconds: f64,
+    /// What they take; of mapped ones, in their file.
+    pub weight_bytes: u64,
     /// Training.
     pub train: Option<TrainFigures>,
     /// Generation.
@@ -144,7 +146,8 @@ pub fn bench(bench: &Bench) -> Result<Figures> {
         Work::Project { folder } => project(folder)?,
     };
     let began = Instant::now();
-    let model = Model::load(&plan.files, device, kind)?;
+    let quantisation = Quantisation::of(plan.method.kind, &plan.files);
+    let model = Model::load(&plan.files, device, kind, quantisation)?;
     let load_seconds = began.elapsed().as_secs_f64();
     if let Some(path) = &bench.rows_to {
         write_rows(path, &plan, WARM_UP + bench.steps)?;
@@ -159,6 +162,7 @@ pub fn bench(bench: &Bench) -> Result<Figures> {
         device: device_name(device),
         dtype: format!("{kind:?}"),
         load_seconds,
+        weight_bytes: model.weight_bytes(),
         train,
         decode,
         peak_memory_bytes: peak_memory(),

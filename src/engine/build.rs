@@ -1,7 +1,7 @@
 //! Finds libtorch through the link that `make setup` leaves, and compiles the C++ seam.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
@@ -15,15 +15,9 @@ fn main() {
         _ => panic!("there is no libtorch in {}: run `make setup`", linked.display()),
     };
     println!("cargo:rerun-if-changed={}", torch.join("build-version").display());
-    compiler()
-        .warnings(true)
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .flag("-isystem")
-        .flag(torch.join("include"))
-        .flag("-isystem")
-        .flag(torch.join("include/torch/csrc/api/include"))
-        .file("csrc/shim.cpp")
-        .compile("luthier_shim");
+    seam(&torch).file("csrc/shim.cpp").compile("luthier_shim");
+    // Decoded weights have the bits that bitsandbytes gives them only where a product is rounded before it is added to.
+    seam(&torch).flag("-ffp-contract=off").file("csrc/quantised.cpp").compile("luthier_quantised");
     // The same kernels for several instruction sets; the program chooses when it runs.
     let x86: &[(&str, &[&str])] = &[
         ("avx2", &["-mavx2", "-mfma", "-mf16c"]),
@@ -46,6 +40,18 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     // libtorch_cpu finds the CUDA runtime through its own RPATH at run time; the linker would not.
     println!("cargo:rustc-link-arg=-Wl,--allow-shlib-undefined");
+}
+
+fn seam(torch: &Path) -> cc::Build {
+    let mut build = compiler();
+    build
+        .warnings(true)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .flag("-isystem")
+        .flag(torch.join("include"))
+        .flag("-isystem")
+        .flag(torch.join("include/torch/csrc/api/include"));
+    build
 }
 
 fn compiler() -> cc::Build {

@@ -1,10 +1,13 @@
-//! The C seam over libtorch (`csrc/shim.cpp`): one safe function per symbol. The only unsafe code of the engine.
+//! The C seam over libtorch (`csrc`): one safe function per symbol. The only unsafe code of the engine.
 #![expect(unsafe_code, reason = "this is the seam to C++; each use says why it is sound")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fs::File;
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use luthier_core::model::Storage;
@@ -94,6 +97,25 @@ unsafe extern "C" {
     fn luthier_spent(out: *mut i64, count: usize) -> c_int;
     fn luthier_add_low_rank(y: Pointer, x: Pointer, a: Pointer, b: Pointer, scale: f64) -> c_int;
     fn luthier_dropout_mask(x: Pointer, p: f64, seed: u64, out: *mut Pointer) -> c_int;
+    fn luthier_parallel(count: i64, work: extern "C" fn(*mut c_void, i64), owner: *mut c_void) -> c_int;
+    fn luthier_remade_linear(
+        x: Pointer,
+        make: extern "C" fn(*mut c_void, *mut c_char, usize) -> Pointer,
+        release: extern "C" fn(*mut c_void),
+        owner: *mut c_void,
+        out: *mut Pointer,
+    ) -> c_int;
+    fn luthier_nf4_decode(matrix: *const Nf4Pointers, kind: c_int, out: *mut Pointer) -> c_int;
+    fn luthier_nf4_look_up(matrix: *const Nf4Pointers, kind: c_int, out: *mut Pointer) -> c_int;
+    fn luthier_nf4_product(x: Pointer, matrix: *const Nf4Pointers, out: *mut Pointer) -> c_int;
+    fn luthier_blocks_decode(
+        bytes: Pointer,
+        format: c_int,
+        rows: i64,
+        columns: i64,
+        kind: c_int,
+        out: *mut Pointer,
+    ) -> c_int;
     fn luthier_device_memory(device: c_int, out: *mut i64) -> c_int;
     fn luthier_device_memory_release(device: c_int) -> c_int;
 }
@@ -170,17 +192,22 @@ extern "C" fn release_map(owner: *mut c_void) {
     drop(unsafe { Box::from_raw(owner.cast::<Arc<Mmap>>()) });
 }
 
+/// Number of an element type in `c10/core/ScalarType.h`; `None` for those that no weight has.
+fn scalar_type(kind: Kind) -> Option<c_int> {
+    match kind {
+        Kind::Uint8 => Some(0),
+        Kind::Half => Some(5),
+        Kind::Float => Some(6),
+        Kind::BFloat16 => Some(15),
+        _ => None,
+    }
+}
+
 /// A CPU tensor over `bytes` of a mapped file, without copying; the map lives as long as the tensor. The tensor must
 /// never be written to. `None` where the bytes do not hold exactly the shape, or lie unaligned.
 pub fn borrow_map(map: &Arc<Mmap>, offset: usize, shape: &[i64], kind: Kind) -> Result<Option<Tensor>> {
     let size = kind.elt_size_in_bytes();
-    // Numbers of c10/core/ScalarType.h.
-    let scalar_type = match kind {
-        Kind::Half => 5,
-        Kind::Float => 6,
-        Kind::BFloat16 => 15,
-        _ => return Ok(None),
-    };
+    let Some(scalar_type) = scalar_type(kind) else { return Ok(None) };
     let elements =
         shape.iter().try_fold(1_usize, |product, &length| product.checked_mul(usize::try_from(length).ok()?));
     let Some(length) = elements.and_then(|elements| elements.checked_mul(size)) else { return Ok(None) };
@@ -227,6 +254,10 @@ impl Element for half::bf16 {
     const KIND: Kind = Kind::BFloat16;
 }
 
+impl Element for u8 {
+    const KIND: Kind = Kind::Uint8;
+}
+
 /// A new CPU tensor whose elements `write` sets; they are zero before.
 pub fn fill<T: Element>(shape: &[i64], write: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Tensor> {
     let tensor = crate::ops::zeros(shape, T::KIND, tch::Device::Cpu)?;
@@ -237,6 +268,19 @@ pub fn fill<T: Element>(shape: &[i64], write: impl FnOnce(&mut [T]) -> Result<()
         write(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), length) })?;
     }
     Ok(tensor)
+}
+
+/// What `look` makes of the elements of a contiguous f32 tensor on the CPU, in row-major order.
+pub fn with_floats<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    if x.kind() != Kind::Float || x.device() != tch::Device::Cpu || !x.is_contiguous() {
+        return Err(crate::ops::mismatch("with_floats", &[x], "f32 in row-major order on the CPU is needed"));
+    }
+    if x.numel() == 0 {
+        return Ok(look(&[]));
+    }
+    // SAFETY: such a tensor has `numel` f32, one behind the other, which live as long as `x`; whoever writes to tensors
+    // in place does so on the engine's one thread, which is here.
+    Ok(look(unsafe { std::slice::from_raw_parts(x.data_ptr().cast::<f32>(), x.numel()) }))
 }
 
 /// Gradients of `roots` into the leaves they were made from, starting from `gradients` (of the roots' shapes; `None` is
@@ -564,6 +608,170 @@ pub fn time_spent() -> Result<Vec<(&'static str, Duration)>> {
     checked("time_spent", unsafe { luthier_spent(nanoseconds.as_mut_ptr(), nanoseconds.len()) })?;
     let spent = nanoseconds.map(|count| Duration::from_nanos(u64::try_from(count).unwrap_or_default()));
     Ok(PARTS.into_iter().zip(spent).collect())
+}
+
+/// A matrix out of `bytes`, a one-dimensional uint8 tensor of llama.cpp's blocks, decoded by tensor operations on the
+/// device it lies on: `[rows, columns]` of type `kind`.
+pub fn blocks_decode(
+    bytes: &Tensor,
+    storage: Storage,
+    [rows, columns]: [usize; 2],
+    kind: Kind,
+) -> Result<Tensor> {
+    let known = format_number(storage).filter(|_| storage.is_quantised()).zip(scalar_type(kind));
+    let Some((format, kind)) = known else {
+        return Err(EngineError::torch("blocks_decode", "no such blocks or elements"));
+    };
+    let mut out = null_mut();
+    // SAFETY: one live tensor in, one pointer written on success; the shim checks that the bytes are exactly the matrix.
+    checked("blocks_decode", unsafe {
+        luthier_blocks_decode(pointer(bytes), format, rows as i64, columns as i64, kind, &raw mut out)
+    })?;
+    Ok(owned(out))
+}
+
+/// A matrix in NF4 with the tables that decode it, as [`crate::weights::nf4`] describes them; all on one device.
+#[derive(Debug, Clone, Copy)]
+pub struct Nf4Matrix<'a> {
+    /// uint8, two elements each.
+    pub codes: &'a Tensor,
+    /// uint8, one for every 64 elements.
+    pub scales: &'a Tensor,
+    /// f32, one for every 256 scales.
+    pub nested: &'a Tensor,
+    /// One f32.
+    pub offset: &'a Tensor,
+    /// `[256, 2]` f32: the two elements that each byte of `codes` stands for, unscaled.
+    pub pairs: &'a Tensor,
+    /// `[256]` f32: what each scale stands for.
+    pub dynamic: &'a Tensor,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub columns: usize,
+}
+
+/// `luthier_nf4` of `csrc/quantised.cpp`.
+#[repr(C)]
+struct Nf4Pointers {
+    codes: Pointer,
+    scales: Pointer,
+    nested: Pointer,
+    offset: Pointer,
+    pairs: Pointer,
+    dynamic: Pointer,
+    rows: i64,
+    columns: i64,
+}
+
+impl Nf4Matrix<'_> {
+    /// Pointers that are good as long as the tensors are.
+    fn pointers(&self) -> Nf4Pointers {
+        Nf4Pointers {
+            codes: pointer(self.codes),
+            scales: pointer(self.scales),
+            nested: pointer(self.nested),
+            offset: pointer(self.offset),
+            pairs: pointer(self.pairs),
+            dynamic: pointer(self.dynamic),
+            rows: self.rows as i64,
+            columns: self.columns as i64,
+        }
+    }
+}
+
+/// The matrix decoded, `[rows, columns]` of type `kind`, f32 or bf16; on the CPU only.
+pub fn nf4_decode(matrix: &Nf4Matrix, kind: Kind) -> Result<Tensor> {
+    let Some(kind) = scalar_type(kind) else {
+        return Err(EngineError::torch("nf4_decode", "no such elements"));
+    };
+    let (matrix, mut out) = (matrix.pointers(), null_mut());
+    // SAFETY: six live tensors in, one pointer written on success; the shim checks types and sizes.
+    checked("nf4_decode", unsafe { luthier_nf4_decode(&raw const matrix, kind, &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// As [`nf4_decode`], by tensor operations, on any device.
+pub fn nf4_look_up(matrix: &Nf4Matrix, kind: Kind) -> Result<Tensor> {
+    let Some(kind) = scalar_type(kind) else {
+        return Err(EngineError::torch("nf4_look_up", "no such elements"));
+    };
+    let (matrix, mut out) = (matrix.pointers(), null_mut());
+    // SAFETY: six live tensors in, one pointer written on success; the shim checks types and sizes.
+    checked("nf4_look_up", unsafe { luthier_nf4_look_up(&raw const matrix, kind, &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// `x · matrixᵀ`, `[tokens, columns]` → `[tokens, rows]`, decoding the matrix on the way: for few tokens. `x` must be
+/// plain and `columns` a multiple of 64; no gradient.
+pub fn nf4_product(x: &Tensor, matrix: &Nf4Matrix) -> Result<Tensor> {
+    let (matrix, mut out) = (matrix.pointers(), null_mut());
+    // SAFETY: seven live tensors in, one pointer written on success; the shim checks types and sizes.
+    checked("nf4_product", unsafe { luthier_nf4_product(pointer(x), &raw const matrix, &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// What [`parallel`] runs, and whether it ended in a panic.
+struct Shared<'a> {
+    work: &'a (dyn Fn(usize) + Sync),
+    panicked: AtomicBool,
+}
+
+extern "C" fn run_shared(owner: *mut c_void, index: i64) {
+    // SAFETY: `owner` is the `Shared` of a `parallel` that is still running.
+    let shared = unsafe { &*owner.cast::<Shared>() };
+    if catch_unwind(AssertUnwindSafe(|| (shared.work)(index as usize))).is_err() {
+        shared.panicked.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs `work` for every number below `count`, on the threads that libtorch's operations run on: others would compete with
+/// these, which keep their cores busy for a while when they have nothing to do.
+pub fn parallel(count: usize, work: &(dyn Fn(usize) + Sync)) -> Result<()> {
+    let mut shared = Shared { work, panicked: AtomicBool::new(false) };
+    // SAFETY: `shared` lives until the call has returned, and the shim keeps nothing of it; several threads read it.
+    checked("parallel", unsafe { luthier_parallel(count as i64, run_shared, (&raw mut shared).cast()) })?;
+    if shared.panicked.into_inner() {
+        return Err(EngineError::torch("parallel", "a part of the work ended in a panic"));
+    }
+    Ok(())
+}
+
+/// Makes a frozen weight; called by whichever thread runs a backward.
+type Make = Box<dyn Fn() -> Result<Tensor> + Send>;
+
+extern "C" fn make_weight(owner: *mut c_void, message: *mut c_char, room: usize) -> Pointer {
+    // SAFETY: `owner` is the box that `remade_linear` made, which the shim releases only after its last call, and it calls
+    // from one thread at a time.
+    let make = unsafe { &*owner.cast::<Make>() };
+    let told = match catch_unwind(AssertUnwindSafe(make)) {
+        // The shim takes the tensor over.
+        Ok(Ok(tensor)) => return ManuallyDrop::new(tensor).as_mut_ptr(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the weight's decoding ended in a panic".to_owned(),
+    };
+    let length = told.len().min(room.saturating_sub(1));
+    // SAFETY: `message` has `room` bytes, zeroed, of which the last stays as it is.
+    unsafe { std::ptr::copy_nonoverlapping(told.as_ptr().cast(), message, length) };
+    null_mut()
+}
+
+extern "C" fn release_make(owner: *mut c_void) {
+    // SAFETY: `owner` is the box that `remade_linear` made; the shim calls this once, after the last use.
+    drop(unsafe { Box::from_raw(owner.cast::<Make>()) });
+}
+
+/// `x · weightᵀ`, `[N, in]` → `[N, out]`, for the frozen weight `[out, in]` that `make` makes, of `x`'s type. It is let go
+/// after the product and made again for the gradient of `x`, so that a graph holds no weights.
+pub fn remade_linear(x: &Tensor, make: impl Fn() -> Result<Tensor> + Send + 'static) -> Result<Tensor> {
+    let make: Make = Box::new(make);
+    let owner = Box::into_raw(Box::new(make));
+    let mut out = null_mut();
+    // SAFETY: one live tensor in, one pointer written on success; the shim takes `owner` over, also when it fails.
+    checked("remade_linear", unsafe {
+        luthier_remade_linear(pointer(x), make_weight, release_make, owner.cast(), &raw mut out)
+    })?;
+    Ok(owned(out))
 }
 
 /// `y += scale · (x · aᵀ) · bᵀ` in place, differentiable in all four: `y` is `[N, out]` and the result of an operation

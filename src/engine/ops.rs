@@ -57,6 +57,17 @@ pub fn doubles(values: &[f64], device: Device) -> Result<Tensor> {
     to_device(&tensor, device)
 }
 
+/// A one-dimensional uint8 tensor on `device`.
+pub fn bytes(values: &[u8], device: Device) -> Result<Tensor> {
+    let tensor = labelled("bytes", &[], Tensor::f_from_slice(values))?;
+    to_device(&tensor, device)
+}
+
+/// Bytes that the elements take.
+pub fn bytes_of(x: &Tensor) -> u64 {
+    (x.numel() * x.kind().elt_size_in_bytes()) as u64
+}
+
 /// The tensor on `device`; itself where it is there already.
 pub fn to_device(x: &Tensor, device: Device) -> Result<Tensor> {
     if x.device() == device {

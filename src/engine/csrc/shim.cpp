@@ -1,8 +1,7 @@
 // What the engine needs of libtorch and tch does not offer: a backward with given gradients, fused optimizer and norm,
 // autograd functions with a hand-written backward, allocator statistics, tensors over memory that Rust owns.
 //
-// Conventions: tensors cross as at::Tensor*, which is what torch_sys::C_tensor stands for; every function returns 0, or 1
-// with the reason in luthier_last_error() (of this thread); no exception leaves this file.
+// Conventions: tensors cross as at::Tensor*, which is what torch_sys::C_tensor stands for; failures as seam.h says.
 
 #include <ATen/Context.h>
 #include <ATen/Generator.h>
@@ -33,39 +32,21 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "cpu.h"
 #include "kernels.h"
+#include "remade.h"
+#include "seam.h"
 
 using at::Tensor;
+using luthier::guarded;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 namespace {
-
-thread_local std::string last_error;
-
-template <class F>
-int guarded(F&& body) noexcept {
-  try {
-    try {
-      body();
-      return 0;
-    } catch (const c10::Error& error) {
-      last_error = error.what_without_backtrace();
-    } catch (const std::exception& error) {
-      last_error = error.what();
-    } catch (...) {
-      last_error = "unknown C++ exception";
-    }
-  } catch (...) {  // not even memory for the message
-  }
-  return 1;
-}
 
 std::vector<Tensor> gather(Tensor* const* tensors, size_t count) {
   std::vector<Tensor> list;
@@ -228,7 +209,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
 
 extern "C" {
 
-const char* luthier_last_error() { return last_error.c_str(); }
+const char* luthier_last_error() { return luthier::last_error.c_str(); }
 
 // Once, before anything else allocates or starts a thread.
 int luthier_prepare_process() {
@@ -323,6 +304,16 @@ int luthier_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** out) {
     if (!multiplies(*x)) *out = new Tensor(at::linear(*x, *weight, shift));
     else if (differentiates(*x, *weight, shift ? *shift : *x)) *out = new Tensor(Linear::apply(*x, *weight, shift));
     else *out = new Tensor(Linear::compute(*x, *weight, shift));
+  });
+}
+
+// x [tokens, columns] times a weight that `make` makes, transposed; gradients reach x. release(owner) runs, in every case,
+// once the weight will not be made again.
+int luthier_remade_linear(Tensor* x, Make make, void (*release)(void*), void* owner, Tensor** out) {
+  return guarded([=] {
+    const auto maker = c10::make_intrusive<Maker>(make, release, owner);
+    TORCH_CHECK(x->dim() == 2, "a matrix is needed");
+    *out = new Tensor(RemadeLinear::apply(*x, maker));
   });
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use luthier_core::model::roles::Part;
 use luthier_core::model::trained::Copied;
-use luthier_core::model::{Arrangement, ModelFiles};
+use luthier_core::model::{Arrangement, ModelFiles, Quantisation};
 use tch::{Kind, Tensor};
 
 use super::peft::Weights;
@@ -36,7 +36,7 @@ impl Copies {
         model: &Model,
         name: impl Fn(&Copied) -> String,
     ) -> Result<Self> {
-        let loader = Loader::open(files, model.device(), Kind::Float)?;
+        let loader = Loader::open(files, model.device(), Kind::Float, Quantisation::None)?;
         let mut copies = Self::default();
         for copied in wanted {
             // Copied, since what is loaded may lie in the file itself.

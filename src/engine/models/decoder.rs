@@ -1,7 +1,7 @@
 //! The model: embedding, blocks, final norm, head; the walk through them, and its twin that keeps no activations.
 
 use luthier_core::model::roles::Role;
-use luthier_core::model::{Architecture, ModelFiles};
+use luthier_core::model::{Architecture, ModelFiles, Quantisation};
 use tch::{Device, Kind, Tensor};
 
 use super::block::Block;
@@ -29,6 +29,7 @@ pub struct Model {
     /// Shares the embedding's memory where it is tied.
     head: Linear,
     ropes: Vec<Rope>,
+    weight_bytes: u64,
 }
 
 /// A forward that kept only each block's input, for [`Model::backward`].
@@ -43,12 +44,12 @@ pub struct Trace {
 }
 
 impl Model {
-    /// Loads the weights onto `device`, as elements of type `kind` (f32 or bf16). f32 and bf16 weights that are stored as
-    /// `kind` are used where they lie in the mapped file.
-    pub fn load(files: &ModelFiles, device: Device, kind: Kind) -> Result<Self> {
+    /// Loads the weights onto `device`, as elements of type `kind` (f32 or bf16), the blocks' linear layers held as
+    /// `quantisation` says. f32 and bf16 weights that are stored as `kind` are used where they lie in the mapped file.
+    pub fn load(files: &ModelFiles, device: Device, kind: Kind, quantisation: Quantisation) -> Result<Self> {
         let _guard = tch::no_grad_guard();
         let architecture = &files.architecture;
-        let mut loader = Loader::open(files, device, kind)?;
+        let mut loader = Loader::open(files, device, kind, quantisation)?;
         let module = |role: Role| {
             architecture.module(role, 0).ok_or_else(|| {
                 EngineError::Config(format!("{} models have no {role:?} module", architecture.family))
@@ -73,9 +74,9 @@ impl Model {
         let head_name = module(Role::Head)?;
         let head_weight =
             if architecture.tied_head { embedding_name.clone() } else { format!("{head_name}.weight") };
-        let head = loader.linear_of(&head_name, head_weight, architecture.head_bias)?;
+        let head = loader.head(&head_name, head_weight, architecture.head_bias)?;
         let embedding = if architecture.tied_head {
-            head.weight().tensor().shallow_clone()
+            head.weight().dense(kind)?
         } else {
             loader.tensor(&embedding_name)?
         };
@@ -84,6 +85,7 @@ impl Model {
             None => None,
         };
         let final_norm = Norm::load(architecture.final_norm, &module(Role::FinalNorm)?, &loader)?;
+        let weight_bytes = loader.bytes();
         Ok(Self {
             files: files.clone(),
             device,
@@ -94,6 +96,7 @@ impl Model {
             final_norm,
             head,
             ropes,
+            weight_bytes,
         })
     }
 
@@ -120,6 +123,11 @@ impl Model {
     /// Element type of weights and activations.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Bytes that the weights take; of those that stay mapped, in their file.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
     }
 
     /// Every linear layer that an adapter can act on, by [`crate::weights::Site`]; the head is the last.

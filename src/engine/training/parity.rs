@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use luthier_core::config::{Config, Schedule, TrainSection, Warmup};
 use luthier_core::data::EncodedRow;
-use luthier_core::model::ModelFiles;
+use luthier_core::model::{ModelFiles, Quantisation};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
@@ -72,12 +72,18 @@ pub(super) fn references(path: &str) -> PathBuf {
 }
 
 pub(super) fn tiny_llama(kind: Kind) -> Model {
-    tiny("llama", kind)
+    load("llama", kind, Quantisation::None)
 }
 
-fn tiny(family: &str, kind: Kind) -> Model {
+/// The model that a reference run trains over.
+fn base_of(name: &str) -> Model {
+    let quantisation = if name.ends_with("qlora-nf4") { Quantisation::Nf4 } else { Quantisation::None };
+    load(family_of(name), Kind::Float, quantisation)
+}
+
+fn load(family: &str, kind: Kind, quantisation: Quantisation) -> Model {
     let files = ModelFiles::open(&references(&format!("tiny/{family}"))).unwrap();
-    Model::load(&files, Device::Cpu, kind).unwrap()
+    Model::load(&files, Device::Cpu, kind, quantisation).unwrap()
 }
 
 /// The families that there are reference runs of.
@@ -185,7 +191,7 @@ fn values(parameters: &Parameters) -> Vec<Vec<f32>> {
 
 /// Follows a reference run, and gives back what was trained.
 fn assert_trajectory(name: &str, recompute: bool) -> (Model, Box<dyn Adapter>) {
-    let model = tiny(family_of(name), Kind::Float);
+    let model = base_of(name);
     let (adapter, measured) = run(name, &model, recompute);
     let reference = trajectory(name);
     assert_eq!(measured.len(), reference.log.len());
@@ -404,6 +410,12 @@ fn other_normalisations_and_decays_would_be_noticed() {
         assert!(apart(&full, &format!("{family}/full-hf-decay-groups")) < 1e-3, "{family}");
     }
     assert!(apart("lora", "lora-micromean") > 1e-3);
+}
+
+#[test]
+fn twenty_steps_over_nf4_equal_peft_and_bitsandbytes() {
+    assert_adapter("qlora-nf4", false);
+    assert_adapter("qlora-nf4", true);
 }
 
 #[test]

@@ -99,6 +99,27 @@ fn a_run_learns_evaluates_samples_saves_and_finishes() {
 }
 
 #[test]
+fn a_qlora_run_trains_over_nf4_and_resumes_bit_for_bit() {
+    let project = Project::new();
+    let [dense, quantised, resumed] =
+        ["lora", "qlora", "qlora"].map(|kind| project.run(&[&format!("method.kind={kind}")]));
+    for run in [&dense, &quantised] {
+        assert_eq!(work_on(run, Termination::default()).unwrap(), finished());
+    }
+    let (before, after) = (losses(&dense), losses(&quantised));
+    assert!(after[7].1 < after[0].1, "{after:?}");
+    let rounding = (before[0].1 - after[0].1).abs();
+    assert!(rounding > 1e-4 && rounding < 0.2, "{before:?} {after:?}");
+    let config =
+        fs::read_to_string(quantised.result_path(ResultForm::Adapter).join("adapter_config.json")).unwrap();
+    assert!(config.contains("\"LORA\""), "{config}");
+    copy_checkpoint(&quantised, &resumed, 4);
+    work_on(&resumed, Termination::default()).unwrap();
+    assert_eq!(losses(&resumed), after[4..]);
+    assert_eq!(adapter(&resumed), adapter(&quantised));
+}
+
+#[test]
 fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
     let project = Project::new();
     let whole = project.run(&[]);

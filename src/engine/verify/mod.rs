@@ -7,7 +7,7 @@ mod tests;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use luthier_core::model::ModelFiles;
+use luthier_core::model::{ModelFiles, Quantisation};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
@@ -102,7 +102,7 @@ pub fn verify(request: &Request) -> Result<Report> {
     let files = ModelFiles::find(&request.model, Path::new(""))
         .map_err(|error| EngineError::Config(error.to_string()))?;
     let reference = Reference::read(&request.reference, &files.architecture, request.device)?;
-    let model = Model::load(&files, request.device, request.kind)?;
+    let model = Model::load(&files, request.device, request.kind, Quantisation::None)?;
     compare(&model, &reference, request.tolerance)
 }
 

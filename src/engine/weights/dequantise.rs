@@ -1,7 +1,12 @@
 //! llama.cpp's block formats to f32 (`ggml-quants.c`, the `dequantize_row_*` functions; layouts in `ggml-common.h`).
 
+use std::sync::{Mutex, PoisonError};
+
 use half::{bf16, f16};
-use luthier_core::model::Storage;
+use luthier_core::model::{Arrangement, Storage};
+
+use crate::csrc;
+use crate::error::{EngineError, Result};
 
 /// Below so many blocks a thread costs more than it saves.
 const BLOCKS_WORTH_A_THREAD: usize = 4096;
@@ -18,6 +23,36 @@ pub(super) fn decode(storage: Storage, bytes: &[u8], out: &mut [f32]) {
             scope.spawn(move || decode_part(storage, bytes, out));
         }
     });
+}
+
+/// Decodes a matrix on all cores, row by row of `columns` elements into the order that the architecture has. Rows are whole
+/// blocks, and `out` has exactly the matrix's elements, which `convert` makes.
+pub(super) fn decode_rows<T: Send>(
+    storage: Storage,
+    bytes: &[u8],
+    columns: usize,
+    arrangement: Arrangement,
+    out: &mut [T],
+    convert: impl Fn(f32) -> T + Sync,
+) -> Result<()> {
+    let rows = out.len() / columns.max(1);
+    let row_bytes = storage.bytes(columns as u64).map_or(0, |length| length as usize);
+    if row_bytes == 0 || bytes.len() != rows * row_bytes || out.len() != rows * columns {
+        return Err(EngineError::torch("decode_rows", "the bytes are not those of the matrix"));
+    }
+    let each = (BLOCKS_WORTH_A_THREAD * storage.block().elements).div_ceil(columns);
+    let parts: Vec<Mutex<&mut [T]>> = out.chunks_mut(each * columns).map(Mutex::new).collect();
+    csrc::parallel(parts.len(), &|index| {
+        let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut values = vec![0.0; columns];
+        for (place, out) in part.chunks_mut(columns).enumerate() {
+            let source = arrangement.source_row(index * each + place, rows);
+            decode_part(storage, &bytes[source * row_bytes..][..row_bytes], &mut values);
+            for (out, &value) in out.iter_mut().zip(&values) {
+                *out = convert(value);
+            }
+        }
+    })
 }
 
 /// Decodes whole blocks on this thread.
@@ -166,11 +201,8 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use luthier_core::model::Arrangement;
-
+pub(super) mod tests {
     use super::*;
-    use crate::csrc;
 
     /// Bytes with every pattern in them, and finite scales at the given places.
     fn block(length: usize, halves: &[(usize, f32)]) -> Vec<u8> {
@@ -269,26 +301,29 @@ mod tests {
         assert_elements(Storage::Q4_0, &bytes, |i| whole[i]);
     }
 
+    /// So many elements in blocks of any content, but for scales that are neither large nor undefined.
+    pub(in crate::weights) fn some_blocks(storage: Storage, elements: usize) -> Vec<u8> {
+        let size = storage.block().bytes;
+        let byte = |place: u64| {
+            let any = (crate::random::unit(place) * 256.0) as u8;
+            let within = place as usize % size;
+            let scale = match storage {
+                Storage::Q6K => within == 209,
+                Storage::BF16 | Storage::Q4_0 | Storage::Q5_0 | Storage::Q8_0 => within == 1,
+                _ => matches!(within, 1 | 3),
+            };
+            // Keeps the exponents of scales small.
+            if scale { any & 0x80 | 0x28 | any & 7 } else { any }
+        };
+        (0..storage.bytes(elements as u64).unwrap()).map(byte).collect()
+    }
+
     #[test]
     fn products_with_stored_matrices_equal_products_with_decoded_ones() {
         let (rows, columns) = (24_usize, 768_usize);
         let unit = |place: u64| crate::random::unit(place) as f32;
         for storage in Storage::ALL.into_iter().filter(|&storage| csrc::can_multiply(storage)) {
-            let length = rows * storage.bytes(columns as u64).unwrap() as usize;
-            let size = storage.block().bytes;
-            let bytes: Vec<u8> = (0..length)
-                .map(|i| {
-                    let any = (unit(i as u64) * 256.0) as u8;
-                    let scale = match storage {
-                        Storage::BF16 => i % 2 == 1,
-                        Storage::Q6K => i % size == 209,
-                        Storage::Q4_0 | Storage::Q5_0 | Storage::Q8_0 => i % size == 1,
-                        _ => matches!(i % size, 1 | 3),
-                    };
-                    // Keeps the exponents of scales small.
-                    if scale { any & 0x80 | 0x28 | any & 7 } else { any }
-                })
-                .collect();
+            let bytes = some_blocks(storage, rows * columns);
             let mut dense = vec![0.0; rows * columns];
             decode(storage, &bytes, &mut dense);
             let dense = tch::Tensor::from_slice(&dense).view([rows as i64, columns as i64]);

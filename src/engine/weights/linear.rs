@@ -1,88 +1,85 @@
 //! A linear layer: base weights, and whatever adapters make of their result.
 
-use std::ops::Range;
-use std::sync::Arc;
-
-use luthier_core::model::Storage;
-use memmap2::Mmap;
 use tch::{Kind, Tensor};
 
-use crate::error::{Result, from_tch};
+use super::quantised::{self, Nf4, Quantised, Stored};
+use crate::error::Result;
 use crate::methods::{Adapter, Folded};
 use crate::models::{Active, Pass, Run};
-use crate::{csrc, ops};
+use crate::ops;
 
 /// Names a linear layer of one model by number, counted from 0 in the order of [`crate::models::Model::linears`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site(pub usize);
 
-/// Up to so many tokens at once, reading a matrix takes longer than multiplying with it.
-const FEW_TOKENS: i64 = 8;
-
-/// A weight matrix `[out, in]` as it lies in memory.
+/// A weight matrix `[out, in]`, in whichever way it is held.
 #[derive(Debug)]
 pub enum Weight {
     /// One element after the other.
-    Dense(Tensor),
-    /// As dense, and beside it the file's own form, which takes a fraction of the memory traffic: generation multiplies
-    /// with that.
-    Doubled {
-        /// One element after the other, on the CPU.
-        dense: Tensor,
-        /// The same numbers, as they were before they were rounded to the type of the others.
-        stored: Stored,
-    },
+    Dense(Dense),
+    /// In NF4.
+    Nf4(Nf4),
+    /// In the blocks that the file has it in.
+    Stored(Stored),
 }
 
-/// A matrix where it lies in a mapped file.
+/// A matrix, one element after the other.
 #[derive(Debug)]
-pub struct Stored {
-    pub(super) map: Arc<Mmap>,
-    pub(super) bytes: Range<usize>,
-    pub(super) storage: Storage,
-    pub(super) paired_heads: Option<usize>,
+pub struct Dense {
+    elements: Tensor,
+    /// The same numbers in the file's own form, which takes a fraction of the memory traffic: generation multiplies with
+    /// that.
+    stored: Option<Stored>,
 }
 
 impl Weight {
     /// `x · weightᵀ + bias`: `[N, in]` → `[N, out]`
     pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         match self {
-            Self::Dense(weight) => ops::linear(x, weight, bias),
-            Self::Doubled { dense, stored } => {
-                let few = x.dim() == 2 && x.size()[0] <= FEW_TOKENS;
-                if !few || x.requires_grad() || !csrc::is_plain(x) {
-                    return ops::linear(x, dense, bias);
-                }
-                let y = stored.product(x, dense)?;
-                bias.map_or(Ok(y.shallow_clone()), |bias| ops::add(&y, bias))
-            }
+            Self::Dense(weight) => weight.linear(x, bias),
+            Self::Nf4(weight) => quantised::linear(weight, x, bias),
+            Self::Stored(weight) => quantised::linear(weight, x, bias),
         }
     }
 
-    /// The matrix with elements of type `kind`.
+    /// The matrix with elements of type `kind`; a quantised one is decoded anew each time.
     pub fn dense(&self, kind: Kind) -> Result<Tensor> {
-        ops::to_kind(self.tensor(), kind)
+        match self {
+            Self::Dense(weight) => ops::to_kind(weight.tensor(), kind),
+            Self::Nf4(weight) => weight.dense(kind),
+            Self::Stored(weight) => weight.dense(kind),
+        }
     }
 
-    /// The matrix.
-    pub fn tensor(&self) -> &Tensor {
+    /// Bytes it takes; of a mapped one, in its file.
+    pub fn bytes(&self) -> u64 {
         match self {
-            Self::Dense(dense) | Self::Doubled { dense, .. } => dense,
+            Self::Dense(weight) => ops::bytes_of(weight.tensor()),
+            Self::Nf4(weight) => weight.bytes(),
+            Self::Stored(weight) => weight.bytes(),
         }
     }
 }
 
-impl Stored {
-    fn product(&self, x: &Tensor, dense: &Tensor) -> Result<Tensor> {
-        let (rows, columns) = dense.size2().map_err(|error| from_tch("product", &error))?;
-        let matrix = csrc::StoredMatrix {
-            bytes: self.map.get(self.bytes.clone()).unwrap_or_default(),
-            storage: self.storage,
-            rows: rows as usize,
-            columns: columns as usize,
-            paired_heads: self.paired_heads,
-        };
-        csrc::stored_product(x, &matrix)
+impl Dense {
+    /// `stored` holds the same numbers.
+    pub(super) fn new(elements: Tensor, stored: Option<Stored>) -> Self {
+        Self { elements, stored }
+    }
+
+    /// `x · weightᵀ + bias`: `[N, in]` → `[N, out]`
+    pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let few = self.stored.as_ref().map(|stored| quantised::few(stored, x)).transpose()?.flatten();
+        match (few, bias) {
+            (Some(y), Some(bias)) => ops::add(&y, bias),
+            (Some(y), None) => Ok(y),
+            (None, bias) => ops::linear(x, &self.elements, bias),
+        }
+    }
+
+    /// The matrix.
+    pub fn tensor(&self) -> &Tensor {
+        &self.elements
     }
 }
 

@@ -1,14 +1,17 @@
 //! Tensors out of mapped model files, as the compute type, on the device.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::sync::Arc;
 
-use luthier_core::model::{Arrangement, ModelFiles, Storage, TensorEntry};
+use luthier_core::model::{Arrangement, ModelFiles, Quantisation, Storage, TensorEntry};
 use memmap2::Mmap;
 use tch::{Device, Kind, Tensor};
 
 use super::dequantise::decode;
-use super::linear::{Linear, Site, Stored, Weight};
+use super::linear::{Dense, Linear, Site, Weight};
+use super::nf4;
+use super::quantised::{Nf4, Stored, Tables};
 use crate::error::{EngineError, Result};
 use crate::{csrc, ops};
 
@@ -18,12 +21,26 @@ pub struct Loader<'a> {
     maps: Vec<Arc<Mmap>>,
     device: Device,
     kind: Kind,
+    quantiser: Quantiser,
     sites: usize,
+    bytes: Cell<u64>,
+}
+
+/// A [`Quantisation`] with what it takes.
+enum Quantiser {
+    None,
+    Nf4(Tables),
+    AsStored,
 }
 
 impl<'a> Loader<'a> {
     /// Maps the model's files; reads nothing yet.
-    pub fn open(files: &'a ModelFiles, device: Device, kind: Kind) -> Result<Self> {
+    pub fn open(
+        files: &'a ModelFiles,
+        device: Device,
+        kind: Kind,
+        quantisation: Quantisation,
+    ) -> Result<Self> {
         let maps = files
             .files
             .iter()
@@ -32,7 +49,12 @@ impl<'a> Loader<'a> {
                 csrc::map(&File::open(path).map_err(failed)?).map_err(failed)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { files, maps, device, kind, sites: 0 })
+        let quantiser = match quantisation {
+            Quantisation::None => Quantiser::None,
+            Quantisation::Nf4 => Quantiser::Nf4(Tables::new(device)?),
+            Quantisation::AsStored => Quantiser::AsStored,
+        };
+        Ok(Self { files, maps, device, kind, quantiser, sites: 0, bytes: Cell::new(0) })
     }
 
     /// Where tensors go.
@@ -47,64 +69,106 @@ impl<'a> Loader<'a> {
 
     /// The tensor of this Hugging Face name, as the compute type on the device. Never to be written to.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let Some(entry) = self.files.tensors.get(name) else {
-            return Err(self.damaged(format!("tensor {name} is missing")));
-        };
-        let stored = self.stored(name, entry)?;
-        let restored = restore(stored, entry.arrangement)?;
-        ops::to_device(&ops::to_kind(&restored, self.kind)?, self.device)
+        let tensor = ops::to_device(&ops::to_kind(&self.restored(name)?, self.kind)?, self.device)?;
+        self.count(ops::bytes_of(&tensor));
+        Ok(tensor)
     }
 
-    /// The matrix of this Hugging Face name, ready to be multiplied with.
-    pub fn weight(&self, name: &str) -> Result<Weight> {
-        let dense = self.tensor(name)?;
-        let on_cpu = self.device == Device::Cpu;
-        let found = self.files.tensors.get(name).and_then(|entry| Some((entry, self.maps.get(entry.file)?)));
-        let Some((entry, map)) = found.filter(|(entry, _)| on_cpu && csrc::can_multiply(entry.storage))
-        else {
-            return Ok(Weight::Dense(dense));
-        };
-        let paired_heads = match entry.arrangement {
-            Arrangement::Plain => None,
-            Arrangement::RotaryPairs { heads } => Some(heads),
-            Arrangement::Transposed | Arrangement::ByPart { .. } => return Ok(Weight::Dense(dense)),
-        };
-        let whole_blocks = entry.shape.last().is_some_and(|&columns| {
-            // What the kernels take for one block; llama.cpp's blocks are no longer.
-            columns.is_multiple_of(entry.storage.block().elements.max(32))
-        });
-        if !whole_blocks {
-            return Ok(Weight::Dense(dense));
-        }
-        let start = entry.offset as usize;
-        let bytes = start..start + entry.bytes as usize;
-        let stored = Stored { map: Arc::clone(map), bytes, storage: entry.storage, paired_heads };
-        Ok(Weight::Doubled { dense, stored })
-    }
-
-    /// The next linear layer, of this module name; layers must be asked for in the order of their sites.
+    /// The next linear layer, of this module name, its weight held as the quantisation says; layers must be asked for in the
+    /// order of their sites.
     pub fn linear(&mut self, module: &str, has_bias: bool) -> Result<Linear> {
-        self.linear_of(module, format!("{module}.weight"), has_bias)
+        let name = format!("{module}.weight");
+        let weight = match self.quantised(&name)? {
+            Some(weight) => weight,
+            None => Weight::Dense(self.dense(&name)?),
+        };
+        self.with_bias(module, name, weight, has_bias)
     }
 
-    /// As [`Loader::linear`], with the weight of this tensor name: a tied head's is the embedding.
-    pub fn linear_of(&mut self, module: &str, weight_name: String, has_bias: bool) -> Result<Linear> {
-        let weight = self.weight(&weight_name)?;
+    /// As [`Loader::linear`], for the head, which is always dense; a tied one has the embedding's weight.
+    pub fn head(&mut self, module: &str, weight_name: String, has_bias: bool) -> Result<Linear> {
+        let weight = Weight::Dense(self.dense(&weight_name)?);
+        self.with_bias(module, weight_name, weight, has_bias)
+    }
+
+    /// Bytes of everything that was handed out; of what stays mapped, in its file.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    fn count(&self, bytes: u64) {
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+
+    fn with_bias(&mut self, module: &str, name: String, weight: Weight, has_bias: bool) -> Result<Linear> {
+        let features = self.features(&name)?;
         let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
-        let size = weight.tensor().size();
-        let [out_features, in_features] = size[..] else {
-            return Err(self.damaged(format!("{weight_name} is no matrix")));
-        };
         let site = Site(self.sites);
         self.sites += 1;
-        let features = [out_features as usize, in_features as usize];
-        Ok(Linear::new(site, module, features, weight, bias, weight_name))
+        Ok(Linear::new(site, module, features, weight, bias, name))
+    }
+
+    /// Rows and columns of a matrix.
+    fn features(&self, name: &str) -> Result<[usize; 2]> {
+        match self.entry(name)?.shape[..] {
+            [out_features, in_features] => Ok([out_features, in_features]),
+            _ => Err(self.damaged(format!("{name} is no matrix"))),
+        }
+    }
+
+    fn dense(&self, name: &str) -> Result<Dense> {
+        let elements = self.tensor(name)?;
+        let beside = self.device == Device::Cpu;
+        let stored = self.stored(name)?.filter(|stored| beside && stored.can_multiply());
+        Ok(Dense::new(elements, stored))
+    }
+
+    /// A matrix as the quantisation holds it; `None` where that is dense.
+    fn quantised(&self, name: &str) -> Result<Option<Weight>> {
+        let weight = match &self.quantiser {
+            Quantiser::None => return Ok(None),
+            Quantiser::Nf4(tables) => {
+                let dense = ops::contiguous(&ops::to_kind(&self.restored(name)?, Kind::Float)?)?;
+                let encoded = csrc::with_floats(&dense, nf4::encode)?.ok_or_else(|| {
+                    self.damaged(format!("tensor {name} holds numbers that are not finite"))
+                })?;
+                Weight::Nf4(Nf4::new(&encoded, self.features(name)?, tables, self.device)?)
+            }
+            Quantiser::AsStored => match self.stored(name)?.filter(Stored::is_quantised) {
+                Some(stored) => Weight::Stored(stored.on(self.device)?),
+                None => return Ok(None),
+            },
+        };
+        self.count(weight.bytes());
+        Ok(Some(weight))
+    }
+
+    fn entry(&self, name: &str) -> Result<&TensorEntry> {
+        self.files.tensors.get(name).ok_or_else(|| self.damaged(format!("tensor {name} is missing")))
+    }
+
+    fn map(&self, name: &str, entry: &TensorEntry) -> Result<&Arc<Mmap>> {
+        self.maps
+            .get(entry.file)
+            .ok_or_else(|| self.damaged(format!("tensor {name} lies outside of its file")))
+    }
+
+    /// Where it lies in its file; `None` for what is no matrix there.
+    fn stored(&self, name: &str) -> Result<Option<Stored>> {
+        let entry = self.entry(name)?;
+        Ok(Stored::new(self.map(name, entry)?, entry))
+    }
+
+    /// As f32, f16 or bf16 on the CPU, in the architecture's arrangement.
+    fn restored(&self, name: &str) -> Result<Tensor> {
+        let entry = self.entry(name)?;
+        restore(self.decoded(name, entry)?, entry.arrangement)
     }
 
     /// As it is stored, in its file's arrangement, as f32, f16 or bf16; over the map itself where it can be.
-    fn stored(&self, name: &str, entry: &TensorEntry) -> Result<Tensor> {
+    fn decoded(&self, name: &str, entry: &TensorEntry) -> Result<Tensor> {
         let missing = || self.damaged(format!("tensor {name} lies outside of its file"));
-        let map = self.maps.get(entry.file).ok_or_else(missing)?;
+        let map = self.map(name, entry)?;
         let (start, length) = (entry.offset as usize, entry.bytes as usize);
         let bytes = start.checked_add(length).and_then(|end| map.get(start..end)).ok_or_else(missing)?;
         if entry.storage.bytes(entry.elements()) != Some(entry.bytes) {
@@ -137,7 +201,7 @@ impl<'a> Loader<'a> {
 }
 
 /// Brings elements into the order that the architecture has.
-fn restore(stored: Tensor, arrangement: Arrangement) -> Result<Tensor> {
+pub(super) fn restore(stored: Tensor, arrangement: Arrangement) -> Result<Tensor> {
     let size = stored.size();
     let rest: i64 = size[1..].iter().product();
     match arrangement {

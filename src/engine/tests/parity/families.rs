@@ -1,6 +1,6 @@
 //! Gradients of every family, through full fine-tuning.
 
-use luthier_core::model::ModelFiles;
+use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::csrc;
 use luthier_engine::methods::{FullMethod, Method};
 use luthier_engine::models::head::{Targets, loss_sum};
@@ -12,7 +12,7 @@ use crate::support::{columns, json, reference, tensors};
 /// The largest relative difference between the gradient norm of a parameter and transformers', and whose it is.
 fn furthest(family: &str, recompute: bool) -> (f64, String) {
     let files = ModelFiles::open(&reference(&format!("tiny/{family}"))).unwrap();
-    let model = Model::load(&files, Device::Cpu, Kind::Float).unwrap();
+    let model = Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap();
     let full = FullMethod.create(&model, 0).unwrap();
     let stored = tensors(&format!("tiny/{family}/ref.safetensors"));
     let (rows, width) = stored["input_ids"].size2().unwrap();

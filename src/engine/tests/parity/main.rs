@@ -10,6 +10,8 @@ mod generation;
 #[cfg(test)]
 mod methods;
 #[cfg(test)]
+mod quantised;
+#[cfg(test)]
 mod sample_model;
 #[cfg(test)]
 mod seam;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use luthier_core::config::{Bias, Config, MethodKind, MethodSection, Variant};
-use luthier_core::model::ModelFiles;
+use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::error::EngineError;
 use luthier_engine::generation::{Row, Sampling, generate};
 use luthier_engine::methods::{self, Adapter, Parameters, Purpose, method_of};
@@ -37,7 +37,7 @@ const STORED: [&str; 9] = [
 
 fn open(family: &str) -> Model {
     let files = ModelFiles::open(&reference(&format!("tiny/{family}"))).unwrap();
-    Model::load(&files, Device::Cpu, Kind::Float).unwrap()
+    Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap()
 }
 
 fn config(change: impl FnOnce(&mut MethodSection)) -> Config {
@@ -224,7 +224,7 @@ fn a_fully_trained_model_opens_by_itself_and_says_the_same() {
         methods::save(adapter.as_ref(), &path, Purpose::Result).unwrap();
         let files = ModelFiles::open(&path).unwrap();
         assert_ne!(files.fingerprint, model.fingerprint());
-        let alone = Model::load(&files, Device::Cpu, Kind::Float).unwrap();
+        let alone = Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap();
         let ids = some_ids(2, 9);
         let error = distance(
             &logits(&alone, &ids, Active::Base),
@@ -259,7 +259,9 @@ fn a_fully_trained_model_is_rounded_to_its_bases_type_but_never_in_a_checkpoint(
         .collect();
     let named = halves.iter().map(|(name, tensor)| (name.as_str(), tensor));
     safetensors::write(&base.join("model.safetensors"), named).unwrap();
-    let model = Model::load(&ModelFiles::open(&base).unwrap(), Device::Cpu, Kind::BFloat16).unwrap();
+    let model =
+        Model::load(&ModelFiles::open(&base).unwrap(), Device::Cpu, Kind::BFloat16, Quantisation::None)
+            .unwrap();
     let adapter = method_of(&config(|method| method.kind = MethodKind::Full)).create(&model, 0).unwrap();
     disturb(adapter.parameters(), 3);
     for (purpose, kind) in [(Purpose::Result, Kind::BFloat16), (Purpose::Checkpoint, Kind::Float)] {

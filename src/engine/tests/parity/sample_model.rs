@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use luthier_core::model::ModelFiles;
+use luthier_core::data::EncodedRow;
+use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::csrc;
 use luthier_engine::generation::{Row, Sampling, generate};
 use luthier_engine::methods::Adapter;
@@ -13,6 +14,7 @@ use luthier_engine::models::head::{Targets, loss_sum};
 use luthier_engine::models::{Active, Model};
 use tch::{Device, Kind, Tensor};
 
+use crate::quantised::{assert_same_course, greedy};
 use crate::support::{distance, hidden, json, reference, tensors};
 
 fn path() -> PathBuf {
@@ -31,7 +33,7 @@ fn model() -> MutexGuard<'static, Model> {
         let path = path();
         assert!(path.exists(), "{} is missing: run `make setup`", path.display());
         let files = ModelFiles::open(&path).unwrap();
-        Mutex::new(Model::load(&files, Device::Cpu, Kind::Float).unwrap())
+        Mutex::new(Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap())
     });
     model.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -73,6 +75,26 @@ fn greedy_replies_equal_transformers() {
         let replies = generate(&model, &[row], &mut |_, _| ControlFlow::Continue(())).unwrap();
         assert_eq!(replies[0].tokens, wanted, "{}", case["question"]);
     }
+}
+
+#[test]
+fn training_and_replies_over_the_files_own_blocks_are_those_of_its_dense_form() {
+    let files = ModelFiles::open(&path()).unwrap();
+    let stored = Model::load(&files, Device::Cpu, Kind::Float, Quantisation::AsStored).unwrap();
+    let dense = model();
+    assert!(stored.weight_bytes() < dense.weight_bytes() / 2, "{}", stored.weight_bytes());
+    let ids = &tensors("smollm2/ref.safetensors")["input_ids"];
+    let list = Vec::<i64>::try_from(ids.flatten(0, -1)).unwrap();
+    let row = EncodedRow {
+        row: 0,
+        ids: list.iter().map(|&id| id as u32).collect(),
+        trained: vec![true; list.len()],
+        rejected: None,
+    };
+    assert_same_course(&stored, &dense, &[row.clone(), row], false);
+    let prompt = list[..9].iter().map(|&id| id as u32).collect::<Vec<_>>();
+    let prompts = [prompt.clone(), prompt[..3].to_vec()];
+    assert_eq!(greedy(&stored, &prompts, None), greedy(&dense, &prompts, None));
 }
 
 #[test]

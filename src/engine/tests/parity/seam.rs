@@ -1,8 +1,12 @@
 //! Every function of the C++ seam against plain ATen operations, values and gradients.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use luthier_core::runs::FailureClass;
 use luthier_engine::csrc::{Head, Through};
+use luthier_engine::error::EngineError;
 use luthier_engine::{csrc, ops};
 use tch::{Device, Kind, Tensor};
 
@@ -324,6 +328,57 @@ fn low_rank_updates() {
             assert_eq!((a.grad().kind(), b.grad().kind()), (Kind::Float, Kind::Float));
         }
     }
+}
+
+#[test]
+fn parallel_work_is_done_once_each_and_a_panic_in_it_is_an_error() {
+    let done: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
+    csrc::parallel(done.len(), &|index| {
+        done[index].fetch_add(1, Ordering::Relaxed);
+    })
+    .unwrap();
+    assert!(done.iter().all(|times| times.load(Ordering::Relaxed) == 1));
+    csrc::parallel(0, &|_| panic!("there is nothing to do")).unwrap();
+    let error = csrc::parallel(8, &|index| assert_ne!(index, 5)).unwrap_err();
+    assert!(error.to_string().contains("panic"), "{error}");
+}
+
+#[test]
+fn a_remade_weight_is_made_for_each_use_and_let_go() {
+    let (x, weight) = (leaf(&[5, 8], 1, Kind::Float), leaf(&[3, 8], 2, Kind::Float).detach());
+    let twin = again(&[&x]).remove(0);
+    let made = Arc::new(AtomicUsize::new(0));
+    let (counter, kept) = (Arc::clone(&made), weight.shallow_clone());
+    let found = csrc::remade_linear(&x, move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(kept.shallow_clone())
+    })
+    .unwrap();
+    assert_eq!(made.load(Ordering::Relaxed), 1);
+    assert_alike("remade", &found, &twin.matmul(&weight.tr()), &[(&x, &twin)], 1e-6);
+    assert_eq!(made.load(Ordering::Relaxed), 2);
+    assert_eq!(Arc::strong_count(&made), 2);
+    drop(found);
+    assert_eq!(Arc::strong_count(&made), 1, "what makes the weight outlived its graph");
+}
+
+#[test]
+fn a_weight_that_cannot_be_made_is_an_error_of_its_own_sort() {
+    let x = leaf(&[5, 8], 1, Kind::Float);
+    let full = || EngineError::torch("decoding", "CUDA out of memory. Tried to allocate 2.00 GiB.");
+    let error = csrc::remade_linear(&x, move || Err(full())).unwrap_err();
+    assert_eq!(error.class(), FailureClass::Oom, "{error}");
+    let error = csrc::remade_linear(&x, || panic!("no weight")).unwrap_err();
+    assert!(error.to_string().contains("panic"), "{error}");
+    // In the backward too, where it is C++ that asks.
+    let first = AtomicUsize::new(0);
+    let y = csrc::remade_linear(&x, move || match first.fetch_add(1, Ordering::Relaxed) {
+        0 => Ok(Tensor::zeros([3, 8], CPU)),
+        _ => Err(full()),
+    })
+    .unwrap();
+    let error = csrc::backward(&[&y], &[Some(&Tensor::zeros([5, 3], CPU))]).unwrap_err();
+    assert_eq!(error.class(), FailureClass::Oom, "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use luthier_core::config::{Config, MethodSection, Targets};
-use luthier_core::model::ModelFiles;
+use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::generation::KvCache;
 use luthier_engine::methods::{Adapter, Form, LoraMethod};
 use luthier_engine::models::{Active, Mask, Model, Pass};
@@ -29,7 +29,7 @@ pub fn json(path: &str) -> serde_json::Value {
 /// The tiny model in a type.
 pub fn tiny(kind: Kind) -> Model {
     let files = ModelFiles::open(&reference("tiny/llama")).unwrap();
-    Model::load(&files, Device::Cpu, kind).unwrap()
+    Model::load(&files, Device::Cpu, kind, Quantisation::None).unwrap()
 }
 
 /// Plain LoRA on the layers of these names, on all where there are none.

@@ -1,6 +1,6 @@
 //! The base model alone.
 
-use luthier_core::model::ModelFiles;
+use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::models::head::{Targets, loss_sum};
 use luthier_engine::models::{Active, Mask, Model, Pass};
 use tch::{Device, Kind, Tensor};
@@ -50,7 +50,7 @@ fn the_hubs_older_spelling_of_the_configuration_loads_alike() {
         std::fs::copy(entry.path(), folder.path().join(name)).unwrap();
     }
     let files = ModelFiles::open(folder.path()).unwrap();
-    let old = Model::load(&files, Device::Cpu, Kind::Float).unwrap();
+    let old = Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap();
     let ids = &tensors("tiny/llama/ref.safetensors")["input_ids"];
     assert_eq!(logits(&old, ids, Active::Base), logits(&tiny(Kind::Float), ids, Active::Base));
 }

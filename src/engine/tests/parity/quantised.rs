@@ -1,0 +1,323 @@
+//! Models whose blocks are held quantised: NF4 against bitsandbytes and PEFT, and every way of holding the same numbers
+//! against their dense form.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use luthier_core::config::MethodKind;
+use luthier_core::data::EncodedRow;
+use luthier_core::model::{Arrangement, ModelFiles, Quantisation, Storage, TensorEntry};
+use luthier_engine::csrc;
+use luthier_engine::generation::{Row, Sampling, generate};
+use luthier_engine::methods::lora::Lora;
+use luthier_engine::methods::{Adapter, Method};
+use luthier_engine::models::{Active, Mask, Model, Pass};
+use luthier_engine::training::adamw::{AdamW, EPSILON};
+use luthier_engine::training::batch::collate;
+use luthier_engine::training::sft::Sft;
+use luthier_engine::training::step::{Measured, Outcome, Settings, step};
+use luthier_engine::weights::{Linear, Weight, safetensors};
+use tch::{Device, Kind, Tensor};
+
+use crate::support::{columns, distance, distance_where, ids, logits, lora, reference, tensors};
+
+fn files() -> ModelFiles {
+    ModelFiles::open(&reference("tiny/llama")).unwrap()
+}
+
+fn load(files: &ModelFiles, kind: Kind, quantisation: Quantisation) -> Model {
+    Model::load(files, Device::Cpu, kind, quantisation).unwrap()
+}
+
+/// All linear layers but the head.
+fn in_blocks_of(model: &Model) -> Vec<&Linear> {
+    model.linears().filter(|linear| linear.name.contains(".layers.")).collect()
+}
+
+/// The tiny llama with its blocks' matrices rounded to NF4 and written down dense.
+fn rounded_to_nf4(folder: &Path) -> ModelFiles {
+    for entry in fs::read_dir(reference("tiny/llama")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    let mut weights = tensors("tiny/llama/model.safetensors");
+    for linear in in_blocks_of(&load(&files(), Kind::Float, Quantisation::Nf4)) {
+        let dense = linear.weight().dense(Kind::Float).unwrap();
+        weights.insert(format!("{}.weight", linear.name), dense);
+    }
+    let weights = weights.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    safetensors::write(&folder.join("model.safetensors"), weights).unwrap();
+    ModelFiles::open(folder).unwrap()
+}
+
+/// Q8_0: f16 scale, 32 signed bytes.
+fn q8_0(values: &[f32]) -> Vec<u8> {
+    let largest = values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    let scale = half::f16::from_f32(largest / 127.0);
+    let code = |value: &f32| (value / scale.to_f32()).round() as i8;
+    let codes = values.iter().map(|value| code(value).cast_unsigned());
+    scale.to_le_bytes().into_iter().chain(codes).collect()
+}
+
+/// Q4_1: f16 scale and minimum, 32 halves of bytes, element i + 16 in the upper one.
+fn q4_1(values: &[f32]) -> Vec<u8> {
+    let (least, most) = values.iter().fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
+    let (scale, minimum) = (half::f16::from_f32((most - least) / 15.0), half::f16::from_f32(least));
+    let code = |value: f32| ((value - minimum.to_f32()) / scale.to_f32()).round().clamp(0.0, 15.0) as u8;
+    let codes = (0..16).map(|i| code(values[i]) | code(values[i + 16]) << 4);
+    scale.to_le_bytes().into_iter().chain(minimum.to_le_bytes()).chain(codes).collect()
+}
+
+type Encode = fn(&[f32]) -> Vec<u8>;
+
+/// The tiny llama as a GGUF file has it: its blocks' matrices in 8 bits, one of them in 4 and one not quantised at all,
+/// rows of queries and keys in llama.cpp's order.
+fn in_blocks(folder: &Path) -> ModelFiles {
+    let mut files = files();
+    let weights = tensors("tiny/llama/model.safetensors");
+    let attention = files.architecture.layers[0].attention.clone();
+    let file = files.files.len();
+    let mut data = Vec::new();
+    for module in files.linear_modules().into_iter().filter(|module| module.layer.is_some()) {
+        let name = format!("{}.weight", module.name);
+        let (storage, encode): (_, Encode) = match name.as_str() {
+            "model.layers.1.mlp.up_proj.weight" => (Storage::Q4_1, q4_1),
+            "model.layers.2.mlp.gate_proj.weight" => continue,
+            _ => (Storage::Q8_0, q8_0),
+        };
+        let heads = match module.name.rsplit('.').next().unwrap() {
+            "q_proj" => Some(attention.heads),
+            "k_proj" => Some(attention.key_value_heads),
+            _ => None,
+        };
+        let arrangement = heads.map_or(Arrangement::Plain, |heads| Arrangement::RotaryPairs { heads });
+        let (rows, columns) = (module.out_features, module.in_features);
+        let mut in_file = vec![0.0; rows * columns];
+        for (row, values) in Vec::<Vec<f32>>::try_from(&weights[&name]).unwrap().iter().enumerate() {
+            let place = arrangement.source_row(row, rows);
+            in_file[place * columns..][..columns].copy_from_slice(values);
+        }
+        let offset = data.len() as u64;
+        data.extend(in_file.chunks(32).flat_map(encode));
+        let bytes = data.len() as u64 - offset;
+        let entry = TensorEntry { shape: vec![rows, columns], storage, file, offset, bytes, arrangement };
+        files.tensors.insert(name, entry);
+    }
+    let path = folder.join("blocks");
+    fs::write(&path, data).unwrap();
+    files.files.push(path);
+    files
+}
+
+/// Some rows of the reference's batches.
+fn rows(count: usize) -> Vec<EncodedRow> {
+    let data = tensors("training/llama/batches.safetensors");
+    let flat = |name: &str| Vec::<i64>::try_from(data[name].flatten(0, -1)).unwrap();
+    let (ids, masks, labels) = (flat("input_ids"), flat("attention_mask"), flat("labels"));
+    let row = |row: usize| {
+        let tokens = row * 24..row * 24 + masks[row * 24..][..24].iter().sum::<i64>() as usize;
+        EncodedRow {
+            row,
+            ids: ids[tokens.clone()].iter().map(|&id| id as u32).collect(),
+            trained: labels[tokens].iter().map(|&label| label != -100).collect(),
+            rejected: None,
+        }
+    };
+    (0..count).map(row).collect()
+}
+
+/// Trains an adapter on one row a step; its parameters, and what each step measured.
+fn train(model: &Model, rows: &[EncodedRow], recompute: bool) -> (Box<dyn Adapter>, Vec<Measured>) {
+    let adapter = lora(4, &[]).create(model, 7).unwrap();
+    let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
+    let settings = Settings {
+        adamw: csrc::AdamW { learning_rate: 5e-3, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
+        max_grad_norm: 1.0,
+        recompute,
+        seed: 0,
+    };
+    let measured = rows.iter().map(|row| {
+        let batch = collate([row], Device::Cpu).unwrap();
+        match step(model, &*adapter, &mut optimizer, &Sft, &[batch], &settings, &|| false).unwrap() {
+            Outcome::Updated(measured) => measured,
+            other => panic!("{other:?}"),
+        }
+    });
+    let measured = measured.collect();
+    (adapter, measured)
+}
+
+/// Two models that hold the same numbers take the same steps.
+pub fn assert_same_course(one: &Model, other: &Model, rows: &[EncodedRow], recompute: bool) {
+    let ((one, first), (other, second)) = (train(one, rows, recompute), train(other, rows, recompute));
+    for (step, (a, b)) in first.iter().zip(&second).enumerate() {
+        assert!((a.loss - b.loss).abs() <= 1e-5, "step {step}: {a:?} {b:?}");
+        assert!((a.grad_norm / b.grad_norm - 1.0).abs() <= 1e-4, "step {step}: {a:?} {b:?}");
+    }
+    for (name, parameter) in one.parameters() {
+        let error = distance(parameter, &other.parameters()[name]);
+        assert!(error <= 1e-5, "{name}: {error}");
+    }
+}
+
+/// The most likely 24 tokens after each prompt.
+pub fn greedy(model: &Model, prompts: &[Vec<u32>], adapter: Option<&dyn Adapter>) -> Vec<Vec<u32>> {
+    let row =
+        |prompt| Row { prompt, adapter, sampling: Sampling::GREEDY, seed: 0, stop: &[], max_new_tokens: 24 };
+    let rows: Vec<Row> = prompts.iter().map(|prompt| row(prompt)).collect();
+    let replies = generate(model, &rows, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    replies.into_iter().map(|reply| reply.tokens).collect()
+}
+
+fn prompts() -> Vec<Vec<u32>> {
+    let stored = tensors("tiny/llama/ref.safetensors");
+    // Longer than what the kernels for few tokens take, and shorter.
+    vec![ids(&stored["gen0.prompt"]), ids(&stored["gen1.prompt"]), vec![5, 6], (20..60).collect()]
+}
+
+#[test]
+fn logits_over_nf4_equal_pefts_before_and_after_training() {
+    let model = load(&files(), Kind::Float, Quantisation::Nf4);
+    let data = tensors("training/llama/batches.safetensors");
+    let (ids, mask) = (data["input_ids"].get(0), data["attention_mask"].get(0));
+    let wanted = tensors("training/llama/qlora-nf4/logits.safetensors");
+    for state in ["init", "final"] {
+        let folder = reference(&format!("training/llama/qlora-nf4/adapter-{state}"));
+        let adapter = Lora::load(&folder, &model).unwrap();
+        let found = logits(&model, &ids, Active::All(&adapter));
+        let error = distance_where(&mask, &found, &wanted[&format!("{state}_logits")]);
+        assert!(error <= 1e-4, "{state}: {error}");
+    }
+}
+
+#[test]
+fn training_over_nf4_equals_training_over_what_it_stands_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let dense = load(&rounded_to_nf4(folder.path()), Kind::Float, Quantisation::None);
+    let quantised = load(&files(), Kind::Float, Quantisation::Nf4);
+    for recompute in [false, true] {
+        assert_same_course(&quantised, &dense, &rows(8), recompute);
+    }
+}
+
+#[test]
+fn training_over_a_files_own_blocks_equals_training_over_what_they_stand_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = in_blocks(folder.path());
+    let stored = load(&files, Kind::Float, Quantisation::AsStored);
+    let kinds: Vec<&str> = in_blocks_of(&stored)
+        .iter()
+        .map(|linear| match linear.weight() {
+            Weight::Dense(_) => "dense",
+            Weight::Nf4(_) => "nf4",
+            Weight::Stored(_) => "stored",
+        })
+        .collect();
+    assert_eq!(kinds.iter().filter(|&&kind| kind == "stored").count(), 20);
+    assert_eq!(kinds[18], "dense", "what the file does not quantise stays as it is");
+    let dense = load(&files, Kind::Float, Quantisation::None);
+    for recompute in [false, true] {
+        assert_same_course(&stored, &dense, &rows(8), recompute);
+    }
+}
+
+#[test]
+fn greedy_replies_are_those_of_the_dense_form() {
+    let (nf4, blocks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (rounded, stored) = (rounded_to_nf4(nf4.path()), in_blocks(blocks.path()));
+    for (quantisation, files, dense) in
+        [(Quantisation::Nf4, &files(), &rounded), (Quantisation::AsStored, &stored, &stored)]
+    {
+        let model = load(files, Kind::Float, quantisation);
+        let dense = load(dense, Kind::Float, Quantisation::None);
+        let (adapter, _) = train(&dense, &rows(2), false);
+        for adapter in [None, Some(&*adapter)] {
+            let found = greedy(&model, &prompts(), adapter);
+            assert_eq!(found, greedy(&dense, &prompts(), adapter), "{quantisation:?}");
+        }
+    }
+}
+
+#[test]
+fn bf16_over_quantised_weights_stays_near_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = in_blocks(folder.path());
+    for (quantisation, files) in [(Quantisation::Nf4, &files()), (Quantisation::AsStored, &stored)] {
+        let (single, half) =
+            (load(files, Kind::Float, quantisation), load(files, Kind::BFloat16, quantisation));
+        let (rows, ids) = (rows(6), &tensors("tiny/llama/ref.safetensors")["input_ids"]);
+        let error = distance(&logits(&single, ids, Active::Base), &logits(&half, ids, Active::Base));
+        assert!(error <= 0.2, "{quantisation:?}: {error}");
+        let (single, half) = (train(&single, &rows, false).1, train(&half, &rows, false).1);
+        for (a, b) in single.iter().zip(&half) {
+            assert!((a.loss / b.loss - 1.0).abs() <= 0.02, "{quantisation:?}: {a:?} {b:?}");
+        }
+        let replies = greedy(&load(files, Kind::BFloat16, quantisation), &prompts(), None);
+        assert!(replies.iter().all(|reply| reply.len() == 24));
+    }
+}
+
+#[test]
+fn an_adapter_folds_into_what_quantised_weights_stand_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = in_blocks(folder.path());
+    for (quantisation, files) in [(Quantisation::Nf4, &files()), (Quantisation::AsStored, &stored)] {
+        let model = load(files, Kind::Float, quantisation);
+        let (adapter, _) = train(&model, &rows(3), false);
+        let positions = columns(1, 5);
+        for linear in in_blocks_of(&model) {
+            let dense = linear.weight().dense(Kind::Float).unwrap();
+            let merged = adapter.fold(linear, dense, None).unwrap().weight;
+            let x = Tensor::randn([5, linear.in_features as i64], (Kind::Float, Device::Cpu));
+            let adapters = Active::All(&*adapter);
+            let pass = Pass { positions: &positions, mask: Mask::Causal, adapters, noise: None };
+            let error = distance(&x.matmul(&merged.tr()), &linear.forward(&x, &pass).unwrap());
+            assert!(error <= 1e-5, "{quantisation:?} {}: {error}", linear.name);
+        }
+    }
+}
+
+#[test]
+fn weights_take_the_bytes_that_are_forecast() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = in_blocks(folder.path());
+    assert_eq!(Quantisation::of(MethodKind::Qlora, &files()), Quantisation::Nf4);
+    assert_eq!(Quantisation::of(MethodKind::Qlora, &stored), Quantisation::AsStored);
+    for (kind, element) in [(Kind::Float, 4), (Kind::BFloat16, 2)] {
+        let mut taken = Vec::new();
+        for (quantisation, files) in [
+            (Quantisation::None, &files()),
+            (Quantisation::Nf4, &files()),
+            (Quantisation::AsStored, &stored),
+            (Quantisation::None, &stored),
+        ] {
+            let model = load(files, kind, quantisation);
+            assert_eq!(model.weight_bytes(), quantisation.held(files).bytes(element), "{quantisation:?}");
+            let blocks: u64 = in_blocks_of(&model).iter().map(|linear| linear.weight().bytes()).sum();
+            taken.push(blocks);
+        }
+        let [dense, nf4, in_blocks, dense_blocks] = taken[..] else { panic!("{taken:?}") };
+        assert_eq!(dense, dense_blocks);
+        assert!(nf4 * 7 < dense * 4 / element && in_blocks < dense * 10 / 15, "{taken:?}");
+    }
+}
+
+#[test]
+fn a_weight_that_is_no_number_cannot_be_quantised() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(reference("tiny/llama")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let mut weights = tensors("tiny/llama/model.safetensors");
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let _ = weights.get_mut(name).unwrap().get(3).fill_(f64::NAN);
+    let weights = weights.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    safetensors::write(&folder.path().join("model.safetensors"), weights).unwrap();
+    let files = ModelFiles::open(folder.path()).unwrap();
+    let Err(error) = Model::load(&files, Device::Cpu, Kind::Float, Quantisation::Nf4) else {
+        panic!("it was taken")
+    };
+    assert!(error.to_string().contains(name) && error.to_string().contains("not finite"), "{error}");
+}
