@@ -108,7 +108,8 @@ fn a_model_is_fetched_once_and_found_without_network() {
     assert_eq!(inspect(&format!("hf:org/tiny@{commit}"))["path"], pulled["path"]);
     let train = ["train", "--json", "--set", "model.path=hf:org/tiny", "--set", "train.max_steps=2"];
     let events = project.luthier(train).run().expect(0).json_lines();
-    assert_eq!(events.last().unwrap()["state"], "finished");
+    let states: Vec<&Value> = events.iter().filter(|event| event["kind"] == "state").collect();
+    assert_eq!(states.last().unwrap()["state"], "finished");
     let adapter = fs::read_to_string(project.run().join("adapter/adapter_config.json")).unwrap();
     let adapter: Value = serde_json::from_str(&adapter).unwrap();
     assert_eq!(adapter["base_model_name_or_path"], "org/tiny");

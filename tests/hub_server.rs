@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -80,7 +81,8 @@ struct Answer {
 
 /// Whether the public hub would keep a file in large-file storage.
 fn is_large(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".gguf")
+    let extension = Path::new(name).extension().unwrap_or_default();
+    extension == "safetensors" || extension == "gguf"
 }
 
 /// The name that the hub gives a content: its SHA-256 in large-file storage, else 40 digits.
@@ -135,7 +137,8 @@ impl FakeHub {
 
     /// The requests since the last call.
     pub fn requests(&self) -> Vec<Request> {
-        std::mem::take(&mut self.shared.requests.lock().unwrap())
+        let mut requests = self.shared.requests.lock().unwrap();
+        std::mem::take(&mut *requests)
     }
 }
 

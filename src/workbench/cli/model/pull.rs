@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::model::hub::{HubCache, HubFolders, HubModel};
 use luthier_core::text::clean_line;
 
-use crate::cli::failure::Outcome;
+use crate::cli::failure::{Failure, Outcome};
 use crate::cli::{output, units};
 use crate::hub::{self, Endpoint, Event, Hub, Pulled, Token};
 
@@ -29,8 +29,8 @@ where it was. HF_TOKEN (or the file of `hf auth login`), HF_ENDPOINT, HF_HOME an
 tools of the hub.")]
 pub struct Arguments {
     /// The model: hf:org/name, with @revision for a branch, tag or commit, and :file.gguf for a GGUF file of it
-    #[arg(value_name = "MODEL", value_parser = HubModel::parse)]
-    model: HubModel,
+    #[arg(value_name = "MODEL")]
+    model: String,
     /// Print a JSON document about what was fetched
     #[arg(long)]
     json: bool,
@@ -38,11 +38,11 @@ pub struct Arguments {
 
 /// Fetches a model.
 pub fn run(arguments: &Arguments) -> Outcome {
+    let model = HubModel::parse(&arguments.model).map_err(|error| Failure::usage(error.to_string()))?;
     let folders = HubFolders::of_environment()?;
     let hub = Hub::new(Endpoint::of_environment()?, Token::of_environment(&folders.token)?)?;
     let mut progress = Progress::new();
-    let pulled =
-        hub::pull(&hub, &HubCache::new(folders.cache), &arguments.model, &mut |event| progress.see(event));
+    let pulled = hub::pull(&hub, &HubCache::new(folders.cache), &model, &mut |event| progress.see(event));
     progress.end();
     let pulled = pulled?;
     if arguments.json { output::document(&pulled) } else { output::line(&describe(&pulled)) }
