@@ -185,9 +185,10 @@ impl Shared {
         self.requests.lock().unwrap().push(Request { elsewhere, path, range, authorization, status, sent });
         let mut head = format!("HTTP/1.1 {status} Said\r\nConnection: close\r\n");
         for (name, value) in answer.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            head += &header(name, &value);
         }
-        head.push_str(&format!("Content-Length: {}\r\n\r\n", answer.body.len()));
+        head += &header("Content-Length", &answer.body.len().to_string());
+        head += "\r\n";
         connection.write_all(head.as_bytes())?;
         connection.write_all(&answer.body[..sent])?;
         connection.shutdown(Shutdown::Write)
@@ -309,6 +310,10 @@ fn content_answer(content: &[u8], range: Option<&str>, without_ranges: bool) -> 
             cut: None,
         },
     }
+}
+
+fn header(name: &str, value: &str) -> String {
+    format!("{name}: {value}\r\n")
 }
 
 fn refused(status: u16, code: &str) -> Answer {

@@ -1,7 +1,5 @@
 //! Preference pairs, from their file to a run that has learned from them.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
-
 use std::fs;
 
 use luthier_tests::{Project, reference};

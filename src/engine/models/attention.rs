@@ -29,8 +29,14 @@ pub(super) struct Attention {
 }
 
 enum Projections {
-    Split { query: Linear, key: Linear, value: Linear },
+    Split(Box<Split>),
     Fused(Linear),
+}
+
+struct Split {
+    query: Linear,
+    key: Linear,
+    value: Linear,
 }
 
 /// Keys and values of an adapter's virtual tokens, `[P, g, d]` each.
@@ -46,11 +52,11 @@ impl Attention {
     ) -> Result<Self> {
         let bias = spec.input_bias;
         let projections = match spec.qkv {
-            Qkv::Split => Projections::Split {
+            Qkv::Split => Projections::Split(Box::new(Split {
                 query: loader.linear(&module(Role::Query)?, bias)?,
                 key: loader.linear(&module(Role::Key)?, bias)?,
                 value: loader.linear(&module(Role::Value)?, bias)?,
-            },
+            })),
             Qkv::Fused | Qkv::FusedByGroup => Projections::Fused(loader.linear(&module(Role::Qkv)?, bias)?),
         };
         let head_norms = match spec.head_norm {
@@ -71,7 +77,7 @@ impl Attention {
     /// In the order in which sites were given out.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let inputs = match &self.projections {
-            Projections::Split { query, key, value } => [Some(query), Some(key), Some(value)],
+            Projections::Split(split) => [Some(&split.query), Some(&split.key), Some(&split.value)],
             Projections::Fused(all) => [Some(all), None, None],
         };
         inputs.into_iter().flatten().chain([&self.output])
@@ -100,10 +106,10 @@ impl Attention {
         let (h, g, d) = (heads as i64, key_value_heads as i64, head_size as i64);
         let heads = |x: &Tensor, heads: i64| ops::contiguous(&ops::reshape(x, &[-1, heads, d])?);
         match &self.projections {
-            Projections::Split { query, key, value } => Ok((
-                ops::reshape(&query.forward(x, frame.pass)?, &[-1, h, d])?,
-                ops::reshape(&key.forward(x, frame.pass)?, &[-1, g, d])?,
-                ops::reshape(&value.forward(x, frame.pass)?, &[-1, g, d])?,
+            Projections::Split(split) => Ok((
+                ops::reshape(&split.query.forward(x, frame.pass)?, &[-1, h, d])?,
+                ops::reshape(&split.key.forward(x, frame.pass)?, &[-1, g, d])?,
+                ops::reshape(&split.value.forward(x, frame.pass)?, &[-1, g, d])?,
             )),
             Projections::Fused(all) => {
                 let all = all.forward(x, frame.pass)?;

@@ -60,13 +60,13 @@ impl Model {
         for (layer, spec) in architecture.layers.iter().enumerate() {
             let rope = match spec.attention.rope() {
                 None => None,
-                Some(wanted) => Some(match ropes.iter().position(|rope| rope.spec == *wanted) {
-                    Some(known) => known,
-                    None => {
+                Some(wanted) => {
+                    let known = ropes.iter().position(|rope| rope.spec == *wanted);
+                    if known.is_none() {
                         ropes.push(Rope::new(wanted, device)?);
-                        ropes.len() - 1
                     }
-                }),
+                    Some(known.unwrap_or(ropes.len() - 1))
+                }
             };
             blocks.push(Block::load(architecture, layer, rope, &mut loader)?);
         }
@@ -147,10 +147,10 @@ impl Model {
 
     /// Final hidden states `[B, T, H]` (after the last norm, before the head) of `ids` `[B, T]` int64. With a cache, the
     /// tokens follow those it holds, and it holds them too afterwards.
-    pub fn hidden(&self, ids: &Tensor, pass: &Pass, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+    pub fn hidden(&self, ids: &Tensor, pass: &Pass, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let frame = self.frame(ids, pass, cache.as_deref())?;
         let x = self.embed(ids, &frame)?;
-        let x = self.walk(x, &frame, cache.as_deref_mut())?;
+        let x = self.walk(x, &frame, cache)?;
         self.finish(&x, &frame)
     }
 

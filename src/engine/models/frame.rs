@@ -138,7 +138,9 @@ impl<'a> Frame<'a> {
         self.positions = ops::select_rows(&all, 0, &order)?;
         match (&mut self.view, self.pass.mask) {
             (View::Documents(lengths), _) => {
-                lengths.iter_mut().for_each(|length| *length += count);
+                for length in lengths.iter_mut() {
+                    *length += count;
+                }
                 self.width = lengths.iter().sum();
                 self.rows = 1;
             }

@@ -212,8 +212,8 @@ impl Server {
             rows.iter().map(|row| base.prompt(&row.messages, config)).collect::<Result<Vec<_>>>()?;
         let adapters: Vec<_> =
             rows.iter().map(|row| row.adapter.as_deref().and_then(|path| self.adapters.get(path))).collect();
-        let before = |loaded: &Option<&Loaded>| loaded.map_or(0, |loaded| loaded.adapter.virtual_tokens());
-        let lengths = prompts.iter().zip(&adapters).map(|(prompt, loaded)| prompt.len() + before(loaded));
+        let before = |loaded: Option<&Loaded>| loaded.map_or(0, |loaded| loaded.adapter.virtual_tokens());
+        let lengths = prompts.iter().zip(&adapters).map(|(prompt, loaded)| prompt.len() + before(*loaded));
         let longest = lengths.max().unwrap_or(0);
         let room = base.files.architecture.positions.saturating_sub(longest);
         if room == 0 {

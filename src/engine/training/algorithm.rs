@@ -28,7 +28,7 @@ pub enum Algorithm {
         /// Its loss.
         dpo: Dpo,
         /// What the base model makes of the pairs.
-        reference: Reference,
+        reference: Box<Reference>,
     },
 }
 
@@ -39,7 +39,7 @@ impl Algorithm {
             config::Algorithm::Sft => Self::Sft,
             config::Algorithm::Dpo => Self::Dpo {
                 dpo: Dpo::new(&config.train),
-                reference: Reference::open(run.path(), Key::new(base, config, prepared)),
+                reference: Box::new(Reference::open(run.path(), Key::new(base, config, prepared))),
             },
         }
     }

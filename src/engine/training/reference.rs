@@ -211,11 +211,8 @@ mod tests {
         assert_eq!(again.count(), 5);
         again.known.insert(0, [-1.0, -2.0]);
         let batch = again.batch(&model, &all(&rows[..5])).unwrap();
-        assert_eq!(
-            ops::to_doubles(&batch.reference.chosen).unwrap()[0],
-            -1.0,
-            "what is known is not computed again"
-        );
+        let first = ops::to_doubles(&batch.reference.chosen).unwrap()[0];
+        assert!((first + 1.0).abs() < 1e-12, "what is known is not computed again: {first}");
         assert_eq!(ops::to_doubles(&batch.reference.rejected).unwrap().len(), 5);
     }
 

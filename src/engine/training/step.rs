@@ -167,7 +167,9 @@ fn measure<B: AsRef<Batch>>(losses: &[Loss], norm: &Tensor, batches: &[B], units
         sum += next();
         if loss.rewards.is_some() {
             let sums = rewards.get_or_insert([0.0; 3]);
-            sums.iter_mut().for_each(|sum| *sum += next());
+            for sum in sums.iter_mut() {
+                *sum += next();
+            }
         }
     }
     Ok(Measured {

@@ -185,6 +185,9 @@ fn complaint(errors: &str, ended: &str) -> String {
     }
 }
 
+/// How a figure is written.
+type Shown = fn(&Value) -> String;
+
 fn describe(run: &RunDir, result: &Value) -> String {
     let sides: Vec<(&str, &Value)> =
         SIDES.iter().filter_map(|side| Some((*side, result.get(side)?))).collect();
@@ -196,7 +199,6 @@ fn describe(run: &RunDir, result: &Value) -> String {
         cells
     };
     // What a run learns from decides which of these there are.
-    type Shown = fn(&Value) -> String;
     let figures: [(&str, &str, Shown); 7] = [
         ("held-out loss", "loss", figure),
         ("perplexity", "perplexity", figure),

@@ -177,12 +177,11 @@ fn read_pattern<T>(
     let mut patterns = Vec::with_capacity(entries.len());
     for (pattern, value) in entries {
         let whole = Regex::new(&pattern).and_then(|_| Regex::new(&format!(r"\A(?:.*\.)?(?:{pattern})\z")));
-        match (whole, read(&value)) {
-            (Ok(whole), Some(value)) => patterns.push((pattern, whole, value)),
-            _ => {
-                let pattern = luthier_core::text::clean_line(&pattern).into_owned();
-                config.problem(format!("{CONFIG} has no valid {key}: {pattern}"));
-            }
+        if let (Ok(whole), Some(value)) = (whole, read(&value)) {
+            patterns.push((pattern, whole, value));
+        } else {
+            let pattern = luthier_core::text::clean_line(&pattern).into_owned();
+            config.problem(format!("{CONFIG} has no valid {key}: {pattern}"));
         }
     }
     patterns

@@ -223,7 +223,7 @@ fn cross_entropy_with_the_head() {
             let loss = csrc::linear_cross_entropy(hidden, &head, &ids, chunk, true, Through::Sum).unwrap();
             let mut logits = twins[0].matmul(&twins[1].tr());
             if with_bias {
-                logits = logits + &twins[2];
+                logits += &twins[2];
             }
             if let Some(cap) = cap {
                 logits = (logits / cap).tanh() * cap;

@@ -226,7 +226,7 @@ fn ten_steps_equal_the_reference() {
             assert!(relative(ours.loss, logged.loss) <= bound, "{place}, step {index}: {ours:?}");
             assert!(relative(ours.grad_norm, logged.grad_norm) <= bound, "{place}, step {index}: {ours:?}");
             nearly(&[rewards.reward_margin.get()], &[logged.reward_margin], 1e-4, &place);
-            assert_eq!(rewards.reward_accuracy.get(), logged.accuracy, "{place}, step {index}");
+            nearly(&[rewards.reward_accuracy.get()], &[logged.accuracy], 1e-9, &place);
         }
         let distance = furthest(run.parameters(), expected.parameters());
         assert!(distance <= 1e-4, "{place}: the final adapter is {distance} away");

@@ -140,11 +140,12 @@ fn describe(report: &Report) -> String {
     let mut text = format!("{} · {} · {}\n\n", clean_line(family), clean_line(dtype), clean_line(device));
     text += &output::table(&columns, &rows);
     text.push('\n');
-    for (index, Greedy { tokens, with_cache, without_cache }) in greedy.iter().enumerate() {
-        text += &format!(
+    let said = greedy.iter().enumerate().map(|(index, Greedy { tokens, with_cache, without_cache })| {
+        format!(
             "greedy {index}   {with_cache} of {tokens} tokens agree with the cache, {without_cache} without it\n"
-        );
-    }
+        )
+    });
+    text.extend(said);
     text + if *pass { "equal within what is allowed" } else { "not equal" }
 }
 

@@ -294,7 +294,7 @@ fn conversation(row: &Row, rendered: Option<&Rendered>, width: u16, theme: &Them
     let chosen = messages.len().checked_sub(1).filter(|_| row.example.is_pair());
     for (index, mut message) in messages.into_iter().enumerate() {
         if chosen == Some(index) {
-            message.role = "chosen".to_owned();
+            "chosen".clone_into(&mut message.role);
         }
         let role = match message.role.as_str() {
             "system" => Role::SystemMessage,
