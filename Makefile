@@ -33,7 +33,7 @@ bench: build ## tokens per second and peak memory, per method and number format,
 bench-peers: build ## the same work through transformers + PEFT, in turn with ours, as ratios (installs them into the cache)
 	@python3 bench/peers.py
 
-gpu-check: build ## one archive that checks and measures this build on a machine with a GPU, python3 and torch 2.11
+gpu-check: build ## one archive that checks this build on a machine with a GPU, python3 and torch 2.11
 	@python3 scripts/gpu_check/pack.py
 
 lint: setup ## formatting and lints, warnings are errors

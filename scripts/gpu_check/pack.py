@@ -16,8 +16,7 @@ def main():
     with tarfile.open(ARCHIVE, "w:gz", compresslevel=6) as archive:
         for name in ["luthier", "luthier-engine"]:
             archive.add(CLONE / "target" / "release" / name, f"gpu-check/bin/{name}")
-        for name in ["run.py", "peer.py", "llama-1b.json", "llama-8b.json"]:
-            archive.add(HERE / name, f"gpu-check/{name}")
+        archive.add(HERE / "run.py", "gpu-check/run.py")
         for name in ["tiny", "variants", "training"]:
             archive.add(CLONE / "tests" / "references" / name, f"gpu-check/references/{name}")
     print(f"{ARCHIVE.relative_to(CLONE)}  {ARCHIVE.stat().st_size / 1e6:.1f} MB")

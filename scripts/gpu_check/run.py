@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
-"""Checks this build of Luthier on this machine's GPU, then measures it. Needs python3 with torch 2.11; measures transformers and
-PEFT beside it where python3 has them.
+"""Checks this build of Luthier on this machine's GPU. Needs python3 with torch 2.11.
 
 Every family is held against transformers' stored outputs in f32 and bf16, every method against PEFT's stored training
-steps, on the device. Then LoRA, QLoRA and full fine-tuning and decoding are measured on randomly initialised llamas
-that are made on the device. Writes one JSON document; exit status 3 where a check fell short.
+steps, on the device. Writes one JSON document; exit status 3 where a check fell short.
 """
 
 import argparse
@@ -41,10 +39,10 @@ METHODS = {
     "ia3": 'kind = "ia3"',
 }
 
+# What random weights need: of a logit of transformers' own, bf16 is up to 0.24 away from f32 in these models.
+BF16_TOLERANCE = 0.06
 # Largest relative difference of a step's loss from the reference's f32.
 LOSS_BOUND = {"f32": 1e-4, "bf16": 5e-2}
-# Training shapes that are measured: rows and tokens per row of a step.
-SHAPES = {"1b": (4, 2048), "8b": (1, 2048)}
 
 
 def environment():
@@ -84,6 +82,8 @@ def check_family(folder, dtype, device):
             tokenizer = REFERENCES / "tiny" / "_tokenizers" / "bytelevel"
             shutil.copytree(tokenizer, model, dirs_exist_ok=True)
         command = [ENGINE, "verify", model, "--reference", folder, "--dtype", dtype, "--device", device, "--json"]
+        if dtype == "bf16":
+            command += ["--tolerance", BF16_TOLERANCE]
         status, out, said = call(command)
     if status:
         return {"pass": False, "error": said[0]}
@@ -147,18 +147,6 @@ def check_method(family, name, dtype, device):
     return {"pass": passed, "relative_error": {"loss": loss, "grad_norm": norm}}
 
 
-def measure(size, method, device, steps, shape):
-    rows, length = shape
-    command = [ENGINE, "bench", "--random", HERE / f"llama-{size}.json", "--method", method, "--dtype", "bf16"]
-    command += ["--device", device, "--batch", rows, "--length", length, "--steps", steps, "--new-tokens", 128, "--json"]
-    status, out, said = call(command, timeout=1800)
-    ours = json.loads(out.splitlines()[-1]) if status == 0 else {"error": said[0]}
-    peer = [sys.executable, HERE / "peer.py", HERE / f"llama-{size}.json", method, device, rows, length, steps]
-    status, out, said = call(peer, timeout=1800)
-    theirs = json.loads(out.splitlines()[-1]) if status == 0 else {"error": said[0]}
-    return {"rows": rows, "length": length, "luthier": ours, "transformers_peft": theirs}
-
-
 def machine(device):
     index = int(device.split(":")[1]) if ":" in device else None
     facts = {"torch": torch.__version__, "python": sys.version.split()[0], "device": device}
@@ -173,14 +161,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="gpu-check.json", help="the JSON document to write")
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to try the script")
-    parser.add_argument("--sizes", default="1b,8b", help="llamas to measure, or nothing")
-    parser.add_argument("--steps", type=int, default=8, help="training steps of a measurement")
     arguments = parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
         sys.exit("gpu-check: torch sees no CUDA device; `luthier doctor` says why")
     result = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
     result |= {"command": " ".join(["run.py", *sys.argv[1:]]), "machine": machine(arguments.device)}
-    result |= {"families": {}, "methods": {}, "speed": {}}
+    result |= {"families": {}, "methods": {}}
     short = []
 
     def note(kind, name, found):
@@ -188,7 +174,7 @@ def main():
         if not found["pass"]:
             short.append(name)
         figures = found.get("error") or found.get("max_abs_error") or found.get("relative_error")
-        print(f"{'ok  ' if found['pass'] else 'FAIL'} {kind[:-1]:<8} {name:<40} {figures}", flush=True)
+        print(f"{'ok  ' if found['pass'] else 'FAIL'} {kind:<9} {name:<40} {figures}", flush=True)
 
     models = [path.parent for group in ["tiny", "variants"] for path in (REFERENCES / group).glob("*/ref.safetensors")]
     for folder in sorted(models):
@@ -200,11 +186,6 @@ def main():
             continue
         for dtype in ["f32", "bf16"]:
             note("methods", f"{family} {name} {dtype}", check_method(family, name, dtype, arguments.device))
-    for size in filter(None, arguments.sizes.split(",")):
-        for method in ["lora", "qlora", "full"] if size == "1b" else ["lora", "qlora"]:
-            found = measure(size, method, arguments.device, arguments.steps, SHAPES[size])
-            result["speed"][f"{size} {method} bf16"] = found
-            print(f"     speed    {size} {method}: {json.dumps(found)}", flush=True)
     result["short"] = short
     pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n")
     print(f"{len(short)} of {len(result['families']) + len(result['methods'])} checks fell short; {arguments.out}")
