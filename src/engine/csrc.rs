@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use luthier_core::model::Storage;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
@@ -185,6 +185,19 @@ pub fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
     // the process; both are theirs to avoid, as for every program that maps its model.
     let map = unsafe { Mmap::map(file) }?;
     Ok(Arc::new(map))
+}
+
+/// Gives the memory of a part of a mapped file back to the system, which reads it anew where it is needed again: what will
+/// not be read soon need not stand beside what was made of it.
+pub fn release_pages(map: &Mmap, offset: usize, length: usize) {
+    if offset.checked_add(length).and_then(|end| map.get(offset..end)).is_none() {
+        return;
+    }
+    // SAFETY: the part lies within the map, which is of a file and read-only, so that nothing in it is lost.
+    let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, length) };
+    if let Err(error) = released {
+        tracing::debug!(%error, "memory of a mapped file could not be given back");
+    }
 }
 
 extern "C" fn release_map(owner: *mut c_void) {
@@ -846,6 +859,18 @@ mod tests {
         assert_eq!(Vec::<f32>::try_from(view.flatten(0, -1)).unwrap(), [9.0, 10.0, 11.0, 12.0, 13.0]);
         drop(view);
         assert!(weak.upgrade().is_none());
+    }
+
+    #[test]
+    fn released_pages_are_read_again() {
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..40_000_u32).map(|i| (i % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        let map = map(&file).unwrap();
+        assert_eq!(map[..], content);
+        release_pages(&map, 5000, 20_000);
+        assert_eq!(map[..], content);
+        release_pages(&map, usize::MAX, 1);
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub enum Weight {
 #[derive(Debug)]
 pub struct Dense {
     elements: Tensor,
-    /// The same numbers in the file's own form, which takes a fraction of the memory traffic: generation multiplies with
-    /// that.
+    /// The same numbers as the file has them, before they were rounded to the type of the others, which takes a fraction of
+    /// the memory traffic: generation multiplies with that.
     stored: Option<Stored>,
 }
 
@@ -45,7 +45,7 @@ impl Weight {
     /// The matrix with elements of type `kind`; a quantised one is decoded anew each time.
     pub fn dense(&self, kind: Kind) -> Result<Tensor> {
         match self {
-            Self::Dense(weight) => ops::to_kind(weight.tensor(), kind),
+            Self::Dense(weight) => ops::to_kind(&weight.elements, kind),
             Self::Nf4(weight) => weight.dense(kind),
             Self::Stored(weight) => weight.dense(kind),
         }
@@ -54,7 +54,7 @@ impl Weight {
     /// Bytes it takes; of a mapped one, in its file.
     pub fn bytes(&self) -> u64 {
         match self {
-            Self::Dense(weight) => ops::bytes_of(weight.tensor()),
+            Self::Dense(weight) => ops::bytes_of(&weight.elements),
             Self::Nf4(weight) => weight.bytes(),
             Self::Stored(weight) => weight.bytes(),
         }
@@ -67,19 +67,13 @@ impl Dense {
         Self { elements, stored }
     }
 
-    /// `x · weightᵀ + bias`: `[N, in]` → `[N, out]`
-    pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let few = self.stored.as_ref().map(|stored| quantised::few(stored, x)).transpose()?.flatten();
         match (few, bias) {
             (Some(y), Some(bias)) => ops::add(&y, bias),
             (Some(y), None) => Ok(y),
             (None, bias) => ops::linear(x, &self.elements, bias),
         }
-    }
-
-    /// The matrix.
-    pub fn tensor(&self) -> &Tensor {
-        &self.elements
     }
 }
 

@@ -132,6 +132,9 @@ impl<'a> Loader<'a> {
                 let encoded = csrc::with_floats(&dense, nf4::encode)?.ok_or_else(|| {
                     self.damaged(format!("tensor {name} holds numbers that are not finite"))
                 })?;
+                drop(dense);
+                let entry = self.entry(name)?;
+                csrc::release_pages(self.map(name, entry)?, entry.offset as usize, entry.bytes as usize);
                 Weight::Nf4(Nf4::new(&encoded, self.features(name)?, tables, self.device)?)
             }
             Quantiser::AsStored => match self.stored(name)?.filter(Stored::is_quantised) {

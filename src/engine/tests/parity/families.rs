@@ -49,7 +49,8 @@ fn furthest(family: &str, recompute: bool) -> (f64, String) {
         .fold((0.0, String::new()), |worst, other| if other.0 > worst.0 { other } else { worst })
 }
 
-const FAMILIES: [&str; 12] = [
+/// All that there are references of.
+pub const FAMILIES: [&str; 12] = [
     "falcon-40b",
     "falcon-7b",
     "gemma2",

@@ -5,13 +5,13 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use luthier_core::config::MethodKind;
+use luthier_core::config::{MethodKind, Variant};
 use luthier_core::data::EncodedRow;
 use luthier_core::model::{Arrangement, ModelFiles, Quantisation, Storage, TensorEntry};
 use luthier_engine::csrc;
 use luthier_engine::generation::{Row, Sampling, generate};
 use luthier_engine::methods::lora::Lora;
-use luthier_engine::methods::{Adapter, Method};
+use luthier_engine::methods::{Adapter, Form, LoraMethod, Method, Parameters};
 use luthier_engine::models::{Active, Mask, Model, Pass};
 use luthier_engine::training::adamw::{AdamW, EPSILON};
 use luthier_engine::training::batch::collate;
@@ -20,6 +20,7 @@ use luthier_engine::training::step::{Measured, Outcome, Settings, step};
 use luthier_engine::weights::{Linear, Weight, safetensors};
 use tch::{Device, Kind, Tensor};
 
+use crate::families::FAMILIES;
 use crate::support::{columns, distance, distance_where, ids, logits, lora, reference, tensors};
 
 fn files() -> ModelFiles {
@@ -128,8 +129,13 @@ fn rows(count: usize) -> Vec<EncodedRow> {
 }
 
 /// Trains an adapter on one row a step; its parameters, and what each step measured.
-fn train(model: &Model, rows: &[EncodedRow], recompute: bool) -> (Box<dyn Adapter>, Vec<Measured>) {
-    let adapter = lora(4, &[]).create(model, 7).unwrap();
+fn train(
+    model: &Model,
+    rows: &[EncodedRow],
+    variant: Variant,
+    recompute: bool,
+) -> (Box<dyn Adapter>, Vec<Measured>) {
+    let adapter = LoraMethod { variant, ..lora(4, &[]) }.create(model, 7).unwrap();
     let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
     let settings = Settings {
         adamw: csrc::AdamW { learning_rate: 5e-3, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
@@ -148,9 +154,19 @@ fn train(model: &Model, rows: &[EncodedRow], recompute: bool) -> (Box<dyn Adapte
     (adapter, measured)
 }
 
+/// Forms of LoRA, and whether activations are computed again.
+const COURSES: [(Variant, bool); 3] =
+    [(Variant::Plain, false), (Variant::Plain, true), (Variant::Dora, false)];
+
 /// Two models that hold the same numbers take the same steps.
-pub fn assert_same_course(one: &Model, other: &Model, rows: &[EncodedRow], recompute: bool) {
-    let ((one, first), (other, second)) = (train(one, rows, recompute), train(other, rows, recompute));
+pub fn assert_same_course(
+    one: &Model,
+    other: &Model,
+    rows: &[EncodedRow],
+    variant: Variant,
+    recompute: bool,
+) {
+    let [(one, first), (other, second)] = [one, other].map(|model| train(model, rows, variant, recompute));
     for (step, (a, b)) in first.iter().zip(&second).enumerate() {
         assert!((a.loss - b.loss).abs() <= 1e-5, "step {step}: {a:?} {b:?}");
         assert!((a.grad_norm / b.grad_norm - 1.0).abs() <= 1e-4, "step {step}: {a:?} {b:?}");
@@ -191,13 +207,61 @@ fn logits_over_nf4_equal_pefts_before_and_after_training() {
     }
 }
 
+/// Stands for the linear layers of a model with dense copies of what they hold.
+struct Standing {
+    weights: Parameters,
+    nothing: Parameters,
+}
+
+impl Standing {
+    fn of(model: &Model) -> Self {
+        let weight = |linear: &Linear| (linear.name.clone(), linear.weight().dense(Kind::Float).unwrap());
+        Self { weights: model.linears().map(weight).collect(), nothing: Parameters::new() }
+    }
+}
+
+impl Adapter for Standing {
+    fn parameters(&self) -> &Parameters {
+        &self.nothing
+    }
+
+    fn form(&self) -> Form<'_> {
+        Form::Peft(serde_json::Value::Null)
+    }
+
+    fn weight(&self, linear: &Linear) -> Option<&Tensor> {
+        self.weights.get(&linear.name)
+    }
+
+    fn shares_product(&self, _: &Linear) -> bool {
+        false
+    }
+}
+
+#[test]
+fn every_family_runs_over_nf4() {
+    for family in FAMILIES {
+        let files = ModelFiles::open(&reference(&format!("tiny/{family}"))).unwrap();
+        let dense = load(&files, Kind::Float, Quantisation::None);
+        let quantised = load(&files, Kind::Float, Quantisation::Nf4);
+        assert_eq!(quantised.weight_bytes(), Quantisation::Nf4.held(&files).bytes(4), "{family}");
+        let ids = &tensors(&format!("tiny/{family}/ref.safetensors"))["input_ids"];
+        let standing = Standing::of(&quantised);
+        let found = logits(&quantised, ids, Active::Base);
+        let error = distance(&found, &logits(&dense, ids, Active::All(&standing)));
+        assert!(error <= 1e-4, "{family}: {error}");
+        let rounding = distance(&found, &logits(&dense, ids, Active::Base));
+        assert!(rounding > 1e-3, "{family}: nothing is quantised");
+    }
+}
+
 #[test]
 fn training_over_nf4_equals_training_over_what_it_stands_for() {
     let folder = tempfile::tempdir().unwrap();
     let dense = load(&rounded_to_nf4(folder.path()), Kind::Float, Quantisation::None);
     let quantised = load(&files(), Kind::Float, Quantisation::Nf4);
-    for recompute in [false, true] {
-        assert_same_course(&quantised, &dense, &rows(8), recompute);
+    for (variant, recompute) in COURSES {
+        assert_same_course(&quantised, &dense, &rows(8), variant, recompute);
     }
 }
 
@@ -217,8 +281,8 @@ fn training_over_a_files_own_blocks_equals_training_over_what_they_stand_for() {
     assert_eq!(kinds.iter().filter(|&&kind| kind == "stored").count(), 20);
     assert_eq!(kinds[18], "dense", "what the file does not quantise stays as it is");
     let dense = load(&files, Kind::Float, Quantisation::None);
-    for recompute in [false, true] {
-        assert_same_course(&stored, &dense, &rows(8), recompute);
+    for (variant, recompute) in COURSES {
+        assert_same_course(&stored, &dense, &rows(8), variant, recompute);
     }
 }
 
@@ -231,7 +295,7 @@ fn greedy_replies_are_those_of_the_dense_form() {
     {
         let model = load(files, Kind::Float, quantisation);
         let dense = load(dense, Kind::Float, Quantisation::None);
-        let (adapter, _) = train(&dense, &rows(2), false);
+        let (adapter, _) = train(&dense, &rows(2), Variant::Plain, false);
         for adapter in [None, Some(&*adapter)] {
             let found = greedy(&model, &prompts(), adapter);
             assert_eq!(found, greedy(&dense, &prompts(), adapter), "{quantisation:?}");
@@ -249,7 +313,8 @@ fn bf16_over_quantised_weights_stays_near_f32() {
         let (rows, ids) = (rows(6), &tensors("tiny/llama/ref.safetensors")["input_ids"]);
         let error = distance(&logits(&single, ids, Active::Base), &logits(&half, ids, Active::Base));
         assert!(error <= 0.2, "{quantisation:?}: {error}");
-        let (single, half) = (train(&single, &rows, false).1, train(&half, &rows, false).1);
+        let (single, half) =
+            (train(&single, &rows, Variant::Plain, false).1, train(&half, &rows, Variant::Plain, false).1);
         for (a, b) in single.iter().zip(&half) {
             assert!((a.loss / b.loss - 1.0).abs() <= 0.02, "{quantisation:?}: {a:?} {b:?}");
         }
@@ -264,7 +329,7 @@ fn an_adapter_folds_into_what_quantised_weights_stand_for() {
     let stored = in_blocks(folder.path());
     for (quantisation, files) in [(Quantisation::Nf4, &files()), (Quantisation::AsStored, &stored)] {
         let model = load(files, Kind::Float, quantisation);
-        let (adapter, _) = train(&model, &rows(3), false);
+        let (adapter, _) = train(&model, &rows(3), Variant::Plain, false);
         let positions = columns(1, 5);
         for linear in in_blocks_of(&model) {
             let dense = linear.weight().dense(Kind::Float).unwrap();

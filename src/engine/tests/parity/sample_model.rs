@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
+use luthier_core::config::Variant;
 use luthier_core::data::EncodedRow;
 use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::csrc;
@@ -91,7 +92,7 @@ fn training_and_replies_over_the_files_own_blocks_are_those_of_its_dense_form() 
         trained: vec![true; list.len()],
         rejected: None,
     };
-    assert_same_course(&stored, &dense, &[row.clone(), row], false);
+    assert_same_course(&stored, &dense, &[row.clone(), row], Variant::Plain, false);
     let prompt = list[..9].iter().map(|&id| id as u32).collect::<Vec<_>>();
     let prompts = [prompt.clone(), prompt[..3].to_vec()];
     assert_eq!(greedy(&stored, &prompts, None), greedy(&dense, &prompts, None));
