@@ -21,7 +21,7 @@ import measure
 sys.path.insert(0, str(measure.CLONE / "scripts"))
 import setup
 
-# Everything that is compared with, at the versions that the README's figures were measured with.
+# Everything that is compared with; transformers and PEFT at the versions that made tests/references.
 PACKAGES = (
     f"torch=={setup.TORCH_VERSION}",
     "transformers==5.23.0",
