@@ -147,16 +147,16 @@ impl Attention {
             View::Documents(lengths) => self.documents(query, key, value, lengths, prefix),
             View::Causal => self.documents(query, key, value, &vec![width; rows as usize], prefix),
             View::Masked(mask) => {
-                let mask = match self.spec.window.map(|window| window as i64) {
-                    Some(window) if window < width => {
-                        let near = ops::causal_mask(&[0], width, width, Some(window), query.device())?;
-                        ops::both(mask, &near)?
+                let past = prefix.map_or(0, |(keys, _)| keys.size()[0]);
+                let all = ops::see_first(mask, past)?;
+                let mask = match self.window().filter(|&window| past + width > window) {
+                    // Virtual tokens fall out of the window like all earlier ones.
+                    Some(window) => {
+                        let device = query.device();
+                        let near = ops::causal_mask(&[past], width, past + width, Some(window), device)?;
+                        ops::both(&all, &near)?
                     }
-                    _ => mask.shallow_clone(),
-                };
-                let mask = match prefix {
-                    Some((keys, _)) => ops::see_first(&mask, keys.size()[0])?,
-                    None => mask,
+                    None => all,
                 };
                 let (q, k, v) =
                     (by_row(query, rows, width)?, by_row(key, rows, width)?, by_row(value, rows, width)?);

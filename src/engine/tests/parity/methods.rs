@@ -524,3 +524,19 @@ fn a_head_that_peft_stored_beside_its_adapter_must_be_the_bases() {
     let refused = write(head + 0.5).err().unwrap().to_string();
     assert!(refused.contains("is not the base model's"), "{refused}");
 }
+
+#[test]
+fn columns_that_all_count_equal_rows_also_where_virtual_tokens_fall_out_of_a_window() {
+    for family in ["gemma2", "mistral", "llama"] {
+        let model = open(family);
+        let ids = &tensors(&format!("tiny/{family}/ref.safetensors"))["input_ids"];
+        let (rows, width) = ids.size2().unwrap();
+        let (positions, all) = (columns(rows, width), Tensor::ones([rows, width], (Kind::Bool, Device::Cpu)));
+        for (name, adapter) in each(&model) {
+            let adapters = Active::All(adapter.as_ref());
+            let pass = Pass { positions: &positions, mask: Mask::Columns(&all), adapters, noise: None };
+            let error = distance(&model.hidden(ids, &pass, None).unwrap(), &hidden(&model, ids, adapters));
+            assert!(error <= 1e-4, "{family} {name}: {error}");
+        }
+    }
+}
