@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use luthier_core::model::ModelError;
 use luthier_core::runs::FailureClass;
 use tch::TchError;
 
@@ -50,8 +51,11 @@ pub enum EngineError {
         /// What is wrong with it.
         message: String,
     },
+    /// Files of an adapter or a checkpoint cannot be opened as what they should be; says which and what to do.
+    #[error(transparent)]
+    Files(#[from] ModelError),
     /// An adapter does not fit the base model, or is damaged. All findings at once.
-    #[error("the adapter {} does not fit: {}", path.display(), problems.join("; "))]
+    #[error("the adapter {} does not fit: {}", path.display(), listed(problems))]
     Adapter {
         /// The adapter's folder.
         path: PathBuf,
@@ -116,7 +120,10 @@ impl EngineError {
             Self::NotFinite { .. } => FailureClass::Nan,
             Self::File { .. } => FailureClass::Disk,
             Self::Data(_) => FailureClass::Data,
-            Self::Config(_) | Self::Model { .. } | Self::Adapter { .. } => FailureClass::Config,
+            Self::Files(ModelError::Read { .. }) => FailureClass::Disk,
+            Self::Config(_) | Self::Files(_) | Self::Model { .. } | Self::Adapter { .. } => {
+                FailureClass::Config
+            }
             Self::Device(_) => FailureClass::Device,
             Self::Torch { .. } => FailureClass::Bug,
         }
@@ -131,6 +138,7 @@ impl EngineError {
             }
             Self::NotFinite { .. } => "lower train.learning_rate, or set train.on_nan = \"skip\"",
             Self::File { .. } => "check that the path exists, may be used and has space left",
+            Self::Files(_) => "name files that are whole, or make these so again",
             Self::Data(_) => "run `luthier data check`",
             Self::Config(_) => "correct luthier.toml and start a new run",
             Self::Model { .. } => "download the base model again, then run `luthier model verify`",
@@ -138,6 +146,17 @@ impl EngineError {
             Self::Device(_) => "run `luthier doctor`; the run can be resumed from its last checkpoint",
             Self::Torch { .. } => "this is a defect of Luthier; please report it with engine.log",
         }
+    }
+}
+
+/// Findings named before the rest is only counted.
+const MAX_LISTED: usize = 20;
+
+fn listed(problems: &[String]) -> String {
+    let named = problems.iter().take(MAX_LISTED).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match problems.len().saturating_sub(MAX_LISTED) {
+        0 => named,
+        more => format!("{named}; and {more} more"),
     }
 }
 

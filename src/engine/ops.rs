@@ -552,6 +552,11 @@ pub fn contiguous(x: &Tensor) -> Result<Tensor> {
     labelled("contiguous", &[x], x.f_contiguous())
 }
 
+/// A new CPU tensor of these bytes, row-major; there are exactly as many as it takes.
+pub fn from_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor> {
+    labelled("from_bytes", &[], Tensor::f_from_data_size(bytes, shape, kind))
+}
+
 /// The bytes of a contiguous tensor on the CPU; `out` has exactly their number.
 pub fn copy_bytes(x: &Tensor, out: &mut [u8]) -> Result<()> {
     if x.numel() == 0 {

@@ -104,10 +104,9 @@ impl Ia3 {
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
-        let mut config = peft::read_config(folder)?;
+        let (mut config, mut weights) = peft::open(folder)?;
         config.check(PEFT_TYPE, &KNOWN);
         let modules_to_save = config.names("modules_to_save");
-        let mut weights = peft::read_weights(folder)?;
         let targets: Vec<LinearModule> = model
             .architecture()
             .linear_modules()
@@ -125,7 +124,7 @@ impl Ia3 {
             let linear = linear_of(module, model)?;
             // PEFT goes by `feedforward_modules`, and by that gives the scales their shape.
             let name = scale_name(&linear.name);
-            let input = weights.shape(&name).is_some_and(|found| found == shape(linear, true));
+            let input = weights.shape(&name).is_some_and(|found| peft::same_shape(found, &shape(linear, true)));
             let found = weights.take(&name, &shape(linear, input))?;
             if let Some(found) = found.filter(|_| weights.problems.is_empty()) {
                 ia3.insert(linear, &found, input, model)?;

@@ -143,9 +143,8 @@ impl Lora {
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
-        let mut config = peft::read_config(folder)?;
+        let (mut config, mut weights) = peft::open(folder)?;
         let settings = Settings::read(&mut config, model);
-        let mut weights = peft::read_weights(folder)?;
         let targets: Vec<LinearModule> = model
             .architecture()
             .linear_modules()

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use luthier_core::config::{Config, MethodKind};
+use luthier_core::model::adapter::CONFIG_FILE;
 use luthier_core::model::{LinearModule, TargetError};
 use luthier_core::runs::ResultForm;
 use tch::{Kind, Tensor};
@@ -56,7 +57,7 @@ pub fn load(folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
     let refused = |problem: String| EngineError::Adapter { path: folder.to_owned(), problems: vec![problem] };
     match ResultForm::of(folder) {
         Some(ResultForm::Model) => full::Full::load(folder, model).map(boxed),
-        Some(ResultForm::Adapter) => match peft::read_config(folder)?.peft_type() {
+        Some(ResultForm::Adapter) => match peft::peft_type(folder)?.as_deref() {
             Some(lora::PEFT_TYPE) => lora::Lora::load(folder, model).map(boxed),
             Some(ia3::PEFT_TYPE) => ia3::Ia3::load(folder, model).map(boxed),
             Some(prefix::PEFT_TYPE) => prefix::Prefix::load(folder, model).map(boxed),
@@ -65,10 +66,10 @@ pub fn load(folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
                 "its peft_type is {}, which this version of Luthier cannot use",
                 luthier_core::text::clean_line(other)
             ))),
-            None => Err(refused(format!("{} names no peft_type", peft::CONFIG))),
+            None => Err(refused(format!("{} names no peft_type", CONFIG_FILE))),
         },
         None => {
-            Err(refused(format!("there is neither an {} nor a config.json with weights in it", peft::CONFIG)))
+            Err(refused(format!("there is neither an {} nor a config.json with weights in it", CONFIG_FILE)))
         }
     }
 }

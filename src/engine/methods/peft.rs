@@ -1,26 +1,23 @@
 //! Adapter folders as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`
 //! (<https://huggingface.co/docs/peft/developer_guides/checkpoint>).
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::Path;
 
-use serde_json::Value;
-use tch::{Kind, Tensor};
+use luthier_core::model::AdapterFiles;
+use luthier_core::model::adapter::{CONFIG_FILE, WEIGHTS_FILE};
+use luthier_core::model::safetensors::Dtype;
+use serde_json::{Map, Value};
+use tch::Tensor;
 
 use super::Parameters;
 use crate::error::{EngineError, Result};
 use crate::ops;
-use crate::weights::safetensors;
+use crate::weights::safetensors::{self, Stored};
 
 /// What PEFT puts before module names.
 pub(super) const PREFIX: &str = "base_model.model.";
-
-pub(super) const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
-
-/// Largest `adapter_config.json` that is read.
-const LARGEST_CONFIG: u64 = 1 << 20;
 
 /// Keys that say nothing about what an adapter computes.
 const DESCRIPTIVE: [&str; 7] = [
@@ -37,32 +34,30 @@ const DESCRIPTIVE: [&str; 7] = [
 pub(super) fn save(folder: &Path, config: &Value, parameters: &Parameters) -> Result<()> {
     let failed = |path: &Path, source| EngineError::File { action: "write", path: path.to_owned(), source };
     fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
-    let path = folder.join(CONFIG);
+    let path = folder.join(CONFIG_FILE);
     fs::write(&path, format!("{config:#}\n")).map_err(|source| failed(&path, source))?;
     let tensors = parameters.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    safetensors::write(&folder.join(WEIGHTS), tensors)
+    safetensors::write(&folder.join(WEIGHTS_FILE), tensors)
 }
 
 /// An `adapter_config.json`, with what cannot be done of it.
 pub(super) struct PeftConfig {
-    values: Value,
+    values: Map<String, Value>,
     pub problems: Vec<String>,
 }
 
-/// Reads an `adapter_config.json`.
-pub(super) fn read_config(folder: &Path) -> Result<PeftConfig> {
-    let path = folder.join(CONFIG);
-    let failed = |source| EngineError::File { action: "read", path: path.clone(), source };
-    let metadata = fs::metadata(&path).map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > LARGEST_CONFIG {
-        return Err(failed(io::Error::other("it is no ordinary file, or too large")));
-    }
-    let values: Value = serde_json::from_slice(&fs::read(&path).map_err(failed)?)
-        .map_err(|error| refusal(folder, vec![format!("{CONFIG}: {error}")]))?;
-    if !values.is_object() {
-        return Err(refusal(folder, vec![format!("{CONFIG} holds no object")]));
-    }
-    Ok(PeftConfig { values, problems: Vec::new() })
+/// Opens an adapter folder: its settings, and its tensors, of which none is read before it is asked for.
+pub(super) fn open(folder: &Path) -> Result<(PeftConfig, Weights)> {
+    let AdapterFiles { config, tensors, weights, .. } = AdapterFiles::open(folder)?;
+    let stored = Stored::new(&folder.join(WEIGHTS_FILE), weights, tensors);
+    let left = stored.names().map(str::to_owned).collect();
+    Ok((PeftConfig { values: config, problems: Vec::new() }, Weights { stored, left, problems: Vec::new() }))
+}
+
+/// The `peft_type` of an adapter folder.
+pub(super) fn peft_type(folder: &Path) -> Result<Option<String>> {
+    let config = AdapterFiles::open(folder)?.config;
+    Ok(config.get("peft_type").and_then(Value::as_str).map(str::to_owned))
 }
 
 /// The error of a folder that cannot be used.
@@ -82,7 +77,7 @@ impl PeftConfig {
                 "its peft_type is {}, where {peft_type} is wanted",
                 luthier_core::text::clean_line(other)
             )),
-            None => self.problem(format!("{CONFIG} names no peft_type")),
+            None => self.problem(format!("{CONFIG_FILE} names no peft_type")),
         }
         if let Some(task) = self.text("task_type").filter(|task| *task != "CAUSAL_LM") {
             let task = luthier_core::text::clean_line(task).into_owned();
@@ -90,9 +85,7 @@ impl PeftConfig {
         }
         let unknown: Vec<String> = self
             .values
-            .as_object()
-            .into_iter()
-            .flatten()
+            .iter()
             .filter(|(key, value)| {
                 !is_nothing(value) && ![known, &DESCRIPTIVE].concat().contains(&key.as_str())
             })
@@ -137,7 +130,7 @@ impl PeftConfig {
             Some(_) => None,
         };
         read.unwrap_or_else(|| {
-            self.problem(format!("{CONFIG} has no valid {key}"));
+            self.problem(format!("{CONFIG_FILE} has no valid {key}"));
             Vec::new()
         })
     }
@@ -146,7 +139,7 @@ impl PeftConfig {
     pub fn size(&mut self, key: &str, least: usize, most: usize) -> usize {
         let found = self.value(key).and_then(Value::as_u64).and_then(|value| usize::try_from(value).ok());
         found.filter(|value| (least..=most).contains(value)).unwrap_or_else(|| {
-            self.problem(format!("{CONFIG} has no valid {key}"));
+            self.problem(format!("{CONFIG_FILE} has no valid {key}"));
             least
         })
     }
@@ -155,7 +148,7 @@ impl PeftConfig {
     pub fn number(&mut self, key: &str) -> f64 {
         let found = self.value(key).and_then(Value::as_f64).filter(|value| value.is_finite());
         found.unwrap_or_else(|| {
-            self.problem(format!("{CONFIG} has no valid {key}"));
+            self.problem(format!("{CONFIG_FILE} has no valid {key}"));
             1.0
         })
     }
@@ -179,61 +172,64 @@ fn is_nothing(value: &Value) -> bool {
 
 /// The weights of an adapter folder, taken out one by one.
 pub(super) struct Weights {
-    tensors: Parameters,
+    stored: Stored,
+    /// What nobody has taken yet.
+    left: BTreeSet<String>,
     pub problems: Vec<String>,
 }
 
-/// Reads the weights of an adapter folder.
-pub(super) fn read_weights(folder: &Path) -> Result<Weights> {
-    let path = folder.join(WEIGHTS);
-    if !path.exists() && folder.join("adapter_model.bin").exists() {
-        let problem = "adapter_model.bin is a pickle file, which can run code when it is read; convert it to \
-                       adapter_model.safetensors with PEFT";
-        return Err(refusal(folder, vec![problem.into()]));
-    }
-    Ok(Weights { tensors: safetensors::read(&path)?, problems: Vec::new() })
-}
-
 impl Weights {
-    /// Takes a tensor of this name, and says what is wrong with it where it is not of `shape`, of floats and finite.
+    /// Takes a tensor of this name; `None` where there is none, and where it is not of `shape`, of floats and finite, which
+    /// becomes a problem. A tensor is read only where it is what is wanted: a file may claim any size.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Result<Option<Tensor>> {
-        let Some(tensor) = self.tensors.remove(name) else { return Ok(None) };
-        if tensor.size() != shape {
-            self.problems.push(format!("{name} is {:?}, but needs {shape:?}", tensor.size()));
-        } else if !matches!(tensor.kind(), Kind::Float | Kind::Half | Kind::BFloat16) {
-            self.problems.push(format!("{name} has elements of type {:?}", tensor.kind()));
-        } else if !ops::all_finite(&tensor)? {
-            self.problems.push(format!("{name} holds numbers that are not finite"));
-        }
-        Ok(Some(tensor))
+        self.left.remove(name);
+        let Some(entry) = self.stored.entry(name) else { return Ok(None) };
+        let problem = if !same_shape(&entry.shape, shape) {
+            format!("{name} is {:?}, but needs {shape:?}", entry.shape)
+        } else if !matches!(entry.dtype, Dtype::Weight(_)) {
+            format!("{name} has elements of type {}", entry.dtype.name())
+        } else {
+            let tensor = self.stored.read(name)?;
+            if ops::all_finite(&tensor)? {
+                return Ok(Some(tensor));
+            }
+            format!("{name} holds numbers that are not finite")
+        };
+        self.problems.push(problem);
+        Ok(None)
     }
 
     /// As [`Weights::take`], of a tensor that must be there.
     pub fn need(&mut self, name: &str, shape: &[i64]) -> Result<Option<Tensor>> {
-        let found = self.take(name, shape)?;
-        if found.is_none() {
+        if !self.has(name) {
             self.problems.push(format!("{name} is missing"));
         }
-        Ok(found)
+        self.take(name, shape)
     }
 
     /// The shape of the tensor of this name.
-    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
-        self.tensors.get(name).map(Tensor::size)
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.stored.entry(name).map(|entry| entry.shape.as_slice())
     }
 
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.stored.entry(name).is_some()
     }
 
     /// All that is wrong, with the tensors that nobody took.
     pub fn finish(mut self, config: PeftConfig) -> Vec<String> {
         let mut problems = config.problems;
         problems.append(&mut self.problems);
-        problems.extend(self.tensors.keys().map(|name| {
+        problems.extend(self.left.iter().map(|name| {
             format!("{} belongs to nothing that is trained here", luthier_core::text::clean_line(name))
         }));
         problems
     }
+}
+
+/// Whether a file's shape is the one that is wanted.
+pub(super) fn same_shape(found: &[usize], wanted: &[i64]) -> bool {
+    found.len() == wanted.len()
+        && found.iter().zip(wanted).all(|(&found, &wanted)| i64::try_from(found) == Ok(wanted))
 }

@@ -118,7 +118,7 @@ impl Prefix {
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
-        let mut config = peft::read_config(folder)?;
+        let (mut config, mut weights) = peft::open(folder)?;
         config.check(PEFT_TYPE, &KNOWN);
         let layout = Layout::of(model)?;
         let count = config.size("num_virtual_tokens", 1, LONGEST) as i64;
@@ -133,7 +133,6 @@ impl Prefix {
                 config.problem(format!("its {key} is {found}, where this model needs {wanted}"));
             }
         }
-        let mut weights = peft::read_weights(folder)?;
         let found = weights.need(EMBEDDINGS, &[count, layout.width()])?;
         let base = config.base();
         let problems = weights.finish(config);

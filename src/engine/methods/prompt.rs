@@ -81,14 +81,13 @@ impl Prompt {
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
-        let mut config = peft::read_config(folder)?;
+        let (mut config, mut weights) = peft::open(folder)?;
         config.check(PEFT_TYPE, &KNOWN);
         let count = config.size("num_virtual_tokens", 1, LONGEST) as i64;
         let submodules = config.value("num_transformer_submodules").and_then(Value::as_i64).unwrap_or(1);
         if submodules != 1 {
             config.problem(format!("its num_transformer_submodules is {submodules}, where 1 is wanted"));
         }
-        let mut weights = peft::read_weights(folder)?;
         let found = weights.need(EMBEDDINGS, &[count, model.architecture().hidden as i64])?;
         let base = config.base();
         let problems = weights.finish(config);

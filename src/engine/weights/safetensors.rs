@@ -1,31 +1,74 @@
 //! Named tensors in a safetensors file (<https://github.com/huggingface/safetensors#format>).
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
+use luthier_core::model::Storage;
+use luthier_core::model::safetensors::{Dtype, Header, Tensor as Entry};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{EngineError, Result};
 use crate::ops;
 
-/// Largest file that [`read`] takes into memory: adapters and training state, never a base model.
-const LARGEST: u64 = 64 << 30;
+/// The tensors of an open file, read one by one as they are asked for: what a file claims takes no memory before
+/// somebody wants it.
+#[derive(Debug)]
+pub struct Stored {
+    path: PathBuf,
+    file: File,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Stored {
+    /// Opens a file and reads its header.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (file, header) = Header::open(path)?;
+        Ok(Self::new(path, file, header.tensors))
+    }
+
+    /// An open file whose header was read.
+    pub fn new(path: &Path, file: File, tensors: Vec<Entry>) -> Self {
+        let entries = tensors.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
+        Self { path: path.to_owned(), file, entries }
+    }
+
+    /// The names of its tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// What the header says of a tensor; `None` where there is none of this name.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name)
+    }
+
+    /// A tensor, on the CPU, in memory of its own.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let wrong = |message: String| EngineError::Model {
+            path: self.path.clone(),
+            message: format!("tensor {} {message}", luthier_core::text::clean_line(name)),
+        };
+        let entry = self.entries.get(name).ok_or_else(|| wrong("is missing".into()))?;
+        let kind = kind(entry.dtype).ok_or_else(|| wrong(format!("is of type {}", entry.dtype.name())))?;
+        let shape: Vec<i64> = entry.shape.iter().map(|&length| length as i64).collect();
+        let mut bytes = vec![0; entry.bytes as usize];
+        self.file.read_exact_at(&mut bytes, entry.offset).map_err(|source| EngineError::File {
+            action: "read",
+            path: self.path.clone(),
+            source,
+        })?;
+        ops::from_bytes(&bytes, &shape, kind)
+    }
+}
 
 /// All tensors of a file, on the CPU, in memory of their own.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let failed = |source| EngineError::File { action: "read", path: path.to_owned(), source };
-    let metadata = fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > LARGEST {
-        return Err(failed(io::Error::other("it is no ordinary file, or too large")));
-    }
-    let tensors = Tensor::read_safetensors(path).map_err(|error| EngineError::Model {
-        path: path.to_owned(),
-        message: format!("not a safetensors file: {}", luthier_core::text::clean_line(&error.to_string())),
-    })?;
-    Ok(tensors.into_iter().collect())
+    let stored = Stored::open(path)?;
+    stored.names().map(|name| Ok((name.to_owned(), stored.read(name)?))).collect()
 }
 
 /// Writes tensors in order of their names, with the metadata that Hugging Face libraries look for. Replaces what is
@@ -62,6 +105,20 @@ pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Te
     file.flush().map_err(failed)
 }
 
+fn kind(dtype: Dtype) -> Option<Kind> {
+    match dtype {
+        Dtype::Weight(Storage::F32) => Some(Kind::Float),
+        Dtype::Weight(Storage::BF16) => Some(Kind::BFloat16),
+        Dtype::Weight(Storage::F16) => Some(Kind::Half),
+        Dtype::Weight(_) => None,
+        Dtype::Other(name, _) => match name {
+            "I64" => Some(Kind::Int64),
+            "BOOL" => Some(Kind::Bool),
+            _ => None,
+        },
+    }
+}
+
 fn dtype(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::Float => Some("F32"),
@@ -96,12 +153,23 @@ mod tests {
     fn damaged_and_missing_files_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.safetensors");
-        assert!(matches!(read(&path), Err(EngineError::File { .. })));
-        assert!(matches!(read(folder.path()), Err(EngineError::File { .. })));
+        assert!(read(&path).unwrap_err().to_string().contains("No such file"));
+        assert!(read(folder.path()).unwrap_err().to_string().contains("it is a folder"));
         for bytes in [&b"short"[..], &[0xFF; 64], b"\x10\0\0\0\0\0\0\0{\"a\":1}        "] {
-            fs::write(&path, bytes).unwrap();
+            std::fs::write(&path, bytes).unwrap();
             let error = read(&path).unwrap_err().to_string();
-            assert!(error.contains("not a safetensors file"), "{error}");
+            assert!(error.contains("x.safetensors is damaged"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_type_that_nothing_uses_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let header = r#"{"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}"#;
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
+        std::fs::write(&path, bytes).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("tensor a is of type F64"), "{error}");
     }
 }

@@ -332,13 +332,3 @@ fn every_misfit_of_an_adapter_is_reported_at_once() {
     }
     assert_eq!(problems.len(), 5, "{found}");
 }
-
-#[test]
-fn a_pickled_adapter_is_refused_with_its_remedy() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("adapter_config.json"), r#"{"peft_type":"LORA","r":8,"lora_alpha":8}"#)
-        .unwrap();
-    std::fs::write(folder.path().join("adapter_model.bin"), "anything").unwrap();
-    let error = Lora::load(folder.path(), &tiny(Kind::Float)).unwrap_err().to_string();
-    assert!(error.contains("pickle") && error.contains("convert"), "{error}");
-}

@@ -1,5 +1,5 @@
 //! The engine against what transformers and PEFT compute: stored logits, hidden states, losses, generations and
-//! training steps of a tiny random model and of the sample model.
+//! training steps of a tiny random model and of the sample model; and what it refuses to read.
 
 #[cfg(test)]
 mod adapters;
@@ -11,6 +11,8 @@ mod generation;
 mod methods;
 #[cfg(test)]
 mod quantised;
+#[cfg(test)]
+mod refusals;
 #[cfg(test)]
 mod sample_model;
 #[cfg(test)]
