@@ -84,6 +84,24 @@ impl Luthier {
         self
     }
 
+    /// Ends it where it asks for more memory, or takes more time of a processor.
+    #[must_use]
+    pub fn within(mut self, mebibytes: u64, seconds: u64) -> Self {
+        let limits = format!("ulimit -v {} && ulimit -t {seconds} && exec \"$@\"", mebibytes << 10);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &limits, "sh"]).arg(self.command.get_program()).args(self.command.get_args());
+        limited.current_dir(self.command.get_current_dir().unwrap());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => limited.env(name, value),
+                None => limited.env_remove(name),
+            };
+        }
+        limited.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command = limited;
+        self
+    }
+
     /// What the program will read on stdin.
     #[must_use]
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
