@@ -6,7 +6,7 @@ CARGO ?= cargo
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run demo test bench bench-peers gpu-check lint clean
+.PHONY: help setup build run demo test bench bench-peers gpu-check fuzz lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench-peers: build ## the same work through transformers + PEFT, in turn with ou
 gpu-check: build ## one archive that checks this build on a machine with a GPU, python3 and torch 2.11
 	@python3 scripts/gpu_check/pack.py
 
+fuzz: ## every reader of what others wrote against hostile input, FUZZ_SECONDS=10 each
+	@python3 scripts/fuzz.py
+
 lint: setup ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -43,3 +46,4 @@ lint: setup ## formatting and lints, warnings are errors
 clean: ## remove build products (the shared cache and your runs stay)
 	$(CARGO) clean
 	rm -f .libtorch
+	rm -rf fuzz/target fuzz/corpus fuzz/artifacts
