@@ -146,6 +146,7 @@ fn a_model_tells_what_it_is() {
     );
     assert_eq!((&told["vocabulary"], &told["context"]), (&json!(512), &json!(128)));
     assert_eq!(told["memory"]["f32"].as_u64(), told["parameters"].as_u64().map(|count| count * 4));
+    assert!(told["memory"]["nf4"].as_u64() < told["memory"]["bf16"].as_u64(), "{told}");
     assert_eq!((&told["dtype"], &told["quantisation"]), (&json!("F32"), &json!(null)));
     assert_eq!(told["template"]["fingerprint"].as_str().map(str::len), Some(16));
     let words = project.luthier(["model", "inspect", model.to_str().unwrap()]).run().expect(0);
@@ -167,6 +168,7 @@ fn models_of_other_families_and_quantised_ones_tell_what_they_are() {
     assert_eq!((&told["dtype"], &told["quantisation"]), (&json!("Q8_0"), &json!("Q8_0")));
     assert_eq!((&told["head_size"], &told["template"]), (&json!(24), &json!(null)));
     assert!(told["storage"]["Q8_0"]["bytes"].as_u64() < told["memory"]["bf16"].as_u64(), "{told}");
+    assert!(told["memory"]["as_stored"].as_u64() < told["memory"]["bf16"].as_u64(), "{told}");
 }
 
 #[test]

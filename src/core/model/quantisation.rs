@@ -74,7 +74,7 @@ impl Held {
 
     /// Bytes of all of it, where a dense element takes so many.
     pub const fn bytes(&self, element: u64) -> u64 {
-        self.dense * element + self.quantised
+        self.dense.saturating_mul(element).saturating_add(self.quantised)
     }
 }
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use indexmap::IndexMap;
-use luthier_core::config::Config;
+use luthier_core::config::{Config, MethodKind};
 use luthier_core::data::{Template, Tokenizer};
-use luthier_core::model::{ModelFiles, ModelKind, Storage, TensorEntry};
+use luthier_core::model::{ModelFiles, ModelKind, Quantisation, Storage, TensorEntry};
 use serde::Serialize;
 
 use super::failure::Outcome;
@@ -67,7 +67,7 @@ struct Inspection {
     tokens: usize,
     special: luthier_core::model::SpecialTokens,
     template: Option<TemplateFound>,
-    /// Bytes of the weights in memory, by number format.
+    /// Bytes of the weights in memory, by how they are held.
     memory: IndexMap<&'static str, u64>,
     fingerprint: String,
 }
@@ -140,11 +140,19 @@ fn inspect(path: &Path) -> Outcome<Inspection> {
         tokens: tokenizer.vocabulary_size(),
         special: files.special.clone(),
         template,
-        memory: [("f32", parameters.saturating_mul(4)), ("bf16", parameters.saturating_mul(2))]
-            .into_iter()
-            .collect(),
+        memory: memory(&files),
         fingerprint: files.fingerprint,
     })
+}
+
+/// Bytes of the weights, dense in each format that is computed in, and as QLoRA holds them: what is not quantised in bf16.
+fn memory(files: &ModelFiles) -> IndexMap<&'static str, u64> {
+    let quantisation = Quantisation::of(MethodKind::Qlora, files);
+    let name = if quantisation == Quantisation::AsStored { "as_stored" } else { "nf4" };
+    let dense = Quantisation::None.held(files);
+    [("f32", dense.bytes(4)), ("bf16", dense.bytes(2)), (name, quantisation.held(files).bytes(2))]
+        .into_iter()
+        .collect()
 }
 
 fn describe(model: &Inspection) -> String {
@@ -160,7 +168,7 @@ fn describe(model: &Inspection) -> String {
         })
         .collect();
     let memory: Vec<_> =
-        model.memory.iter().map(|(name, bytes)| format!("{name} {}", units::bytes(*bytes))).collect();
+        model.memory.iter().map(|(name, bytes)| format!("{} {}", name.replace('_', " "), units::bytes(*bytes))).collect();
     let special: Vec<_> = [("begin", model.special.bos.as_ref()), ("end", model.special.eos.first())]
         .into_iter()
         .filter_map(|(name, token)| {
