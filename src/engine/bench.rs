@@ -21,7 +21,8 @@ use crate::random::{derive, unit};
 use crate::training::adamw::{AdamW, EPSILON};
 use crate::training::batch::collate;
 use crate::training::sft::Sft;
-use crate::training::step::{Outcome, Settings, step};
+use crate::training::step::{Launch, Launched, Learner, Outcome, Settings};
+use crate::training::trainer::Reading;
 use crate::{csrc, device};
 
 /// Steps that warm caches and are not measured.
@@ -219,14 +220,16 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
     config.method.clone_from(&plan.method);
     let adapter = method_of(&config).create(model, 0)?;
     let mut optimizer = AdamW::new(adapter.parameters())?;
-    let (mut seconds, mut tokens, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+    let late = Reading::of(model.device()) == Reading::Late;
+    let mut in_flight: Option<(Launched, u64)> = None;
+    let mut course =
+        Course { since: Instant::now(), made: 0, seconds: vec![], tokens: vec![], losses: vec![] };
     for number in 0..WARM_UP + bench.steps {
         let rows = (plan.rows)(number);
         if number == WARM_UP {
             // What was counted so far is forgotten.
             csrc::time_spent()?;
         }
-        let began = Instant::now();
         let batches = rows.iter().map(|rows| collate(rows, model.device())).collect::<Result<Vec<_>>>()?;
         let settings = Settings {
             adamw: csrc::AdamW {
@@ -239,15 +242,22 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
             recompute: bench.recompute,
             seed: number as u64,
         };
-        match step(model, adapter.as_ref(), &mut optimizer, &Sft, &batches, &settings, &|| false)? {
-            Outcome::Updated(measured) => losses.push(measured.loss),
-            other => return Err(EngineError::Data(format!("a step of the benchmark ended with {other:?}"))),
-        }
-        if number >= WARM_UP {
-            seconds.push(began.elapsed().as_secs_f64());
-            tokens.push(batches.iter().map(|batch| batch.tokens).sum());
+        let learner = Learner { model, adapter: adapter.as_ref(), optimizer: &optimizer };
+        let before = in_flight.as_ref().map(|(step, _)| step);
+        let step = match learner.launch(&Sft, &batches, &settings, before, &|| false)? {
+            Launch::Made(step) => step,
+            other => return Err(no_step(&other)),
+        };
+        let tokens = batches.iter().map(|batch| batch.tokens).sum();
+        let before = in_flight.replace((step, tokens));
+        if let Some(step) = if late { before } else { in_flight.take() } {
+            course.settle(step, &mut optimizer)?;
         }
     }
+    if let Some(step) = in_flight {
+        course.settle(step, &mut optimizer)?;
+    }
+    let Course { seconds, tokens, losses, .. } = course;
     let speeds: Vec<f64> =
         tokens.iter().zip(&seconds).map(|(&tokens, seconds): (&u64, _)| tokens as f64 / seconds).collect();
     Ok(TrainFigures {
@@ -259,6 +269,35 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
         losses,
         peak_memory_bytes: peak_memory(),
     })
+}
+
+/// Steps as they are done with.
+struct Course {
+    since: Instant,
+    made: usize,
+    seconds: Vec<f64>,
+    tokens: Vec<u64>,
+    losses: Vec<f64>,
+}
+
+impl Course {
+    fn settle(&mut self, (step, tokens): (Launched, u64), optimizer: &mut AdamW) -> Result<()> {
+        match step.settle(optimizer)? {
+            Outcome::Updated(measured) => self.losses.push(measured.loss),
+            other => return Err(no_step(&other)),
+        }
+        if self.made >= WARM_UP {
+            self.seconds.push(self.since.elapsed().as_secs_f64());
+            self.tokens.push(tokens);
+        }
+        self.made += 1;
+        self.since = Instant::now();
+        Ok(())
+    }
+}
+
+fn no_step(ended: &dyn std::fmt::Debug) -> EngineError {
+    EngineError::Data(format!("a step of the benchmark ended with {ended:?}"))
 }
 
 /// Seconds of a step that each part took, and the rest.

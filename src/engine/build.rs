@@ -37,14 +37,28 @@ fn main() {
     for library in ["torch_cpu", "c10"] {
         println!("cargo:rustc-link-lib=dylib={library}");
     }
+    link_openmp(&lib);
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     // libtorch_cpu finds the CUDA runtime through its own RPATH at run time; the linker would not.
     println!("cargo:rustc-link-arg=-Wl,--allow-shlib-undefined");
 }
 
+/// The OpenMP runtime that libtorch brings: a second one would be a second pool of threads on the same cores.
+fn link_openmp(lib: &Path) {
+    let names = std::fs::read_dir(lib).into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let own = names.filter(|name| name.starts_with("libgomp") || name.starts_with("libiomp5")).min();
+    match own {
+        Some(name) => println!("cargo:rustc-link-lib=dylib:+verbatim={name}"),
+        None => println!("cargo:rustc-link-lib=dylib=gomp"),
+    }
+}
+
 fn seam(torch: &Path) -> cc::Build {
     let mut build = compiler();
     build
+        // Without it `at::parallel_for`, which is made of inline functions, works in one thread.
+        .flag("-fopenmp")
         .warnings(true)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .flag("-isystem")

@@ -46,6 +46,7 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         epsilon: f64,
+        left_out: Pointer,
     ) -> c_int;
     fn luthier_grad_norm(gradients: *const Pointer, count: usize, out: *mut Pointer) -> c_int;
     fn luthier_clip(gradients: *const Pointer, count: usize, norm: Pointer, limit: f64) -> c_int;
@@ -337,9 +338,9 @@ pub struct Moments<'a> {
     pub step: &'a Tensor,
 }
 
-/// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters at once, in place. Parameters of one device and
-/// type.
-pub fn adamw(parameters: &[Moments], settings: &AdamW) -> Result<()> {
+/// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters at once, in place; none where `left_out`, a
+/// 0-dimensional f32 tensor, holds 1. Parameters of one device and type.
+pub fn adamw(parameters: &[Moments], settings: &AdamW, left_out: &Tensor) -> Result<()> {
     if parameters.is_empty() {
         return Ok(());
     }
@@ -347,7 +348,7 @@ pub fn adamw(parameters: &[Moments], settings: &AdamW) -> Result<()> {
     let (values, gradients) = (column(|row| pointer(row.parameter)), column(|row| pointer(row.gradient)));
     let (first, second) = (column(|row| pointer(row.first)), column(|row| pointer(row.second)));
     let steps = column(|row| pointer(row.step));
-    // SAFETY: each array has `parameters.len()` pointers to tensors that live through the call.
+    // SAFETY: each array has `parameters.len()` pointers to tensors that live through the call, as `left_out` does.
     checked("adamw", unsafe {
         luthier_adamw(
             values.as_ptr(),
@@ -361,6 +362,7 @@ pub fn adamw(parameters: &[Moments], settings: &AdamW) -> Result<()> {
             settings.betas[1],
             settings.weight_decay,
             settings.epsilon,
+            pointer(left_out),
         )
     })
 }

@@ -310,6 +310,17 @@ pub fn all_finite(x: &Tensor) -> Result<bool> {
     labelled("all_finite", &[x], finite.f_int64_value(&[])).map(|value| value != 0)
 }
 
+/// 0-dimensional f32: 1 where some element is not finite, else 0. Waits for nothing.
+pub fn any_not_finite(x: &Tensor) -> Result<Tensor> {
+    let found = x.f_isfinite().and_then(|each| each.f_all()).and_then(|all| all.f_logical_not());
+    labelled("any_not_finite", &[x], found.and_then(|any| any.f_to_kind(Kind::Float)))
+}
+
+/// The greater of each two elements.
+pub fn maximum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    labelled("maximum", &[a, b], a.f_maximum(b))
+}
+
 /// The value of a tensor with one element. Waits for the device.
 pub fn value(x: &Tensor) -> Result<f64> {
     labelled("value", &[x], x.f_double_value(&[]))

@@ -250,17 +250,18 @@ int luthier_backward(Tensor* const* roots, Tensor* const* gradients, size_t coun
   });
 }
 
+// Where left_out (0-dimensional, f32, on their device) holds 1, nothing changes.
 int luthier_adamw(Tensor* const* parameters, Tensor* const* gradients, Tensor* const* first, Tensor* const* second,
                   Tensor* const* steps, size_t count, double learning_rate, double beta1, double beta2,
-                  double weight_decay, double epsilon) {
+                  double weight_decay, double epsilon, Tensor* left_out) {
   return guarded([=] {
     const Clock clock(OPTIMIZER);
     at::NoGradGuard no_grad;
     auto counters = gather(steps, count);
-    for (auto& counter : counters) counter.add_(1);
+    at::_foreach_add_(counters, left_out->neg().add_(1));
     at::_fused_adamw_(gather(parameters, count), gather(gradients, count), gather(first, count),
                       gather(second, count), /*max_exp_avg_sqs=*/{}, counters, learning_rate, beta1, beta2,
-                      weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false);
+                      weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, *left_out);
   });
 }
 

@@ -124,7 +124,8 @@ impl Ia3 {
             let linear = linear_of(module, model)?;
             // PEFT goes by `feedforward_modules`, and by that gives the scales their shape.
             let name = scale_name(&linear.name);
-            let input = weights.shape(&name).is_some_and(|found| peft::same_shape(found, &shape(linear, true)));
+            let input =
+                weights.shape(&name).is_some_and(|found| peft::same_shape(found, &shape(linear, true)));
             let found = weights.take(&name, &shape(linear, input))?;
             if let Some(found) = found.filter(|_| weights.problems.is_empty()) {
                 ia3.insert(linear, &found, input, model)?;

@@ -43,12 +43,15 @@ impl AdamW {
         self.updates
     }
 
-    /// One update of `parameters` in place. `gradients` are in the order of `parameters`.
+    /// One update of `parameters` in place; where `left_out`, a 0-dimensional f32 tensor on their device, holds 1, nothing
+    /// changes. `gradients` are in the order of `parameters`. Whoever reads that it was made says so to
+    /// [`AdamW::count_update`].
     pub fn update(
-        &mut self,
+        &self,
         parameters: &Parameters,
         gradients: &[Tensor],
         settings: &csrc::AdamW,
+        left_out: &Tensor,
     ) -> Result<()> {
         if parameters.len() != gradients.len() || !parameters.keys().eq(self.slots.keys()) {
             return Err(EngineError::torch(
@@ -68,9 +71,12 @@ impl AdamW {
                 step: &slot.step,
             })
             .collect();
-        csrc::adamw(&rows, settings)?;
+        csrc::adamw(&rows, settings, left_out)
+    }
+
+    /// Counts an update that was made.
+    pub fn count_update(&mut self) {
         self.updates += 1;
-        Ok(())
     }
 
     /// The moments by the names they are saved under: `first.NAME` and `second.NAME`. The tensors are the optimizer's
@@ -146,6 +152,12 @@ mod tests {
         parameters().values().map(|parameter| (parameter * step).sin()).collect()
     }
 
+    fn update(optimizer: &mut AdamW, parameters: &Parameters, step: i64) {
+        let left_out = ops::zeros(&[], Kind::Float, tch::Device::Cpu).unwrap();
+        optimizer.update(parameters, &gradients(step), &SETTINGS, &left_out).unwrap();
+        optimizer.count_update();
+    }
+
     /// The algorithm of the paper, line by line, in f64.
     fn plain(steps: i64) -> Vec<Vec<f64>> {
         let [beta1, beta2] = SETTINGS.betas;
@@ -178,7 +190,7 @@ mod tests {
         let parameters = parameters();
         let mut optimizer = AdamW::new(&parameters).unwrap();
         for step in 1..=10 {
-            optimizer.update(&parameters, &gradients(step), &SETTINGS).unwrap();
+            update(&mut optimizer, &parameters, step);
         }
         assert_eq!(optimizer.updates(), 10);
         for (ours, expected) in values(&parameters).iter().zip(plain(10)) {
@@ -189,23 +201,39 @@ mod tests {
     }
 
     #[test]
+    fn an_update_that_is_left_out_changes_nothing() {
+        let (with, without) = (parameters(), parameters());
+        let mut optimizers = [AdamW::new(&with).unwrap(), AdamW::new(&without).unwrap()];
+        let left_out = Tensor::ones([], (Kind::Float, tch::Device::Cpu));
+        for step in 1..=4 {
+            update(&mut optimizers[0], &with, step);
+            update(&mut optimizers[1], &without, step);
+            let damaged: Vec<Tensor> = gradients(step).iter().map(|gradient| gradient * f64::NAN).collect();
+            optimizers[0].update(&with, &damaged, &SETTINGS, &left_out).unwrap();
+        }
+        assert_eq!(values(&with), values(&without));
+        let [with, without] = optimizers.map(|optimizer| optimizer.tensors());
+        assert_eq!(with, without);
+    }
+
+    #[test]
     fn a_restored_optimizer_goes_on_bit_for_bit() {
         let whole = parameters();
         let mut optimizer = AdamW::new(&whole).unwrap();
         for step in 1..=6 {
-            optimizer.update(&whole, &gradients(step), &SETTINGS).unwrap();
+            update(&mut optimizer, &whole, step);
         }
 
         let halves = parameters();
         let mut first = AdamW::new(&halves).unwrap();
         for step in 1..=3 {
-            first.update(&halves, &gradients(step), &SETTINGS).unwrap();
+            update(&mut first, &halves, step);
         }
         let saved = first.tensors().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect();
         let mut second = AdamW::new(&halves).unwrap();
         second.restore(&saved, first.updates()).unwrap();
         for step in 4..=6 {
-            second.update(&halves, &gradients(step), &SETTINGS).unwrap();
+            update(&mut second, &halves, step);
         }
         assert_eq!(values(&whole), values(&halves));
     }

@@ -6,16 +6,14 @@ use luthier_core::config::{self, Config, MethodKind};
 use luthier_core::data::{EncodedRow, Prepared};
 use luthier_core::runs::RunDir;
 
-use super::adamw::AdamW;
 use super::batch::collate;
 use super::dpo::Dpo;
 use super::reference::{Key, Reference};
 use super::sft::Sft;
-use super::step::{Outcome, Settings, step};
+use super::step::{Launch, Launched, Learner, Settings};
 use crate::base::Base;
 use crate::error::Result;
 use crate::evaluate::{HeldOut, held_out, held_out_pairs, parts};
-use crate::methods::Adapter;
 use crate::models::{Active, Model};
 
 /// `train.algorithm`, with what it needs beside the model.
@@ -66,31 +64,30 @@ impl Algorithm {
         reference.save()
     }
 
-    /// One update of `adapter` over micro-batches of rows: [`step`].
-    pub fn step(
+    /// One update over micro-batches of rows: [`Learner::launch`].
+    pub fn launch(
         &mut self,
-        model: &Model,
-        adapter: &dyn Adapter,
-        optimizer: &mut AdamW,
+        learner: &Learner,
         micro_batches: &[Vec<&EncodedRow>],
         settings: &Settings,
+        before: Option<&Launched>,
         interrupted: &dyn Fn() -> bool,
-    ) -> Result<Outcome> {
+    ) -> Result<Launch> {
         match self {
             Self::Sft => {
-                let batch = |rows: &Vec<&EncodedRow>| collate(rows.iter().copied(), model.device());
+                let batch = |rows: &Vec<&EncodedRow>| collate(rows.iter().copied(), learner.model.device());
                 let batches = micro_batches.iter().map(batch).collect::<Result<Vec<_>>>()?;
-                step(model, adapter, optimizer, &Sft, &batches, settings, interrupted)
+                learner.launch(&Sft, &batches, settings, before, interrupted)
             }
             Self::Dpo { dpo, reference } => {
                 let mut batches = Vec::with_capacity(micro_batches.len());
                 for rows in micro_batches {
                     if interrupted() {
-                        return Ok(Outcome::Interrupted);
+                        return Ok(Launch::Interrupted);
                     }
-                    batches.push(reference.batch(model, rows)?);
+                    batches.push(reference.batch(learner.model, rows)?);
                 }
-                step(model, adapter, optimizer, dpo, &batches, settings, interrupted)
+                learner.launch(dpo, &batches, settings, before, interrupted)
             }
         }
     }

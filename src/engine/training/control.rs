@@ -99,6 +99,12 @@ impl Control {
         if self.wishes().stop.is_some() { "asked to stop" } else { "the process was told to end (SIGTERM)" }
     }
 
+    /// Whether anything is wished for.
+    pub fn has_wishes(&self) -> bool {
+        let Wishes { paused, stop, once, prompts, editors: _ } = &*self.wishes();
+        *paused || stop.is_some() || !once.is_empty() || !prompts.is_empty() || self.termination.asked()
+    }
+
     /// Whether the run shall hold still.
     pub fn paused(&self) -> bool {
         self.wishes().paused

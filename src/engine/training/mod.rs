@@ -21,7 +21,7 @@ pub mod state;
 pub mod step;
 #[cfg(test)]
 mod tests;
-mod trainer;
+pub mod trainer;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -32,7 +32,7 @@ use luthier_core::runs::{
     AlertKind, Failure, FailureClass, ParameterCount, RunDir, RunError, RunEvent, Server, State as RunState,
     become_session_leader, newest_valid, sweep_debris,
 };
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::base::{self, Base, data_error};
 use crate::error::{EngineError, Result};
@@ -42,7 +42,7 @@ use algorithm::Algorithm;
 use control::Control;
 use record::Record;
 use state::{Identity, State};
-use trainer::Trainer;
+use trainer::{Reading, Trainer};
 
 /// How a run came to an end that is no failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub fn train(path: &Path) -> Result<bool, RunError> {
     sweep_debris(run.path());
     let termination = Termination::listen()
         .map_err(|error| RunError::Engine(format!("signals cannot be handled: {error}")))?;
-    let ended = catching_panics(|| work(&run, &mut record, termination));
+    let ended = catching_panics(|| work(&run, &mut record, termination, Reading::of));
     let failure = match ended {
         Ok(Ok(end)) => {
             record.state(end.state, end.reason);
@@ -101,7 +101,12 @@ fn failure_of_panic(message: &str) -> Failure {
     }
 }
 
-fn work(run: &RunDir, record: &mut Record, termination: Termination) -> Result<End> {
+fn work(
+    run: &RunDir,
+    record: &mut Record,
+    termination: Termination,
+    reading: fn(Device) -> Reading,
+) -> Result<End> {
     let control = Control::new(termination);
     serve(run, record, &control);
     let config =
@@ -144,7 +149,9 @@ fn work(run: &RunDir, record: &mut Record, termination: Termination) -> Result<E
     };
     // The watcher compares with the file as it is now; preparing took a while, and the file may have changed.
     control.config_changed();
-    let mut trainer = Trainer::new(record, &control, config, &base, &prepared, method.as_ref(), state);
+    let reading = reading(base.model.device());
+    let mut trainer =
+        Trainer::new(record, &control, config, &base, &prepared, method.as_ref(), state, reading);
     let run_event = describe(&trainer, &base, &prepared, resumed_from);
     trainer.announce(run_event);
     trainer.run()

@@ -14,7 +14,7 @@ use super::adamw::{AdamW, EPSILON};
 use super::batch::{Batch, collate};
 use super::schedule::learning_rate;
 use super::sft::Sft;
-use super::step::{Measured, Outcome, Settings, step};
+use super::step::{Launch, Learner, Measured, Outcome, Settings};
 use crate::csrc;
 use crate::methods::{self, Adapter, Folded, Form, FullMethod, Method, Parameters};
 use crate::models::{Active, Mask, Model, Pass};
@@ -151,8 +151,22 @@ fn make_step(
     batches: &[Batch],
     settings: &Settings,
 ) -> Measured {
-    match step(model, adapter, optimizer, &Sft, batches, settings, &|| false).unwrap() {
+    match settle(model, adapter, optimizer, batches, settings) {
         Outcome::Updated(measured) => measured,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn settle(
+    model: &Model,
+    adapter: &dyn Adapter,
+    optimizer: &mut AdamW,
+    batches: &[Batch],
+    settings: &Settings,
+) -> Outcome {
+    let learner = Learner { model, adapter, optimizer };
+    match learner.launch(&Sft, batches, settings, None, &|| false).unwrap() {
+        Launch::Made(step) => step.settle(optimizer).unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -470,9 +484,21 @@ fn a_loss_that_is_not_a_number_changes_nothing() {
     let state =
         |optimizer: &AdamW| (values(adapter.parameters()), values(&optimizer.tensors()), optimizer.updates());
     let untouched = state(&optimizer);
-    let outcome =
-        step(&model, adapter.as_ref(), &mut optimizer, &Sft, &batches, &settings, &|| false).unwrap();
+    let outcome = settle(&model, adapter.as_ref(), &mut optimizer, &batches, &settings);
     assert!(matches!(outcome, Outcome::NotFinite(_)), "{outcome:?}");
+    assert_eq!(state(&optimizer), untouched);
+
+    // Nor does a step that was launched before anybody knew.
+    let learner = Learner { model: &model, adapter: adapter.as_ref(), optimizer: &optimizer };
+    let launch = |before| match learner.launch(&Sft, &batches, &settings, before, &|| false).unwrap() {
+        Launch::Made(step) => step,
+        other => panic!("{other:?}"),
+    };
+    let bad = launch(None);
+    let damaged = ops::copy(&factor).unwrap();
+    ops::copy_into(&mut factor, &before).unwrap();
+    launch(Some(&bad));
+    ops::copy_into(&mut factor, &damaged).unwrap();
     assert_eq!(state(&optimizer), untouched);
 
     // Nor does the bad gradient leak into the step after.
@@ -485,20 +511,18 @@ fn a_loss_that_is_not_a_number_changes_nothing() {
 fn steps_without_anything_to_learn_or_given_up_change_nothing() {
     let model = tiny_llama(Kind::Float);
     let adapter = adapter("lora/adapter-init", &model);
-    let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
+    let optimizer = AdamW::new(adapter.parameters()).unwrap();
     let settings = trajectory("lora").settings(4);
     let before = values(adapter.parameters());
     let mut rows = micro_batches().swap_remove(0);
-    let given_up =
-        step(&model, adapter.as_ref(), &mut optimizer, &Sft, &on_cpu(&[rows.clone()]), &settings, &|| true)
-            .unwrap();
-    assert_eq!(given_up, Outcome::Interrupted);
+    let learner = Learner { model: &model, adapter: adapter.as_ref(), optimizer: &optimizer };
+    let given_up = learner.launch(&Sft, &on_cpu(&[rows.clone()]), &settings, None, &|| true).unwrap();
+    assert!(matches!(given_up, Launch::Interrupted), "{given_up:?}");
     for row in &mut rows {
         row.trained.fill(false);
     }
-    let nothing =
-        step(&model, adapter.as_ref(), &mut optimizer, &Sft, &on_cpu(&[rows]), &settings, &|| false).unwrap();
-    assert_eq!(nothing, Outcome::NothingTrained);
+    let nothing = learner.launch(&Sft, &on_cpu(&[rows]), &settings, None, &|| false).unwrap();
+    assert!(matches!(nothing, Launch::NothingTrained), "{nothing:?}");
     assert_eq!((values(adapter.parameters()), optimizer.updates()), (before, 0));
 }
 

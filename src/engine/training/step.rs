@@ -62,6 +62,31 @@ pub struct Measured {
     pub rewards: Option<PairRewards>,
 }
 
+/// What became of a step that was asked for.
+#[derive(Debug)]
+pub enum Launch {
+    /// Everything was handed to the device, the update included.
+    Made(Launched),
+    /// None of the step's tokens is trained on: nothing has changed.
+    NothingTrained,
+    /// It was given up half-way: nothing has changed.
+    Interrupted,
+}
+
+/// A step whose numbers nobody has read yet: the device may still be at work on it.
+#[derive(Debug)]
+pub struct Launched {
+    /// `[n]` f32: gradient norm, then each micro-batch's loss and rewards.
+    values: Tensor,
+    /// 0-dimensional f32: 1 where the update was left out.
+    left_out: Tensor,
+    /// Whether the loss of each micro-batch has rewards beside it.
+    with_rewards: Vec<bool>,
+    units: u64,
+    tokens: u64,
+    trained_tokens: u64,
+}
+
 /// How a step ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {
@@ -69,63 +94,113 @@ pub enum Outcome {
     Updated(Measured),
     /// Loss or gradient was not a finite number: nothing has changed.
     NotFinite(Measured),
-    /// None of the step's tokens is trained on: nothing has changed.
-    NothingTrained,
-    /// It was given up half-way: nothing has changed.
-    Interrupted,
 }
 
-/// Makes one update of `adapter` over all of `batches`.
-///
-/// The step's units (trained tokens, pairs) are counted first, and each micro-batch adds its sum over that count, so that
-/// the gradient is the same however the step is cut. Loss and gradient norm are read from the device once, before the
-/// update, which a number that is not finite prevents. An error (out of memory, say) leaves adapter and optimizer as they
-/// were. `interrupted` is asked before each micro-batch.
-pub fn step<O: Objective>(
-    model: &Model,
-    adapter: &dyn Adapter,
-    optimizer: &mut AdamW,
-    objective: &O,
-    batches: &[O::Batch],
-    settings: &Settings,
-    interrupted: &dyn Fn() -> bool,
-) -> Result<Outcome> {
-    let parameters = adapter.parameters();
-    clear_gradients(parameters);
-    let units: u64 = batches.iter().map(|batch| objective.units(batch)).sum();
-    if units == 0 {
-        return Ok(Outcome::NothingTrained);
-    }
-    let share = ops::reshape(&ops::floats(&[1.0 / units as f32], model.device())?, &[])?;
-    let mut losses = Vec::with_capacity(batches.len());
-    for (index, batch) in batches.iter().enumerate().filter(|(_, batch)| objective.units(batch) > 0) {
-        if interrupted() {
-            clear_gradients(parameters);
-            return Ok(Outcome::Interrupted);
-        }
-        let tokens = batch.as_ref();
-        let noise = Noise { seed: derive(settings.seed, index as u64) };
-        let pass = Pass {
-            positions: &tokens.positions,
-            mask: tokens.mask(),
-            adapters: Active::All(adapter),
-            noise: Some(noise),
-        };
-        let loss = |hidden: &Tensor| objective.loss(model, pass.adapters, hidden, batch);
-        losses.push(add_gradients(model, &tokens.ids, &pass, settings.recompute, &share, &loss)?);
-    }
-    let gradients = gradients(parameters)?;
-    let norm = csrc::grad_norm(&gradients)?;
-    let measured = measure(&losses, &norm, batches, units)?;
-    if !(measured.loss.is_finite() && measured.grad_norm.is_finite()) {
+/// What steps change, and through which model.
+#[derive(Clone, Copy)]
+pub struct Learner<'a> {
+    /// The base model.
+    pub model: &'a Model,
+    /// What is trained.
+    pub adapter: &'a dyn Adapter,
+    /// Of the adapter's parameters.
+    pub optimizer: &'a AdamW,
+}
+
+impl Learner<'_> {
+    /// Makes one update of the adapter over all of `batches`, and waits for nothing on the device.
+    ///
+    /// The step's units (trained tokens, pairs) are counted first, and each micro-batch adds its sum over that count, so
+    /// that the gradient is the same however the step is cut. The device itself leaves the update out where loss or gradient
+    /// is not finite, and where it left out that of `before`, a step whose numbers were not read yet: a step after one that
+    /// failed changes nothing. An error (out of memory, say) leaves adapter and optimizer as they were. `interrupted` is
+    /// asked before each micro-batch.
+    pub fn launch<O: Objective>(
+        &self,
+        objective: &O,
+        batches: &[O::Batch],
+        settings: &Settings,
+        before: Option<&Launched>,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Launch> {
+        let Self { model, adapter, optimizer } = *self;
+        let parameters = adapter.parameters();
         clear_gradients(parameters);
-        return Ok(Outcome::NotFinite(measured));
+        let units: u64 = batches.iter().map(|batch| objective.units(batch)).sum();
+        if units == 0 {
+            return Ok(Launch::NothingTrained);
+        }
+        let share = ops::reshape(&ops::floats(&[1.0 / units as f32], model.device())?, &[])?;
+        let mut losses = Vec::with_capacity(batches.len());
+        for (index, batch) in batches.iter().enumerate().filter(|(_, batch)| objective.units(batch) > 0) {
+            if interrupted() {
+                clear_gradients(parameters);
+                return Ok(Launch::Interrupted);
+            }
+            let tokens = batch.as_ref();
+            let noise = Noise { seed: derive(settings.seed, index as u64) };
+            let pass = Pass {
+                positions: &tokens.positions,
+                mask: tokens.mask(),
+                adapters: Active::All(adapter),
+                noise: Some(noise),
+            };
+            let loss = |hidden: &Tensor| objective.loss(model, pass.adapters, hidden, batch);
+            losses.push(add_gradients(model, &tokens.ids, &pass, settings.recompute, &share, &loss)?);
+        }
+        let gradients = gradients(parameters)?;
+        let norm = csrc::grad_norm(&gradients)?;
+        let values = values(&losses, &norm)?;
+        let own = ops::any_not_finite(&values)?;
+        let left_out = match before {
+            Some(before) => ops::maximum(&own, &before.left_out)?,
+            None => own,
+        };
+        if settings.max_grad_norm > 0.0 {
+            csrc::clip(&gradients, &norm, settings.max_grad_norm)?;
+        }
+        optimizer.update(parameters, &gradients, &settings.adamw, &left_out)?;
+        Ok(Launch::Made(Launched {
+            values,
+            left_out,
+            with_rewards: losses.iter().map(|loss| loss.rewards.is_some()).collect(),
+            units,
+            tokens: batches.iter().map(|batch| batch.as_ref().tokens).sum(),
+            trained_tokens: batches.iter().map(|batch| batch.as_ref().trained).sum(),
+        }))
     }
-    if settings.max_grad_norm > 0.0 {
-        csrc::clip(&gradients, &norm, settings.max_grad_norm)?;
+}
+
+impl Launched {
+    /// Waits for the step and reads its numbers, in one transfer. A step launched after one that was not finite changed
+    /// nothing and is dropped unread.
+    pub fn settle(self, optimizer: &mut AdamW) -> Result<Outcome> {
+        let mut values = ops::to_floats(&self.values)?.into_iter().map(f64::from);
+        let mut next = || values.next().unwrap_or_default();
+        let grad_norm = next();
+        let (mut sum, mut rewards) = (0.0, None);
+        for with_rewards in self.with_rewards {
+            sum += next();
+            if with_rewards {
+                let sums = rewards.get_or_insert([0.0; 3]);
+                for sum in sums.iter_mut() {
+                    *sum += next();
+                }
+            }
+        }
+        let measured = Measured {
+            loss: sum / self.units as f64,
+            grad_norm,
+            tokens: self.tokens,
+            trained_tokens: self.trained_tokens,
+            rewards: rewards.map(|sums| PairRewards::mean(sums, self.units)),
+        };
+        if !(measured.loss.is_finite() && measured.grad_norm.is_finite()) {
+            return Ok(Outcome::NotFinite(measured));
+        }
+        optimizer.count_update();
+        Ok(Outcome::Updated(measured))
     }
-    optimizer.update(parameters, &gradients, &settings.adamw)?;
-    Ok(Outcome::Updated(measured))
 }
 
 /// Adds a micro-batch's part of the gradient to the parameters' gradients; returns its losses, on the device, without
@@ -152,33 +227,14 @@ fn add_gradients(
     Ok(Loss { sum: ops::detach(&loss.sum)?, ..loss })
 }
 
-/// Reads losses, rewards and gradient norm, in one transfer.
-fn measure<B: AsRef<Batch>>(losses: &[Loss], norm: &Tensor, batches: &[B], units: u64) -> Result<Measured> {
+/// Gradient norm, losses and rewards as one tensor, so that one transfer reads them.
+fn values(losses: &[Loss], norm: &Tensor) -> Result<Tensor> {
     let mut parts = vec![ops::reshape(norm, &[1])?];
     for loss in losses {
         parts.push(ops::reshape(&loss.sum, &[1])?);
         parts.extend(loss.rewards.as_ref().map(Tensor::shallow_clone));
     }
-    let mut values = ops::to_floats(&ops::concatenate(&parts, 0)?)?.into_iter().map(f64::from);
-    let mut next = || values.next().unwrap_or_default();
-    let grad_norm = next();
-    let (mut sum, mut rewards) = (0.0, None);
-    for loss in losses {
-        sum += next();
-        if loss.rewards.is_some() {
-            let sums = rewards.get_or_insert([0.0; 3]);
-            for sum in sums.iter_mut() {
-                *sum += next();
-            }
-        }
-    }
-    Ok(Measured {
-        loss: sum / units as f64,
-        grad_norm,
-        tokens: batches.iter().map(|batch| batch.as_ref().tokens).sum(),
-        trained_tokens: batches.iter().map(|batch| batch.as_ref().trained).sum(),
-        rewards: rewards.map(|sums| PairRewards::mean(sums, units)),
-    })
+    ops::concatenate(&parts, 0)
 }
 
 /// Every parameter's gradient, zeros for one that no loss reached.

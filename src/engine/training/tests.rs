@@ -10,9 +10,10 @@ use std::time::Duration;
 use luthier_core::runs::{
     AlertKind, Event, EventBody, FailureClass, JournalReader, ResultForm, RunDir, State as RunState, Status,
 };
+use tch::Device;
 
 use super::record::Record;
-use super::{End, failure_of, work};
+use super::{End, Reading, failure_of, work};
 use crate::error::Result;
 use crate::process::Termination;
 use crate::testing::Project;
@@ -20,8 +21,12 @@ use crate::weights::safetensors;
 
 /// Works on a run as [`super::train`] does, without a session and signals of its own.
 fn work_on(run: &RunDir, termination: Termination) -> Result<End> {
+    work_reading(run, termination, Reading::of)
+}
+
+fn work_reading(run: &RunDir, termination: Termination, reading: fn(Device) -> Reading) -> Result<End> {
     let mut record = Record::open(run).unwrap();
-    let ended = work(run, &mut record, termination);
+    let ended = work(run, &mut record, termination, reading);
     match &ended {
         Ok(end) => record.state(end.state, end.reason.clone()),
         Err(error) => record.fail(failure_of(error)),
@@ -251,38 +256,64 @@ fn copy_folder(from: &Path, to: &Path) {
 
 #[test]
 fn a_loss_that_is_not_a_number_stops_is_skipped_or_rolled_back_as_configured() {
+    for reading in [Reading::AtOnce, Reading::Late] {
+        let work_on = |run: &RunDir| match reading {
+            Reading::AtOnce => work_reading(run, Termination::default(), |_| Reading::AtOnce),
+            Reading::Late => work_reading(run, Termination::default(), |_| Reading::Late),
+        };
+        let project = Project::new();
+        let settings = poisoned(&project, "one.jsonl", &[4]);
+        let run = |more: &str| {
+            let set: Vec<&str> = settings.iter().map(String::as_str).chain([more]).collect();
+            project.run(&set)
+        };
+        let bad_steps = |run: &RunDir| -> Vec<u64> {
+            let bad = |event: &Event| matches!(&event.body, EventBody::Alert(alert) if alert.alert == AlertKind::Nan);
+            events(run).iter().filter(|event| bad(event)).filter_map(|event| event.step).collect()
+        };
+        let stopped = run("train.on_nan=stop");
+        let error = work_on(&stopped).unwrap_err();
+        assert!(error.to_string().contains("step 5"), "{error}");
+        let status = Status::read(stopped.path()).unwrap().unwrap();
+        assert_eq!((status.state, status.step), (RunState::Failed, 4));
+        assert_eq!(status.failure.unwrap().class, FailureClass::Nan);
+        assert_eq!((bad_steps(&stopped), losses(&stopped).last().unwrap().0), (vec![5], 5));
+
+        let skipping = run("train.on_nan=skip");
+        assert_eq!(work_on(&skipping).unwrap(), finished());
+        assert_eq!(bad_steps(&skipping), [5]);
+        let rolling = run("train.on_nan=rollback");
+        assert_eq!(work_on(&rolling).unwrap(), finished());
+        assert_eq!(bad_steps(&rolling), [5]);
+
+        // Both made the same steps up to the bad one; then one goes on from there, the other from the checkpoint of step 3.
+        let (skipped, rolled) = (losses(&skipping), losses(&rolling));
+        assert_eq!(skipped[..4], rolled[..4]);
+        assert!(skipped[4].1.is_nan() && rolled[4].1.is_nan());
+        assert!(skipped[5].1.is_finite() && rolled[5].1.is_finite());
+        assert_ne!(skipped[5].1.to_bits(), rolled[5].1.to_bits());
+    }
+}
+
+#[test]
+fn a_run_whose_numbers_are_read_late_is_the_same_run() {
     let project = Project::new();
-    let settings = poisoned(&project, "one.jsonl", &[4]);
-    let run = |more: &str| {
-        let set: Vec<&str> = settings.iter().map(String::as_str).chain([more]).collect();
-        project.run(&set)
+    let set = ["train.max_steps=9", "train.eval_every=4", "train.checkpoint_every=5"];
+    let [at_once, late] = [project.run(&set), project.run(&set)];
+    assert_eq!(work_reading(&at_once, Termination::default(), |_| Reading::AtOnce).unwrap(), finished());
+    assert_eq!(work_reading(&late, Termination::default(), |_| Reading::Late).unwrap(), finished());
+    assert_eq!(losses(&late), losses(&at_once));
+    assert_eq!(adapter(&late), adapter(&at_once));
+    let order = |run: &RunDir| -> Vec<(String, Option<u64>)> {
+        events(run).iter().map(|event| (event.body.kind().to_owned(), event.step)).collect()
     };
-    let bad_steps = |run: &RunDir| -> Vec<u64> {
-        let bad =
-            |event: &Event| matches!(&event.body, EventBody::Alert(alert) if alert.alert == AlertKind::Nan);
-        events(run).iter().filter(|event| bad(event)).filter_map(|event| event.step).collect()
-    };
-    let stopped = run("train.on_nan=stop");
-    let error = work_on(&stopped, Termination::default()).unwrap_err();
-    assert!(error.to_string().contains("step 5"), "{error}");
-    let status = Status::read(stopped.path()).unwrap().unwrap();
-    assert_eq!((status.state, status.step), (RunState::Failed, 4));
-    assert_eq!(status.failure.unwrap().class, FailureClass::Nan);
-    assert_eq!((bad_steps(&stopped), losses(&stopped).last().unwrap().0), (vec![5], 5));
-
-    let skipping = run("train.on_nan=skip");
-    assert_eq!(work_on(&skipping, Termination::default()).unwrap(), finished());
-    assert_eq!(bad_steps(&skipping), [5]);
-    let rolling = run("train.on_nan=rollback");
-    assert_eq!(work_on(&rolling, Termination::default()).unwrap(), finished());
-    assert_eq!(bad_steps(&rolling), [5]);
-
-    // Both made the same steps up to the bad one; then one goes on from there, the other from the checkpoint of step 3.
-    let (skipped, rolled) = (losses(&skipping), losses(&rolling));
-    assert_eq!(skipped[..4], rolled[..4]);
-    assert!(skipped[4].1.is_nan() && rolled[4].1.is_nan());
-    assert!(skipped[5].1.is_finite() && rolled[5].1.is_finite());
-    assert_ne!(skipped[5].1.to_bits(), rolled[5].1.to_bits());
+    assert_eq!(order(&late), order(&at_once));
+    for step in [5, 9] {
+        let moments = |run: &RunDir| {
+            fs::read(run.path().join(format!("checkpoints/step-{step}/optimizer.safetensors")))
+        };
+        assert_eq!(moments(&late).unwrap(), moments(&at_once).unwrap());
+    }
 }
 
 #[test]

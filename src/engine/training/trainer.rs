@@ -14,7 +14,9 @@ use luthier_core::runs::{
     list_checkpoints, prune,
 };
 use sha2::{Digest, Sha256};
+use tch::Device;
 
+use self::advance::InFlight;
 use super::End;
 use super::alerts::DiskWatch;
 use super::algorithm::Algorithm;
@@ -32,6 +34,37 @@ use crate::methods::{Adapter, Method};
 /// How often the free space of the disk is looked at.
 const DISK_INTERVAL: Duration = Duration::from_secs(10);
 
+/// When the numbers of a step are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Before the next step is begun: a CPU is done with a step when it is launched.
+    AtOnce,
+    /// When the next step has been launched, so that the device never waits for what is done with them.
+    Late,
+}
+
+impl Reading {
+    /// What fits a device.
+    pub fn of(device: Device) -> Self {
+        if device.is_cuda() { Self::Late } else { Self::AtOnce }
+    }
+}
+
+/// What is to be done after a step.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    evaluation: bool,
+    sample: bool,
+    checkpoint: bool,
+    end: bool,
+}
+
+impl Due {
+    fn anything(self) -> bool {
+        self.evaluation || self.sample || self.checkpoint || self.end
+    }
+}
+
 /// One process's work on a run.
 pub struct Trainer<'a> {
     record: &'a mut Record,
@@ -42,6 +75,11 @@ pub struct Trainer<'a> {
     settings: Settings,
     algorithm: Algorithm,
     state: State,
+    reading: Reading,
+    /// A step whose numbers were not read yet. Nothing but the next step is begun before they were.
+    in_flight: Option<InFlight>,
+    /// When numbers were read last.
+    settled: Option<Instant>,
     lengths: Vec<usize>,
     order: StepOrder,
     questions: Questions,
@@ -60,6 +98,7 @@ pub struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     /// Goes on from `state` with `config`.
+    #[expect(clippy::too_many_arguments, reason = "all that a run is made of")]
     pub fn new(
         record: &'a mut Record,
         control: &'a Control,
@@ -68,6 +107,7 @@ impl<'a> Trainer<'a> {
         prepared: &'a Prepared,
         method: &'a dyn Method,
         state: State,
+        reading: Reading,
     ) -> Self {
         let lengths: Vec<usize> = prepared.train.iter().map(EncodedRow::tokens).collect();
         Self {
@@ -88,6 +128,9 @@ impl<'a> Trainer<'a> {
             prepared,
             method,
             state,
+            reading,
+            in_flight: None,
+            settled: None,
             lengths,
         }
     }
@@ -139,6 +182,9 @@ impl<'a> Trainer<'a> {
             self.evaluate(false)?;
         }
         loop {
+            if self.control.has_wishes() {
+                self.settle()?;
+            }
             self.take_edits();
             self.grant_wishes()?;
             if let Some(when) = self.control.stopping() {
@@ -231,13 +277,10 @@ impl<'a> Trainer<'a> {
 
     fn take_turns(&mut self) -> Result<()> {
         let step = self.state.progress.step;
-        if step >= self.total_steps() {
+        let Due { evaluation, sample, checkpoint, end } = self.due(step);
+        if end {
             return Ok(());
         }
-        let train = &self.config().train;
-        let due = |every: u64| every > 0 && step.is_multiple_of(every);
-        let (evaluation, sample, checkpoint) =
-            (due(train.eval_every), due(train.sample_every), due(train.checkpoint_every));
         if evaluation {
             self.evaluate(sample)?;
         }
@@ -248,6 +291,18 @@ impl<'a> Trainer<'a> {
             self.checkpoint();
         }
         Ok(())
+    }
+
+    /// What is due after `step`.
+    fn due(&self, step: u64) -> Due {
+        let train = &self.config().train;
+        let every = |count: u64| count > 0 && step.is_multiple_of(count);
+        Due {
+            evaluation: every(train.eval_every),
+            sample: every(train.sample_every),
+            checkpoint: every(train.checkpoint_every),
+            end: step >= self.total_steps(),
+        }
     }
 
     fn observer(&self) -> Observer<'_> {

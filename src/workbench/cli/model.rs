@@ -167,8 +167,11 @@ fn describe(model: &Inspection) -> String {
             )
         })
         .collect();
-    let memory: Vec<_> =
-        model.memory.iter().map(|(name, bytes)| format!("{} {}", name.replace('_', " "), units::bytes(*bytes))).collect();
+    let memory: Vec<_> = model
+        .memory
+        .iter()
+        .map(|(name, bytes)| format!("{} {}", name.replace('_', " "), units::bytes(*bytes)))
+        .collect();
     let special: Vec<_> = [("begin", model.special.bos.as_ref()), ("end", model.special.eos.first())]
         .into_iter()
         .filter_map(|(name, token)| {

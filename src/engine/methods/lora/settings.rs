@@ -1,10 +1,11 @@
 //! The numbers of a LoRA adapter that are not trained, as PEFT's `LoraConfig` has them.
 
 use luthier_core::config::Bias;
+use luthier_core::model::adapter::CONFIG_FILE;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::super::peft::{CONFIG, PeftConfig};
+use super::super::peft::PeftConfig;
 use super::PEFT_TYPE;
 use crate::models::Model;
 
@@ -87,7 +88,7 @@ impl Settings {
         }
         let bias = config.text("bias").unwrap_or(Bias::None.name()).to_owned();
         let bias = Bias::from_name(&bias).unwrap_or_else(|| {
-            config.problem(format!("{CONFIG} has no valid bias"));
+            config.problem(format!("{CONFIG_FILE} has no valid bias"));
             Bias::None
         });
         let dropout =
@@ -170,7 +171,7 @@ fn read_pattern<T>(
         None => return Vec::new(),
         Some(Value::Object(entries)) => entries.clone(),
         Some(_) => {
-            config.problem(format!("{CONFIG} has no valid {key}"));
+            config.problem(format!("{CONFIG_FILE} has no valid {key}"));
             return Vec::new();
         }
     };
@@ -181,7 +182,7 @@ fn read_pattern<T>(
             patterns.push((pattern, whole, value));
         } else {
             let pattern = luthier_core::text::clean_line(&pattern).into_owned();
-            config.problem(format!("{CONFIG} has no valid {key}: {pattern}"));
+            config.problem(format!("{CONFIG_FILE} has no valid {key}: {pattern}"));
         }
     }
     patterns

@@ -109,7 +109,7 @@ fn follow(run: &str) {
             weight_decay: 0.01,
             epsilon: 1e-8,
         };
-        csrc::adamw(&rows, &settings).unwrap();
+        csrc::adamw(&rows, &settings, &Tensor::zeros([], (Kind::Float, Device::Cpu))).unwrap();
     }
     let wanted = tensors(&format!("training/llama/{run}/adapter-final/adapter_model.safetensors"));
     for (name, tensor) in adapter.parameters() {

@@ -16,7 +16,7 @@ use luthier_engine::models::{Active, Mask, Model, Pass};
 use luthier_engine::training::adamw::{AdamW, EPSILON};
 use luthier_engine::training::batch::collate;
 use luthier_engine::training::sft::Sft;
-use luthier_engine::training::step::{Measured, Outcome, Settings, step};
+use luthier_engine::training::step::{Launch, Learner, Measured, Outcome, Settings};
 use luthier_engine::weights::{Linear, Weight, safetensors};
 use tch::{Device, Kind, Tensor};
 
@@ -145,7 +145,10 @@ fn train(
     };
     let measured = rows.iter().map(|row| {
         let batch = collate([row], Device::Cpu).unwrap();
-        match step(model, &*adapter, &mut optimizer, &Sft, &[batch], &settings, &|| false).unwrap() {
+        let learner = Learner { model, adapter: &*adapter, optimizer: &optimizer };
+        let launch = learner.launch(&Sft, &[batch], &settings, None, &|| false).unwrap();
+        let Launch::Made(step) = launch else { panic!("{launch:?}") };
+        match step.settle(&mut optimizer).unwrap() {
             Outcome::Updated(measured) => measured,
             other => panic!("{other:?}"),
         }

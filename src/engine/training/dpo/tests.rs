@@ -11,7 +11,7 @@ use crate::methods::{Adapter, Parameters};
 use crate::training::adamw::{AdamW, EPSILON};
 use crate::training::parity::{furthest, references, relative, tiny_llama};
 use crate::training::reference::{Key, Reference, log_probs};
-use crate::training::step::{Measured, Outcome, Settings, step};
+use crate::training::step::{Launch, Learner, Measured, Outcome, Settings};
 use crate::weights::safetensors;
 
 const PAIRS: usize = 4;
@@ -198,9 +198,10 @@ impl<'a> Run<'a> {
             recompute: self.recompute,
             seed: 1,
         };
-        let outcome =
-            step(self.model, &self.adapter, &mut self.optimizer, &self.dpo, &batches, &settings, &|| false);
-        match outcome.unwrap() {
+        let learner = Learner { model: self.model, adapter: &self.adapter, optimizer: &self.optimizer };
+        let launch = learner.launch(&self.dpo, &batches, &settings, None, &|| false).unwrap();
+        let Launch::Made(step) = launch else { panic!("{launch:?}") };
+        match step.settle(&mut self.optimizer).unwrap() {
             Outcome::Updated(measured) => measured,
             other => panic!("{other:?}"),
         }

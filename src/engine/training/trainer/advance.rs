@@ -7,14 +7,14 @@ use luthier_core::data::{EncodedRow, MicroBatch};
 use luthier_core::runs::{AlertKind, Number, StepEvent, newest_valid};
 use tch::Device;
 
-use super::Trainer;
+use super::{Reading, Trainer};
 use crate::csrc;
 use crate::error::{EngineError, Result};
 use crate::random::{derive, derive_name};
 use crate::training::adamw::EPSILON;
 use crate::training::schedule::learning_rate;
 use crate::training::state::State;
-use crate::training::step::{self, Measured, Outcome};
+use crate::training::step::{self, Launch, Launched, Learner, Measured, Outcome};
 
 /// Steps in a row without a finite loss after which a run ends whatever `train.on_nan` says.
 const BAD_STEPS: u32 = 10;
@@ -22,11 +22,21 @@ const BAD_STEPS: u32 = 10;
 /// Rows that an alert names.
 const NAMED_ROWS: usize = 64;
 
+/// A step that was handed to the device.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    number: u64,
+    learning_rate: f64,
+    began: Instant,
+    step: Launched,
+}
+
 impl<'a> Trainer<'a> {
-    /// Makes the next step; `true` where the position in the data moved on.
+    /// Hands the next step to the device, and reads the numbers of a step: of this one, or of the one before where numbers
+    /// are read late. `true` where the position in the data moved on.
     pub(super) fn advance(&mut self) -> Result<bool> {
         let began = Instant::now();
-        let number = self.state.progress.step;
+        let number = self.state.progress.step + u64::from(self.in_flight.is_some());
         let config = &self.settings.config().train;
         let learning_rate = learning_rate(config, number, self.total_steps());
         let settings = step::Settings {
@@ -40,22 +50,52 @@ impl<'a> Trainer<'a> {
             recompute: self.recompute,
             seed: derive(derive_name(config.seed, "dropout"), number),
         };
-        let outcome = match self.try_step(number, &settings) {
-            Err(error @ EngineError::OutOfMemory { .. }) => {
-                return self.save_memory(number, error).map(|()| false);
+        let step = match self.launch(number, &settings) {
+            Ok(Launch::Made(step)) => step,
+            Ok(Launch::Interrupted) => return self.settle(),
+            Ok(Launch::NothingTrained) => {
+                let moved = self.settle()?;
+                // A step before this one that failed may have more to say first.
+                return if moved { Ok(true) } else { self.pass_over(number) };
             }
-            outcome => outcome?,
+            Err(error) => {
+                let moved = self.settle()?;
+                return match error {
+                    EngineError::OutOfMemory { .. } => self.save_memory(number, error).map(|()| moved),
+                    other => Err(other),
+                };
+            }
         };
-        let seconds = began.elapsed().as_secs_f64();
+        let before = self.in_flight.replace(InFlight { number, learning_rate, began, step });
+        let moved = match before {
+            Some(before) => self.read(before)?,
+            None => false,
+        };
+        // What is due after a step looks at the weights, which a later step would have changed.
+        if self.reading == Reading::AtOnce || self.due(number + 1).anything() {
+            return self.settle().map(|settled| settled || moved);
+        }
+        Ok(moved)
+    }
+
+    /// Waits for the step that is in flight, if one is, and takes note of its numbers; `true` where there was one and the
+    /// position in the data moved on.
+    pub(super) fn settle(&mut self) -> Result<bool> {
+        match self.in_flight.take() {
+            Some(step) => self.read(step),
+            None => Ok(false),
+        }
+    }
+
+    /// Takes note of what a step measured.
+    fn read(&mut self, InFlight { number, learning_rate, began, step }: InFlight) -> Result<bool> {
+        let outcome = step.settle(&mut self.state.optimizer)?;
+        let now = Instant::now();
+        // A step that was handed over while the one before was at work began when that one ended.
+        let began = self.settled.map_or(began, |settled| settled.max(began));
+        self.settled = Some(now);
+        let seconds = now.duration_since(began).as_secs_f64();
         match outcome {
-            Outcome::Interrupted => Ok(false),
-            Outcome::NothingTrained => {
-                self.state.progress.step += 1;
-                self.record.at_step(self.state.progress.step);
-                let message = "no token of this step's rows is trained on; the step was skipped";
-                self.record.alert(AlertKind::Data, message, self.rows_of(number));
-                Ok(true)
-            }
             Outcome::Updated(measured) => {
                 self.state.progress.bad_steps = 0;
                 self.state.progress.step += 1;
@@ -67,16 +107,30 @@ impl<'a> Trainer<'a> {
                 }
                 Ok(true)
             }
-            Outcome::NotFinite(measured) => self.not_finite(number, &measured, learning_rate, seconds),
+            Outcome::NotFinite(measured) => {
+                // The step after it was left out on the device, and is made again.
+                self.in_flight = None;
+                self.not_finite(number, &measured, learning_rate, seconds)
+            }
         }
     }
 
-    fn try_step(&mut self, number: u64, settings: &step::Settings) -> Result<Outcome> {
+    /// Skips a step whose rows teach nothing.
+    fn pass_over(&mut self, number: u64) -> Result<bool> {
+        self.state.progress.step += 1;
+        self.record.at_step(self.state.progress.step);
+        let message = "no token of this step's rows is trained on; the step was skipped";
+        self.record.alert(AlertKind::Data, message, self.rows_of(number));
+        Ok(true)
+    }
+
+    fn launch(&mut self, number: u64, settings: &step::Settings) -> Result<Launch> {
         let micro_batches = self.micro_batches(number);
-        let State { adapter, optimizer, progress: _ } = &mut self.state;
-        let (model, control) = (&self.base.model, self.control);
-        self.algorithm
-            .step(model, adapter.as_ref(), optimizer, &micro_batches, settings, &|| control.abandoned())
+        let State { adapter, optimizer, progress: _ } = &self.state;
+        let learner = Learner { model: &self.base.model, adapter: adapter.as_ref(), optimizer };
+        let before = self.in_flight.as_ref().map(|before| &before.step);
+        let control = self.control;
+        self.algorithm.launch(&learner, &micro_batches, settings, before, &|| control.abandoned())
     }
 
     fn micro_batches(&self, number: u64) -> Vec<Vec<&'a EncodedRow>> {
