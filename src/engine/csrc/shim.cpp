@@ -26,7 +26,6 @@
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
-#include <malloc.h>
 #include <stdlib.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -37,6 +36,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "heap.h"
 #include "kernels.h"
 #include "remade.h"
 #include "seam.h"
@@ -214,10 +214,7 @@ const char* luthier_last_error() { return luthier::last_error.c_str(); }
 // Once, before anything else allocates or starts a thread.
 int luthier_prepare_process() {
   return guarded([] {
-    // Freed activations stay with the process: giving them back costs a page fault per 4 KiB at the next step.
-    mallopt(M_ARENA_MAX, 1);
-    mallopt(M_MMAP_THRESHOLD, 1 << 30);
-    mallopt(M_TRIM_THRESHOLD, INT32_MAX);
+    luthier::Heap::install();
     // Segments that grow instead of being sought anew halve CUDA fragmentation under changing shapes.
     setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", 0);
   });

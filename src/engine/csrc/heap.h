@@ -1,0 +1,51 @@
+// Memory of tensors on the CPU.
+#pragma once
+
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+#include <malloc.h>
+
+#include <cstdint>
+#include <cstdlib>
+
+namespace luthier {
+
+// Aligns by itself what malloc gives. glibc's aligned requests (before 2.38) ask for more than they return and cut it
+// down, so that a freed tensor never has room for another of its own size: activations, which come and go in the same
+// sizes at each step, would leave holes everywhere.
+class Heap final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    const c10::Device device(c10::DeviceType::CPU);
+    if (bytes == 0) return {nullptr, nullptr, &release, device};
+    void* whole = bytes <= SIZE_MAX - ALIGNMENT ? std::malloc(bytes + ALIGNMENT) : nullptr;
+    TORCH_CHECK(whole != nullptr, "not enough memory: ", bytes, " bytes were asked for");
+    // malloc aligns to two words, so that one fits before what is returned.
+    void* data = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(whole) + ALIGNMENT) & ~(ALIGNMENT - 1));
+    static_cast<void**>(data)[-1] = whole;
+    return {data, data, &release, device};
+  }
+
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+
+  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+
+  // In place of libtorch's own, for all that is allocated from now on.
+  static void install() {
+    // Freed activations stay with the process: giving them back costs a page fault per 4 KiB at the next step.
+    mallopt(M_ARENA_MAX, 1);
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, INT32_MAX);
+    static Heap heap;
+    c10::SetCPUAllocator(&heap, UINT8_MAX);
+  }
+
+ private:
+  static constexpr uintptr_t ALIGNMENT = 64;
+
+  static void release(void* data) {
+    if (data != nullptr) std::free(static_cast<void**>(data)[-1]);
+  }
+};
+
+}  // namespace luthier
