@@ -1,13 +1,14 @@
 """One measurement of transformers + PEFT, in the environment that peers.py makes. Prints one JSON document.
 
-    peer.py convert GGUF FOLDER                  the sample base model as a Hugging Face folder, in f32
-    peer.py train FOLDER DTYPE STEPS             LoRA of rank 16 on all linear layers, batch 1 × 512, every token trained
-    peer.py rows FOLDER DTYPE STEPS JSON         the same adapter on given rows, padded, loss on completions
-    peer.py generate FOLDER DTYPE TOKENS         greedy `generate` after a prompt of 64 tokens
+    peer.py convert GGUF FOLDER             the sample base model as a Hugging Face folder, in f32
+    peer.py train FOLDER DTYPE              on rows of random tokens, each trained on
+    peer.py train FOLDER DTYPE --rows JSON  on given rows, padded, loss on completions
+    peer.py generate FOLDER DTYPE           greedy `generate` after a prompt of 64 tokens
 
 Threads are torch's own default, as for us: one for each core.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -18,55 +19,77 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP = 2
 
 
-def peak():
-    """Largest resident memory of this process so far, in bytes."""
+def peak(device):
+    """Most that tensors held on the device; on the CPU, largest resident memory of this process. In bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
 
-def load(folder, dtype):
+def now(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def load(folder, dtype, device, **more):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], attn_implementation="sdpa", **more)
+    return model if more else model.to(device)
 
 
-def with_adapter(model):
-    config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, config)
+def trained(arguments):
+    """The model and what is trained: everything, or an adapter of rank 16 on all linear layers."""
+    folder, dtype, device = arguments.folder, arguments.dtype, arguments.device
+    if arguments.method == "full":
+        # Weights are trained in f32, as ours are, and multiplied in the number format that is asked for.
+        model = load(folder, "f32", device)
+    elif arguments.method == "qlora":
+        from transformers import BitsAndBytesConfig
+
+        settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                      bnb_4bit_compute_dtype=DTYPES[dtype])
+        model = load(folder, dtype, device, quantization_config=settings, device_map={"": device})
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=arguments.recompute)
+    else:
+        model = load(folder, dtype, device)
+    if arguments.method != "full":
+        config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, config)
+    if arguments.recompute:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable()
     model.train()
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def steps_of(model, parameters, steps):
+def steps_of(model, parameters, steps, arguments):
     """Seconds of each step of `steps`, each a list of micro-batches; the loss is the mean over the step's trained tokens."""
+    device = arguments.device
+    mixed = arguments.method == "full" and arguments.dtype != "f32"
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
     seconds = []
     for batches in steps:
-        began = time.perf_counter()
-        trained = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+        began = now(device)
+        count = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
         for batch in batches:
-            model(**batch, use_cache=False, num_items_in_batch=trained).loss.backward()
+            batch = {name: values.to(device) for name, values in batch.items()}
+            with torch.autocast(device.type, DTYPES[arguments.dtype], enabled=mixed):
+                loss = model(**batch, use_cache=False, num_items_in_batch=count).loss
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now(device) - began)
     return seconds
-
-
-def train(folder, dtype, steps):
-    model, parameters = with_adapter(load(folder, dtype))
-    batches = []
-    for _ in range(WARM_UP + int(steps)):
-        ids = torch.randint(1000, 40000, (1, 512))
-        batches.append([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}])
-    seconds = steps_of(model, parameters, batches)[WARM_UP:]
-    return {"tokens_per_second": 512 / statistics.median(seconds), "peak_memory_bytes": peak()}
 
 
 def padded(rows):
@@ -84,39 +107,48 @@ def padded(rows):
     }
 
 
-def rows(folder, dtype, steps, path):
-    """`path` holds steps of micro-batches of rows of `ids` and `trained`."""
-    with open(path) as file:
-        given = json.load(file)[: WARM_UP + int(steps)]
-    model, parameters = with_adapter(load(folder, dtype))
-    seconds = steps_of(model, parameters, [[padded(batch) for batch in step] for step in given])[WARM_UP:]
-    tokens = sum(len(row["ids"]) for step in given[WARM_UP:] for batch in step for row in batch)
-    return {"tokens_per_second": tokens / sum(seconds), "tokens": tokens, "peak_memory_bytes": peak()}
+def train(arguments):
+    if arguments.rows:
+        with open(arguments.rows) as file:
+            given = json.load(file)[: WARM_UP + arguments.steps]
+        steps = [[padded(batch) for batch in step] for step in given]
+        tokens = [sum(len(row["ids"]) for batch in step for row in batch) for step in given]
+    else:
+        steps = []
+        for _ in range(WARM_UP + arguments.steps):
+            ids = torch.randint(256, (arguments.batch, arguments.length))
+            steps.append([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}])
+        tokens = [arguments.batch * arguments.length] * len(steps)
+    model, parameters = trained(arguments)
+    seconds = steps_of(model, parameters, steps, arguments)
+    speeds = [count / taken for count, taken in zip(tokens[WARM_UP:], seconds[WARM_UP:])]
+    return {"tokens_per_second": statistics.median(speeds), "peak_memory_bytes": peak(arguments.device)}
 
 
-def generate(folder, dtype, tokens):
-    model = load(folder, dtype).eval()
+def generate(arguments):
+    device = arguments.device
+    model = load(arguments.folder, arguments.dtype, device).eval()
     # Nothing may end a reply early.
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 2
-    prompt = torch.randint(1000, 40000, (1, 64))
+    prompt = torch.randint(256, (1, 64), device=device)
 
     def seconds(count):
-        began = time.perf_counter()
+        began = now(device)
         with torch.inference_mode():
             made = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False)
         assert made.shape[1] == 64 + count
-        return time.perf_counter() - began
+        return now(device) - began
 
-    count = int(tokens)
+    count = arguments.tokens
     seconds(4)
     # The first token's time, the prompt's above all, is not counted, as for us.
     first = statistics.median(seconds(1) for _ in range(3))
-    return {"tokens_per_second": (count - 1) / (seconds(count) - first), "peak_memory_bytes": peak()}
+    return {"tokens_per_second": (count - 1) / (seconds(count) - first), "peak_memory_bytes": peak(device)}
 
 
-def convert(gguf, folder):
-    source, name = os.path.split(gguf)
+def convert(arguments):
+    source, name = os.path.split(arguments.gguf)
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
     # What transformers made of the file says that it is quantised; a plain model of the same weights is wanted.
     settings = {key: value for key, value in read.config.to_dict().items()
@@ -124,11 +156,35 @@ def convert(gguf, folder):
     model = LlamaForCausalLM(LlamaConfig(**{**settings, "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}))
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    model.save_pretrained(folder)
-    return {"folder": folder}
+    model.save_pretrained(arguments.folder)
+    return {"folder": arguments.folder}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    kinds = parser.add_subparsers(required=True)
+    converting = kinds.add_parser("convert")
+    converting.add_argument("gguf")
+    converting.add_argument("folder")
+    converting.set_defaults(work=convert)
+    for name, work in (("train", train), ("generate", generate)):
+        kind = kinds.add_parser(name)
+        kind.add_argument("folder")
+        kind.add_argument("dtype", choices=DTYPES)
+        kind.add_argument("--device", type=torch.device, default="cpu")
+        kind.set_defaults(work=work)
+        if work is generate:
+            kind.add_argument("--tokens", type=int, default=64)
+            continue
+        kind.add_argument("--method", choices=("full", "lora", "qlora"), default="lora")
+        kind.add_argument("--batch", type=int, default=1)
+        kind.add_argument("--length", type=int, default=512)
+        kind.add_argument("--steps", type=int, default=5)
+        kind.add_argument("--rows", help="steps of micro-batches of rows of `ids` and `trained`")
+        kind.add_argument("--recompute", action="store_true")
+    arguments = parser.parse_args()
+    print(json.dumps(arguments.work(arguments)))
 
 
 if __name__ == "__main__":
-    kind, *arguments = sys.argv[1:]
-    work = {"convert": convert, "train": train, "rows": rows, "generate": generate}[kind]
-    print(json.dumps(work(*arguments)))
+    main()

@@ -103,15 +103,15 @@ def main():
     train = ["--steps", STEPS, "--new-tokens", 0]
     for dtype in ("f32", "bf16"):
         compare(f"LoRA 1×512 {dtype}", lambda: trained(measure.engine("--dtype", dtype, *train)),
-                lambda: peer(theirs("train", FOLDER, dtype, STEPS)))
+                lambda: peer(theirs("train", FOLDER, dtype, "--steps", STEPS)))
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     for dtype in ("f32", "bf16"):
         ours = [measure.ENGINE, "bench", "--json", "--project", measure.PROJECT, "--dtype", dtype, "--rows-to", ROWS, *train]
-        compare(f"sample rows {dtype}", lambda: trained(measure.answer(ours)), lambda: peer(theirs("rows", FOLDER, dtype, STEPS, ROWS)))
+        compare(f"sample rows {dtype}", lambda: trained(measure.answer(ours)), lambda: peer(theirs("train", FOLDER, dtype, "--steps", STEPS, "--rows", ROWS)))
     for dtype in ("f32", "bf16"):
         compare(f"generation {dtype}",
                 lambda: generated(measure.engine("--dtype", dtype, "--steps", 0, "--new-tokens", NEW_TOKENS)),
-                lambda: peer(theirs("generate", FOLDER, dtype, NEW_TOKENS)))
+                lambda: peer(theirs("generate", FOLDER, dtype, "--tokens", NEW_TOKENS)))
 
 
 if __name__ == "__main__":

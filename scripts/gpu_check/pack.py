@@ -16,7 +16,8 @@ def main():
     with tarfile.open(ARCHIVE, "w:gz", compresslevel=6) as archive:
         for name in ["luthier", "luthier-engine"]:
             archive.add(CLONE / "target" / "release" / name, f"gpu-check/bin/{name}")
-        archive.add(HERE / "run.py", "gpu-check/run.py")
+        for path in [HERE / "run.py", HERE / "speed.py", CLONE / "bench" / "peer.py"]:
+            archive.add(path, f"gpu-check/{path.name}")
         for name in ["tiny", "variants", "training"]:
             archive.add(CLONE / "tests" / "references" / name, f"gpu-check/references/{name}")
     print(f"{ARCHIVE.relative_to(CLONE)}  {ARCHIVE.stat().st_size / 1e6:.1f} MB")

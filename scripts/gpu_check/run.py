@@ -2,7 +2,8 @@
 """Checks this build of Luthier on this machine's GPU. Needs python3 with torch 2.11.
 
 Every family is held against transformers' stored outputs in f32 and bf16, every method against PEFT's stored training
-steps, on the device. Writes one JSON document; exit status 3 where a check fell short.
+steps, on the device. Then training and generation are measured on random llamas of 1 and 8 billion weights, beside
+transformers + PEFT where python has them. Writes one JSON document; exit status 3 where a check fell short.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import sys
 import tempfile
 
 import torch
+
+import speed
 
 HERE = pathlib.Path(__file__).resolve().parent
 ENGINE = HERE / "bin" / "luthier-engine"
@@ -161,12 +164,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="gpu-check.json", help="the JSON document to write")
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to try the script")
+    parser.add_argument("--sizes", default="1b,8b", help="random llamas to measure: " + ", ".join(speed.SIZES) + ", or none")
     arguments = parser.parse_args()
+    sizes = [] if arguments.sizes == "none" else arguments.sizes.split(",")
+    if unknown := sorted(set(sizes) - set(speed.SIZES)):
+        parser.error(f"--sizes names {', '.join(unknown)}; there are {', '.join(speed.SIZES)}")
     if arguments.device != "cpu" and not torch.cuda.is_available():
         sys.exit("gpu-check: torch sees no CUDA device; `luthier doctor` says why")
     result = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
     result |= {"command": " ".join(["run.py", *sys.argv[1:]]), "machine": machine(arguments.device)}
-    result |= {"families": {}, "methods": {}}
+    result |= {"families": {}, "methods": {}, "speed": {}}
     short = []
 
     def note(kind, name, found):
@@ -186,9 +193,26 @@ def main():
             continue
         for dtype in ["f32", "bf16"]:
             note("methods", f"{family} {name} {dtype}", check_method(family, name, dtype, arguments.device))
+
+    def measured(name, found):
+        result["speed"][name] = found
+        for who in ("ours", "theirs"):
+            told = found.get(who)
+            if told is not None:
+                figures = told.get("error") or (f"{told['tokens_per_second']:.0f} tokens/s, "
+                                                f"{told['peak_memory_bytes'] / 2**30:.2f} GiB peak")
+                print(f"     {name:<50} {who:<7} {figures}", flush=True)
+        if "error" in found["ours"]:
+            short.append(name)
+
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer = REFERENCES / "tiny" / "_tokenizers" / "bytelevel"
+            speed.measure(size, scratch, arguments.device, tokenizer, call, ENGINE, measured)
     result["short"] = short
     pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{len(short)} of {len(result['families']) + len(result['methods'])} checks fell short; {arguments.out}")
+    checks = sum(len(result[kind]) for kind in ("families", "methods", "speed"))
+    print(f"{len(short)} of {checks} checks and measurements fell short; {arguments.out}")
     sys.exit(3 if short else 0)
 
 

@@ -113,6 +113,7 @@ fn kind(dtype: Dtype) -> Option<Kind> {
         Dtype::Weight(_) => None,
         Dtype::Other(name, _) => match name {
             "I64" => Some(Kind::Int64),
+            "U8" => Some(Kind::Uint8),
             "BOOL" => Some(Kind::Bool),
             _ => None,
         },
@@ -125,6 +126,7 @@ fn dtype(kind: Kind) -> Option<&'static str> {
         Kind::BFloat16 => Some("BF16"),
         Kind::Half => Some("F16"),
         Kind::Int64 => Some("I64"),
+        Kind::Uint8 => Some("U8"),
         Kind::Bool => Some("BOOL"),
         _ => None,
     }
