@@ -249,8 +249,8 @@ def run(target, program, scratch):
             f"-artifact_prefix={artifacts}/", *LIMITS]
     done = subprocess.run(call, env={**os.environ, "TMPDIR": scratch}, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True, errors="replace", check=False)
-    executed = re.search(r"number_of_executed_units: (\d+)", done.stderr)
-    peak = re.search(r"peak_rss_mb: (\d+)", done.stderr)
+    executed = re.search(r"number_of_executed_units:\s+(\d+)", done.stderr)
+    peak = re.search(r"peak_rss_mb:\s+(\d+)", done.stderr)
     covered = re.findall(r" cov: (\d+) ", done.stderr)
     if done.returncode == 0 and executed:
         print(f"{target:<14} {int(executed[1]):>9} inputs   {int(covered[-1]) if covered else 0:>6} edges   {peak[1]:>4} MiB", flush=True)

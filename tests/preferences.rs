@@ -66,6 +66,37 @@ fn a_run_comes_to_prefer_the_chosen_answers() {
 }
 
 #[test]
+fn every_method_learns_from_pairs_and_is_measured_beside_its_base() {
+    for (kind, learning_rate) in
+        [("full", "1e-3"), ("qlora", "1e-2"), ("ia3", "3e-1"), ("prefix", "3e-2"), ("prompt", "3e-1")]
+    {
+        let project = project();
+        let set = [
+            format!("method.kind={kind}"),
+            format!("train.learning_rate={learning_rate}"),
+            "train.max_steps=16".to_owned(),
+        ];
+        let arguments = set.iter().flat_map(|setting| ["--set", setting]);
+        let told = project.luthier(["train", "--json"].into_iter().chain(arguments)).run().expect(0);
+        let events = told.json_lines();
+        assert_eq!(of_kind(&events, "state").last().unwrap()["state"], "finished", "{kind}: {told}");
+        let steps = of_kind(&events, "step");
+        assert!(number(steps.last().unwrap(), "reward_margin") > 0.02, "{kind}: {told}");
+        if ["full", "ia3"].contains(&kind) {
+            // What is trained starts as what changes nothing.
+            assert!((number(steps[0], "loss") - std::f64::consts::LN_2).abs() < 1e-4, "{kind}: {told}");
+        }
+        let compared = project.luthier(["eval", "latest", "--json"]).run().expect(0).json();
+        assert!(
+            (number(&compared["base"], "loss") - std::f64::consts::LN_2).abs() < 1e-6,
+            "{kind}: {compared}"
+        );
+        let last = of_kind(&events, "eval").last().map(|event| number(event, "loss")).unwrap();
+        assert!((number(&compared["tuned"], "loss") - last).abs() < 1e-3, "{kind}: {last} {compared}");
+    }
+}
+
+#[test]
 fn a_run_in_the_foreground_says_what_is_preferred() {
     let project = project();
     let told = project.luthier(["train"]).run().expect(0);

@@ -358,7 +358,12 @@ fn random_row(vocabulary: usize, length: usize, step: usize, row: usize) -> Enco
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    let at = |place: usize| sorted.get(place).copied().unwrap_or(f64::NAN);
+    match (sorted.len() / 2, sorted.len() % 2) {
+        (0, 0) => f64::NAN,
+        (half, 0) => f64::midpoint(at(half - 1), at(half)),
+        (half, _) => at(half),
+    }
 }
 
 /// `VmHWM` of this process, in bytes; 0 where the system does not say.

@@ -96,6 +96,15 @@ unsafe extern "C" {
         out: *mut Pointer,
     ) -> c_int;
     fn luthier_spent(out: *mut i64, count: usize) -> c_int;
+    fn luthier_adapted_linear(
+        x: Pointer,
+        weight: Pointer,
+        bias: Pointer,
+        a: Pointer,
+        b: Pointer,
+        scale: f64,
+        out: *mut Pointer,
+    ) -> c_int;
     fn luthier_add_low_rank(y: Pointer, x: Pointer, a: Pointer, b: Pointer, scale: f64) -> c_int;
     fn luthier_dropout_mask(x: Pointer, p: f64, seed: u64, out: *mut Pointer) -> c_int;
     fn luthier_parallel(count: i64, work: extern "C" fn(*mut c_void, i64), owner: *mut c_void) -> c_int;
@@ -785,6 +794,34 @@ pub fn remade_linear(x: &Tensor, make: impl Fn() -> Result<Tensor> + Send + 'sta
     // SAFETY: one live tensor in, one pointer written on success; the shim takes `owner` over, also when it fails.
     checked("remade_linear", unsafe {
         luthier_remade_linear(pointer(x), make_weight, release_make, owner.cast(), &raw mut out)
+    })?;
+    Ok(owned(out))
+}
+
+/// What LoRA adds to a linear layer: `scale · (x · aᵀ) · bᵀ`.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    /// `[rank, in]`
+    pub a: &'a Tensor,
+    /// `[out, rank]`
+    pub b: &'a Tensor,
+    /// Factor of the whole.
+    pub scale: f64,
+}
+
+/// `x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ`, `[N, out]`: differentiable in all but `weight` `[out, in]`, which is
+/// frozen. The factors may be f32 where the others are not: their gradients then are f32 too.
+pub fn adapted_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    LowRank { a, b, scale }: LowRank,
+) -> Result<Tensor> {
+    let bias = bias.map_or(null_mut(), pointer);
+    let mut out = null_mut();
+    // SAFETY: four live tensors and one that may be null in, one pointer written on success.
+    checked("adapted_linear", unsafe {
+        luthier_adapted_linear(pointer(x), pointer(weight), bias, pointer(a), pointer(b), scale, &raw mut out)
     })?;
     Ok(owned(out))
 }

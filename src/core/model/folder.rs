@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::BufReader;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use indexmap::{IndexMap, IndexSet};
@@ -53,13 +54,16 @@ pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
             "give the unquantised model, or a GGUF file of it",
         ));
     }
-    let (family, architecture) = families::of_config(&settings)?;
+    let (family, mut architecture) = families::of_config(&settings)?;
     let (files, found) = weights(&folder)?;
     let bare = is_bare(&architecture, &found);
     let in_file = |parameter: &Parameter| match (bare, parameter.name.split_once('.')) {
         (true, Some((_, name))) if parameter.role != Role::Head => name.to_owned(),
         _ => parameter.name.clone(),
     };
+    if has_own_head(&architecture, &files, &found, &in_file)? {
+        architecture.tied_head = false;
+    }
     let tensors = tensors::assign(root, &files, &architecture, found, family.harmless(), in_file)?;
     let Some(tokenizer_json) = files::find(&folder, "tokenizer.json")? else {
         return Err(no_tokenizer(root, &root.join("tokenizer.json")));
@@ -95,6 +99,47 @@ fn is_bare(architecture: &Architecture, found: &IndexMap<String, Found>) -> bool
     let embedding = architecture.module(Role::Embedding, 0);
     let bare = embedding.as_deref().and_then(|name| name.split_once('.')).map(|(_, name)| name);
     bare.is_some_and(|name| found.contains_key(&format!("{name}.weight")))
+}
+
+/// Places that are compared of two tensors, and bytes at each.
+const PLACES: u64 = 64;
+const AT_EACH: u64 = 256;
+
+/// Whether a head that the settings tie to the embedding is stored with numbers of its own, as after it alone was trained:
+/// then transformers 5 does not tie it (`tie_weights` in `modeling_utils.py`). Evenly spread samples are compared.
+fn has_own_head(
+    architecture: &Architecture,
+    paths: &[PathBuf],
+    found: &IndexMap<String, Found>,
+    in_file: &impl Fn(&Parameter) -> String,
+) -> Result<bool, ModelError> {
+    let embedding = architecture.parameters().into_iter().find(|parameter| parameter.role == Role::Embedding);
+    let embedding = embedding.and_then(|parameter| found.get(&in_file(&parameter)));
+    let head = architecture.module(Role::Head, 0).and_then(|head| found.get(&format!("{head}.weight")));
+    let (Some(embedding), Some(head), true) = (embedding, head, architecture.tied_head) else {
+        return Ok(false);
+    };
+    if (&embedding.shape, &embedding.storage) != (&head.shape, &head.storage) {
+        return Ok(true);
+    }
+    let place_in = |tensor: &Found, from: u64, bytes: &mut [u8]| {
+        let Some(path) = paths.get(tensor.file) else { return Ok(()) };
+        let (file, _) = files::open(path)?;
+        file.read_exact_at(bytes, tensor.offset + from)
+            .map_err(|source| ModelError::Read { file: path.into(), source })
+    };
+    let length = embedding.bytes.min(AT_EACH);
+    for place in 0..PLACES {
+        let from = (embedding.bytes - length) / PLACES * place;
+        let mut samples = [vec![0; length as usize], vec![0; length as usize]];
+        for (tensor, sample) in [embedding, head].into_iter().zip(&mut samples) {
+            place_in(tensor, from, sample)?;
+        }
+        if samples[0] != samples[1] {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn not_a_model(root: &Path) -> ModelError {

@@ -129,9 +129,31 @@ void multiply(const luthier::Product<T>& product) {
   });
 }
 
-// out (+)= scale · a · b; a and b count transposed where they lie across. Plain matrices of one type, whose rows may be
-// apart; out has their type or f32.
-void multiply(const Tensor& a, bool a_across, const Tensor& b, bool b_across, const Tensor& out, double scale, bool add) {
+// A left operand as rows of whole units.
+Tensor in_units(const Tensor& a) {
+  const int64_t pack = static_cast<int64_t>(sizeof(Unit) / a.element_size()), depth = a.size(1);
+  if (a.stride(0) % pack == 0 && depth % pack == 0) return a;
+  return at::constant_pad_nd(a, {0, depth % pack}).contiguous();
+}
+
+// The right operand of a product, transposed where it lies across.
+struct Right {
+  const Tensor& matrix;
+  bool across;
+  int64_t depth() const { return matrix.size(across ? 1 : 0); }
+  int64_t columns() const { return matrix.size(across ? 0 : 1); }
+};
+
+// A product to be added to another one.
+struct More {
+  const Tensor& left;
+  Right right;
+};
+
+// out (+)= scale · (a · b + more); a counts transposed where it lies across. Plain matrices of one type, whose rows may
+// be apart; out has their type or f32.
+void multiply(const Tensor& a, bool a_across, const Right& b, const Tensor& out, double scale, bool add,
+              const More* more = nullptr) {
   by_type(a, [&](auto number) {
     using T = decltype(number);
     constexpr int64_t pack = sizeof(Unit) / sizeof(T);
@@ -139,11 +161,11 @@ void multiply(const Tensor& a, bool a_across, const Tensor& b, bool b_across, co
     luthier::Product<T> product{};
     product.rows = a.size(a_across ? 1 : 0);
     product.depth = a.size(a_across ? 0 : 1);
-    product.columns = b.size(b_across ? 0 : 1);
-    TORCH_CHECK(b.size(b_across ? 1 : 0) == product.depth && out.size(0) == product.rows);
-    TORCH_CHECK(out.size(1) == product.columns && a.scalar_type() == b.scalar_type());
+    product.columns = b.columns();
+    TORCH_CHECK(b.depth() == product.depth && out.size(0) == product.rows);
+    TORCH_CHECK(out.size(1) == product.columns && a.scalar_type() == b.matrix.scalar_type());
     if (product.rows == 0 || product.columns == 0) return;
-    Tensor left = a;
+    Tensor left = a, more_left;
     if (a_across) {
       const int64_t depth = (product.depth + pack - 1) / pack;
       left = at::empty({depth, product.rows}, a.options().dtype(at::kInt));
@@ -153,16 +175,27 @@ void multiply(const Tensor& a, bool a_across, const Tensor& b, bool b_across, co
       product.left_row = 1;
       product.left_step = product.rows;
     } else {
-      // Every row must begin and end with a whole unit.
-      if (a.stride(0) % pack != 0 || product.depth % pack != 0)
-        left = at::constant_pad_nd(a, {0, product.depth % pack}).contiguous();
+      left = in_units(a);
       product.left_row = left.stride(0) / pack;
       product.left_step = 1;
     }
     product.left = read<Unit>(left);
-    product.right = read<T>(b);
-    product.right_row = b.stride(0);
-    product.right_by_rows = b_across;
+    product.right = read<T>(b.matrix);
+    product.right_row = b.matrix.stride(0);
+    product.right_by_rows = b.across;
+    if (more != nullptr) {
+      TORCH_CHECK(more->left.size(0) == product.rows && more->left.size(1) == more->right.depth());
+      TORCH_CHECK(more->right.columns() == product.columns && product.depth > 0);
+      TORCH_CHECK(more->left.scalar_type() == a.scalar_type());
+      TORCH_CHECK(more->right.matrix.scalar_type() == a.scalar_type());
+      more_left = in_units(more->left);
+      product.more_depth = more->right.depth();
+      product.more_left = read<Unit>(more_left);
+      product.more_left_row = more_left.stride(0) / pack;
+      product.more_right = read<T>(more->right.matrix);
+      product.more_right_row = more->right.matrix.stride(0);
+      product.more_right_by_rows = more->right.across;
+    }
     product.out = write<T>(out);
     product.total = out.scalar_type() == a.scalar_type() ? nullptr : write<float>(out);
     product.out_row = out.stride(0);
@@ -205,7 +238,7 @@ struct Linear : torch::autograd::Function<Linear> {
       return y;
     }
     if (bias) y.copy_(bias->expand_as(y));
-    multiply(x, false, weight, true, y, 1, bias.has_value());
+    multiply(x, false, {weight, true}, y, 1, bias.has_value());
     return y;
   }
 
@@ -223,30 +256,96 @@ struct Linear : torch::autograd::Function<Linear> {
     variable_list result(3);
     if (ctx->needs_input_grad(0)) {
       result[0] = at::empty({dy.size(0), weight.size(1)}, dy.options());
-      multiply(dy, false, weight, false, result[0], 1, false);
+      multiply(dy, false, {weight, false}, result[0], 1, false);
     }
     if (ctx->needs_input_grad(1)) {
       result[1] = at::empty_like(weight);
-      multiply(dy, true, x, false, result[1], 1, false);
+      multiply(dy, true, {x, false}, result[1], 1, false);
     }
     if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) result[2] = dy.sum(0);
     return result;
   }
 };
 
-// y += scale · (x · aᵀ) · bᵀ in place. The factors are f32 whatever the others are, and so are their gradients.
-struct LowRank : torch::autograd::Function<LowRank> {
-  // [N, rank] of x's type, in rows of whole units.
-  static Tensor inner(const Tensor& x, int64_t rank) {
-    const Tensor memory = at::zeros({x.size(0), rank + rank % 2}, x.options().requires_grad(false));
-    return memory.narrow(1, 0, rank);
+// [N, rank] of x's type, in rows of whole units.
+Tensor inner(const Tensor& x, int64_t rank) {
+  const Tensor memory = at::zeros({x.size(0), rank + rank % 2}, x.options().requires_grad(false));
+  return memory.narrow(1, 0, rank);
+}
+
+// Gradients of the factors of scale · (x · aᵀ) · bᵀ, f32, where they are wanted: dhidden = scale · dy · b, hidden = x · aᵀ.
+Tensor grad_of_a(const Tensor& dhidden, const Tensor& x, const Tensor& a) {
+  const Tensor da = at::empty(a.sizes(), x.options().dtype(at::kFloat).requires_grad(false));
+  multiply(dhidden, true, {x, false}, da, 1, false);
+  return da.to(a.scalar_type());
+}
+
+Tensor grad_of_b(const Tensor& hidden, const Tensor& dy, const Tensor& b, double scale) {
+  // As its transpose: the left operand of a product is copied, and this one is small.
+  const Tensor across = at::empty({b.size(1), b.size(0)}, dy.options().dtype(at::kFloat).requires_grad(false));
+  multiply(hidden, true, {dy, false}, across, scale, false);
+  return across.t().to(b.scalar_type());
+}
+
+// x · weightᵀ + scale · (x · aᵀ) · bᵀ + bias in one product. The weight is frozen; the factors are f32 whatever the others
+// are, and so are their gradients.
+struct Adapted : torch::autograd::Function<Adapted> {
+  static std::pair<Tensor, Tensor> compute(const Tensor& x, const Tensor& weight, const Tensor& a, const Tensor& b,
+                                           const std::optional<Tensor>& bias, double scale) {
+    const Tensor hidden = inner(x, a.size(0)), up = b.to(x.scalar_type());
+    {
+      const Clock clock(ADAPTER_FORWARD);
+      multiply(x, false, {a.to(x.scalar_type()), true}, hidden, scale, false);
+    }
+    const Clock clock(LINEAR_FORWARD);
+    const Tensor y = at::empty({x.size(0), weight.size(0)}, x.options().requires_grad(false));
+    if (bias) y.copy_(bias->expand_as(y));
+    const More more{hidden, {up, true}};
+    multiply(x, false, {weight, true}, y, 1, bias.has_value(), &more);
+    return {y, hidden};
   }
 
+  // The bias comes last: autograd does not count one that is not there.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& a, const Tensor& b,
+                        const std::optional<Tensor>& bias, double scale) {
+    const auto [y, hidden] = compute(x, weight, a, b, bias, scale);
+    ctx->save_for_backward({x, weight, a, b, hidden});
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["bias"] = bias.has_value();
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &a = saved[2], &b = saved[3], &hidden = saved[4];
+    const Tensor dy = gradients[0].contiguous();
+    variable_list result(6);
+    const Tensor dhidden = inner(x, a.size(0)), down = a.to(x.scalar_type());
+    {
+      const Clock clock(ADAPTER_BACKWARD);
+      multiply(dy, false, {b.to(x.scalar_type()), false}, dhidden, ctx->saved_data["scale"].toDouble(), false);
+      if (ctx->needs_input_grad(2)) result[2] = grad_of_a(dhidden, x, a);
+      // The scale is in what was kept already.
+      if (ctx->needs_input_grad(3)) result[3] = grad_of_b(hidden, dy, b, 1);
+    }
+    const Clock clock(LINEAR_BACKWARD);
+    if (ctx->needs_input_grad(0)) {
+      result[0] = at::empty_like(x);
+      const More more{dhidden, {down, false}};
+      multiply(dy, false, {weight, false}, result[0], 1, false, &more);
+    }
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(4)) result[4] = dy.sum(0);
+    return result;
+  }
+};
+
+// y += scale · (x · aᵀ) · bᵀ in place. The factors are f32 whatever the others are, and so are their gradients.
+struct LowRank : torch::autograd::Function<LowRank> {
   static Tensor compute(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b, double scale) {
     const Clock clock(ADAPTER_FORWARD);
     const Tensor hidden = inner(x, a.size(0));
-    multiply(x, false, a.to(x.scalar_type()), true, hidden, 1, false);
-    multiply(hidden, false, b.to(x.scalar_type()), true, y, scale, true);
+    multiply(x, false, {a.to(x.scalar_type()), true}, hidden, 1, false);
+    multiply(hidden, false, {b.to(x.scalar_type()), true}, y, scale, true);
     return hidden;
   }
 
@@ -263,27 +362,16 @@ struct LowRank : torch::autograd::Function<LowRank> {
     auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &a = saved[1], &b = saved[2], &hidden = saved[3], dy = gradients[0].contiguous();
     const double scale = ctx->saved_data["scale"].toDouble();
-    const auto single = x.options().dtype(at::kFloat).requires_grad(false);
     const Tensor dhidden = inner(x, a.size(0));
     variable_list result(5);
     result[0] = gradients[0];
-    multiply(dy, false, b.to(x.scalar_type()), false, dhidden, scale, false);
+    multiply(dy, false, {b.to(x.scalar_type()), false}, dhidden, scale, false);
     if (ctx->needs_input_grad(1)) {
       result[1] = at::empty_like(x);
-      multiply(dhidden, false, a.to(x.scalar_type()), false, result[1], 1, false);
+      multiply(dhidden, false, {a.to(x.scalar_type()), false}, result[1], 1, false);
     }
-    if (ctx->needs_input_grad(2)) {
-      result[2] = at::empty(a.sizes(), single);
-      multiply(dhidden, true, x, false, result[2], 1, false);
-    }
-    if (ctx->needs_input_grad(3)) {
-      // As its transpose: the left operand of a product is copied, and this one is small.
-      const Tensor across = at::empty({b.size(1), b.size(0)}, single);
-      multiply(hidden, true, dy, false, across, scale, false);
-      result[3] = across.t();
-    }
-    for (size_t i = 2; i < 4; ++i)
-      if (result[i].defined()) result[i] = result[i].to(saved[i - 1].scalar_type());
+    if (ctx->needs_input_grad(2)) result[2] = grad_of_a(dhidden, x, a);
+    if (ctx->needs_input_grad(3)) result[3] = grad_of_b(hidden, dy, b, scale);
     return result;
   }
 };

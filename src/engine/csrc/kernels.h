@@ -37,6 +37,14 @@ struct Product {
   int64_t out_row;
   float scale;
   bool add;
+  // A second pair of operands, whose product counts as well: rows of `more_depth` units, and a right operand that lies as
+  // the first may. 0 where there is none.
+  int64_t more_depth;
+  const Unit* more_left;
+  int64_t more_left_row;
+  const T* more_right;
+  int64_t more_right_row;
+  bool more_right_by_rows;
 };
 
 // What tasks a product may fall into.

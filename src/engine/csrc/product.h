@@ -225,25 +225,40 @@ INLINE int64_t slice(const Product<T>& p) {
   return depth <= DEPTH ? depth : SLICE;
 }
 
-// One task of a product: rows [first, last) of some panels of columns. `space` holds a slice of a panel, then sums.
+// Copies `columns` columns from `start` on of a right operand, numbers [at, at + count) of each.
+template <class T>
+INLINE void pack(const T* right, int64_t row, bool by_rows, int64_t start, int64_t at, int64_t count, int64_t columns,
+                 int64_t width, Unit* space) {
+  if (by_rows) pack_rows(right + start * row + at, row, count, columns, width, space);
+  else pack_columns(right + at * row + start, row, count, columns, width, space);
+}
+
+// One task of a product: rows [first, last) of some panels of columns. `space` holds a slice of a panel, a panel of the
+// second right operand, then sums.
 template <class T>
 void product(const Product<T>& p, int64_t first_panel, int64_t last_panel, int64_t first, int64_t last, Unit* space) {
   const int64_t vectors = panel_vectors(p.columns), width = vectors * LANES;
-  const int64_t depth = units<T>(p.depth), step = slice(p);
-  float* sums = reinterpret_cast<float*>(space + step * width);
+  const int64_t depth = units<T>(p.depth), step = slice(p), more_depth = units<T>(p.more_depth);
+  Unit* more = space + step * width;
+  float* sums = reinterpret_cast<float*>(more + more_depth * width);
   for (int64_t u = 0; u < depth; u += step) {
     const int64_t part = smaller(step, depth - u), at = u * PACK<T>, numbers = smaller(part * PACK<T>, p.depth - at);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t start = panel * width, columns = smaller(width, p.columns - start);
-      if (p.right_by_rows) pack_rows(p.right + start * p.right_row + at, p.right_row, numbers, columns, width, space);
-      else pack_columns(p.right + at * p.right_row + start, p.right_row, numbers, columns, width, space);
+      const bool complete = u + part == depth;
+      pack(p.right, p.right_row, p.right_by_rows, start, at, numbers, columns, width, space);
+      if (complete && more_depth > 0)
+        pack(p.more_right, p.more_right_row, p.more_right_by_rows, start, 0, p.more_depth, columns, width, more);
       for (int64_t i = first; i < last; i += TILE_ROWS) {
         const int64_t rows = smaller(TILE_ROWS, last - i);
         const Unit* left = p.left + i * p.left_row + u * p.left_step;
         // Sums that are complete at once stay in the first-level cache until they are written.
         float* here = step == depth ? sums : sums + ((panel - first_panel) * (last - first) + i - first) * width;
         multiply_panel<T>(rows, vectors, left, p.left_row, p.left_step, space, part, here, width, u > 0);
-        if (u + part < depth) continue;
+        if (!complete) continue;
+        if (more_depth > 0)
+          multiply_panel<T>(rows, vectors, p.more_left + i * p.more_left_row, p.more_left_row, 1, more, more_depth, here,
+                            width, true);
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t to = (i + r) * p.out_row + start;
           if (p.total) finish(here + r * width, columns, p.scale, p.add, p.total + to);
@@ -257,7 +272,8 @@ void product(const Product<T>& p, int64_t first_panel, int64_t last_panel, int64
 template <class T>
 ProductShape product_shape(const Product<T>& p) {
   const int64_t width = panel_vectors(p.columns) * LANES, step = slice(p);
-  return {ceiling(p.columns, width), TILE_ROWS, step < units<T>(p.depth), step * width, width};
+  const int64_t panels = (step + units<T>(p.more_depth)) * width;
+  return {ceiling(p.columns, width), TILE_ROWS, step < units<T>(p.depth), panels, width};
 }
 
 // A left operand that lies across: out(i, u) = out[u · rows + i].

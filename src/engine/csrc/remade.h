@@ -47,7 +47,7 @@ struct RemadeLinear : torch::autograd::Function<RemadeLinear> {
     if (!multiplies(dy) || !plain(dy, weight)) return {dy.matmul(weight), Tensor()};
     const Clock clock(LINEAR_BACKWARD);
     const Tensor dx = at::empty({dy.size(0), weight.size(1)}, dy.options());
-    multiply(dy, false, weight, false, dx, 1, false);
+    multiply(dy, false, {weight, false}, dx, 1, false);
     return {dx, Tensor()};
   }
 };

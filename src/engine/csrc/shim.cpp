@@ -92,7 +92,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   // Makes the logits of hidden states in raw; returns the slope of their cap where there is one.
   static Tensor score(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, double cap,
                       Tensor raw) {
-    if (multiplies(hidden) && plain(hidden, weight)) multiply(hidden, false, weight, true, raw, 1, false);
+    if (multiplies(hidden) && plain(hidden, weight)) multiply(hidden, false, {weight, true}, raw, 1, false);
     else at::mm_out(raw, hidden, weight.t());
     if (bias) raw.add_(*bias);
     Tensor slope;
@@ -138,10 +138,10 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       Tensor gradient = logits.to(hidden.scalar_type());
       if (want_hidden) {
         Tensor out = grad_hidden.slice(0, start, end);
-        if (own) multiply(gradient, false, weight, false, out, 1, false);
+        if (own) multiply(gradient, false, {weight, false}, out, 1, false);
         else at::mm_out(out, gradient, weight);
       }
-      if (want_weight && own) multiply(gradient, true, part, false, grad_weight, 1, true);
+      if (want_weight && own) multiply(gradient, true, {part, false}, grad_weight, 1, true);
       else if (want_weight) grad_weight.add_(gradient.t().mm(part));
       if (want_bias) grad_bias.add_(gradient.sum(0, false, at::kFloat));
     }
@@ -419,6 +419,26 @@ int luthier_spent(int64_t* out, size_t count) {
   return guarded([=] {
     TORCH_CHECK(count == PARTS);
     for (size_t i = 0; i < count; ++i) out[i] = spent[i].exchange(0);
+  });
+}
+
+// x [N, in] · weightᵀ + bias (or null) + scale · (x · aᵀ) · bᵀ, [N, out]. Differentiable in all but the weight.
+int luthier_adapted_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor* a, Tensor* b, double scale, Tensor** out) {
+  return guarded([=] {
+    const auto shift = bias ? std::optional<Tensor>(*bias) : std::nullopt;
+    TORCH_CHECK(x->dim() == 2 && weight->dim() == 2 && a->dim() == 2 && b->dim() == 2 && !weight->requires_grad());
+    TORCH_CHECK(x->size(1) == weight->size(1) && x->size(1) == a->size(1), "the shapes do not fit");
+    TORCH_CHECK(a->size(0) == b->size(1) && b->size(0) == weight->size(0), "the shapes do not fit");
+    TORCH_CHECK(!shift || shift->numel() == weight->size(0), "the shapes do not fit");
+    const bool own = multiplies(*x) && plain(*x, *weight) && (!shift || plain(*x, *shift)) && plain(*a) && plain(*b);
+    if (own && x->size(1) > 0) {
+      if (differentiates(*x, *a, *b, shift ? *shift : *x))
+        *out = new Tensor(Adapted::apply(*x, *weight, *a, *b, shift, scale));
+      else *out = new Tensor(Adapted::compute(*x, *weight, *a, *b, shift, scale).first);
+      return;
+    }
+    const Tensor down = a->to(x->scalar_type()), up = b->to(x->scalar_type());
+    *out = new Tensor(at::linear(*x, *weight, shift).addmm(x->mm(down.t()), up.t(), 1, scale));
   });
 }
 

@@ -18,7 +18,7 @@ use crate::ops;
 use crate::weights::{Linear, safetensors};
 
 /// The weights of a model folder.
-const WEIGHTS: &str = "model.safetensors";
+pub(super) const WEIGHTS: &str = "model.safetensors";
 
 /// What else belongs to a model folder, where the base has it: configuration, tokenizer, chat template.
 const COMPANIONS: [&str; 11] = [

@@ -261,6 +261,12 @@ impl Adapter for Lora {
         self.weight(linear).is_none() && self.copies.get(linear.tensors()[1]).is_none()
     }
 
+    fn low_rank(&self, linear: &Linear, noise: Option<&Noise>) -> Option<csrc::LowRank<'_>> {
+        let drops = noise.is_some() && self.settings.dropout > 0.0;
+        let factors = self.factors(linear).filter(|factors| !drops && factors.magnitude.is_none())?;
+        Some(csrc::LowRank { a: &factors.a, b: &factors.b, scale: factors.scale })
+    }
+
     fn output(&self, linear: &Linear, x: &Tensor, y: Tensor, noise: Option<&Noise>) -> Result<Tensor> {
         let Some(Factors { a, b, scale, magnitude }) = self.factors(linear) else { return Ok(y) };
         let dropped = match noise {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use luthier_core::config::{Config, MethodKind};
-use luthier_core::model::adapter::CONFIG_FILE;
+use luthier_core::model::adapter::{CONFIG_FILE, WEIGHTS_FILE};
 use luthier_core::model::{LinearModule, TargetError};
 use luthier_core::runs::ResultForm;
 use tch::{Kind, Tensor};
@@ -26,6 +26,7 @@ pub use prompt::PromptMethod;
 use crate::error::{EngineError, Result};
 use crate::models::{Model, Noise};
 use crate::weights::Linear;
+use crate::weights::safetensors::Stored;
 use crate::{csrc, ops, random};
 
 /// Trainable tensors by the name and in the shape that they are stored with: leaves that gather gradients, f32.
@@ -95,6 +96,28 @@ pub fn save(adapter: &dyn Adapter, folder: &Path, purpose: Purpose) -> Result<()
     }
 }
 
+/// Sets an adapter's parameters to what [`save`] wrote of it, in place: nothing is held twice on the device.
+pub fn restore(adapter: &dyn Adapter, folder: &Path) -> Result<()> {
+    let name = match adapter.form() {
+        Form::Peft(_) => WEIGHTS_FILE,
+        Form::Model(_) => full::WEIGHTS,
+    };
+    let stored = Stored::open(&folder.join(name))?;
+    let parameters = adapter.parameters();
+    let unlike = parameters.iter().filter(|(name, parameter)| {
+        stored.entry(name).is_none_or(|entry| !peft::same_shape(&entry.shape, &parameter.size()))
+    });
+    let problems: Vec<String> =
+        unlike.map(|(name, parameter)| format!("{name} {:?} is missing", parameter.size())).collect();
+    if !problems.is_empty() {
+        return Err(peft::refusal(folder, problems));
+    }
+    for (name, parameter) in parameters {
+        ops::copy_into(&mut parameter.shallow_clone(), &stored.read(name)?)?;
+    }
+    Ok(())
+}
+
 /// How an adapter lies in a folder.
 #[derive(Debug)]
 pub enum Form<'a> {
@@ -136,6 +159,13 @@ pub trait Adapter: Send {
     fn input(&self, linear: &Linear, x: &Tensor) -> Result<Option<Tensor>> {
         let _ = (linear, x);
         Ok(None)
+    }
+
+    /// What is added to a linear layer's product where that is all that the adapter does to it beside replacing its bias;
+    /// [`Adapter::output`] then does the same. `noise` is given in training only.
+    fn low_rank(&self, linear: &Linear, noise: Option<&Noise>) -> Option<csrc::LowRank<'_>> {
+        let _ = (linear, noise);
+        None
     }
 
     /// The output of a linear layer: `x` `[N, in]` is its input, `y` `[N, out]` what its weights make of it, which may be

@@ -149,20 +149,34 @@ impl State {
 
     /// What [`State::save`] saved, from a checkpoint whose files were verified.
     pub fn load(checkpoint: &Checkpoint, method: &dyn Method, model: &Model) -> Result<Self> {
+        let progress = Progress::load(checkpoint)?;
+        let adapter = method.load(&checkpoint.path, model)?;
+        let mut optimizer = AdamW::new(adapter.parameters())?;
+        optimizer.restore(&safetensors::read(&checkpoint.path.join(MOMENTS_FILE))?, progress.updates)?;
+        Ok(Self { adapter, optimizer, progress })
+    }
+
+    /// Sets weights and moments, in place, to what [`State::save`] saved; the progress stays.
+    pub fn roll_back(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let updates = Progress::load(checkpoint)?.updates;
+        let moments = safetensors::read(&checkpoint.path.join(MOMENTS_FILE))?;
+        methods::restore(self.adapter.as_ref(), &checkpoint.path)?;
+        self.optimizer.restore(&moments, updates)
+    }
+}
+
+impl Progress {
+    fn load(checkpoint: &Checkpoint) -> Result<Self> {
         let path = checkpoint.path.join(PROGRESS_FILE);
         let text = std::fs::read(&path).map_err(|source| EngineError::File {
             action: "read",
             path: path.clone(),
             source,
         })?;
-        let progress: Progress = serde_json::from_slice(&text).map_err(|error| EngineError::Model {
+        serde_json::from_slice(&text).map_err(|error| EngineError::Model {
             path,
             message: format!("is not a run's progress: {error}"),
-        })?;
-        let adapter = method.load(&checkpoint.path, model)?;
-        let mut optimizer = AdamW::new(adapter.parameters())?;
-        optimizer.restore(&safetensors::read(&checkpoint.path.join(MOMENTS_FILE))?, progress.updates)?;
-        Ok(Self { adapter, optimizer, progress })
+        })
     }
 }
 

@@ -182,17 +182,18 @@ impl<'a> Trainer<'a> {
             self.evaluate(false)?;
         }
         loop {
+            // What is wished for after this question waits for the next step, which has then been read as well.
             if self.control.has_wishes() {
                 self.settle()?;
-            }
-            self.take_edits();
-            self.grant_wishes()?;
-            if let Some(when) = self.control.stopping() {
-                return self.stop(when);
-            }
-            if self.control.paused() {
-                self.hold();
-                continue;
+                self.take_edits();
+                self.grant_wishes()?;
+                if let Some(when) = self.control.stopping() {
+                    return self.stop(when);
+                }
+                if self.control.paused() {
+                    self.hold();
+                    continue;
+                }
             }
             if self.state.progress.step >= self.total_steps() {
                 return self.finish();

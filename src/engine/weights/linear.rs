@@ -6,7 +6,7 @@ use super::quantised::{self, Nf4, Quantised, Stored};
 use crate::error::Result;
 use crate::methods::{Adapter, Folded};
 use crate::models::{Active, Pass, Run};
-use crate::ops;
+use crate::{csrc, ops};
 
 /// Names a linear layer of one model by number, counted from 0 in the order of [`crate::models::Model::linears`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +65,16 @@ impl Dense {
     /// `stored` holds the same numbers.
     pub(super) fn new(elements: Tensor, stored: Option<Stored>) -> Self {
         Self { elements, stored }
+    }
+
+    /// The product with what an adapter adds, made at once; `None` where few tokens are better multiplied with what is
+    /// stored.
+    fn adapted(&self, x: &Tensor, bias: Option<&Tensor>, low_rank: csrc::LowRank) -> Result<Option<Tensor>> {
+        let few = x.size().first().is_some_and(|&tokens| tokens <= quantised::FEW_TOKENS);
+        if few || self.elements.kind() != x.kind() {
+            return Ok(None);
+        }
+        csrc::adapted_linear(x, &self.elements, bias, low_rank).map(Some)
     }
 
     fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -166,11 +176,18 @@ impl Linear {
         let input = adapter.input(self, x)?;
         let x = input.as_ref().unwrap_or(x);
         let bias = self.bias_with(Some(adapter), x.kind())?;
-        let y = match adapter.weight(self) {
-            Some(weight) => ops::linear(x, &ops::to_kind(weight, x.kind())?, bias.as_ref())?,
-            None => self.weight.linear(x, bias.as_ref())?,
+        let noise = pass.noise.as_ref();
+        let y = match (adapter.weight(self), adapter.low_rank(self, noise), &self.weight) {
+            (Some(weight), ..) => ops::linear(x, &ops::to_kind(weight, x.kind())?, bias.as_ref())?,
+            (None, Some(low_rank), Weight::Dense(weight)) => {
+                if let Some(y) = weight.adapted(x, bias.as_ref(), low_rank)? {
+                    return Ok(y);
+                }
+                self.weight.linear(x, bias.as_ref())?
+            }
+            (None, ..) => self.weight.linear(x, bias.as_ref())?,
         };
-        adapter.output(self, x, y, pass.noise.as_ref())
+        adapter.output(self, x, y, noise)
     }
 
     /// Base weights run once over the whole batch; each run of neighbouring rows with one adapter then gets it.

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::{csrc, ops};
 
 /// Up to so many tokens at once, reading a matrix takes longer than multiplying with it.
-const FEW_TOKENS: i64 = 8;
+pub(super) const FEW_TOKENS: i64 = 8;
 
 /// A matrix `[out, in]` that is decoded when it is needed.
 pub(super) trait Quantised: Send + Sized + 'static {

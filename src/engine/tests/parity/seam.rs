@@ -331,6 +331,39 @@ fn low_rank_updates() {
 }
 
 #[test]
+fn linear_layers_with_what_is_added_to_them() {
+    let shapes = [(9, 8, 10, 3), (70, 96, 50, 16), (33, 64, 18, 1), (12, 7, 5, 2), (40, 1602, 130, 8)];
+    for (kind, bound) in KINDS {
+        for (tokens, inner, outer, rank) in shapes {
+            for with_bias in [false, true] {
+                let (x, bias) = (leaf(&[tokens, inner], 2, kind), leaf(&[outer], 5, kind));
+                let weight = normal(&[outer, inner], 1, kind) / (inner as f64).sqrt();
+                let (a, b) = (leaf(&[rank, inner], 3, Kind::Float), leaf(&[outer, rank], 4, Kind::Float));
+                let twins = again(&[&x, &bias, &a, &b]);
+                let low_rank = csrc::LowRank { a: &a, b: &b, scale: 0.5 };
+                let shift = with_bias.then_some(&bias);
+                let found = csrc::adapted_linear(&x, &weight, shift, low_rank).unwrap();
+                let single = |x: &Tensor| x.to_kind(kind).to_kind(Kind::Float);
+                let [input, shift, a_twin, b_twin] = [0, 1, 2, 3].map(|place| single(&twins[place]));
+                let low = single(&input.matmul(&a_twin.tr())).matmul(&b_twin.tr());
+                let expected = input.matmul(&single(&weight).tr()) + low * 0.5;
+                let mut pairs = vec![(&x, &twins[0]), (&a, &twins[2]), (&b, &twins[3])];
+                let expected = if with_bias {
+                    pairs.push((&bias, &twins[1]));
+                    expected + shift
+                } else {
+                    expected
+                };
+                assert_alike(&format!("adapted {kind:?} {tokens}"), &found, &expected, &pairs, bound);
+                let alone =
+                    tch::no_grad(|| csrc::adapted_linear(&x, &weight, with_bias.then_some(&bias), low_rank));
+                assert_eq!(alone.unwrap(), found);
+            }
+        }
+    }
+}
+
+#[test]
 fn parallel_work_is_done_once_each_and_a_panic_in_it_is_an_error() {
     let done: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
     csrc::parallel(done.len(), &|index| {

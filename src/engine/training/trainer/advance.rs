@@ -230,11 +230,7 @@ impl<'a> Trainer<'a> {
             self.record.alert(AlertKind::Checkpoint, message, Vec::new());
             return Ok(());
         };
-        let State { adapter, optimizer, progress: _ } =
-            State::load(&checkpoint, self.method, &self.base.model)?;
-        self.state.adapter = adapter;
-        self.state.optimizer = optimizer;
-        Ok(())
+        self.state.roll_back(&checkpoint)
     }
 
     /// Memory ran out before anything changed: the step is made again in smaller parts, with the same loss and gradient,
