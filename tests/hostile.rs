@@ -325,6 +325,6 @@ fn a_run_does_not_start_from_a_hostile_adapter() {
     refused(&pickle, &["adapter_model.bin is a pickle file", "weights_only=True"]);
     let pipe = copy("pipe");
     fs::remove_file(pipe.join("adapter_config.json")).unwrap();
-    mkfifoat(CWD, &pipe.join("adapter_config.json"), Mode::RUSR).unwrap();
+    mkfifoat(CWD, pipe.join("adapter_config.json"), Mode::RUSR).unwrap();
     refused(&pipe, &["adapter_config.json", "a pipe, socket or device"]);
 }

@@ -284,7 +284,7 @@ impl Course {
     fn settle(&mut self, (step, tokens): (Launched, u64), optimizer: &mut AdamW) -> Result<()> {
         match step.settle(optimizer)? {
             Outcome::Updated(measured) => self.losses.push(measured.loss),
-            other => return Err(no_step(&other)),
+            other @ Outcome::NotFinite(_) => return Err(no_step(&other)),
         }
         if self.made >= WARM_UP {
             self.seconds.push(self.since.elapsed().as_secs_f64());

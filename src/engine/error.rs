@@ -118,9 +118,8 @@ impl EngineError {
         match self {
             Self::OutOfMemory { .. } => FailureClass::Oom,
             Self::NotFinite { .. } => FailureClass::Nan,
-            Self::File { .. } => FailureClass::Disk,
             Self::Data(_) => FailureClass::Data,
-            Self::Files(ModelError::Read { .. }) => FailureClass::Disk,
+            Self::File { .. } | Self::Files(ModelError::Read { .. }) => FailureClass::Disk,
             Self::Config(_) | Self::Files(_) | Self::Model { .. } | Self::Adapter { .. } => {
                 FailureClass::Config
             }

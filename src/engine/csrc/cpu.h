@@ -98,11 +98,20 @@ Unit* space(int64_t units) {
   return static_cast<Unit*>(memory.get());
 }
 
-// Runs every task below count; each thread takes the next when it is done with one.
+// Elements, and multiplications, below which one thread does all: to wake another one and wait for it takes some ten
+// microseconds, and milliseconds where other processes want the processor too.
+constexpr int64_t FEW_ELEMENTS = 1 << 15, FEW_PRODUCTS = 1 << 21;
+
+// Rows of so many elements that a thread should take at least.
+int64_t grain(int64_t width) { return std::max<int64_t>(1, FEW_ELEMENTS / std::max<int64_t>(1, width)); }
+
+// Runs every task below count; each thread takes the next when it is done with one. `products` is what all of them
+// multiply.
 template <class F>
-void spread(int64_t count, F&& task) {
+void spread(int64_t count, int64_t products, F&& task) {
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+  const int64_t threads = products < FEW_PRODUCTS ? 1 : at::get_num_threads();
+  at::parallel_for(0, std::min<int64_t>(count, threads), 1, [&](int64_t, int64_t) {
     for (int64_t index = next++; index < count; index = next++) task(index);
   });
 }
@@ -122,7 +131,7 @@ void multiply(const luthier::Product<T>& product) {
   const int64_t rows = share(shape.deep ? std::min(most, DEEP_ROWS) : most, shape.rows) * shape.rows;
   const int64_t blocks = share(product.rows, rows);
   const int64_t scratch = shape.space + shape.space_per_row * (shape.deep ? panels * rows : shape.rows);
-  spread(columns * blocks, [&](int64_t task) {
+  spread(columns * blocks, product.rows * product.columns * product.depth, [&](int64_t task) {
     const int64_t panel = task / blocks * panels, first = task % blocks * rows;
     kernels.product(product, panel, std::min(shape.panels, panel + panels), first, std::min(product.rows, first + rows),
                     space(scratch));
@@ -169,7 +178,7 @@ void multiply(const Tensor& a, bool a_across, const Right& b, const Tensor& out,
     if (a_across) {
       const int64_t depth = (product.depth + pack - 1) / pack;
       left = at::empty({depth, product.rows}, a.options().dtype(at::kInt));
-      at::parallel_for(0, depth, 8, [&](int64_t start, int64_t end) {
+      at::parallel_for(0, depth, grain(product.rows), [&](int64_t start, int64_t end) {
         kernels.pack_left(read<T>(a), a.stride(0), product.depth, product.rows, write<Unit>(left), start, end);
       });
       product.left_row = 1;
@@ -230,7 +239,7 @@ struct Linear : torch::autograd::Function<Linear> {
         const auto& kernels = luthier::typed_kernels<T>();
         std::vector<float> wide(static_cast<size_t>(x.numel()));
         kernels.widen(read<T>(x), wide.data(), x.numel());
-        at::parallel_for(0, rows, 16, [&](int64_t start, int64_t end) {
+        at::parallel_for(0, rows, grain(columns), [&](int64_t start, int64_t end) {
           kernels.rows_product(wide.data(), read<T>(weight), write<T>(y), tokens, columns, rows, start, end);
         });
       });
@@ -384,7 +393,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
     Tensor y = at::empty_like(x), scales = at::empty({rows}, x.options().dtype(at::kFloat));
     by_type(x, [&](auto number) {
       using T = decltype(number);
-      at::parallel_for(0, rows, 16, [&](int64_t start, int64_t end) {
+      at::parallel_for(0, rows, grain(width), [&](int64_t start, int64_t end) {
         luthier::typed_kernels<T>().rms_norm_forward(read<T>(x), read<T>(weight), write<T>(y), write<float>(scales),
                                                      start, end, width, static_cast<float>(epsilon));
       });
@@ -401,7 +410,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
     Tensor dx = at::empty_like(x);
     by_type(x, [&](auto number) {
       using T = decltype(number);
-      at::parallel_for(0, scales.numel(), 16, [&](int64_t start, int64_t end) {
+      at::parallel_for(0, scales.numel(), grain(width), [&](int64_t start, int64_t end) {
         luthier::typed_kernels<T>().rms_norm_backward(read<T>(x), read<T>(weight), floats(scales), read<T>(dy),
                                                       write<T>(dx), start, end, width);
       });
@@ -417,7 +426,7 @@ struct SwiGlu : torch::autograd::Function<SwiGlu> {
     Tensor y = at::empty_like(gate);
     by_type(gate, [&](auto number) {
       using T = decltype(number);
-      at::parallel_for(0, gate.numel(), 1 << 14, [&](int64_t start, int64_t end) {
+      at::parallel_for(0, gate.numel(), FEW_ELEMENTS, [&](int64_t start, int64_t end) {
         luthier::typed_kernels<T>().swiglu_forward(read<T>(gate) + start, read<T>(up) + start, write<T>(y) + start,
                                                    end - start);
       });
@@ -433,7 +442,7 @@ struct SwiGlu : torch::autograd::Function<SwiGlu> {
     Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
     by_type(gate, [&](auto number) {
       using T = decltype(number);
-      at::parallel_for(0, gate.numel(), 1 << 14, [&](int64_t start, int64_t end) {
+      at::parallel_for(0, gate.numel(), FEW_ELEMENTS, [&](int64_t start, int64_t end) {
         luthier::typed_kernels<T>().swiglu_backward(read<T>(gate) + start, read<T>(up) + start, read<T>(dy) + start,
                                                     write<T>(dgate) + start, write<T>(dup) + start, end - start);
       });
@@ -450,7 +459,7 @@ struct Rope : torch::autograd::Function<Rope> {
     const int64_t half = cos.numel() / x.size(0);
     by_type(x, [&](auto number) {
       using T = decltype(number);
-      at::parallel_for(0, x.size(0), 16, [&](int64_t start, int64_t end) {
+      at::parallel_for(0, x.size(0), grain(x.size(1) * x.size(2)), [&](int64_t start, int64_t end) {
         luthier::typed_kernels<T>().rope(read<T>(x), read<T>(cos), read<T>(sin), write<T>(y), start, end, x.size(1),
                                          x.size(2), half, direction);
       });
@@ -501,7 +510,8 @@ struct Attention : torch::autograd::Function<Attention> {
         units += groups * kernels.attention_packed(length, size, backward);
       }
       packed = at::empty({units}, q.options().dtype(at::kInt).requires_grad(false));
-      spread(static_cast<int64_t>(documents.size()) * groups, [&](int64_t index) {
+      // Packing reads each number once or twice, which takes as long as some eight multiplications.
+      spread(static_cast<int64_t>(documents.size()) * groups, 8 * k.numel(), [&](int64_t index) {
         const Document& document = documents[index / groups];
         const int64_t first = index % groups * (heads / groups);
         kernels.attention_pack(head(document, first), backward, units_of(document, first));
@@ -512,6 +522,13 @@ struct Attention : torch::autograd::Function<Attention> {
       const int64_t k = document.start * groups * size + head / (heads / groups) * size;
       return {query + place(document, head), key + k, value + k, heads * size, groups * size, document.length, size,
               scale};
+    }
+
+    // Pairs of a query and a key that it sees, of all heads.
+    int64_t scores() const {
+      int64_t pairs = 0;
+      for (const Document& document : documents) pairs += document.length * (document.length + 1) / 2;
+      return pairs * heads;
     }
 
     // Of a head's first query.
@@ -543,7 +560,7 @@ struct Attention : torch::autograd::Function<Attention> {
           for (int64_t head = 0; head < heads; ++head) tasks.push_back({&document, first, head});
       // The last queries of a document see the most keys: what takes longest comes first.
       std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.first > b.first; });
-      spread(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
+      spread(static_cast<int64_t>(tasks.size()), layout.scores() * 2 * size, [&](int64_t index) {
         const auto [document, first, head] = tasks[index];
         const auto& kernels = luthier::typed_kernels<T>();
         kernels.attention_forward(layout.head(*document, head), layout.units_of(*document, head), first,
@@ -574,7 +591,7 @@ struct Attention : torch::autograd::Function<Attention> {
     by_type(query, [&](auto number) {
       using T = decltype(number);
       const Layout<T> layout(query, key, value, lengths, scale, true);
-      spread(static_cast<int64_t>(lengths.size()) * heads, [&](int64_t index) {
+      spread(static_cast<int64_t>(lengths.size()) * heads, layout.scores() * 5 * size, [&](int64_t index) {
         const Document& document = layout.documents[index / heads];
         const int64_t head = index % heads, place = layout.place(document, head);
         const auto& kernels = luthier::typed_kernels<T>();

@@ -71,7 +71,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       const int64_t* id = ids.const_data_ptr<int64_t>();
       by_type(logits, [&](auto number) {
         using T = decltype(number);
-        at::parallel_for(0, rows, 1, [&](int64_t start, int64_t end) {
+        at::parallel_for(0, rows, grain(vocabulary), [&](int64_t start, int64_t end) {
           for (int64_t row = start; row < end; ++row) {
             TORCH_CHECK_INDEX(id[row] >= 0 && id[row] < vocabulary, "token ", id[row], " of ", vocabulary);
             write<float>(losses)[row] = luthier::typed_kernels<T>().cross_entropy(
@@ -372,7 +372,7 @@ int luthier_attend(Tensor* query, Tensor* keys, Tensor* values, const int64_t* l
     by_type(*query, [&](auto number) {
       using T = decltype(number);
       const T *q = read<T>(*query), *k = read<T>(*keys), *v = read<T>(*values);
-      at::parallel_for(0, rows * groups, 1, [&](int64_t from, int64_t to) {
+      at::parallel_for(0, rows * groups, grain(room * size), [&](int64_t from, int64_t to) {
         for (int64_t index = from; index < to; ++index) {
           const int64_t length = lengths[index / groups], at = index * shared * size, stored = index * room * size;
           auto* scores = reinterpret_cast<float*>(space(shared * length));
@@ -403,7 +403,7 @@ int luthier_stored_product(Tensor* x, const uint8_t* bytes, size_t length, int f
       const auto& kernels = luthier::typed_kernels<T>();
       std::vector<float> in(static_cast<size_t>(x->numel())), result(static_cast<size_t>(y.numel()));
       kernels.widen(read<T>(*x), in.data(), x->numel());
-      at::parallel_for(0, rows, 16, [&](int64_t start, int64_t end) {
+      at::parallel_for(0, rows, grain(columns), [&](int64_t start, int64_t end) {
         luthier::kernels().stored_product(static_cast<luthier::Format>(format), stored, in.data(), result.data(), tokens,
                                           start, end);
         for (int64_t token = 0; token < tokens; ++token)

@@ -67,10 +67,10 @@ pub fn load(folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
                 "its peft_type is {}, which this version of Luthier cannot use",
                 luthier_core::text::clean_line(other)
             ))),
-            None => Err(refused(format!("{} names no peft_type", CONFIG_FILE))),
+            None => Err(refused(format!("{CONFIG_FILE} names no peft_type"))),
         },
         None => {
-            Err(refused(format!("there is neither an {} nor a config.json with weights in it", CONFIG_FILE)))
+            Err(refused(format!("there is neither an {CONFIG_FILE} nor a config.json with weights in it")))
         }
     }
 }

@@ -153,7 +153,7 @@ fn make_step(
 ) -> Measured {
     match settle(model, adapter, optimizer, batches, settings) {
         Outcome::Updated(measured) => measured,
-        other => panic!("{other:?}"),
+        other @ Outcome::NotFinite(_) => panic!("{other:?}"),
     }
 }
 

@@ -56,12 +56,11 @@ struct Due {
     evaluation: bool,
     sample: bool,
     checkpoint: bool,
-    end: bool,
 }
 
 impl Due {
     fn anything(self) -> bool {
-        self.evaluation || self.sample || self.checkpoint || self.end
+        self.evaluation || self.sample || self.checkpoint
     }
 }
 
@@ -278,10 +277,10 @@ impl<'a> Trainer<'a> {
 
     fn take_turns(&mut self) -> Result<()> {
         let step = self.state.progress.step;
-        let Due { evaluation, sample, checkpoint, end } = self.due(step);
-        if end {
+        if step >= self.total_steps() {
             return Ok(());
         }
+        let Due { evaluation, sample, checkpoint } = self.due(step);
         if evaluation {
             self.evaluate(sample)?;
         }
@@ -302,7 +301,6 @@ impl<'a> Trainer<'a> {
             evaluation: every(train.eval_every),
             sample: every(train.sample_every),
             checkpoint: every(train.checkpoint_every),
-            end: step >= self.total_steps(),
         }
     }
 

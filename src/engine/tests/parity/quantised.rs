@@ -150,7 +150,7 @@ fn train(
         let Launch::Made(step) = launch else { panic!("{launch:?}") };
         match step.settle(&mut optimizer).unwrap() {
             Outcome::Updated(measured) => measured,
-            other => panic!("{other:?}"),
+            other @ Outcome::NotFinite(_) => panic!("{other:?}"),
         }
     });
     let measured = measured.collect();

@@ -203,7 +203,7 @@ impl<'a> Run<'a> {
         let Launch::Made(step) = launch else { panic!("{launch:?}") };
         match step.settle(&mut self.optimizer).unwrap() {
             Outcome::Updated(measured) => measured,
-            other => panic!("{other:?}"),
+            other @ Outcome::NotFinite(_) => panic!("{other:?}"),
         }
     }
 

@@ -56,7 +56,10 @@ impl<'a> Trainer<'a> {
             Ok(Launch::NothingTrained) => {
                 let moved = self.settle()?;
                 // A step before this one that failed may have more to say first.
-                return if moved { Ok(true) } else { self.pass_over(number) };
+                if !moved {
+                    self.pass_over(number);
+                }
+                return Ok(true);
             }
             Err(error) => {
                 let moved = self.settle()?;
@@ -72,7 +75,8 @@ impl<'a> Trainer<'a> {
             None => false,
         };
         // What is due after a step looks at the weights, which a later step would have changed.
-        if self.reading == Reading::AtOnce || self.due(number + 1).anything() {
+        let last = number + 1 >= self.total_steps();
+        if self.reading == Reading::AtOnce || last || self.due(number + 1).anything() {
             return self.settle().map(|settled| settled || moved);
         }
         Ok(moved)
@@ -116,12 +120,11 @@ impl<'a> Trainer<'a> {
     }
 
     /// Skips a step whose rows teach nothing.
-    fn pass_over(&mut self, number: u64) -> Result<bool> {
+    fn pass_over(&mut self, number: u64) {
         self.state.progress.step += 1;
         self.record.at_step(self.state.progress.step);
         let message = "no token of this step's rows is trained on; the step was skipped";
         self.record.alert(AlertKind::Data, message, self.rows_of(number));
-        Ok(true)
     }
 
     fn launch(&mut self, number: u64, settings: &step::Settings) -> Result<Launch> {
