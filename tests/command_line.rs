@@ -105,7 +105,9 @@ fn a_new_project_is_commented_valid_and_never_written_over() {
         .luthier(["data", "check", "--json", "-C", "fresh", "--set", "data.template=chatml"])
         .run()
         .expect(0);
-    assert_eq!(problems(&report.json()), [], "{report}");
+    // The model of this test has 128 positions, for which the starter's rows are long.
+    let found = problems(&report.json());
+    assert!(found.iter().all(|(kind, ..)| kind == "beyond_positions"), "{report}");
 
     fs::write(project.path().join("fresh/luthier.toml"), "mine").unwrap();
     project.luthier(["new", "fresh"]).run().expect(2).complains(&["luthier.toml", "already"]);
@@ -169,6 +171,26 @@ fn models_of_other_families_and_quantised_ones_tell_what_they_are() {
     assert_eq!((&told["head_size"], &told["template"]), (&json!(24), &json!(null)));
     assert!(told["storage"]["Q8_0"]["bytes"].as_u64() < told["memory"]["bf16"].as_u64(), "{told}");
     assert!(told["memory"]["as_stored"].as_u64() < told["memory"]["bf16"].as_u64(), "{told}");
+}
+
+#[test]
+fn rows_beyond_the_models_positions_are_found_before_a_run() {
+    for (model, status, words) in [("gpt2", 3, "has positions for"), ("llama", 0, "was made for")] {
+        let project = Project::empty();
+        let row = json!({ "input_ids": vec![7; 150], "labels": vec![7; 150] });
+        project.write_rows("train.jsonl", &vec![row; 3]);
+        project.write(
+            "luthier.toml",
+            format!(
+                "[model]\npath = \"{}\"\n[data]\ntrain = \"train.jsonl\"\neval = 0\nformat = \"tokens\"\nmax_length = 256\n",
+                reference(&format!("tiny/{model}")).display()
+            ),
+        );
+        let told = project.luthier(["data", "check"]).run().expect(status);
+        let said = format!("{}{}", told.stdout, told.stderr);
+        assert!(said.contains("3 rows are longer than the 128 tokens that the model"), "{told}");
+        assert!(said.contains(words) && said.contains("data.max_length = 128"), "{told}");
+    }
 }
 
 #[test]

@@ -323,7 +323,7 @@ fn runs_of_every_kind_of_method_follow_the_reference() {
         .flat_map(|family| METHODS.iter().map(move |(name, settings)| (*family, *name, *settings)));
     let mut made = 0;
     for (family, name, settings) in runs {
-        let folder = reference(&format!("training/{family}/{name}"));
+        let folder = reference(&format!("training/{family}")).join(name);
         if !folder.exists() {
             continue;
         }

@@ -13,11 +13,11 @@ use super::near::Seen;
 use super::read::Dataset;
 use super::report::Findings;
 use super::{
-    DataError, Encoded, EncodedRow, LengthStatistics, Prepared, ProblemKind, Report, Row, RowProblem,
-    RowProblemKind, Severity, Split, Template, Tokenizer, read_dataset,
+    DataError, DataProblem, Encoded, EncodedRow, LengthStatistics, Prepared, ProblemKind, Report, Row,
+    RowProblem, RowProblemKind, Severity, Split, Template, Tokenizer, read_dataset,
 };
 use crate::config::{Algorithm, Config, EvalSource};
-use crate::model::ModelFiles;
+use crate::model::{Architecture, ModelFiles};
 
 /// Most threads that tokenise.
 const MAX_THREADS: usize = 16;
@@ -50,7 +50,32 @@ pub fn prepare(
     let tokenizer = Tokenizer::open(files)?;
     let template = Template::resolve(config, project, files)?;
     let stop = template.stop_tokens(&tokenizer, files);
-    prepare_with(config, &dataset, &tokenizer, &template, stop, progress)
+    let mut prepared = prepare_with(config, &dataset, &tokenizer, &template, stop, progress)?;
+    if let Some(problem) = beyond_positions(&files.architecture, &prepared) {
+        let place = prepared.report.problems.partition_point(|other| other.severity <= problem.severity);
+        prepared.report.problems.insert(place, problem);
+    }
+    Ok(prepared)
+}
+
+/// What to say where rows are longer than what the model was made for: one with learned positions has no more of them.
+fn beyond_positions(architecture: &Architecture, prepared: &Prepared) -> Option<DataProblem> {
+    let room = architecture.learned_positions.unwrap_or(architecture.positions);
+    let longer =
+        |row: &&EncodedRow| row.ids.len().max(row.rejected.as_ref().map_or(0, |side| side.ids.len())) > room;
+    let rows = prepared.train.iter().chain(&prepared.eval).filter(longer).count();
+    if rows == 0 {
+        return None;
+    }
+    let (severity, what) = match architecture.learned_positions {
+        Some(_) => (Severity::Blocks, "has positions for"),
+        None => (Severity::Warning, "was made for"),
+    };
+    let message = format!(
+        "{rows} {} longer than the {room} tokens that the model {what}; set data.max_length = {room} or less",
+        if rows == 1 { "row is" } else { "rows are" }
+    );
+    Some(DataProblem { kind: ProblemKind::BeyondPositions, severity, row: None, message })
 }
 
 pub(super) fn prepare_with(

@@ -117,6 +117,8 @@ pub enum ProblemKind {
     Truncated,
     /// A row left out because it is longer than `data.max_length`.
     Dropped,
+    /// Rows longer than the positions that the model has or was made for.
+    BeyondPositions,
     /// A row that stands in the dataset before.
     Duplicate,
     /// A row nearly equal to an earlier one.
@@ -154,6 +156,7 @@ impl ProblemKind {
             ProblemKind::DoubleBos => "double BOS",
             ProblemKind::Truncated => "truncated",
             ProblemKind::Dropped => "dropped, over max_length",
+            ProblemKind::BeyondPositions => "beyond the model's positions",
             ProblemKind::Duplicate => "duplicate",
             ProblemKind::NearDuplicate => "near-duplicate",
             ProblemKind::EmptyReply => "empty reply",

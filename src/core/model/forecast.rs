@@ -123,8 +123,12 @@ pub struct Place {
 
 impl Place {
     /// Where this machine would run what the configuration asks for: the GPU it names, by `auto` the first, else the
-    /// processor. A GPU that is not there counts as full.
-    pub fn here(config: &Config) -> Self {
+    /// processor.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError::NoGpu`] where it names one that is not there.
+    pub fn here(config: &Config) -> Result<Self, PlanError> {
         let wanted = match &config.model.device {
             Device::Cpu => None,
             Device::Auto => Some(0),
@@ -134,13 +138,14 @@ impl Place {
             let gpus = Gpus::open().map(|gpus| gpus.read()).unwrap_or_default();
             let gpu = gpus.iter().find(|gpu| gpu.index as usize == index);
             if let Some(gpu) = gpu {
-                return Self { gpu: true, available: gpu.memory_total.saturating_sub(gpu.memory_used) };
+                let available = gpu.memory_total.saturating_sub(gpu.memory_used);
+                return Ok(Self { gpu: true, available });
             }
             if config.model.device != Device::Auto {
-                return Self { gpu: true, available: 0 };
+                return Err(PlanError::NoGpu { index });
             }
         }
-        Self { gpu: false, available: machine::memory().available }
+        Ok(Self { gpu: false, available: machine::memory().available })
     }
 
     /// Bytes that so many bytes of activations take in the end.
@@ -161,6 +166,15 @@ pub enum PlanError {
     /// The targets do not fit the model.
     #[error(transparent)]
     Targets(#[from] TargetError),
+    /// The configuration names a GPU that is not there.
+    #[error(
+        "model.device = \"cuda:{index}\" names a GPU that cannot be seen on this machine (`luthier doctor` tells what can); set \
+         it to \"auto\" or \"cpu\""
+    )]
+    NoGpu {
+        /// Its number.
+        index: usize,
+    },
     /// Full fine-tuning over a GGUF file, whose layout its result could not have.
     #[error(
         "method.kind = \"full\" leaves a model folder behind, laid out as its base, and {file} is a GGUF file; give \
@@ -187,7 +201,7 @@ pub enum PlanError {
 
 /// Forecasts a run on this machine; refuses one that cannot fit.
 pub fn plan(files: &ModelFiles, config: &Config, data: &DataSummary) -> Result<Plan, PlanError> {
-    plan_at(files, config, data, Place::here(config))
+    plan_at(files, config, data, Place::here(config)?)
 }
 
 /// As [`plan`], for another place.

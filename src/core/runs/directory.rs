@@ -1,5 +1,6 @@
 //! Run directories: made, found, listed, locked.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -358,8 +359,26 @@ fn ids(project: &Path) -> Result<Vec<String>, RunError> {
         .filter(|name| crate::text::clean_line(name) == *name)
         .collect();
     ids.sort_by_cached_key(|id| order_of(id));
+    let mut of_a_second: HashMap<String, usize> = HashMap::new();
+    for id in &ids {
+        *of_a_second.entry(stamp_of(id).to_owned()).or_default() += 1;
+    }
+    // Names tell runs of one second apart, but not which was first.
+    ids.sort_by_cached_key(|id| {
+        let shared = of_a_second.get(stamp_of(id)).is_some_and(|&count| count > 1);
+        let status = if shared { Status::read(&runs.join(id)).ok().flatten() } else { None };
+        (stamp_of(id).to_owned(), status.map(|status| status.started), order_of(id))
+    });
     Ok(ids)
 }
+
+/// The second in which a run was made.
+fn stamp_of(id: &str) -> &str {
+    id.get(..STAMP).unwrap_or(id)
+}
+
+/// Bytes of `YYYYMMDD-HHMMSS`.
+const STAMP: usize = 15;
 
 /// Runs of one second and name sort by their number, `_2` before `_10`.
 fn order_of(id: &str) -> (String, u32) {
@@ -447,6 +466,16 @@ mod tests {
         let listed: Vec<_> = list(project.path()).unwrap().into_iter().map(|summary| summary.id).collect();
         let newest_first: Vec<_> = made.into_iter().chain([later]).rev().collect();
         assert_eq!(listed, newest_first);
+    }
+
+    #[test]
+    fn runs_of_one_second_sort_by_when_they_began() {
+        let project = tempfile::tempdir().unwrap();
+        let first = at(project.path(), "2026-08-23T14:02:11.3Z", "lora").id().to_owned();
+        let second = at(project.path(), "2026-08-23T14:02:11.9Z", "full").id().to_owned();
+        assert_eq!(RunDir::find(project.path(), "latest").unwrap().id(), second);
+        let listed: Vec<_> = list(project.path()).unwrap().into_iter().map(|summary| summary.id).collect();
+        assert_eq!(listed, [second, first]);
     }
 
     #[test]

@@ -175,9 +175,10 @@ pub fn assert_same_course(
         assert!((a.grad_norm / b.grad_norm - 1.0).abs() <= 1e-4, "step {step}: {a:?} {b:?}");
     }
     for (name, parameter) in one.parameters() {
-        // Where a gradient is nearly nothing, AdamW makes much of how it was rounded.
-        let error = distance(parameter, &other.parameters()[name]);
-        assert!(error <= 5e-5, "{name}: {error}");
+        // As a whole: where a gradient is nearly nothing, AdamW makes much of how it was rounded.
+        let apart = (parameter - &other.parameters()[name]).norm().double_value(&[]);
+        let relative = apart / parameter.norm().double_value(&[]);
+        assert!(relative <= 1e-3, "{name}: {relative}");
     }
 }
 
