@@ -9,10 +9,15 @@ import sys
 import time
 
 CLONE = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(CLONE / "scripts"))
+import setup
+
 ENGINE = CLONE / "target" / "release" / "luthier-engine"
 LUTHIER = CLONE / "target" / "release" / "luthier"
 PROJECT = CLONE / "sample-data" / "tickets"
 MODEL = PROJECT / "models" / "smollm2-135m-instruct-q4_1.gguf"
+# The same weights as a Hugging Face folder, which peers.py writes.
+FOLDER = setup.CACHE / "peers" / "smollm2-135m"
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 # Share of the machine that other processes may take before a figure is called disturbed.
 QUIET = 0.06
@@ -47,8 +52,8 @@ def answer(command, **options):
     return found
 
 
-def engine(*arguments):
-    return answer([ENGINE, "bench", MODEL, "--json", *arguments])
+def engine(*arguments, model=MODEL):
+    return answer([ENGINE, "bench", model, "--json", *arguments])
 
 
 def middle(values):

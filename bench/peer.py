@@ -20,7 +20,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP = 2
@@ -158,6 +158,7 @@ def convert(arguments):
     model.load_state_dict(read.state_dict())
     model.tie_weights()
     model.save_pretrained(arguments.folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(arguments.folder)
     return {"folder": arguments.folder}
 
 

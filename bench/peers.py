@@ -17,9 +17,7 @@ import subprocess
 import sys
 
 import measure
-
-sys.path.insert(0, str(measure.CLONE / "scripts"))
-import setup
+from measure import FOLDER, setup
 
 # Everything that is compared with; transformers and PEFT at the versions that made tests/references.
 PACKAGES = (
@@ -34,7 +32,6 @@ PACKAGES = (
 )
 ROOT = setup.CACHE / "peers"
 PYTHON = ROOT / "bin" / "python"
-FOLDER = ROOT / "smollm2-135m"
 PEER = pathlib.Path(__file__).resolve().parent / "peer.py"
 ROWS = measure.CLONE / "target" / "bench" / "rows.json"
 STEPS = 5
@@ -53,7 +50,8 @@ def borrow_torch(environment):
 
 def install():
     done = ROOT / "installed.txt"
-    if done.exists() and done.read_text() == "\n".join(PACKAGES):
+    whole = done.exists() and (FOLDER / "tokenizer.json").exists()
+    if whole and done.read_text() == "\n".join(PACKAGES):
         return
     print(f"bench: installing {', '.join(PACKAGES)} into {ROOT}", flush=True)
     shutil.rmtree(ROOT, ignore_errors=True)
