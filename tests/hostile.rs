@@ -315,16 +315,18 @@ fn a_run_does_not_start_from_a_hostile_adapter() {
         }
         project.path().join(folder)
     };
-    let refused = |folder: &Path, words: &[&str]| {
+    let refused = |folder: &Path, status: i32, words: &[&str]| {
         let init = format!("method.init={:?}", folder.file_name().unwrap());
-        let told = project.luthier(["train", "--set", &init, "--set", "method.alpha=16"]).run();
-        told.expect(1).complains(words);
+        for command in ["plan", "train"] {
+            let told = project.luthier([command, "--set", &init, "--set", "method.alpha=16"]).run();
+            told.expect(status).complains(words);
+        }
     };
     let pickle = copy("pickle");
     fs::rename(pickle.join("adapter_model.safetensors"), pickle.join("adapter_model.bin")).unwrap();
-    refused(&pickle, &["adapter_model.bin is a pickle file", "weights_only=True"]);
+    refused(&pickle, 2, &["adapter_model.bin is a pickle file", "weights_only=True"]);
     let pipe = copy("pipe");
     fs::remove_file(pipe.join("adapter_config.json")).unwrap();
     mkfifoat(CWD, pipe.join("adapter_config.json"), Mode::RUSR).unwrap();
-    refused(&pipe, &["adapter_config.json", "a pipe, socket or device"]);
+    refused(&pipe, 1, &["adapter_config.json", "a pipe, socket or device"]);
 }

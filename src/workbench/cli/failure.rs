@@ -98,6 +98,8 @@ impl From<ModelError> for Failure {
                 | ModelError::NoHubCache
                 | ModelError::NotAModel { .. }
                 | ModelError::Pickle { .. }
+                | ModelError::AdapterPickle { .. }
+                | ModelError::NotAnAdapter { .. }
                 | ModelError::UnknownArchitecture { .. }
                 | ModelError::Unsupported { .. }
         );

@@ -28,6 +28,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let files = preflight::model(&project)?;
     let prepared = preflight::data(&project, &files)?;
     let plan = preflight::plan(&project, &files, &prepared)?;
+    preflight::start(&project)?;
+    preflight::judgement(&project)?;
     if arguments.json {
         output::document(&plan)?;
     } else {

@@ -3,10 +3,11 @@
 use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use luthier_core::config::MethodKind;
 use luthier_core::data::{Prepared, Report, Severity, prepare};
 use luthier_core::eval::{Objective, Suite};
 use luthier_core::machine;
-use luthier_core::model::ModelFiles;
+use luthier_core::model::{AdapterFiles, ModelFiles};
 use luthier_core::model::forecast::{self, Plan};
 
 use super::failure::{Failure, Outcome};
@@ -69,6 +70,17 @@ pub fn judgement(project: &Project) -> Outcome {
     Objective::from_config(&project.config, &project.folder)?;
     if let Some(suite) = &project.config.review.suite {
         Suite::load(&project.path(suite))?;
+    }
+    Ok(())
+}
+
+/// Fails where `method.init` names nothing that a run could start from.
+pub fn start(project: &Project) -> Outcome {
+    let Some(init) = &project.config.method.init else { return Ok(()) };
+    let folder = project.path(init);
+    match project.config.method.kind {
+        MethodKind::Full => drop(ModelFiles::open(&folder)?),
+        _ => drop(AdapterFiles::open(&folder)?),
     }
     Ok(())
 }

@@ -44,6 +44,7 @@ pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
     let prepared = preflight::data(&project, &files)?;
     preflight::passes(&prepared.report)?;
     let plan = preflight::plan(&project, &files, &prepared)?;
+    preflight::start(&project)?;
     preflight::judgement(&project)?;
     preflight::disk(&project, &plan)?;
     drop(prepared);
