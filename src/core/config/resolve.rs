@@ -183,6 +183,9 @@ impl Reader {
                 Some(_) => self.report_flat_section(source, path, name),
                 None => {}
             }
+        } else if let Some((section, _)) = path.split_once('.').filter(|(section, _)| !is_section(section)) {
+            let unknown = Name { text: section.to_owned(), span: name.start..name.start + section.len() };
+            self.report_unknown(source, "", path, &unknown, true);
         } else {
             let (prefix, last) = path.rsplit_once('.').unwrap_or(("", path));
             let prefix = if is_section(prefix) { prefix } else { "" };

@@ -382,6 +382,7 @@ fn problems_with_overrides_point_at_them() {
         ("train={ sed = 3 }", "--set:1:9: unknown key `sed` in [train] (did you mean `seed`?)"),
         ("train.warmup=9999\u{1b}[2J", "--set:1:14: `train.warmup` must be"),
         ("objective.kind=json", "--set:1:1: `objective.kind` = \"json\" needs a schema"),
+        ("trian.epochs=1", "--set:1:1: unknown section [trian] (did you mean `train`?)"),
         ("=", "--set:1:1: unknown key `` outside any section"),
     ];
     for (set, start) in wrong {

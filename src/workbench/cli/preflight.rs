@@ -7,8 +7,8 @@ use luthier_core::config::MethodKind;
 use luthier_core::data::{Prepared, Report, Severity, prepare};
 use luthier_core::eval::{Objective, Suite};
 use luthier_core::machine;
-use luthier_core::model::{AdapterFiles, ModelFiles};
 use luthier_core::model::forecast::{self, Plan};
+use luthier_core::model::{AdapterFiles, ModelFiles};
 
 use super::failure::{Failure, Outcome};
 use super::project::Project;
