@@ -13,7 +13,7 @@ use luthier_engine::generation::{Row, Sampling, generate};
 use luthier_engine::methods::lora::Lora;
 use luthier_engine::methods::{Adapter, Form, LoraMethod, Method, Parameters};
 use luthier_engine::models::{Active, Mask, Model, Pass};
-use luthier_engine::training::adamw::{AdamW, EPSILON};
+use luthier_engine::training::adamw::AdamW;
 use luthier_engine::training::batch::collate;
 use luthier_engine::training::sft::Sft;
 use luthier_engine::training::step::{Launch, Learner, Measured, Outcome, Settings};
@@ -137,8 +137,9 @@ fn train(
 ) -> (Box<dyn Adapter>, Vec<Measured>) {
     let adapter = LoraMethod { variant, ..lora(4, &[]) }.create(model, 7).unwrap();
     let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
+    // With the usual epsilon the first updates are as large where a gradient is nothing but its rounding as anywhere else.
     let settings = Settings {
-        adamw: csrc::AdamW { learning_rate: 5e-3, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
+        adamw: csrc::AdamW { learning_rate: 5e-3, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: 1e-4 },
         max_grad_norm: 1.0,
         recompute,
         seed: 0,
@@ -175,10 +176,8 @@ pub fn assert_same_course(
         assert!((a.grad_norm / b.grad_norm - 1.0).abs() <= 1e-4, "step {step}: {a:?} {b:?}");
     }
     for (name, parameter) in one.parameters() {
-        // As a whole: where a gradient is nearly nothing, AdamW makes much of how it was rounded.
-        let apart = (parameter - &other.parameters()[name]).norm().double_value(&[]);
-        let relative = apart / parameter.norm().double_value(&[]);
-        assert!(relative <= 1e-3, "{name}: {relative}");
+        let error = distance(parameter, &other.parameters()[name]);
+        assert!(error <= 1e-5, "{name}: {error}");
     }
 }
 
