@@ -108,7 +108,7 @@ def main():
         compare(f"sample rows {dtype}", lambda: trained(measure.answer(ours)), lambda: peer(theirs("train", FOLDER, dtype, "--steps", STEPS, "--rows", ROWS)))
     for dtype in ("f32", "bf16"):
         compare(f"generation {dtype}",
-                lambda: generated(measure.engine("--dtype", dtype, "--steps", 0, "--new-tokens", NEW_TOKENS)),
+                lambda: generated(measure.engine("--dtype", dtype, "--steps", 0, "--new-tokens", NEW_TOKENS, model=FOLDER)),
                 lambda: peer(theirs("generate", FOLDER, dtype, "--tokens", NEW_TOKENS)))
 
 

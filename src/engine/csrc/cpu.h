@@ -98,8 +98,8 @@ Unit* space(int64_t units) {
   return static_cast<Unit*>(memory.get());
 }
 
-// Elements, and multiplications, below which one thread does all: to wake another one and wait for it takes some ten
-// microseconds, and milliseconds where other processes want the processor too.
+// Elements, and multiplications, below which one thread does all: to wake another one and wait for it takes longer, and
+// much longer where other processes want the processor too.
 constexpr int64_t FEW_ELEMENTS = 1 << 15, FEW_PRODUCTS = 1 << 21;
 
 // Rows of so many elements that a thread should take at least.
