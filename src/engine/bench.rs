@@ -19,7 +19,7 @@ use crate::methods::method_of;
 use crate::models::Model;
 use crate::random::{derive, unit};
 use crate::training::adamw::{AdamW, EPSILON};
-use crate::training::batch::collate;
+use crate::training::batch::{Beginnings, collate};
 use crate::training::sft::Sft;
 use crate::training::step::{Launch, Launched, Learner, Outcome, Settings};
 use crate::training::trainer::Reading;
@@ -230,7 +230,8 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
             // What was counted so far is forgotten.
             csrc::time_spent()?;
         }
-        let batches = rows.iter().map(|rows| collate(rows, model.device())).collect::<Result<Vec<_>>>()?;
+        let batch = |rows: &Vec<EncodedRow>| collate(rows, Beginnings::under(adapter.as_ref()), model.device());
+        let batches = rows.iter().map(batch).collect::<Result<Vec<_>>>()?;
         let settings = Settings {
             adamw: csrc::AdamW {
                 learning_rate: 1e-4,

@@ -71,8 +71,11 @@ unsafe extern "C" {
         query: Pointer,
         key: Pointer,
         value: Pointer,
-        lengths: *const i64,
+        before: *const i64,
+        own: *const i64,
         count: usize,
+        rows: *const i64,
+        row_count: usize,
         scale: f64,
         out: *mut Pointer,
     ) -> c_int;
@@ -505,25 +508,44 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// Causal softmax attention of documents laid end to end: `query` `[N, heads, size]`, `key` and `value`
-/// `[N, groups, size]`, document lengths that sum to N; plain tensors only. Returns `[N, heads · size]`.
+/// Documents as [`attention`] takes them. L: tokens of all documents together, each as often as it is seen as one of theirs.
+#[derive(Debug, Clone, Copy)]
+pub struct Documents<'a> {
+    /// Tokens of each document that come before its own.
+    pub before: &'a [i64],
+    /// Own tokens of each document, at least one.
+    pub own: &'a [i64],
+    /// `[L]`: the row of keys and values for every token of every document; empty where those are just all rows in order.
+    pub rows: &'a [i64],
+}
+
+/// Causal softmax attention of documents whose own tokens lie end to end, and which may begin with tokens that have no
+/// queries of their own: `query` `[N, heads, size]`, `key` and `value` `[K, groups, size]`; plain tensors only. Returns
+/// `[N, heads · size]`.
 pub fn attention(
     query: &Tensor,
     key: &Tensor,
     value: &Tensor,
-    lengths: &[i64],
+    documents: Documents,
     scale: f64,
 ) -> Result<Tensor> {
+    let Documents { before, own, rows } = documents;
+    if before.len() != own.len() {
+        return Err(EngineError::torch("attention", "documents with and without tokens before their own"));
+    }
     let mut out = null_mut();
-    // SAFETY: three live tensors and `lengths.len()` numbers in, one pointer written on success; the shim checks shapes
-    // and types.
+    // SAFETY: three live tensors, twice `own.len()` numbers and `rows.len()` numbers in, one pointer written on success;
+    // the shim checks shapes, types and rows.
     checked("attention", unsafe {
         luthier_attention(
             pointer(query),
             pointer(key),
             pointer(value),
-            lengths.as_ptr(),
-            lengths.len(),
+            before.as_ptr(),
+            own.as_ptr(),
+            own.len(),
+            rows.as_ptr(),
+            rows.len(),
             scale,
             &raw mut out,
         )

@@ -90,7 +90,8 @@ void attention_forward(const Head<T>& head, const Unit* shared, int64_t first, i
   float* mixed = scores + 2 * TILE_ROWS * width;
   for (int64_t start = first; start < last; start += TILE_ROWS) {
     const int64_t rows = smaller(TILE_ROWS, last - start), keys = start + rows, row = head.query_row / PACK<T>;
-    multiply<T>(rows, reinterpret_cast<const Unit*>(head.query + start * head.query_row), row, 1, packed.keys, keys, 0,
+    const int64_t query = start - head.before;
+    multiply<T>(rows, reinterpret_cast<const Unit*>(head.query + query * head.query_row), row, 1, packed.keys, keys, 0,
                 packed.keys.depth, scores, width, false);
     float shares[TILE_ROWS];
     for (int64_t r = 0; r < rows; ++r) {
@@ -104,12 +105,12 @@ void attention_forward(const Head<T>& head, const Unit* shared, int64_t first, i
       });
       memset(row_weights + valid, 0, size_of(units<T>(keys) * PACK<T> - valid) * sizeof(T));
       shares[r] = 1.0f / total;
-      normalisers[(start + r) * heads] = logf(total) + top;
+      normalisers[(query + r) * heads] = logf(total) + top;
     }
     multiply<T>(rows, reinterpret_cast<const Unit*>(weights), width / PACK<T>, 1, packed.values, head.size, 0,
                 units<T>(keys), mixed, out_width, false);
     for (int64_t r = 0; r < rows; ++r)
-      finish(mixed + r * out_width, head.size, shares[r], false, out + (start + r) * head.query_row);
+      finish(mixed + r * out_width, head.size, shares[r], false, out + (query + r) * head.query_row);
   }
 }
 
@@ -193,10 +194,10 @@ void attention_backward(const Head<T>& head, const Unit* shared, const T* out, c
   const int64_t width = memory.width, out_width = memory.out_width, row = head.query_row / PACK<T>;
   memset(memory.dkey, 0, size_of(head.length * out_width) * sizeof(float));
   memset(memory.dvalue, 0, size_of(head.length * out_width) * sizeof(float));
-  for (int64_t first = 0; first < head.length; first += QUERIES) {
-    const int64_t count = smaller(QUERIES, head.length - first), seen = first + count;
+  for (int64_t first = head.before; first < head.length; first += QUERIES) {
+    const int64_t count = smaller(QUERIES, head.length - first), seen = first + count, query = first - head.before;
     for (int64_t start = 0; start < count; start += TILE_ROWS) {
-      const int64_t rows = smaller(TILE_ROWS, count - start), at = (first + start) * head.query_row;
+      const int64_t rows = smaller(TILE_ROWS, count - start), at = (query + start) * head.query_row;
       const int64_t keys = first + start + rows;
       multiply<T>(rows, reinterpret_cast<const Unit*>(head.query + at), row, 1, packed.keys, keys, 0,
                   packed.keys.depth, memory.scores, width, false);
@@ -204,8 +205,8 @@ void attention_backward(const Head<T>& head, const Unit* shared, const T* out, c
                   memory.slopes, width, false);
       const auto describe = [&](int64_t r) {
         if (r >= rows) return Row{memory.scores, memory.slopes, 0, 0, 0};
-        const int64_t token = first + start + r, place = token * head.query_row;
-        return Row{memory.scores + r * width, memory.slopes + r * width, token + 1, normalisers[token * heads],
+        const int64_t own = query + start + r, place = own * head.query_row;
+        return Row{memory.scores + r * width, memory.slopes + r * width, head.before + own + 1, normalisers[own * heads],
                    dot(dout + place, out + place, head.size)};
       };
       for (int64_t r = 0; r < rows; r += PACK<T>) {
@@ -237,8 +238,8 @@ void attention_backward(const Head<T>& head, const Unit* shared, const T* out, c
         finish(memory.dquery + r * out_width, head.size, 1.0f, false, dquery + at + r * head.query_row);
     }
     const Panels queries = panels<T>(head.size, count, memory.queries), outer = panels<T>(head.size, count, memory.outer);
-    pack(queries, head.query + first * head.query_row, head.query_row, count, false);
-    pack(outer, dout + first * head.query_row, head.query_row, count, false);
+    pack(queries, head.query + query * head.query_row, head.query_row, count, false);
+    pack(outer, dout + query * head.query_row, head.query_row, count, false);
     for (int64_t key = 0; key < seen; key += TILE_ROWS) {
       // Queries before these keys do not see them.
       const int64_t rows = smaller(TILE_ROWS, seen - key), from = larger(0, key - first) / PACK<T>;

@@ -478,61 +478,72 @@ struct Rope : torch::autograd::Function<Rope> {
   }
 };
 
-// Causal attention of documents laid end to end.
+// Causal attention of documents whose own tokens lie end to end, and which may begin with tokens of others.
 struct Attention : torch::autograd::Function<Attention> {
   // Queries of a task, a multiple of what the kernels compute at once.
   static constexpr int64_t QUERIES = 64;
 
-  // A document, and where its packed keys and values lie.
+  // A document: its first own token among all of those, its first token among those of all documents, how many of its
+  // tokens come before its own, how many there are, and where its packed keys and values lie.
   struct Document {
-    int64_t start, length, packed;
+    int64_t own, start, before, length, packed;
   };
 
   // The documents, and the keys and values of every group in the order that the kernels read them in.
   template <class T>
   struct Layout {
     std::vector<Document> documents;
-    Tensor packed;
+    Tensor keys, values, packed;
+    // Tokens of all documents together, each as often as it is seen as one of theirs.
+    int64_t tokens = 0;
     int64_t heads, groups, size;
     bool backward;
     const T *query, *key, *value;
     float scale;
 
-    Layout(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths, double scale,
-           bool backward)
-        : heads(q.size(1)), groups(k.size(1)), size(q.size(2)), backward(backward), query(read<T>(q)),
-          key(read<T>(k)), value(read<T>(v)), scale(static_cast<float>(scale)) {
+    Layout(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& before,
+           const std::vector<int64_t>& own, const std::vector<int64_t>& rows, double scale, bool backward)
+        : keys(chosen(k, rows)), values(chosen(v, rows)), heads(q.size(1)), groups(k.size(1)), size(q.size(2)),
+          backward(backward), query(read<T>(q)), key(read<T>(keys)), value(read<T>(values)),
+          scale(static_cast<float>(scale)) {
       const auto& kernels = luthier::typed_kernels<T>();
-      int64_t start = 0, units = 0;
-      for (int64_t length : lengths) {
-        documents.push_back({start, length, units});
-        start += length;
+      int64_t first = 0, units = 0;
+      for (size_t i = 0; i < own.size(); ++i) {
+        const int64_t length = before[i] + own[i];
+        documents.push_back({first, tokens, before[i], length, units});
+        first += own[i];
+        tokens += length;
         units += groups * kernels.attention_packed(length, size, backward);
       }
       packed = at::empty({units}, q.options().dtype(at::kInt).requires_grad(false));
       // Packing reads each number once or twice, which takes as long as some eight multiplications.
-      spread(static_cast<int64_t>(documents.size()) * groups, 8 * k.numel(), [&](int64_t index) {
+      spread(static_cast<int64_t>(documents.size()) * groups, 8 * keys.numel(), [&](int64_t index) {
         const Document& document = documents[index / groups];
         const int64_t first = index % groups * (heads / groups);
         kernels.attention_pack(head(document, first), backward, units_of(document, first));
       });
     }
 
+    static Tensor chosen(const Tensor& x, const std::vector<int64_t>& rows) {
+      return rows.empty() ? x : x.detach().index_select(0, at::tensor(rows, at::kLong));
+    }
+
     luthier::Head<T> head(const Document& document, int64_t head) const {
       const int64_t k = document.start * groups * size + head / (heads / groups) * size;
-      return {query + place(document, head), key + k, value + k, heads * size, groups * size, document.length, size,
-              scale};
+      return {query + place(document, head), key + k, value + k, heads * size, groups * size, document.before,
+              document.length, size, scale};
     }
 
     // Pairs of a query and a key that it sees, of all heads.
     int64_t scores() const {
       int64_t pairs = 0;
-      for (const Document& document : documents) pairs += document.length * (document.length + 1) / 2;
+      for (const Document& document : documents)
+        pairs += (document.length * (document.length + 1) - document.before * (document.before + 1)) / 2;
       return pairs * heads;
     }
 
     // Of a head's first query.
-    int64_t place(const Document& document, int64_t head) const { return (document.start * heads + head) * size; }
+    int64_t place(const Document& document, int64_t head) const { return (document.own * heads + head) * size; }
 
     Unit* units_of(const Document& document, int64_t head) const {
       const int64_t each = luthier::typed_kernels<T>().attention_packed(document.length, size, backward);
@@ -540,23 +551,26 @@ struct Attention : torch::autograd::Function<Attention> {
     }
   };
 
-  // query [N, heads, size], key and value [N, groups, size], lengths of the documents. Returns [N, heads · size].
+  // query [N, heads, size], key and value [K, groups, size]; of each document its tokens before its own, and its own; the
+  // row of keys and values for every token of every document, where those are not just all rows in order. Returns
+  // [N, heads · size].
   static Tensor forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value,
-                        const std::vector<int64_t>& lengths, double scale) {
+                        const std::vector<int64_t>& before, const std::vector<int64_t>& own,
+                        const std::vector<int64_t>& rows, double scale) {
     const Clock clock(ATTENTION_FORWARD);
     const int64_t heads = query.size(1), size = query.size(2);
     Tensor out = at::empty({query.size(0), heads * size}, query.options());
     Tensor normalisers = at::empty({query.size(0), heads}, query.options().dtype(at::kFloat));
     by_type(query, [&](auto number) {
       using T = decltype(number);
-      const Layout<T> layout(query, key, value, lengths, scale, false);
+      const Layout<T> layout(query, key, value, before, own, rows, scale, false);
       struct Task {
         const Document* document;
         int64_t first, head;
       };
       std::vector<Task> tasks;
       for (const Document& document : layout.documents)
-        for (int64_t first = 0; first < document.length; first += QUERIES)
+        for (int64_t first = document.before; first < document.length; first += QUERIES)
           for (int64_t head = 0; head < heads; ++head) tasks.push_back({&document, first, head});
       // The last queries of a document see the most keys: what takes longest comes first.
       std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.first > b.first; });
@@ -566,12 +580,14 @@ struct Attention : torch::autograd::Function<Attention> {
         kernels.attention_forward(layout.head(*document, head), layout.units_of(*document, head), first,
                                   std::min(document->length, first + QUERIES),
                                   write<T>(out) + layout.place(*document, head),
-                                  write<float>(normalisers) + document->start * heads + head, heads,
+                                  write<float>(normalisers) + document->own * heads + head, heads,
                                   space(kernels.attention_forward_space(document->length, size)));
       });
     });
     ctx->save_for_backward({query, key, value, out, normalisers});
-    ctx->saved_data["lengths"] = lengths;
+    ctx->saved_data["before"] = before;
+    ctx->saved_data["own"] = own;
+    ctx->saved_data["rows"] = rows;
     ctx->saved_data["scale"] = scale;
     return out;
   }
@@ -581,32 +597,59 @@ struct Attention : torch::autograd::Function<Attention> {
     auto saved = ctx->get_saved_variables();
     const Tensor &query = saved[0], &key = saved[1], &value = saved[2], &out = saved[3], &normalisers = saved[4];
     const Tensor dout = gradients[0].contiguous();
-    const auto lengths = ctx->saved_data["lengths"].toIntVector();
+    const auto before = ctx->saved_data["before"].toIntVector(), own = ctx->saved_data["own"].toIntVector();
+    const auto rows = ctx->saved_data["rows"].toIntVector();
     const double scale = ctx->saved_data["scale"].toDouble();
     const int64_t heads = query.size(1), groups = key.size(1), size = query.size(2);
-    // One share of the gradient of keys and values for each query head, summed by group afterwards.
-    const auto single = query.options().dtype(at::kFloat);
-    Tensor dquery = at::empty_like(query), dkey = at::empty(query.sizes(), single);
-    Tensor dvalue = at::empty(query.sizes(), single);
+    Tensor dquery = at::empty_like(query), dkey, dvalue;
     by_type(query, [&](auto number) {
       using T = decltype(number);
-      const Layout<T> layout(query, key, value, lengths, scale, true);
-      spread(static_cast<int64_t>(lengths.size()) * heads, layout.scores() * 5 * size, [&](int64_t index) {
+      const Layout<T> layout(query, key, value, before, own, rows, scale, true);
+      // One share of the gradient of keys and values for each query head and each time that a token is seen as one of a
+      // document's, summed afterwards.
+      const auto single = query.options().dtype(at::kFloat);
+      dkey = at::empty({layout.tokens, heads, size}, single);
+      dvalue = at::empty({layout.tokens, heads, size}, single);
+      spread(static_cast<int64_t>(own.size()) * heads, layout.scores() * 5 * size, [&](int64_t index) {
         const Document& document = layout.documents[index / heads];
         const int64_t head = index % heads, place = layout.place(document, head);
+        const int64_t share = (document.start * heads + head) * size;
         const auto& kernels = luthier::typed_kernels<T>();
         kernels.attention_backward(layout.head(document, head), layout.units_of(document, head),
                                    read<T>(out) + place, read<T>(dout) + place,
-                                   floats(normalisers) + document.start * heads + head, heads, write<T>(dquery) + place,
-                                   write<float>(dkey) + place, write<float>(dvalue) + place,
+                                   floats(normalisers) + document.own * heads + head, heads, write<T>(dquery) + place,
+                                   write<float>(dkey) + share, write<float>(dvalue) + share,
                                    space(kernels.attention_backward_space(document.length, size)));
       });
     });
-    const auto by_group = [&](const Tensor& x) {
-      const Tensor sums = heads == groups ? x : x.view({x.size(0), groups, heads / groups, size}).sum(2);
-      return sums.to(query.scalar_type());
+    const auto together = [&](const Tensor& x) {
+      const Tensor by_group = heads == groups ? x : x.view({x.size(0), groups, heads / groups, size}).sum(2);
+      return (rows.empty() ? by_group : by_row(by_group, rows, key.size(0))).to(query.scalar_type());
     };
-    return {dquery, by_group(dkey), by_group(dvalue), Tensor(), Tensor()};
+    return {dquery, together(dkey), together(dvalue), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+
+  // Sums [count, …] of the rows of x, f32, each of which belongs to one of `count`; in an order that does not change.
+  static Tensor by_row(const Tensor& x, const std::vector<int64_t>& rows, int64_t count) {
+    std::vector<int64_t> ends(count + 1, 0), from(rows.size());
+    for (int64_t row : rows) ++ends[row + 1];
+    for (int64_t row = 0; row < count; ++row) ends[row + 1] += ends[row];
+    std::vector<int64_t> next(ends.begin(), ends.end() - 1);
+    for (size_t i = 0; i < rows.size(); ++i) from[next[rows[i]]++] = static_cast<int64_t>(i);
+    auto shape = x.sizes().vec();
+    shape[0] = count;
+    Tensor sums = at::zeros(shape, x.options());
+    const int64_t width = x.numel() / std::max<int64_t>(1, x.size(0));
+    at::parallel_for(0, count, grain(width), [&](int64_t start, int64_t end) {
+      for (int64_t row = start; row < end; ++row) {
+        float* sum = write<float>(sums) + row * width;
+        for (int64_t i = ends[row]; i < ends[row + 1]; ++i) {
+          const float* one = floats(x) + from[i] * width;
+          for (int64_t j = 0; j < width; ++j) sum[j] += one[j];
+        }
+      }
+    });
+    return sums;
   }
 };
 

@@ -60,11 +60,12 @@ struct ProductShape {
   int64_t space, space_per_row;
 };
 
-// One head of one document, [length, size], rows that far apart; gradients and results lie as the queries do.
+// One head of one document, keys and values [length, size], rows that far apart. The first `before` of its tokens have no
+// queries here: those of the others, [length - before, size], and gradients and results, lie as rows of the queries.
 template <class T>
 struct Head {
   const T *query, *key, *value;
-  int64_t query_row, key_row, length, size;
+  int64_t query_row, key_row, before, length, size;
   float scale;
 };
 
@@ -120,11 +121,11 @@ struct Typed {
   // Keys and values in the order that the products of attention read them in, for all heads of a group.
   int64_t (*attention_packed)(int64_t length, int64_t size, bool backward);
   void (*attention_pack)(const Head<T>& head, bool backward, Unit* to);
-  // Queries [first, last) of one head; normalisers are the logarithms of the softmax's denominators, `heads` apart.
+  // Queries of tokens [first, last) of one head; normalisers are the logarithms of the softmax's denominators, `heads` apart.
   int64_t (*attention_forward_space)(int64_t length, int64_t size);
   void (*attention_forward)(const Head<T>& head, const Unit* packed, int64_t first, int64_t last, T* out,
                             float* normalisers, int64_t heads, Unit* space);
-  // All queries of one head; dkey and dvalue are this head's share.
+  // All queries of one head; dkey and dvalue are this head's share, of all its tokens.
   int64_t (*attention_backward_space)(int64_t length, int64_t size);
   void (*attention_backward)(const Head<T>& head, const Unit* packed, const T* out, const T* dout,
                              const float* normalisers, int64_t heads, T* dquery, float* dkey, float* dvalue,

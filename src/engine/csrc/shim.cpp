@@ -338,20 +338,26 @@ int luthier_rope(Tensor* x, Tensor* cos, Tensor* sin, Tensor** out) {
   });
 }
 
-int luthier_attention(Tensor* query, Tensor* key, Tensor* value, const int64_t* lengths, size_t count, double scale,
-                      Tensor** out) {
+// Of each of `count` documents its tokens before its own, and its own; `rows` as Attention takes them.
+int luthier_attention(Tensor* query, Tensor* key, Tensor* value, const int64_t* before, const int64_t* own,
+                      size_t count, const int64_t* rows, size_t row_count, double scale, Tensor** out) {
   return guarded([=] {
-    std::vector<int64_t> documents(lengths, lengths + count);
-    int64_t tokens = 0;
-    for (int64_t length : documents) {
-      TORCH_CHECK(length > 0, "a document is empty");
-      tokens += length;
-    }
+    const std::vector<int64_t> befores(before, before + count), owns(own, own + count);
+    const std::vector<int64_t> key_rows(rows, rows + row_count);
     TORCH_CHECK(plain(*query, *key, *value) && query->dim() == 3 && key->dim() == 3);
-    TORCH_CHECK(query->size(0) == tokens && key->size(0) == tokens && key->sizes() == value->sizes());
+    TORCH_CHECK(key->sizes() == value->sizes() && query->numel() > 0);
+    int64_t queries = 0, seen = 0;
+    for (size_t i = 0; i < count; ++i) {
+      TORCH_CHECK(befores[i] >= 0 && befores[i] <= key->size(0), "a document begins with tokens that are not there");
+      TORCH_CHECK(owns[i] > 0 && owns[i] <= query->size(0), "a document is empty");
+      queries += owns[i];
+      seen += befores[i] + owns[i];
+    }
+    for (int64_t row : key_rows) TORCH_CHECK(row >= 0 && row < key->size(0), "a row of keys that is not there");
+    TORCH_CHECK(query->size(0) == queries && seen == (row_count == 0 ? key->size(0) : static_cast<int64_t>(row_count)));
     TORCH_CHECK(query->size(2) == key->size(2) && key->size(1) > 0 && query->size(1) % key->size(1) == 0);
     TORCH_CHECK(query->size(2) % 2 == 0, "heads of an odd size");
-    *out = new Tensor(Attention::apply(*query, *key, *value, documents, scale));
+    *out = new Tensor(Attention::apply(*query, *key, *value, befores, owns, key_rows, scale));
   });
 }
 

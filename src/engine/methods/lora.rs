@@ -261,6 +261,10 @@ impl Adapter for Lora {
         self.weight(linear).is_none() && self.copies.get(linear.tensors()[1]).is_none()
     }
 
+    fn is_random(&self) -> bool {
+        self.settings.dropout > 0.0
+    }
+
     fn low_rank(&self, linear: &Linear, noise: Option<&Noise>) -> Option<csrc::LowRank<'_>> {
         let drops = noise.is_some() && self.settings.dropout > 0.0;
         let factors = self.factors(linear).filter(|factors| !drops && factors.magnitude.is_none())?;

@@ -175,6 +175,11 @@ pub trait Adapter: Send {
         Ok(y)
     }
 
+    /// Whether training changes equal tokens in different ways: dropout.
+    fn is_random(&self) -> bool {
+        false
+    }
+
     /// Tokens of the adapter's own that stand before every document: P.
     fn virtual_tokens(&self) -> usize {
         0

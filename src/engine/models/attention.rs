@@ -8,6 +8,7 @@ use luthier_core::model::roles::Role;
 use tch::Tensor;
 
 use super::block::Module;
+use super::documents::Documents;
 use super::frame::{Frame, View};
 use super::norm::Norm;
 use crate::error::{EngineError, Result};
@@ -144,8 +145,7 @@ impl Attention {
         let prefix = frame.prefix(self.layer, query.kind())?;
         let prefix = prefix.as_ref();
         match &frame.view {
-            View::Documents(lengths) => self.documents(query, key, value, lengths, prefix),
-            View::Causal => self.documents(query, key, value, &vec![width; rows as usize], prefix),
+            View::Documents(documents) => self.documents(query, key, value, documents, prefix),
             View::Masked(mask) => {
                 let past = prefix.map_or(0, |(keys, _)| keys.size()[0]);
                 let all = ops::see_first(mask, past)?;
@@ -169,8 +169,36 @@ impl Attention {
         }
     }
 
-    /// Each document by itself: no mask where none is needed, and no work on pairs that never see each other.
+    /// Documents, of which own tokens are given: no work on pairs that never see each other.
     fn documents(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        documents: &Documents,
+        prefix: Option<&Prefix>,
+    ) -> Result<Tensor> {
+        let lengths = documents.lengths();
+        let past = prefix.map_or(0, |(keys, _)| keys.size()[0]);
+        let longest = past + lengths.iter().copied().max().unwrap_or_default();
+        let sees_all = self.window().is_none_or(|window| longest <= window);
+        let usual = sees_all && self.spec.score_cap.is_none() && self.slopes.is_none();
+        if usual && csrc::all_plain(&[query, key, value]) {
+            let (key, value) = (above(prefix.map(|p| &p.0), key)?, above(prefix.map(|p| &p.1), value)?);
+            return documents
+                .seen_after(past, |seen| csrc::attention(query, &key, &value, seen, self.spec.scale));
+        }
+        let Some(spread) = documents.spread() else {
+            return self.documents_apart(query, key, value, &lengths, prefix);
+        };
+        // Documents that share nothing any more; what their shared queries give is dropped.
+        let apart = |x: &Tensor| ops::select_rows(x, 0, &spread.rows);
+        let mixed = self.documents_apart(&apart(query)?, &apart(key)?, &apart(value)?, &lengths, prefix)?;
+        ops::select_rows(&mixed, 0, &spread.own)
+    }
+
+    /// Documents end to end: no mask where none is needed.
+    fn documents_apart(
         &self,
         query: &Tensor,
         key: &Tensor,
@@ -179,11 +207,6 @@ impl Attention {
         prefix: Option<&Prefix>,
     ) -> Result<Tensor> {
         let longest = lengths.iter().copied().max().unwrap_or_default();
-        let sees_all = self.window().is_none_or(|window| longest <= window);
-        let usual = prefix.is_none() && sees_all && self.spec.score_cap.is_none() && self.slopes.is_none();
-        if usual && csrc::all_plain(&[query, key, value]) {
-            return csrc::attention(query, key, value, lengths, self.spec.scale);
-        }
         if lengths.iter().all(|&length| length == longest) {
             return self.equal_documents(query, key, value, [lengths.len() as i64, longest], prefix);
         }
@@ -299,6 +322,14 @@ fn after(prefix: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
     let every = ops::repeat_rows(&ops::transpose(prefix, 0, 1)?, rows)?; // [B, g, P, d]
     let heads = every.size()[1];
     ops::concatenate(&[every, ops::repeat_heads(x, heads)?], 2)
+}
+
+/// `[K, g, d]` below the `[P, g, d]` of virtual tokens: `[P + K, g, d]`. A prefix with more heads meets those of `x`
+/// repeated.
+fn above(prefix: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
+    let Some(prefix) = prefix else { return Ok(x.shallow_clone()) };
+    let heads = prefix.size().get(1).copied().unwrap_or_default();
+    ops::concatenate(&[prefix.shallow_clone(), ops::repeat_heads(x, heads)?], 0)
 }
 
 /// Slopes of the linear bias by head: powers of `2^(-8/n)` for n heads, where n is no power of two filled up from those of

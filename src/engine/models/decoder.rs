@@ -288,7 +288,10 @@ impl Model {
         let all = match &frame.prompt {
             Some(prompt) => {
                 let table = ops::concatenate(&[prompt.embeddings.shallow_clone(), given], 0)?;
-                ops::select_rows(&table, 0, &prompt.order)?
+                match &prompt.order {
+                    Some(order) => ops::select_rows(&table, 0, order)?,
+                    None => table,
+                }
             }
             None => given,
         };

@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::documents::Documents;
 use super::rope::Rope;
 use super::{Active, Mask, Pass};
 use crate::error::{EngineError, Result};
@@ -29,10 +30,8 @@ pub(super) struct Frame<'a> {
 
 /// How attention runs.
 pub(super) enum View {
-    /// Rows are documents.
-    Causal,
-    /// Documents end to end, of several lengths.
-    Documents(Vec<i64>),
+    /// Each document sees itself, and what it shares with others.
+    Documents(Documents),
     /// `[B, 1, T, T]` bool.
     Masked(Tensor),
     /// Keys of earlier calls lie in a cache, `past` of each row; the longest row then has `keys`. `mask`
@@ -44,8 +43,9 @@ pub(super) enum View {
 pub(super) struct Prompt {
     /// Their embeddings, `[P, H]`.
     pub embeddings: Tensor,
-    /// For each token that is computed its row of `[P + given, H]`, the prompt above the given tokens.
-    pub order: Tensor,
+    /// For each token that is computed its row of `[P + given, H]`, the prompt above the given tokens; `None` where it is
+    /// computed as it lies there, once for all documents.
+    pub order: Option<Tensor>,
     /// For each given token its row among those that are computed.
     pub given: Tensor,
 }
@@ -69,14 +69,21 @@ impl<'a> Frame<'a> {
             (_, Some(_)) => {
                 return Err(EngineError::torch("hidden", "a cache goes with Mask::Causal only"));
             }
-            (Mask::Causal, None) => View::Causal,
+            (Mask::Causal, None) => View::Documents(rows_alone(rows, columns, device)?),
             (Mask::Columns(columns), None) => View::Masked(ops::padded_mask(columns)?),
             (Mask::Documents(lengths), None) => {
                 if lengths.iter().any(|&length| length < 1) || lengths.iter().sum::<i64>() != rows * columns {
                     let message = format!("the lengths of documents must sum to {}", rows * columns);
                     return Err(ops::mismatch("hidden", &[pass.positions], &message));
                 }
-                View::Documents(lengths.to_vec())
+                View::Documents(Documents::alone(lengths.iter().copied(), device)?)
+            }
+            (Mask::Branches(documents), None) => {
+                if !Documents::describe(documents, rows * columns) {
+                    let message = format!("documents must share what comes before them, and sum to {}", rows * columns);
+                    return Err(ops::mismatch("hidden", &[pass.positions], &message));
+                }
+                View::Documents(Documents::new(documents.to_vec(), device)?)
             }
         };
         let positions = ops::reshape(pass.positions, &[-1])?;
@@ -121,39 +128,37 @@ impl<'a> Frame<'a> {
         self.positions = ops::add_integer(&self.positions, count)?;
         let Some(embeddings) = adapter.prompt() else { return Ok(()) };
         let device = self.positions.device();
-        let lengths = match &self.view {
-            View::Documents(lengths) => lengths.clone(),
-            View::Causal | View::Masked(_) | View::Cached { .. } => vec![self.width; self.rows as usize],
-        };
-        let (mut order, mut given, mut start) = (Vec::new(), Vec::new(), count);
-        for length in &lengths {
-            order.extend(0..count);
-            given.extend((0..*length).map(|place| order.len() as i64 + place));
-            order.extend(start..start + length);
-            start += length;
-        }
-        let order = ops::integers(&order, device)?;
         let before = ops::integers(&(0..count).collect::<Vec<_>>(), device)?;
         let all = ops::concatenate(&[before, self.positions.shallow_clone()], 0)?;
-        self.positions = ops::select_rows(&all, 0, &order)?;
-        match (&mut self.view, self.pass.mask) {
-            (View::Documents(lengths), _) => {
-                for length in lengths.iter_mut() {
-                    *length += count;
-                }
-                self.width = lengths.iter().sum();
-                self.rows = 1;
-            }
-            (View::Masked(mask), Mask::Columns(columns)) => {
-                *mask = ops::padded_mask(&ops::count_first(columns, count)?)?;
-                self.width += count;
-            }
-            _ => self.width += count,
-        }
+        let tokens = self.rows * self.width;
         let embeddings = ops::to_kind(embeddings, kind)?;
-        self.prompt = Some(Prompt { embeddings, order, given: ops::integers(&given, device)? });
+        if let View::Documents(documents) = &self.view {
+            let given = ops::integers(&(count..count + tokens).collect::<Vec<_>>(), device)?;
+            self.view = View::Documents(documents.behind(count, device)?);
+            (self.positions, self.rows, self.width) = (all, 1, count + tokens);
+            self.prompt = Some(Prompt { embeddings, order: None, given });
+            return Ok(());
+        }
+        // Where columns may not count, each row has virtual tokens of its own.
+        let (mut order, mut given) = (Vec::new(), Vec::new());
+        for start in (0..self.rows).map(|row| count + row * self.width) {
+            order.extend(0..count);
+            given.extend((0..self.width).map(|place| order.len() as i64 + place));
+            order.extend(start..start + self.width);
+        }
+        let order = ops::integers(&order, device)?;
+        self.positions = ops::select_rows(&all, 0, &order)?;
+        if let (View::Masked(mask), Mask::Columns(columns)) = (&mut self.view, self.pass.mask) {
+            *mask = ops::padded_mask(&ops::count_first(columns, count)?)?;
+        }
+        self.width += count;
+        self.prompt = Some(Prompt { embeddings, order: Some(order), given: ops::integers(&given, device)? });
         Ok(())
     }
+}
+
+fn rows_alone(rows: i64, columns: i64, device: Device) -> Result<Documents> {
+    Documents::alone(std::iter::repeat_n(columns, rows.max(0) as usize), device)
 }
 
 fn cached(rows: i64, columns: i64, cache: &KvCache, device: Device) -> Result<View> {
@@ -166,7 +171,7 @@ fn cached(rows: i64, columns: i64, cache: &KvCache, device: Device) -> Result<Vi
     let uniform = past.iter().all(|&length| length == longest);
     let keys = longest + columns;
     if longest == 0 {
-        return Ok(View::Causal);
+        return Ok(View::Documents(rows_alone(rows, columns, device)?));
     }
     let mask = if uniform && columns == 1 {
         None

@@ -31,7 +31,12 @@ impl Targets {
     pub fn new(wanted: &[i64], device: Device) -> Result<Self> {
         let (rows, ids): (Vec<i64>, Vec<i64>) =
             wanted.iter().enumerate().filter(|&(_, &id)| id >= 0).map(|(row, &id)| (row as i64, id)).unzip();
-        Ok(Self { rows: ops::integers(&rows, device)?, ids: ops::integers(&ids, device)?, count: ids.len() })
+        Self::at(&rows, &ids, device)
+    }
+
+    /// `ids[i]` is predicted by the hidden state in row `rows[i]`; a row may predict several.
+    pub fn at(rows: &[i64], ids: &[i64], device: Device) -> Result<Self> {
+        Ok(Self { rows: ops::integers(rows, device)?, ids: ops::integers(ids, device)?, count: ids.len() })
     }
 
     /// From labels as transformers has them: `labels[b · T + t]` says whether token t of row b is itself trained on, so

@@ -6,11 +6,14 @@
 mod attention;
 mod block;
 mod decoder;
+mod documents;
 mod frame;
 pub mod head;
 mod mlp;
 mod norm;
 mod rope;
+
+use std::ops::Range;
 
 use tch::Tensor;
 
@@ -42,9 +45,28 @@ pub enum Mask<'a> {
     Causal,
     /// Documents lie end to end and none sees another. Their lengths, over all rows in row-major order, sum to B × T.
     Documents(&'a [i64]),
+    /// As `Documents`, for documents that begin alike: what they share is computed once.
+    Branches(&'a [Document]),
     /// Columns that do not count, wherever they are, are not seen: `[B, T]` bool, true where a column counts. Needed for
     /// padding on the left.
     Columns(&'a Tensor),
+}
+
+/// A document some of whose first tokens may be those of earlier documents. Own tokens of all documents lie end to end,
+/// over all rows in row-major order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// The tokens before its own, first to last, as runs of neighbouring tokens that are computed for earlier documents.
+    pub shared: Vec<Range<i64>>,
+    /// Number of its own tokens, at least 1.
+    pub own: i64,
+}
+
+impl Document {
+    /// Number of tokens before its own.
+    pub fn before(&self) -> i64 {
+        self.shared.iter().map(|range| range.end - range.start).sum()
+    }
 }
 
 /// Which adapters act on which rows of a batch.

@@ -6,7 +6,7 @@ use luthier_core::config::{self, Config, MethodKind};
 use luthier_core::data::{EncodedRow, Prepared};
 use luthier_core::runs::RunDir;
 
-use super::batch::collate;
+use super::batch::{Beginnings, collate};
 use super::dpo::Dpo;
 use super::reference::{Key, Reference};
 use super::sft::Sft;
@@ -73,9 +73,12 @@ impl Algorithm {
         before: Option<&Launched>,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Launch> {
+        let beginnings = Beginnings::under(learner.adapter);
         match self {
             Self::Sft => {
-                let batch = |rows: &Vec<&EncodedRow>| collate(rows.iter().copied(), learner.model.device());
+                let batch = |rows: &Vec<&EncodedRow>| {
+                    collate(rows.iter().copied(), beginnings, learner.model.device())
+                };
                 let batches = micro_batches.iter().map(batch).collect::<Result<Vec<_>>>()?;
                 learner.launch(&Sft, &batches, settings, before, interrupted)
             }
@@ -85,7 +88,7 @@ impl Algorithm {
                     if interrupted() {
                         return Ok(Launch::Interrupted);
                     }
-                    batches.push(reference.batch(learner.model, rows)?);
+                    batches.push(reference.batch(learner.model, rows, beginnings)?);
                 }
                 learner.launch(dpo, &batches, settings, before, interrupted)
             }

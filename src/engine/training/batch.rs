@@ -1,28 +1,65 @@
-//! Rows of tokens laid out as one forward pass takes them, without any padding.
+//! Rows of tokens laid out as one forward pass takes them, without any padding, and what rows begin with alike once.
+//!
+//! A token's hidden state depends on the tokens before it only. Where rows begin with the same ones (a system prompt, the
+//! prompt of a preference pair) those are computed for the first of them, and the others go on from there; their losses and
+//! gradients are the same sums.
+
+use std::collections::HashMap;
 
 use luthier_core::data::EncodedRow;
 use tch::{Device, Tensor};
 
 use crate::error::{EngineError, Result};
-use crate::models::Mask;
-use crate::models::head::{IGNORED, Targets};
+use crate::methods::Adapter;
+use crate::models::head::Targets;
+use crate::models::{Document, Mask};
 use crate::ops;
 
-/// Rows for one forward pass. N tokens in all, M of them targets of the loss.
+/// Tokens are shared from one in so many on: with fewer, finding their keys costs more than computing them.
+const WORTH_SHARING: usize = 16;
+
+/// Rows for one forward pass. N tokens in all, of which C are computed, M targets of the loss.
 #[derive(Debug)]
 pub struct Batch {
-    /// Token ids, int64: `[rows, length]` where all rows are equally long, else `[1, N]`, row after row.
+    /// Token ids, int64: `[rows, length]` where all rows are equally long and none shares its beginning, else `[1, C]`, row
+    /// after row.
     pub ids: Tensor,
     /// The place of each token in its own row, int64, of the shape of `ids`.
     pub positions: Tensor,
-    /// Lengths of the rows where they lie end to end in one.
-    documents: Option<Vec<i64>>,
+    documents: Documents,
     /// The M tokens trained on, and where each is predicted.
     pub targets: Targets,
     /// N.
     pub tokens: u64,
     /// M.
     pub trained: u64,
+}
+
+/// How the rows of a batch lie in it.
+#[derive(Debug)]
+enum Documents {
+    /// Each is a row.
+    Rows,
+    /// End to end, of these lengths.
+    Apart(Vec<i64>),
+    /// End to end, with what they share.
+    Branches(Vec<Document>),
+}
+
+/// How often tokens are computed that several rows begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginnings {
+    /// Once for all of them.
+    Once,
+    /// For each row.
+    Each,
+}
+
+impl Beginnings {
+    /// For training an adapter: once, unless equal tokens are made to differ.
+    pub fn under(adapter: &dyn Adapter) -> Self {
+        if adapter.is_random() { Self::Each } else { Self::Once }
+    }
 }
 
 /// One document of a batch.
@@ -46,57 +83,124 @@ impl Batch {
     /// Which tokens see which: each row itself only.
     pub fn mask(&self) -> Mask<'_> {
         match &self.documents {
-            Some(lengths) => Mask::Documents(lengths),
-            None => Mask::Causal,
+            Documents::Rows => Mask::Causal,
+            Documents::Apart(lengths) => Mask::Documents(lengths),
+            Documents::Branches(documents) => Mask::Branches(documents),
         }
     }
 }
 
 /// Lays rows out on `device`.
-pub fn collate<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>, device: Device) -> Result<Batch> {
-    let sequences =
-        rows.into_iter().map(|row| Sequence { row: row.row, ids: &row.ids, trained: &row.trained });
-    lay_out(sequences, device).map(|(batch, _)| batch)
+pub fn collate<'a>(
+    rows: impl IntoIterator<Item = &'a EncodedRow>,
+    beginnings: Beginnings,
+    device: Device,
+) -> Result<Batch> {
+    let sequence = |row: &'a EncodedRow| Sequence { row: row.row, ids: &row.ids, trained: &row.trained };
+    lay_out(&rows.into_iter().map(sequence).collect::<Vec<_>>(), beginnings, device).map(|(batch, _)| batch)
 }
 
 /// Lays sequences out on `device`; says of each target which sequence, counted from 0, it belongs to. Labels are shifted
 /// here, once: token `i` of a sequence is predicted at `i - 1`.
-pub fn lay_out<'a>(
-    sequences: impl IntoIterator<Item = Sequence<'a>>,
+pub fn lay_out(
+    sequences: &[Sequence],
+    beginnings: Beginnings,
     device: Device,
 ) -> Result<(Batch, Vec<i64>)> {
-    let (mut ids, mut positions, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut wanted, mut owners) = (Vec::new(), Vec::new());
-    for (number, row) in (0..).zip(sequences) {
-        if row.ids.len() != row.trained.len() {
-            return Err(EngineError::Data(format!("row {} has not one mask entry per token", row.row)));
-        }
-        if row.ids.is_empty() {
-            continue;
-        }
-        ids.extend(row.ids.iter().map(|&id| i64::from(id)));
-        positions.extend(0..row.ids.len() as i64);
-        lengths.push(row.ids.len() as i64);
-        let labels = row.ids.iter().zip(row.trained).skip(1);
-        owners.extend(labels.clone().filter(|(_, trained)| **trained).map(|_| number));
-        wanted.extend(labels.map(|(&id, &trained)| if trained { i64::from(id) } else { IGNORED }));
-        wanted.push(IGNORED);
+    if let Some(wrong) = sequences.iter().find(|sequence| sequence.ids.len() != sequence.trained.len()) {
+        return Err(EngineError::Data(format!("row {} has not one mask entry per token", wrong.row)));
     }
-    let Some(&length) = lengths.first() else {
+    let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+    if tokens == 0 {
         return Err(EngineError::Data("a micro-batch holds no tokens".into()));
+    }
+    let laid = match beginnings {
+        Beginnings::Each => Laid::new(sequences, false),
+        Beginnings::Once => {
+            let once = Laid::new(sequences, true);
+            let spared = tokens - once.ids.len();
+            if spared * WORTH_SHARING < tokens { Laid::new(sequences, false) } else { once }
+        }
     };
-    let equal = lengths.iter().all(|&other| other == length);
-    let targets = Targets::new(&wanted, device)?;
-    let shape = if equal { [lengths.len() as i64, length] } else { [1, ids.len() as i64] };
+    let computed = laid.ids.len();
+    let lengths: Vec<i64> = laid.documents.iter().map(|document| document.own).collect();
+    let equal = lengths.iter().all(|length| Some(length) == lengths.first());
+    let (shape, documents) = if computed < tokens {
+        ([1, computed as i64], Documents::Branches(laid.documents))
+    } else if equal {
+        ([lengths.len() as i64, lengths.first().copied().unwrap_or_default()], Documents::Rows)
+    } else {
+        ([1, computed as i64], Documents::Apart(lengths))
+    };
     let batch = Batch {
-        tokens: ids.len() as u64,
-        trained: targets.count as u64,
-        ids: ops::reshape(&ops::integers(&ids, device)?, &shape)?,
-        positions: ops::reshape(&ops::integers(&positions, device)?, &shape)?,
-        documents: (!equal).then_some(lengths),
-        targets,
+        ids: ops::reshape(&ops::integers(&laid.ids, device)?, &shape)?,
+        positions: ops::reshape(&ops::integers(&laid.positions, device)?, &shape)?,
+        documents,
+        tokens: tokens as u64,
+        trained: laid.wanted.len() as u64,
+        targets: Targets::at(&laid.predicted_at, &laid.wanted, device)?,
     };
-    Ok((batch, owners))
+    Ok((batch, laid.owners))
+}
+
+/// Sequences as they are computed.
+#[derive(Default)]
+struct Laid {
+    /// Of each token that is computed.
+    ids: Vec<i64>,
+    /// Of each token that is computed.
+    positions: Vec<i64>,
+    documents: Vec<Document>,
+    /// Of each target, the token that predicts it.
+    predicted_at: Vec<i64>,
+    /// Of each target, its id.
+    wanted: Vec<i64>,
+    /// Of each target, its sequence.
+    owners: Vec<i64>,
+}
+
+impl Laid {
+    fn new(sequences: &[Sequence], share: bool) -> Self {
+        let mut laid = Self::default();
+        // The token that follows another, or starts a sequence, by its id: every way that some sequence takes.
+        let mut known: HashMap<(Option<i64>, u32), i64> = HashMap::new();
+        for (owner, sequence) in (0..).zip(sequences) {
+            let (mut last, mut shared, start) = (None, Vec::new(), laid.ids.len());
+            for (position, (&id, &trained)) in (0..).zip(sequence.ids.iter().zip(sequence.trained)) {
+                if let (true, Some(before)) = (trained, last) {
+                    laid.predicted_at.push(before);
+                    laid.wanted.push(i64::from(id));
+                    laid.owners.push(owner);
+                }
+                // Behind its first own token nothing of a sequence is known.
+                let here = known.get(&(last, id)).copied().unwrap_or_else(|| {
+                    laid.ids.push(i64::from(id));
+                    laid.positions.push(position);
+                    laid.ids.len() as i64 - 1
+                });
+                if share {
+                    known.insert((last, id), here);
+                }
+                if here < start as i64 {
+                    extend(&mut shared, here);
+                }
+                last = Some(here);
+            }
+            let own = (laid.ids.len() - start) as i64;
+            if own > 0 {
+                laid.documents.push(Document { shared, own });
+            }
+        }
+        laid
+    }
+}
+
+/// Adds a place to runs of neighbouring ones.
+fn extend(runs: &mut Vec<std::ops::Range<i64>>, place: i64) {
+    match runs.last_mut() {
+        Some(run) if run.end == place => run.end += 1,
+        _ => runs.push(place..place + 1),
+    }
 }
 
 #[cfg(test)]
@@ -110,7 +214,7 @@ mod tests {
     #[test]
     fn unequal_rows_lie_end_to_end_and_none_predicts_the_next_ones_first_token() {
         let rows = [row(&[5, 6, 7], &[false, true, true]), row(&[8, 9], &[true, true])];
-        let batch = collate(&rows, Device::Cpu).unwrap();
+        let batch = collate(&rows, Beginnings::Once, Device::Cpu).unwrap();
         assert_eq!(batch.ids.size(), [1, 5]);
         assert_eq!(ops::to_integers(&batch.positions).unwrap(), [0, 1, 2, 0, 1]);
         assert!(matches!(batch.mask(), Mask::Documents([3, 2])));
@@ -127,7 +231,7 @@ mod tests {
             sequence(&[8, 9], &[true, false]),
             sequence(&[8, 9], &[true, true]),
         ];
-        let (batch, owners) = lay_out(sequences, Device::Cpu).unwrap();
+        let (batch, owners) = lay_out(&sequences, Beginnings::Each, Device::Cpu).unwrap();
         assert_eq!(owners, [0, 0, 2]);
         assert_eq!(batch.targets.count, owners.len());
     }
@@ -135,7 +239,7 @@ mod tests {
     #[test]
     fn equal_rows_stand_side_by_side() {
         let rows = [row(&[5, 6], &[false, true]), row(&[7, 8], &[false, false])];
-        let batch = collate(&rows, Device::Cpu).unwrap();
+        let batch = collate(&rows, Beginnings::Once, Device::Cpu).unwrap();
         assert_eq!(batch.ids.size(), [2, 2]);
         assert!(matches!(batch.mask(), Mask::Causal));
         assert_eq!(ops::to_integers(&batch.targets.rows).unwrap(), [0]);
@@ -143,7 +247,44 @@ mod tests {
 
     #[test]
     fn nothing_to_read_is_an_error() {
-        assert!(collate(&[], Device::Cpu).is_err());
-        assert!(collate(&[row(&[1], &[])], Device::Cpu).is_err());
+        assert!(collate(&[], Beginnings::Once, Device::Cpu).is_err());
+        assert!(collate(&[row(&[1], &[])], Beginnings::Once, Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn what_rows_begin_with_alike_is_computed_once() {
+        let rows = [
+            row(&[1, 2, 3, 4, 5], &[false, false, false, true, true]),
+            row(&[1, 2, 3, 6], &[false, false, true, true]),
+            // Branches off from the second, whose first tokens are the first's.
+            row(&[1, 2, 3, 6, 7], &[false, false, false, false, true]),
+            // Nothing of its own.
+            row(&[1, 2], &[false, true]),
+            row(&[2, 3], &[false, true]),
+        ];
+        let batch = collate(&rows, Beginnings::Once, Device::Cpu).unwrap();
+        assert_eq!(ops::to_integers(&batch.ids.reshape([-1])).unwrap(), [1, 2, 3, 4, 5, 6, 7, 2, 3]);
+        assert_eq!(ops::to_integers(&batch.positions.reshape([-1])).unwrap(), [0, 1, 2, 3, 4, 3, 4, 0, 1]);
+        let Mask::Branches(documents) = batch.mask() else { panic!("{:?}", batch.mask()) };
+        let document = |shared: &[std::ops::Range<i64>], own| Document { shared: shared.to_vec(), own };
+        let expected =
+            [document(&[], 5), document(&[0..3], 1), document(&[0..3, 5..6], 1), document(&[], 2)];
+        assert_eq!(documents, expected);
+        assert_eq!(ops::to_integers(&batch.targets.rows).unwrap(), [2, 3, 1, 2, 5, 0, 7]);
+        assert_eq!(ops::to_integers(&batch.targets.ids).unwrap(), [4, 5, 3, 6, 7, 2, 3]);
+        assert_eq!((batch.tokens, batch.trained), (18, 7));
+    }
+
+    #[test]
+    fn little_in_common_is_computed_for_each_row() {
+        let long: Vec<u32> = (0..40).collect();
+        let mut other: Vec<u32> = (100..140).collect();
+        other[0] = 0;
+        let rows = [row(&long, &[true; 40]), row(&other, &[true; 40])];
+        let batch = collate(&rows, Beginnings::Once, Device::Cpu).unwrap();
+        assert_eq!(batch.ids.size(), [2, 40]);
+        let rows = [row(&long, &[true; 40]), row(&long, &[true; 40])];
+        assert_eq!(collate(&rows, Beginnings::Once, Device::Cpu).unwrap().ids.size(), [1, 40]);
+        assert_eq!(collate(&rows, Beginnings::Each, Device::Cpu).unwrap().ids.size(), [2, 40]);
     }
 }

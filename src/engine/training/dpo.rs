@@ -11,7 +11,7 @@ use luthier_core::config::TrainSection;
 use luthier_core::data::EncodedRow;
 use tch::{Device, Tensor};
 
-use super::batch::{Batch, Sequence, lay_out};
+use super::batch::{Batch, Beginnings, Sequence, lay_out};
 use super::step::{Loss, Objective};
 use crate::error::{EngineError, Result};
 use crate::models::{Active, Model, head};
@@ -95,7 +95,7 @@ pub struct Pairs {
 
 impl Pairs {
     /// Lays pairs out on `device`.
-    pub fn new(rows: &[&EncodedRow], device: Device) -> Result<Self> {
+    pub fn new(rows: &[&EncodedRow], beginnings: Beginnings, device: Device) -> Result<Self> {
         let chosen =
             rows.iter().map(|row| Ok(Sequence { row: row.row, ids: &row.ids, trained: &row.trained }));
         let rejected = rows.iter().map(|row| match &row.rejected {
@@ -103,7 +103,7 @@ impl Pairs {
             None => Err(EngineError::Data(format!("row {} is no preference pair", row.row))),
         });
         let sequences = chosen.chain(rejected).collect::<Result<Vec<_>>>()?;
-        let (batch, owners) = lay_out(sequences, device)?;
+        let (batch, owners) = lay_out(&sequences, beginnings, device)?;
         Ok(Self { batch, sequences: ops::integers(&owners, device)?, count: rows.len() as i64 })
     }
 

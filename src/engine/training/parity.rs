@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use super::adamw::{AdamW, EPSILON};
-use super::batch::{Batch, collate};
+use super::batch::{Batch, Beginnings, collate};
 use super::schedule::learning_rate;
 use super::sft::Sft;
 use super::step::{Launch, Learner, Measured, Outcome, Settings};
@@ -141,7 +141,7 @@ fn micro_batches_of(family: &str) -> Vec<Vec<EncodedRow>> {
 }
 
 fn on_cpu(micro_batches: &[Vec<EncodedRow>]) -> Vec<Batch> {
-    micro_batches.iter().map(|rows| collate(rows, Device::Cpu).unwrap()).collect()
+    micro_batches.iter().map(|rows| collate(rows, Beginnings::Once, Device::Cpu).unwrap()).collect()
 }
 
 fn make_step(

@@ -13,6 +13,7 @@ use luthier_core::runs::{RunError, replace_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::batch::Beginnings;
 use super::dpo::{LogProbs, PairBatch, Pairs};
 use crate::base::Base;
 use crate::error::{EngineError, Result};
@@ -105,7 +106,7 @@ impl Reference {
             return Ok(());
         }
         let _guard = tch::no_grad_guard();
-        let pairs = Pairs::new(&missing, model.device())?;
+        let pairs = Pairs::new(&missing, Beginnings::Once, model.device())?;
         let found = log_probs(model, Active::Base, &pairs)?;
         let sides = ops::to_doubles(&found.chosen)?.into_iter().zip(ops::to_doubles(&found.rejected)?);
         self.known.extend(
@@ -116,14 +117,19 @@ impl Reference {
     }
 
     /// Pairs with their reference, computing what is missing of it.
-    pub fn batch(&mut self, model: &Model, rows: &[&EncodedRow]) -> Result<PairBatch> {
+    pub fn batch(
+        &mut self,
+        model: &Model,
+        rows: &[&EncodedRow],
+        beginnings: Beginnings,
+    ) -> Result<PairBatch> {
         self.fill(model, rows)?;
         let side = |side: usize| {
             let known = rows.iter().filter_map(|row| self.known.get(&row.row));
             ops::doubles(&known.map(|sides| sides[side]).collect::<Vec<_>>(), model.device())
         };
         let reference = LogProbs { chosen: side(0)?, rejected: side(1)? };
-        Ok(PairBatch { pairs: Pairs::new(rows, model.device())?, reference })
+        Ok(PairBatch { pairs: Pairs::new(rows, beginnings, model.device())?, reference })
     }
 
     /// Writes what is known to the run's directory, replacing the file as a whole.
@@ -210,7 +216,7 @@ mod tests {
         assert_eq!(bits(&again), bits(&reference));
         assert_eq!(again.count(), 5);
         again.known.insert(0, [-1.0, -2.0]);
-        let batch = again.batch(&model, &all(&rows[..5])).unwrap();
+        let batch = again.batch(&model, &all(&rows[..5]), Beginnings::Once).unwrap();
         let first = ops::to_doubles(&batch.reference.chosen).unwrap()[0];
         assert!((first + 1.0).abs() < 1e-12, "what is known is not computed again: {first}");
         assert_eq!(ops::to_doubles(&batch.reference.rejected).unwrap().len(), 5);

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod adapters;
 #[cfg(test)]
+mod beginnings;
+#[cfg(test)]
 mod families;
 #[cfg(test)]
 mod generation;

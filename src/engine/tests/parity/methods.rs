@@ -35,7 +35,7 @@ const STORED: [&str; 9] = [
     "falcon-40b/prefix",
 ];
 
-fn open(family: &str) -> Model {
+pub fn open(family: &str) -> Model {
     let files = ModelFiles::open(&reference(&format!("tiny/{family}"))).unwrap();
     Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap()
 }
@@ -50,7 +50,7 @@ fn config(change: impl FnOnce(&mut MethodSection)) -> Config {
 }
 
 /// One of each kind, changed so that it does something.
-fn each(model: &Model) -> Vec<(String, Box<dyn Adapter>)> {
+pub fn each(model: &Model) -> Vec<(String, Box<dyn Adapter>)> {
     let head = model.head().name.clone();
     let embedding = model.architecture().parameters()[0].name.trim_end_matches(".weight").to_owned();
     let settings = [

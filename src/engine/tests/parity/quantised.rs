@@ -14,7 +14,7 @@ use luthier_engine::methods::lora::Lora;
 use luthier_engine::methods::{Adapter, Form, LoraMethod, Method, Parameters};
 use luthier_engine::models::{Active, Mask, Model, Pass};
 use luthier_engine::training::adamw::AdamW;
-use luthier_engine::training::batch::collate;
+use luthier_engine::training::batch::{Beginnings, collate};
 use luthier_engine::training::sft::Sft;
 use luthier_engine::training::step::{Launch, Learner, Measured, Outcome, Settings};
 use luthier_engine::weights::{Linear, Weight, safetensors};
@@ -145,7 +145,7 @@ fn train(
         seed: 0,
     };
     let measured = rows.iter().map(|row| {
-        let batch = collate([row], Device::Cpu).unwrap();
+        let batch = collate([row], Beginnings::Once, Device::Cpu).unwrap();
         let learner = Learner { model, adapter: &*adapter, optimizer: &optimizer };
         let launch = learner.launch(&Sft, &[batch], &settings, None, &|| false).unwrap();
         let Launch::Made(step) = launch else { panic!("{launch:?}") };

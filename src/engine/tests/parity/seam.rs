@@ -172,7 +172,8 @@ fn attention_of_documents() {
         let [query, key, value] = [1, 2, 3].map(|seed| leaf(&shapes[seed as usize - 1], seed, kind));
         let twins = again(&[&query, &key, &value]);
         let scale = 1.0 / (size as f64).sqrt();
-        let found = csrc::attention(&query, &key, &value, &lengths, scale).unwrap();
+        let apart = csrc::Documents { before: &[0; 5], own: &lengths, rows: &[] };
+        let found = csrc::attention(&query, &key, &value, apart, scale).unwrap();
         let parts: Vec<Vec<Tensor>> =
             twins.iter().map(|twin| twin.to_kind(Kind::Float).split_with_sizes(lengths, 0)).collect();
         let expected: Vec<Tensor> = (0..lengths.len())
@@ -187,6 +188,48 @@ fn attention_of_documents() {
         let expected = Tensor::cat(&expected, 0).reshape([total, heads * size]);
         let pairs = [(&query, &twins[0]), (&key, &twins[1]), (&value, &twins[2])];
         assert_alike(&format!("attention {kind:?} {size}"), &found, &expected, &pairs, bound);
+    }
+}
+
+#[test]
+fn attention_of_documents_that_share_their_beginnings() {
+    // The second begins as the first does, the third with parts of both; rows of keys that no query has come first.
+    let before = [2_i64, 72, 93];
+    let own = [90_i64, 5, 70];
+    let ranges = [0..2, 2..92, 0..2, 2..72, 92..97, 0..2, 2..92, 96..97, 97..167];
+    let rows: Vec<i64> = ranges.into_iter().flatten().collect();
+    let (queries, keys) = (165, 167);
+    for ((heads, groups, size), (kind, bound)) in
+        [(6, 2, 64), (3, 3, 16), (2, 1, 80)].into_iter().flat_map(|s| KINDS.map(|k| (s, k)))
+    {
+        let shapes = [[queries, heads, size], [keys, groups, size], [keys, groups, size]];
+        let [query, key, value] = [1, 2, 3].map(|seed| leaf(&shapes[seed as usize - 1], seed, kind));
+        let twins = again(&[&query, &key, &value]);
+        let scale = 1.0 / (size as f64).sqrt();
+        let documents = csrc::Documents { before: &before, own: &own, rows: &rows };
+        let found = csrc::attention(&query, &key, &value, documents, scale).unwrap();
+        let wide: Vec<Tensor> = twins.iter().map(|twin| twin.to_kind(Kind::Float)).collect();
+        let (mut start, mut from, mut expected) = (0, 0, Vec::new());
+        for (&before, &own) in before.iter().zip(&own) {
+            let length = before + own;
+            let seen = Tensor::from_slice(&rows[start..start + length as usize]);
+            let head_first = |x: Tensor| x.transpose(0, 1).unsqueeze(0);
+            let mask = ops::causal_mask(&[before], own, length, None, Device::Cpu).unwrap();
+            let mixed = ops::attention(
+                &head_first(wide[0].narrow(0, from, own)),
+                &head_first(wide[1].index_select(0, &seen)),
+                &head_first(wide[2].index_select(0, &seen)),
+                Some(&mask),
+                false,
+                scale,
+            );
+            expected.push(mixed.unwrap().get(0).transpose(0, 1));
+            start += length as usize;
+            from += own;
+        }
+        let expected = Tensor::cat(&expected, 0).reshape([queries, heads * size]);
+        let pairs = [(&query, &twins[0]), (&key, &twins[1]), (&value, &twins[2])];
+        assert_alike(&format!("shared attention {kind:?} {size}"), &found, &expected, &pairs, bound);
     }
 }
 
@@ -422,10 +465,21 @@ fn errors_of_the_seam_say_what_failed() {
         &Tensor::zeros([4, 2, 8], CPU),
         &Tensor::zeros([4, 3, 8], CPU),
         &Tensor::zeros([4, 3, 8], CPU),
-        &[4],
+        csrc::Documents { before: &[0], own: &[4], rows: &[] },
         1.0,
     );
     assert!(error.is_err());
+    let x = Tensor::zeros([4, 2, 8], CPU);
+    let refused = |before: &[i64], own: &[i64], rows: &[i64]| {
+        csrc::attention(&x, &x, &x, csrc::Documents { before, own, rows }, 1.0).is_err()
+    };
+    assert!(refused(&[0], &[3], &[]));
+    assert!(refused(&[0, 1], &[3, 1], &[0, 1, 2, 0]));
+    assert!(refused(&[0, 1], &[3, 1], &[0, 1, 2, 0, 4]));
+    assert!(refused(&[0, 1], &[3, 1], &[0, 1, 2, -1, 3]));
+    assert!(refused(&[0, i64::MAX], &[3, 1], &[0, 1, 2, 0, 3]));
+    assert!(refused(&[0], &[3, 1], &[0, 1, 2, 0, 3]));
+    assert!(!refused(&[0, 1], &[3, 1], &[0, 1, 2, 0, 3]));
 }
 
 #[test]

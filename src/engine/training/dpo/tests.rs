@@ -155,7 +155,7 @@ fn answers_are_as_likely_as_they_are_to_trl() {
         known().first_step;
     let rows = rows();
     let adapter = adapter("adapter-init", &model);
-    let pairs = Pairs::new(&rows.iter().collect::<Vec<_>>(), Device::Cpu).unwrap();
+    let pairs = Pairs::new(&rows.iter().collect::<Vec<_>>(), Beginnings::Once, Device::Cpu).unwrap();
     for (adapters, chosen, rejected) in [
         (Active::All(&adapter), &policy_logps_chosen, &policy_logps_rejected),
         (Active::Base, &ref_logps_chosen, &ref_logps_rejected),
@@ -191,7 +191,7 @@ impl<'a> Run<'a> {
         let rows = rows();
         let rows: Vec<&EncodedRow> = rows.iter().collect();
         let batches: Vec<PairBatch> =
-            rows.chunks(self.size).map(|part| self.reference.batch(self.model, part).unwrap()).collect();
+            rows.chunks(self.size).map(|part| self.reference.batch(self.model, part, Beginnings::Once).unwrap()).collect();
         let settings = Settings {
             adamw: csrc::AdamW { learning_rate, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
             max_grad_norm: 0.0,
@@ -254,6 +254,6 @@ fn a_step_does_not_depend_on_how_it_is_cut() {
 fn a_row_with_one_side_is_no_pair() {
     let mut row = rows().remove(0);
     row.rejected = None;
-    let error = Pairs::new(&[&row], Device::Cpu).unwrap_err();
+    let error = Pairs::new(&[&row], Beginnings::Once, Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("row 0 is no preference pair"), "{error}");
 }
