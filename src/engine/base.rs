@@ -36,6 +36,7 @@ impl Base {
         let template = Template::resolve(config, project, &files).map_err(data_error)?;
         let stop = template.stop_tokens(&tokenizer, &files);
         let device = device::choose(&config.model.device)?;
+        device::prepare(config, device)?;
         let kind = device::compute_kind(config.model.dtype, device)?;
         let quantisation = Quantisation::of(config.method.kind, &files);
         let model = Model::load(&files, device, kind, quantisation)?;

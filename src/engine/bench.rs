@@ -20,6 +20,7 @@ use crate::models::Model;
 use crate::random::{derive, unit};
 use crate::training::adamw::{AdamW, EPSILON};
 use crate::training::batch::{Beginnings, collate};
+use crate::training::phases::Phases;
 use crate::training::sft::Sft;
 use crate::training::step::{Launch, Launched, Learner, Outcome, Settings};
 use crate::training::trainer::Reading;
@@ -108,6 +109,8 @@ pub struct TrainFigures {
     pub trainable: usize,
     /// Losses, first to last, warm-up included.
     pub losses: Vec<f64>,
+    /// Seconds of each measured step's phases, as the device counted them.
+    pub phases: Vec<Phases>,
     /// Largest resident memory while training.
     pub peak_memory_bytes: u64,
 }
@@ -222,15 +225,22 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
     let mut optimizer = AdamW::new(adapter.parameters())?;
     let late = Reading::of(model.device()) == Reading::Late;
     let mut in_flight: Option<(Launched, u64)> = None;
-    let mut course =
-        Course { since: Instant::now(), made: 0, seconds: vec![], tokens: vec![], losses: vec![] };
+    let mut course = Course {
+        since: Instant::now(),
+        made: 0,
+        seconds: vec![],
+        tokens: vec![],
+        losses: vec![],
+        phases: vec![],
+    };
     for number in 0..WARM_UP + bench.steps {
         let rows = (plan.rows)(number);
         if number == WARM_UP {
             // What was counted so far is forgotten.
             csrc::time_spent()?;
         }
-        let batch = |rows: &Vec<EncodedRow>| collate(rows, Beginnings::under(adapter.as_ref()), model.device());
+        let batch =
+            |rows: &Vec<EncodedRow>| collate(rows, Beginnings::under(adapter.as_ref()), model.device());
         let batches = rows.iter().map(batch).collect::<Result<Vec<_>>>()?;
         let settings = Settings {
             adamw: csrc::AdamW {
@@ -258,7 +268,7 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
     if let Some(step) = in_flight {
         course.settle(step, &mut optimizer)?;
     }
-    let Course { seconds, tokens, losses, .. } = course;
+    let Course { seconds, tokens, losses, phases, .. } = course;
     let speeds: Vec<f64> =
         tokens.iter().zip(&seconds).map(|(&tokens, seconds): (&u64, _)| tokens as f64 / seconds).collect();
     Ok(TrainFigures {
@@ -268,6 +278,7 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
         tokens,
         trainable: adapter.parameters().values().map(tch::Tensor::numel).sum(),
         losses,
+        phases,
         peak_memory_bytes: peak_memory(),
     })
 }
@@ -279,12 +290,18 @@ struct Course {
     seconds: Vec<f64>,
     tokens: Vec<u64>,
     losses: Vec<f64>,
+    phases: Vec<Phases>,
 }
 
 impl Course {
     fn settle(&mut self, (step, tokens): (Launched, u64), optimizer: &mut AdamW) -> Result<()> {
         match step.settle(optimizer)? {
-            Outcome::Updated(measured) => self.losses.push(measured.loss),
+            Outcome::Updated(measured) => {
+                self.losses.push(measured.loss);
+                if self.made >= WARM_UP {
+                    self.phases.push(measured.phases);
+                }
+            }
             other @ Outcome::NotFinite(_) => return Err(no_step(&other)),
         }
         if self.made >= WARM_UP {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use luthier_core::config;
+use luthier_core::config::{self, Config};
 use tch::{Cuda, Device, Kind};
 
 use crate::csrc;
@@ -44,6 +44,15 @@ pub fn choose(device: &config::Device) -> Result<Device> {
             }
         }
     }
+}
+
+/// Makes the process compute as a configuration wants it. A CPU is deterministic, and knows no TF32.
+pub fn prepare(config: &Config, device: Device) -> Result<()> {
+    if device.is_cuda() {
+        csrc::set_deterministic(config.train.deterministic)?;
+        csrc::set_tf32(config.model.tf32)?;
+    }
+    Ok(())
 }
 
 /// The type that activations and frozen weights have. `auto` is bf16 on a GPU and f32 on the CPU.

@@ -41,20 +41,17 @@ pub fn empty(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
 
 /// A one-dimensional int64 tensor on `device`.
 pub fn integers(values: &[i64], device: Device) -> Result<Tensor> {
-    let tensor = labelled("integers", &[], Tensor::f_from_slice(values))?;
-    to_device(&tensor, device)
+    upload(&labelled("integers", &[], Tensor::f_from_slice(values))?, device)
 }
 
 /// A one-dimensional f32 tensor on `device`.
 pub fn floats(values: &[f32], device: Device) -> Result<Tensor> {
-    let tensor = labelled("floats", &[], Tensor::f_from_slice(values))?;
-    to_device(&tensor, device)
+    upload(&labelled("floats", &[], Tensor::f_from_slice(values))?, device)
 }
 
 /// A one-dimensional f64 tensor on `device`.
 pub fn doubles(values: &[f64], device: Device) -> Result<Tensor> {
-    let tensor = labelled("doubles", &[], Tensor::f_from_slice(values))?;
-    to_device(&tensor, device)
+    upload(&labelled("doubles", &[], Tensor::f_from_slice(values))?, device)
 }
 
 /// A one-dimensional uint8 tensor on `device`.
@@ -74,6 +71,14 @@ pub fn to_device(x: &Tensor, device: Device) -> Result<Tensor> {
         return Ok(x.shallow_clone());
     }
     labelled("to_device", &[x], x.f_to_device(device))
+}
+
+/// A tensor of this process's memory on `device`; unlike [`to_device`], it does not wait for what a GPU has still to do.
+fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
+    match device {
+        Device::Cuda(index) => csrc::upload(x, index),
+        _ => Ok(x.shallow_clone()),
+    }
 }
 
 /// The tensor with elements of type `kind`; itself where they are already.

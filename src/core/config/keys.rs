@@ -142,6 +142,12 @@ pub static KEYS: &[Key] = &[
     .required(),
     key!(model.dtype = r#""auto""#, Kind::Choice(Dtype::CHOICES), NewRun, "number format"),
     key!(model.device = r#""auto""#, Kind::Device, NewRun, "auto | cpu | cuda:0"),
+    key!(
+        model.tf32 = "false",
+        Kind::Flag,
+        NewRun,
+        "a GPU rounds operands of f32 products to TF32: faster, less exact"
+    ),
     key!(data.train = "[]", Kind::Paths, NewRun, ".jsonl .json .csv .tsv .parquet .txt; one path or a list")
         .required(),
     key!(data.eval = "0.1", Kind::Eval, NewRun, "a path, or the share held out"),
@@ -275,6 +281,12 @@ pub static KEYS: &[Key] = &[
         Kind::Choice(Recompute::CHOICES),
         NewRun,
         "activations computed again to save memory"
+    ),
+    key!(
+        train.deterministic = "false",
+        Kind::Flag,
+        NewRun,
+        "a GPU too gives the same bits each time, at some cost"
     ),
     key!(train.eval_every = "50", INTERVAL, Now, "steps between evaluations; 0 = only at the end"),
     key!(train.sample_every = "100", INTERVAL, Now, "steps between samples of the suite; 0 = never"),

@@ -308,7 +308,7 @@ pub(super) fn defaults() -> &'static Config {
 
 fn blank() -> Config {
     Config {
-        model: ModelSection { path: String::new(), dtype: Dtype::Auto, device: Device::Auto },
+        model: ModelSection { path: String::new(), dtype: Dtype::Auto, device: Device::Auto, tf32: false },
         data: DataSection {
             train: Vec::new(),
             eval: EvalSource::Fraction(0.0),
@@ -352,6 +352,7 @@ fn blank() -> Config {
             max_grad_norm: 0.0,
             seed: 0,
             recompute: Recompute::Auto,
+            deterministic: false,
             eval_every: 0,
             sample_every: 0,
             checkpoint_every: 0,

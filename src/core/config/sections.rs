@@ -49,6 +49,8 @@ pub struct ModelSection {
     pub dtype: Dtype,
     /// Where the run computes.
     pub device: Device,
+    /// Whether a GPU may round the operands of f32 products to TF32.
+    pub tf32: bool,
 }
 
 /// `model.device`.
@@ -173,6 +175,8 @@ pub struct TrainSection {
     pub seed: u64,
     /// Whether activations are computed again to save memory.
     pub recompute: Recompute,
+    /// Whether a GPU, too, must compute the same bits each time.
+    pub deterministic: bool,
     /// Steps between evaluations; 0 = only at the end.
     pub eval_every: u64,
     /// Steps between samples of the suite; 0 = never.

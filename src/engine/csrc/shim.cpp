@@ -25,11 +25,14 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <stdlib.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -225,8 +228,49 @@ int luthier_set_threads(int threads) {
 }
 
 int luthier_set_deterministic(int on) {
-  return guarded([=] { at::globalContext().setDeterministicAlgorithms(on != 0, /*warn_only=*/false); });
+  return guarded([=] {
+    at::globalContext().setDeterministicAlgorithms(on != 0, /*warn_only=*/false);
+    // Nothing is read before it was written, so that nothing needs to be filled.
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+    // cuBLAS asks for it, and looks when it is first used.
+    if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
+  });
 }
+
+int luthier_set_tf32(int on) {
+  return guarded([=] {
+    at::globalContext().setFloat32MatmulPrecision(on ? "high" : "highest");
+  });
+}
+
+// A tensor of this process's memory on a CUDA device, by way of pinned memory, in the device's current stream.
+int luthier_upload(Tensor* x, int device, Tensor** out) {
+  return guarded([=] {
+    at::NoGradGuard no_grad;
+    const at::Device cuda(at::kCUDA, static_cast<c10::DeviceIndex>(device));
+    *out = new Tensor(x->pin_memory().to(cuda, /*non_blocking=*/true));
+  });
+}
+
+// After everything that the current stream of a CUDA device was given so far.
+int luthier_event_record(int device, c10::Event** out) {
+  return guarded([=] {
+    auto event = std::make_unique<c10::Event>(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT);
+    const c10::impl::VirtualGuardImpl cuda(at::kCUDA);
+    event->record(cuda.getStream(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device))));
+    *out = event.release();
+  });
+}
+
+// Waits for the later one.
+int luthier_event_seconds(c10::Event* earlier, c10::Event* later, double* out) {
+  return guarded([=] {
+    later->synchronize();
+    *out = earlier->elapsedTime(*later) / 1000;
+  });
+}
+
+void luthier_event_free(c10::Event* event) { delete event; }
 
 // A tensor over memory that the caller owns; release(owner) runs when the last tensor over it is gone.
 int luthier_borrow(void* data, const int64_t* sizes, size_t dimensions, int kind, void (*release)(void*), void* owner,

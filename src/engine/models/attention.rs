@@ -178,16 +178,15 @@ impl Attention {
         documents: &Documents,
         prefix: Option<&Prefix>,
     ) -> Result<Tensor> {
-        let lengths = documents.lengths();
         let past = prefix.map_or(0, |(keys, _)| keys.size()[0]);
-        let longest = past + lengths.iter().copied().max().unwrap_or_default();
-        let sees_all = self.window().is_none_or(|window| longest <= window);
+        let sees_all = self.window().is_none_or(|window| past + documents.longest() <= window);
         let usual = sees_all && self.spec.score_cap.is_none() && self.slopes.is_none();
         if usual && csrc::all_plain(&[query, key, value]) {
             let (key, value) = (above(prefix.map(|p| &p.0), key)?, above(prefix.map(|p| &p.1), value)?);
             return documents
                 .seen_after(past, |seen| csrc::attention(query, &key, &value, seen, self.spec.scale));
         }
+        let lengths = documents.lengths();
         let Some(spread) = documents.spread() else {
             return self.documents_apart(query, key, value, &lengths, prefix);
         };

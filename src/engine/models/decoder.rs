@@ -302,12 +302,11 @@ impl Model {
     fn place(&self, x: Tensor, frame: &Frame) -> Result<Tensor> {
         let Some(base) = &self.learned_positions else { return Ok(x) };
         let room = base.size().first().copied().unwrap_or_default();
-        let last = ops::largest(&frame.positions)?;
-        if last >= room {
+        let longest = frame.longest()?;
+        if longest > room {
             return Err(EngineError::Data(format!(
-                "a sequence of {} tokens does not fit this model, which has positions for {room}; lower data.max_length, \
-                 or give shorter prompts",
-                last + 1
+                "a sequence of {longest} tokens does not fit this model, which has positions for {room}; lower \
+                 data.max_length, or give shorter prompts"
             )));
         }
         let name =

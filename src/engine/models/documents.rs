@@ -42,7 +42,8 @@ impl Documents {
     pub fn describe(list: &[Document], tokens: i64) -> bool {
         let mut start = 0_i64;
         let sound = list.iter().all(|document| {
-            let earlier = |range: &Range<i64>| 0 <= range.start && range.start < range.end && range.end <= start;
+            let earlier =
+                |range: &Range<i64>| 0 <= range.start && range.start < range.end && range.end <= start;
             let sound = document.own >= 1 && document.shared.iter().all(earlier);
             start = start.saturating_add(document.own);
             sound
@@ -88,6 +89,11 @@ impl Documents {
     /// Tokens of each document, shared ones too.
     pub fn lengths(&self) -> Vec<i64> {
         self.before.iter().zip(&self.own).map(|(before, own)| before + own).collect()
+    }
+
+    /// Tokens of the longest.
+    pub fn longest(&self) -> i64 {
+        self.before.iter().zip(&self.own).map(|(before, own)| before + own).max().unwrap_or_default()
     }
 
     /// Set where some share tokens.

@@ -80,7 +80,8 @@ impl<'a> Frame<'a> {
             }
             (Mask::Branches(documents), None) => {
                 if !Documents::describe(documents, rows * columns) {
-                    let message = format!("documents must share what comes before them, and sum to {}", rows * columns);
+                    let message =
+                        format!("documents must share what comes before them, and sum to {}", rows * columns);
                     return Err(ops::mismatch("hidden", &[pass.positions], &message));
                 }
                 View::Documents(Documents::new(documents.to_vec(), device)?)
@@ -93,11 +94,24 @@ impl<'a> Frame<'a> {
         if cache.is_none() {
             frame.add_virtual_tokens(kind)?;
         }
-        let longest =
-            if ropes.iter().any(Rope::depends_on_length) { ops::largest(&frame.positions)? + 1 } else { 0 };
+        let longest = if ropes.iter().any(Rope::depends_on_length) { frame.longest()? } else { 0 };
         let rotate = |rope: &Rope| rope.rotations(&frame.positions, longest, kind);
         frame.rotations = ropes.iter().map(rotate).collect::<Result<_>>()?;
         Ok(frame)
+    }
+
+    /// Places in the longest document, virtual tokens and those in the cache included. Only where columns may not count does
+    /// this wait for the device.
+    pub fn longest(&self) -> Result<i64> {
+        match &self.view {
+            View::Documents(documents) => {
+                let given = self.prefixed.filter(|adapter| adapter.prompt().is_none());
+                let count = given.map_or(0, |adapter| adapter.virtual_tokens() as i64);
+                Ok(count + documents.longest())
+            }
+            View::Cached { keys, .. } => Ok(*keys),
+            View::Masked(_) => Ok(ops::largest(&self.positions)? + 1),
+        }
     }
 
     /// Keys and values `[P, g, d]` that every document of this forward sees before its own.

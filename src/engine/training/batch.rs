@@ -102,11 +102,7 @@ pub fn collate<'a>(
 
 /// Lays sequences out on `device`; says of each target which sequence, counted from 0, it belongs to. Labels are shifted
 /// here, once: token `i` of a sequence is predicted at `i - 1`.
-pub fn lay_out(
-    sequences: &[Sequence],
-    beginnings: Beginnings,
-    device: Device,
-) -> Result<(Batch, Vec<i64>)> {
+pub fn lay_out(sequences: &[Sequence], beginnings: Beginnings, device: Device) -> Result<(Batch, Vec<i64>)> {
     if let Some(wrong) = sequences.iter().find(|sequence| sequence.ids.len() != sequence.trained.len()) {
         return Err(EngineError::Data(format!("row {} has not one mask entry per token", wrong.row)));
     }
@@ -267,8 +263,7 @@ mod tests {
         assert_eq!(ops::to_integers(&batch.positions.reshape([-1])).unwrap(), [0, 1, 2, 3, 4, 3, 4, 0, 1]);
         let Mask::Branches(documents) = batch.mask() else { panic!("{:?}", batch.mask()) };
         let document = |shared: &[std::ops::Range<i64>], own| Document { shared: shared.to_vec(), own };
-        let expected =
-            [document(&[], 5), document(&[0..3], 1), document(&[0..3, 5..6], 1), document(&[], 2)];
+        let expected = [document(&[], 5), document(&[0..3], 1), document(&[0..3, 5..6], 1), document(&[], 2)];
         assert_eq!(documents, expected);
         assert_eq!(ops::to_integers(&batch.targets.rows).unwrap(), [2, 3, 1, 2, 5, 0, 7]);
         assert_eq!(ops::to_integers(&batch.targets.ids).unwrap(), [4, 5, 3, 6, 7, 2, 3]);

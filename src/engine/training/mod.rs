@@ -12,6 +12,7 @@ pub mod meter;
 mod observe;
 #[cfg(test)]
 mod parity;
+pub mod phases;
 pub mod record;
 pub mod reference;
 mod result;

@@ -5,6 +5,7 @@ use tch::Tensor;
 
 use super::adamw::AdamW;
 use super::batch::Batch;
+use super::phases::{Marks, Phases};
 use crate::error::Result;
 use crate::methods::{Adapter, Parameters};
 use crate::models::{Active, Model, Noise, Pass};
@@ -60,6 +61,8 @@ pub struct Measured {
     pub trained_tokens: u64,
     /// Where preference pairs were learned from.
     pub rewards: Option<PairRewards>,
+    /// How long the device was at it.
+    pub phases: Phases,
 }
 
 /// What became of a step that was asked for.
@@ -82,6 +85,7 @@ pub struct Launched {
     left_out: Tensor,
     /// Whether the loss of each micro-batch has rewards beside it.
     with_rewards: Vec<bool>,
+    marks: Marks,
     units: u64,
     tokens: u64,
     trained_tokens: u64,
@@ -132,6 +136,7 @@ impl Learner<'_> {
         }
         let share = ops::reshape(&ops::floats(&[1.0 / units as f32], model.device())?, &[])?;
         let mut losses = Vec::with_capacity(batches.len());
+        let mut marks = Marks::new(model.device())?;
         for (index, batch) in batches.iter().enumerate().filter(|(_, batch)| objective.units(batch) > 0) {
             if interrupted() {
                 clear_gradients(parameters);
@@ -146,7 +151,8 @@ impl Learner<'_> {
                 noise: Some(noise),
             };
             let loss = |hidden: &Tensor| objective.loss(model, pass.adapters, hidden, batch);
-            losses.push(add_gradients(model, &tokens.ids, &pass, settings.recompute, &share, &loss)?);
+            let how = How { recompute: settings.recompute, share: &share };
+            losses.push(add_gradients(model, &tokens.ids, &pass, how, &mut marks, &loss)?);
         }
         let gradients = gradients(parameters)?;
         let norm = csrc::grad_norm(&gradients)?;
@@ -160,9 +166,11 @@ impl Learner<'_> {
             csrc::clip(&gradients, &norm, settings.max_grad_norm)?;
         }
         optimizer.update(parameters, &gradients, &settings.adamw, &left_out)?;
+        marks.end()?;
         Ok(Launch::Made(Launched {
             values,
             left_out,
+            marks,
             with_rewards: losses.iter().map(|loss| loss.rewards.is_some()).collect(),
             units,
             tokens: batches.iter().map(|batch| batch.as_ref().tokens).sum(),
@@ -194,6 +202,7 @@ impl Launched {
             tokens: self.tokens,
             trained_tokens: self.trained_tokens,
             rewards: rewards.map(|sums| PairRewards::mean(sums, self.units)),
+            phases: self.marks.phases()?,
         };
         if !(measured.loss.is_finite() && measured.grad_norm.is_finite()) {
             return Ok(Outcome::NotFinite(measured));
@@ -203,27 +212,39 @@ impl Launched {
     }
 }
 
+/// How a micro-batch's gradient is made.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    /// As in [`Settings::recompute`].
+    recompute: bool,
+    /// What its loss counts by.
+    share: &'a Tensor,
+}
+
 /// Adds a micro-batch's part of the gradient to the parameters' gradients; returns its losses, on the device, without
 /// gradient.
 fn add_gradients(
     model: &Model,
     ids: &Tensor,
     pass: &Pass,
-    recompute: bool,
-    share: &Tensor,
+    How { recompute, share }: How,
+    marks: &mut Marks,
     loss: &dyn Fn(&Tensor) -> Result<Loss>,
 ) -> Result<Loss> {
     let loss = if recompute {
         let trace = model.hidden_recomputed(ids, pass)?;
         let loss = loss(&trace.hidden)?;
+        marks.half()?;
         csrc::backward(&[&loss.sum], &[Some(share)])?;
         model.backward(trace, ids, pass)?;
         loss
     } else {
         let loss = loss(&model.hidden(ids, pass, None)?)?;
+        marks.half()?;
         csrc::backward(&[&loss.sum], &[Some(share)])?;
         loss
     };
+    marks.half()?;
     Ok(Loss { sum: ops::detach(&loss.sum)?, ..loss })
 }
 

@@ -482,6 +482,60 @@ fn errors_of_the_seam_say_what_failed() {
     assert!(!refused(&[0, 1], &[3, 1], &[0, 1, 2, 0, 3]));
 }
 
+/// Runs tests of this program again, in a process that may change what holds for a whole process.
+fn elsewhere(tests: &[&str], variable: (&str, &str)) -> (bool, String) {
+    let outcome = Command::new(std::env::current_exe().unwrap())
+        .args(tests)
+        .env(variable.0, variable.1)
+        .output()
+        .unwrap();
+    (outcome.status.success(), String::from_utf8_lossy(&outcome.stdout).into_owned())
+}
+
+#[test]
+fn flags_hold_for_the_process_and_can_be_taken_back() {
+    const ALONE: &str = "LUTHIER_TEST_FLAGS";
+    if std::env::var_os(ALONE).is_none() {
+        let (passed, output) = elsewhere(&["seam::flags_hold"], (ALONE, "1"));
+        assert!(passed && output.contains("1 passed"), "{output}");
+        return;
+    }
+    // Which of two values ends up in one place depends on the order, so libtorch refuses it where order must not count.
+    let twice = || {
+        let index = Tensor::from_slice(&[0_i64, 0]);
+        Tensor::zeros([2], CPU).f_put_(&index, &Tensor::from_slice(&[1.0_f32, 2.0]), false)
+    };
+    assert!(twice().is_ok());
+    csrc::set_deterministic(true).unwrap();
+    assert!(twice().unwrap_err().to_string().contains("deterministic"));
+    assert_eq!(std::env::var("CUBLAS_WORKSPACE_CONFIG").as_deref(), Ok(":4096:8"));
+    csrc::set_deterministic(false).unwrap();
+    assert!(twice().is_ok());
+    // TF32 is a GPU's: what a CPU computes stays as exact as it was.
+    let (a, b) = (normal(&[64, 64], 1, Kind::Float), normal(&[64, 64], 2, Kind::Float));
+    let exact = a.matmul(&b);
+    csrc::set_tf32(true).unwrap();
+    assert!(distance(&a.matmul(&b), &exact) <= 1e-5);
+    csrc::set_tf32(false).unwrap();
+    assert_eq!(a.matmul(&b), exact);
+}
+
+#[test]
+fn events_tell_how_long_a_device_took() {
+    let first = csrc::Event::record(Device::Cpu).unwrap();
+    let since = std::time::Instant::now();
+    drop(normal(&[300, 300], 1, Kind::Float).matmul(&normal(&[300, 300], 2, Kind::Float)));
+    let took = since.elapsed().as_secs_f64();
+    let second = csrc::Event::record(Device::Cpu).unwrap();
+    assert!(second.seconds_since(&first).unwrap() >= took);
+    // Without such a device there is an error, not a crash.
+    if !tch::Cuda::is_available() {
+        assert!(csrc::Event::record(Device::Cuda(0)).is_err());
+        assert!(csrc::upload(&Tensor::zeros([2], CPU), 0).is_err());
+        assert!(csrc::device_memory(0).is_err());
+    }
+}
+
 #[test]
 fn every_instruction_set_of_this_machine_computes_the_same() {
     const CHOICE: &str = "LUTHIER_INSTRUCTIONS";
@@ -489,15 +543,8 @@ fn every_instruction_set_of_this_machine_computes_the_same() {
         return;
     }
     for instructions in ["base", "avx2", "avx512"] {
-        let outcome = Command::new(std::env::current_exe().unwrap())
-            .args(["seam::", "tiny::logits", "sample_model::greedy"])
-            .env(CHOICE, instructions)
-            .output()
-            .unwrap();
-        let output = String::from_utf8_lossy(&outcome.stdout);
-        assert!(
-            outcome.status.success() && output.contains("seam::swiglu ... ok"),
-            "{instructions}: {output}"
-        );
+        let tests = ["seam::", "tiny::logits", "sample_model::greedy"];
+        let (passed, output) = elsewhere(&tests, (CHOICE, instructions));
+        assert!(passed && output.contains("seam::swiglu ... ok"), "{instructions}: {output}");
     }
 }

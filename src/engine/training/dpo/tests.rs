@@ -190,8 +190,10 @@ impl<'a> Run<'a> {
     fn step(&mut self, learning_rate: f64) -> Measured {
         let rows = rows();
         let rows: Vec<&EncodedRow> = rows.iter().collect();
-        let batches: Vec<PairBatch> =
-            rows.chunks(self.size).map(|part| self.reference.batch(self.model, part, Beginnings::Once).unwrap()).collect();
+        let batches: Vec<PairBatch> = rows
+            .chunks(self.size)
+            .map(|part| self.reference.batch(self.model, part, Beginnings::Once).unwrap())
+            .collect();
         let settings = Settings {
             adamw: csrc::AdamW { learning_rate, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
             max_grad_norm: 0.0,

@@ -1,0 +1,183 @@
+//! The CPU's own kernels for dense tensors: products, attention, and what stands between them.
+
+use std::ptr::null_mut;
+use std::time::Duration;
+
+use tch::{Kind, Tensor};
+
+use super::{
+    checked, luthier_adapted_linear, luthier_add_low_rank, luthier_attend, luthier_attention, luthier_linear,
+    luthier_rms_norm, luthier_rope, luthier_spent, luthier_swiglu, owned, pointer,
+};
+use crate::error::{EngineError, Result};
+
+/// Whether the kernels for the CPU can work on a tensor: f32 or bf16, on the CPU, contiguous.
+pub fn is_plain(x: &Tensor) -> bool {
+    matches!(x.kind(), Kind::Float | Kind::BFloat16) && x.device() == tch::Device::Cpu && x.is_contiguous()
+}
+
+/// Whether they can work on all of `tensors` together: each [plain](is_plain), and all of one type.
+pub fn all_plain(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|x| is_plain(x) && tensors.first().is_some_and(|first| first.kind() == x.kind()))
+}
+
+/// `x · weightᵀ + bias`: `[N, in]`, `[out, in]`, `[out]` → `[N, out]`; plain tensors of one type only.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: two or three live tensors in, one pointer written on success; the shim checks shapes and types.
+    checked("linear", unsafe {
+        luthier_linear(pointer(x), pointer(weight), bias.map_or(null_mut(), pointer), &raw mut out)
+    })?;
+    Ok(owned(out))
+}
+
+/// `weight · x / sqrt(mean(x²) + epsilon)` over the last dimension, in one pass; plain tensors only. No gradient reaches
+/// `weight`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: two live tensors in, one pointer written on success; the shim checks shapes and types.
+    checked("rms_norm", unsafe { luthier_rms_norm(pointer(x), pointer(weight), epsilon, &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// `silu(gate) · up` in one pass; plain tensors only.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: two live tensors in, one pointer written on success; the shim checks shapes and types.
+    checked("swiglu", unsafe { luthier_swiglu(pointer(gate), pointer(up), &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// Rotates the leading `2F` dimensions of every head of `x` `[N, heads, size]` by `cos` and `sin` `[N, …, F]` in one pass;
+/// plain tensors only. No gradient reaches `cos` and `sin`.
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: three live tensors in, one pointer written on success; the shim checks shapes and types.
+    checked("rope", unsafe { luthier_rope(pointer(x), pointer(cos), pointer(sin), &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// Documents as [`attention`] takes them. L: tokens of all documents together, each as often as it is seen as one of theirs.
+#[derive(Debug, Clone, Copy)]
+pub struct Documents<'a> {
+    /// Tokens of each document that come before its own.
+    pub before: &'a [i64],
+    /// Own tokens of each document, at least one.
+    pub own: &'a [i64],
+    /// `[L]`: the row of keys and values for every token of every document; empty where those are just all rows in order.
+    pub rows: &'a [i64],
+}
+
+/// Causal softmax attention of documents whose own tokens lie end to end, and which may begin with tokens that have no
+/// queries of their own: `query` `[N, heads, size]`, `key` and `value` `[K, groups, size]`; plain tensors only. Returns
+/// `[N, heads · size]`.
+pub fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    documents: Documents,
+    scale: f64,
+) -> Result<Tensor> {
+    let Documents { before, own, rows } = documents;
+    if before.len() != own.len() {
+        return Err(EngineError::torch("attention", "documents with and without tokens before their own"));
+    }
+    let mut out = null_mut();
+    // SAFETY: three live tensors, twice `own.len()` numbers and `rows.len()` numbers in, one pointer written on success;
+    // the shim checks shapes, types and rows.
+    checked("attention", unsafe {
+        luthier_attention(
+            pointer(query),
+            pointer(key),
+            pointer(value),
+            before.as_ptr(),
+            own.as_ptr(),
+            own.len(),
+            rows.as_ptr(),
+            rows.len(),
+            scale,
+            &raw mut out,
+        )
+    })?;
+    Ok(owned(out))
+}
+
+/// One new query a row against a cache: `query` `[B, heads, size]`, `keys` and `values` `[B, groups, room, size]`, of which
+/// row b has `lengths[b]`; plain tensors only. Returns `[B, heads · size]`; no gradient.
+pub fn attend(query: &Tensor, keys: &Tensor, values: &Tensor, lengths: &[i64], scale: f64) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: three live tensors and `lengths.len()` numbers in, one pointer written on success; the shim checks shapes
+    // and types.
+    checked("attend", unsafe {
+        luthier_attend(
+            pointer(query),
+            pointer(keys),
+            pointer(values),
+            lengths.as_ptr(),
+            lengths.len(),
+            scale,
+            &raw mut out,
+        )
+    })?;
+    Ok(owned(out))
+}
+
+/// Parts of a step whose time is counted, as in `csrc/cpu.h`.
+const PARTS: [&str; 9] = [
+    "base products, forward",
+    "base products, backward",
+    "attention, forward",
+    "attention, backward",
+    "head and loss",
+    "adapter, forward",
+    "adapter, backward",
+    "norms, rotations, activations",
+    "clipping and optimizer",
+];
+
+/// What each part took on the CPU since the last call.
+pub fn time_spent() -> Result<Vec<(&'static str, Duration)>> {
+    let mut nanoseconds = [0_i64; PARTS.len()];
+    // SAFETY: the shim writes as many numbers as it is told there are, or none.
+    checked("time_spent", unsafe { luthier_spent(nanoseconds.as_mut_ptr(), nanoseconds.len()) })?;
+    let spent = nanoseconds.map(|count| Duration::from_nanos(u64::try_from(count).unwrap_or_default()));
+    Ok(PARTS.into_iter().zip(spent).collect())
+}
+
+/// What LoRA adds to a linear layer: `scale · (x · aᵀ) · bᵀ`.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    /// `[rank, in]`
+    pub a: &'a Tensor,
+    /// `[out, rank]`
+    pub b: &'a Tensor,
+    /// Factor of the whole.
+    pub scale: f64,
+}
+
+/// `x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ`, `[N, out]`: differentiable in all but `weight` `[out, in]`, which is
+/// frozen. The factors may be f32 where the others are not: their gradients then are f32 too.
+pub fn adapted_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    LowRank { a, b, scale }: LowRank,
+) -> Result<Tensor> {
+    let bias = bias.map_or(null_mut(), pointer);
+    let mut out = null_mut();
+    // SAFETY: four live tensors and one that may be null in, one pointer written on success.
+    checked("adapted_linear", unsafe {
+        luthier_adapted_linear(pointer(x), pointer(weight), bias, pointer(a), pointer(b), scale, &raw mut out)
+    })?;
+    Ok(owned(out))
+}
+
+/// `y += scale · (x · aᵀ) · bᵀ` in place, differentiable in all four: `y` is `[N, out]` and the result of an operation
+/// that does not need it for its own gradient, `x` `[N, in]`, `a` `[rank, in]`, `b` `[out, rank]`. The factors may be f32
+/// where the others are not: their gradients then are f32 too.
+pub fn add_low_rank(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<()> {
+    // SAFETY: four live tensors; `y` is written through autograd's own in-place operation.
+    checked("add_low_rank", unsafe {
+        luthier_add_low_rank(pointer(y), pointer(x), pointer(a), pointer(b), scale)
+    })
+}

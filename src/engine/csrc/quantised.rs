@@ -1,0 +1,215 @@
+//! Weights that are held encoded, and decoded while they are multiplied with.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null_mut;
+
+use luthier_core::model::Storage;
+use tch::{Kind, Tensor};
+
+use super::memory::scalar_type;
+use super::{
+    Pointer, checked, luthier_blocks_decode, luthier_nf4_decode, luthier_nf4_look_up, luthier_nf4_product,
+    luthier_remade_linear, luthier_stored_product, owned, pointer,
+};
+use crate::error::{EngineError, Result};
+
+/// A matrix `[rows, columns]` as it lies in a file.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredMatrix<'a> {
+    /// All of it, row after row.
+    pub bytes: &'a [u8],
+    /// How its elements are encoded.
+    pub storage: Storage,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub columns: usize,
+    /// Heads of a query or key projection whose rotary pairs lie side by side in the file
+    /// ([`luthier_core::model::Arrangement::RotaryPairs`]), where they are to be taken apart.
+    pub paired_heads: Option<usize>,
+}
+
+/// Number of an encoding in `csrc/kernels.h`; `None` for those it does not have.
+fn format_number(storage: Storage) -> Option<c_int> {
+    match storage {
+        Storage::BF16 => Some(0),
+        Storage::Q8_0 => Some(1),
+        Storage::Q4_0 => Some(2),
+        Storage::Q4_1 => Some(3),
+        Storage::Q5_0 => Some(4),
+        Storage::Q5_1 => Some(5),
+        Storage::Q4K => Some(6),
+        Storage::Q5K => Some(7),
+        Storage::Q6K => Some(8),
+        Storage::F32 | Storage::F16 => None,
+    }
+}
+
+/// Whether [`stored_product`] knows the encoding.
+pub fn can_multiply(storage: Storage) -> bool {
+    format_number(storage).is_some()
+}
+
+/// `x · matrixᵀ`, `[tokens, columns]` → `[tokens, rows]`, decoding the matrix on the way: for few tokens, where reading
+/// the matrix takes the time. `x` must be plain; no gradient.
+pub fn stored_product(x: &Tensor, matrix: &StoredMatrix) -> Result<Tensor> {
+    let Some(format) = format_number(matrix.storage) else {
+        return Err(EngineError::torch("stored_product", "no kernel for this encoding"));
+    };
+    let mut out = null_mut();
+    // SAFETY: one live tensor and a live slice in, one pointer written on success; the shim checks that the slice holds
+    // exactly the matrix.
+    checked("stored_product", unsafe {
+        luthier_stored_product(
+            pointer(x),
+            matrix.bytes.as_ptr(),
+            matrix.bytes.len(),
+            format,
+            matrix.rows as i64,
+            matrix.columns as i64,
+            matrix.paired_heads.map_or(0, |heads| heads as i64),
+            &raw mut out,
+        )
+    })?;
+    Ok(owned(out))
+}
+
+/// A matrix out of `bytes`, a one-dimensional uint8 tensor of llama.cpp's blocks, decoded by tensor operations on the
+/// device it lies on: `[rows, columns]` of type `kind`.
+pub fn blocks_decode(
+    bytes: &Tensor,
+    storage: Storage,
+    [rows, columns]: [usize; 2],
+    kind: Kind,
+) -> Result<Tensor> {
+    let known = format_number(storage).filter(|_| storage.is_quantised()).zip(scalar_type(kind));
+    let Some((format, kind)) = known else {
+        return Err(EngineError::torch("blocks_decode", "no such blocks or elements"));
+    };
+    let mut out = null_mut();
+    // SAFETY: one live tensor in, one pointer written on success; the shim checks that the bytes are exactly the matrix.
+    checked("blocks_decode", unsafe {
+        luthier_blocks_decode(pointer(bytes), format, rows as i64, columns as i64, kind, &raw mut out)
+    })?;
+    Ok(owned(out))
+}
+
+/// A matrix in NF4 with the tables that decode it, as [`crate::weights::nf4`] describes them; all on one device.
+#[derive(Debug, Clone, Copy)]
+pub struct Nf4Matrix<'a> {
+    /// uint8, two elements each.
+    pub codes: &'a Tensor,
+    /// uint8, one for every 64 elements.
+    pub scales: &'a Tensor,
+    /// f32, one for every 256 scales.
+    pub nested: &'a Tensor,
+    /// One f32.
+    pub offset: &'a Tensor,
+    /// `[256, 2]` f32: the two elements that each byte of `codes` stands for, unscaled.
+    pub pairs: &'a Tensor,
+    /// `[256]` f32: what each scale stands for.
+    pub dynamic: &'a Tensor,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub columns: usize,
+}
+
+/// `luthier_nf4` of `csrc/quantised.cpp`.
+#[repr(C)]
+pub(super) struct Nf4Pointers {
+    codes: Pointer,
+    scales: Pointer,
+    nested: Pointer,
+    offset: Pointer,
+    pairs: Pointer,
+    dynamic: Pointer,
+    rows: i64,
+    columns: i64,
+}
+
+impl Nf4Matrix<'_> {
+    /// Pointers that are good as long as the tensors are.
+    fn pointers(&self) -> Nf4Pointers {
+        Nf4Pointers {
+            codes: pointer(self.codes),
+            scales: pointer(self.scales),
+            nested: pointer(self.nested),
+            offset: pointer(self.offset),
+            pairs: pointer(self.pairs),
+            dynamic: pointer(self.dynamic),
+            rows: self.rows as i64,
+            columns: self.columns as i64,
+        }
+    }
+}
+
+/// The matrix decoded, `[rows, columns]` of type `kind`, f32 or bf16; on the CPU only.
+pub fn nf4_decode(matrix: &Nf4Matrix, kind: Kind) -> Result<Tensor> {
+    let Some(kind) = scalar_type(kind) else {
+        return Err(EngineError::torch("nf4_decode", "no such elements"));
+    };
+    let (matrix, mut out) = (matrix.pointers(), null_mut());
+    // SAFETY: six live tensors in, one pointer written on success; the shim checks types and sizes.
+    checked("nf4_decode", unsafe { luthier_nf4_decode(&raw const matrix, kind, &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// As [`nf4_decode`], by tensor operations, on any device.
+pub fn nf4_look_up(matrix: &Nf4Matrix, kind: Kind) -> Result<Tensor> {
+    let Some(kind) = scalar_type(kind) else {
+        return Err(EngineError::torch("nf4_look_up", "no such elements"));
+    };
+    let (matrix, mut out) = (matrix.pointers(), null_mut());
+    // SAFETY: six live tensors in, one pointer written on success; the shim checks types and sizes.
+    checked("nf4_look_up", unsafe { luthier_nf4_look_up(&raw const matrix, kind, &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// `x · matrixᵀ`, `[tokens, columns]` → `[tokens, rows]`, decoding the matrix on the way: for few tokens. `x` must be
+/// plain and `columns` a multiple of 64; no gradient.
+pub fn nf4_product(x: &Tensor, matrix: &Nf4Matrix) -> Result<Tensor> {
+    let (matrix, mut out) = (matrix.pointers(), null_mut());
+    // SAFETY: seven live tensors in, one pointer written on success; the shim checks types and sizes.
+    checked("nf4_product", unsafe { luthier_nf4_product(pointer(x), &raw const matrix, &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// Makes a frozen weight; called by whichever thread runs a backward.
+type Make = Box<dyn Fn() -> Result<Tensor> + Send>;
+
+extern "C" fn make_weight(owner: *mut c_void, message: *mut c_char, room: usize) -> Pointer {
+    // SAFETY: `owner` is the box that `remade_linear` made, which the shim releases only after its last call, and it calls
+    // from one thread at a time.
+    let make = unsafe { &*owner.cast::<Make>() };
+    let told = match catch_unwind(AssertUnwindSafe(make)) {
+        // The shim takes the tensor over.
+        Ok(Ok(tensor)) => return ManuallyDrop::new(tensor).as_mut_ptr(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the weight's decoding ended in a panic".to_owned(),
+    };
+    let length = told.len().min(room.saturating_sub(1));
+    // SAFETY: `message` has `room` bytes, zeroed, of which the last stays as it is.
+    unsafe { std::ptr::copy_nonoverlapping(told.as_ptr().cast(), message, length) };
+    null_mut()
+}
+
+extern "C" fn release_make(owner: *mut c_void) {
+    // SAFETY: `owner` is the box that `remade_linear` made; the shim calls this once, after the last use.
+    drop(unsafe { Box::from_raw(owner.cast::<Make>()) });
+}
+
+/// `x · weightᵀ`, `[N, in]` → `[N, out]`, for the frozen weight `[out, in]` that `make` makes, of `x`'s type. It is let go
+/// after the product and made again for the gradient of `x`, so that a graph holds no weights.
+pub fn remade_linear(x: &Tensor, make: impl Fn() -> Result<Tensor> + Send + 'static) -> Result<Tensor> {
+    let make: Make = Box::new(make);
+    let owner = Box::into_raw(Box::new(make));
+    let mut out = null_mut();
+    // SAFETY: one live tensor in, one pointer written on success; the shim takes `owner` over, also when it fails.
+    checked("remade_linear", unsafe {
+        luthier_remade_linear(pointer(x), make_weight, release_make, owner.cast(), &raw mut out)
+    })?;
+    Ok(owned(out))
+}

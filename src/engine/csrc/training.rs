@@ -1,0 +1,173 @@
+//! What a training step asks of libtorch: backward, optimizer, loss, dropout.
+
+use std::ffi::c_int;
+use std::ptr::null_mut;
+
+use tch::{Kind, Tensor};
+
+use super::{
+    Pointer, checked, luthier_adamw, luthier_backward, luthier_clip, luthier_dropout_mask, luthier_grad_norm,
+    luthier_linear_cross_entropy, owned, pointer, pointers,
+};
+use crate::error::{EngineError, Result};
+
+/// Gradients of `roots` into the leaves they were made from, starting from `gradients` (of the roots' shapes; `None` is
+/// one, for scalars). Frees the graph.
+pub fn backward(roots: &[&Tensor], gradients: &[Option<&Tensor>]) -> Result<()> {
+    if roots.len() != gradients.len() {
+        return Err(EngineError::torch("backward", "as many gradients as roots are needed"));
+    }
+    let starts: Vec<Pointer> =
+        gradients.iter().map(|gradient| gradient.map_or(null_mut(), pointer)).collect();
+    let roots = pointers(roots.iter().copied());
+    // SAFETY: both arrays have `roots.len()` pointers to live tensors, or null where allowed.
+    checked("backward", unsafe { luthier_backward(roots.as_ptr(), starts.as_ptr(), roots.len()) })
+}
+
+/// Settings of [`adamw`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Step size.
+    pub learning_rate: f64,
+    /// Decay of the first and of the second moment.
+    pub betas: [f64; 2],
+    /// Decoupled: `parameter -= learning_rate · weight_decay · parameter`.
+    pub weight_decay: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+}
+
+/// What [`adamw`] changes for one parameter, and its gradient.
+#[derive(Debug)]
+pub struct Moments<'a> {
+    /// Updated in place.
+    pub parameter: &'a Tensor,
+    /// Of the parameter's shape and type.
+    pub gradient: &'a Tensor,
+    /// First moment, updated in place.
+    pub first: &'a Tensor,
+    /// Second moment, updated in place.
+    pub second: &'a Tensor,
+    /// Steps made, a 0-dimensional f32 tensor on the parameter's device; one is added.
+    pub step: &'a Tensor,
+}
+
+/// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters at once, in place; none where `left_out`, a
+/// 0-dimensional f32 tensor, holds 1. Parameters of one device and type.
+pub fn adamw(parameters: &[Moments], settings: &AdamW, left_out: &Tensor) -> Result<()> {
+    if parameters.is_empty() {
+        return Ok(());
+    }
+    let column = |pick: fn(&Moments) -> Pointer| parameters.iter().map(pick).collect::<Vec<_>>();
+    let (values, gradients) = (column(|row| pointer(row.parameter)), column(|row| pointer(row.gradient)));
+    let (first, second) = (column(|row| pointer(row.first)), column(|row| pointer(row.second)));
+    let steps = column(|row| pointer(row.step));
+    // SAFETY: each array has `parameters.len()` pointers to tensors that live through the call, as `left_out` does.
+    checked("adamw", unsafe {
+        luthier_adamw(
+            values.as_ptr(),
+            gradients.as_ptr(),
+            first.as_ptr(),
+            second.as_ptr(),
+            steps.as_ptr(),
+            parameters.len(),
+            settings.learning_rate,
+            settings.betas[0],
+            settings.betas[1],
+            settings.weight_decay,
+            settings.epsilon,
+            pointer(left_out),
+        )
+    })
+}
+
+/// Euclidean norm of all gradients together: a 0-dimensional f32 tensor on their device, so that nothing waits for it.
+pub fn grad_norm(gradients: &[Tensor]) -> Result<Tensor> {
+    if gradients.is_empty() {
+        return crate::ops::zeros(&[], Kind::Float, tch::Device::Cpu);
+    }
+    let list = pointers(gradients);
+    let mut out = null_mut();
+    // SAFETY: `list` has `list.len()` pointers to live tensors; `out` is written on success.
+    checked("grad_norm", unsafe { luthier_grad_norm(list.as_ptr(), list.len(), &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// Scales gradients in place by `min(1, limit / (norm + 1e-6))`, where `norm` comes from [`grad_norm`].
+pub fn clip(gradients: &[Tensor], norm: &Tensor, limit: f64) -> Result<()> {
+    if gradients.is_empty() {
+        return Ok(());
+    }
+    let list = pointers(gradients);
+    // SAFETY: `list` has `list.len()` pointers to live tensors; gradients are plain buffers that may be scaled.
+    checked("clip", unsafe { luthier_clip(list.as_ptr(), list.len(), pointer(norm), limit) })
+}
+
+/// Which result of [`linear_cross_entropy`] carries the gradient of the hidden states (and of a trained head).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Through {
+    /// [`CrossEntropy::sum`]: every row counts alike.
+    Sum,
+    /// [`CrossEntropy::rows`]: each row counts as the backward pass says. A trained head's logits are computed again then.
+    Rows,
+}
+
+/// What [`linear_cross_entropy`] returns.
+#[derive(Debug)]
+pub struct CrossEntropy {
+    /// Sum over rows, f32, 0-dimensional.
+    pub sum: Tensor,
+    /// Loss of each row, `[N]` f32.
+    pub rows: Tensor,
+    /// Number of rows whose most likely token is the right one, 0-dimensional int64; 0 where it was not asked for.
+    pub correct: Tensor,
+}
+
+/// What turns hidden states into logits `z`: `hidden · weightᵀ + bias`, then `cap · tanh(z / cap)` where there is a cap.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// `[V, H]`
+    pub weight: &'a Tensor,
+    /// `[V]`
+    pub bias: Option<&'a Tensor>,
+    /// Above 0.
+    pub cap: Option<f64>,
+}
+
+/// Cross entropy of the softmax of the head's logits against `ids`, summed. `hidden` is `[N, H]`, `ids` `[N]` int64 within
+/// 0..V. Holds the logits of `chunk` rows at a time; gradients are made at once.
+pub fn linear_cross_entropy(
+    hidden: &Tensor,
+    head: &Head,
+    ids: &Tensor,
+    chunk: i64,
+    count_correct: bool,
+    through: Through,
+) -> Result<CrossEntropy> {
+    let (mut sum, mut rows, mut correct) = (null_mut(), null_mut(), null_mut());
+    // SAFETY: live tensors in, or null where there is no bias; three pointers written on success.
+    checked("linear_cross_entropy", unsafe {
+        luthier_linear_cross_entropy(
+            pointer(hidden),
+            pointer(head.weight),
+            head.bias.map_or(null_mut(), pointer),
+            pointer(ids),
+            head.cap.unwrap_or(0.0),
+            chunk,
+            c_int::from(count_correct),
+            c_int::from(through == Through::Rows),
+            &raw mut sum,
+            &raw mut rows,
+            &raw mut correct,
+        )
+    })?;
+    Ok(CrossEntropy { sum: owned(sum), rows: owned(rows), correct: owned(correct) })
+}
+
+/// A tensor like `x` that is 0 with probability `p` and else `1 / (1 - p)`; a function of `seed` alone.
+pub fn dropout_mask(x: &Tensor, p: f64, seed: u64) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: one live tensor in, one pointer written on success.
+    checked("dropout_mask", unsafe { luthier_dropout_mask(pointer(x), p, seed, &raw mut out) })?;
+    Ok(owned(out))
+}
