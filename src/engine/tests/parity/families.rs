@@ -1,4 +1,4 @@
-//! Gradients of every family, through full fine-tuning.
+//! Gradients of every family, through full fine-tuning, and what bf16 makes of each.
 
 use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::csrc;
@@ -7,7 +7,7 @@ use luthier_engine::models::head::{Targets, loss_sum};
 use luthier_engine::models::{Active, Mask, Model, Pass};
 use tch::{Device, Kind, Tensor};
 
-use crate::support::{columns, json, reference, tensors};
+use crate::support::{columns, in_bf16, json, logits, reference, tensors};
 
 /// The largest relative difference between the gradient norm of a parameter and transformers', and whose it is.
 fn furthest(family: &str, recompute: bool) -> (f64, String) {
@@ -72,5 +72,30 @@ fn gradients_of_every_parameter_of_every_family_equal_transformers() {
             let (distance, parameter) = furthest(family, recompute);
             assert!(distance <= 1e-3, "{family}, recomputed {recompute}: {parameter} is {distance} away");
         }
+    }
+}
+
+/// Distance of `a` from `b` where `mask` `[B, T]` is 1, as a share of `b`: root mean squares over `[B, T, V]`.
+fn relative_distance(mask: &Tensor, a: &Tensor, b: &Tensor) -> f64 {
+    let counts = mask.to_kind(Kind::Bool);
+    let pick = |x: &Tensor| x.to_kind(Kind::Float).index(&[Some(&counts)]);
+    ((pick(a) - pick(b)).norm() / pick(b).norm()).double_value(&[])
+}
+
+#[test]
+fn computing_in_bf16_is_within_2e_2_of_computing_in_f32_over_the_same_weights() {
+    for family in FAMILIES {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(family);
+        in_bf16(family, &path);
+        let files = ModelFiles::open(&path).unwrap();
+        let stored = tensors(&format!("tiny/{family}/ref.safetensors"));
+        let (ids, mask) = (&stored["input_ids"], &stored["attention_mask"]);
+        let [exact, rounded] = [Kind::Float, Kind::BFloat16].map(|kind| {
+            let model = Model::load(&files, Device::Cpu, kind, Quantisation::None).unwrap();
+            logits(&model, ids, Active::Base)
+        });
+        let distance = relative_distance(mask, &rounded, &exact);
+        assert!(distance <= 2e-2, "{family}: {distance}");
     }
 }

@@ -16,7 +16,7 @@ use luthier_engine::{csrc, random};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use crate::support::{columns, distance, hidden, logits, peft_config, reference, tensors};
+use crate::support::{columns, distance, hidden, in_bf16, logits, peft_config, reference, tensors};
 
 /// Families that differ in what methods touch: split, fused and grouped projections, biases, transposed weights, tied and
 /// untied heads, learned positions, windows and caps.
@@ -249,16 +249,7 @@ fn a_fully_trained_model_opens_by_itself_and_says_the_same() {
 fn a_fully_trained_model_is_rounded_to_its_bases_type_but_never_in_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().join("base");
-    std::fs::create_dir(&base).unwrap();
-    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(reference(&format!("tiny/llama/{name}")), base.join(name)).unwrap();
-    }
-    let halves: Parameters = tensors("tiny/llama/model.safetensors")
-        .into_iter()
-        .map(|(name, tensor)| (name, tensor.to_kind(Kind::BFloat16)))
-        .collect();
-    let named = halves.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    safetensors::write(&base.join("model.safetensors"), named).unwrap();
+    in_bf16("llama", &base);
     let model =
         Model::load(&ModelFiles::open(&base).unwrap(), Device::Cpu, Kind::BFloat16, Quantisation::None)
             .unwrap();

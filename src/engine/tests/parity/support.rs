@@ -32,6 +32,20 @@ pub fn tiny(kind: Kind) -> Model {
     Model::load(&files, Device::Cpu, kind, Quantisation::None).unwrap()
 }
 
+/// Writes a tiny model again, into a new folder, its weights rounded to bf16.
+pub fn in_bf16(family: &str, folder: &Path) {
+    std::fs::create_dir(folder).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(reference(&format!("tiny/{family}/{name}")), folder.join(name)).unwrap();
+    }
+    let rounded: BTreeMap<String, Tensor> = tensors(&format!("tiny/{family}/model.safetensors"))
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.to_kind(Kind::BFloat16)))
+        .collect();
+    let named = rounded.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    safetensors::write(&folder.join("model.safetensors"), named).unwrap();
+}
+
 /// Plain LoRA on the layers of these names, on all where there are none.
 pub fn lora(rank: usize, targets: &[&str]) -> LoraMethod {
     let targets = match targets {
