@@ -331,6 +331,20 @@ fn the_token_reaches_the_hub_and_nothing_else() {
 }
 
 #[test]
+fn a_revision_may_have_slashes() {
+    let project = Project::empty();
+    let hub = FakeHub::with("org/tiny", tiny());
+    hub.behaviour().repositories.get_mut("org/tiny").unwrap().revisions.push("refs/pr/1".to_owned());
+    let pulled = pull(&project, &hub, "hf:org/tiny@refs/pr/1").run().expect(0).json();
+    assert_eq!(pulled["revision"].as_str(), Some(tiny().commit.as_str()));
+    assert_eq!(fs::read_to_string(repository(&project).join("refs/refs/pr/1")).unwrap(), tiny().commit);
+    let inspected =
+        project.luthier(["model", "inspect", "hf:org/tiny@refs/pr/1", "--json"]).run().expect(0).json();
+    assert_eq!(inspected["family"], "llama");
+    pull(&project, &hub, "hf:org/tiny@refs/pr/2").run().expect(2).complains(&["no revision `refs/pr/2`"]);
+}
+
+#[test]
 fn what_the_hub_does_not_give_says_what_to_do() {
     let project = Project::empty();
     let hub = FakeHub::with("org/tiny", tiny());

@@ -260,6 +260,8 @@ fn parts<'a>(behaviour: &'a Behaviour, path: &'a str) -> Result<(&'a str, &'a Re
 fn describe(behaviour: &Behaviour, asked: &str) -> Answer {
     let (name, revision) = asked.split_once("/revision/").unwrap_or((asked, "main"));
     let Some(repository) = behaviour.repositories.get(name) else { return refused(404, "RepoNotFound") };
+    // A slash of a revision's own is written otherwise than those of the path.
+    let revision = if revision.contains('/') { "" } else { &revision.replace("%2F", "/") };
     if revision != repository.commit && !repository.revisions.iter().any(|known| known == revision) {
         return refused(404, "RevisionNotFound");
     }

@@ -145,13 +145,11 @@ fn check_repository(repository: &str) -> Result<(), &'static str> {
 }
 
 fn check_revision(revision: &str) -> Result<(), &'static str> {
-    if revision.contains('/') {
-        return Err("a revision with a slash cannot be used; give the commit for which it stands");
-    }
-    if is_plain_file_name(revision) {
+    // Branches and pull requests (`refs/pr/1`) have names with slashes; each part becomes a folder of the cache.
+    if revision.split('/').all(is_plain_file_name) {
         Ok(())
     } else {
-        Err("a revision is a branch, tag or commit of letters, digits, `-`, `_` and `.`")
+        Err("a revision is a branch, tag or commit of letters, digits, `-`, `_`, `.` and `/`")
     }
 }
 

@@ -41,7 +41,8 @@ fn names_are_taken_apart_and_written_the_same() {
     let file = parse("hf:org/name-GGUF@v1.0:name-Q8_0.gguf");
     assert_eq!((file.revision(), file.file()), ("v1.0", Some("name-Q8_0.gguf")));
     assert_eq!(parse(&format!("hf:org/name@{COMMIT}")).commit(), Some(COMMIT));
-    for name in ["hf:a/b", "hf:a/b@c", "hf:a/b@c:d.gguf", "hf:a/b:d.gguf"] {
+    assert_eq!(parse("hf:org/name@refs/pr/1").revision(), "refs/pr/1");
+    for name in ["hf:a/b", "hf:a/b@c", "hf:a/b@c/d:e.gguf", "hf:a/b@c:d.gguf", "hf:a/b:d.gguf"] {
         assert_eq!(parse(name).to_string(), name);
     }
 }
@@ -72,7 +73,9 @@ fn names_that_could_lead_elsewhere_are_refused() {
         "hf:org/näme",
         "hf:org/name@",
         "hf:org/name@..",
-        "hf:org/name@refs/pr/1",
+        "hf:org/name@refs/",
+        "hf:org/name@/refs",
+        "hf:org/name@a//b",
         "hf:org/name@a/../b",
         "hf:org/name@a\nb",
         "hf:org/name@.a",
