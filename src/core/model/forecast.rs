@@ -8,7 +8,8 @@
 //! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the width, Q and K the
 //!   widths of all query heads and of all key heads, h query heads, F the feed-forward width, and a tensor that only an
 //!   adapter reads back counted only where one reads it:
-//!   - each norm keeps its input, an RMS norm in f32: 4H, a layer norm as it is: eH, once for two that read the same; for
+//!   - each norm keeps its input: eH, once for two that read the same; an RMS norm keeps it in f32: 4H, where the engine's
+//!     own kernels for the processor do not serve (on a GPU, and for Gemma's). For
 //!     adapters on query, key or value and on gate or up their outputs: eH each, once where both parts read the same. The
 //!     norms of query and key heads keep Q + K alike;
 //!   - attention keeps query, key, value and result: e(2Q + 2K), and 4h for the normalisers of its softmax. Where scores are
@@ -17,9 +18,8 @@
 //!     A window that is shorter than L makes a mask: eL;
 //!   - the feed-forward part keeps gate and up: 2eF, without a gate only up: eF; and what goes into down for an adapter
 //!     there: eF;
-//!   - where the fused kernels for f32 on the processor do not serve, or the gate's activation is not SiLU, the activated
-//!     gate too: eF; in the former case also attention's result once more, laid end to end, for an adapter on the output
-//!     projection: eQ;
+//!   - on a GPU, or where the gate's activation is not SiLU, the activated gate too: eF; on a GPU, and where attention has
+//!     scores or masks in memory, also its result once more, laid end to end, for an adapter on the output projection: eQ;
 //!   - each LoRA adapter keeps its input times A: e · rank; dropout keeps mask and masked input: 2e · in, in place of the
 //!     shared input; DoRA keeps the output that it scales: e · out;
 //!   - IA3 keeps what it scales: the input that a scaled input reads back, or the output: e · out;
@@ -29,12 +29,11 @@
 //!
 //!   Gradients on their way through one layer take, beside that, e · max(3F + 2H, 4Q + 2K + 2H) per token, with 2F in place
 //!   of 3F where there is no gate, and 8hL for scores that stand in memory. With recompute
-//!   only each layer's input is kept, eH per token, and one layer at a time is as above. On the processor a third is added:
-//!   blocks that were freed do not all fit again (a LoRA step of SmolLM2-135M on 512 tokens took 0.69 GB of activations
-//!   where 0.51 were alive). QLoRA decodes one matrix at a time: the largest of them, e each, and on a GPU [`DECODING`]
+//!   only each layer's input is kept, eH per token, and one layer at a time is as above. QLoRA decodes one matrix at a time: the largest of them, e each, and on a GPU [`DECODING`]
 //!   bytes more for every element.
-//! - *logits*: the head works through the trained tokens in parts of at most [`LOGITS_AT_ONCE`] logits; 8 bytes per
-//!   logit in f32 (logits, and a copy that the normaliser takes), 10 in bf16; and twice eH per trained token.
+//! - *logits*: the head works through the trained tokens in parts of at most [`LOGITS_AT_ONCE`] logits: e each on the
+//!   processor, where they become their gradient in place; 8 bytes in f32 (logits, and a copy that the normaliser takes)
+//!   and 10 in bf16 on a GPU, under a cap, and for preference pairs; and twice eH per trained token.
 //!   A trained head keeps its gradient twice while the parts are worked through: 8 bytes for each of its weights.
 //! - *runtime*: libtorch, its kernels and their workspaces ([`Place::runtime_bytes`]), measured, not derived.
 //!
@@ -146,11 +145,6 @@ impl Place {
             }
         }
         Ok(Self { gpu: false, available: machine::memory().available })
-    }
-
-    /// Bytes that so many bytes of activations take in the end.
-    fn spread(self, activations: u64) -> u64 {
-        if self.gpu { activations } else { activations + activations / 3 }
     }
 
     /// Memory that the libraries take by themselves.
@@ -288,11 +282,10 @@ impl Model<'_> {
         let batch = if has_prompt { batch + virtual_tokens } else { batch };
         let own = if has_prompt { config.method.virtual_tokens as u64 } else { 0 };
         let longest = longest_row(config, data) + own;
-        let fused = !half && !place.gpu;
+        let fused = !place.gpu;
         let shape = Shape { element, fused, batch, longest, virtual_tokens, config, touched: &touched };
         let decoding = held.largest_decoded * (element + if place.gpu { DECODING } else { 0 });
-        let activations =
-            |recompute| place.spread(shape.activations(self.architecture, recompute)) + decoding;
+        let activations = |recompute| shape.activations(self.architecture, recompute) + decoding;
         let mut memory = Memory {
             weights: held.bytes(element),
             adapter: trainable * 4,
@@ -417,7 +410,7 @@ impl Touched {
 struct Shape<'a> {
     /// Bytes per element.
     element: u64,
-    /// Whether the engine's own kernels for f32 on the processor serve.
+    /// Whether the engine's own kernels for the processor serve.
     fused: bool,
     /// Tokens of a micro-batch.
     batch: u64,
@@ -477,7 +470,8 @@ impl Shape<'_> {
         };
         let plain = u64::from(!self.fused);
         let mixed = if has_open_scores(attention) { 4 * query } else { 2 * query + 2 * key };
-        let laid = plain * reads(&[Role::Output]) * query;
+        let apart = plain.max(u64::from(has_open_scores(attention) || self.is_masked(attention)));
+        let laid = apart * reads(&[Role::Output]) * query;
         let width = layer.mlp.width() as u64;
         let product = match layer.mlp {
             Mlp::Gated { activation: Activation::Silu, .. }
@@ -499,17 +493,22 @@ impl Shape<'_> {
     /// Bytes that a norm keeps of so many elements.
     fn normed(&self, norm: Norm, elements: u64) -> u64 {
         match norm {
+            Norm::Rms { .. } if self.fused => self.element * elements,
             Norm::Rms { .. } | Norm::RmsPlusOne { .. } => 4 * elements,
             Norm::Layer { .. } => self.element * elements,
         }
+    }
+
+    /// Whether a window is shorter than what it moves over.
+    fn is_masked(&self, attention: &AttentionSpec) -> bool {
+        attention.window.is_some_and(|window| (window as u64) < self.longest)
     }
 
     /// Bytes per token of scores that stand in memory, and of masks.
     fn scores(&self, attention: &AttentionSpec) -> u64 {
         let longest = self.longest;
         if !has_open_scores(attention) {
-            let is_masked = attention.window.is_some_and(|window| (window as u64) < longest);
-            return u64::from(is_masked) * longest * self.element;
+            return u64::from(self.is_masked(attention)) * longest * self.element;
         }
         let half = if self.element == 4 { 0 } else { self.element };
         let capped = if attention.score_cap.is_some() { self.element } else { 0 };
@@ -554,7 +553,13 @@ impl Shape<'_> {
 
     fn logits(&self, architecture: &Architecture) -> u64 {
         let all = self.batch * architecture.vocabulary as u64;
-        let per_logit = if self.element == 4 { 8 } else { 10 };
+        let in_place =
+            self.fused && architecture.logit_cap.is_none() && self.config.train.algorithm == Algorithm::Sft;
+        let per_logit = match self.element {
+            element if in_place => element,
+            4 => 8,
+            _ => 10,
+        };
         let states = 2 * self.batch * architecture.hidden as u64 * self.element;
         all.min(LOGITS_AT_ONCE.max(architecture.vocabulary as u64)) * per_logit
             + states

@@ -55,11 +55,34 @@ fn parts_follow_the_documented_sizes() {
     assert_eq!((memory.adapter, memory.gradients), (4_884_480 * 4, 4_884_480 * 4));
     assert_eq!(memory.optimizer, 4_884_480 * 8);
     let per_layer = 8 * 576 + 4 * 9 + 4 * (2 * 576 + 2 * 576 + 2 * 192 + 3 * 1536 + 7 * 16);
-    let alive = 512 * (30 * per_layer + 4 * (3 * 1536 + 2 * 576));
-    assert_eq!(memory.activations, alive + alive / 3);
-    assert_eq!(memory.logits, 8 * (1 << 24) + 2 * 512 * 576 * 4);
+    assert_eq!(memory.activations, 512 * (30 * per_layer + 4 * (3 * 1536 + 2 * 576)));
+    assert_eq!(memory.logits, 4 * (1 << 24) + 2 * 512 * 576 * 4);
     let parts = memory.weights + memory.adapter + memory.gradients + memory.optimizer;
     assert_eq!(memory.total, parts + memory.activations + memory.logits + memory.runtime);
+}
+
+#[test]
+fn bf16_halves_what_the_processors_own_kernels_keep() {
+    let mut half = config();
+    half.model.dtype = Dtype::Bf16;
+    let (full, half) = (of(&config(), &[512], LARGE).memory, of(&half, &[512], LARGE).memory);
+    // The normalisers of attention stay f32, and the factors are there in bf16 besides.
+    let normalisers = 512 * 30 * 4 * 9;
+    assert_eq!(half.activations, (full.activations - normalisers) / 2 + normalisers + 2 * 4_884_480);
+    assert_eq!(half.logits, full.logits / 2);
+}
+
+#[test]
+fn logits_take_more_where_they_do_not_become_their_gradient_in_place() {
+    let mut pairs = config();
+    pairs.train.algorithm = Algorithm::Dpo;
+    let gpu = Place { gpu: true, ..LARGE };
+    let states = 2 * 512 * 576 * 4;
+    let logits = |config: &Config, place| of(config, &[512], place).memory.logits - states;
+    assert_eq!(logits(&pairs, LARGE), 2 * logits(&config(), LARGE));
+    let mut exact = config();
+    exact.model.dtype = Dtype::F32;
+    assert_eq!(logits(&exact, gpu), 2 * logits(&exact, LARGE));
 }
 
 #[test]
@@ -76,7 +99,7 @@ fn only_what_adapters_read_back_is_kept() {
     // Read by others than the query: the norm before the feed-forward part, its product, six times the rank, and where
     // no fused kernel serves attention's result.
     let per_layer = 576 + 1536 + 6 * 16;
-    assert_eq!(kept(all, LARGE) - kept(queries, LARGE), 512 * 30 * 4 * per_layer / 3 * 4);
+    assert_eq!(kept(all, LARGE) - kept(queries, LARGE), 512 * 30 * 4 * per_layer);
     assert_eq!(kept(all, gpu) - kept(queries, gpu), 512 * 30 * 4 * (per_layer + 576));
     let dropped = |config: &mut Config| config.method.dropout = 0.1;
     let inputs = 3 * 576 + 576 + 2 * 576 + 1536;
