@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import pathlib
+import random
 import shutil
 import struct
 import subprocess
@@ -150,6 +151,38 @@ def check_method(family, name, dtype, device):
     return {"pass": passed, "relative_error": {"loss": loss, "grad_norm": norm}}
 
 
+def train_alike(folder, family, device):
+    """Losses of five steps on rows that begin alike, which the engine computes once."""
+    numbers = random.Random(7)
+    begin = [numbers.randrange(3, 500) for _ in range(20)]
+    rows = [begin + [numbers.randrange(3, 500) for _ in range(numbers.randrange(4, 14))] for _ in range(30)]
+    lines = [json.dumps({"input_ids": row, "labels": [-100] * 15 + row[15:]}) for row in rows]
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "luthier.toml").write_text(
+        f'[model]\npath = "{REFERENCES / "tiny" / family}"\ndtype = "f32"\ndevice = "{device}"\n'
+        f'[data]\ntrain = "train.jsonl"\neval = 0\nformat = "tokens"\nshuffle = false\npacking = false\n'
+        f"[train]\nmax_steps = 5\nbatch_size = 6\naccumulate = 1\nlearning_rate = 0.01\n"
+        f"eval_every = 0\nsample_every = 0\ncheckpoint_every = 0\n"
+    )
+    status, out, said = call([LUTHIER, "train", "-C", folder, "--json"])
+    if status:
+        raise RuntimeError(said[0])
+    return [event["loss"] for event in map(json.loads, out.splitlines()) if event["kind"] == "step"]
+
+
+def check_beginnings(family, device):
+    """The same steps on the device and on the processor, whose kernels take another way."""
+    losses = []
+    for where in (device, "cpu"):
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                losses.append(train_alike(pathlib.Path(scratch), family, where))
+            except RuntimeError as error:
+                return {"pass": False, "error": str(error)}
+    worst = max(abs(ours - theirs) / abs(theirs) for ours, theirs in zip(*losses))
+    return {"pass": len(losses[0]) == 5 and worst <= LOSS_BOUND["f32"], "relative_error": {"loss": worst}}
+
+
 def machine(device):
     index = int(device.split(":")[1]) if ":" in device else None
     facts = {"torch": torch.__version__, "python": sys.version.split()[0], "device": device}
@@ -193,6 +226,9 @@ def main():
             continue
         for dtype in ["f32", "bf16"]:
             note("methods", f"{family} {name} {dtype}", check_method(family, name, dtype, arguments.device))
+
+    for family in ["llama", "gemma2", "falcon-7b", "gpt2"]:
+        note("methods", f"{family} rows that begin alike", check_beginnings(family, arguments.device))
 
     def measured(name, found):
         result["speed"][name] = found
