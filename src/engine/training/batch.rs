@@ -262,9 +262,11 @@ mod tests {
         assert_eq!(ops::to_integers(&batch.ids.reshape([-1])).unwrap(), [1, 2, 3, 4, 5, 6, 7, 2, 3]);
         assert_eq!(ops::to_integers(&batch.positions.reshape([-1])).unwrap(), [0, 1, 2, 3, 4, 3, 4, 0, 1]);
         let Mask::Branches(documents) = batch.mask() else { panic!("{:?}", batch.mask()) };
-        let document = |shared: &[std::ops::Range<i64>], own| Document { shared: shared.to_vec(), own };
-        let expected = [document(&[], 5), document(&[0..3], 1), document(&[0..3, 5..6], 1), document(&[], 2)];
-        assert_eq!(documents, expected);
+        let shared: Vec<Vec<i64>> =
+            documents.iter().map(|document| document.shared.iter().cloned().flatten().collect()).collect();
+        assert_eq!(shared, [vec![], vec![0, 1, 2], vec![0, 1, 2, 5], vec![]]);
+        assert_eq!(documents[2].shared.len(), 2, "runs of neighbours");
+        assert_eq!(documents.iter().map(|document| document.own).collect::<Vec<_>>(), [5, 1, 1, 2]);
         assert_eq!(ops::to_integers(&batch.targets.rows).unwrap(), [2, 3, 1, 2, 5, 0, 7]);
         assert_eq!(ops::to_integers(&batch.targets.ids).unwrap(), [4, 5, 3, 6, 7, 2, 3]);
         assert_eq!((batch.tokens, batch.trained), (18, 7));
