@@ -57,9 +57,18 @@ pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
     let (family, mut architecture) = families::of_config(&settings)?;
     let (files, found) = weights(&folder)?;
     let bare = is_bare(&architecture, &found);
+    let stored_older: Vec<_> = family
+        .older_names()
+        .iter()
+        .filter(|(_, older)| found.keys().any(|name| families::under_name(name, older, "").is_some()))
+        .collect();
     let in_file = |parameter: &Parameter| match (bare, parameter.name.split_once('.')) {
         (true, Some((_, name))) if parameter.role != Role::Head => name.to_owned(),
-        _ => parameter.name.clone(),
+        _ => {
+            let name = &parameter.name;
+            let older = stored_older.iter().find_map(|(here, older)| families::under_name(name, here, older));
+            older.unwrap_or_else(|| name.clone())
+        }
     };
     if has_own_head(&architecture, &files, &found, &in_file)? {
         architecture.tied_head = false;

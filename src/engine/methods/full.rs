@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use luthier_core::model::trained::{Copied, every_tensor};
-use luthier_core::model::{ModelFiles, ModelKind, Storage};
+use luthier_core::model::{ModelFiles, ModelKind, Storage, families};
 use tch::{Kind, Tensor};
 
 use super::copies::Copies;
@@ -135,9 +135,12 @@ pub(super) fn save(
         Some(Storage::BF16) => Kind::BFloat16,
         _ => Kind::Float,
     };
+    // Every version of transformers reads files with the older names.
+    let older = families::older_names(base.architecture.family);
     let rounded = parameters.iter().map(|(name, tensor)| {
         let plain = ops::to_kind(&ops::detach(tensor)?, kind(name))?;
-        Ok((name.clone(), plain))
+        let in_file = older.iter().find_map(|(here, older)| families::under_name(name, here, older));
+        Ok((in_file.unwrap_or_else(|| name.clone()), plain))
     });
     safetensors::write(&path, named(&rounded.collect::<Result<Parameters>>()?))
 }

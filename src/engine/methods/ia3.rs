@@ -104,7 +104,7 @@ impl Ia3 {
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
-        let (mut config, mut weights) = peft::open(folder)?;
+        let (mut config, mut weights) = peft::open(folder, model)?;
         config.check(PEFT_TYPE, &KNOWN);
         let modules_to_save = config.names("modules_to_save");
         let targets: Vec<LinearModule> = model

@@ -143,7 +143,7 @@ impl Lora {
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
-        let (mut config, mut weights) = peft::open(folder)?;
+        let (mut config, mut weights) = peft::open(folder, model)?;
         let settings = Settings::read(&mut config, model);
         let targets: Vec<LinearModule> = model
             .architecture()

@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use luthier_core::model::AdapterFiles;
 use luthier_core::model::adapter::{CONFIG_FILE, WEIGHTS_FILE};
 use luthier_core::model::safetensors::Dtype;
+use luthier_core::model::{AdapterFiles, families};
 use serde_json::{Map, Value};
 use tch::Tensor;
 
 use super::Parameters;
 use crate::error::{EngineError, Result};
+use crate::models::Model;
 use crate::ops;
 use crate::weights::safetensors::{self, Stored};
 
@@ -43,15 +44,31 @@ pub(super) fn save(folder: &Path, config: &Value, parameters: &Parameters) -> Re
 /// An `adapter_config.json`, with what cannot be done of it.
 pub(super) struct PeftConfig {
     values: Map<String, Value>,
+    /// Modules that it may name otherwise: [`families::older_names`].
+    older: &'static [(&'static str, &'static str)],
     pub problems: Vec<String>,
 }
 
-/// Opens an adapter folder: its settings, and its tensors, of which none is read before it is asked for.
-pub(super) fn open(folder: &Path) -> Result<(PeftConfig, Weights)> {
-    let AdapterFiles { config, tensors, weights, .. } = AdapterFiles::open(folder)?;
+/// Opens an adapter folder for `model`: its settings, and its tensors, of which none is read before it is asked for. Both
+/// name modules as `model` does.
+pub(super) fn open(folder: &Path, model: &Model) -> Result<(PeftConfig, Weights)> {
+    let AdapterFiles { config, mut tensors, weights, .. } = AdapterFiles::open(folder)?;
+    let older = families::older_names(model.architecture().family);
+    for tensor in &mut tensors {
+        let Some(name) = tensor.name.strip_prefix(PREFIX) else { continue };
+        if let Some(newer) = newer_name(name, older) {
+            tensor.name = format!("{PREFIX}{newer}");
+        }
+    }
     let stored = Stored::new(&folder.join(WEIGHTS_FILE), weights, tensors);
     let left = stored.names().map(str::to_owned).collect();
-    Ok((PeftConfig { values: config, problems: Vec::new() }, Weights { stored, left, problems: Vec::new() }))
+    let config = PeftConfig { values: config, older, problems: Vec::new() };
+    Ok((config, Weights { stored, left, problems: Vec::new() }))
+}
+
+/// The name of a module, or of something in it, where it is an older one.
+fn newer_name(name: &str, older: &[(&str, &str)]) -> Option<String> {
+    older.iter().find_map(|(here, older)| families::under_name(name, older, here))
 }
 
 /// The `peft_type` of an adapter folder.
@@ -129,6 +146,8 @@ impl PeftConfig {
             Some(Value::Array(names)) => names.iter().map(|name| name.as_str().map(str::to_owned)).collect(),
             Some(_) => None,
         };
+        let newer = |name: String| newer_name(&name, self.older).unwrap_or(name);
+        let read = read.map(|names| names.into_iter().map(newer).collect());
         read.unwrap_or_else(|| {
             self.problem(format!("{CONFIG_FILE} has no valid {key}"));
             Vec::new()

@@ -118,7 +118,7 @@ impl Prefix {
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
-        let (mut config, mut weights) = peft::open(folder)?;
+        let (mut config, mut weights) = peft::open(folder, model)?;
         config.check(PEFT_TYPE, &KNOWN);
         let layout = Layout::of(model)?;
         let count = config.size("num_virtual_tokens", 1, LONGEST) as i64;

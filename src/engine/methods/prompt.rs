@@ -81,7 +81,7 @@ impl Prompt {
 
     /// Reads a PEFT folder. Everything that does not fit is reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
-        let (mut config, mut weights) = peft::open(folder)?;
+        let (mut config, mut weights) = peft::open(folder, model)?;
         config.check(PEFT_TYPE, &KNOWN);
         let count = config.size("num_virtual_tokens", 1, LONGEST) as i64;
         let submodules = config.value("num_transformer_submodules").and_then(Value::as_i64).unwrap_or(1);

@@ -21,8 +21,7 @@ static NAMES: [(Role, &str); 9] = [
     (Role::Up, "gpt_neox.layers.{}.mlp.dense_h_to_4h"),
     (Role::Down, "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
     (Role::FinalNorm, "gpt_neox.final_layer_norm"),
-    // In memory transformers 5 calls it `lm_head`, in files as all versions do.
-    (Role::Head, "embed_out"),
+    (Role::Head, "lm_head"),
 ];
 
 impl Family for GptNeox {
@@ -32,6 +31,10 @@ impl Family for GptNeox {
 
     fn keys(&self) -> &'static [(&'static str, &'static str)] {
         &[("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")]
+    }
+
+    fn older_names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("lm_head", "embed_out")]
     }
 
     fn harmless(&self) -> &'static [&'static str] {

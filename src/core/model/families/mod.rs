@@ -40,6 +40,12 @@ pub trait Family: Sync {
         &[]
     }
 
+    /// Modules with another name in files, and in adapters made with transformers 4: pairs of the name in memory and that
+    /// one.
+    fn older_names(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
     /// Ends of tensor names that old checkpoints carry and nothing reads.
     fn harmless(&self) -> &'static [&'static str] {
         &[".rotary_emb.inv_freq"]
@@ -138,6 +144,18 @@ pub fn of_config(settings: &Settings) -> Result<(&'static dyn Family, Architectu
         return Err(settings.unsupported("per_layer_config", "settings of single layers", remedy));
     }
     Ok((family, build(family, &settings.renamed(family.keys()))?))
+}
+
+/// [`Family::older_names`] of the family of this [`Family::name`].
+pub fn older_names(family: &str) -> &'static [(&'static str, &'static str)] {
+    FAMILIES.iter().find(|known| known.name() == family).map_or(&[], |known| known.older_names())
+}
+
+/// The name of a tensor, or of its module, with the module that `from` names under the name `to`; `None` where it is of
+/// another module.
+pub fn under_name(name: &str, from: &str, to: &str) -> Option<String> {
+    let rest = name.strip_prefix(from)?;
+    (rest.is_empty() || rest.starts_with('.')).then(|| format!("{to}{rest}"))
 }
 
 /// The family of a GGUF file, by its `general.architecture`; else the names that would be known.

@@ -70,8 +70,12 @@ fn every_reference_opens_with_exactly_its_tensors() {
         let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
         let mut stored: Vec<_> = header.keys().filter(|key| *key != "__metadata__").cloned().collect();
-        let mut needed: Vec<_> =
-            model.architecture.parameters().into_iter().map(|parameter| parameter.name).collect();
+        let older = older_names(model.architecture.family);
+        let in_file = |name: String| {
+            older.iter().find_map(|(here, older)| under_name(&name, here, older)).unwrap_or(name)
+        };
+        let needed = model.architecture.parameters().into_iter().map(|parameter| in_file(parameter.name));
+        let mut needed: Vec<_> = needed.collect();
         stored.sort();
         needed.sort();
         assert_eq!(needed, stored, "{name}");
@@ -152,7 +156,10 @@ fn references_have_the_structure_of_their_families() {
     let layer = &neox.layers[0];
     assert_eq!(layer.residual, Residual::Parallel { shared_norm: false });
     assert_eq!((layer.attention.qkv, layer.attention.rope().unwrap().rotated), (Qkv::FusedByGroup, 4));
-    assert_eq!(neox.parameters().last().unwrap().name, "embed_out.weight");
+    assert_eq!(neox.parameters().last().unwrap().name, "lm_head.weight");
+    assert_eq!(older_names("gpt_neox"), [("lm_head", "embed_out")]);
+    assert_eq!(under_name("embed_out.weight", "embed_out", "lm_head").as_deref(), Some("lm_head.weight"));
+    assert_eq!(under_name("embed_outer.weight", "embed_out", "lm_head"), None);
 
     let gpt2 = of("gpt2");
     let layer = &gpt2.layers[0];

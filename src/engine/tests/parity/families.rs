@@ -37,9 +37,7 @@ fn furthest(family: &str, recompute: bool) -> (f64, String) {
     let wanted = notes["grad_norms"].as_object().unwrap();
     assert_eq!(wanted.len(), full.parameters().len(), "{family}");
     let distance = |(name, norm): (&String, &serde_json::Value)| {
-        // What checkpoints call `embed_out`, transformers calls `lm_head` in memory.
-        let own = full.parameters().get(name).or_else(|| full.parameters().get("embed_out.weight")).unwrap();
-        let gradient = own.grad();
+        let gradient = full.parameters()[name].grad();
         let (ours, theirs) = (gradient.norm().double_value(&[]), norm.as_f64().unwrap());
         ((ours - theirs).abs() / theirs.max(1e-6), name.clone())
     };

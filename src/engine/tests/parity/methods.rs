@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use luthier_core::config::{Bias, Config, MethodKind, MethodSection, Variant};
+use luthier_core::config::{Bias, Config, MethodKind, MethodSection, Targets as Layers, Variant};
 use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::error::EngineError;
 use luthier_engine::generation::{Row, Sampling, generate};
@@ -20,7 +20,7 @@ use crate::support::{columns, distance, hidden, in_bf16, logits, peft_config, re
 
 /// Families that differ in what methods touch: split, fused and grouped projections, biases, transposed weights, tied and
 /// untied heads, learned positions, windows and caps.
-const FAMILIES: [&str; 6] = ["llama", "phi", "falcon-40b", "falcon-7b", "gpt2", "gemma2"];
+const FAMILIES: [&str; 7] = ["llama", "phi", "falcon-40b", "falcon-7b", "gpt2", "gemma2", "gpt_neox"];
 
 /// Runs with a stored PEFT adapter.
 const STORED: [&str; 9] = [
@@ -210,6 +210,37 @@ fn peft_folders_are_written_with_the_names_and_shapes_they_were_read_with() {
             };
             assert_eq!(unordered(value), unordered(&theirs[key]), "{run} {key}");
         }
+    }
+}
+
+#[test]
+fn adapters_made_with_older_names_of_modules_are_the_same_adapters() {
+    let model = open("gpt_neox");
+    let methods = [
+        config(|method| method.modules_to_save = vec!["lm_head".to_owned()]),
+        config(|method| method.targets = Layers::Names(vec!["lm_head".to_owned(), "dense".to_owned()])),
+    ];
+    for config in methods {
+        let adapter = method_of(&config).create(&model, 7).unwrap();
+        disturb(adapter.parameters(), 11);
+        let folder = tempfile::tempdir().unwrap();
+        methods::save(adapter.as_ref(), folder.path(), Purpose::Result).unwrap();
+        let settings = folder.path().join("adapter_config.json");
+        let text = std::fs::read_to_string(&settings).unwrap();
+        assert!(text.contains("lm_head"));
+        std::fs::write(&settings, text.replace("lm_head", "embed_out")).unwrap();
+        let weights = folder.path().join("adapter_model.safetensors");
+        let renamed: Parameters = safetensors::read(&weights)
+            .unwrap()
+            .into_iter()
+            .map(|(name, tensor)| (name.replace("lm_head", "embed_out"), tensor))
+            .collect();
+        assert!(renamed.keys().any(|name| name.contains("embed_out")));
+        safetensors::write(&weights, renamed.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
+        let loaded = methods::load(folder.path(), &model).unwrap();
+        let ids = some_ids(2, 9);
+        let of = |adapter: &dyn Adapter| logits(&model, &ids, Active::All(adapter));
+        assert_eq!(of(loaded.as_ref()), of(adapter.as_ref()));
     }
 }
 
