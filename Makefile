@@ -6,10 +6,10 @@ CARGO ?= cargo
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run demo test bench bench-peers gpu-check fuzz lint clean
+.PHONY: help setup build run demo test bench bench-peers bench-workbench gpu-check fuzz lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## find or install libtorch 2.11 and fetch the sample base model
 	@python3 scripts/setup.py
@@ -32,6 +32,9 @@ bench: build ## tokens per second and peak memory, per method and number format,
 
 bench-peers: build ## the same work through transformers + PEFT, in turn with ours, as ratios (installs them into the cache)
 	@python3 bench/peers.py
+
+bench-workbench: build ## what the workbench itself costs: time to the first frame, memory, bytes written to the terminal
+	@python3 bench/workbench.py
 
 gpu-check: build ## one archive that checks this build on a machine with a GPU, python3 and torch 2.11
 	@python3 scripts/gpu_check/pack.py

@@ -33,22 +33,37 @@ def _busy():
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def _children():
+def _own():
+    """Seconds that this process and those that it has waited for have worked so far."""
     used = os.times()
-    return used.children_user + used.children_system
+    return used.user + used.system + used.children_user + used.children_system
+
+
+class Others:
+    """Watches, from when it is made, which share of the machine other processes take."""
+
+    def __init__(self):
+        self.began, self.busy, self.own = time.monotonic(), _busy(), _own()
+
+    def share(self):
+        """Their share so far, once our own have been waited for; None where the system does not say."""
+        if self.busy is None:
+            return None
+        machine = (time.monotonic() - self.began) * os.cpu_count()
+        return max(0.0, _busy() - self.busy - (_own() - self.own)) / machine
 
 
 def answer(command, **options):
     """The JSON document on the last line that a command prints; `others` in it is the share of the machine that other
     processes took meanwhile."""
-    began, busy, own = time.monotonic(), _busy(), _children()
+    others = Others()
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False, **options)
     if done.returncode:
         sys.exit(f"bench: {command[0]} ended with status {done.returncode}; what it said stands above")
     found = json.loads(done.stdout.splitlines()[-1])
-    if busy is not None:
-        machine = (time.monotonic() - began) * os.cpu_count()
-        found["others"] = max(0.0, _busy() - busy - (_children() - own)) / machine
+    share = others.share()
+    if share is not None:
+        found["others"] = share
     return found
 
 
