@@ -132,9 +132,7 @@ type Step = Vec<Vec<EncodedRow>>;
 /// What the work comes to.
 struct Plan {
     files: ModelFiles,
-    method: MethodSection,
-    /// As `base_model_name_or_path` has it.
-    base: PathBuf,
+    config: Config,
     /// Makes the rows of a step.
     rows: Box<dyn Fn(usize) -> Step>,
 }
@@ -149,8 +147,9 @@ pub fn bench(bench: &Bench) -> Result<Figures> {
         }
         Work::Project { folder } => project(folder)?,
     };
+    device::prepare(&plan.config, device)?;
     let began = Instant::now();
-    let quantisation = Quantisation::of(plan.method.kind, &plan.files);
+    let quantisation = Quantisation::of(plan.config.method.kind, &plan.files);
     let model = Model::load(&plan.files, device, kind, quantisation)?;
     let load_seconds = began.elapsed().as_secs_f64();
     if let Some(path) = &bench.rows_to {
@@ -177,10 +176,12 @@ pub fn bench(bench: &Bench) -> Result<Figures> {
 fn random(model: &Path, method: MethodKind, rank: usize, batch: usize, length: usize) -> Result<Plan> {
     let files = ModelFiles::open(model).map_err(|error| EngineError::Config(error.to_string()))?;
     let vocabulary = files.architecture.vocabulary;
+    let mut config = Config::default();
+    config.model.path = model.display().to_string();
+    config.method = MethodSection { kind: method, rank, alpha: 2.0 * rank as f64, ..config.method };
     Ok(Plan {
         files,
-        method: MethodSection { kind: method, rank, alpha: 2.0 * rank as f64, ..Config::default().method },
-        base: model.to_owned(),
+        config,
         rows: Box::new(move |step| {
             vec![(0..batch).map(|row| random_row(vocabulary, length, step, row)).collect()]
         }),
@@ -195,8 +196,7 @@ fn project(folder: &Path) -> Result<Plan> {
     let order = StepOrder::new(&lengths, &config);
     Ok(Plan {
         files,
-        base: config.model.path.clone().into(),
-        method: config.method,
+        config,
         rows: Box::new(move |step| {
             let rows = |sequences: Vec<Vec<usize>>| {
                 sequences.iter().flatten().filter_map(|&row| prepared.train.get(row).cloned()).collect()
@@ -218,10 +218,7 @@ fn write_rows(path: &Path, plan: &Plan, steps: usize) -> Result<()> {
 }
 
 fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
-    let mut config = Config::default();
-    config.model.path = plan.base.display().to_string();
-    config.method.clone_from(&plan.method);
-    let adapter = method_of(&config).create(model, 0)?;
+    let adapter = method_of(&plan.config).create(model, 0)?;
     let mut optimizer = AdamW::new(adapter.parameters())?;
     let late = Reading::of(model.device()) == Reading::Late;
     let mut in_flight: Option<(Launched, u64)> = None;
@@ -239,8 +236,9 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
             // What was counted so far is forgotten.
             csrc::time_spent()?;
         }
-        let batch =
-            |rows: &Vec<EncodedRow>| collate(rows, Beginnings::under(adapter.as_ref()), model.device());
+        let batch = |rows: &Vec<EncodedRow>| {
+            collate(rows, Beginnings::under(model, adapter.as_ref()), model.device())
+        };
         let batches = rows.iter().map(batch).collect::<Result<Vec<_>>>()?;
         let settings = Settings {
             adamw: csrc::AdamW {

@@ -15,10 +15,11 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 pub use self::device::{
-    DeviceMemory, Event, device_memory, open_cuda, release_device_memory, set_deterministic, set_tf32, upload,
+    DeviceMemory, Event, device_memory, download, open_cuda, release_device_memory, set_deterministic,
+    set_tf32, tf32, upload,
 };
 pub use self::kernels::{
-    Documents, LowRank, adapted_linear, add_low_rank, all_plain, attend, attention, is_plain, linear,
+    LowRank, Seen, adapted_linear, add_low_rank, all_plain, attend, attention, gather, is_plain, linear,
     rms_norm, rope, swiglu, time_spent,
 };
 pub use self::memory::{Element, borrow_map, fill, map, release_pages, with_floats};
@@ -44,6 +45,10 @@ unsafe extern "C" {
     fn luthier_set_threads(threads: c_int) -> c_int;
     fn luthier_set_deterministic(on: c_int) -> c_int;
     fn luthier_set_tf32(on: c_int) -> c_int;
+    fn luthier_tf32(on: *mut c_int) -> c_int;
+    fn luthier_download(x: Pointer, out: *mut Pointer) -> c_int;
+    fn luthier_gather(x: Pointer, index: Pointer, out: *mut Pointer) -> c_int;
+    fn luthier_event_wait(event: EventPointer) -> c_int;
     fn luthier_upload(x: Pointer, device: c_int, out: *mut Pointer) -> c_int;
     fn luthier_event_record(device: c_int, out: *mut EventPointer) -> c_int;
     fn luthier_event_seconds(earlier: EventPointer, later: EventPointer, out: *mut f64) -> c_int;

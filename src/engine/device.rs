@@ -46,7 +46,7 @@ pub fn choose(device: &config::Device) -> Result<Device> {
     }
 }
 
-/// Makes the process compute as a configuration wants it. A CPU is deterministic, and knows no TF32.
+/// Makes the process compute as a configuration wants it. Both settings are a GPU's: a CPU is deterministic and exact.
 pub fn prepare(config: &Config, device: Device) -> Result<()> {
     if device.is_cuda() {
         csrc::set_deterministic(config.train.deterministic)?;

@@ -154,6 +154,17 @@ pub fn select_rows(x: &Tensor, dimension: i64, index: &Tensor) -> Result<Tensor>
     labelled("select_rows", &[x, index], x.f_index_select(dimension, index))
 }
 
+/// As [`select_rows`] along the first dimension, for rows that are named several times and learn from each: their gradients
+/// are summed in f32.
+pub fn gather(x: &Tensor, index: &Tensor) -> Result<Tensor> {
+    if x.numel() == 0 { select_rows(x, 0, index) } else { csrc::gather(x, index) }
+}
+
+/// `x` with the rows that `index` (int64, one-dimensional) names replaced by those of `rows`.
+pub fn with_rows(x: &Tensor, index: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    labelled("with_rows", &[x, index, rows], x.f_index_copy(0, index, rows))
+}
+
 /// Rows of `table` `[V, H]` for `ids` (int64, any shape): `[…, H]`.
 pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     labelled("embedding", &[table, ids], Tensor::f_embedding(table, ids, -1, false, false))
@@ -518,7 +529,11 @@ pub fn causal_mask(
     window: Option<i64>,
     device: Device,
 ) -> Result<Tensor> {
-    let past = integers(past, device)?;
+    let past = match past {
+        // Made where it is needed: this one may be asked for in every layer.
+        &[past] => labelled("causal_mask", &[], Tensor::f_full([1], past, (Kind::Int64, device)))?,
+        _ => integers(past, device)?,
+    };
     let mask = (|| {
         let last = past
             .f_reshape([-1, 1, 1, 1])?

@@ -478,6 +478,53 @@ struct Rope : torch::autograd::Function<Rope> {
   }
 };
 
+// Sums [count, …] of the rows of x, f32, each of which belongs to one of `count`; in an order that does not change.
+Tensor summed_by_row(const Tensor& x, const std::vector<int64_t>& rows, int64_t count) {
+  std::vector<int64_t> ends(count + 1, 0), from(rows.size());
+  for (int64_t row : rows) ++ends[row + 1];
+  for (int64_t row = 0; row < count; ++row) ends[row + 1] += ends[row];
+  std::vector<int64_t> next(ends.begin(), ends.end() - 1);
+  for (size_t i = 0; i < rows.size(); ++i) from[next[rows[i]]++] = static_cast<int64_t>(i);
+  auto shape = x.sizes().vec();
+  shape[0] = count;
+  Tensor sums = at::zeros(shape, x.options());
+  const int64_t width = x.numel() / std::max<int64_t>(1, x.size(0));
+  at::parallel_for(0, count, grain(width), [&](int64_t start, int64_t end) {
+    for (int64_t row = start; row < end; ++row) {
+      float* sum = write<float>(sums) + row * width;
+      for (int64_t i = ends[row]; i < ends[row + 1]; ++i) {
+        const float* one = floats(x) + from[i] * width;
+        for (int64_t j = 0; j < width; ++j) sum[j] += one[j];
+      }
+    }
+  });
+  return sums;
+}
+
+// Rows of x [K, …] by an index [n] that may name some of them several times. What comes back to such a row is summed in
+// f32 and rounded once, as a product sums over its rows.
+struct Gather : torch::autograd::Function<Gather> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& index) {
+    ctx->save_for_backward({index});
+    ctx->saved_data["rows"] = x.size(0);
+    return x.index_select(0, index);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const Tensor index = ctx->get_saved_variables()[0], shares = gradients[0].to(at::kFloat).contiguous();
+    const int64_t count = ctx->saved_data["rows"].toInt();
+    if (index.is_cpu()) {
+      const int64_t* named = index.const_data_ptr<int64_t>();
+      const std::vector<int64_t> rows(named, named + index.numel());
+      return {summed_by_row(shares, rows, count).to(gradients[0].scalar_type()), Tensor()};
+    }
+    auto shape = shares.sizes().vec();
+    shape[0] = count;
+    const Tensor sums = at::zeros(shape, shares.options()).index_add_(0, index, shares);
+    return {sums.to(gradients[0].scalar_type()), Tensor()};
+  }
+};
+
 // Causal attention of documents whose own tokens lie end to end, and which may begin with tokens of others.
 struct Attention : torch::autograd::Function<Attention> {
   // Queries of a task, a multiple of what the kernels compute at once.
@@ -624,32 +671,9 @@ struct Attention : torch::autograd::Function<Attention> {
     });
     const auto together = [&](const Tensor& x) {
       const Tensor by_group = heads == groups ? x : x.view({x.size(0), groups, heads / groups, size}).sum(2);
-      return (rows.empty() ? by_group : by_row(by_group, rows, key.size(0))).to(query.scalar_type());
+      return (rows.empty() ? by_group : summed_by_row(by_group, rows, key.size(0))).to(query.scalar_type());
     };
     return {dquery, together(dkey), together(dvalue), Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-
-  // Sums [count, …] of the rows of x, f32, each of which belongs to one of `count`; in an order that does not change.
-  static Tensor by_row(const Tensor& x, const std::vector<int64_t>& rows, int64_t count) {
-    std::vector<int64_t> ends(count + 1, 0), from(rows.size());
-    for (int64_t row : rows) ++ends[row + 1];
-    for (int64_t row = 0; row < count; ++row) ends[row + 1] += ends[row];
-    std::vector<int64_t> next(ends.begin(), ends.end() - 1);
-    for (size_t i = 0; i < rows.size(); ++i) from[next[rows[i]]++] = static_cast<int64_t>(i);
-    auto shape = x.sizes().vec();
-    shape[0] = count;
-    Tensor sums = at::zeros(shape, x.options());
-    const int64_t width = x.numel() / std::max<int64_t>(1, x.size(0));
-    at::parallel_for(0, count, grain(width), [&](int64_t start, int64_t end) {
-      for (int64_t row = start; row < end; ++row) {
-        float* sum = write<float>(sums) + row * width;
-        for (int64_t i = ends[row]; i < ends[row + 1]; ++i) {
-          const float* one = floats(x) + from[i] * width;
-          for (int64_t j = 0; j < width; ++j) sum[j] += one[j];
-        }
-      }
-    });
-    return sums;
   }
 };
 

@@ -7,14 +7,13 @@ use std::time::Instant;
 use tch::{Device, Tensor};
 
 use super::{
-    EventPointer, checked, luthier_device_memory, luthier_device_memory_release, luthier_event_free,
-    luthier_event_record, luthier_event_seconds, luthier_set_deterministic, luthier_set_tf32, luthier_upload,
-    owned, pointer,
+    EventPointer, checked, luthier_device_memory, luthier_device_memory_release, luthier_download,
+    luthier_event_free, luthier_event_record, luthier_event_seconds, luthier_event_wait,
+    luthier_set_deterministic, luthier_set_tf32, luthier_tf32, luthier_upload, owned, pointer,
 };
 use crate::error::{EngineError, Result};
 
-/// Whether operations must give the same bits each time, at some cost on CUDA; where libtorch has no such form of one, it
-/// fails. Must be set before CUDA is first used.
+/// Whether operations must give the same bits each time, at some cost on CUDA; one of which libtorch has no such form fails.
 pub fn set_deterministic(on: bool) -> Result<()> {
     // SAFETY: plain call without pointers.
     checked("set_deterministic", unsafe { luthier_set_deterministic(c_int::from(on)) })
@@ -52,7 +51,7 @@ pub struct DeviceMemory {
 /// What libtorch's allocator holds on a CUDA device.
 pub fn device_memory(index: usize) -> Result<DeviceMemory> {
     let mut out = [0_i64; 5];
-    let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+    let index = device_index(index)?;
     // SAFETY: the shim writes five numbers.
     checked("device_memory", unsafe { luthier_device_memory(index, out.as_mut_ptr()) })?;
     let [allocated, peak, reserved, free, total] = out;
@@ -61,7 +60,7 @@ pub fn device_memory(index: usize) -> Result<DeviceMemory> {
 
 /// Gives unused memory back to a CUDA device and starts [`DeviceMemory::peak`] anew.
 pub fn release_device_memory(index: usize) -> Result<()> {
-    let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+    let index = device_index(index)?;
     // SAFETY: plain call without pointers.
     checked("release_device_memory", unsafe { luthier_device_memory_release(index) })
 }
@@ -72,13 +71,40 @@ pub fn set_tf32(on: bool) -> Result<()> {
     checked("set_tf32", unsafe { luthier_set_tf32(c_int::from(on)) })
 }
 
+/// What [`set_tf32`] was told.
+pub fn tf32() -> Result<bool> {
+    let mut on = 0;
+    // SAFETY: one number written on success.
+    checked("tf32", unsafe { luthier_tf32(&raw mut on) })?;
+    Ok(on != 0)
+}
+
 /// A CPU tensor on a CUDA device, in whose stream the copy takes its turn: nobody waits for it.
 pub fn upload(x: &Tensor, index: usize) -> Result<Tensor> {
-    let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+    let index = device_index(index)?;
     let mut out = null_mut();
     // SAFETY: one live tensor in, one pointer written on success; libtorch keeps the pinned copy until it was read.
     checked("upload", unsafe { luthier_upload(pointer(x), index, &raw mut out) })?;
     Ok(owned(out))
+}
+
+/// A tensor in this process's memory, whose numbers are there once the device has come so far: when an [`Event`] that was
+/// recorded after this has been waited for. Itself where it is there already.
+pub fn download(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cuda() {
+        return Ok(x.shallow_clone());
+    }
+    let mut out = null_mut();
+    // SAFETY: one live tensor in, one pointer written on success.
+    checked("download", unsafe { luthier_download(pointer(x), &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// The number of a CUDA device as libtorch counts them.
+fn device_index(index: usize) -> Result<c_int> {
+    let index =
+        i8::try_from(index).map_err(|_| EngineError::Device(format!("there is no device cuda:{index}")))?;
+    Ok(c_int::from(index))
 }
 
 /// A point in what a device was given to do.
@@ -99,12 +125,21 @@ impl Event {
     /// After all that was given to `device` so far.
     pub fn record(device: Device) -> Result<Self> {
         let Device::Cuda(index) = device else { return Ok(Self(Moment::Host(Instant::now()))) };
-        let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+        let index = device_index(index)?;
         let mut out: EventPointer = null_mut();
         // SAFETY: one pointer written on success.
         checked("event", unsafe { luthier_event_record(index, &raw mut out) })?;
         let event = NonNull::new(out).ok_or_else(|| EngineError::torch("event", "there is none"))?;
         Ok(Self(Moment::Device(event)))
+    }
+
+    /// Waits until the device has come this far.
+    pub fn wait(&self) -> Result<()> {
+        match &self.0 {
+            Moment::Host(_) => Ok(()),
+            // SAFETY: a live event.
+            Moment::Device(event) => checked("event", unsafe { luthier_event_wait(event.as_ptr()) }),
+        }
     }
 
     /// Seconds from `earlier`, on the same device, to this one, as the device counts them; waits until it has come this far.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tch::{Kind, Tensor};
 
 use super::{
-    checked, luthier_adapted_linear, luthier_add_low_rank, luthier_attend, luthier_attention, luthier_linear,
-    luthier_rms_norm, luthier_rope, luthier_spent, luthier_swiglu, owned, pointer,
+    checked, luthier_adapted_linear, luthier_add_low_rank, luthier_attend, luthier_attention, luthier_gather,
+    luthier_linear, luthier_rms_norm, luthier_rope, luthier_spent, luthier_swiglu, owned, pointer,
 };
 use crate::error::{EngineError, Result};
 
@@ -57,9 +57,9 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// Documents as [`attention`] takes them. L: tokens of all documents together, each as often as it is seen as one of theirs.
+/// What each document sees, as [`attention`] takes it. L: tokens of all documents together, each as often as it is seen as one of theirs.
 #[derive(Debug, Clone, Copy)]
-pub struct Documents<'a> {
+pub struct Seen<'a> {
     /// Tokens of each document that come before its own.
     pub before: &'a [i64],
     /// Own tokens of each document, at least one.
@@ -71,14 +71,8 @@ pub struct Documents<'a> {
 /// Causal softmax attention of documents whose own tokens lie end to end, and which may begin with tokens that have no
 /// queries of their own: `query` `[N, heads, size]`, `key` and `value` `[K, groups, size]`; plain tensors only. Returns
 /// `[N, heads · size]`.
-pub fn attention(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    documents: Documents,
-    scale: f64,
-) -> Result<Tensor> {
-    let Documents { before, own, rows } = documents;
+pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, seen: Seen, scale: f64) -> Result<Tensor> {
+    let Seen { before, own, rows } = seen;
     if before.len() != own.len() {
         return Err(EngineError::torch("attention", "documents with and without tokens before their own"));
     }
@@ -99,6 +93,15 @@ pub fn attention(
             &raw mut out,
         )
     })?;
+    Ok(owned(out))
+}
+
+/// The rows of `x` `[K, …]` that `index` `[n]` (int64) names, some of them perhaps several times: what comes back to one
+/// is then summed in f32 and rounded once.
+pub fn gather(x: &Tensor, index: &Tensor) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: two live tensors in, one pointer written on success; the shim checks shapes, libtorch the index.
+    checked("gather", unsafe { luthier_gather(pointer(x), pointer(index), &raw mut out) })?;
     Ok(owned(out))
 }
 

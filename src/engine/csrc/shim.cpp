@@ -220,6 +220,8 @@ int luthier_prepare_process() {
     luthier::Heap::install();
     // Segments that grow instead of being sought anew halve CUDA fragmentation under changing shapes.
     setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", 0);
+    // Without it cuBLAS may give other bits each time; it takes 32 MiB.
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
   });
 }
 
@@ -232,8 +234,6 @@ int luthier_set_deterministic(int on) {
     at::globalContext().setDeterministicAlgorithms(on != 0, /*warn_only=*/false);
     // Nothing is read before it was written, so that nothing needs to be filled.
     at::globalContext().setDeterministicFillUninitializedMemory(false);
-    // cuBLAS asks for it, and looks when it is first used.
-    if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
   });
 }
 
@@ -241,6 +241,11 @@ int luthier_set_tf32(int on) {
   return guarded([=] {
     at::globalContext().setFloat32MatmulPrecision(on ? "high" : "highest");
   });
+}
+
+// Whether products of f32 on CUDA may round their operands.
+int luthier_tf32(int* on) {
+  return guarded([=] { *on = at::globalContext().float32MatmulPrecision() != at::Float32MatmulPrecision::HIGHEST; });
 }
 
 // A tensor of this process's memory on a CUDA device, by way of pinned memory, in the device's current stream.
@@ -252,6 +257,23 @@ int luthier_upload(Tensor* x, int device, Tensor** out) {
   });
 }
 
+// A CUDA tensor in pinned memory of this process, where it is when the device has come so far.
+int luthier_download(Tensor* x, Tensor** out) {
+  return guarded([=] {
+    at::NoGradGuard no_grad;
+    Tensor host = at::empty(x->sizes(), x->options().device(at::kCPU).pinned_memory(true));
+    *out = new Tensor(host.copy_(*x, /*non_blocking=*/true));
+  });
+}
+
+// Rows of x [K, …] by index [n], int64.
+int luthier_gather(Tensor* x, Tensor* index, Tensor** out) {
+  return guarded([=] {
+    TORCH_CHECK(x->dim() > 0 && x->numel() > 0 && index->dim() == 1 && index->scalar_type() == at::kLong);
+    *out = new Tensor(Gather::apply(*x, *index));
+  });
+}
+
 // After everything that the current stream of a CUDA device was given so far.
 int luthier_event_record(int device, c10::Event** out) {
   return guarded([=] {
@@ -260,6 +282,10 @@ int luthier_event_record(int device, c10::Event** out) {
     event->record(cuda.getStream(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device))));
     *out = event.release();
   });
+}
+
+int luthier_event_wait(c10::Event* event) {
+  return guarded([=] { event->synchronize(); });
 }
 
 // Waits for the later one.

@@ -84,7 +84,7 @@ pub fn held_out(
     let _guard = tch::no_grad_guard();
     let (mut sum, mut correct, mut trained, mut done) = (0.0, 0.0, 0, 0);
     for part in parts(rows) {
-        let batch = collate(part.iter().copied(), Beginnings::Once, model.device())?;
+        let batch = collate(part.iter().copied(), Beginnings::of(model), model.device())?;
         if batch.trained > 0 {
             let pass = Pass { positions: &batch.positions, mask: batch.mask(), adapters, noise: None };
             let hidden = model.hidden(&batch.ids, &pass, None)?;
@@ -119,7 +119,7 @@ pub fn held_out_pairs(
     let _guard = tch::no_grad_guard();
     let (mut loss, mut rewards, mut trained, mut done) = (0.0, [0.0; 3], 0, 0);
     for part in parts(rows) {
-        let batch = reference.batch(model, &part, Beginnings::Once)?;
+        let batch = reference.batch(model, &part, Beginnings::of(model))?;
         let policy = log_probs(model, adapters, &batch.pairs)?;
         let compared = dpo.compare(&policy, &batch.reference)?;
         loss += ops::to_doubles(&compared.losses)?.iter().sum::<f64>();

@@ -190,8 +190,9 @@ impl Attention {
         let Some(spread) = documents.spread() else {
             return self.documents_apart(query, key, value, &lengths, prefix);
         };
-        // Documents that share nothing any more; what their shared queries give is dropped.
-        let apart = |x: &Tensor| ops::select_rows(x, 0, &spread.rows);
+        // Documents that share nothing any more. Queries of shared tokens are computed for each of them and dropped: without
+        // them a document of its own would need a mask, for which there is no fast kernel on a GPU.
+        let apart = |x: &Tensor| ops::gather(x, &spread.rows);
         let mixed = self.documents_apart(&apart(query)?, &apart(key)?, &apart(value)?, &lengths, prefix)?;
         ops::select_rows(&mixed, 0, &spread.own)
     }

@@ -1,5 +1,6 @@
 //! The model: embedding, blocks, final norm, head; the walk through them, and its twin that keeps no activations.
 
+use luthier_core::model::architecture::{AttentionSpec, Position};
 use luthier_core::model::roles::Role;
 use luthier_core::model::{Architecture, ModelFiles, Quantisation};
 use tch::{Device, Kind, Tensor};
@@ -128,6 +129,16 @@ impl Model {
     /// Bytes that the weights take; of those that stay mapped, in their file.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// Whether attention, like all else, is computed once for tokens that several documents begin with
+    /// ([`Mask::Branches`]).
+    pub fn shares_attention(&self) -> bool {
+        let is_usual = |attention: &AttentionSpec| {
+            attention.score_cap.is_none() && attention.position != Position::Linear
+        };
+        self.device == Device::Cpu
+            && self.files.architecture.layers.iter().all(|layer| is_usual(&layer.attention))
     }
 
     /// Every linear layer that an adapter can act on, by [`crate::weights::Site`]; the head is the last.

@@ -103,9 +103,9 @@ impl Documents {
 
     /// Calls `f` with the documents as [`csrc::attention`] takes them, `count` rows of keys that all of them see first
     /// lying above the others.
-    pub fn seen_after<T>(&self, count: i64, f: impl FnOnce(csrc::Documents) -> T) -> T {
+    pub fn seen_after<T>(&self, count: i64, f: impl FnOnce(csrc::Seen) -> T) -> T {
         if count == 0 {
-            return f(csrc::Documents { before: &self.before, own: &self.own, rows: &self.rows });
+            return f(csrc::Seen { before: &self.before, own: &self.own, rows: &self.rows });
         }
         let (mut start, mut rows) = (count, Vec::new());
         for document in &self.list {
@@ -115,6 +115,6 @@ impl Documents {
             start += document.own;
         }
         let before: Vec<i64> = self.before.iter().map(|before| before + count).collect();
-        f(csrc::Documents { before: &before, own: &self.own, rows: &rows })
+        f(csrc::Seen { before: &before, own: &self.own, rows: &rows })
     }
 }

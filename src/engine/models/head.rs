@@ -82,7 +82,7 @@ fn cross_entropy(
 ) -> Result<CrossEntropy> {
     let width = hidden.size().last().copied().unwrap_or_default();
     let flat = ops::reshape(hidden, &[-1, width])?;
-    let chosen = ops::select_rows(&flat, 0, &targets.rows)?;
+    let chosen = ops::gather(&flat, &targets.rows)?;
     let head = model.head();
     let Folded { weight, bias } = match adapters {
         Active::Base => head.folded(None, model.kind())?,

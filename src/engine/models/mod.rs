@@ -27,7 +27,8 @@ use crate::ops;
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// `[B, T]` int64: the place of each token in its own document, from 0. Virtual tokens of an adapter come before that
-    /// and are not counted here; with a cache, which holds them as it holds all earlier tokens, they are.
+    /// and are not counted here; with a cache, which holds them as it holds all earlier tokens, they are. No place lies
+    /// beyond its document, as `mask` or the cache has it.
     pub positions: &'a Tensor,
     /// Which tokens see which.
     pub mask: Mask<'a>,

@@ -21,6 +21,7 @@ use luthier_core::runs::serving::{
 use luthier_core::runs::{CONFIG_FILE, RunDir, RunError};
 
 use crate::base::{Base, device_name, model_files};
+use crate::device;
 use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
 use crate::process::{Termination, catching_panics};
@@ -168,6 +169,7 @@ impl Server {
                 if serving.config.model == config.model
                     && serving.config.data.template == config.data.template =>
             {
+                device::prepare(&config, serving.base.model.device())?;
                 serving.config = config;
             }
             _ => {

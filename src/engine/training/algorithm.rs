@@ -56,7 +56,7 @@ impl Algorithm {
             return Ok(());
         }
         for part in parts(&prepared.train).into_iter().chain(parts(&prepared.eval)) {
-            reference.fill(model, &part)?;
+            reference.fill(model, &part, Beginnings::of(model))?;
             if progress(reference.count()).is_break() {
                 break;
             }
@@ -73,7 +73,7 @@ impl Algorithm {
         before: Option<&Launched>,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Launch> {
-        let beginnings = Beginnings::under(learner.adapter);
+        let beginnings = Beginnings::under(learner.model, learner.adapter);
         match self {
             Self::Sft => {
                 let batch = |rows: &Vec<&EncodedRow>| {

@@ -12,11 +12,15 @@ use tch::{Device, Tensor};
 use crate::error::{EngineError, Result};
 use crate::methods::Adapter;
 use crate::models::head::Targets;
-use crate::models::{Document, Mask};
+use crate::models::{Document, Mask, Model};
 use crate::ops;
 
-/// Tokens are shared from one in so many on: with fewer, finding their keys costs more than computing them.
+/// Tokens are shared from one in so many on where attention, too, is computed once for them: with fewer, finding their keys
+/// costs more than computing them.
 const WORTH_SHARING: usize = 16;
+
+/// The same where attention is computed for every document, over keys that are laid out for it anew in each layer.
+const WORTH_SHARING_WITHOUT_ATTENTION: usize = 4;
 
 /// Rows for one forward pass. N tokens in all, of which C are computed, M targets of the loss.
 #[derive(Debug)]
@@ -26,7 +30,7 @@ pub struct Batch {
     pub ids: Tensor,
     /// The place of each token in its own row, int64, of the shape of `ids`.
     pub positions: Tensor,
-    documents: Documents,
+    layout: Layout,
     /// The M tokens trained on, and where each is predicted.
     pub targets: Targets,
     /// N.
@@ -37,7 +41,7 @@ pub struct Batch {
 
 /// How the rows of a batch lie in it.
 #[derive(Debug)]
-enum Documents {
+enum Layout {
     /// Each is a row.
     Rows,
     /// End to end, of these lengths.
@@ -49,16 +53,25 @@ enum Documents {
 /// How often tokens are computed that several rows begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beginnings {
-    /// Once for all of them.
-    Once,
+    /// Once for all of them, where that spares at least one token in `worth`.
+    Once {
+        /// At least 1.
+        worth: usize,
+    },
     /// For each row.
     Each,
 }
 
 impl Beginnings {
+    /// For forwards without noise.
+    pub fn of(model: &Model) -> Self {
+        let worth = if model.shares_attention() { WORTH_SHARING } else { WORTH_SHARING_WITHOUT_ATTENTION };
+        Self::Once { worth }
+    }
+
     /// For training an adapter: once, unless equal tokens are made to differ.
-    pub fn under(adapter: &dyn Adapter) -> Self {
-        if adapter.is_random() { Self::Each } else { Self::Once }
+    pub fn under(model: &Model, adapter: &dyn Adapter) -> Self {
+        if adapter.is_random() { Self::Each } else { Self::of(model) }
     }
 }
 
@@ -82,10 +95,10 @@ impl AsRef<Batch> for Batch {
 impl Batch {
     /// Which tokens see which: each row itself only.
     pub fn mask(&self) -> Mask<'_> {
-        match &self.documents {
-            Documents::Rows => Mask::Causal,
-            Documents::Apart(lengths) => Mask::Documents(lengths),
-            Documents::Branches(documents) => Mask::Branches(documents),
+        match &self.layout {
+            Layout::Rows => Mask::Causal,
+            Layout::Apart(lengths) => Mask::Documents(lengths),
+            Layout::Branches(documents) => Mask::Branches(documents),
         }
     }
 }
@@ -110,38 +123,38 @@ pub fn lay_out(sequences: &[Sequence], beginnings: Beginnings, device: Device) -
     if tokens == 0 {
         return Err(EngineError::Data("a micro-batch holds no tokens".into()));
     }
-    let laid = match beginnings {
-        Beginnings::Each => Laid::new(sequences, false),
-        Beginnings::Once => {
-            let once = Laid::new(sequences, true);
+    let computed = match beginnings {
+        Beginnings::Each => Computed::new(sequences, false),
+        Beginnings::Once { worth } => {
+            let once = Computed::new(sequences, true);
             let spared = tokens - once.ids.len();
-            if spared * WORTH_SHARING < tokens { Laid::new(sequences, false) } else { once }
+            if spared.saturating_mul(worth) < tokens { Computed::new(sequences, false) } else { once }
         }
     };
-    let computed = laid.ids.len();
-    let lengths: Vec<i64> = laid.documents.iter().map(|document| document.own).collect();
+    let count = computed.ids.len();
+    let lengths: Vec<i64> = computed.documents.iter().map(|document| document.own).collect();
     let equal = lengths.iter().all(|length| Some(length) == lengths.first());
-    let (shape, documents) = if computed < tokens {
-        ([1, computed as i64], Documents::Branches(laid.documents))
+    let (shape, layout) = if count < tokens {
+        ([1, count as i64], Layout::Branches(computed.documents))
     } else if equal {
-        ([lengths.len() as i64, lengths.first().copied().unwrap_or_default()], Documents::Rows)
+        ([lengths.len() as i64, lengths.first().copied().unwrap_or_default()], Layout::Rows)
     } else {
-        ([1, computed as i64], Documents::Apart(lengths))
+        ([1, count as i64], Layout::Apart(lengths))
     };
     let batch = Batch {
-        ids: ops::reshape(&ops::integers(&laid.ids, device)?, &shape)?,
-        positions: ops::reshape(&ops::integers(&laid.positions, device)?, &shape)?,
-        documents,
+        ids: ops::reshape(&ops::integers(&computed.ids, device)?, &shape)?,
+        positions: ops::reshape(&ops::integers(&computed.positions, device)?, &shape)?,
+        layout,
         tokens: tokens as u64,
-        trained: laid.wanted.len() as u64,
-        targets: Targets::at(&laid.predicted_at, &laid.wanted, device)?,
+        trained: computed.wanted.len() as u64,
+        targets: Targets::at(&computed.predicted_at, &computed.wanted, device)?,
     };
-    Ok((batch, laid.owners))
+    Ok((batch, computed.owners))
 }
 
 /// Sequences as they are computed.
 #[derive(Default)]
-struct Laid {
+struct Computed {
     /// Of each token that is computed.
     ids: Vec<i64>,
     /// Of each token that is computed.
@@ -155,24 +168,24 @@ struct Laid {
     owners: Vec<i64>,
 }
 
-impl Laid {
+impl Computed {
     fn new(sequences: &[Sequence], share: bool) -> Self {
-        let mut laid = Self::default();
+        let mut computed = Self::default();
         // The token that follows another, or starts a sequence, by its id: every way that some sequence takes.
         let mut known: HashMap<(Option<i64>, u32), i64> = HashMap::new();
         for (owner, sequence) in (0..).zip(sequences) {
-            let (mut last, mut shared, start) = (None, Vec::new(), laid.ids.len());
+            let (mut last, mut shared, start) = (None, Vec::new(), computed.ids.len());
             for (position, (&id, &trained)) in (0..).zip(sequence.ids.iter().zip(sequence.trained)) {
                 if let (true, Some(before)) = (trained, last) {
-                    laid.predicted_at.push(before);
-                    laid.wanted.push(i64::from(id));
-                    laid.owners.push(owner);
+                    computed.predicted_at.push(before);
+                    computed.wanted.push(i64::from(id));
+                    computed.owners.push(owner);
                 }
                 // Behind its first own token nothing of a sequence is known.
                 let here = known.get(&(last, id)).copied().unwrap_or_else(|| {
-                    laid.ids.push(i64::from(id));
-                    laid.positions.push(position);
-                    laid.ids.len() as i64 - 1
+                    computed.ids.push(i64::from(id));
+                    computed.positions.push(position);
+                    computed.ids.len() as i64 - 1
                 });
                 if share {
                     known.insert((last, id), here);
@@ -182,12 +195,12 @@ impl Laid {
                 }
                 last = Some(here);
             }
-            let own = (laid.ids.len() - start) as i64;
+            let own = (computed.ids.len() - start) as i64;
             if own > 0 {
-                laid.documents.push(Document { shared, own });
+                computed.documents.push(Document { shared, own });
             }
         }
-        laid
+        computed
     }
 }
 
@@ -203,6 +216,8 @@ fn extend(runs: &mut Vec<std::ops::Range<i64>>, place: i64) {
 mod tests {
     use super::*;
 
+    const ONCE: Beginnings = Beginnings::Once { worth: WORTH_SHARING };
+
     fn row(ids: &[u32], trained: &[bool]) -> EncodedRow {
         EncodedRow { row: 0, ids: ids.to_vec(), trained: trained.to_vec(), rejected: None }
     }
@@ -210,7 +225,7 @@ mod tests {
     #[test]
     fn unequal_rows_lie_end_to_end_and_none_predicts_the_next_ones_first_token() {
         let rows = [row(&[5, 6, 7], &[false, true, true]), row(&[8, 9], &[true, true])];
-        let batch = collate(&rows, Beginnings::Once, Device::Cpu).unwrap();
+        let batch = collate(&rows, ONCE, Device::Cpu).unwrap();
         assert_eq!(batch.ids.size(), [1, 5]);
         assert_eq!(ops::to_integers(&batch.positions).unwrap(), [0, 1, 2, 0, 1]);
         assert!(matches!(batch.mask(), Mask::Documents([3, 2])));
@@ -235,7 +250,7 @@ mod tests {
     #[test]
     fn equal_rows_stand_side_by_side() {
         let rows = [row(&[5, 6], &[false, true]), row(&[7, 8], &[false, false])];
-        let batch = collate(&rows, Beginnings::Once, Device::Cpu).unwrap();
+        let batch = collate(&rows, ONCE, Device::Cpu).unwrap();
         assert_eq!(batch.ids.size(), [2, 2]);
         assert!(matches!(batch.mask(), Mask::Causal));
         assert_eq!(ops::to_integers(&batch.targets.rows).unwrap(), [0]);
@@ -243,8 +258,8 @@ mod tests {
 
     #[test]
     fn nothing_to_read_is_an_error() {
-        assert!(collate(&[], Beginnings::Once, Device::Cpu).is_err());
-        assert!(collate(&[row(&[1], &[])], Beginnings::Once, Device::Cpu).is_err());
+        assert!(collate(&[], ONCE, Device::Cpu).is_err());
+        assert!(collate(&[row(&[1], &[])], ONCE, Device::Cpu).is_err());
     }
 
     #[test]
@@ -258,7 +273,7 @@ mod tests {
             row(&[1, 2], &[false, true]),
             row(&[2, 3], &[false, true]),
         ];
-        let batch = collate(&rows, Beginnings::Once, Device::Cpu).unwrap();
+        let batch = collate(&rows, ONCE, Device::Cpu).unwrap();
         assert_eq!(ops::to_integers(&batch.ids.reshape([-1])).unwrap(), [1, 2, 3, 4, 5, 6, 7, 2, 3]);
         assert_eq!(ops::to_integers(&batch.positions.reshape([-1])).unwrap(), [0, 1, 2, 3, 4, 3, 4, 0, 1]);
         let Mask::Branches(documents) = batch.mask() else { panic!("{:?}", batch.mask()) };
@@ -278,10 +293,13 @@ mod tests {
         let mut other: Vec<u32> = (100..140).collect();
         other[0] = 0;
         let rows = [row(&long, &[true; 40]), row(&other, &[true; 40])];
-        let batch = collate(&rows, Beginnings::Once, Device::Cpu).unwrap();
+        let batch = collate(&rows, ONCE, Device::Cpu).unwrap();
         assert_eq!(batch.ids.size(), [2, 40]);
         let rows = [row(&long, &[true; 40]), row(&long, &[true; 40])];
-        assert_eq!(collate(&rows, Beginnings::Once, Device::Cpu).unwrap().ids.size(), [1, 40]);
+        assert_eq!(collate(&rows, ONCE, Device::Cpu).unwrap().ids.size(), [1, 40]);
         assert_eq!(collate(&rows, Beginnings::Each, Device::Cpu).unwrap().ids.size(), [2, 40]);
+        // Half of all tokens are spared.
+        let worth = |worth| collate(&rows, Beginnings::Once { worth }, Device::Cpu).unwrap().ids.size();
+        assert_eq!((worth(2), worth(1)), (vec![1, 40], vec![2, 40]));
     }
 }

@@ -141,7 +141,10 @@ fn micro_batches_of(family: &str) -> Vec<Vec<EncodedRow>> {
 }
 
 fn on_cpu(micro_batches: &[Vec<EncodedRow>]) -> Vec<Batch> {
-    micro_batches.iter().map(|rows| collate(rows, Beginnings::Once, Device::Cpu).unwrap()).collect()
+    micro_batches
+        .iter()
+        .map(|rows| collate(rows, Beginnings::Once { worth: 16 }, Device::Cpu).unwrap())
+        .collect()
 }
 
 fn make_step(

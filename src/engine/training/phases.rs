@@ -31,8 +31,8 @@ impl Marks {
         Ok(Self { device, micro_batches: vec![Event::record(device)?], end: None })
     }
 
-    /// A forward or a backward was given to the device, in turn.
-    pub fn half(&mut self) -> Result<()> {
+    /// A forward, and then its backward, was given to the device.
+    pub fn next(&mut self) -> Result<()> {
         self.micro_batches.push(Event::record(self.device)?);
         Ok(())
     }
@@ -43,7 +43,12 @@ impl Marks {
         Ok(())
     }
 
-    /// Waits until the device has done it all.
+    /// Waits until the device has done it all, and for nothing that it was given later.
+    pub fn wait(&self) -> Result<()> {
+        self.end.as_ref().map_or(Ok(()), Event::wait)
+    }
+
+    /// How long each phase took; waits as [`Marks::wait`] does.
     pub fn phases(&self) -> Result<Phases> {
         let mut phases = Phases::default();
         for (index, pair) in self.micro_batches.windows(2).enumerate() {
@@ -64,19 +69,21 @@ mod tests {
     #[test]
     fn phases_are_the_times_between_their_marks() {
         let mut marks = Marks::new(Device::Cpu).unwrap();
-        let busy = || {
+        let busy = |microseconds: u128| {
             let since = std::time::Instant::now();
-            while since.elapsed().as_micros() < 200 {}
+            while since.elapsed().as_micros() < microseconds {}
         };
-        let whole = std::time::Instant::now();
-        for _ in 0..4 {
-            busy();
-            marks.half().unwrap();
+        for microseconds in [100, 2000, 100, 2000] {
+            busy(microseconds);
+            marks.next().unwrap();
         }
+        busy(500);
         marks.end().unwrap();
-        let whole = whole.elapsed().as_secs_f64();
+        marks.wait().unwrap();
         let Phases { forward, backward, update } = marks.phases().unwrap();
-        assert!(forward >= 400e-6 && backward >= 400e-6 && update >= 0.0, "{forward} {backward} {update}");
-        assert!(forward + backward + update <= whole + 1e-3);
+        assert!(forward >= 200e-6 && backward >= 4e-3 && update >= 500e-6, "{forward} {backward} {update}");
+        let parts: Vec<f64> =
+            marks.micro_batches.windows(2).map(|pair| pair[1].seconds_since(&pair[0]).unwrap()).collect();
+        assert_eq!((forward, backward), (parts[0] + parts[2], parts[1] + parts[3]));
     }
 }

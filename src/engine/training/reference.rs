@@ -12,6 +12,7 @@ use luthier_core::data::{EncodedRow, Prepared};
 use luthier_core::runs::{RunError, replace_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tch::Tensor;
 
 use super::batch::Beginnings;
 use super::dpo::{LogProbs, PairBatch, Pairs};
@@ -81,8 +82,18 @@ pub struct Reference {
     path: PathBuf,
     key: Key,
     known: BTreeMap<usize, [f64; 2]>,
+    /// What the device was asked to compute, and nobody has read yet.
+    asked: Vec<Asked>,
     /// Whether the file lacks some of them.
     unsaved: bool,
+}
+
+/// Pairs whose log-probabilities may still be in the making.
+#[derive(Debug)]
+struct Asked {
+    /// Their rows.
+    rows: Vec<usize>,
+    found: LogProbs,
 }
 
 impl Reference {
@@ -90,50 +101,79 @@ impl Reference {
     pub fn open(run: &Path, key: Key) -> Self {
         let path = run.join(FILE);
         let known = fs::read_to_string(&path).ok().and_then(|text| parse(&text, &key)).unwrap_or_default();
-        Self { path, key, known, unsaved: false }
+        Self { path, key, known, asked: Vec::new(), unsaved: false }
     }
 
-    /// Number of pairs that are known.
+    /// Number of pairs that are known, or will be.
     pub fn count(&self) -> usize {
-        self.known.len()
+        self.known.len() + self.asked.iter().map(|asked| asked.rows.len()).sum::<usize>()
     }
 
-    /// Computes those of `rows` that are not known, in one forward pass without gradient.
-    pub fn fill(&mut self, model: &Model, rows: &[&EncodedRow]) -> Result<()> {
-        let missing: Vec<&EncodedRow> =
-            rows.iter().copied().filter(|row| !self.known.contains_key(&row.row)).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let _guard = tch::no_grad_guard();
-        let pairs = Pairs::new(&missing, Beginnings::Once, model.device())?;
-        let found = log_probs(model, Active::Base, &pairs)?;
-        let sides = ops::to_doubles(&found.chosen)?.into_iter().zip(ops::to_doubles(&found.rejected)?);
-        self.known.extend(
-            missing.iter().map(|row| row.row).zip(sides.map(|(chosen, rejected)| [chosen, rejected])),
-        );
-        self.unsaved = true;
-        Ok(())
+    /// Computes those of `rows` that are not known, in one forward pass without gradient, and waits for them.
+    pub fn fill(&mut self, model: &Model, rows: &[&EncodedRow], beginnings: Beginnings) -> Result<()> {
+        self.ask(model, rows, beginnings)?;
+        self.settle()
     }
 
-    /// Pairs with their reference, computing what is missing of it.
+    /// Pairs with their reference, computing what is missing of it. Where none of them was asked for before, or all are
+    /// known, nothing waits for the device.
     pub fn batch(
         &mut self,
         model: &Model,
         rows: &[&EncodedRow],
         beginnings: Beginnings,
     ) -> Result<PairBatch> {
-        self.fill(model, rows)?;
-        let side = |side: usize| {
-            let known = rows.iter().filter_map(|row| self.known.get(&row.row));
-            ops::doubles(&known.map(|sides| sides[side]).collect::<Vec<_>>(), model.device())
+        if self.asked.iter().any(|asked| rows.iter().any(|row| asked.rows.contains(&row.row))) {
+            self.settle()?;
+        }
+        let places: Vec<i64> = (0..)
+            .zip(rows)
+            .filter(|(_, row)| !self.known.contains_key(&row.row))
+            .map(|(place, _)| place)
+            .collect();
+        self.ask(model, rows, beginnings)?;
+        let asked = self.asked.last().filter(|_| !places.is_empty()).map(|asked| &asked.found);
+        let side = |side: usize, found: Option<&Tensor>| {
+            let known = rows.iter().map(|row| self.known.get(&row.row).map_or(0.0, |sides| sides[side]));
+            let known = ops::doubles(&known.collect::<Vec<_>>(), model.device())?;
+            match found {
+                Some(found) => ops::with_rows(&known, &ops::integers(&places, model.device())?, found),
+                None => Ok(known),
+            }
         };
-        let reference = LogProbs { chosen: side(0)?, rejected: side(1)? };
-        Ok(PairBatch { pairs: Pairs::new(rows, beginnings, model.device())?, reference })
+        let chosen = side(0, asked.map(|found| &found.chosen))?;
+        let rejected = side(1, asked.map(|found| &found.rejected))?;
+        let pairs = Pairs::new(rows, beginnings, model.device())?;
+        Ok(PairBatch { pairs, reference: LogProbs { chosen, rejected } })
+    }
+
+    /// Asks for those of `rows` that are not known.
+    fn ask(&mut self, model: &Model, rows: &[&EncodedRow], beginnings: Beginnings) -> Result<()> {
+        let missing: Vec<&EncodedRow> =
+            rows.iter().copied().filter(|row| !self.known.contains_key(&row.row)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let _guard = tch::no_grad_guard();
+        let pairs = Pairs::new(&missing, beginnings, model.device())?;
+        let found = log_probs(model, Active::Base, &pairs)?;
+        self.asked.push(Asked { rows: missing.iter().map(|row| row.row).collect(), found });
+        Ok(())
+    }
+
+    /// Waits for what was asked for.
+    fn settle(&mut self) -> Result<()> {
+        for Asked { rows, found } in std::mem::take(&mut self.asked) {
+            let sides = ops::to_doubles(&found.chosen)?.into_iter().zip(ops::to_doubles(&found.rejected)?);
+            self.known.extend(rows.into_iter().zip(sides.map(|(chosen, rejected)| [chosen, rejected])));
+            self.unsaved = true;
+        }
+        Ok(())
     }
 
     /// Writes what is known to the run's directory, replacing the file as a whole.
     pub fn save(&mut self) -> Result<()> {
+        self.settle()?;
         if !self.unsaved {
             return Ok(());
         }
@@ -181,6 +221,8 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+
+    const ONCE: Beginnings = Beginnings::Once { worth: 16 };
     use crate::training::parity::tiny_llama;
 
     fn pair(row: usize, last: u32) -> EncodedRow {
@@ -205,8 +247,8 @@ mod tests {
         let mut reference = Reference::open(run.path(), key(&rows));
         reference.save().unwrap();
         assert!(!run.path().join(FILE).exists(), "nothing was known yet");
-        reference.fill(&model, &all(&rows[..2])).unwrap();
-        reference.fill(&model, &all(&rows[1..4])).unwrap();
+        reference.fill(&model, &all(&rows[..2]), ONCE).unwrap();
+        reference.fill(&model, &all(&rows[1..4]), ONCE).unwrap();
         reference.known.insert(9, [f64::NAN, f64::NEG_INFINITY]);
         reference.save().unwrap();
         let mut again = Reference::open(run.path(), key(&rows));
@@ -216,10 +258,15 @@ mod tests {
         assert_eq!(bits(&again), bits(&reference));
         assert_eq!(again.count(), 5);
         again.known.insert(0, [-1.0, -2.0]);
-        let batch = again.batch(&model, &all(&rows[..5]), Beginnings::Once).unwrap();
+        let batch = again.batch(&model, &all(&rows[..5]), ONCE).unwrap();
         let first = ops::to_doubles(&batch.reference.chosen).unwrap()[0];
         assert!((first + 1.0).abs() < 1e-12, "what is known is not computed again: {first}");
-        assert_eq!(ops::to_doubles(&batch.reference.rejected).unwrap().len(), 5);
+        let rejected = ops::to_doubles(&batch.reference.rejected).unwrap();
+        // The fifth was not known: what was asked for stands in its place, and is kept.
+        assert_eq!((rejected.len(), again.count()), (5, 6));
+        again.save().unwrap();
+        assert_eq!(again.known[&4][1].to_bits(), rejected[4].to_bits());
+        assert!(rejected[1..].iter().all(|value| *value < 0.0), "{rejected:?}");
     }
 
     #[test]
@@ -228,7 +275,7 @@ mod tests {
         let model = tiny_llama(Kind::Float);
         let rows = [pair(0, 20)];
         let mut reference = Reference::open(run.path(), key(&rows));
-        reference.fill(&model, &all(&rows)).unwrap();
+        reference.fill(&model, &all(&rows), ONCE).unwrap();
         reference.save().unwrap();
         let text = fs::read_to_string(run.path().join(FILE)).unwrap();
         let count = |key: Key| Reference::open(run.path(), key).count();

@@ -79,7 +79,7 @@ pub enum Launch {
 /// A step whose numbers nobody has read yet: the device may still be at work on it.
 #[derive(Debug)]
 pub struct Launched {
-    /// `[n]` f32: gradient norm, then each micro-batch's loss and rewards.
+    /// `[n]` f32: gradient norm, then each micro-batch's loss and rewards; in this process's memory once `marks` are passed.
     values: Tensor,
     /// 0-dimensional f32: 1 where the update was left out.
     left_out: Tensor,
@@ -151,8 +151,8 @@ impl Learner<'_> {
                 noise: Some(noise),
             };
             let loss = |hidden: &Tensor| objective.loss(model, pass.adapters, hidden, batch);
-            let how = How { recompute: settings.recompute, share: &share };
-            losses.push(add_gradients(model, &tokens.ids, &pass, how, &mut marks, &loss)?);
+            let backward = Backward { recompute: settings.recompute, share: &share };
+            losses.push(add_gradients(model, &tokens.ids, &pass, backward, &mut marks, &loss)?);
         }
         let gradients = gradients(parameters)?;
         let norm = csrc::grad_norm(&gradients)?;
@@ -166,6 +166,7 @@ impl Learner<'_> {
             csrc::clip(&gradients, &norm, settings.max_grad_norm)?;
         }
         optimizer.update(parameters, &gradients, &settings.adamw, &left_out)?;
+        let values = csrc::download(&values)?;
         marks.end()?;
         Ok(Launch::Made(Launched {
             values,
@@ -180,9 +181,10 @@ impl Learner<'_> {
 }
 
 impl Launched {
-    /// Waits for the step and reads its numbers, in one transfer. A step launched after one that was not finite changed
+    /// Waits for the step, but not for one that was launched after it, and reads its numbers. A step launched after one that was not finite changed
     /// nothing and is dropped unread.
     pub fn settle(self, optimizer: &mut AdamW) -> Result<Outcome> {
+        self.marks.wait()?;
         let mut values = ops::to_floats(&self.values)?.into_iter().map(f64::from);
         let mut next = || values.next().unwrap_or_default();
         let grad_norm = next();
@@ -214,7 +216,7 @@ impl Launched {
 
 /// How a micro-batch's gradient is made.
 #[derive(Clone, Copy)]
-struct How<'a> {
+struct Backward<'a> {
     /// As in [`Settings::recompute`].
     recompute: bool,
     /// What its loss counts by.
@@ -227,24 +229,24 @@ fn add_gradients(
     model: &Model,
     ids: &Tensor,
     pass: &Pass,
-    How { recompute, share }: How,
+    Backward { recompute, share }: Backward,
     marks: &mut Marks,
     loss: &dyn Fn(&Tensor) -> Result<Loss>,
 ) -> Result<Loss> {
     let loss = if recompute {
         let trace = model.hidden_recomputed(ids, pass)?;
         let loss = loss(&trace.hidden)?;
-        marks.half()?;
+        marks.next()?;
         csrc::backward(&[&loss.sum], &[Some(share)])?;
         model.backward(trace, ids, pass)?;
         loss
     } else {
         let loss = loss(&model.hidden(ids, pass, None)?)?;
-        marks.half()?;
+        marks.next()?;
         csrc::backward(&[&loss.sum], &[Some(share)])?;
         loss
     };
-    marks.half()?;
+    marks.next()?;
     Ok(Loss { sum: ops::detach(&loss.sum)?, ..loss })
 }
 

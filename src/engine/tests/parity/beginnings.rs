@@ -3,16 +3,20 @@
 use std::collections::BTreeMap;
 
 use luthier_core::data::EncodedRow;
+use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::csrc;
 use luthier_engine::methods::Adapter;
 use luthier_engine::models::head::losses;
-use luthier_engine::models::{Active, Model, Pass};
+use luthier_engine::models::{Active, Mask, Model, Pass};
+use luthier_engine::ops;
 use luthier_engine::training::batch::{Beginnings, collate};
 use tch::{Device, Kind, Tensor};
 
 use crate::families::FAMILIES;
 use crate::methods::{each, open};
-use crate::support::distance;
+use crate::support::{distance, reference, variant};
+
+const ONCE: Beginnings = Beginnings::Once { worth: 16 };
 
 /// Rows of several lengths: two pairs that begin alike, one of them a beginning of the other, and one that shares nothing.
 /// Long enough for the windows of the tiny models.
@@ -39,13 +43,14 @@ fn rows() -> Vec<EncodedRow> {
 fn learned(
     model: &Model,
     adapter: &dyn Adapter,
+    rows: &[EncodedRow],
     beginnings: Beginnings,
     recompute: bool,
 ) -> (Tensor, BTreeMap<String, Tensor>) {
     for parameter in adapter.parameters().values() {
         parameter.shallow_clone().zero_grad();
     }
-    let batch = collate(&rows(), beginnings, Device::Cpu).unwrap();
+    let batch = collate(rows, beginnings, Device::Cpu).unwrap();
     assert_eq!(batch.ids.numel() as u64 == batch.tokens, beginnings == Beginnings::Each);
     let adapters = Active::All(adapter);
     let pass = Pass { positions: &batch.positions, mask: batch.mask(), adapters, noise: None };
@@ -67,12 +72,18 @@ fn learned(
 
 #[test]
 fn every_family_learns_the_same_from_rows_that_share_their_beginnings() {
-    for family in FAMILIES {
-        let model = open(family);
+    // Of the variants those whose attention no tiny model has: scores with a linear bias.
+    let models = FAMILIES.iter().map(|family| (*family, open(family), None));
+    let variants = ["falcon-rw", "qwen2-mixed"].map(|name| (name, variant(name)));
+    let models = models.chain(variants.map(|(name, (model, folder))| (name, model, Some(folder))));
+    let rows = rows();
+    for (family, model, _folder) in models {
         for (name, adapter) in each(&model) {
-            let (apart, gradients) = learned(&model, adapter.as_ref(), Beginnings::Each, false);
+            let learned =
+                |beginnings, recompute| learned(&model, adapter.as_ref(), &rows, beginnings, recompute);
+            let (apart, gradients) = learned(Beginnings::Each, false);
             for recompute in [false, true] {
-                let (once, others) = learned(&model, adapter.as_ref(), Beginnings::Once, recompute);
+                let (once, others) = learned(ONCE, recompute);
                 let error = distance(&once, &apart);
                 assert!(error <= 1e-4, "{family} {name}: {error}");
                 assert_eq!(others.keys().collect::<Vec<_>>(), gradients.keys().collect::<Vec<_>>());
@@ -81,6 +92,77 @@ fn every_family_learns_the_same_from_rows_that_share_their_beginnings() {
                     let error = distance(&others[parameter], gradient) / largest;
                     assert!(error <= 1e-4, "{family} {name} {parameter}: {error}");
                 }
+            }
+        }
+    }
+}
+
+/// Distance of gradients from others, as a share of those.
+fn relative(found: &BTreeMap<String, Tensor>, exact: &BTreeMap<String, Tensor>) -> f64 {
+    let square = |x: &Tensor| x.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
+    let error: f64 = exact.iter().map(|(name, gradient)| square(&(&found[name] - gradient))).sum();
+    (error / exact.values().map(square).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn bf16_loses_nothing_where_many_rows_share_their_beginning() {
+    // So many that a sum in bf16 would lose the last of them.
+    let begin: Vec<u32> = (0..24).map(|place| (5 + place * 37) % 509).collect();
+    let row = |row: usize| EncodedRow {
+        row,
+        ids: begin.iter().copied().chain([(row as u32 * 11) % 509, 3]).collect(),
+        trained: vec![true; 26],
+        rejected: None,
+    };
+    let rows: Vec<EncodedRow> = (0..200).map(row).collect();
+    for family in ["llama", "gemma2", "falcon-7b"] {
+        let files = ModelFiles::open(&reference(&format!("tiny/{family}"))).unwrap();
+        let half = Model::load(&files, Device::Cpu, Kind::BFloat16, Quantisation::None).unwrap();
+        let full = open(family);
+        let gradients = |model: &Model, beginnings| {
+            let (_, adapter) = each(model).swap_remove(0);
+            learned(model, adapter.as_ref(), &rows, beginnings, false).1
+        };
+        let exact = gradients(&full, Beginnings::Each);
+        let [apart, once] =
+            [Beginnings::Each, ONCE].map(|beginnings| relative(&gradients(&half, beginnings), &exact));
+        assert!(once <= 1.2 * apart + 1e-3, "{family}: {once} where rows apart are {apart} away");
+    }
+}
+
+#[test]
+fn rows_of_a_shared_index_learn_from_each_of_its_uses_in_f32() {
+    let x = Tensor::ones([3, 2], (Kind::BFloat16, Device::Cpu)).set_requires_grad(true);
+    let index =
+        Tensor::cat(&[Tensor::zeros([1000], (Kind::Int64, Device::Cpu)), Tensor::from_slice(&[2_i64])], 0);
+    let y = ops::gather(&x, &index).unwrap();
+    csrc::backward(&[&y.sum(Kind::Float)], &[None]).unwrap();
+    // One by one in bf16 the sum would stop at 256.
+    let expected = Tensor::from_slice(&[1000.0_f32, 1000.0, 0.0, 0.0, 1.0, 1.0]).view([3, 2]);
+    assert_eq!(x.grad().to_kind(Kind::Float), expected);
+}
+
+#[test]
+fn how_long_the_longest_document_is_decides_long_rope_to_the_token() {
+    let (model, _folder) = variant("phi3-long-short");
+    // `original_max_position_embeddings`, from which on other frequencies are used.
+    let original = 32;
+    for (name, adapter) in each(&model) {
+        let own = adapter.virtual_tokens() as i64;
+        for length in [original - 1, original, original + 1].map(|length| length - own) {
+            let ids = Tensor::arange(2 * length, (Kind::Int64, Device::Cpu)).remainder(300).view([2, length]);
+            let positions = crate::support::columns(2, length);
+            let counts = Tensor::ones([2, length], (Kind::Bool, Device::Cpu));
+            let adapters = Active::All(adapter.as_ref());
+            let hidden = |mask: Mask| {
+                let pass = Pass { positions: &positions, mask, adapters, noise: None };
+                model.hidden(&ids, &pass, None).unwrap()
+            };
+            // The one looks at the positions, the others at what they know of them.
+            let looked = hidden(Mask::Columns(&counts));
+            for mask in [Mask::Causal, Mask::Documents(&[length, length])] {
+                let error = distance(&hidden(mask), &looked);
+                assert!(error <= 1e-4, "{name} {length}: {error}");
             }
         }
     }

@@ -145,7 +145,7 @@ fn train(
         seed: 0,
     };
     let measured = rows.iter().map(|row| {
-        let batch = collate([row], Beginnings::Once, Device::Cpu).unwrap();
+        let batch = collate([row], Beginnings::Each, Device::Cpu).unwrap();
         let learner = Learner { model, adapter: &*adapter, optimizer: &optimizer };
         let launch = learner.launch(&Sft, &[batch], &settings, None, &|| false).unwrap();
         let Launch::Made(step) = launch else { panic!("{launch:?}") };

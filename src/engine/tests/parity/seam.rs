@@ -172,7 +172,7 @@ fn attention_of_documents() {
         let [query, key, value] = [1, 2, 3].map(|seed| leaf(&shapes[seed as usize - 1], seed, kind));
         let twins = again(&[&query, &key, &value]);
         let scale = 1.0 / (size as f64).sqrt();
-        let apart = csrc::Documents { before: &[0; 5], own: &lengths, rows: &[] };
+        let apart = csrc::Seen { before: &[0; 5], own: &lengths, rows: &[] };
         let found = csrc::attention(&query, &key, &value, apart, scale).unwrap();
         let parts: Vec<Vec<Tensor>> =
             twins.iter().map(|twin| twin.to_kind(Kind::Float).split_with_sizes(lengths, 0)).collect();
@@ -206,7 +206,7 @@ fn attention_of_documents_that_share_their_beginnings() {
         let [query, key, value] = [1, 2, 3].map(|seed| leaf(&shapes[seed as usize - 1], seed, kind));
         let twins = again(&[&query, &key, &value]);
         let scale = 1.0 / (size as f64).sqrt();
-        let documents = csrc::Documents { before: &before, own: &own, rows: &rows };
+        let documents = csrc::Seen { before: &before, own: &own, rows: &rows };
         let found = csrc::attention(&query, &key, &value, documents, scale).unwrap();
         let wide: Vec<Tensor> = twins.iter().map(|twin| twin.to_kind(Kind::Float)).collect();
         let (mut start, mut from, mut expected) = (0, 0, Vec::new());
@@ -465,13 +465,13 @@ fn errors_of_the_seam_say_what_failed() {
         &Tensor::zeros([4, 2, 8], CPU),
         &Tensor::zeros([4, 3, 8], CPU),
         &Tensor::zeros([4, 3, 8], CPU),
-        csrc::Documents { before: &[0], own: &[4], rows: &[] },
+        csrc::Seen { before: &[0], own: &[4], rows: &[] },
         1.0,
     );
     assert!(error.is_err());
     let x = Tensor::zeros([4, 2, 8], CPU);
     let refused = |before: &[i64], own: &[i64], rows: &[i64]| {
-        csrc::attention(&x, &x, &x, csrc::Documents { before, own, rows }, 1.0).is_err()
+        csrc::attention(&x, &x, &x, csrc::Seen { before, own, rows }, 1.0).is_err()
     };
     assert!(refused(&[0], &[3], &[]));
     assert!(refused(&[0, 1], &[3, 1], &[0, 1, 2, 0]));
@@ -508,15 +508,17 @@ fn flags_hold_for_the_process_and_can_be_taken_back() {
     assert!(twice().is_ok());
     csrc::set_deterministic(true).unwrap();
     assert!(twice().unwrap_err().to_string().contains("deterministic"));
-    assert_eq!(std::env::var("CUBLAS_WORKSPACE_CONFIG").as_deref(), Ok(":4096:8"));
     csrc::set_deterministic(false).unwrap();
     assert!(twice().is_ok());
     // TF32 is a GPU's: what a CPU computes stays as exact as it was.
     let (a, b) = (normal(&[64, 64], 1, Kind::Float), normal(&[64, 64], 2, Kind::Float));
     let exact = a.matmul(&b);
+    assert!(!csrc::tf32().unwrap());
     csrc::set_tf32(true).unwrap();
+    assert!(csrc::tf32().unwrap());
     assert!(distance(&a.matmul(&b), &exact) <= 1e-5);
     csrc::set_tf32(false).unwrap();
+    assert!(!csrc::tf32().unwrap());
     assert_eq!(a.matmul(&b), exact);
 }
 

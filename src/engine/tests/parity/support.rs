@@ -46,6 +46,20 @@ pub fn in_bf16(family: &str, folder: &Path) {
     safetensors::write(&folder.join("model.safetensors"), named).unwrap();
 }
 
+/// A model of `tests/references/variants`, with the tokenizer that every model folder needs; the folder it stands in goes
+/// with what is returned beside it.
+pub fn variant(name: &str) -> (Model, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    for from in [reference(&format!("variants/{name}")), reference("tiny/_tokenizers/bytelevel")] {
+        for entry in std::fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let files = ModelFiles::open(folder.path()).unwrap();
+    (Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap(), folder)
+}
+
 /// Plain LoRA on the layers of these names, on all where there are none.
 pub fn lora(rank: usize, targets: &[&str]) -> LoraMethod {
     let targets = match targets {

@@ -155,7 +155,7 @@ fn answers_are_as_likely_as_they_are_to_trl() {
         known().first_step;
     let rows = rows();
     let adapter = adapter("adapter-init", &model);
-    let pairs = Pairs::new(&rows.iter().collect::<Vec<_>>(), Beginnings::Once, Device::Cpu).unwrap();
+    let pairs = Pairs::new(&rows.iter().collect::<Vec<_>>(), ONCE, Device::Cpu).unwrap();
     for (adapters, chosen, rejected) in [
         (Active::All(&adapter), &policy_logps_chosen, &policy_logps_rejected),
         (Active::Base, &ref_logps_chosen, &ref_logps_rejected),
@@ -167,6 +167,8 @@ fn answers_are_as_likely_as_they_are_to_trl() {
 }
 
 /// Steps over the reference's pairs, each step cut into micro-batches of `size`.
+const ONCE: Beginnings = Beginnings::Once { worth: 16 };
+
 struct Run<'a> {
     model: &'a Model,
     adapter: Lora,
@@ -192,7 +194,7 @@ impl<'a> Run<'a> {
         let rows: Vec<&EncodedRow> = rows.iter().collect();
         let batches: Vec<PairBatch> = rows
             .chunks(self.size)
-            .map(|part| self.reference.batch(self.model, part, Beginnings::Once).unwrap())
+            .map(|part| self.reference.batch(self.model, part, ONCE).unwrap())
             .collect();
         let settings = Settings {
             adamw: csrc::AdamW { learning_rate, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
@@ -256,6 +258,6 @@ fn a_step_does_not_depend_on_how_it_is_cut() {
 fn a_row_with_one_side_is_no_pair() {
     let mut row = rows().remove(0);
     row.rejected = None;
-    let error = Pairs::new(&[&row], Beginnings::Once, Device::Cpu).unwrap_err();
+    let error = Pairs::new(&[&row], ONCE, Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("row 0 is no preference pair"), "{error}");
 }
