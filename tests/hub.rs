@@ -342,6 +342,14 @@ fn a_revision_may_have_slashes() {
         project.luthier(["model", "inspect", "hf:org/tiny@refs/pr/1", "--json"]).run().expect(0).json();
     assert_eq!(inspected["family"], "llama");
     pull(&project, &hub, "hf:org/tiny@refs/pr/2").run().expect(2).complains(&["no revision `refs/pr/2`"]);
+    // A branch gives way to one below it, and the other way round.
+    for revision in ["next", "next/week", "next"] {
+        hub.behaviour().repositories.get_mut("org/tiny").unwrap().revisions.push(revision.to_owned());
+        pull(&project, &hub, &format!("hf:org/tiny@{revision}")).run().expect(0);
+        let noted = fs::read_to_string(repository(&project).join("refs").join(revision)).unwrap();
+        assert_eq!(noted, tiny().commit);
+    }
+    assert!(repository(&project).join("refs/refs/pr/1").exists());
 }
 
 #[test]

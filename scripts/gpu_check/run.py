@@ -179,8 +179,30 @@ def check_beginnings(family, device):
                 losses.append(train_alike(pathlib.Path(scratch), family, where))
             except RuntimeError as error:
                 return {"pass": False, "error": str(error)}
+    if [len(run) for run in losses] != [5, 5]:
+        return {"pass": False, "error": f"{[len(run) for run in losses]} steps instead of 5 each"}
     worst = max(abs(ours - theirs) / abs(theirs) for ours, theirs in zip(*losses))
-    return {"pass": len(losses[0]) == 5 and worst <= LOSS_BOUND["f32"], "relative_error": {"loss": worst}}
+    return {"pass": worst <= LOSS_BOUND["f32"], "relative_error": {"loss": worst}}
+
+
+def check_deterministic(family, name, dtype, device):
+    """Two runs with train.deterministic = true: the same bits of every loss and norm, and of what they leave behind."""
+    runs = []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = pathlib.Path(scratch)
+            write_project(folder, family, name, dtype, device)
+            status, out, said = call([LUTHIER, "train", "-C", folder, "--json", "--set", "train.deterministic=true"])
+            if status:
+                return {"pass": False, "error": said[0]}
+            steps = [(event["loss"], event["grad_norm"]) for event in map(json.loads, out.splitlines()) if event["kind"] == "step"]
+            left = sorted(folder.glob("runs/*/adapter/*.safetensors")) + sorted(folder.glob("runs/*/model/*.safetensors"))
+            runs.append((steps, [path.read_bytes() for path in left]))
+    if not runs[0][0] or not runs[0][1]:
+        return {"pass": False, "error": "the run left nothing behind"}
+    if runs[0] != runs[1]:
+        return {"pass": False, "error": "two runs differ"}
+    return {"pass": True, "relative_error": {"loss": 0.0}}
 
 
 def machine(device):
@@ -227,6 +249,12 @@ def main():
         for dtype in ["f32", "bf16"]:
             note("methods", f"{family} {name} {dtype}", check_method(family, name, dtype, arguments.device))
 
+    for family, name in [("llama", "lora"), ("llama", "dora"), ("llama", "full"), ("llama", "qlora-nf4"), ("llama", "prompt"),
+                         ("llama", "prefix"), ("falcon-40b", "lora"), ("phi", "lora")]:
+        if not (REFERENCES / "training" / family / name / "trajectory.json").exists():
+            continue
+        for dtype in ["f32", "bf16"]:
+            note("methods", f"{family} {name} {dtype} twice the same", check_deterministic(family, name, dtype, arguments.device))
     for family in ["llama", "gemma2", "falcon-7b", "gpt2"]:
         note("methods", f"{family} rows that begin alike", check_beginnings(family, arguments.device))
 

@@ -286,7 +286,7 @@ pub static KEYS: &[Key] = &[
         train.deterministic = "false",
         Kind::Flag,
         NewRun,
-        "a GPU too gives the same bits each time, at some cost"
+        "the same bits each time on a GPU too: slower, or an error if it cannot"
     ),
     key!(train.eval_every = "50", INTERVAL, Now, "steps between evaluations; 0 = only at the end"),
     key!(train.sample_every = "100", INTERVAL, Now, "steps between samples of the suite; 0 = never"),

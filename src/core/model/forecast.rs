@@ -8,18 +8,20 @@
 //! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the width, Q and K the
 //!   widths of all query heads and of all key heads, h query heads, F the feed-forward width, and a tensor that only an
 //!   adapter reads back counted only where one reads it:
-//!   - each norm keeps its input: eH, once for two that read the same; an RMS norm keeps it in f32: 4H, where the engine's
-//!     own kernels for the processor do not serve (on a GPU, and for Gemma's). For
-//!     adapters on query, key or value and on gate or up their outputs: eH each, once where both parts read the same. The
-//!     norms of query and key heads keep Q + K alike;
+//!   - each norm keeps its input: eH, once for two that read the same; an RMS norm keeps it in f32: 4H, where the
+//!     engine's own kernels for the processor do not serve (on a GPU, for Gemma's, and where the norm itself is
+//!     trained: then eH more in bf16 for what its weight reads back); for adapters on query, key or value and on gate
+//!     or up their outputs: eH each, once where both parts read the same. The norms of query and key heads keep Q + K
+//!     alike;
 //!   - attention keeps query, key, value and result: e(2Q + 2K), and 4h for the normalisers of its softmax. Where scores are
 //!     capped or biased they stand in memory, so that with L tokens in the longest row h · L · (4, e more in bf16, and e
 //!     more for a cap) are kept instead, keys and values are repeated for each query head: e · 4Q, and the mask takes L.
 //!     A window that is shorter than L makes a mask: eL;
 //!   - the feed-forward part keeps gate and up: 2eF, without a gate only up: eF; and what goes into down for an adapter
 //!     there: eF;
-//!   - on a GPU, or where the gate's activation is not SiLU, the activated gate too: eF; on a GPU, and where attention has
-//!     scores or masks in memory, also its result once more, laid end to end, for an adapter on the output projection: eQ;
+//!   - on a GPU, or where the gate's activation is not SiLU, the activated gate too: eF; on a GPU, and where attention
+//!     has scores or masks in memory, also its result once more, laid end to end, for an adapter on the output
+//!     projection: eQ;
 //!   - each LoRA adapter keeps its input times A: e · rank; dropout keeps mask and masked input: 2e · in, in place of the
 //!     shared input; DoRA keeps the output that it scales: e · out;
 //!   - IA3 keeps what it scales: the input that a scaled input reads back, or the output: e · out;
@@ -27,18 +29,20 @@
 //!   - a prefix lies before the keys and values of each document once more: e · 2K per token, its own tokens included;
 //!   - in bf16 what is trained in the place of weights, or as an adapter's factors, once more in bf16.
 //!
-//!   Gradients on their way through one layer take, beside that, e · max(3F + 2H, 4Q + 2K + 2H) per token, with 2F in place
-//!   of 3F where there is no gate, and 8hL for scores that stand in memory. With recompute
-//!   only each layer's input is kept, eH per token, and one layer at a time is as above. QLoRA decodes one matrix at a time: the largest of them, e each, and on a GPU [`DECODING`]
-//!   bytes more for every element.
+//!   Gradients on their way through one layer take, beside that, e · max(3F + 2H, 4Q + 2K + 2H) per token, with 2F in
+//!   place of 3F where there is no gate, and 8hL for scores that stand in memory. With recompute only each layer's
+//!   input is kept, eH per token, and one layer at a time is as above. QLoRA decodes one matrix at a time: the largest
+//!   of them, e each, and on a GPU [`DECODING`] bytes more for every element.
 //! - *logits*: the head works through the trained tokens in parts of at most [`LOGITS_AT_ONCE`] logits: e each on the
-//!   processor, where they become their gradient in place; 8 bytes in f32 (logits, and a copy that the normaliser takes)
-//!   and 10 in bf16 on a GPU, under a cap, and for preference pairs; and twice eH per trained token.
+//!   processor, where they become their gradient in place; 8 bytes in f32 (logits, and a copy that the normaliser
+//!   takes) and 10 in bf16 on a GPU, under a cap, and for preference pairs; on the processor e more for a head that is
+//!   trained, and in bf16 for an odd vocabulary; and twice eH per trained token.
 //!   A trained head keeps its gradient twice while the parts are worked through: 8 bytes for each of its weights.
 //! - *runtime*: libtorch, its kernels and their workspaces ([`Place::runtime_bytes`]), measured, not derived.
 //!
 //! The micro-batch is the largest that can come up: without packing the `batch_size` longest rows together, with packing
-//! `batch_size` full sequences. All its tokens count as trained; a prompt's virtual tokens come before every document.
+//! `batch_size` full sequences. All its tokens count as trained, and as if no two rows began alike. On the processor a
+//! prompt's or prefix's virtual tokens are there once; on a GPU attention lays them out before every document.
 
 use serde::Serialize;
 
@@ -277,12 +281,13 @@ impl Model<'_> {
         };
         let element = if half { 2 } else { 4 };
         let batch = largest_batch(config, data);
-        let virtual_tokens = documents(config, data) * config.method.virtual_tokens as u64;
+        let fused = !place.gpu;
+        let times = if fused { 1 } else { documents(config, data) };
+        let virtual_tokens = times * config.method.virtual_tokens as u64;
         let has_prompt = config.method.kind == MethodKind::Prompt;
         let batch = if has_prompt { batch + virtual_tokens } else { batch };
         let own = if has_prompt { config.method.virtual_tokens as u64 } else { 0 };
         let longest = longest_row(config, data) + own;
-        let fused = !place.gpu;
         let shape = Shape { element, fused, batch, longest, virtual_tokens, config, touched: &touched };
         let decoding = held.largest_decoded * (element + if place.gpu { DECODING } else { 0 });
         let activations = |recompute| shape.activations(self.architecture, recompute) + decoding;
@@ -492,8 +497,10 @@ impl Shape<'_> {
 
     /// Bytes that a norm keeps of so many elements.
     fn normed(&self, norm: Norm, elements: u64) -> u64 {
+        let trained = self.config.method.kind == MethodKind::Full;
         match norm {
-            Norm::Rms { .. } if self.fused => self.element * elements,
+            Norm::Rms { .. } if self.fused && !trained => self.element * elements,
+            Norm::Rms { .. } if self.element == 2 && trained => (4 + self.element) * elements,
             Norm::Rms { .. } | Norm::RmsPlusOne { .. } => 4 * elements,
             Norm::Layer { .. } => self.element * elements,
         }
@@ -555,8 +562,10 @@ impl Shape<'_> {
         let all = self.batch * architecture.vocabulary as u64;
         let in_place =
             self.fused && architecture.logit_cap.is_none() && self.config.train.algorithm == Algorithm::Sft;
+        let again = u64::from(self.touched.head > 0)
+            + u64::from(self.element == 2 && !architecture.vocabulary.is_multiple_of(2));
         let per_logit = match self.element {
-            element if in_place => element,
+            element if in_place => element * (1 + again),
             4 => 8,
             _ => 10,
         };

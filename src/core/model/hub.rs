@@ -146,7 +146,7 @@ fn check_repository(repository: &str) -> Result<(), &'static str> {
 
 fn check_revision(revision: &str) -> Result<(), &'static str> {
     // Branches and pull requests (`refs/pr/1`) have names with slashes; each part becomes a folder of the cache.
-    if revision.split('/').all(is_plain_file_name) {
+    if revision.len() <= LONGEST_FILE && revision.split('/').all(is_plain_file_name) {
         Ok(())
     } else {
         Err("a revision is a branch, tag or commit of letters, digits, `-`, `_`, `.` and `/`")
@@ -240,9 +240,14 @@ impl HubCache {
         self.root.join(folder_name(model))
     }
 
+    /// The folder of what is known of a model's revisions.
+    pub fn references(&self, model: &HubModel) -> PathBuf {
+        self.repository(model).join("refs")
+    }
+
     /// The file that holds the commit for which the model's revision stands.
     pub fn reference(&self, model: &HubModel) -> PathBuf {
-        self.repository(model).join("refs").join(model.revision())
+        self.references(model).join(model.revision())
     }
 
     /// The folder of a model's files at a commit.

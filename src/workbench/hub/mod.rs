@@ -108,7 +108,7 @@ pub fn pull(
     }
     pull.fetch(&files, see)?;
     if model.commit().is_none() {
-        note_commit(&cache.reference(model), &listing.commit)?;
+        note_commit(&cache.references(model), &cache.reference(model), &listing.commit)?;
     }
     let files = pull.done;
     Ok(Pulled {
@@ -192,12 +192,21 @@ fn link(snapshot: &Path, name: &str, etag: &str) -> Result<(), HubError> {
     }
 }
 
-/// Notes for which commit a revision stands; readers see the old one or the new one.
-fn note_commit(reference: &Path, commit: &str) -> Result<(), HubError> {
+/// Notes in a file below `root` for which commit a revision stands; readers see the old one or the new one.
+fn note_commit(root: &Path, reference: &Path, commit: &str) -> Result<(), HubError> {
     if fs::read_to_string(reference).is_ok_and(|noted| noted == commit) {
         return Ok(());
     }
     let folder = reference.parent().unwrap_or(reference);
+    // A hub has no branch `a` beside a branch `a/b`: what stands in the way is of one that is gone.
+    for above in folder.ancestors().take_while(|above| *above != root) {
+        if above.is_file() {
+            fs::remove_file(above).map_err(HubError::file("replace", above))?;
+        }
+    }
+    if reference.is_dir() {
+        fs::remove_dir_all(reference).map_err(HubError::file("replace", reference))?;
+    }
     fs::create_dir_all(folder).map_err(HubError::file("make", folder))?;
     let mut aside = reference.as_os_str().to_owned();
     aside.push(format!(".{}.tmp", std::process::id()));
