@@ -412,3 +412,126 @@ fn a_project_may_lie_behind_a_link() {
     let linked = project.beside("link");
     project.luthier(["plan", "-C", linked.to_str().unwrap()]).run().expect(0);
 }
+
+/// A run directory as a run leaves it that ended badly before its first checkpoint.
+fn failed_run(project: &Project) {
+    project.write("runs/20260102-150405-lora/config.toml", Project::tiny_settings());
+    let message = "error: unknown key `wurmup`\n --> config.toml:9:1\n  |\n9 | wurmup = 1\n  | ^^^^^^";
+    let status = json!({
+        "state": "failed",
+        "failure": { "class": "config", "message": message, "remedy": "correct config.toml" },
+    });
+    project.write("runs/20260102-150405-lora/status.json", status.to_string());
+}
+
+#[test]
+fn problems_of_several_lines_are_shown_on_several_lines() {
+    let project = Project::tiny();
+    failed_run(&project);
+    let told = project.luthier(["run", "show", "latest"]).run().expect(0);
+    assert!(!told.stdout.contains('⏎'), "{told}");
+    let column = |wanted: &str| told.stdout.lines().find_map(|line| line.find(wanted));
+    assert_eq!(column("wurmup = 1"), column("^^^^^^"), "{told}");
+    for setting in ["train.learning_rte=1", "train.learning_rate=fast"] {
+        let told = project.luthier(["run", "edit", "latest", setting]).run().expect(2);
+        let told = told.complains(&["learning_rate", "\n1 | train", "^^^^"]);
+        assert!(!told.stderr.contains('⏎'), "{told}");
+    }
+    project
+        .luthier(["run", "edit", "latest", "train.learning_rate=1e-3"])
+        .run()
+        .expect(1)
+        .complains(&["it failed"]);
+}
+
+#[test]
+fn a_warm_up_longer_than_the_run_is_refused() {
+    let project = Project::tiny();
+    let settings = Project::tiny_settings().replace("max_steps = 12", "epochs = 3");
+    project.write("luthier.toml", settings);
+    let packed = project.luthier(["plan", "--json"]).run().expect(0).json()["steps"].as_u64().unwrap();
+    with(&project, &["plan"], &format!("train.warmup={packed}")).expect(0);
+    for command in [&["plan"][..], &["train"], &["data", "check"]] {
+        with(&project, command, "train.warmup=500").expect(2).complains(&[
+            "train.warmup = 500 steps",
+            &format!("ends after {packed} "),
+            "train.epochs = 3 over 24 rows",
+            "a share of the run",
+        ]);
+    }
+    assert!(!project.path().join("runs").exists());
+}
+
+#[test]
+fn a_theme_that_there_is_not_is_named_and_keeps_nothing_from_being_done() {
+    let project = Project::tiny();
+    fs::create_dir_all(project.beside("config").join("luthier/themes")).unwrap();
+    fs::write(project.beside("config").join("luthier/themes/mine.toml"), "inherits = \"luthier\"\n").unwrap();
+    for command in [&["plan"][..], &["data", "check"]] {
+        with(&project, command, "ui.theme=solarised").expect(0).complains(&[
+            "ui.theme",
+            "no theme solarised",
+            "high-contrast",
+            "mine",
+        ]);
+        assert_eq!(with(&project, command, "ui.theme=mine").expect(0).stderr, "");
+    }
+}
+
+#[test]
+fn a_run_without_a_checkpoint_has_nothing_to_evaluate() {
+    let project = Project::tiny();
+    failed_run(&project);
+    for checkpoint in [&[][..], &["--checkpoint", "4"]] {
+        project
+            .luthier(["eval", "latest"].into_iter().chain(checkpoint.iter().copied()))
+            .run()
+            .expect(1)
+            .complains(&[
+                "failed before its first checkpoint",
+                "wurmup",
+                "correct config.toml",
+                "run resume",
+            ]);
+    }
+}
+
+#[test]
+fn what_a_model_is_held_against_must_be_there() {
+    let project = Project::tiny();
+    let model = reference("tiny/llama");
+    let verify = |reference: &str, device: &str| {
+        let model = model.to_str().unwrap();
+        project.luthier(["model", "verify", model, "--reference", reference, "--device", device]).run()
+    };
+    verify("nowhere", "cpu").expect(2).complains(&["no folder `nowhere`", "ref.safetensors", "--help"]);
+    verify(".", "cpu").expect(2).complains(&["holds no ref.safetensors", "--help"]);
+    verify(".", "gpu").expect(2).complains(&["auto, cpu or cuda:N"]);
+    project.write("ref.safetensors", "");
+    verify(".", "cuda:1023").expect(2).complains(&["--device cuda:1023", "luthier doctor", "cpu"]);
+}
+
+#[test]
+fn one_problem_of_many_rows_is_told_once() {
+    let project = Project::tiny();
+    let row = |number: usize| {
+        let asked = json!({ "role": "user", "content": format!("item {number} is white") });
+        json!({ "messages": [asked, { "role": "assistant", "content": "" }] })
+    };
+    let rows: Vec<_> = tiny_rows(3).into_iter().chain((3..23).map(row)).collect();
+    project.write_rows("train.jsonl", &rows);
+    let told = project.luthier(["data", "check"]).run().expect(0);
+    assert_eq!(told.stdout.matches("its reply is empty").count(), 1, "{told}");
+    assert!(told.stdout.contains("20 rows: 3 (train.jsonl:4), 4 (train.jsonl:5)"), "{told}");
+    let document = project.luthier(["data", "check", "--json"]).run().expect(0).json();
+    let empty = problems(&document).into_iter().filter(|(kind, _)| kind == "empty_reply").count();
+    assert_eq!(empty, 20);
+}
+
+#[test]
+fn the_lengths_begin_with_the_shortest_rows() {
+    let project = Project::tiny();
+    let told = project.luthier(["data", "stats"]).run().expect(0);
+    let bars: Vec<&str> = told.stdout.lines().filter(|line| line.contains('–')).collect();
+    assert!(bars.first().is_some_and(|bar| bar.contains('▪')), "{told}");
+}

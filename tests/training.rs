@@ -147,8 +147,8 @@ fn control_from_outside_reaches_a_detached_run() {
     project
         .luthier(["run", "edit", "latest", "train.learning_rte=1"])
         .run()
-        .expect(1)
-        .complains(&["learning_rate"]);
+        .expect(2)
+        .complains(&["learning_rate", "\n  | ^"]);
 
     project.luthier(["run", "stop", "latest"]).run().expect(0);
     wait_for_state(&run, "stopped");

@@ -41,14 +41,15 @@ fn from_the_data_to_a_verdict() {
     terminal.keys("n");
     terminal.see("Start lora r8?");
     terminal.keys("y");
-    let first = terminal.wait("a running run with a loss", |screen| {
+    terminal.wait("a running run with a loss", |screen| {
         screen.contains("▶ running") && train_loss(screen).is_some()
     });
-    let first = train_loss(&first).unwrap();
+    let run = project.run();
+    // Of the journal: a run of a hundred steps a second may have learned all there is before the first frame.
+    let first = Project::journal(&run).iter().find_map(|event| event["loss"].as_f64()).unwrap();
     terminal.wait("a falling loss", |screen| train_loss(screen).is_some_and(|loss| loss < first - 0.5));
 
     // The workbench dies; the run does not notice.
-    let run = project.run();
     let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
     terminal.kill();
     assert!(is_alive(pid));
@@ -159,6 +160,39 @@ fn broken_settings_are_shown_with_their_place() {
     terminal.keys("\x1b");
     terminal.keys("1");
     terminal.see("24 train, 6 held out");
+    terminal.keys("q");
+    assert_eq!(terminal.ended(), 0);
+}
+
+#[test]
+fn an_unknown_theme_is_told_with_those_there_are() {
+    let project = Project::tiny();
+    project.write("luthier.toml", format!("{}\n[ui]\ntheme = \"nonsense\"\n", Project::tiny_settings()));
+    let mut terminal = Terminal::open(&project, 80, 24);
+    terminal.wait("the themes there are", |screen| {
+        let words = screen.split_whitespace().collect::<Vec<_>>().join(" ");
+        words.contains("there is no theme \"nonsense\", so luthier is used")
+            && words.contains("high-contrast")
+    });
+    terminal.keys("q");
+    assert_eq!(terminal.ended(), 0);
+}
+
+#[test]
+fn a_refused_setting_stays_in_its_box() {
+    let project = Project::tiny();
+    let mut terminal = Terminal::open(&project, 80, 24);
+    terminal.keys("2");
+    terminal.see("no runs yet");
+    terminal.keys("Nmethod.rank=4 method.rnak=3\r");
+    terminal.wait("the key at fault below what was typed", |screen| {
+        screen.contains("method.rank=4 method.rnak=3") && screen.contains("unknown key `rnak`")
+    });
+    // What is typed next mends the setting and is no command.
+    terminal.keys("\x15method.rank=4 method.alpha=3\r");
+    terminal.see("Start lora r4?");
+    terminal.keys("n");
+    terminal.see("no runs yet");
     terminal.keys("q");
     assert_eq!(terminal.ended(), 0);
 }

@@ -39,7 +39,8 @@ pub fn choose(device: &config::Device) -> Result<Device> {
                 Ok(Device::Cuda(index))
             } else {
                 Err(EngineError::Device(format!(
-                    "model.device = \"cuda:{index}\", but this machine has {count} usable CUDA devices"
+                    "cuda:{index} is asked for (model.device, or --device), but this machine has {count} usable CUDA \
+                     devices"
                 )))
             }
         }

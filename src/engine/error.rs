@@ -137,12 +137,14 @@ impl EngineError {
             }
             Self::NotFinite { .. } => "lower train.learning_rate, or set train.on_nan = \"skip\"",
             Self::File { .. } => "check that the path exists, may be used and has space left",
-            Self::Files(_) => "name files that are whole, or make these so again",
+            Self::Files(_) => "name other files, or get these anew",
             Self::Data(_) => "run `luthier data check`",
             Self::Config(_) => "correct luthier.toml and start a new run",
             Self::Model { .. } => "download the base model again, then run `luthier model verify`",
             Self::Adapter { .. } => "use the base model that the adapter was trained on",
-            Self::Device(_) => "run `luthier doctor`; the run can be resumed from its last checkpoint",
+            Self::Device(_) => {
+                "run `luthier doctor`, which says what this machine offers; a run can be resumed from its last checkpoint"
+            }
             Self::Torch { .. } => "this is a defect of Luthier; please report it with engine.log",
         }
     }

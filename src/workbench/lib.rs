@@ -4,6 +4,7 @@ pub mod app;
 pub mod cli;
 pub mod command;
 pub mod effects;
+mod home;
 pub mod hub;
 pub mod keymap;
 pub mod panes;
@@ -15,6 +16,7 @@ pub mod term;
 #[cfg(test)]
 mod testing;
 pub mod theme;
+mod told;
 pub mod ui;
 pub mod widgets;
 

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::app::{App, Effect, Ending, Event, Now, Opening, Signal, TerminalEffect};
 use crate::effects::{Performer, QUEUE, Settings};
+use crate::home::settings_folder;
 use crate::telemetry::{self, SLOW_TURN};
 use crate::term::{self, FrameLimiter, Terminal, TerminalError};
 use crate::theme::{ColorHints, DEFAULT, Library};
@@ -139,11 +140,7 @@ fn mouse_wanted() -> bool {
 }
 
 fn settings(project: PathBuf) -> Settings {
-    let folder = std::env::var_os("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .filter(|folder| folder.is_absolute())
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")))
-        .map(|folder| folder.join("luthier"));
+    let folder = settings_folder();
     let themes = Library {
         folder: folder.as_ref().map(|folder| folder.join("themes")),
         depth: Some(ColorHints::from_environment().depth()),

@@ -34,6 +34,8 @@ pub use report::{DataProblem, HistogramBin, LengthStatistics, ProblemKind, Repor
 pub use template::{Template, with_system};
 pub use tokenizer::{DecodeStream, Encoding, Tokenizer};
 
+use crate::config::{Config, Warmup};
+
 /// A row as the model sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
@@ -132,6 +134,31 @@ pub struct DataSummary {
 }
 
 impl Prepared {
+    /// Refuses a configuration whose warm-up would outlast the run that these rows make.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Settings`], with the numbers and what to set.
+    pub fn check_warmup(&self, config: &Config) -> Result<(), DataError> {
+        let train = &config.train;
+        let Warmup::Steps(warmup) = train.warmup else { return Ok(()) };
+        let steps = StepOrder::new(&self.summary().train_lengths, config).total_steps();
+        // What is wrong with a dataset without rows is another matter.
+        if steps == 0 || warmup <= steps {
+            return Ok(());
+        }
+        let (end, longer) = match train.max_steps {
+            Some(_) => ("train.max_steps".to_owned(), "train.max_steps"),
+            None => {
+                (format!("train.epochs = {} over {} rows", train.epochs, self.train.len()), "train.epochs")
+            }
+        };
+        Err(DataError::Settings(format!(
+            "train.warmup = {warmup} steps would outlast the run, which ends after {steps} ({end}); set train.warmup to \
+             fewer steps, or to a share of the run such as 0.03, or raise {longer}"
+        )))
+    }
+
     /// Lengths and counts, for a forecast.
     pub fn summary(&self) -> DataSummary {
         let lengths = |rows: &[EncodedRow]| rows.iter().map(EncodedRow::tokens).collect::<Vec<_>>();

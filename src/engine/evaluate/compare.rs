@@ -173,7 +173,8 @@ fn adapter_folder(run: &RunDir, checkpoint: Option<u64>) -> Result<PathBuf> {
     }
     newest_valid(run.path()).0.map(|checkpoint| checkpoint.path).ok_or_else(|| {
         EngineError::Config(
-            "the run has no result and no checkpoint yet; wait for its first checkpoint".into(),
+            "the run has neither a result nor a checkpoint that is whole; wait for its next checkpoint"
+                .into(),
         )
     })
 }

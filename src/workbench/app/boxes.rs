@@ -1,9 +1,13 @@
 //! How open boxes react, and how their answers find their way back.
 
-use super::layers::{Chooser, Layer, palette_commands};
-use super::{App, AppQuestion, Effect, Ending, Input, Question, SettingsEffect, Severity, TerminalEffect};
+use super::layers::{Chooser, Layer, PromptBox, Standing, palette_commands};
+use super::{
+    App, AppQuestion, Effect, Ending, Entry, Input, Question, Reaction, SettingsEffect, Severity,
+    TerminalEffect,
+};
 use crate::command::{AppCommand, Command, InputCommand, ListCommand, ModalCommand, ViewCommand};
 use crate::panes::{PaneId, data, review, sweep, train};
+use crate::widgets::Scroll;
 
 /// What a box was answered with.
 enum Answer {
@@ -50,8 +54,10 @@ impl App {
                 }
             }
             Command::Input(command) => match &mut layer {
-                Layer::Prompt(_, line) => {
-                    line.apply(command);
+                Layer::Prompt(asked) => {
+                    if let Some(line) = asked.typed() {
+                        line.apply(command);
+                    }
                 }
                 other => {
                     if let Some(chooser) = other.chooser() {
@@ -75,9 +81,13 @@ impl App {
         self.layers.push(layer);
     }
 
-    /// Enter in a box; closes it.
+    /// Enter in a box; closes it, unless there was nothing to choose or the answer is still to be judged.
     fn accept(&mut self, layer: Layer, effects: &mut Vec<Effect>) {
         match layer {
+            // Where nothing fits, what was typed can be put right.
+            Layer::Palette(ref chooser) | Layer::Pick(_, ref chooser) if chooser.chosen().is_none() => {
+                self.layers.push(layer);
+            }
             Layer::Palette(chooser) => {
                 if let Some(command) = chooser.chosen().and_then(|chosen| palette_commands().nth(chosen)) {
                     self.run(command, effects);
@@ -88,9 +98,7 @@ impl App {
                     self.answer(asked.confirm.question, Answer::Yes, effects);
                 }
             }
-            Layer::Prompt(prompt, line) => {
-                self.answer(prompt.question, Answer::Text(line.value().to_owned()), effects);
-            }
+            Layer::Prompt(asked) => self.enter(asked, effects),
             Layer::Pick(pick, chooser) => {
                 if let Some(chosen) = chooser.chosen() {
                     self.answer(pick.question, Answer::Choice(chosen), effects);
@@ -100,11 +108,66 @@ impl App {
         }
     }
 
+    /// Gives the pane what was entered; the box closes unless the pane keeps it.
+    fn enter(&mut self, mut asked: PromptBox, effects: &mut Vec<Effect>) {
+        if asked.is_checked() {
+            self.layers.push(Layer::Prompt(asked));
+            return;
+        }
+        let question = asked.prompt.question.clone();
+        let answer = Answer::Text(asked.line.value().to_owned());
+        let Some((pane, reactions)) = self.reactions_to(question, answer, effects) else { return };
+        let kept = |reaction: &Reaction| {
+            matches!(reaction, Reaction::Entry(question, Entry::Checked | Entry::Refused(_))
+                if *question == asked.prompt.question)
+        };
+        if reactions.iter().any(kept) {
+            asked.standing = Standing::Checked;
+            self.layers.push(Layer::Prompt(asked));
+        }
+        self.react(pane, reactions, effects);
+    }
+
+    /// Does what a pane says of the text that was entered for `question`.
+    pub(super) fn judge_entry(&mut self, question: &Question, entry: Entry) {
+        let asked = self
+            .layers
+            .iter()
+            .position(|layer| matches!(layer, Layer::Prompt(asked) if asked.awaits(question)));
+        match (asked, entry) {
+            (Some(position), Entry::Taken) => drop(self.layers.remove(position)),
+            (Some(position), Entry::Refused(reason)) => {
+                if let Some(Layer::Prompt(asked)) = self.layers.get_mut(position) {
+                    asked.standing = Standing::Refused(reason);
+                }
+            }
+            (None, Entry::Refused(reason)) if reason.text.contains('\n') => {
+                self.layers.push(Layer::Message(reason, Scroll::default()));
+            }
+            (None, Entry::Refused(reason)) => {
+                self.messages.push(reason.severity, &reason.text, self.context.now);
+            }
+            (_, Entry::Checked) | (None, Entry::Taken) => {}
+        }
+    }
+
     fn answer(&mut self, question: Question, answer: Answer, effects: &mut Vec<Effect>) {
-        let (pane, reactions) = match question {
+        if let Some((pane, reactions)) = self.reactions_to(question, answer, effects) {
+            self.react(pane, reactions, effects);
+        }
+    }
+
+    /// What the pane that asked says to the answer; nothing where the workbench itself asked.
+    fn reactions_to(
+        &mut self,
+        question: Question,
+        answer: Answer,
+        effects: &mut Vec<Effect>,
+    ) -> Option<(PaneId, Vec<Reaction>)> {
+        Some(match question {
             Question::App(question) => {
                 self.answer_own(question, answer, effects);
-                return;
+                return None;
             }
             Question::Data(question) => {
                 let input = answer.into_input(question);
@@ -122,8 +185,7 @@ impl App {
                 let input = answer.into_input(question);
                 (PaneId::Review, review::update(&mut self.panes.review, &self.context, input))
             }
-        };
-        self.react(pane, reactions, effects);
+        })
     }
 
     fn answer_own(&mut self, question: AppQuestion, answer: Answer, effects: &mut Vec<Effect>) {

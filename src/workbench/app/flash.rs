@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use luthier_core::text;
 
 use super::context::Now;
+use crate::told;
 
 /// Messages kept for the list of messages.
 const KEPT: usize = 500;
@@ -43,6 +44,9 @@ impl Severity {
     }
 }
 
+/// How long a message is shown at least, whatever keys are pressed: long enough to be read.
+const READ: Duration = Duration::from_secs(2);
+
 /// One message, on one line, cleaned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flash {
@@ -70,7 +74,7 @@ impl Messages {
         }
         self.kept.push_back(Flash {
             severity,
-            text: text::clean_line(text).into_owned(),
+            text: in_a_line(text),
             time: now.wall,
             expires: now.elapsed + severity.lifetime(),
         });
@@ -87,6 +91,23 @@ impl Messages {
         self.kept.iter()
     }
 
+    /// A key was pressed: what was only good to know goes away once it could be read, since the person is on to
+    /// something else.
+    pub fn key_pressed(&mut self, now: Now) {
+        let over = |flash: &Flash| {
+            flash.severity <= Severity::Success
+                && flash.expires.saturating_sub(flash.severity.lifetime()) + READ <= now.elapsed
+        };
+        if self.current().is_some_and(over) {
+            self.shown = false;
+        }
+    }
+
+    /// Takes the message shown away.
+    pub fn dismiss(&mut self) {
+        self.shown = false;
+    }
+
     /// When the message shown goes away.
     pub fn deadline(&self) -> Option<Duration> {
         self.current().map(|flash| flash.expires)
@@ -98,6 +119,15 @@ impl Messages {
         self.shown &= !expired;
         expired
     }
+}
+
+/// `text` on one line: all of it, but of a problem drawn with its line and carets only what it says.
+fn in_a_line(text: &str) -> String {
+    let drawn = |line: &str| {
+        let line = line.trim_start();
+        line.starts_with("--> ") || line.strip_prefix('|').is_some_and(|marks| marks.trim().starts_with('^'))
+    };
+    if text.lines().any(drawn) { told::in_a_line(text) } else { text::clean_line(text).into_owned() }
 }
 
 #[cfg(test)]
@@ -119,5 +149,41 @@ mod tests {
         assert!(messages.current().is_none());
         assert_eq!(messages.all().count(), 1);
         assert_eq!(messages.deadline(), None);
+    }
+
+    #[test]
+    fn of_a_drawn_problem_only_its_words_are_kept() {
+        let said = |text| {
+            let mut messages = Messages::default();
+            messages.push(Severity::Error, text, now(0));
+            messages.current().map(|flash| flash.text.clone()).unwrap_or_default()
+        };
+        assert_eq!(
+            said("error: unknown key `rnak`\n --> luthier.toml:1:1\n  |\n1 | rnak\n  | ^^^^"),
+            "unknown key `rnak` (luthier.toml:1:1)"
+        );
+        assert_eq!(
+            said(
+                "theme mine: TOML parse error at line 1, column 7\n  |\n1 | [roles\n  |       ^\nexpected `]`"
+            ),
+            "theme mine: TOML parse error at line 1, column 7"
+        );
+        assert_eq!(said("two\nlines"), "two⏎lines");
+    }
+
+    #[test]
+    fn keys_take_away_what_was_read_and_was_no_warning() {
+        let mut messages = Messages::default();
+        messages.push(Severity::Note, "looking", now(10));
+        messages.key_pressed(now(11));
+        assert!(messages.current().is_some());
+        messages.key_pressed(now(12));
+        assert!(messages.current().is_none() && messages.deadline().is_none());
+        messages.push(Severity::Warning, "careful", now(20));
+        messages.key_pressed(now(30));
+        assert!(messages.current().is_some());
+        messages.dismiss();
+        assert!(messages.current().is_none());
+        assert_eq!(messages.all().count(), 2);
     }
 }

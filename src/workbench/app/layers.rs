@@ -1,6 +1,6 @@
 //! Boxes over the panes. The topmost one takes the keys.
 
-use super::reaction::{Confirm, Message, Pick, Prompt};
+use super::reaction::{Confirm, Message, Pick, Prompt, Question};
 use crate::command::{self, Command, Match};
 use crate::keymap::KeyContext;
 use crate::widgets::{ListState, Scroll, TextLine};
@@ -19,7 +19,7 @@ pub enum Layer {
     /// A text to read.
     Message(Message, Scroll),
     /// Asks for a line of text.
-    Prompt(Prompt, TextLine),
+    Prompt(PromptBox),
     /// Offers a choice.
     Pick(Pick, Chooser),
 }
@@ -31,6 +31,50 @@ pub struct ConfirmBox {
     pub confirm: Confirm,
     /// Whether enter says yes.
     pub yes: bool,
+}
+
+/// Asks for a line of text, with what is typed.
+#[derive(Debug)]
+pub struct PromptBox {
+    /// What is asked for.
+    pub prompt: Prompt,
+    /// What is typed.
+    pub line: TextLine,
+    /// Where the answer stands.
+    pub standing: Standing,
+}
+
+/// Where the answer to a prompt stands.
+#[derive(Debug)]
+pub enum Standing {
+    /// It is typed.
+    Open,
+    /// It was entered and is looked at.
+    Checked,
+    /// It was entered and refused, and can be typed on.
+    Refused(Message),
+}
+
+impl PromptBox {
+    /// The box as it opens.
+    pub fn new(prompt: Prompt) -> Self {
+        Self { line: TextLine::new(&prompt.initial), prompt, standing: Standing::Open }
+    }
+
+    /// The line, unless what it holds is being looked at: it must not change under the answer.
+    pub fn typed(&mut self) -> Option<&mut TextLine> {
+        if self.is_checked() { None } else { Some(&mut self.line) }
+    }
+
+    /// Whether an answer to `question` is awaited here.
+    pub fn awaits(&self, question: &Question) -> bool {
+        self.is_checked() && self.prompt.question == *question
+    }
+
+    /// Whether what was entered is being looked at.
+    pub fn is_checked(&self) -> bool {
+        matches!(self.standing, Standing::Checked)
+    }
 }
 
 /// A list narrowed by typing.

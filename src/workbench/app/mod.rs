@@ -26,8 +26,8 @@ pub use effect::{Effect, Ending, SettingsEffect, TerminalEffect};
 pub use event::{Event, Signal, Size};
 pub use flash::{Flash, Messages, Severity};
 pub use input::Input;
-pub use layers::{Chooser, ConfirmBox, Layer, palette_candidates, palette_commands};
-pub use reaction::{AppQuestion, Confirm, Link, Message, Pick, PickItem, Prompt, Question, Reaction};
+pub use layers::{Chooser, ConfirmBox, Layer, PromptBox, Standing, palette_candidates, palette_commands};
+pub use reaction::{AppQuestion, Confirm, Entry, Link, Message, Pick, PickItem, Prompt, Question, Reaction};
 pub use tag::{Generations, Slot, Tag};
 
 use crate::command::{AppCommand, Command, ViewCommand};
@@ -141,6 +141,14 @@ impl App {
             {
                 Some("a box is open; esc closes it".to_owned())
             }
+            _ => self.unavailable_below(command),
+        }
+    }
+
+    /// Why `command` could not be done if no box were open: what lists commands in a box asks this, since the box
+    /// closes before one is run.
+    pub fn unavailable_below(&self, command: Command) -> Option<String> {
+        match command {
             Command::App(_) | Command::View(ViewCommand::Back) | Command::Input(_) | Command::Modal(_) => {
                 None
             }

@@ -21,8 +21,11 @@ pub enum Reaction {
     Flash(Severity, String),
     /// Ask before something that cannot be taken back; the answer yes comes as `Input::Confirmed`.
     Confirm(Confirm),
-    /// Ask for a line of text; it comes as `Input::Entered`.
+    /// Ask for a line of text; it comes as `Input::Entered`, and the box closes unless [`Reaction::Entry`] says
+    /// otherwise.
     Prompt(Prompt),
+    /// What becomes of the text entered in the box that asked this.
+    Entry(Question, Entry),
     /// Offer a choice; it comes as `Input::Picked`.
     Pick(Pick),
     /// Show a longer text in a box, scrollable.
@@ -72,6 +75,18 @@ pub struct Prompt {
     pub hint: String,
     /// Comes back with the text.
     pub question: Question,
+}
+
+/// What becomes of an entered text.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// It is looked at: the box stays, and takes no keys until one of the others follows.
+    Checked,
+    /// It is good: the box closes.
+    Taken,
+    /// It is not: the box stays with the text as typed and says why. Where the box was left meanwhile, the reason
+    /// is shown by itself.
+    Refused(Message),
 }
 
 /// Offers a choice from a list that can be narrowed by typing.

@@ -7,15 +7,15 @@ use luthier_core::config::Config;
 use luthier_core::text;
 use strum::IntoEnumIterator;
 
-use super::layers::{Chooser, ConfirmBox, Layer, palette_candidates};
+use super::layers::{Chooser, ConfirmBox, Layer, PromptBox, palette_candidates};
 use super::{
     App, AppQuestion, Confirm, Context, Editing, Effect, Ending, Event, Input, Link, Message, Now, Pick,
     PickItem, Question, Reaction, SettingsEffect, Severity, Tag, TerminalEffect,
 };
-use crate::command::{AppCommand, Command, ListCommand};
+use crate::command::{AppCommand, Command, ListCommand, ViewCommand};
 use crate::keymap::{Key, Lookup};
 use crate::panes::{Common, PaneId, Panes, data, review, sweep, train};
-use crate::widgets::{Scroll, TextLine};
+use crate::widgets::Scroll;
 
 /// Heading of the box that shows what is wrong with the settings; also how that box is known.
 const CONFIG_PROBLEM: &str = "luthier.toml";
@@ -37,7 +37,10 @@ impl App {
                 }
                 self.deliver(self.context.pane, Common::Shown, &mut effects);
             }
-            Event::Key(key) => self.key(key, &mut effects),
+            Event::Key(key) => {
+                self.messages.key_pressed(now);
+                self.key(key, &mut effects);
+            }
             Event::Paste(pasted) => self.paste(&pasted, &mut effects),
             Event::Resize(size) => self.context.size = size,
             Event::Attention(_) => self.dirty = false,
@@ -120,8 +123,10 @@ impl App {
     fn unbound(&mut self, key: Key, effects: &mut Vec<Effect>) {
         match self.layers.last_mut() {
             None => self.deliver(self.context.pane, Common::Key(key), effects),
-            Some(Layer::Prompt(_, line)) => {
-                line.key(key);
+            Some(Layer::Prompt(asked)) => {
+                if let Some(line) = asked.typed() {
+                    line.key(key);
+                }
             }
             Some(layer) => {
                 if let Some(chooser) = layer.chooser()
@@ -138,7 +143,11 @@ impl App {
         let pasted = text::clean(&pasted.replace("\r\n", "\n").replace('\r', "\n")).into_owned();
         match self.layers.last_mut() {
             None => self.deliver(self.context.pane, Common::Paste(pasted), effects),
-            Some(Layer::Prompt(_, line)) => line.paste(&pasted),
+            Some(Layer::Prompt(asked)) => {
+                if let Some(line) = asked.typed() {
+                    line.paste(&pasted);
+                }
+            }
             Some(layer) => {
                 if let Some(chooser) = layer.chooser() {
                     chooser.line.paste(&pasted);
@@ -172,6 +181,9 @@ impl App {
             Command::App(command) => self.run_app(command, effects),
             Command::Modal(_) => {}
             _ => {
+                if command == Command::View(ViewCommand::Back) {
+                    self.messages.dismiss();
+                }
                 let pane = command.pane().unwrap_or(self.context.pane);
                 self.show(pane, effects);
                 self.deliver(pane, Common::Command(command), effects);
@@ -252,10 +264,8 @@ impl App {
                 Reaction::Confirm(confirm) => {
                     self.layers.push(Layer::Confirm(ConfirmBox { confirm, yes: false }));
                 }
-                Reaction::Prompt(prompt) => {
-                    let line = TextLine::new(&prompt.initial);
-                    self.layers.push(Layer::Prompt(prompt, line));
-                }
+                Reaction::Prompt(prompt) => self.layers.push(Layer::Prompt(PromptBox::new(prompt))),
+                Reaction::Entry(question, entry) => self.judge_entry(&question, entry),
                 Reaction::Pick(pick) => self.layers.push(picker(pick)),
                 Reaction::Message(message) => self.layers.push(Layer::Message(message, Scroll::default())),
                 Reaction::Show(shown) => self.show(shown, effects),

@@ -2,13 +2,15 @@
 
 use clap::{Args, Subcommand};
 use luthier_core::data::{
-    self, Encoded, Example, Message, Report, Row, Severity, Split, Template, Tokenizer, read_dataset,
+    self, Encoded, Example, Message, Prepared, Report, Row, Severity, Split, Template, Tokenizer,
+    read_dataset,
 };
 use serde_json::json;
 
 use super::failure::{Failure, Outcome};
 use super::output;
 use super::preflight;
+use super::problems;
 use super::project::{Project, Settings};
 use super::units;
 
@@ -78,16 +80,19 @@ pub fn run(arguments: &Arguments) -> Outcome {
     }
 }
 
-fn report(project: &Project) -> Outcome<Report> {
-    Ok(preflight::data(project, &preflight::model(project)?)?.report)
+fn prepared(project: &Project) -> Outcome<Prepared> {
+    preflight::data(project, &preflight::model(project)?)
 }
 
 fn check(arguments: &Check) -> Outcome {
-    let report = report(&arguments.settings.load()?)?;
+    let project = arguments.settings.load()?;
+    preflight::theme(&project);
+    let prepared = prepared(&project)?;
+    let report = &prepared.report;
     if arguments.json {
-        output::document(&report)?;
+        output::document(report)?;
     } else {
-        output::line(&describe_check(&report))?;
+        output::line(&describe_check(report))?;
     }
     if report.blocks() {
         let count = report.count(Severity::Blocks);
@@ -96,7 +101,7 @@ fn check(arguments: &Check) -> Outcome {
             if count == 1 { "one problem keeps".to_owned() } else { format!("{count} problems keep") }
         )));
     }
-    Ok(())
+    Ok(prepared.check_warmup(&project.config)?)
 }
 
 fn summary(report: &Report) -> String {
@@ -118,19 +123,19 @@ fn describe_check(report: &Report) -> String {
     if report.problems.is_empty() {
         lines.push("no problems".to_owned());
     }
-    for problem in &report.problems {
-        let mark = match problem.severity {
+    for group in problems::grouped(&report.problems) {
+        let mark = match group.severity {
             Severity::Blocks => "✗",
             Severity::Warning => "!",
             Severity::Note => "·",
         };
-        lines.push(format!("{mark} {}", preflight::problem_line(problem)));
+        lines.push(format!("{mark} {}", output::indented(&group.to_string(), 2)));
     }
     lines.join("\n")
 }
 
 fn stats(arguments: &Stats) -> Outcome {
-    let report = report(&arguments.settings.load()?)?;
+    let report = prepared(&arguments.settings.load()?)?.report;
     if arguments.json {
         return output::document(&json!({
             "rows": report.rows,
@@ -162,7 +167,7 @@ fn describe_stats(report: &Report) -> String {
     ];
     let most = lengths.histogram.iter().map(|bin| bin.rows).max().unwrap_or(0).max(1);
     let width = lengths.max.to_string().len();
-    for bin in &lengths.histogram {
+    for bin in lengths.histogram.iter().skip_while(|bin| bin.rows == 0) {
         let bar = "▪".repeat((bin.rows * BAR).div_ceil(most));
         lines.push(format!("  {:>width$}–{:<width$}  {bar} {}", bin.from, bin.to, bin.rows));
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use indexmap::IndexSet;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use luthier_core::runs::{RunDir, engine_executable};
+use luthier_core::runs::{RunDir, State, Status, engine_executable};
 use luthier_core::text::clean_line;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -25,6 +25,9 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Longer lines are none of the engine's.
 const LINE_LIMIT: u64 = 16 << 20;
+
+/// Checkpoints named where the one asked for is not there.
+const SHOWN_CHECKPOINTS: usize = 20;
 
 /// The sides of a comparison, in the order in which they are shown.
 const SIDES: [&str; 3] = ["base", "baseline", "tuned"];
@@ -67,8 +70,73 @@ enum Against {
 /// Evaluates.
 pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
     let run = RunDir::find(&arguments.folder.find()?, &arguments.run)?;
+    measurable(&run, arguments.checkpoint)?;
     let result = evaluate(&run, arguments, interrupts)?;
     if arguments.json { output::document(&result) } else { output::line(&describe(&run, &result)) }
+}
+
+/// Fails where the run has nothing to measure, or not the checkpoint asked for.
+fn measurable(run: &RunDir, wanted: Option<u64>) -> Outcome {
+    let steps: Vec<u64> = run.checkpoints().iter().map(|checkpoint| checkpoint.step).collect();
+    let has_result = run.result().is_some();
+    if steps.is_empty() && !has_result {
+        return Err(Failure::work(nothing_to_measure(run.id(), &run.status()?)));
+    }
+    match wanted {
+        Some(wanted) if !steps.contains(&wanted) => {
+            Err(Failure::usage(no_such_checkpoint(run.id(), wanted, &steps, has_result)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn no_such_checkpoint(id: &str, wanted: u64, steps: &[u64], has_result: bool) -> String {
+    let newest = &steps[steps.len().saturating_sub(SHOWN_CHECKPOINTS)..];
+    let named: Vec<String> = newest.iter().map(ToString::to_string).collect();
+    let there_are = match (steps.len(), newest.len()) {
+        (0, _) => "it keeps none".to_owned(),
+        (all, shown) if all > shown => format!("the newest are those of steps {}", named.join(", ")),
+        (1, _) => format!("it has that of step {}", named.join(", ")),
+        _ => format!("it has those of steps {}", named.join(", ")),
+    };
+    let without = if has_result { "its result" } else { "the newest" };
+    format!(
+        "run {id} has no checkpoint of step {wanted}; {there_are}. Without --checkpoint, {without} is evaluated"
+    )
+}
+
+/// Why a run without result and checkpoint has neither, and what to do.
+fn nothing_to_measure(id: &str, status: &Status) -> String {
+    let again = format!("start it again from the beginning: luthier run resume {id}");
+    let (why, remedy) = match status.state {
+        State::Failed => ("it failed before its first checkpoint", format!("mend that, then {again}")),
+        State::Lost => (
+            "its process ended without a word before its first checkpoint",
+            format!("see why: luthier run show {id}\n  {again}"),
+        ),
+        State::Stopped => ("it was stopped before its first checkpoint", again),
+        State::Queued => ("it has not started yet", format!("start it: luthier run resume {id}")),
+        State::Starting | State::Running | State::Paused | State::Stopping => (
+            "it has no checkpoint yet",
+            format!(
+                "wait for its first checkpoint, or for its end; it is {}, at step {} of {}",
+                status.state, status.step, status.total_steps
+            ),
+        ),
+        State::Finished => (
+            "it is finished, but neither its result nor a checkpoint is left in its folder",
+            "start a new run: luthier train".to_owned(),
+        ),
+    };
+    let mut lines = vec![format!("run {id} has nothing to evaluate: {why}")];
+    if let Some(failure) = &status.failure {
+        lines.push(output::indented(&format!("{}: {}", failure.class, failure.message), 2));
+        if !failure.remedy.is_empty() {
+            lines.push(format!("remedy: {}", clean_line(&failure.remedy)));
+        }
+    }
+    lines.push(remedy);
+    lines.join("\n  ")
 }
 
 fn evaluate(run: &RunDir, arguments: &Arguments, interrupts: &Interrupts) -> Outcome<Value> {
@@ -240,7 +308,40 @@ fn share(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use luthier_core::runs;
+
     use super::*;
+
+    #[test]
+    fn a_run_without_anything_to_measure_says_why_and_what_to_do() {
+        let failure = runs::Failure {
+            class: runs::FailureClass::Config,
+            message: "error: unknown key\n ^^^".to_owned(),
+            remedy: "correct it".to_owned(),
+        };
+        let status = Status { state: State::Failed, failure: Some(failure), ..Status::default() };
+        let told = nothing_to_measure("r1", &status);
+        let expected = "\
+run r1 has nothing to evaluate: it failed before its first checkpoint
+  config: error: unknown key
+   ^^^
+  remedy: correct it
+  mend that, then start it again from the beginning: luthier run resume r1";
+        assert_eq!(told, expected);
+        let status = Status { state: State::Running, step: 3, total_steps: 9, ..Status::default() };
+        let told = nothing_to_measure("r1", &status);
+        assert!(told.contains("wait for its first") && told.contains("step 3 of 9"), "{told}");
+    }
+
+    #[test]
+    fn the_checkpoints_there_are_are_named() {
+        let told = no_such_checkpoint("r1", 7, &[4, 8], true);
+        assert!(told.contains("step 7; it has those of steps 4, 8."), "{told}");
+        assert!(no_such_checkpoint("r1", 7, &[], true).contains("keeps none"));
+        let many: Vec<u64> = (1..=90).collect();
+        let told = no_such_checkpoint("r1", 700, &many, false);
+        assert!(told.contains("newest are those of steps 71, 72") && told.contains("90."), "{told}");
+    }
 
     #[test]
     fn the_engines_last_words_are_the_complaint() {

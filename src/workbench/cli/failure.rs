@@ -167,6 +167,8 @@ impl From<RunError> for Failure {
             | RunError::NotFound { .. }
             | RunError::Ambiguous { .. }
             | RunError::NotARun(_) => Self::usage(error.to_string()),
+            // A run that says what is wrong with a configuration draws it over several lines.
+            RunError::Answer(message) => Self::work(message),
             _ => Self::work(error.to_string()),
         }
     }
@@ -183,6 +185,12 @@ mod tests {
         assert_eq!(missing.exit, Some(Exit::Usage));
         let damaged = ModelError::Damaged { file: path.into(), problem: "cut short".to_owned() };
         assert_eq!(Failure::from(damaged).exit, Some(Exit::Work));
+    }
+
+    #[test]
+    fn a_runs_answer_keeps_its_lines() {
+        let answered = Failure::from(RunError::Answer("error: bad\n  ^^^".to_owned()));
+        assert_eq!(answered, Failure::work("error: bad\n  ^^^"));
     }
 
     #[test]

@@ -21,7 +21,10 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Steps whose mean duration forecasts the rest.
 const REMEMBERED_STEPS: usize = 20;
 
-/// Characters of a reply or alert in one line.
+/// How far in the further lines of a message are.
+const CONTINUED: usize = 2;
+
+/// Characters of a reply in one line.
 const EXCERPT: usize = 100;
 
 /// How following ended.
@@ -158,7 +161,7 @@ impl Progress {
     }
 
     fn say(&self, text: &str) {
-        let text = clean_line(text).into_owned();
+        let text = output::indented(text, CONTINUED);
         self.bar.suspend(|| output::note(&text));
     }
 }

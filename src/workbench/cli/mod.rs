@@ -13,6 +13,7 @@ mod new;
 mod output;
 mod plan;
 mod preflight;
+mod problems;
 mod project;
 mod queue;
 mod review;

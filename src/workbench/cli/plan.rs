@@ -25,6 +25,7 @@ pub struct Arguments {
 /// Forecasts.
 pub fn run(arguments: &Arguments) -> Outcome {
     let project = arguments.settings.load()?;
+    preflight::theme(&project);
     let files = preflight::model(&project)?;
     let prepared = preflight::data(&project, &files)?;
     let plan = preflight::plan(&project, &files, &prepared)?;

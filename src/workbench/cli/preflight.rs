@@ -1,6 +1,7 @@
 //! What has to be right before a run may start: model, data, and room for both.
 
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::config::MethodKind;
@@ -12,7 +13,9 @@ use luthier_core::model::{AdapterFiles, ModelFiles};
 
 use super::failure::{Failure, Outcome};
 use super::project::Project;
-use super::units;
+use super::{output, problems, units};
+use crate::home::settings_folder;
+use crate::theme::Library;
 
 /// Problems written out; the rest is counted.
 const SHOWN_PROBLEMS: usize = 20;
@@ -50,19 +53,24 @@ pub fn passes(report: &Report) -> Outcome {
     } else {
         format!("{count} problems keep the data from being trained on:")
     }];
-    lines.extend(blocking.iter().take(SHOWN_PROBLEMS).map(|problem| problem_line(problem)));
-    if count > SHOWN_PROBLEMS {
-        lines.push(format!("… and {} more; `luthier data check` lists all", count - SHOWN_PROBLEMS));
+    let groups = problems::grouped(blocking);
+    lines.extend(groups.iter().take(SHOWN_PROBLEMS).map(|group| output::indented(&group.to_string(), 2)));
+    if groups.len() > SHOWN_PROBLEMS {
+        lines.push(format!("… and {} more; `luthier data check` lists all", groups.len() - SHOWN_PROBLEMS));
     }
     Err(Failure::check(lines.join("\n  ")))
 }
 
-/// A problem in one line, with its row where it has one.
-pub fn problem_line(problem: &luthier_core::data::DataProblem) -> String {
-    match problem.row {
-        Some(row) => format!("row {row}: {}: {}", problem.kind.label(), problem.message),
-        None => format!("{}: {}", problem.kind.label(), problem.message),
+/// Says what is wrong with the theme; the workbench opens all the same.
+pub fn theme(project: &Project) {
+    for problem in theme_problems(&project.config.ui.theme, settings_folder()) {
+        output::note(&format!("warning: ui.theme: {problem} (the workbench opens all the same)"));
     }
+}
+
+fn theme_problems(name: &str, settings: Option<PathBuf>) -> Vec<String> {
+    let library = Library { folder: settings.map(|folder| folder.join("themes")), ..Library::default() };
+    library.load(name).1
 }
 
 /// Fails where the objective or the suite, which the run will need much later, cannot be used.
@@ -87,6 +95,7 @@ pub fn start(project: &Project) -> Outcome {
 
 /// What a run would train and need; fails where this machine cannot hold it.
 pub fn plan(project: &Project, files: &ModelFiles, prepared: &Prepared) -> Outcome<Plan> {
+    prepared.check_warmup(&project.config)?;
     Ok(forecast::plan(files, &project.config, &prepared.summary())?)
 }
 
@@ -108,5 +117,24 @@ pub fn disk(project: &Project, plan: &Plan) -> Outcome {
         ))),
         // Where the file system does not say, the run finds out.
         Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_theme_is_named_with_those_there_are() {
+        let settings = tempfile::tempdir().unwrap();
+        std::fs::create_dir(settings.path().join("themes")).unwrap();
+        std::fs::write(settings.path().join("themes/mine.toml"), "inherits = \"luthier\"\n").unwrap();
+        let problems = |name: &str| theme_problems(name, Some(settings.path().to_owned()));
+        assert_eq!(problems("mine"), Vec::<String>::new());
+        assert_eq!(problems("luthier-light"), Vec::<String>::new());
+        let told = problems("miné").join("\n");
+        for known in ["no theme miné", "mine", "luthier-light", "high-contrast"] {
+            assert!(told.contains(known), "{told}");
+        }
     }
 }

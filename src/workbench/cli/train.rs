@@ -39,6 +39,7 @@ pub struct Arguments {
 /// Starts a run and follows it.
 pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
     let project = arguments.settings.load()?;
+    preflight::theme(&project);
     engine_executable()?;
     let files = preflight::model(&project)?;
     let prepared = preflight::data(&project, &files)?;

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use luthier_core::config::{Config, Watcher};
 use luthier_core::files::read_text;
+use luthier_core::text;
 use tokio::sync::mpsc;
 
 use super::{Lanes, device};
 use crate::app::{Event, SettingsEffect};
 use crate::keymap::Keymap;
-use crate::theme::{Library, Theme};
+use crate::theme::{DEFAULT, Library, Theme};
 
 /// Largest keymap file read, in bytes.
 const MAX_KEYMAP: u64 = 256 * 1024;
@@ -41,9 +42,19 @@ impl Settings {
         }
     }
 
-    /// Reads a theme.
+    /// Reads a theme; the one used by default where there is none of that name.
     pub fn read_theme(&self, name: &str) -> (Theme, Vec<String>) {
-        self.themes.load(name)
+        let (theme, warnings) = self.themes.load(name);
+        let known = self.themes.names();
+        if known.iter().any(|known| known == name) {
+            return (theme, warnings);
+        }
+        let unknown = format!(
+            "there is no theme \"{}\", so {DEFAULT} is used; ui.theme in luthier.toml can be {}",
+            text::clean_line(name),
+            known.join(", ")
+        );
+        (theme, vec![unknown])
     }
 
     fn config_path(&self) -> PathBuf {
@@ -135,8 +146,27 @@ fn read_bounded(path: &Path) -> Result<Option<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::theme::{ColorDepth, Role};
 
     const GOOD: &str = "[model]\npath = \"models/tiny\"\n[data]\ntrain = \"train.jsonl\"\n";
+
+    #[test]
+    fn a_theme_that_is_none_is_told_with_those_there_are() {
+        let settings = Settings {
+            themes: Library { depth: Some(ColorDepth::True), ..Library::default() },
+            ..Settings::default()
+        };
+        for unknown in ["nonsense", "../mine", "", "\u{1b}[31m"] {
+            let (theme, warnings) = settings.read_theme(unknown);
+            assert_eq!(theme.style(Role::Error), settings.read_theme(DEFAULT).0.style(Role::Error));
+            let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+            assert!(warning.contains("luthier is used") && !warning.contains('\u{1b}'), "{warning}");
+            for known in settings.themes.names() {
+                assert!(warning.contains(&known), "{warning}");
+                assert_eq!(settings.read_theme(&known).1, Vec::<String>::new());
+            }
+        }
+    }
 
     #[test]
     fn an_edited_file_arrives_as_an_event() {

@@ -72,7 +72,7 @@ impl Performer {
                     Event::Looked(file, looked)
                 }
                 Effect::Start(file) => Event::Done(start(&project, &file)),
-                Effect::Add(settings) => Event::Done(add(&project, &settings)),
+                Effect::Add(settings) => Event::Added(add(&project, &settings)),
                 Effect::Move(id, place) => change(&project, |queue| {
                     queue.move_to(id, place)?;
                     Ok(format!("trial {id} moved"))

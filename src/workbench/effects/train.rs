@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use luthier_core::config::{Change, Config, edit_plan, write_key};
 use luthier_core::data::{self, EncodedRow, Severity, StepOrder};
 use luthier_core::model::{ModelFiles, forecast};
-use luthier_core::runs::{self, JournalReader, RunDir, Status};
+use luthier_core::runs::{self, JournalReader, Request, RunDir, Status};
 
 use super::{Job, Worker};
 use crate::panes::train::{Effect, Event, PlanSummary, Refusal};
+use crate::told;
 
 /// Events read before an answer is posted, and how long that may take: a frame is drawn in between.
 const BATCH: usize = 4000;
@@ -69,15 +70,18 @@ impl Performer {
             }
             Effect::Ask(run, request) => {
                 let said = open(&project, &run)
-                    .and_then(|run| runs::ask(&run, &request).map_err(|error| error.to_string()));
-                worker.send(Event::Asked(said));
+                    .and_then(|run| runs::ask(&run, &request).map_err(|error| told::in_full(&error)));
+                worker.send(match request {
+                    Request::Edit { key, .. } => Event::Edited { run, key, outcome: said },
+                    _ => Event::Asked(said),
+                });
             }
             Effect::Write { run, key, value } => {
-                let written = open(&project, &run).and_then(|run| {
+                let outcome = open(&project, &run).and_then(|run| {
                     write_key(&run.config_path(), &key, &value).map_err(|error| error.to_string())?;
                     Ok(format!("{key} = {value} from when the run goes on"))
                 });
-                worker.send(Event::Asked(written));
+                worker.send(Event::Edited { run, key, outcome });
             }
             Effect::Diff(run) => {
                 let (title, text) = difference(&project, &run);
@@ -226,6 +230,7 @@ fn plan(project: &Path, settings: &[String], worker: &Worker<Event>) -> Result<P
         }
     })
     .map_err(|error| refusal("The data cannot be used", &error))?;
+    prepared.check_warmup(&config).map_err(|error| refusal("The settings have mistakes", &error))?;
     let report = &prepared.report;
     if report.blocks() {
         let blocking: Vec<String> = report

@@ -7,14 +7,19 @@ use ratatui::style::Style;
 use super::footer::role_of;
 use super::help;
 use super::layout::centered;
-use crate::app::{App, Chooser, ConfirmBox, Layer, Message, Pick, Prompt, Severity, palette_commands};
+use crate::app::{
+    App, Chooser, ConfirmBox, Layer, Message, Pick, PromptBox, Severity, Standing, palette_commands,
+};
 use crate::command::Match;
 use crate::theme::Role;
+use crate::widgets::Scroll;
 use crate::widgets::text::{self, Piece, Wrap};
-use crate::widgets::{Scroll, TextLine};
 
 /// Widest box with text to read.
 const READING: u16 = 100;
+
+/// Widest box that asks for a line of text.
+const PROMPT: u16 = 72;
 
 pub(super) fn boxes(app: &App, area: Rect, buffer: &mut Buffer) {
     for (index, layer) in app.layers.iter().enumerate() {
@@ -25,7 +30,7 @@ pub(super) fn boxes(app: &App, area: Rect, buffer: &mut Buffer) {
             Layer::Messages(scroll) => messages(app, scroll, area, buffer),
             Layer::Confirm(asked) => confirm(app, asked, area, buffer),
             Layer::Message(shown, scroll) => message(app, shown, scroll, area, buffer),
-            Layer::Prompt(asked, line) => prompt(app, asked, line, top, area, buffer),
+            Layer::Prompt(asked) => prompt(app, asked, top, area, buffer),
             Layer::Pick(offered, chooser) => pick(app, offered, chooser, area, buffer),
         }
     }
@@ -75,6 +80,11 @@ fn on_popup(app: &App, role: Role) -> Style {
     }
 }
 
+/// Columns of the text in a [`reading`] box.
+pub(super) fn reading_width(area: Rect) -> u16 {
+    READING.min(area.width.saturating_sub(4)).saturating_sub(4)
+}
+
 /// Text in a box as tall as it needs.
 pub(super) fn reading(
     app: &App,
@@ -86,7 +96,7 @@ pub(super) fn reading(
     buffer: &mut Buffer,
 ) {
     let width = READING.min(area.width.saturating_sub(4));
-    let lines = text::layout(pieces, width.saturating_sub(4), wrap);
+    let lines = text::layout(pieces, reading_width(area), wrap);
     let height = (lines.len() as u16).saturating_add(2).min(area.height.saturating_sub(2));
     let inner = frame(app, centered(area, width, height), buffer, title, title_role);
     text::draw_lines(buffer, inner, &lines, scroll, on_popup(app, Role::Focus));
@@ -101,7 +111,7 @@ fn message(app: &App, shown: &Message, scroll: &Scroll, area: Rect, buffer: &mut
     };
     let title_role = if shown.severity == Severity::Note { Role::PopupTitle } else { role };
     let pieces = [Piece::new(shown.text.as_str(), on_popup(app, Role::Popup))];
-    reading(app, (&title, title_role), &pieces, Wrap::Anywhere, scroll, area, buffer);
+    reading(app, (&title, title_role), &pieces, Wrap::Drawn, scroll, area, buffer);
 }
 
 fn messages(app: &App, scroll: &Scroll, area: Rect, buffer: &mut Buffer) {
@@ -148,19 +158,40 @@ fn confirm(app: &App, asked: &ConfirmBox, area: Rect, buffer: &mut Buffer) {
     }
 }
 
-fn prompt(app: &App, asked: &Prompt, line: &TextLine, focused: bool, area: Rect, buffer: &mut Buffer) {
-    let width = 72.min(area.width.saturating_sub(4));
-    let hint = [Piece::new(asked.hint.as_str(), on_popup(app, Role::Muted))];
-    let hint = if asked.hint.is_empty() {
+fn prompt(app: &App, asked: &PromptBox, focused: bool, area: Rect, buffer: &mut Buffer) {
+    let (widest, pieces, wrap) = match &asked.standing {
+        Standing::Open => {
+            let hint = Piece::new(asked.prompt.hint.as_str(), on_popup(app, Role::Muted));
+            (PROMPT, vec![hint], Wrap::Words)
+        }
+        Standing::Checked => {
+            (PROMPT, vec![Piece::new("being looked at …", on_popup(app, Role::Muted))], Wrap::Words)
+        }
+        Standing::Refused(reason) => {
+            let title = format!("{} {}\n", reason.severity.glyph(), reason.title);
+            let pieces = vec![
+                Piece::new(title, on_popup(app, role_of(reason.severity))),
+                Piece::new(reason.text.as_str(), on_popup(app, Role::Popup)),
+            ];
+            (READING, pieces, Wrap::Drawn)
+        }
+    };
+    let width = widest.min(area.width.saturating_sub(4));
+    let below = if pieces.iter().all(|piece| piece.text.is_empty()) {
         Vec::new()
     } else {
-        text::layout(&hint, width.saturating_sub(4), Wrap::Words)
+        text::layout(&pieces, width.saturating_sub(4), wrap)
     };
-    let place = centered(area, width, hint.len() as u16 + 3);
-    let inner = frame(app, place, buffer, &asked.title, Role::PopupTitle);
-    line.draw(Rect { height: inner.height.min(1), ..inner }, buffer, &app.theme, focused);
-    let below = Rect { y: inner.y + 1, height: inner.height.saturating_sub(1), ..inner };
-    text::draw_lines(buffer, below, &hint, &Scroll::default(), on_popup(app, Role::Focus));
+    let place = centered(area, width, (below.len() as u16).saturating_add(3));
+    let inner = frame(app, place, buffer, &asked.prompt.title, Role::PopupTitle);
+    asked.line.draw(
+        Rect { height: inner.height.min(1), ..inner },
+        buffer,
+        &app.theme,
+        focused && !asked.is_checked(),
+    );
+    let rest = Rect { y: inner.y + 1, height: inner.height.saturating_sub(1), ..inner };
+    text::draw_lines(buffer, rest, &below, &Scroll::default(), on_popup(app, Role::Focus));
 }
 
 /// A row of a list that is narrowed by typing.
@@ -179,7 +210,7 @@ fn palette(app: &App, chooser: &Chooser, area: Rect, buffer: &mut Buffer) {
     let commands: Vec<_> = palette_commands().collect();
     let choice = |index: usize| {
         let command = commands.get(index)?;
-        let reason = app.unavailable(*command);
+        let reason = app.unavailable_below(*command);
         Some(Choice {
             label: command.name().to_owned(),
             dimmed: reason.is_some(),

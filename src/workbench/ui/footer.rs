@@ -3,16 +3,17 @@
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
+use ratatui::style::Style;
 
 use super::boxes::frame;
-use crate::app::{App, Layer, Severity};
+use crate::app::{App, Flash, Layer, Severity};
 use crate::command::{AppCommand, Command, InputCommand, ListCommand, ModalCommand, ViewCommand};
 use crate::keymap::key::sequence_label;
 use crate::theme::Role;
-use crate::widgets::text;
+use crate::widgets::text::{self, Piece, Wrap};
 
-/// Columns that hints keep however long the message is.
-const HINTS: u16 = 26;
+/// Rows that a message may take which is too long for the footer. All of it stands among the messages.
+const MESSAGE: u16 = 4;
 
 pub(super) fn footer(app: &App, area: Rect, buffer: &mut Buffer) {
     let (theme, y) = (&app.theme, area.y);
@@ -21,10 +22,12 @@ pub(super) fn footer(app: &App, area: Rect, buffer: &mut Buffer) {
     if !app.pending.is_empty() {
         let typed = format!("{} …", sequence_label(&app.pending));
         hints_end = text::put_right(buffer, area.x, y, end, &typed, theme.style(Role::Focus)) - 1;
-    } else if let Some(flash) = app.messages.current() {
-        let line = format!("{} {}", flash.severity.glyph(), flash.text);
-        let start = area.x + HINTS.min(area.width);
-        hints_end = text::put_right(buffer, start, y, end, &line, theme.style(role_of(flash.severity))) - 1;
+    } else if let Some(flash) = app.messages.current()
+        && let line = spoken(flash)
+        && fits(&line, area)
+    {
+        let start = text::put_right(buffer, area.x + 1, y, end, &line, theme.style(role_of(flash.severity)));
+        hints_end = start.saturating_sub(2);
     }
     let contexts = app.contexts();
     let help = app.layers.is_empty().then_some(Command::App(AppCommand::Help));
@@ -39,9 +42,50 @@ pub(super) fn footer(app: &App, area: Rect, buffer: &mut Buffer) {
         x = hint(app, buffer, x, y, hints_end, &label, command);
     }
     if let Some(help) = help
+        && x + reserved <= hints_end + 2
         && let Some(label) = app.keymap.label_of(&contexts, help)
     {
         hint(app, buffer, x, y, hints_end, &label, help);
+    }
+}
+
+/// The message as it is shown, with its sign.
+fn spoken(flash: &Flash) -> String {
+    format!("{} {}", flash.severity.glyph(), flash.text)
+}
+
+/// Whether a message has room in the footer. Hints go where it needs theirs.
+fn fits(line: &str, footer: Rect) -> bool {
+    text::width(line) + 2 <= usize::from(footer.width)
+}
+
+/// A message that is too long for the footer, on the last rows of the pane.
+pub(super) fn message(app: &App, footer: Rect, body: Rect, buffer: &mut Buffer) {
+    let Some(flash) = app.messages.current() else { return };
+    let line = spoken(flash);
+    if fits(&line, footer) {
+        return;
+    }
+    let (popup, role) = (app.theme.style(Role::Popup), app.theme.style(role_of(flash.severity)));
+    let style = Style { bg: popup.bg, ..role };
+    let width = body.width.saturating_sub(2);
+    let mut lines = text::layout(&[Piece::new(line, style)], width, Wrap::Words);
+    let most = usize::from(MESSAGE.min(body.height));
+    if lines.len() > most {
+        lines.truncate(most);
+        if let Some(last) = lines.last_mut() {
+            *last = format!("{}…", text::fit(last.to_string().trim_end(), usize::from(width) - 1)).into();
+            last.style = style;
+        }
+    }
+    let height = lines.len() as u16;
+    let area = Rect { y: body.bottom() - height, height, ..body };
+    for position in area.positions() {
+        buffer[position].reset();
+        buffer[position].set_style(app.theme.style(Role::Screen)).set_style(popup);
+    }
+    for (line, y) in lines.iter().zip(area.top()..) {
+        buffer.set_line(area.x + 1, y, line, width);
     }
 }
 
@@ -55,7 +99,8 @@ fn hints(app: &App) -> Vec<Command> {
             Command::Input(InputCommand::Up),
             Command::Input(InputCommand::Cancel),
         ],
-        Some(Layer::Prompt(..)) => {
+        Some(Layer::Prompt(asked)) if asked.is_checked() => vec![Command::Input(InputCommand::Cancel)],
+        Some(Layer::Prompt(_)) => {
             vec![Command::Input(InputCommand::Accept), Command::Input(InputCommand::Cancel)]
         }
         Some(Layer::Confirm(_)) => {

@@ -3,17 +3,17 @@
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
-use super::boxes::reading;
+use super::boxes::{reading, reading_width};
 use crate::app::App;
 use crate::command::table;
 use crate::keymap::KeyContext;
 use crate::keymap::key::sequence_label;
 use crate::theme::Role;
 use crate::widgets::Scroll;
-use crate::widgets::text::{Piece, Wrap, width};
+use crate::widgets::text::{Piece, Wrap, layout, width};
 
-/// Columns of the keys.
-const KEYS: usize = 20;
+/// Column in which the meanings of the keys stand, also where they take several lines.
+const INDENT: usize = 22;
 
 pub(super) fn help(app: &App, scroll: &Scroll, area: Rect, buffer: &mut Buffer) {
     let theme = &app.theme;
@@ -43,13 +43,22 @@ pub(super) fn help(app: &App, scroll: &Scroll, area: Rect, buffer: &mut Buffer) 
                 continue;
             }
             let keys = keys.join("  ");
-            let padding = " ".repeat(KEYS.saturating_sub(width(&keys)).max(2));
-            pieces.push(Piece::new(format!("\n  {keys}{padding}"), style(Role::Key)));
-            let reason = app.unavailable(entry.command);
+            pieces.push(Piece::new(format!("\n  {keys}"), style(Role::Key)));
+            let reason = app.unavailable_below(entry.command);
             let role = if reason.is_some() { Role::Muted } else { Role::Popup };
-            pieces.push(Piece::new(entry.doc, style(role)));
+            let mut said = vec![Piece::new(entry.doc, style(role))];
             if let Some(reason) = reason {
-                pieces.push(Piece::new(format!(" (not now: {reason})"), style(Role::Muted)));
+                said.push(Piece::new(format!(" (not now: {reason})"), style(Role::Muted)));
+            }
+            let room = reading_width(area).saturating_sub(INDENT as u16);
+            for (index, line) in layout(&said, room, Wrap::Words).into_iter().enumerate() {
+                let before = if index == 0 && 2 + width(&keys) < INDENT {
+                    " ".repeat(INDENT - 2 - width(&keys))
+                } else {
+                    format!("\n{}", " ".repeat(INDENT))
+                };
+                pieces.push(Piece::new(before, popup));
+                pieces.extend(line.spans.into_iter().map(|span| Piece::new(span.content, span.style)));
             }
         }
     }

@@ -38,6 +38,7 @@ pub fn render(app: &App, area: Rect, buffer: &mut Buffer) {
         app.panes.view(app.context.pane, &app.context, screen.body, buffer, &app.theme);
         rule::horizontal(screen.lower_rule, buffer, &app.theme);
         footer::footer(app, screen.footer, buffer);
+        footer::message(app, screen.footer, screen.body, buffer);
         boxes::boxes(app, screen.body, buffer);
         footer::pending(app, screen.body, buffer);
     }

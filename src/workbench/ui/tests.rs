@@ -3,12 +3,13 @@
 use ratatui::buffer::Buffer;
 
 use crate::app::{
-    AppQuestion, Confirm, ConfirmBox, Event, Layer, Message, Pick, PickItem, Prompt, Question, Severity, Size,
+    AppQuestion, Confirm, ConfirmBox, Event, Layer, Message, Pick, PickItem, Prompt, PromptBox, Question,
+    Severity, Size,
 };
 use crate::command::{AppCommand, Command};
 use crate::testing::{TestApp, config, snapshot};
 use crate::theme::ColorDepth;
-use crate::widgets::{Scroll, TextLine};
+use crate::widgets::Scroll;
 
 fn row(buffer: &Buffer, y: u16) -> String {
     (0..buffer.area.width).map(|x| buffer[(x, y)].symbol().to_owned()).collect::<String>() + "|"
@@ -54,6 +55,54 @@ fn header_and_footer_at_every_size() {
         app.app.messages.push(Severity::Warning, &format!("a {} message", "very long ".repeat(30)), now);
         shown!(format!("frame_{width}"), frame(&app));
     }
+}
+
+#[test]
+fn a_message_is_shown_whole_where_it_can_be() {
+    let mut app = TestApp::new(80, 24);
+    let say = |app: &mut TestApp, text: &str| {
+        let now = app.app.context.now;
+        app.app.messages.push(Severity::Error, text, now);
+        let buffer = app.buffer();
+        (18..24).map(|y| row(&buffer, y)).collect::<Vec<_>>().join("\n")
+    };
+    let fitting = "x".repeat(76);
+    assert!(say(&mut app, &fitting).contains(&format!(" ✗ {fitting} |")));
+    let long = format!("{} the end", "some words ".repeat(20));
+    let shown = say(&mut app, &long);
+    shown!("message_80", shown);
+    assert!(shown.contains("the end"));
+    let endless = format!("{} the end", "some words ".repeat(200));
+    let shown = say(&mut app, &endless);
+    assert!(shown.contains('…') && !shown.contains("the end"), "{shown}");
+    app.keys("<esc>");
+    assert!(!app.screen().contains("some words"));
+}
+
+#[test]
+fn a_list_of_commands_gives_no_reason_that_ends_with_its_box() {
+    let mut app = TestApp::new(80, 24);
+    app.keys(":pane.next");
+    let palette = boxed(&app);
+    assert!(palette.contains("pane.next") && !palette.contains("a box is open"), "{palette}");
+    app.keys("<esc>?G");
+    assert!(!boxed(&app).contains("a box is open"));
+}
+
+#[test]
+fn enter_where_nothing_fits_leaves_the_box_open() {
+    let mut app = TestApp::new(80, 24);
+    app.keys(":zzzz<enter>");
+    assert!(boxed(&app).contains("nothing fits"));
+    app.keys("<ctrl-u>redraw<enter>");
+    assert!(app.app.layers.is_empty());
+}
+
+#[test]
+fn help_keeps_its_columns_on_a_narrow_screen() {
+    let mut app = TestApp::new(80, 24);
+    app.keys("2?");
+    shown!("help_80", boxed(&app));
 }
 
 #[test]
@@ -120,8 +169,7 @@ fn boxes_that_ask() {
         hint: "from the next step on; now 1.8e-4".to_owned(),
         question: question.clone(),
     };
-    let line = TextLine::new(&prompt.initial);
-    app.app.layers.push(Layer::Prompt(prompt, line));
+    app.app.layers.push(Layer::Prompt(PromptBox::new(prompt)));
     shown!("prompt", boxed(&app));
     app.app.layers.clear();
     let item = |label: &str, detail: &str| PickItem { label: label.to_owned(), detail: detail.to_owned() };

@@ -118,8 +118,15 @@ pub enum Wrap {
     Words,
     /// Anywhere, as a terminal does.
     Anywhere,
+    /// As [`Wrap::Words`], but lines of code and the carets below them anywhere, so that both break alike.
+    Drawn,
     /// Nowhere: lines are cut, columns keep their place.
     Never,
+}
+
+/// Whether a line is one of code in a drawn problem, or of the carets below it: `12 | …`.
+fn is_drawn(line: &str) -> bool {
+    line.trim_start().trim_start_matches(|digit: char| digit.is_ascii_digit()).trim_start().starts_with('|')
 }
 
 /// Lays pieces out in lines of at most `width` columns. Line ends in the text end lines; tabs are four
@@ -135,6 +142,9 @@ pub fn layout(pieces: &[Piece<'_>], width: u16, wrap: Wrap) -> Vec<Line<'static>
             }
             let part =
                 if part.contains('\t') { Cow::Owned(part.replace('\t', TAB)) } else { Cow::Borrowed(part) };
+            if wrap == Wrap::Drawn && lines.line.is_empty() {
+                lines.wrap = if is_drawn(&part) { Wrap::Anywhere } else { Wrap::Words };
+            }
             lines.add(&part, piece.style);
         }
     }
@@ -160,12 +170,12 @@ impl Lines {
                 match self.wrap {
                     Wrap::Never => continue,
                     Wrap::Anywhere => self.end(),
-                    Wrap::Words if grapheme == " " => {
+                    Wrap::Words | Wrap::Drawn if grapheme == " " => {
                         // The space that would begin the next line is what the break stands for.
                         self.end();
                         continue;
                     }
-                    Wrap::Words => {
+                    Wrap::Words | Wrap::Drawn => {
                         self.break_word();
                         // What moved may itself leave no room for a wide character.
                         if self.used + columns > self.width {
@@ -244,6 +254,15 @@ mod tests {
         assert_eq!(plain(&lines), ["the quick ", "brown fox"]);
         assert_eq!(lines[1].spans[0].content, "br");
         assert_eq!(lines[1].spans[1].style, bold);
+    }
+
+    #[test]
+    fn carets_stay_below_their_words_and_prose_is_broken_at_spaces() {
+        let text = "a long sentence\n1 | abcdef = xy z\n  |          ^^ ^\n  = help: say it";
+        let lines = layout(&[Piece::new(text, Style::new())], 10, Wrap::Drawn);
+        let expected =
+            ["a long ", "sentence", "1 | abcdef", " = xy z", "  |       ", "   ^^ ^", "  = help: ", "say it"];
+        assert_eq!(plain(&lines), expected);
     }
 
     #[test]

@@ -179,6 +179,25 @@ fn a_pair_without_a_difference_or_an_answer_is_told() {
 }
 
 #[test]
+fn a_warm_up_may_be_as_long_as_the_run_and_no_longer() {
+    let rows: Vec<_> = (0..100).map(|number| pair(&format!("{number} + 1?"), "2")).collect();
+    let settings =
+        ["data.eval=0", "data.packing=false", "train.batch_size=5", "train.accumulate=2", "train.epochs=1.5"];
+    let prepared = prepared(&rows, &settings);
+    let check = |warmup: &str| {
+        let settings: Vec<&str> = settings.into_iter().chain([warmup]).collect();
+        prepared.check_warmup(&config("a.jsonl", &settings)).map_err(|error| error.to_string())
+    };
+    assert_eq!(check("train.warmup=15"), Ok(()));
+    assert_eq!(check("train.warmup=0.5"), Ok(()));
+    let told = check("train.warmup=16").unwrap_err();
+    for part in ["16 steps", "after 15 (train.epochs = 1.5 over 100 rows)", "raise train.epochs"] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert!(self::prepared(&[], &[]).check_warmup(&config("a.jsonl", &["train.warmup=9"])).is_ok());
+}
+
+#[test]
 fn an_empty_dataset_blocks() {
     let prepared = prepared(&[], &[]);
     assert_eq!(found(&prepared, ProblemKind::EmptyDataset)[0].message, "there are no rows");

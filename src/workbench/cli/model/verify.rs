@@ -1,15 +1,20 @@
 //! `luthier model verify`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::{Args, ValueEnum};
+use luthier_core::config::{Config, Device};
+use luthier_core::model::forecast::{Place, PlanError};
 use luthier_core::runs::engine_executable;
 use luthier_core::text::clean_line;
 use serde::{Deserialize, Serialize};
 
 use super::super::failure::{Failure, Outcome};
 use super::super::output::{self, Align};
+
+/// The file of a reference folder.
+const REFERENCE: &str = "ref.safetensors";
 
 /// Hold a model against stored outputs of another implementation
 #[derive(Debug, Args)]
@@ -33,8 +38,8 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t = Format::F32)]
     dtype: Format,
     /// `auto`, `cpu` or `cuda:N`
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[arg(long, default_value = "auto", value_parser = device)]
+    device: Device,
     /// Largest difference that passes, of logits and hidden states, times their largest value where that is above 1; a
     /// tenth of it for the loss [default: 1e-4 in f32, 3e-2 in bf16]
     #[arg(long, value_name = "NUMBER")]
@@ -91,6 +96,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
     if arguments.tolerance.is_some_and(|tolerance| !tolerance.is_finite() || tolerance < 0.0) {
         return Err(Failure::usage("--tolerance must be a number from 0 on"));
     }
+    check_reference(&arguments.reference)?;
+    check_device(&arguments.device)?;
     let report = ask(arguments)?;
     if arguments.json {
         output::document(&report)?;
@@ -100,6 +107,51 @@ pub fn run(arguments: &Arguments) -> Outcome {
     if report.pass { Ok(()) } else { Err(Failure::check(shortfall(&report))) }
 }
 
+/// A device as `model.device` takes it.
+fn device(text: &str) -> Result<Device, String> {
+    match text {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::Cuda(vec![0])),
+        _ => text
+            .strip_prefix("cuda:")
+            .filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
+            .and_then(|index| index.parse().ok())
+            .map(|index| Device::Cuda(vec![index]))
+            .ok_or_else(|| "give auto, cpu or cuda:N, such as cuda:0".to_owned()),
+    }
+}
+
+/// Fails where there is no such GPU.
+fn check_device(device: &Device) -> Outcome {
+    let mut config = Config::default();
+    config.model.device = device.clone();
+    match Place::here(&config) {
+        Err(PlanError::NoGpu { index }) => Err(Failure::usage(format!(
+            "--device cuda:{index} names a GPU that cannot be seen on this machine (`luthier doctor` tells what can); \
+             leave --device out, or give cpu"
+        ))),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Fails where there is nothing to hold the model against.
+fn check_reference(folder: &Path) -> Outcome {
+    let shown = folder.display();
+    let missing = if !folder.is_dir() {
+        format!("there is no folder `{shown}`")
+    } else if !folder.join(REFERENCE).is_file() {
+        format!("`{shown}` holds no {REFERENCE}")
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(format!(
+        "{missing}; --reference takes a folder with {REFERENCE}: a batch and what another implementation made of it \
+         with this model (`luthier model verify --help` tells which tensors it must hold)"
+    )))
+}
+
 fn ask(arguments: &Arguments) -> Outcome<Report> {
     let mut command = Command::new(engine_executable()?);
     command.arg("verify").arg(&arguments.path).arg("--reference").arg(&arguments.reference);
@@ -107,7 +159,14 @@ fn ask(arguments: &Arguments) -> Outcome<Report> {
         Format::F32 => "f32",
         Format::Bf16 => "bf16",
     };
-    command.args(["--json", "--dtype", dtype, "--device", &arguments.device]);
+    command.args(["--json", "--dtype", dtype]);
+    match &arguments.device {
+        Device::Auto => command.args(["--device", "auto"]),
+        Device::Cpu => command.args(["--device", "cpu"]),
+        Device::Cuda(indices) => {
+            command.args(["--device".to_owned(), format!("cuda:{}", indices.first().unwrap_or(&0))])
+        }
+    };
     if let Some(tolerance) = arguments.tolerance {
         command.args(["--tolerance", &tolerance.to_string()]);
     }

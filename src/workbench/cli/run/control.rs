@@ -1,6 +1,7 @@
 //! `luthier run pause|resume|stop|edit`.
 
 use clap::{Args, ValueEnum};
+use luthier_core::config::Config;
 use luthier_core::runs::{Action, Request, ResumeWay, RunDir, StopWhen, ask, resume_way, start_detached};
 
 use super::Which;
@@ -99,10 +100,13 @@ pub fn edit(arguments: &Edit) -> Outcome {
             arguments.setting
         )));
     };
+    let (key, value) = (key.trim(), value.trim());
+    // The run reads it the same way, but cannot say that it is the command that was wrong.
+    Config::load_file(&run.config_path(), &[format!("{key}={value}")])?;
     check(&run, Action::Edit)?;
     let request = Request::Edit {
-        key: key.trim().to_owned(),
-        value: value.trim().to_owned(),
+        key: key.to_owned(),
+        value: value.to_owned(),
         who: Some("luthier run edit".to_owned()),
     };
     say(&run, &ask(&run, &request)?)

@@ -3,7 +3,6 @@
 use clap::Args;
 use jiff::Timestamp;
 use luthier_core::runs::{self, EventBody, JournalReader, Number, ResultForm, RunDir, Status};
-use luthier_core::text::clean_line;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -14,6 +13,9 @@ use crate::cli::{output, units};
 
 /// Lines of the log shown for a run that did not end well.
 const LOG_LINES: usize = 8;
+
+/// Column in which values begin.
+const VALUES: usize = 17;
 
 /// Show where a run stands
 #[derive(Debug, Args)]
@@ -105,7 +107,7 @@ fn describe(run: &RunDir, status: &Status, history: &History, now: Timestamp) ->
     let mut text = format!("run {}\n", run.id());
     let mut line = |name: &str, value: &str| {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "  {name:<14} {}", clean_line(value));
+        let _ = writeln!(text, "  {name:<14} {}", output::indented(value, VALUES));
     };
     let state = match &status.reason {
         Some(reason) => format!("{}: {reason}", status.state),

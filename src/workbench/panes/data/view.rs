@@ -378,7 +378,8 @@ fn draw_lengths(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let Some(report) = &state.report else { return };
     let lengths = &report.lengths;
     let x = put(buffer, area.x, area.y, area.right(), "tokens per row  ", theme.style(Role::Muted));
-    let bins: Vec<f64> = lengths.histogram.iter().map(|bin| bin.rows as f64).collect();
+    let filled = lengths.histogram.iter().skip_while(|bin| bin.rows == 0);
+    let bins: Vec<f64> = filled.map(|bin| bin.rows as f64).collect();
     let width = (bins.len() as u16).min(24).min(area.right().saturating_sub(x));
     sparkline(&bins, true, Rect { x, width, ..area }, buffer, theme.style(Role::Series1));
     let text = format!("  p50 {}  p95 {}  max {}", lengths.p50, lengths.p95, lengths.max);

@@ -13,7 +13,7 @@ use super::prompt::PromptField;
 use super::state::{Draft, State};
 use super::target::{Candidate, Target};
 use crate::app::{
-    Context, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction, Severity,
+    Context, Entry, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction, Severity,
 };
 use crate::command::{Command as Any, InputCommand, ListCommand, ViewCommand};
 use crate::panes::train::look;
@@ -396,7 +396,10 @@ fn entered(state: &mut State, question: &Question, text: &str) -> Vec<Reaction> 
             Vec::new()
         }
         Question::Export if text.is_empty() => Vec::new(),
-        Question::Export => vec![Reaction::Review(Effect::Export(text.into()))],
+        Question::Export => vec![
+            Reaction::Review(Effect::Export(text.into())),
+            Reaction::Entry(AnyQuestion::Review(Question::Export), Entry::Checked),
+        ],
         Question::Target(_) | Question::Prompt | Question::AddExample(_) => Vec::new(),
     }
 }
@@ -474,11 +477,17 @@ fn answered(state: &mut State, context: &Context, answer: Event) -> Vec<Reaction
         Event::Saved(_, Ok(())) => vec![Reaction::Unchanged],
         Event::Exported(Ok((count, path))) => {
             let pairs = crate::cli::units::counted(count, "pair", "pairs");
-            vec![Reaction::Flash(Severity::Success, format!("{pairs} written to {}", path.display()))]
+            vec![
+                Reaction::Entry(AnyQuestion::Review(Question::Export), Entry::Taken),
+                Reaction::Flash(Severity::Success, format!("{pairs} written to {}", path.display())),
+            ]
         }
-        Event::Exported(Err(problem)) | Event::Verdicts(Err(problem)) => {
-            vec![Reaction::Flash(Severity::Error, problem)]
+        Event::Exported(Err(problem)) => {
+            let reason =
+                Message { title: "Nothing was written".to_owned(), text: problem, severity: Severity::Error };
+            vec![Reaction::Entry(AnyQuestion::Review(Question::Export), Entry::Refused(reason))]
         }
+        Event::Verdicts(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
         Event::DraftReady(Ok(path)) => vec![Reaction::Edit(path, None)],
         Event::DraftReady(Err(problem)) | Event::Draft(Err(problem)) => {
             state.draft = None;

@@ -58,6 +58,8 @@ pub enum Event {
     Created(Result<PathBuf, String>),
     /// What a sweep file would queue, line by line, with its heading; or what is wrong with it.
     Looked(PathBuf, Result<(String, Vec<String>), String>),
+    /// One run was queued, or why not.
+    Added(Result<String, String>),
     /// Something was done, or why not.
     Done(Result<String, String>),
 }

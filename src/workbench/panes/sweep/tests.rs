@@ -71,6 +71,14 @@ fn opened(width: u16, height: u16, queue: Snapshot) -> TestApp {
                 file.clone(),
                 Ok(("Queue 6 trials of lr × rank?".into(), vec!["rank = 8".into()])),
             ),
+            Effect::Add(settings) if settings.iter().any(|setting| setting.contains("rnak")) => {
+                Event::Added(Err("error: unknown key `rnak` in [method]\n --> --set:1:1".into()))
+            }
+            Effect::Add(_) => Event::Added(Ok("trial 7 is queued".into())),
+            Effect::Create(name) if name == "sweep.txt" => {
+                Event::Created(Err("sweep.txt is not the name of a TOML file in the project".into()))
+            }
+            Effect::Create(name) => Event::Created(Ok(format!("/projects/tickets/{name}").into())),
             _ => return Vec::new(),
         };
         vec![AnyEvent::Sweep(*tag, answer)]
@@ -145,6 +153,21 @@ fn a_sweep_is_looked_at_before_it_is_queued() {
     snapshot!(app, "n<enter>");
     app.keys("y");
     assert!(asked(&mut app).contains(&Effect::Start("/projects/tickets/rate.toml".into())));
+}
+
+#[test]
+fn what_is_refused_stays_in_its_box() {
+    let mut app = opened(80, 24, queue());
+    app.keys("amethod.rnak=3<enter>");
+    assert!(app.screen().contains("method.rnak=3 ") && app.screen().contains("unknown key `rnak`"));
+    app.keys("<ctrl-u>method.rank=3<enter>");
+    assert!(app.app.layers.is_empty());
+    assert!(app.app.messages.current().is_some_and(|flash| flash.text == "trial 7 is queued"));
+
+    app.keys("n<down><enter><ctrl-u>sweep.txt<enter>");
+    assert!(app.screen().contains("is not the name of a TOML file"), "{}", app.screen());
+    app.keys("<ctrl-u>other.toml<enter>");
+    assert!(app.app.layers.is_empty());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::command::Command;
 use super::effect::{Effect, Event, Question, Snapshot};
 use super::state::State;
 use crate::app::{
-    Confirm, Context, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction,
+    Confirm, Context, Entry, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction,
     Severity,
 };
 use crate::command::{Command as Any, ListCommand, ViewCommand};
@@ -166,8 +166,15 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
         }
         Event::Created(Ok(path)) => {
             state.editing = Some(path.clone());
-            vec![Reaction::Edit(path, None)]
+            vec![entry(Question::Name, Entry::Taken), Reaction::Edit(path, None)]
         }
+        Event::Created(Err(problem)) => vec![refused(Question::Name, "It was not written", problem)],
+        Event::Added(Ok(said)) => vec![
+            entry(Question::Add, Entry::Taken),
+            Reaction::Sweep(Effect::Watch),
+            Reaction::Flash(Severity::Success, said),
+        ],
+        Event::Added(Err(problem)) => vec![refused(Question::Add, "Nothing was queued", problem)],
         Event::Looked(path, Ok((title, lines))) => vec![Reaction::Confirm(Confirm {
             title,
             lines,
@@ -178,13 +185,18 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
         Event::Done(Ok(said)) => {
             vec![Reaction::Sweep(Effect::Watch), Reaction::Flash(Severity::Success, said)]
         }
-        Event::Created(Err(problem)) | Event::Done(Err(problem)) if problem.contains('\n') => {
-            vec![failure("Not done", problem)]
-        }
-        Event::Created(Err(problem)) | Event::Done(Err(problem)) => {
-            vec![Reaction::Flash(Severity::Error, problem)]
-        }
+        Event::Done(Err(problem)) if problem.contains('\n') => vec![failure("Not done", problem)],
+        Event::Done(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
     }
+}
+
+fn entry(question: Question, entry: Entry) -> Reaction {
+    Reaction::Entry(AnyQuestion::Sweep(question), entry)
+}
+
+fn refused(question: Question, title: &str, text: String) -> Reaction {
+    let reason = Message { title: title.to_owned(), text, severity: Severity::Error };
+    entry(question, Entry::Refused(reason))
 }
 
 fn failure(title: &str, text: String) -> Reaction {
@@ -223,8 +235,12 @@ fn confirmed(question: Question) -> Vec<Reaction> {
 
 fn entered(question: &Question, text: &str) -> Vec<Reaction> {
     match question {
-        Question::Name => vec![Reaction::Sweep(Effect::Create(text.to_owned()))],
-        Question::Add => vec![Reaction::Sweep(Effect::Add(train::settings_of(text)))],
+        Question::Name => {
+            vec![Reaction::Sweep(Effect::Create(text.to_owned())), entry(Question::Name, Entry::Checked)]
+        }
+        Question::Add => {
+            vec![Reaction::Sweep(Effect::Add(train::settings_of(text))), entry(Question::Add, Entry::Checked)]
+        }
         Question::File(_) | Question::Start(_) | Question::Cancel(_) | Question::Promote(_) => Vec::new(),
     }
 }

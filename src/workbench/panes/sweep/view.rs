@@ -12,6 +12,7 @@ use super::state::State;
 use crate::app::Context;
 use crate::cli::units;
 use crate::theme::{Role, Theme};
+use crate::told;
 use crate::widgets::chart::{Chart, Series, Shape};
 use crate::widgets::rule;
 use crate::widgets::text::{put, put_right};
@@ -106,7 +107,7 @@ fn look(trial: &Trial) -> (&'static str, String, Role) {
 /// Why a trial ended as it did, or what became of it.
 fn reason(trial: &Trial) -> String {
     match (&trial.failure, trial.attempts) {
-        (Some(failure), _) => format!("{}: {}", failure.class, failure.message),
+        (Some(failure), _) => format!("{}: {}", failure.class, told::in_a_line(&failure.message)),
         (None, attempts) if attempts > 1 => format!("attempt {attempts}"),
         _ => String::new(),
     }
@@ -195,7 +196,7 @@ fn draw_side(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, 
         line(format!("{}{ended}", context.clock(started)), Role::Muted);
     }
     if let Some(failure) = &trial.failure {
-        line(format!("{}: {}", failure.class, failure.message), Role::Error);
+        line(format!("{}: {}", failure.class, told::in_a_line(&failure.message)), Role::Error);
         line(failure.remedy.clone(), Role::Screen);
     }
 }

@@ -13,7 +13,7 @@ const SAMPLES: usize = 512;
 const NOTICES: usize = 512;
 
 /// Steps whose times say how long the rest will take.
-const PACE: usize = 20;
+const PACE: usize = 100;
 
 /// What a chart can show against the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter)]
@@ -186,11 +186,9 @@ impl Curves {
             .min_by(|left, right| left.what.loss.get().total_cmp(&right.what.loss.get()))
     }
 
-    /// Seconds a step takes, over the newest ones.
+    /// Seconds a step takes, by the newest ones.
     pub fn seconds_a_step(&self) -> Option<f64> {
-        let recent = &self.seconds[self.seconds.len().saturating_sub(PACE)..];
-        let finite: Vec<f64> = recent.iter().copied().filter(|seconds| seconds.is_finite()).collect();
-        (!finite.is_empty()).then(|| finite.iter().sum::<f64>() / finite.len() as f64)
+        pace(&self.seconds)
     }
 
     /// The newest edit that was not itself undone: what undo would take back.
@@ -221,6 +219,17 @@ impl Curves {
         let after = series.partition_point(|point| point.0 <= step as f64);
         series[..after].last().or(series.first()).map(|point| (point.0 as u64, point.1))
     }
+}
+
+/// Seconds a step takes, by the newest of `seconds`: the mean of their middle half. A slow first step, or one that
+/// something else delayed, does not move it, and each new step moves it little.
+fn pace(seconds: &[f64]) -> Option<f64> {
+    let recent = &seconds[seconds.len().saturating_sub(PACE)..];
+    let mut finite: Vec<f64> = recent.iter().copied().filter(|seconds| seconds.is_finite()).collect();
+    finite.sort_unstable_by(f64::total_cmp);
+    let outer = finite.len() / 4;
+    let middle = &finite[outer..finite.len() - outer];
+    (!middle.is_empty()).then(|| middle.iter().sum::<f64>() / middle.len() as f64)
 }
 
 const METRICS: [Metric; 9] = [
@@ -269,6 +278,29 @@ pub mod tests {
         assert_eq!(curves.seconds_a_step(), Some(2.0));
         assert_eq!(curves.at(Metric::Loss, 50), Some((50, 0.04)));
         assert_eq!(curves.at(Metric::Loss, 5000).map(|found| found.0), Some(100));
+    }
+
+    #[test]
+    fn the_pace_is_not_thrown_by_single_steps() {
+        assert_eq!(pace(&[]), None);
+        assert_eq!(pace(&[f64::NAN]), None);
+        assert_eq!(pace(&[3.0]), Some(3.0));
+        // The first step loads kernels, a later one waits for the disk.
+        let mut seconds = vec![1.0; 60];
+        seconds[0] = 40.0;
+        assert_eq!(pace(&seconds[..4]), Some(1.0));
+        seconds[30] = 25.0;
+        seconds.push(f64::INFINITY);
+        assert_eq!(pace(&seconds), Some(1.0));
+        // Rows of every length: one more step changes the forecast by little.
+        let varied: Vec<f64> = (0..200).map(|step| 1.0 + f64::from(step * 37 % 100) / 100.0).collect();
+        for end in 100..varied.len() {
+            let (before, after) = (pace(&varied[..end]).unwrap(), pace(&varied[..=end]).unwrap());
+            assert!((before - after).abs() / before < 0.02, "{before} {after}");
+        }
+        // A run that became slower for good is soon known to be.
+        let slower: Vec<f64> = std::iter::repeat_n(1.0, 200).chain(std::iter::repeat_n(3.0, 80)).collect();
+        assert_eq!(pace(&slower), Some(3.0));
     }
 
     #[test]

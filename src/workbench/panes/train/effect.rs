@@ -78,6 +78,15 @@ pub enum Event {
     Started(Result<String, String>),
     /// A run was asked something: what it said, or why it could not be asked.
     Asked(Result<String, String>),
+    /// A setting was to be changed: what came of it, or why it was not.
+    Edited {
+        /// The run.
+        run: String,
+        /// Dotted key.
+        key: String,
+        /// What came of it.
+        outcome: Result<String, String>,
+    },
     /// Which settings differ: heading and text.
     Diff(String, String),
     /// The rows behind a step of a run, by index into the dataset.

@@ -7,7 +7,7 @@ use luthier_core::runs::{
 };
 
 use super::effect::{Effect, Event, PlanSummary, Refusal};
-use crate::app::{Effect as AnyEffect, Event as AnyEvent};
+use crate::app::{Effect as AnyEffect, Event as AnyEvent, Slot, Tag};
 use crate::testing::{START, TestApp, config, snapshot};
 use crate::theme::ColorDepth;
 
@@ -131,6 +131,15 @@ fn answers(state: RunState) -> impl FnMut(&AnyEffect) -> Vec<AnyEvent> {
                 },
                 Event::Journal { run: run.clone(), events: journal(), restarted: false, caught_up: true },
             ],
+            Effect::Ask(run, Request::Edit { key, value, .. }) => {
+                let outcome = match value.as_str() {
+                    "oops" => Err("error: `train.learning_rate` must be a number\n --> --set:1:21\n  |\n\
+                                   1 | train.learning_rate=oops\n  |                     ^^^^"
+                        .to_owned()),
+                    _ => Ok(format!("{key}: → {value}, from the next step on")),
+                };
+                vec![Event::Edited { run: run.clone(), key: key.clone(), outcome }]
+            }
             Effect::Overlay(run) => vec![Event::Overlay(run.clone(), journal())],
             Effect::Log(run) => vec![Event::Log(run.clone(), vec!["one".into(), "two \u{7}bells".into()])],
             Effect::Plan(settings) if settings.is_empty() => {
@@ -250,6 +259,80 @@ fn an_edit_reaches_the_live_run_and_undo_takes_it_back() {
     };
     let asked = asked(&mut app);
     assert!(asked.contains(&edit("1e-4")) && asked.contains(&edit("0.0002")), "{asked:?}");
+}
+
+#[test]
+fn a_refused_value_stays_in_its_box_and_can_be_put_right() {
+    let mut app = opened(80, 24, RunState::Running);
+    snapshot!(app, "e<enter><ctrl-u>oops<enter>");
+    // What is typed next is typed, not run.
+    app.keys("qp");
+    let asked_for = asked(&mut app);
+    assert!(!asked_for.contains(&Effect::Ask(RUN.into(), Request::Pause)), "{asked_for:?}");
+    app.keys("<ctrl-u>1e-4<enter>");
+    assert!(app.app.layers.is_empty());
+    assert!(app.app.messages.current().is_some_and(|flash| flash.text.contains("1e-4")));
+}
+
+#[test]
+fn a_value_being_looked_at_takes_no_keys_and_its_box_can_be_left() {
+    let mut respond = answers(RunState::Running);
+    let mut app = TestApp::respond(80, 24, move |effect| match effect {
+        AnyEffect::Train(_, Effect::Ask(..)) => Vec::new(),
+        _ => respond(effect),
+    });
+    app.keys("2e<enter><ctrl-u>1e-4<enter>xq<enter>");
+    assert!(app.screen().contains("1e-4 ") && !app.screen().contains("1e-4x"), "{}", app.screen());
+    assert_eq!(asked(&mut app).iter().filter(|effect| matches!(effect, Effect::Ask(..))).count(), 1);
+    app.keys("<esc>");
+    assert!(app.app.layers.is_empty());
+    let (key, outcome) = ("train.learning_rate".to_owned(), Err("the run is stopping".to_owned()));
+    let tag = Tag { slot: Slot::Each, generation: 0 };
+    app.event(AnyEvent::Train(tag, Event::Edited { run: RUN.into(), key, outcome }));
+    assert!(app.app.layers.is_empty());
+    assert!(app.app.messages.current().is_some_and(|flash| flash.text == "the run is stopping"));
+}
+
+#[test]
+fn an_alert_of_several_lines_is_told_in_one() {
+    let mut app = opened(200, 60, RunState::Running);
+    let alert = AlertEvent {
+        alert: AlertKind::EditRefused,
+        message: "config.toml is broken, so nothing has changed.\nerror: unknown key `rnak`\n --> config.toml:6:1\n  |\n\
+                  6 | rnak = 8\n  | ^^^^"
+            .into(),
+        rows: Vec::new(),
+    };
+    let events = vec![JournalEvent { time: time(500), step: Some(412), body: alert.into() }];
+    let tag = Tag { slot: Slot::Each, generation: 0 };
+    let journal = Event::Journal { run: RUN.into(), events, restarted: false, caught_up: true };
+    app.event(AnyEvent::Train(tag, journal));
+    let told = "config.toml is broken, so nothing has changed: unknown key `rnak` (config.toml:6:1)";
+    assert!(app.screen().contains(told) && !app.screen().contains('⏎'), "{}", app.screen());
+}
+
+#[test]
+fn settings_begin_where_a_key_does_known_or_not() {
+    let cases: [(&str, &[&str]); 9] = [
+        ("", &[]),
+        ("train.epochs=1  method.rank=8", &["train.epochs=1", "method.rank=8"]),
+        ("train.epochs=1 train.foo=2 bar=3", &["train.epochs=1", "train.foo=2", "bar=3"]),
+        (
+            "data.system=\"a  b=c \\\" d=e\" train.epochs=1",
+            &["data.system=\"a  b=c \\\" d=e\"", "train.epochs=1"],
+        ),
+        ("data.system='it''s' x=1", &["data.system='it''s'", "x=1"]),
+        ("data.system=Don't shout train.epochs=1", &["data.system=Don't shout", "train.epochs=1"]),
+        (
+            "train.betas=[0.9, 0.95] data.columns={ prompt = \"q\", completion=\"a\" } a.b=1",
+            &["train.betas=[0.9, 0.95]", "data.columns={ prompt = \"q\", completion=\"a\" }", "a.b=1"],
+        ),
+        ("data.system=\"open train.epochs=1", &["data.system=\"open train.epochs=1"]),
+        ("nonsense 1=2", &["nonsense 1=2"]),
+    ];
+    for (text, settings) in cases {
+        assert_eq!(super::settings_of(text), settings, "{text}");
+    }
 }
 
 #[test]

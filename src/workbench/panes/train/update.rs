@@ -5,14 +5,15 @@ use luthier_core::runs::{Request, ResumeWay, RunSummary, State as RunState, Stop
 
 use super::command::Command;
 use super::curves::Curves;
-use super::effect::{Effect, Event, Question};
+use super::effect::{Effect, Event, PlanSummary, Question, Refusal};
 use super::state::{Detail, Focus, OpenRun, State, Window};
 use crate::app::{
-    Confirm, Context, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction,
+    Confirm, Context, Entry, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction,
     Severity,
 };
 use crate::command::{ChartCommand, Command as Any, InputCommand, ListCommand, ViewCommand};
 use crate::panes::PaneId;
+use crate::told;
 use crate::widgets::TextLine;
 
 /// Runs whose curves may lie on one chart.
@@ -436,19 +437,7 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
         }
         Event::Planned(settings, outcome) => {
             state.planning = None;
-            match outcome {
-                Ok(plan) => vec![Reaction::Confirm(Confirm {
-                    title: format!("Start {}?", plan.method),
-                    lines: plan.lines,
-                    yes: "Start".to_owned(),
-                    question: AnyQuestion::Train(Question::Start(settings)),
-                })],
-                Err(refusal) => vec![Reaction::Message(Message {
-                    title: refusal.title,
-                    text: refusal.text,
-                    severity: Severity::Error,
-                })],
-            }
+            planned(settings, outcome)
         }
         Event::Started(outcome) => {
             state.starting = false;
@@ -465,6 +454,7 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
                 Err(problem) => vec![failure("The run could not be started", problem)],
             }
         }
+        Event::Edited { run, key, outcome } => edited(run, &key, outcome),
         Event::Asked(Ok(said)) => vec![Reaction::Flash(Severity::Success, said)],
         Event::Asked(Err(problem)) if problem.contains('\n') => vec![failure("Not done", problem)],
         Event::Diff(title, text) => {
@@ -476,6 +466,50 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
         Event::Asked(Err(problem)) | Event::Rows(_, Err(problem)) => {
             vec![Reaction::Flash(Severity::Error, problem)]
         }
+    }
+}
+
+fn planned(settings: Vec<String>, outcome: Result<PlanSummary, Refusal>) -> Vec<Reaction> {
+    let entry = |entry| Reaction::Entry(AnyQuestion::Train(Question::Settings), entry);
+    match outcome {
+        Ok(plan) => vec![
+            entry(Entry::Taken),
+            Reaction::Confirm(Confirm {
+                title: format!("Start {}?", plan.method),
+                lines: plan.lines,
+                yes: "Start".to_owned(),
+                question: AnyQuestion::Train(Question::Start(settings)),
+            }),
+        ],
+        Err(Refusal { title, text }) => {
+            let message = Message { title, text, severity: Severity::Error };
+            if settings.is_empty() {
+                // Nothing was typed that could be put right.
+                vec![entry(Entry::Taken), Reaction::Message(message)]
+            } else {
+                vec![entry(Entry::Refused(message))]
+            }
+        }
+    }
+}
+
+/// What came of an edit, for the box it was typed in, if it was typed in one.
+fn edited(run: String, key: &str, outcome: Result<String, String>) -> Vec<Reaction> {
+    let question = KEYS
+        .iter()
+        .find(|known| known.path == key)
+        .map(|known| AnyQuestion::Train(Question::Value(run, known.path)));
+    match (outcome, question) {
+        (Ok(said), question) => {
+            let taken = question.map(|question| Reaction::Entry(question, Entry::Taken));
+            taken.into_iter().chain([Reaction::Flash(Severity::Success, said)]).collect()
+        }
+        (Err(problem), Some(question)) => {
+            let message =
+                Message { title: "Not changed".to_owned(), text: problem, severity: Severity::Error };
+            vec![Reaction::Entry(question, Entry::Refused(message))]
+        }
+        (Err(problem), None) => vec![failure("Not changed", problem)],
     }
 }
 
@@ -492,7 +526,9 @@ fn ended(open: &OpenRun, before: Option<RunState>) -> Vec<Reaction> {
     let (severity, text) = match (status.state, &status.failure) {
         (RunState::Finished, _) => (Severity::Success, "the run is finished".to_owned()),
         (RunState::Stopped, _) => (Severity::Note, "the run is stopped".to_owned()),
-        (_, Some(failure)) => (Severity::Error, format!("{}: {}", failure.class, failure.message)),
+        (_, Some(failure)) => {
+            (Severity::Error, format!("{}: {}", failure.class, told::in_a_line(&failure.message)))
+        }
         (state, None) => (Severity::Error, format!("the run is {state}")),
     };
     vec![Reaction::Flash(severity, text)]
@@ -557,15 +593,23 @@ fn confirmed(state: &mut State, question: Question) -> Vec<Reaction> {
 
 fn entered(state: &mut State, question: Question, text: &str) -> Vec<Reaction> {
     match question {
-        Question::Settings => plan(state, settings_of(text)),
+        Question::Settings => {
+            let mut reactions = plan(state, settings_of(text));
+            reactions.push(Reaction::Entry(AnyQuestion::Train(Question::Settings), Entry::Checked));
+            reactions
+        }
         Question::Value(id, key) => {
+            let question = AnyQuestion::Train(Question::Value(id.clone(), key));
             let run_state = state
                 .open
                 .as_ref()
                 .filter(|open| open.id == id)
                 .and_then(|open| open.status.as_ref())
                 .map_or(RunState::Queued, |status| status.state);
-            vec![Reaction::Train(change(id, run_state, key.to_owned(), text.to_owned()))]
+            vec![
+                Reaction::Train(change(id, run_state, key.to_owned(), text.to_owned())),
+                Reaction::Entry(question, Entry::Checked),
+            ]
         }
         Question::Start(_)
         | Question::Stop(_)
@@ -575,20 +619,71 @@ fn entered(state: &mut State, question: Question, text: &str) -> Vec<Reaction> {
     }
 }
 
-/// Splits `a.b=1 c.d="x y" e.f=[1, 2]` where a new key begins, so that values may hold spaces.
+/// Splits `a.b=1 c.d="x y" e.f=[1, 2]` where a new setting begins, so that values may hold spaces. Any word that
+/// could be a key begins one, known or not: a key that is none must not become part of the value before it.
 pub fn settings_of(text: &str) -> Vec<String> {
     let mut settings: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        let begins = word.split_once('=').is_some_and(|(key, _)| KEYS.iter().any(|known| known.path == key));
-        match settings.last_mut() {
-            Some(last) if !begins => {
-                last.push(' ');
-                last.push_str(word);
+    let mut inside = Inside::default();
+    let mut begin = 0;
+    for (at, character) in text.char_indices() {
+        let after_space = text[..at].ends_with(char::is_whitespace);
+        if after_space && !inside.is_open() && begins_setting(&text[at..]) {
+            settings.push(text[begin..at].trim().to_owned());
+            begin = at;
+            inside = Inside::default();
+        }
+        inside.take(character);
+    }
+    settings.push(text[begin..].trim().to_owned());
+    settings.retain(|setting| !setting.is_empty());
+    settings
+}
+
+/// Whether `text` starts with a word as keys are written, and a `=` right after it.
+fn begins_setting(text: &str) -> bool {
+    let Some((key, _)) = text.split_once('=') else { return false };
+    key.starts_with(|first: char| first.is_ascii_alphabetic())
+        && key.chars().all(|character| character.is_ascii_alphanumeric() || "._-".contains(character))
+}
+
+/// What of a value is open: a quoted text, or brackets.
+#[derive(Default)]
+struct Inside {
+    quote: Option<char>,
+    depth: usize,
+    escaped: bool,
+    /// Whether the value has begun with something that is neither: quotes in it are then only characters.
+    bare: bool,
+    /// Whether the `=` has come.
+    value: bool,
+}
+
+impl Inside {
+    fn is_open(&self) -> bool {
+        self.quote.is_some() || self.depth > 0
+    }
+
+    fn take(&mut self, character: char) {
+        if let Some(quote) = self.quote {
+            if self.escaped {
+                self.escaped = false;
+            } else if character == '\\' && quote == '"' {
+                self.escaped = true;
+            } else if character == quote {
+                self.quote = None;
             }
-            _ => settings.push(word.to_owned()),
+            return;
+        }
+        match character {
+            _ if !self.value => self.value = character == '=',
+            _ if self.bare || character.is_whitespace() => {}
+            '"' | '\'' => self.quote = Some(character),
+            '[' | '{' => self.depth += 1,
+            ']' | '}' => self.depth = self.depth.saturating_sub(1),
+            _ if self.depth == 0 => self.bare = true,
+            _ => {}
         }
     }
-    settings
 }
 
 fn picked(state: &mut State, question: Question, index: usize) -> Vec<Reaction> {
