@@ -168,15 +168,7 @@ impl From<Format> for Dtype {
 }
 
 fn parse_device(text: &str) -> Result<Device, String> {
-    match text {
-        "auto" => Ok(Device::Auto),
-        "cpu" => Ok(Device::Cpu),
-        _ => text
-            .strip_prefix("cuda:")
-            .and_then(|index| index.parse().ok())
-            .map(|index| Device::Cuda(vec![index]))
-            .ok_or_else(|| "give auto, cpu or cuda:N".into()),
-    }
+    Device::from_word(text).ok_or_else(|| "give auto, cpu or cuda:N".into())
 }
 
 fn parse_method(text: &str) -> Result<MethodKind, String> {

@@ -12,11 +12,9 @@ use super::kinds::{Bounds, Kind, MOST};
 use super::names::nearest;
 use super::problems::Source;
 use super::raw::{Located, Raw};
-use super::sections::{Device, EvalSource, Targets, Warmup};
+use super::sections::{Device, EvalSource, LAST_GPU, Targets, Warmup};
 use crate::model::hub::{HUB_NAME_FORM, HubModel};
 
-/// Highest index of a GPU.
-const LAST_GPU: i64 = 1023;
 const SHARE: Bounds = Bounds::below(0.0, 1.0);
 
 /// A setting's type.
@@ -388,7 +386,10 @@ impl Field for Warmup {
 impl Field for Device {
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         let gpu = |item: &Located| match &item.value {
-            Raw::Whole(Some(index @ 0..=LAST_GPU)) => Ok(*index as usize),
+            Raw::Whole(Some(index)) => usize::try_from(*index)
+                .ok()
+                .filter(|index| *index <= LAST_GPU)
+                .ok_or_else(|| Fault::mismatch(item, kind, source)),
             _ => Err(Fault::mismatch(item, kind, source)),
         };
         match &value.value {
@@ -400,18 +401,7 @@ impl Field for Device {
                     Err(unavailable(value, "several GPUs").help("name one, such as \"cuda:0\""))
                 }
             },
-            Raw::Text(name) => match name.as_str() {
-                "auto" => Ok(Self::Auto),
-                "cpu" => Ok(Self::Cpu),
-                "cuda" => Ok(Self::Cuda(vec![0])),
-                _ => name
-                    .strip_prefix("cuda:")
-                    .filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
-                    .and_then(|index| index.parse().ok())
-                    .filter(|index| *index <= LAST_GPU as usize)
-                    .map(|index| Self::Cuda(vec![index]))
-                    .ok_or_else(|| Fault::mismatch(value, kind, source)),
-            },
+            Raw::Text(name) => Self::from_word(name).ok_or_else(|| Fault::mismatch(value, kind, source)),
             _ => Err(Fault::mismatch(value, kind, source)),
         }
     }

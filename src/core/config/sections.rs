@@ -9,6 +9,9 @@ pub use super::choices::{
     Schedule, TrainOn, Variant,
 };
 
+/// Highest index of a GPU.
+pub(super) const LAST_GPU: usize = 1023;
+
 /// Everything a run uses. Paths are as written: relative ones are meant from the project folder.
 ///
 /// [`Config::default`] holds every default; its `model.path` and `data.train` are empty, since those two
@@ -62,6 +65,23 @@ pub enum Device {
     Cpu,
     /// These GPUs, by index; never empty.
     Cuda(Vec<usize>),
+}
+
+impl Device {
+    /// The device that a word names: `auto`, `cpu`, `cuda`, `cuda:N`.
+    pub fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(vec![0])),
+            _ => word
+                .strip_prefix("cuda:")
+                .filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|index| index.parse().ok())
+                .filter(|index| *index <= LAST_GPU)
+                .map(|index| Self::Cuda(vec![index])),
+        }
+    }
 }
 
 /// `[data]`.

@@ -143,19 +143,16 @@ impl Prepared {
         let train = &config.train;
         let Warmup::Steps(warmup) = train.warmup else { return Ok(()) };
         let steps = StepOrder::new(&self.summary().train_lengths, config).total_steps();
-        // What is wrong with a dataset without rows is another matter.
-        if steps == 0 || warmup <= steps {
+        // What is wrong with a dataset without rows is another matter, and train.max_steps is held against the warm-up
+        // where the configuration is read.
+        if steps == 0 || warmup <= steps || train.max_steps.is_some() {
             return Ok(());
         }
-        let (end, longer) = match train.max_steps {
-            Some(_) => ("train.max_steps".to_owned(), "train.max_steps"),
-            None => {
-                (format!("train.epochs = {} over {} rows", train.epochs, self.train.len()), "train.epochs")
-            }
-        };
         Err(DataError::Settings(format!(
-            "train.warmup = {warmup} steps would outlast the run, which ends after {steps} ({end}); set train.warmup to \
-             fewer steps, or to a share of the run such as 0.03, or raise {longer}"
+            "train.warmup = {warmup} steps would outlast the run, which ends after {steps} (train.epochs = {} over {} rows); \
+             set train.warmup to fewer steps, or to a share of the run such as 0.03, or raise train.epochs",
+            train.epochs,
+            self.train.len()
         )))
     }
 

@@ -15,8 +15,8 @@ use crate::models::head::Targets;
 use crate::models::{Document, Mask, Model};
 use crate::ops;
 
-/// Tokens are shared from one in so many on where attention, too, is computed once for them: with fewer, finding their keys
-/// costs more than computing them.
+/// Tokens are shared where that spares at least one in so many, and attention, too, is computed once for them: laying out
+/// keys for each document is work of its own.
 const WORTH_SHARING: usize = 16;
 
 /// The same where attention is computed for every document, over keys that are laid out for it anew in each layer.

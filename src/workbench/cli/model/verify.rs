@@ -109,17 +109,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
 
 /// A device as `model.device` takes it.
 fn device(text: &str) -> Result<Device, String> {
-    match text {
-        "auto" => Ok(Device::Auto),
-        "cpu" => Ok(Device::Cpu),
-        "cuda" => Ok(Device::Cuda(vec![0])),
-        _ => text
-            .strip_prefix("cuda:")
-            .filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
-            .and_then(|index| index.parse().ok())
-            .map(|index| Device::Cuda(vec![index]))
-            .ok_or_else(|| "give auto, cpu or cuda:N, such as cuda:0".to_owned()),
-    }
+    Device::from_word(text).ok_or_else(|| "give auto, cpu or cuda:N, such as cuda:0".to_owned())
 }
 
 /// Fails where there is no such GPU.
