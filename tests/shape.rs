@@ -42,15 +42,14 @@ struct Graph(HashMap<String, Vec<String>>);
 
 impl Graph {
     fn read() -> Self {
-        let told = Command::new(env!("CARGO"))
-            .args(["metadata", "--format-version", "1", "--offline", "--locked"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .unwrap();
-        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-        let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+        // Without the filter cargo asks for the crates of every platform, and a build fetches only this one's.
+        let version = cargo(&["-vV"]);
+        let platform = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+        let arguments =
+            ["metadata", "--format-version", "1", "--offline", "--locked", "--filter-platform", platform];
+        let metadata: Value = serde_json::from_str(&cargo(&arguments)).unwrap();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        let names: HashMap<String, String> = told["packages"]
+        let names: HashMap<String, String> = metadata["packages"]
             .as_array()
             .unwrap()
             .iter()
@@ -63,7 +62,7 @@ impl Graph {
             let needed = node["deps"].as_array().unwrap().iter().filter(normal);
             needed.map(|needed| names[needed["pkg"].as_str().unwrap()].clone()).collect::<Vec<_>>()
         };
-        let nodes = told["resolve"]["nodes"].as_array().unwrap();
+        let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
         Self(nodes.iter().map(|node| (names[node["id"].as_str().unwrap()].clone(), needs(node))).collect())
     }
 
@@ -79,4 +78,11 @@ impl Graph {
         }
         found
     }
+}
+
+fn cargo(arguments: &[&str]) -> String {
+    let output =
+        Command::new(env!("CARGO")).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
