@@ -14,7 +14,13 @@ fn main() {
         Ok(torch) if torch.join("lib/libtorch_cpu.so").exists() => torch,
         _ => panic!("there is no libtorch in {}: run `make setup`", linked.display()),
     };
-    println!("cargo:rerun-if-changed={}", torch.join("build-version").display());
+    // Archives of libtorch have the first, a torch installed by pip the second. Cargo takes a watched file that
+    // does not exist for a changed one and would compile the seam at every build.
+    for version in ["build-version", "version.py"].map(|name| torch.join(name)) {
+        if version.exists() {
+            println!("cargo:rerun-if-changed={}", version.display());
+        }
+    }
     seam(&torch).file("csrc/shim.cpp").compile("luthier_shim");
     // Decoded weights have the bits that bitsandbytes gives them only where a product is rounded before it is added to.
     seam(&torch).flag("-ffp-contract=off").file("csrc/quantised.cpp").compile("luthier_quantised");
