@@ -189,6 +189,18 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
             want_bias ? grad_bias.to(bias.scalar_type()) : Tensor()};
   }
 
+  // gradient · share [1] f32, multiplied in f32: a step's share is one over a count, which bf16 would round by up to 1/512.
+  // The products of so many rows are held in f32 at a time.
+  static Tensor scaled(const Tensor& gradient, const Tensor& share, int64_t rows) {
+    if (gradient.scalar_type() == at::kFloat) return gradient.mul(share);
+    Tensor result = at::empty_like(gradient);
+    for (int64_t start = 0; start < gradient.size(0); start += rows) {
+      const int64_t end = std::min(gradient.size(0), start + rows);
+      result.slice(0, start, end).copy_(gradient.slice(0, start, end).mul(share));
+    }
+    return result;
+  }
+
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     variable_list result(8);
     const bool by_row = ctx->saved_data["by_row"].toBool();
@@ -202,8 +214,9 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
                                                ctx->saved_data["cap"].toDouble(), ctx->saved_data["chunk"].toInt());
       return result;
     }
+    const Tensor share = gradients[0].to(at::kFloat).reshape({1});
     for (size_t i = 0; i < 3; ++i)
-      if (saved[i].defined()) result[i] = saved[i].mul(gradients[0].to(saved[i].scalar_type()));
+      if (saved[i].defined()) result[i] = scaled(saved[i], share, ctx->saved_data["chunk"].toInt());
     return result;
   }
 };

@@ -293,6 +293,25 @@ fn cross_entropy_with_the_head() {
 }
 
 #[test]
+fn a_share_that_bf16_cannot_hold_scales_the_gradient_all_the_same() {
+    let kind = Kind::BFloat16;
+    let gradients = |share: f32| {
+        let leaves = [leaf(&[11, 24], 1, kind), leaf(&[50, 24], 2, kind), leaf(&[50], 3, kind)];
+        let ids = Tensor::from_slice(&[0_i64, 49, 7, 7, 3, 12, 30, 1, 2, 3, 48]);
+        let head = Head { weight: &leaves[1], bias: Some(&leaves[2]), cap: None };
+        let loss = csrc::linear_cross_entropy(&leaves[0], &head, &ids, 4, false, Through::Sum).unwrap();
+        csrc::backward(&[&loss.sum], &[Some(&Tensor::from(share))]).unwrap();
+        leaves.map(|leaf| leaf.grad().to_kind(Kind::Float))
+    };
+    // 1 / 1.003 is in the middle between two numbers of bf16, and a step's count is any number.
+    let share = 1.0 / 1.003;
+    for (scaled, whole) in gradients(share).iter().zip(&gradients(1.0)) {
+        let expected = (whole * f64::from(share)).to_kind(kind).to_kind(Kind::Float);
+        assert_eq!(distance(scaled, &expected), 0.0);
+    }
+}
+
+#[test]
 fn cross_entropy_whose_rows_weigh_differently() {
     let ids = Tensor::from_slice(&[0_i64, 49, 7, 7, 3, 12, 30, 1, 2, 3, 48]);
     let shares = normal(&[11], 5, Kind::Float);
