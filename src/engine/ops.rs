@@ -504,8 +504,8 @@ pub fn attention_openly(
     labelled("attention_openly", &[query, key, value], mixed)
 }
 
-/// Cosine and sine, each `[N, 1, F]` of type `kind` and times `factor`, of `positions` `[N]` times `frequencies` `[F]`
-/// (f32), computed in f32.
+/// Cosine and sine, each `[N, 1, F]` of type `kind` and times `factor`, of `positions` `[N]` times `frequencies` `[F]` or
+/// `[N, F]` (f32), computed in f32.
 pub fn rotations(
     positions: &Tensor,
     frequencies: &Tensor,
@@ -513,7 +513,7 @@ pub fn rotations(
     kind: Kind,
 ) -> Result<(Tensor, Tensor)> {
     let tables = (|| {
-        let angles = positions.f_to_kind(Kind::Float)?.f_outer(frequencies)?.f_unsqueeze(1)?;
+        let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(frequencies)?.f_unsqueeze(1)?;
         let scaled = |x: Tensor| x.f_mul_scalar(factor)?.f_to_kind(kind);
         Ok((scaled(angles.f_cos()?)?, scaled(angles.f_sin()?)?))
     })();

@@ -16,6 +16,8 @@ pub struct KvCache {
     /// Key-value heads and head size by layer.
     shapes: Vec<[i64; 2]>,
     lengths: Vec<i64>,
+    /// Tokens of each row's whole sequence, where the next tokens do not end it.
+    expected: Option<Vec<i64>>,
     capacity: i64,
     options: (Kind, Device),
 }
@@ -29,6 +31,7 @@ impl KvCache {
             layers: model.architecture().layers.iter().map(|_| None).collect(),
             shapes: shapes.collect(),
             lengths: vec![0; rows],
+            expected: None,
             capacity: 0,
             options: (model.kind(), model.device()),
         }
@@ -39,8 +42,21 @@ impl KvCache {
         &self.lengths
     }
 
+    /// Says how long each row's sequence will be once all of it is held: where rotary frequencies depend on the length, keys
+    /// are rotated for this one. Otherwise a sequence is as long as what is held with the tokens of a pass. Holds until
+    /// the cache is next cut or its rows change.
+    pub fn expect(&mut self, lengths: &[i64]) {
+        self.expected = Some(lengths.to_vec());
+    }
+
+    /// Tokens of each row's sequence during a pass over `width` more.
+    pub(crate) fn sequence_lengths(&self, width: i64) -> Vec<i64> {
+        self.expected.clone().unwrap_or_else(|| self.lengths.iter().map(|length| length + width).collect())
+    }
+
     /// Forgets what lies beyond these lengths.
     pub fn truncate(&mut self, lengths: &[i64]) {
+        self.expected = None;
         for (held, &wanted) in self.lengths.iter_mut().zip(lengths) {
             *held = wanted.clamp(0, *held);
         }
@@ -54,6 +70,7 @@ impl KvCache {
             layer.keys = ops::select_rows(&layer.keys, 0, &indices)?;
             layer.values = ops::select_rows(&layer.values, 0, &indices)?;
         }
+        self.expected = None;
         self.lengths = rows.iter().filter_map(|&row| self.lengths.get(row).copied()).collect();
         Ok(())
     }
@@ -72,7 +89,7 @@ impl KvCache {
         }
     }
 
-    /// Gives an empty row what the only row of `other` holds. Rows that have less stay as they are.
+    /// Gives a row what the only row of `other` holds, instead of what it held. Other rows stay as they are.
     pub(crate) fn adopt(&mut self, row: usize, other: &Self) -> Result<()> {
         let length = other.lengths.first().copied().unwrap_or_default();
         let longest = self.lengths.iter().copied().max().unwrap_or_default();

@@ -124,7 +124,7 @@ pub fn generate(
             cache.keep_rows(&kept)?;
             live = kept.iter().map(|&place| std::mem::take(&mut live[place])).collect();
         }
-        last = decode(model, &live, &adapters(rows, &live), &mut cache)?;
+        last = decode(model, rows, &live, &adapters(rows, &live), &mut cache)?;
     }
 }
 
@@ -159,6 +159,11 @@ fn prefill(
     }
     let shape = [rows, width as i64];
     let ids = ops::reshape(&ops::integers(&ids, model.device())?, &shape)?;
+    let given = prompts.iter().zip(adapters).map(|(prompt, adapter)| {
+        let before = adapter.map_or(0, |adapter| adapter.virtual_tokens());
+        (before + prompt.len()) as i64
+    });
+    cache.expect(&given.collect::<Vec<_>>());
     model.begin(adapters, cache)?;
     let starts = cache.lengths().to_vec();
     let places: Vec<i64> = starts.iter().flat_map(|&start| start..start + width as i64).collect();
@@ -174,8 +179,41 @@ fn prefill(
     ops::select_rows(&flat, 0, &ops::integers(&ends, model.device())?)
 }
 
-/// One more token of every row: `[B, H]`.
+/// One more token of every row: `[B, H]`. A row that grows to a length from which on keys are rotated otherwise is computed
+/// again from its first token.
 fn decode(
+    model: &Model,
+    rows: &[Row],
+    live: &[Live],
+    adapters: &[Option<&dyn Adapter>],
+    cache: &mut KvCache,
+) -> Result<Tensor> {
+    let grown = cache.lengths().iter().map(|&held| !model.rotates_alike(held, held + 1)).collect::<Vec<_>>();
+    if !grown.contains(&true) {
+        return one_more(model, live, adapters, cache);
+    }
+    let mut last = if grown.contains(&false) {
+        let last = one_more(model, live, adapters, cache)?;
+        (0..live.len() as i64).map(|row| ops::narrow(&last, 0, row, 1)).collect::<Result<Vec<_>>>()?
+    } else {
+        vec![]
+    };
+    for (place, row) in live.iter().enumerate().filter(|(place, _)| grown[*place]) {
+        let sequence = [rows[row.index].prompt, &row.tokens].concat();
+        let mut own = KvCache::new(model, 1);
+        let hidden = prefill(model, &[&sequence], &adapters[place..=place], &mut own)?;
+        cache.adopt(place, &own)?;
+        if place < last.len() {
+            last[place] = hidden;
+        } else {
+            last.push(hidden);
+        }
+    }
+    ops::concatenate(&last, 0)
+}
+
+/// One more token of every row, after what the cache holds: `[B, H]`.
+fn one_more(
     model: &Model,
     live: &[Live],
     adapters: &[Option<&dyn Adapter>],

@@ -131,6 +131,12 @@ impl Model {
         self.weight_bytes
     }
 
+    /// Whether keys are rotated alike in sequences of `a` and of `b` tokens: where they are not (LongRoPE, dynamic NTK),
+    /// what a cache holds of a sequence that grew from the one to the other must be computed again.
+    pub fn rotates_alike(&self, a: i64, b: i64) -> bool {
+        self.ropes.iter().all(|rope| rope.is_equal_at(a, b))
+    }
+
     /// Whether attention, like all else, is computed once for tokens that several documents begin with
     /// ([`Mask::Branches`]).
     pub fn shares_attention(&self) -> bool {
@@ -224,21 +230,25 @@ impl Model {
 
     /// Puts the virtual tokens of each row's adapter into an empty cache.
     pub fn begin(&self, adapters: &[Option<&dyn Adapter>], cache: &mut KvCache) -> Result<()> {
-        let mut made: Vec<(&dyn Adapter, KvCache)> = Vec::new();
+        let mut made: Vec<(&dyn Adapter, i64, KvCache)> = Vec::new();
         let mut taken = Vec::new();
-        for (row, adapter) in adapters.iter().enumerate() {
+        let lengths = cache.sequence_lengths(0);
+        for (row, (adapter, &length)) in adapters.iter().zip(&lengths).enumerate() {
             let Some(adapter) = adapter.filter(|adapter| adapter.virtual_tokens() > 0) else { continue };
-            let known = made.iter().position(|(other, _)| std::ptr::addr_eq(*other, adapter));
+            let length = length.max(adapter.virtual_tokens() as i64);
+            let known = made.iter().position(|(other, of, _)| {
+                std::ptr::addr_eq(*other, adapter) && self.rotates_alike(*of, length)
+            });
             if known.is_none() {
-                made.push((adapter, self.virtual_tokens(adapter)?));
+                made.push((adapter, length, self.virtual_tokens(adapter, length)?));
             }
             taken.push((row, known.unwrap_or(made.len() - 1)));
         }
-        for (_, other) in &made {
+        for (_, _, other) in &made {
             cache.widen(other);
         }
         for (row, place) in taken {
-            cache.adopt(row, &made[place].1)?;
+            cache.adopt(row, &made[place].2)?;
         }
         Ok(())
     }
@@ -344,8 +354,8 @@ impl Model {
         }
     }
 
-    /// A cache of one row that holds an adapter's virtual tokens.
-    fn virtual_tokens(&self, adapter: &dyn Adapter) -> Result<KvCache> {
+    /// A cache of one row that holds an adapter's virtual tokens, which begin a sequence of `length` tokens.
+    fn virtual_tokens(&self, adapter: &dyn Adapter, length: i64) -> Result<KvCache> {
         let count = adapter.virtual_tokens() as i64;
         let mut cache = KvCache::new(self, 1);
         let Some(prompt) = adapter.prompt() else {
@@ -367,6 +377,7 @@ impl Model {
             cache.advance(count);
             return Ok(cache);
         };
+        cache.expect(&[length]);
         let places = ops::integers(&(0..count).collect::<Vec<_>>(), self.device)?;
         let positions = ops::reshape(&places, &[1, count])?;
         let adapters = Active::All(adapter);

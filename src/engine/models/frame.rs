@@ -94,8 +94,12 @@ impl<'a> Frame<'a> {
         if cache.is_none() {
             frame.add_virtual_tokens(kind)?;
         }
-        let longest = if ropes.iter().any(Rope::depends_on_length) { frame.longest()? } else { 0 };
-        let rotate = |rope: &Rope| rope.rotations(&frame.positions, longest, kind);
+        let lengths = match cache {
+            _ if !ropes.iter().any(Rope::depends_on_length) => vec![0],
+            Some(cache) => cache.sequence_lengths(columns),
+            None => vec![frame.longest()?],
+        };
+        let rotate = |rope: &Rope| rope.rotations(&frame.positions, &lengths, kind);
         frame.rotations = ropes.iter().map(rotate).collect::<Result<_>>()?;
         Ok(frame)
     }

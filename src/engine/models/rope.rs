@@ -35,28 +35,34 @@ impl Rope {
         matches!(self.spec.scaling, RopeScaling::Dynamic { .. } | RopeScaling::Long { .. })
     }
 
-    /// Cosine and sine for `positions` `[N]` int64, each `[N, 1, rotated / 2]`, in a batch whose longest sequence has
-    /// `longest` tokens.
-    pub fn rotations(&self, positions: &Tensor, longest: i64, kind: Kind) -> Result<(Tensor, Tensor)> {
-        let grown;
-        let chosen = match (&self.spec.scaling, &self.beyond) {
-            (RopeScaling::Long { original_positions, .. }, Some(beyond))
-                if longest > *original_positions as i64 =>
-            {
-                beyond
+    /// Whether sequences of `a` and of `b` tokens have the same frequencies.
+    pub fn is_equal_at(&self, a: i64, b: i64) -> bool {
+        match &self.spec.scaling {
+            RopeScaling::Long { original_positions, .. } => {
+                let is_beyond = |length: i64| length > *original_positions as i64;
+                is_beyond(a) == is_beyond(b)
             }
-            (RopeScaling::Dynamic { factor, original_positions }, _)
-                if longest > *original_positions as i64 =>
-            {
-                let share = longest as f64 / *original_positions as f64;
-                let rotated = self.spec.rotated as f64;
-                let theta =
-                    self.spec.theta * (factor * share - (factor - 1.0)).powf(rotated / (rotated - 2.0));
-                let plain = RopeSpec { theta, scaling: RopeScaling::None, ..self.spec.clone() };
-                grown = ops::floats(&frequencies(&plain), self.device)?;
-                &grown
+            RopeScaling::Dynamic { original_positions, .. } => {
+                a == b || a.max(b) <= *original_positions as i64
             }
-            _ => &self.frequencies,
+            _ => true,
+        }
+    }
+
+    /// Cosine and sine for `positions` `[N]` int64, each `[N, 1, rotated / 2]`. `lengths` has the number of tokens of the
+    /// longest sequence of the batch, or, where frequencies are each row's own, that of every row's sequence.
+    pub fn rotations(&self, positions: &Tensor, lengths: &[i64], kind: Kind) -> Result<(Tensor, Tensor)> {
+        let first = lengths.first().copied().unwrap_or_default();
+        let chosen = if lengths.iter().all(|&length| self.is_equal_at(first, length)) {
+            self.frequencies_at(first)?
+        } else {
+            let rows = lengths.iter().map(|&length| self.frequencies_at(length));
+            let rows = ops::concatenate(&rows.collect::<Result<Vec<_>>>()?, 0)?;
+            let rows = ops::reshape(&rows, &[lengths.len() as i64, -1])?; // [rows, rotated / 2]
+            let tokens = positions.size().first().copied().unwrap_or_default();
+            let columns = tokens / lengths.len() as i64;
+            let owners: Vec<i64> = (0..tokens).map(|token| token / columns).collect();
+            ops::select_rows(&rows, 0, &ops::integers(&owners, self.device)?)?
         };
         let factor = match self.spec.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Long { attention_factor, .. } => {
@@ -64,7 +70,29 @@ impl Rope {
             }
             _ => 1.0,
         };
-        ops::rotations(positions, chosen, factor, kind)
+        ops::rotations(positions, &chosen, factor, kind)
+    }
+
+    /// `[rotated / 2]`, for sequences of `length` tokens.
+    fn frequencies_at(&self, length: i64) -> Result<Tensor> {
+        match (&self.spec.scaling, &self.beyond) {
+            (RopeScaling::Long { original_positions, .. }, Some(beyond))
+                if length > *original_positions as i64 =>
+            {
+                Ok(beyond.shallow_clone())
+            }
+            (RopeScaling::Dynamic { factor, original_positions }, _)
+                if length > *original_positions as i64 =>
+            {
+                let share = length as f64 / *original_positions as f64;
+                let rotated = self.spec.rotated as f64;
+                let theta =
+                    self.spec.theta * (factor * share - (factor - 1.0)).powf(rotated / (rotated - 2.0));
+                let plain = RopeSpec { theta, scaling: RopeScaling::None, ..self.spec.clone() };
+                ops::floats(&frequencies(&plain), self.device)
+            }
+            _ => Ok(self.frequencies.shallow_clone()),
+        }
     }
 }
 

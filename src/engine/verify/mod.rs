@@ -174,6 +174,7 @@ fn cached(model: &Model, reference: &Reference) -> Result<Tensor> {
     let mut parts = Vec::new();
     for (row, &length) in reference.lengths.iter().enumerate() {
         let mut cache = KvCache::new(model, 1);
+        cache.expect(&[length]);
         let half = (length / 2).max(1);
         let pieces = std::iter::once((0, half)).chain((half..length).map(|start| (start, 1)));
         for (start, width) in pieces {

@@ -76,14 +76,7 @@ fn every_option_of_a_family_equals_transformers() {
         let folder = with_tokenizer(&variant);
         let report = verify(&request(folder.path(), Kind::Float, 1e-4)).unwrap();
         let name = variant.file_name().unwrap().to_str().unwrap();
-        if name.ends_with("-dynamic") || name.ends_with("-beyond") {
-            // Frequencies depend on the longest sequence of a forward, so that keys in a cache keep those of their time.
-            for way in report.ways.iter().filter(|way| way.name != "cached") {
-                assert!(way.errors.logits <= 1e-4 && way.errors.loss <= 1e-5, "{name}: {report:?}");
-            }
-        } else {
-            assert!(report.pass && report.greedy.len() == 1, "{name}: {report:?}");
-        }
+        assert!(report.pass && report.greedy.len() == 1, "{name}: {report:?}");
     }
 }
 

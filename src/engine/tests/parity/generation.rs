@@ -4,10 +4,11 @@ use std::ops::ControlFlow;
 
 use luthier_engine::generation::{Completion, Ended, Row, Sampling, generate};
 use luthier_engine::methods::{Adapter, Method};
-use luthier_engine::models::Model;
-use tch::Kind;
+use luthier_engine::models::{Active, Model};
+use tch::{Kind, Tensor};
 
-use crate::support::{greedy_without_cache, ids, lora, tensors, tiny};
+use crate::methods::each;
+use crate::support::{greedy_without_cache, ids, logits, lora, tensors, tiny, variant};
 
 fn row(prompt: &[u32]) -> Row<'_> {
     Row { prompt, adapter: None, sampling: Sampling::GREEDY, seed: 0, stop: &[], max_new_tokens: 24 }
@@ -119,6 +120,34 @@ fn a_text_longer_than_the_caches_first_room_goes_on() {
     let alone = tokens(&model, &[row(&prompt)]);
     assert_eq!(alone[0], greedy_without_cache(&model, &prompt, 24));
     assert_eq!(tokens(&model, &[row(&short), row(&prompt)])[1], alone[0]);
+}
+
+#[test]
+fn a_reply_that_outgrows_its_frequencies_is_what_the_whole_text_gives() {
+    // Prompts that begin before, at and beyond the length at which frequencies change: 32 tokens and 8.
+    for (name, lengths) in [("phi3-long-short", [28, 32, 40, 3]), ("llama-dynamic", [5, 8, 12, 2])] {
+        let (model, _folder) = variant(name);
+        let prompts =
+            lengths.map(|length| (0..length).map(|i| (i * 37 + length) % 512).collect::<Vec<u32>>());
+        let rows: Vec<Row> = prompts.iter().map(|prompt| Row { max_new_tokens: 12, ..row(prompt) }).collect();
+        let together = tokens(&model, &rows);
+        for (prompt, found) in prompts.iter().zip(&together) {
+            assert_eq!(found, &greedy_without_cache(&model, prompt, 12), "{name}, {} tokens", prompt.len());
+        }
+        for (method, adapter) in each(&model).iter().filter(|(_, adapter)| adapter.virtual_tokens() > 0) {
+            let rows: Vec<Row> = rows.iter().map(|row| Row { adapter: Some(&**adapter), ..*row }).collect();
+            for (row, found) in rows.iter().zip(tokens(&model, &rows)) {
+                let mut text: Vec<i64> = row.prompt.iter().map(|&id| i64::from(id)).collect();
+                for token in found {
+                    let ids = Tensor::from_slice(&text).unsqueeze(0);
+                    let all = tch::no_grad(|| logits(&model, &ids, Active::All(&**adapter)));
+                    let wanted = all.get(0).get(-1).argmax(-1, false).int64_value(&[]);
+                    assert_eq!(i64::from(token), wanted, "{name}, {method}, {} tokens", text.len());
+                    text.push(wanted);
+                }
+            }
+        }
+    }
 }
 
 #[test]
