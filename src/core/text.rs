@@ -39,6 +39,12 @@ pub fn clean_line(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// As [`clean`], with all lines but the first indented by `columns`: where the first one is printed at that column,
+/// carets stay below what they point at.
+pub fn indented(text: &str, columns: usize) -> String {
+    clean(text).trim_end().replace('\n', &format!("\n{:columns$}", ""))
+}
+
 fn is_plain(character: char) -> bool {
     character == '\n' || character == '\t' || (!is_unsafe(character) && !is_combining(character))
 }

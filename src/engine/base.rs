@@ -84,9 +84,10 @@ pub fn device_name(device: tch::Device) -> String {
 pub fn data_error(error: DataError) -> EngineError {
     match error {
         DataError::Write { path, source } => EngineError::File { action: "write", path, source },
-        DataError::Template { .. } | DataError::Tokenizer(_) | DataError::Settings(_) => {
-            EngineError::Config(error.to_string())
-        }
+        DataError::Template { .. }
+        | DataError::Tokenizer(_)
+        | DataError::Settings(_)
+        | DataError::Cancelled => EngineError::Config(error.to_string()),
         other => EngineError::Data(other.to_string()),
     }
 }

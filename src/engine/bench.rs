@@ -191,7 +191,8 @@ fn random(model: &Path, method: MethodKind, rank: usize, batch: usize, length: u
 fn project(folder: &Path) -> Result<Plan> {
     let config = Config::load(folder, &[]).map_err(|error| EngineError::Config(error.to_string()))?;
     let files = model_files(&config, folder)?;
-    let prepared = data::prepare(&config, folder, &files, &mut |_, _| {}).map_err(data_error)?;
+    let prepared =
+        data::prepare(&config, folder, &files, &mut |_, _| ControlFlow::Continue(())).map_err(data_error)?;
     let lengths: Vec<usize> = prepared.train.iter().map(|row| row.ids.len()).collect();
     let order = StepOrder::new(&lengths, &config);
     Ok(Plan {

@@ -8,6 +8,7 @@ mod home;
 pub mod hub;
 pub mod keymap;
 pub mod panes;
+mod project;
 #[cfg(test)]
 mod rooms;
 pub mod runtime;

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::app::{App, Effect, Ending, Event, Now, Opening, Signal, TerminalEffect};
 use crate::effects::{Performer, QUEUE, Settings};
 use crate::home::settings_folder;
+use crate::project::Host;
 use crate::telemetry::{self, SLOW_TURN};
 use crate::term::{self, FrameLimiter, Terminal, TerminalError};
 use crate::theme::{ColorHints, DEFAULT, Library};
@@ -113,7 +114,7 @@ async fn run(project: PathBuf) -> Result<Ending, OpenError> {
     });
     let (sender, events) = mpsc::channel(QUEUE);
     let theme = app.theme.name().to_owned();
-    let performer = Performer::new(sender, tokio::runtime::Handle::current(), settings, theme);
+    let performer = Performer::new(sender, tokio::runtime::Handle::current(), settings, theme, Host::THIS);
     let mut workbench = Loop {
         app,
         terminal,

@@ -1,6 +1,5 @@
 //! What others said at length, in full or in a line.
 
-use luthier_core::runs::RunError;
 use luthier_core::text::{clean, clean_line};
 
 /// How a drawn problem begins.
@@ -8,14 +7,6 @@ const PROBLEM: &str = "error: ";
 
 /// How the line of a drawn problem begins that names its place.
 const PLACE: &str = "--> ";
-
-/// The error with all its lines: what a run answers may be a drawn problem, whose caret needs them.
-pub fn in_full(error: &RunError) -> String {
-    match error {
-        RunError::Answer(said) => clean(said).into_owned(),
-        other => other.to_string(),
-    }
-}
 
 /// What a text of several lines says, in one: its first line, and of drawn problems the first message with its
 /// place.
@@ -71,11 +62,5 @@ mod tests {
         assert_eq!(in_a_line(" the disk is full\nmore\u{1b}[2J"), "the disk is full");
         assert_eq!(in_a_line("\n\n"), "");
         assert_eq!(in_a_line("a\u{1b}[31m\tb"), "a[31m b");
-    }
-
-    #[test]
-    fn what_a_run_answers_keeps_its_lines() {
-        let answer = RunError::Answer("error: a\n --> b\u{1b}".to_owned());
-        assert_eq!(in_full(&answer), "error: a\n --> b");
     }
 }

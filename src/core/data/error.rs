@@ -52,6 +52,9 @@ pub enum DataError {
     /// Settings that do not fit this data or model.
     #[error("{0}")]
     Settings(String),
+    /// Whoever follows the progress broke the work off.
+    #[error("the data check was cancelled")]
+    Cancelled,
 }
 
 impl DataError {

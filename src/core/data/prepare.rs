@@ -1,6 +1,7 @@
 //! The whole dataset, tokenised on all cores and checked.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -39,12 +40,13 @@ struct Outcome {
 }
 
 /// Reads, tokenises and checks the project's dataset. Rows that cannot be used are findings of the report; an error is
-/// what makes all rows unusable. `progress` is told how many rows of how many are done.
+/// what makes all rows unusable. `progress` gets the number of rows done and of all rows; where it breaks off, the
+/// result is [`DataError::Cancelled`].
 pub fn prepare(
     config: &Config,
     project: &Path,
     files: &ModelFiles,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Prepared, DataError> {
     let dataset = read_dataset(config, project)?;
     let tokenizer = Tokenizer::open(files)?;
@@ -84,7 +86,7 @@ pub(super) fn prepare_with(
     tokenizer: &Tokenizer,
     template: &Template,
     stop: Vec<u32>,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Prepared, DataError> {
     let checks = Checks::new(tokenizer, stop);
     let outcomes = look_at_all(&dataset.rows, progress, &|row| {
@@ -111,7 +113,7 @@ pub(super) fn prepare_with(
 /// Calls `look` for each row, on several threads, and keeps their order.
 fn look_at_all(
     rows: &[Row],
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     look: &(dyn Fn(&Row) -> Outcome + Sync),
 ) -> Result<Vec<Outcome>, DataError> {
     let threads = thread::available_parallelism()
@@ -121,7 +123,9 @@ fn look_at_all(
         .max(1);
     let next = AtomicUsize::new(0);
     let mut outcomes: Vec<Option<Outcome>> = (0..rows.len()).map(|_| None).collect();
-    progress(0, rows.len());
+    if progress(0, rows.len()).is_break() {
+        return Err(DataError::Cancelled);
+    }
     thread::scope(|scope| -> Result<(), DataError> {
         let (sender, receiver) = mpsc::channel();
         let mut workers = Vec::with_capacity(threads);
@@ -148,11 +152,14 @@ fn look_at_all(
             );
         }
         drop(sender);
+        let mut cancelled = false;
         let every = rows.len().div_ceil(PROGRESS_STEPS).max(1);
         for (done, (index, outcome)) in (1..).zip(receiver) {
             outcomes[index] = Some(outcome);
-            if done % every == 0 || done == rows.len() {
-                progress(done, rows.len());
+            if (done % every == 0 || done == rows.len()) && progress(done, rows.len()).is_break() {
+                // The receiver is gone with the loop, at which the workers end.
+                cancelled = true;
+                break;
             }
         }
         for worker in workers {
@@ -160,7 +167,7 @@ fn look_at_all(
                 .join()
                 .map_err(|_| DataError::Tokenizer("tokenising stopped on an internal fault".to_owned()))?;
         }
-        Ok(())
+        if cancelled { Err(DataError::Cancelled) } else { Ok(()) }
     })?;
     Ok(outcomes.into_iter().flatten().collect())
 }

@@ -8,7 +8,6 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::EvalError;
-use super::error::io_error;
 use crate::config::{Config, ObjectiveKind, ObjectiveSection};
 use crate::files;
 use crate::text::clean_line;
@@ -263,7 +262,7 @@ fn load_schema(path: &Path) -> Result<Validator, EvalError> {
 
 fn read_schema(path: &Path) -> Result<Value, EvalError> {
     let wrong = |reason: String| EvalError::Schema { path: PathBuf::from(path), reason };
-    let text = files::read(path, SCHEMA_LIMIT).map_err(io_error("read", path))?;
+    let text = files::read(path, SCHEMA_LIMIT).map_err(|error| wrong(format!("cannot be read: {error}")))?;
     serde_json::from_slice(&text).map_err(|error| wrong(format!("it is not JSON: {error}")))
 }
 

@@ -16,6 +16,6 @@ pub use error::SweepError;
 pub use file::{Distribution, Sampler, SweepFile, TRIAL_LIMIT};
 pub use goal::{Direction, Goal, Metric};
 pub use queue::{Cancelled, Place, QUEUE_FILE, Queue};
-pub use sampler::Settings;
+pub use sampler::{Settings, overrides};
 pub use scheduler::{Scheduler, cancel, start_scheduler};
-pub use trial::{Sweep, Trial, TrialState, rank};
+pub use trial::{Sweep, Trial, TrialState, label, rank};

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, Trans
 use super::SweepError;
 use super::file::SweepFile;
 use super::goal::Goal;
-use super::sampler::Settings;
+use super::sampler::{Settings, overrides};
 use super::trial::{Sweep, Trial, TrialState};
 use crate::config::{Config, ConfigError};
 use crate::runs::{Failure, Number, time};
@@ -448,11 +448,6 @@ fn canonical(settings: &Settings, base: &Config) -> Result<Settings, SweepError>
         .iter()
         .map(|(key, value)| (key.clone(), config.get_text(key).unwrap_or_else(|| value.clone())))
         .collect())
-}
-
-/// Settings as `KEY=VALUE`.
-pub(super) fn overrides(settings: &Settings) -> Vec<String> {
-    settings.iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
 fn state_of(transaction: &Transaction<'_>, id: i64) -> rusqlite::Result<Result<TrialState, SweepError>> {

@@ -11,6 +11,11 @@ use super::file::{Distribution, Sampler, SweepFile, TRIAL_LIMIT};
 /// What differs from the configuration a sweep starts from: dotted key to TOML value.
 pub type Settings = IndexMap<String, String>;
 
+/// Settings as `KEY=VALUE`.
+pub fn overrides(settings: &Settings) -> Vec<String> {
+    settings.iter().map(|(key, value)| format!("{key}={value}")).collect()
+}
+
 /// Digits kept of a drawn number: enough for any setting, few enough to read.
 const DIGITS: usize = 4;
 

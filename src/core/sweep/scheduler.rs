@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::SweepError;
-use super::queue::{Cancelled, Queue, overrides};
+use super::queue::{Cancelled, Queue};
+use super::sampler::overrides;
 use super::trial::{Trial, TrialState};
 use crate::config::Config;
 use crate::runs::{

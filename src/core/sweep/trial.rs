@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::goal::{Direction, Goal};
+use super::sampler::Settings;
 use crate::runs::time::{millis, optional_millis};
 use crate::runs::{Failure, Number};
 
@@ -99,13 +100,17 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Its settings in one line: `learning_rate=2e-4 rank=8`.
+    /// Its settings in one line: [`label`].
     pub fn label(&self) -> String {
-        let short = |key: &String| key.rsplit('.').next().unwrap_or(key).to_owned();
-        let parts: Vec<_> =
-            self.settings.iter().map(|(key, value)| format!("{}={value}", short(key))).collect();
-        crate::text::clean_line(&parts.join(" ")).into_owned()
+        label(&self.settings)
     }
+}
+
+/// Settings in one line: `learning_rate=2e-4 rank=8`.
+pub fn label(settings: &Settings) -> String {
+    let short = |key: &String| key.rsplit('.').next().unwrap_or(key).to_owned();
+    let parts: Vec<_> = settings.iter().map(|(key, value)| format!("{}={value}", short(key))).collect();
+    crate::text::clean_line(&parts.join(" ")).into_owned()
 }
 
 /// The trials that have a result, best first; those of equal result by number.

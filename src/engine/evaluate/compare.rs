@@ -100,7 +100,8 @@ pub fn compare(
     let files = model_files(&config, project)?;
     let objective =
         Objective::from_config(&config, project).map_err(|error| EngineError::Config(error.to_string()))?;
-    let prepared = data::prepare(&config, project, &files, &mut |_, _| {}).map_err(data_error)?;
+    let prepared =
+        data::prepare(&config, project, &files, &mut |_, _| ControlFlow::Continue(())).map_err(data_error)?;
     let base = Base::load(files, &config, project)?;
     let tuned = methods::load(&adapter, &base.model)?;
     let rows = &prepared.eval[..request.limit.unwrap_or(usize::MAX).min(prepared.eval.len())];

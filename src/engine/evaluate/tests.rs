@@ -75,7 +75,8 @@ fn the_held_out_loss_is_a_mean_over_tokens_however_rows_are_cut() {
     let project = Project::new();
     let config = Config::load(project.path(), &[]).unwrap();
     let files = model_files(&config, project.path()).unwrap();
-    let prepared = data::prepare(&config, project.path(), &files, &mut |_, _| {}).unwrap();
+    let prepared =
+        data::prepare(&config, project.path(), &files, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let base = Base::load(files, &config, project.path()).unwrap();
     let whole = held_out(&base.model, Active::Base, &prepared.train, &mut go_on).unwrap().unwrap();
     let mut sum = 0.0;

@@ -190,7 +190,8 @@ fn prepare(
     record: &Record,
 ) -> Result<Prepared> {
     record.activity(Some("reading the data"));
-    let prepared = data::prepare(config, run.project(), files, &mut |_, _| {}).map_err(data_error)?;
+    let prepared = data::prepare(config, run.project(), files, &mut |_, _| ControlFlow::Continue(()))
+        .map_err(data_error)?;
     let blocking = prepared.report.problems.iter().find(|problem| problem.severity == data::Severity::Blocks);
     if let Some(problem) = blocking {
         return Err(EngineError::Data(problem.message.clone()));

@@ -5,14 +5,15 @@ use luthier_core::data::{
     self, Encoded, Example, Message, Prepared, Report, Row, Severity, Split, Template, Tokenizer,
     read_dataset,
 };
+use luthier_core::text::indented;
 use serde_json::json;
 
 use super::failure::{Failure, Outcome};
 use super::output;
 use super::preflight;
-use super::problems;
-use super::project::{Project, Settings};
+use super::project::Settings;
 use super::units;
+use crate::project::{Project, grouped};
 
 /// Bars of the length histogram are this wide.
 const BAR: usize = 40;
@@ -31,7 +32,7 @@ enum Command {
     Stats(Stats),
 }
 
-/// Check the data before training; exit status 3 where something would spoil a run
+/// Check the data before training; exit status 3 where something would break training
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  luthier data check -C tickets\n  luthier data check --json | jq '.problems[] | .message'"
@@ -81,7 +82,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
 }
 
 fn prepared(project: &Project) -> Outcome<Prepared> {
-    preflight::data(project, &preflight::model(project)?)
+    let files = project.model()?;
+    preflight::with_bar(|progress| project.check_data(&files, progress))
 }
 
 fn check(arguments: &Check) -> Outcome {
@@ -123,13 +125,13 @@ fn describe_check(report: &Report) -> String {
     if report.problems.is_empty() {
         lines.push("no problems".to_owned());
     }
-    for group in problems::grouped(&report.problems) {
+    for group in grouped(&report.problems) {
         let mark = match group.severity {
             Severity::Blocks => "✗",
             Severity::Warning => "!",
             Severity::Note => "·",
         };
-        lines.push(format!("{mark} {}", output::indented(&group.to_string(), 2)));
+        lines.push(format!("{mark} {}", indented(&group.to_string(), 2)));
     }
     lines.join("\n")
 }
@@ -176,7 +178,7 @@ fn describe_stats(report: &Report) -> String {
 
 fn show(arguments: &Show) -> Outcome {
     let project = arguments.settings.load()?;
-    let files = preflight::model(&project)?;
+    let files = project.model()?;
     let row = find(&project, arguments.row)?;
     let tokenizer = Tokenizer::open(&files)?;
     let template = Template::resolve(&project.config, &project.folder, &files)?;

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use indexmap::IndexSet;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::runs::{RunDir, State, Status, engine_executable};
-use luthier_core::text::clean_line;
+use luthier_core::text::{clean_line, indented};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -130,7 +130,7 @@ fn nothing_to_measure(id: &str, status: &Status) -> String {
     };
     let mut lines = vec![format!("run {id} has nothing to evaluate: {why}")];
     if let Some(failure) = &status.failure {
-        lines.push(output::indented(&format!("{}: {}", failure.class, failure.message), 2));
+        lines.push(indented(&format!("{}: {}", failure.class, failure.message), 2));
         if !failure.remedy.is_empty() {
             lines.push(format!("remedy: {}", clean_line(&failure.remedy)));
         }

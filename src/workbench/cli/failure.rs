@@ -1,16 +1,16 @@
 //! How a command ends when it does not end well.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
-use luthier_core::config::ConfigError;
 use luthier_core::data::DataError;
 use luthier_core::eval::EvalError;
 use luthier_core::model::ModelError;
-use luthier_core::model::forecast::PlanError;
 use luthier_core::runs::RunError;
 use luthier_core::sweep::SweepError;
 
 use crate::hub::HubError;
+use crate::project::Refusal;
 
 /// What a command gives back.
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -63,6 +63,11 @@ impl Failure {
         Self { exit: None, message: String::new() }
     }
 
+    #[cfg(test)]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Says what went wrong on stderr and gives the exit status.
     pub fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
@@ -82,94 +87,72 @@ impl Failure {
     }
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::usage(error.to_string())
+impl<E> From<E> for Failure
+where
+    Refusal: From<E>,
+{
+    fn from(error: E) -> Self {
+        let refusal = Refusal::from(error);
+        Self { exit: Some(Exit::of(&refusal)), message: refusal.to_string() }
     }
 }
 
-impl From<ModelError> for Failure {
-    fn from(error: ModelError) -> Self {
-        let named_wrongly = matches!(
-            error,
+impl Exit {
+    /// Bad usage where something was named or set wrongly, failed work where it is broken.
+    fn of(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Config(_) | Refusal::Plan(_) | Refusal::NoQueue | Refusal::Exists(_) => Self::Usage,
+            Refusal::Blocked(_) => Self::Check,
+            Refusal::State { .. }
+            | Refusal::DataChanged
+            | Refusal::DiskFull { .. }
+            | Refusal::System { .. } => Self::Work,
+            Refusal::Trial { refusal, .. } => Self::of(refusal),
+            Refusal::Model(error) | Refusal::Init(error) | Refusal::Hub(HubError::Model(error)) => {
+                Self::of_model(error)
+            }
+            Refusal::Hub(error) if error.is_usage() => Self::Usage,
+            Refusal::Hub(_) => Self::Work,
+            Refusal::Data(error) => match error {
+                DataError::Rows(_) => Self::Check,
+                DataError::Settings(_) | DataError::Template { .. } => Self::Usage,
+                DataError::Read { source, .. } if source.kind() == ErrorKind::NotFound => Self::Usage,
+                _ => Self::Work,
+            },
+            Refusal::Eval(error) | Refusal::Suite(error) => match error {
+                EvalError::Io { .. } | EvalError::Export(_) => Self::Work,
+                _ => Self::Usage,
+            },
+            Refusal::Run(error) | Refusal::Sweep(SweepError::Run(error)) => match error {
+                RunError::Config(_)
+                | RunError::NotFound { .. }
+                | RunError::Ambiguous { .. }
+                | RunError::NotARun(_) => Self::Usage,
+                _ => Self::Work,
+            },
+            Refusal::Sweep(error) => match error {
+                SweepError::Read { .. }
+                | SweepError::Problems(_)
+                | SweepError::Config(_)
+                | SweepError::NoTrial(_) => Self::Usage,
+                _ => Self::Work,
+            },
+        }
+    }
+
+    fn of_model(error: &ModelError) -> Self {
+        match error {
             ModelError::NotFound { .. }
-                | ModelError::HubName(_)
-                | ModelError::NotInCache { .. }
-                | ModelError::NoHubCache
-                | ModelError::NotAModel { .. }
-                | ModelError::Pickle { .. }
-                | ModelError::AdapterPickle { .. }
-                | ModelError::NotAnAdapter { .. }
-                | ModelError::UnknownArchitecture { .. }
-                | ModelError::Unsupported { .. }
-        );
-        if named_wrongly { Self::usage(error.to_string()) } else { Self::work(error.to_string()) }
-    }
-}
-
-impl From<HubError> for Failure {
-    fn from(error: HubError) -> Self {
-        match error {
-            HubError::Model(error) => error.into(),
-            error if error.is_usage() => Self::usage(error.to_string()),
-            error => Self::work(error.to_string()),
-        }
-    }
-}
-
-impl From<PlanError> for Failure {
-    fn from(error: PlanError) -> Self {
-        Self::usage(error.to_string())
-    }
-}
-
-impl From<EvalError> for Failure {
-    fn from(error: EvalError) -> Self {
-        match &error {
-            EvalError::Io { .. } | EvalError::Export(_) => Self::work(error.to_string()),
-            EvalError::Schema { .. } | EvalError::Objective { .. } | EvalError::Suite { .. } => {
-                Self::usage(error.to_string())
-            }
-        }
-    }
-}
-
-impl From<SweepError> for Failure {
-    fn from(error: SweepError) -> Self {
-        match error {
-            SweepError::Read { .. }
-            | SweepError::Problems(_)
-            | SweepError::Config(_)
-            | SweepError::NoTrial(_) => Self::usage(error.to_string()),
-            SweepError::Run(error) => error.into(),
-            _ => Self::work(error.to_string()),
-        }
-    }
-}
-
-impl From<DataError> for Failure {
-    fn from(error: DataError) -> Self {
-        match &error {
-            DataError::Rows(_) => Self::check(error.to_string()),
-            DataError::Settings(_) | DataError::Template { .. } => Self::usage(error.to_string()),
-            DataError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                Self::usage(format!("{error}; check data.train and data.eval in luthier.toml"))
-            }
-            _ => Self::work(error.to_string()),
-        }
-    }
-}
-
-impl From<RunError> for Failure {
-    fn from(error: RunError) -> Self {
-        match &error {
-            RunError::Config(_)
-            | RunError::NotFound { .. }
-            | RunError::Ambiguous { .. }
-            | RunError::NotARun(_) => Self::usage(error.to_string()),
-            // A run that says what is wrong with a configuration draws it over several lines.
-            RunError::Answer(message) => Self::work(message),
-            _ => Self::work(error.to_string()),
+            | ModelError::HubName(_)
+            | ModelError::NotInCache { .. }
+            | ModelError::NoHubCache
+            | ModelError::NotAModel { .. }
+            | ModelError::Pickle { .. }
+            | ModelError::AdapterPickle { .. }
+            | ModelError::NotAnAdapter { .. }
+            | ModelError::UnknownArchitecture { .. }
+            | ModelError::Unsupported { .. } => Self::Usage,
+            _ => Self::Work,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::runs::{Event, EventBody, JournalReader, PairRewards, RunDir, State, Status, StepEvent};
-use luthier_core::text::clean_line;
+use luthier_core::text::{clean_line, indented};
 
 use super::failure::Outcome;
 use super::interrupts::Interrupts;
@@ -161,7 +161,7 @@ impl Progress {
     }
 
     fn say(&self, text: &str) {
-        let text = output::indented(text, CONTINUED);
+        let text = indented(text, CONTINUED);
         self.bar.suspend(|| output::note(&text));
     }
 }

@@ -13,7 +13,6 @@ mod new;
 mod output;
 mod plan;
 mod preflight;
-mod problems;
 mod project;
 mod queue;
 mod review;
@@ -40,6 +39,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use failure::{Failure, Outcome};
 use interrupts::Interrupts;
+
+use crate::project::Host;
 
 /// Names what is logged, as in `LUTHIER_LOG=debug`.
 const LOG_VARIABLE: &str = "LUTHIER_LOG";
@@ -85,20 +86,20 @@ enum Command {
 }
 
 impl Command {
-    fn run(self, interrupts: &Interrupts) -> Outcome {
+    fn run(self, host: &Host, interrupts: &Interrupts) -> Outcome {
         match self {
             Self::New(arguments) => new::run(&arguments),
             Self::Doctor(arguments) => doctor::run(&arguments),
             Self::Model(arguments) => model::run(&arguments),
             Self::Data(arguments) => data::run(&arguments),
-            Self::Plan(arguments) => plan::run(&arguments),
-            Self::Train(arguments) => train::run(&arguments, interrupts),
+            Self::Plan(arguments) => plan::run(&arguments, host),
+            Self::Train(arguments) => train::run(&arguments, host, interrupts),
             Self::Runs(arguments) => runs::run(&arguments),
-            Self::Run(arguments) => run::run(&arguments),
+            Self::Run(arguments) => run::run(&arguments, host),
             Self::Eval(arguments) => eval::run(&arguments, interrupts),
             Self::Chat(arguments) => chat::run(&arguments, interrupts),
-            Self::Sweep(arguments) => sweep::run(&arguments),
-            Self::Queue(arguments) => queue::run(&arguments),
+            Self::Sweep(arguments) => sweep::run(&arguments, host),
+            Self::Queue(arguments) => queue::run(&arguments, host),
             Self::Scheduler(arguments) => scheduler::run(&arguments),
             Self::Review(arguments) => review::run(&arguments),
             Self::Completions(arguments) => completions::run(&arguments),
@@ -121,12 +122,21 @@ pub fn run() -> ExitCode {
             start_log();
             Interrupts::watch()
                 .map_err(|error| Failure::work(format!("cannot watch for ctrl-C: {error}")))
-                .and_then(|interrupts| command.run(&interrupts))
+                .and_then(|interrupts| command.run(&Host::THIS, &interrupts))
                 .map(|()| ExitCode::SUCCESS)
         }
         None => open(arguments.project.as_deref()),
     };
     outcome.unwrap_or_else(|failure| failure.report())
+}
+
+/// Runs a command line in this process; an error is what it complains of.
+#[cfg(test)]
+pub(crate) fn attempt<'a>(words: impl IntoIterator<Item = &'a str>, host: &Host) -> Result<(), String> {
+    let arguments = Arguments::try_parse_from(std::iter::once("luthier").chain(words)).unwrap();
+    let interrupts = Interrupts::watch().unwrap();
+    let outcome = arguments.command.unwrap().run(host, &interrupts);
+    outcome.map_err(|failure| failure.message().to_owned())
 }
 
 fn start_log() {

@@ -44,12 +44,6 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", clean(text));
 }
 
-/// Text of several lines, its lines after the first as far in as where the first one begins, so that carets
-/// stay below what they point at.
-pub fn indented(text: &str, columns: usize) -> String {
-    clean(text).trim_end().replace('\n', &format!("\n{:columns$}", ""))
-}
-
 fn write_out(text: &str) -> Outcome {
     raw(text.as_bytes())
 }
@@ -140,11 +134,6 @@ mod tests {
         let json = harmless_json(&serde_json::to_string(value).unwrap());
         assert_eq!(json, "\"a\\u009b2J\\u202e\\udb40\\udc41\\u007f ü 世 e\u{301}\"");
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), value);
-    }
-
-    #[test]
-    fn lines_after_the_first_are_as_far_in() {
-        assert_eq!(indented("a\x1b[2J\n ^\n", 3), "a[2J\n    ^");
     }
 
     #[test]

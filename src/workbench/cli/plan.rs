@@ -8,6 +8,7 @@ use super::output::{self, Align};
 use super::preflight;
 use super::project::Settings;
 use super::units;
+use crate::project::{Host, plan, unblocked};
 
 /// Forecast what a run would train and need, and refuse what cannot fit
 #[derive(Debug, Args)]
@@ -23,20 +24,16 @@ pub struct Arguments {
 }
 
 /// Forecasts.
-pub fn run(arguments: &Arguments) -> Outcome {
+pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
     let project = arguments.settings.load()?;
     preflight::theme(&project);
-    let files = preflight::model(&project)?;
-    let prepared = preflight::data(&project, &files)?;
-    let plan = preflight::plan(&project, &files, &prepared)?;
-    preflight::start(&project)?;
-    preflight::judgement(&project)?;
+    let planned = preflight::with_bar(|progress| plan(&project, host, progress))?;
     if arguments.json {
-        output::document(&plan)?;
+        output::document(&planned.plan)?;
     } else {
-        output::line(&describe(&plan))?;
+        output::line(&describe(&planned.plan))?;
     }
-    preflight::passes(&prepared.report)
+    Ok(unblocked(&planned.report)?)
 }
 
 fn describe(plan: &Plan) -> String {

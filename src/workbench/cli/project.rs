@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use luthier_core::config::Config;
 
 use super::failure::{Failure, Outcome};
+use crate::project::Project;
 
 /// Which project a command works on.
 #[derive(Debug, Args)]
@@ -20,18 +20,9 @@ pub struct Folder {
 pub struct Settings {
     #[command(flatten)]
     folder: Folder,
-    /// A setting that goes before luthier.toml, such as train.epochs=1; repeatable
+    /// A setting that overrides luthier.toml, such as train.epochs=1; repeatable
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-}
-
-/// A project with its settings.
-#[derive(Debug)]
-pub struct Project {
-    /// Its folder, absolute.
-    pub folder: PathBuf,
-    /// `luthier.toml` with what was set over it.
-    pub config: Config,
 }
 
 impl Folder {
@@ -49,16 +40,12 @@ impl Settings {
 
     /// Finds the project and reads its settings.
     pub fn load(&self) -> Outcome<Project> {
-        let folder = self.folder.find()?;
-        let config = Config::load(&folder, &self.set)?;
-        Ok(Project { folder, config })
+        Ok(Project::open(&self.folder()?, &self.set)?)
     }
-}
 
-impl Project {
-    /// A path of the configuration: relative ones are meant from the project folder.
-    pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
-        self.folder.join(path)
+    /// The project's folder.
+    pub fn folder(&self) -> Outcome<PathBuf> {
+        self.folder.find()
     }
 }
 

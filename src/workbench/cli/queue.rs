@@ -1,13 +1,14 @@
 //! `luthier queue …`: what is queued, and changes to it.
 
 use clap::{Args, Subcommand, ValueEnum};
-use luthier_core::sweep::{Place, Queue, Settings as Overrides, Trial, cancel};
+use luthier_core::sweep::{Place, Queue, Trial};
 use serde_json::json;
 
-use super::failure::{Failure, Outcome};
+use super::failure::Outcome;
 use super::output::{self, Align};
 use super::project::{Folder, Settings};
-use super::{scheduler, units};
+use super::{preflight, units};
+use crate::project::{self, Change, Host};
 
 /// See and change the queue of a project's trials
 #[derive(Debug, Args)]
@@ -117,61 +118,31 @@ struct Retry {
 }
 
 /// Does what was asked with the queue.
-pub fn run(arguments: &Arguments) -> Outcome {
-    match &arguments.command {
-        Command::List(arguments) => list(arguments),
-        Command::Add(arguments) => add(arguments),
-        Command::Move(arguments) => {
-            let place = match arguments.place {
+pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
+    let (which, change) = match &arguments.command {
+        Command::List(arguments) => return list(arguments),
+        Command::Add(arguments) => return add(arguments, host),
+        Command::Move(Move { which, place }) => {
+            let place = match place {
                 Where::Top => Place::Top,
                 Where::Up => Place::Up,
                 Where::Down => Place::Down,
                 Where::Bottom => Place::Bottom,
             };
-            change(&arguments.which, "is moved", |queue, trial| Ok(queue.move_to(trial, place)?))
+            (which, Change::Move(place))
         }
-        Command::Pause(arguments) => {
-            change(&arguments.which, "is held", |queue, trial| Ok(queue.hold(trial)?))
-        }
-        Command::Resume(arguments) => {
-            change(&arguments.which, "is queued again", |queue, trial| Ok(queue.release(trial)?))?;
-            scheduler::ensure(&arguments.which.folder.find()?)
-        }
-        Command::Cancel(arguments) => {
-            let project = arguments.which.folder.find()?;
-            let mut queue = open(&project)?;
-            output::line(&cancel(&project, &mut queue, arguments.which.trial)?)
-        }
-        Command::Retry(arguments) => {
-            change(&arguments.which, "is queued again", |queue, trial| Ok(queue.retry(trial)?))?;
-            scheduler::ensure(&arguments.which.folder.find()?)
-        }
-    }
+        Command::Pause(Pause { which }) => (which, Change::Hold),
+        Command::Resume(Resume { which }) => (which, Change::Release),
+        Command::Cancel(Cancel { which }) => (which, Change::Cancel),
+        Command::Retry(Retry { which }) => (which, Change::Retry),
+    };
+    output::line(&project::change(&which.folder.find()?, host, which.trial, change)?)
 }
 
-fn open(project: &std::path::Path) -> Outcome<Queue> {
-    Queue::open_existing(project)?.ok_or_else(|| {
-        Failure::usage("nothing was ever queued in this project; `luthier sweep start` queues trials")
-    })
-}
-
-fn change(which: &Which, done: &str, how: impl FnOnce(&mut Queue, i64) -> Outcome) -> Outcome {
-    how(&mut open(&which.folder.find()?)?, which.trial)?;
-    output::line(&format!("trial {} {done}", which.trial))
-}
-
-fn add(arguments: &Add) -> Outcome {
-    let project = arguments.settings.load()?;
-    let overrides: Overrides = arguments
-        .settings
-        .set()
-        .iter()
-        .filter_map(|set| set.split_once('='))
-        .map(|(key, _)| key.trim())
-        .filter_map(|key| Some((key.to_owned(), project.config.get_text(key)?)))
-        .collect();
-    let trial = Queue::open(&project.folder)?.add_single(&arguments.name, &overrides, &project.config)?;
-    scheduler::ensure(&project.folder)?;
+fn add(arguments: &Add, host: &Host) -> Outcome {
+    let Add { settings, name } = arguments;
+    let folder = settings.folder()?;
+    let trial = preflight::with_bar(|progress| project::add(&folder, host, name, settings.set(), progress))?;
     output::line(&format!("trial {trial} is queued"))
 }
 

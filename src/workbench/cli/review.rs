@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use luthier_core::eval::{Contender, Tally, Verdict, VerdictStore, export_pairs, tally_against};
-use luthier_core::runs::RunDir;
+use luthier_core::eval::{Contender, Tally, Verdicts, tally_against};
 use serde_json::json;
 
-use super::failure::{Failure, Outcome};
+use super::failure::Outcome;
 use super::output::{self, Align};
 use super::project::Folder;
 use super::units;
+use crate::project;
 
 /// Count the verdicts of a project: tuned against base, and against the prompt-only baseline
 #[derive(Debug, Args)]
@@ -54,20 +54,11 @@ struct Which {
     run: Option<String>,
 }
 
-impl Which {
-    fn load(&self) -> Outcome<Vec<Verdict>> {
-        let project = self.folder.find()?;
-        let wanted = match &self.run {
-            Some(run) => Some(RunDir::find(&project, run)?.id().to_owned()),
-            None => None,
-        };
-        let found = VerdictStore::of(&project).load()?;
-        if found.broken_lines > 0 {
-            let lines = units::counted(found.broken_lines, "line", "lines");
-            output::note(&format!("{lines} of verdicts.jsonl cannot be read and were passed over"));
-        }
-        let is_wanted = |verdict: &Verdict| wanted.as_ref().is_none_or(|wanted| *wanted == verdict.run);
-        Ok(found.verdicts.into_iter().filter(is_wanted).collect())
+/// Says how many lines of the verdicts could not be read.
+fn note_broken(lines: usize) {
+    if lines > 0 {
+        let lines = units::counted(lines, "line", "lines");
+        output::note(&format!("{lines} of verdicts.jsonl cannot be read and were skipped"));
     }
 }
 
@@ -80,7 +71,9 @@ pub fn run(arguments: &Arguments) -> Outcome {
 }
 
 fn count(arguments: &Arguments) -> Outcome {
-    let verdicts = arguments.verdicts.load()?;
+    let Which { folder, run } = &arguments.verdicts;
+    let Verdicts { verdicts, broken_lines } = project::verdicts(&folder.find()?, run.as_deref())?;
+    note_broken(broken_lines);
     let base = tally_against(&verdicts, Contender::Base);
     let baseline = tally_against(&verdicts, Contender::Baseline);
     if arguments.json {
@@ -118,13 +111,9 @@ fn row(other: &str, tally: &Tally) -> Vec<String> {
 }
 
 fn write_pairs(export: &Export) -> Outcome {
-    let verdicts = export.verdicts.load()?;
-    let shown = export.file.display();
-    if export.file.symlink_metadata().is_ok() {
-        return Err(Failure::usage(format!(
-            "`{shown}` is there already; name another file, or move it away"
-        )));
-    }
-    let count = export_pairs(&verdicts, &export.file)?;
-    output::line(&format!("{} written to {shown}", units::counted(count, "pair", "pairs")))
+    let Which { folder, run } = &export.verdicts;
+    let exported = project::export_pairs(&folder.find()?, run.as_deref(), &export.file)?;
+    note_broken(exported.broken_lines);
+    let pairs = units::counted(exported.pairs, "pair", "pairs");
+    output::line(&format!("{pairs} written to {}", export.file.display()))
 }

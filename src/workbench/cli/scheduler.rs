@@ -1,12 +1,10 @@
 //! `luthier scheduler`: the detached process that turns a project's queued trials into runs. Started by those who
 //! queue, never by people, and therefore hidden.
 
-use std::path::Path;
-
 use luthier_core::runs::become_session_leader;
-use luthier_core::sweep::{Scheduler, SweepError, start_scheduler};
+use luthier_core::sweep::{Scheduler, SweepError};
 
-use super::failure::{Failure, Outcome};
+use super::failure::Outcome;
 use super::output;
 use super::project::Folder;
 
@@ -30,14 +28,5 @@ pub fn run(arguments: &Arguments) -> Outcome {
         let run = trial.run.as_deref().unwrap_or("no run");
         output::note(&format!("trial {} ({}): {}, {run}", trial.id, trial.label(), trial.state));
     })?;
-    Ok(())
-}
-
-/// Makes sure that somebody works off the queue.
-pub fn ensure(project: &Path) -> Outcome {
-    let program = std::env::current_exe().map_err(|error| {
-        Failure::work(format!("this program cannot be found to start the scheduler: {error}"))
-    })?;
-    start_scheduler(project, &program)?;
     Ok(())
 }

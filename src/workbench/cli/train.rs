@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use luthier_core::runs::{Event, EventBody, RunDir, State, Status, engine_executable, start_detached};
+use luthier_core::runs::{Event, EventBody, RunDir, State, Status};
 use serde_json::json;
 
 use super::failure::{Failure, Outcome};
@@ -11,6 +11,7 @@ use super::follow::{Ending, Progress, follow};
 use super::interrupts::Interrupts;
 use super::project::Settings;
 use super::{output, preflight, units};
+use crate::project::{Host, ready};
 
 /// Lines of the log repeated for a run that failed without a word.
 const LOG_LINES: usize = 12;
@@ -37,25 +38,20 @@ pub struct Arguments {
 }
 
 /// Starts a run and follows it.
-pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
+pub fn run(arguments: &Arguments, host: &Host, interrupts: &Interrupts) -> Outcome {
     let project = arguments.settings.load()?;
     preflight::theme(&project);
-    engine_executable()?;
-    let files = preflight::model(&project)?;
-    let prepared = preflight::data(&project, &files)?;
-    preflight::passes(&prepared.report)?;
-    let plan = preflight::plan(&project, &files, &prepared)?;
-    preflight::start(&project)?;
-    preflight::judgement(&project)?;
-    preflight::disk(&project, &plan)?;
-    drop(prepared);
-    let run = RunDir::create(&project.folder, &project.config, None)?;
-    let process = start_detached(&run)?;
+    let ready = preflight::with_bar(|progress| ready(project, host, progress))?;
+    let (run, process) = ready.start()?;
     if arguments.detach {
         return report_start(&run, process, arguments.json);
     }
     if !arguments.json {
-        output::note(&format!("run {} · {} steps · ctrl-C leaves it running", run.id(), plan.steps));
+        output::note(&format!(
+            "run {} · {} steps · ctrl-C leaves it running",
+            run.id(),
+            ready.planned.plan.steps
+        ));
     }
     watch(&run, arguments.json, interrupts)
 }

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use luthier_core::config::Config;
 use luthier_core::data::{self, Quarantine, Row, Template, Tokenizer};
-use luthier_core::model::ModelFiles;
 
 use super::{Job, Worker};
 use crate::panes::data::{Effect, Event, Rendered};
+use crate::project::{Project, Refusal};
 
-/// How often progress is told.
+/// How often progress is posted.
 const PROGRESS: Duration = Duration::from_millis(250);
 
 /// What rendering a row takes.
@@ -41,8 +41,8 @@ impl Performer {
         let shared = Arc::clone(&self.loaded);
         job.spawn(move |worker| match effect {
             Effect::Load => {
-                if let Err(problem) = load(&project, &shared, &worker) {
-                    worker.send(Event::Rows(Err(problem)));
+                if let Err(refusal) = load(&project, &shared, &worker) {
+                    worker.send(Event::Rows(Err(refusal.to_string())));
                 }
             }
             Effect::Render(row) => {
@@ -58,32 +58,35 @@ impl Performer {
     }
 }
 
-fn load(project: &Path, shared: &Mutex<Option<Arc<Loaded>>>, worker: &Worker<Event>) -> Result<(), String> {
-    let config = Config::load(project, &[]).map_err(|error| error.to_string())?;
-    let dataset = data::read_dataset(&config, project).map_err(|error| error.to_string())?;
+fn load(project: &Path, shared: &Mutex<Option<Arc<Loaded>>>, worker: &Worker<Event>) -> Result<(), Refusal> {
+    let project = Project::open(project, &[])?;
+    let (config, folder) = (&project.config, &project.folder);
+    let dataset = data::read_dataset(config, folder)?;
     let rows = Arc::new(dataset.rows);
-    let files = ModelFiles::find(&config.model.path, project).map_err(|error| error.to_string());
-    let tools = files.as_ref().map_err(Clone::clone).and_then(|files| {
-        let tokenizer = Tokenizer::open(files).map_err(|error| error.to_string())?;
-        let template = Template::resolve(&config, project, files).map_err(|error| error.to_string())?;
-        Ok((tokenizer, template))
-    });
+    let files = project.model();
+    let tools = match &files {
+        Ok(files) => Tokenizer::open(files)
+            .and_then(|tokenizer| Ok((tokenizer, Template::resolve(config, folder, files)?)))
+            .map_err(|error| error.to_string()),
+        Err(refusal) => Err(refusal.to_string()),
+    };
     let loaded = Loaded { config: config.clone(), rows: Arc::clone(&rows), tools };
     *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(loaded));
     if !worker.send(Event::Rows(Ok((rows, Arc::new(dataset.quarantined))))) {
         return Ok(());
     }
     let checked = files.and_then(|files| {
-        let mut told = Instant::now();
-        let prepared = data::prepare(&config, project, &files, &mut |done, total| {
-            if told.elapsed() >= PROGRESS {
-                told = Instant::now();
+        let mut posted = Instant::now();
+        project.check_data(&files, &mut |done, total| {
+            if posted.elapsed() >= PROGRESS {
+                posted = Instant::now();
                 worker.send(Event::Checking(done, total));
             }
-        });
-        prepared.map(|prepared| Arc::new(prepared.report)).map_err(|error| error.to_string())
+            worker.wanted()
+        })
     });
-    worker.send(Event::Checked(checked));
+    let report = checked.map(|prepared| Arc::new(prepared.report));
+    worker.send(Event::Checked(report.map_err(|refusal| refusal.to_string())));
     Ok(())
 }
 

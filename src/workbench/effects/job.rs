@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -15,6 +16,9 @@ use crate::panes::PaneId;
 
 /// How long a worker waits before it tries a full queue again.
 const RETRY: Duration = Duration::from_millis(2);
+
+/// Between two looks at whether answers are still wanted.
+const NAP: Duration = Duration::from_millis(50);
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -172,6 +176,45 @@ impl<E> Worker<E> {
     /// Whether there is room for an answer now; a producer of batches goes on collecting where there is not.
     pub fn has_room(&self) -> bool {
         self.events.capacity() > 0
+    }
+
+    /// Posts what `look` finds, and again whenever that changes. Looks until no one wants answers any more.
+    pub fn watch<T: Clone + PartialEq>(
+        &self,
+        every: Duration,
+        look: impl Fn() -> T,
+        answer: impl Fn(T) -> E,
+    ) {
+        let mut posted = None;
+        loop {
+            let found = look();
+            if posted.as_ref() != Some(&found) {
+                posted = Some(found.clone());
+                if !self.send(answer(found)) {
+                    return;
+                }
+            }
+            if !self.wait(every) {
+                return;
+            }
+        }
+    }
+
+    /// Waits for `time`; false as soon as no one wants answers any more.
+    pub fn wait(&self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            if self.is_stale() {
+                return false;
+            }
+            std::thread::sleep(NAP);
+        }
+        !self.is_stale()
+    }
+
+    /// Whether work should go on.
+    pub fn wanted(&self) -> ControlFlow<()> {
+        if self.is_stale() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// Whether a newer effect took this one's place, or the workbench is closing.

@@ -3,22 +3,20 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indexmap::IndexMap;
-use luthier_core::config::{Config, FILE_NAME, write_key};
+use luthier_core::config::{FILE_NAME, write_key};
 use luthier_core::files::read_text;
 use luthier_core::runs;
-use luthier_core::sweep::{self, Queue, SweepError, SweepFile};
+use luthier_core::sweep::{Queue, SweepFile};
 
-use super::{Job, Worker};
+use super::Job;
 use crate::panes::sweep::{Effect, Event, Snapshot};
+use crate::project::{self, Change, Host, Project, Refusal, SWEEP_EXAMPLE};
 
 /// How often the queue is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// Between two looks at whether an answer is still wanted.
-const NAP: Duration = Duration::from_millis(50);
 
 /// Trials described before a sweep is queued.
 const DESCRIBED: usize = 6;
@@ -26,70 +24,52 @@ const DESCRIBED: usize = 6;
 /// Larger files are no sweeps.
 const LARGEST: u64 = 1 << 20;
 
-/// What a new sweep file begins with.
-const EXAMPLE: &str = "\
-# A search over settings. Each trial is one run with luthier.toml's settings and those below over them.
-name = \"learning rate and rank\"
-sampler = \"random\"                    # or \"grid\": every combination
-trials = 6
-seed = 1
-
-[goal]
-metric = \"eval.loss\"                  # or eval.perplexity, eval.token_accuracy, or a score of the objective
-direction = \"min\"
-
-[space]
-train.learning_rate = { log_uniform = [1e-4, 2e-3] }
-method.rank = { choice = [8, 16, 32] }
-train.max_steps = 20                  # the same for every trial
-";
-
 /// What the sweep pane's work needs to keep between effects.
 #[derive(Debug)]
 pub struct Performer {
     project: PathBuf,
+    host: Host,
 }
 
 impl Performer {
     /// For the queue of `project`.
-    pub fn new(project: PathBuf) -> Self {
-        Self { project }
+    pub fn new(project: PathBuf, host: Host) -> Self {
+        Self { project, host }
     }
 
     /// Does `effect`, answering through `job`. Returns at once: work goes to `job.spawn`.
     pub fn perform(&mut self, effect: Effect, job: Job<Event>) {
-        let project = self.project.clone();
+        let (project, host) = (self.project.clone(), self.host);
         job.spawn(move |worker| {
+            let change = |trial, change| in_words(project::change(&project, &host, trial, change));
+            let progress = &mut |_, _| worker.wanted();
             let answer = match effect {
-                Effect::Watch => {
-                    watch(&project, &worker);
-                    return;
-                }
+                Effect::Watch => return worker.watch(INTERVAL, || snapshot(&project), Event::Queue),
                 Effect::Files => Event::Files(files(&project)),
                 Effect::Create(name) => Event::Created(create(&project, &name)),
                 Effect::Look(file) => {
                     let looked = look(&project, &file);
-                    Event::Looked(file, looked)
+                    Event::Looked(file, in_words(looked))
                 }
-                Effect::Start(file) => Event::Done(start(&project, &file)),
-                Effect::Add(settings) => Event::Added(add(&project, &settings)),
-                Effect::Move(id, place) => change(&project, |queue| {
-                    queue.move_to(id, place)?;
-                    Ok(format!("trial {id} moved"))
-                }),
-                Effect::Hold(id) => change(&project, |queue| {
-                    queue.hold(id)?;
-                    Ok(format!("trial {id} is held; `h` lets it start"))
-                }),
-                Effect::Release(id) => change_and_work(&project, |queue| {
-                    queue.release(id)?;
-                    Ok(format!("trial {id} waits for its turn"))
-                }),
-                Effect::Cancel(id) => change(&project, |queue| sweep::cancel(&project, queue, id)),
-                Effect::Retry(id) => change_and_work(&project, |queue| {
-                    queue.retry(id)?;
-                    Ok(format!("trial {id} is queued again"))
-                }),
+                Effect::Start(file) => {
+                    let queued = Project::open(&project, &[])
+                        .and_then(|project| project::sweep(&project, &host, &file, progress));
+                    Event::Done(in_words(
+                        queued.map(|queued| format!("{} trials queued", queued.trials.len())),
+                    ))
+                }
+                Effect::Add(settings) => {
+                    let added = project::add(&project, &host, "single", &settings, progress);
+                    Event::Added(in_words(added.map(|trial| format!("trial {trial} is queued"))))
+                }
+                Effect::Move(id, place) => Event::Done(change(id, Change::Move(place))),
+                Effect::Hold(id) => {
+                    let held = change(id, Change::Hold);
+                    Event::Done(held.map(|said| format!("{said}; `h` lets it start")))
+                }
+                Effect::Release(id) => Event::Done(change(id, Change::Release)),
+                Effect::Cancel(id) => Event::Done(change(id, Change::Cancel)),
+                Effect::Retry(id) => Event::Done(change(id, Change::Retry)),
                 Effect::Promote(settings) => Event::Done(promote(&project, &settings)),
             };
             worker.send(answer);
@@ -97,24 +77,8 @@ impl Performer {
     }
 }
 
-fn watch(project: &Path, worker: &Worker<Event>) {
-    let mut told = None;
-    loop {
-        let found = snapshot(project);
-        if told.as_ref() != Some(&found) {
-            told = Some(found.clone());
-            if !worker.send(Event::Queue(found)) {
-                return;
-            }
-        }
-        let end = Instant::now() + INTERVAL;
-        while Instant::now() < end {
-            if worker.is_stale() {
-                return;
-            }
-            std::thread::sleep(NAP);
-        }
-    }
+fn in_words<T>(result: Result<T, Refusal>) -> Result<T, String> {
+    result.map_err(|refusal| refusal.to_string())
 }
 
 fn snapshot(project: &Path) -> Result<Snapshot, String> {
@@ -157,19 +121,14 @@ fn create(project: &Path, name: &str) -> Result<PathBuf, String> {
         .create_new(true)
         .open(&path)
         .map_err(|error| format!("{} cannot be made: {error}", path.display()))?;
-    file.write_all(EXAMPLE.as_bytes())
+    file.write_all(SWEEP_EXAMPLE.as_bytes())
         .map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
     Ok(path)
 }
 
-fn read(project: &Path, file: &Path) -> Result<(SweepFile, Config), String> {
-    let config = Config::load(project, &[]).map_err(|error| error.to_string())?;
-    let sweep = SweepFile::load(file, &config).map_err(|error| error.to_string())?;
-    Ok((sweep, config))
-}
-
-fn look(project: &Path, file: &Path) -> Result<(String, Vec<String>), String> {
-    let (sweep, _) = read(project, file)?;
+fn look(project: &Path, file: &Path) -> Result<(String, Vec<String>), Refusal> {
+    let project = Project::open(project, &[])?;
+    let sweep = SweepFile::load(file, &project.config)?;
     let trials = sweep.expand();
     let described = trials.iter().take(DESCRIBED).map(|settings| {
         let parts: Vec<String> = settings
@@ -187,50 +146,6 @@ fn look(project: &Path, file: &Path) -> Result<(String, Vec<String>), String> {
     Ok((format!("Queue {} trials of {}?", trials.len(), sweep.name), lines))
 }
 
-fn work_off(project: &Path) -> Result<(), String> {
-    let program =
-        std::env::current_exe().map_err(|error| format!("this program cannot be found: {error}"))?;
-    runs::engine_executable().map_err(|error| error.to_string())?;
-    sweep::start_scheduler(project, &program).map_err(|error| error.to_string())?;
-    Ok(())
-}
-
-fn start(project: &Path, file: &Path) -> Result<String, String> {
-    let (sweep, config) = read(project, file)?;
-    runs::engine_executable().map_err(|error| error.to_string())?;
-    let mut queue = Queue::open(project).map_err(|error| error.to_string())?;
-    let (_, trials) = queue.add_sweep(&sweep, &config).map_err(|error| error.to_string())?;
-    work_off(project)?;
-    Ok(format!("{} trials queued", trials.len()))
-}
-
-fn add(project: &Path, settings: &[String]) -> Result<String, String> {
-    let config = Config::load(project, &[]).map_err(|error| error.to_string())?;
-    Config::load(project, settings).map_err(|error| error.to_string())?;
-    let settings: IndexMap<String, String> = settings
-        .iter()
-        .filter_map(|setting| setting.split_once('='))
-        .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
-        .collect();
-    let mut queue = Queue::open(project).map_err(|error| error.to_string())?;
-    let id = queue.add_single("single", &settings, &config).map_err(|error| error.to_string())?;
-    work_off(project)?;
-    Ok(format!("trial {id} is queued"))
-}
-
-fn change(project: &Path, work: impl FnOnce(&mut Queue) -> Result<String, SweepError>) -> Event {
-    let done = Queue::open(project).and_then(|mut queue| work(&mut queue));
-    Event::Done(done.map_err(|error| error.to_string()))
-}
-
-/// As [`change`], where a trial waits afterwards that someone must start.
-fn change_and_work(project: &Path, work: impl FnOnce(&mut Queue) -> Result<String, SweepError>) -> Event {
-    match change(project, work) {
-        Event::Done(Ok(said)) => Event::Done(work_off(project).map(|()| said)),
-        other => other,
-    }
-}
-
 fn promote(project: &Path, settings: &IndexMap<String, String>) -> Result<String, String> {
     let file = project.join(FILE_NAME);
     for (key, value) in settings {
@@ -241,6 +156,8 @@ fn promote(project: &Path, settings: &IndexMap<String, String>) -> Result<String
 
 #[cfg(test)]
 mod tests {
+    use luthier_core::config::Config;
+
     use super::*;
 
     fn project() -> tempfile::TempDir {

@@ -2,16 +2,17 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use luthier_core::config::{Change, Config, edit_plan, write_key};
-use luthier_core::data::{self, EncodedRow, Severity, StepOrder};
-use luthier_core::model::{ModelFiles, forecast};
+use luthier_core::config::{Change, Config, Edit};
+use luthier_core::data::{DataError, EncodedRow, Severity, StepOrder};
 use luthier_core::runs::{self, JournalReader, Request, RunDir, Status};
 
 use super::{Job, Worker};
-use crate::panes::train::{Effect, Event, PlanSummary, Refusal};
-use crate::told;
+use crate::cli::units::{bytes, count};
+use crate::panes::train::{self as pane, Effect, Event, PlanSummary};
+use crate::project::{self, Difference, Host, Planned, Project, Ready, Refusal, diff};
 
 /// Events read before an answer is posted, and how long that may take: a frame is drawn in between.
 const BATCH: usize = 4000;
@@ -23,113 +24,92 @@ const LIVE: Duration = Duration::from_millis(250);
 /// How often files are looked at that seldom change.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Between two looks at whether an answer is still wanted.
-const NAP: Duration = Duration::from_millis(50);
-
 /// Lines of the log shown.
 const LOG_LINES: usize = 500;
-
-/// Problems listed when data block a run.
-const PROBLEMS: usize = 20;
 
 /// What the train pane's work needs to keep between effects.
 #[derive(Debug)]
 pub struct Performer {
     project: PathBuf,
+    host: Host,
+    /// The run that was planned last and may be started.
+    ready: Arc<Mutex<Option<Ready>>>,
 }
 
 impl Performer {
     /// For the runs of `project`.
-    pub fn new(project: PathBuf) -> Self {
-        Self { project }
+    pub fn new(project: PathBuf, host: Host) -> Self {
+        Self { project, host, ready: Arc::default() }
     }
 
     /// Does `effect`, answering through `job`. Returns at once: work goes to `job.spawn`.
     pub fn perform(&mut self, effect: Effect, job: Job<Event>) {
-        let project = self.project.clone();
-        job.spawn(move |worker| match effect {
-            Effect::Watch => watch(&project, &worker),
-            Effect::Follow(run) => follow(&project, &run, &worker),
-            Effect::Overlay(run) => {
-                let events = open(&project, &run).map(|run| journal(&run)).unwrap_or_default();
-                worker.send(Event::Overlay(run, events));
-            }
-            Effect::Log(run) => log(&project, &run, &worker),
-            Effect::Plan(settings) => {
-                let planned = plan(&project, &settings, &worker);
-                worker.send(Event::Planned(settings, planned));
-            }
-            Effect::Start(settings) => {
-                worker.send(Event::Started(start(&project, &settings)));
-            }
-            Effect::Restart(run) => {
-                let started = open(&project, &run)
-                    .and_then(|run| runs::start_detached(&run).map_err(|error| error.to_string()))
-                    .map(|pid| format!("the engine is started again, process {pid}"));
-                worker.send(Event::Asked(started));
-            }
-            Effect::Ask(run, request) => {
-                let said = open(&project, &run)
-                    .and_then(|run| runs::ask(&run, &request).map_err(|error| told::in_full(&error)));
-                worker.send(match request {
-                    Request::Edit { key, .. } => Event::Edited { run, key, outcome: said },
-                    _ => Event::Asked(said),
-                });
-            }
-            Effect::Write { run, key, value } => {
-                let outcome = open(&project, &run).and_then(|run| {
-                    write_key(&run.config_path(), &key, &value).map_err(|error| error.to_string())?;
-                    Ok(format!("{key} = {value} from when the run goes on"))
-                });
-                worker.send(Event::Edited { run, key, outcome });
-            }
-            Effect::Diff(run) => {
-                let (title, text) = difference(&project, &run);
-                worker.send(Event::Diff(title, text));
-            }
-            Effect::Rows(run, step) => {
-                worker.send(Event::Rows(step, rows(&project, &run, step, &worker)));
-            }
+        let (project, host, ready) = (self.project.clone(), self.host, Arc::clone(&self.ready));
+        job.spawn(move |worker| {
+            let answer = match effect {
+                Effect::Watch => {
+                    let runs = || runs::list(&project).map_err(|error| error.to_string());
+                    return worker.watch(IDLE, runs, Event::Runs);
+                }
+                Effect::Follow(run) => return follow(&project, &run, &worker),
+                Effect::Log(run) => return log(&project, &run, &worker),
+                Effect::Overlay(run) => {
+                    let events = open(&project, &run).map(|run| journal(&run)).unwrap_or_default();
+                    Event::Overlay(run, events)
+                }
+                Effect::Plan(settings) => {
+                    let planned = plan(&project, &host, &settings, &ready, &worker);
+                    Event::Planned(settings, planned)
+                }
+                Effect::Start(settings) => {
+                    let started = start(&project, &host, &settings, &ready, &worker);
+                    Event::Started(started.map_err(|refusal| refusal.to_string()))
+                }
+                Effect::Restart(run) => Event::Asked(done(&project, &run, |run| project::resume(run, &host))),
+                Effect::Ask(run, Request::Edit { key, value, who }) => {
+                    let who = who.unwrap_or_default();
+                    let outcome = done(&project, &run, |run| project::edit(run, &key, &value, &who));
+                    Event::Edited { run, key, outcome }
+                }
+                Effect::Ask(run, request) => {
+                    Event::Asked(done(&project, &run, |run| project::ask(run, &request)))
+                }
+                Effect::Write { run, key, value } => {
+                    let outcome = done(&project, &run, |run| project::write_setting(run, &key, &value));
+                    Event::Edited { run, key, outcome }
+                }
+                Effect::Diff(run) => {
+                    let compared = open(&project, &run).and_then(|run| difference(&run));
+                    let (title, text) = compared.unwrap_or_else(|refusal| (run, refusal.to_string()));
+                    Event::Diff(title, text)
+                }
+                Effect::Rows(run, step) => {
+                    let rows = rows(&project, &run, step, &worker);
+                    Event::Rows(step, rows.map_err(|refusal| refusal.to_string()))
+                }
+            };
+            worker.send(answer);
         });
     }
 }
 
-fn open(project: &Path, run: &str) -> Result<RunDir, String> {
-    RunDir::find(project, run).map_err(|error| error.to_string())
+fn open(project: &Path, run: &str) -> Result<RunDir, Refusal> {
+    Ok(RunDir::find(project, run)?)
 }
 
-/// Waits for `time`; false as soon as no one wants answers any more.
-fn wait(worker: &Worker<Event>, time: Duration) -> bool {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        if worker.is_stale() {
-            return false;
-        }
-        std::thread::sleep(NAP);
-    }
-    !worker.is_stale()
-}
-
-fn watch(project: &Path, worker: &Worker<Event>) {
-    let mut told = None;
-    loop {
-        let found = runs::list(project).map_err(|error| error.to_string());
-        if told.as_ref() != Some(&found) {
-            told = Some(found.clone());
-            if !worker.send(Event::Runs(found)) {
-                return;
-            }
-        }
-        if !wait(worker, IDLE) {
-            return;
-        }
-    }
+/// The operation's result on a run, for the pane.
+fn done(
+    project: &Path,
+    run: &str,
+    operation: impl FnOnce(&RunDir) -> Result<String, Refusal>,
+) -> Result<String, String> {
+    open(project, run).and_then(|run| operation(&run)).map_err(|refusal| refusal.to_string())
 }
 
 fn follow(project: &Path, id: &str, worker: &Worker<Event>) {
     let Ok(run) = open(project, id) else { return };
     let mut reader = JournalReader::new(&run.journal_path());
-    let mut told: Option<(Status, Vec<u64>)> = None;
+    let mut posted: Option<(Status, Vec<u64>)> = None;
     let mut config = None;
     loop {
         let status = run.status().unwrap_or_default();
@@ -139,7 +119,7 @@ fn follow(project: &Path, id: &str, worker: &Worker<Event>) {
         let changed = settings.is_some() && settings != config;
         let now = (status, checkpoints);
         // The heartbeat alone changes nothing on screen.
-        let same = told.as_ref().is_some_and(|(before, checkpoints)| {
+        let same = posted.as_ref().is_some_and(|(before, checkpoints)| {
             let mut before = before.clone();
             before.heartbeat = now.0.heartbeat;
             before == now.0 && *checkpoints == now.1
@@ -155,7 +135,7 @@ fn follow(project: &Path, id: &str, worker: &Worker<Event>) {
             if !worker.send(event) {
                 return;
             }
-            told = Some(now);
+            posted = Some(now);
         }
         loop {
             let Ok(batch) = reader.read(BATCH, BATCH_TIME) else { break };
@@ -176,7 +156,7 @@ fn follow(project: &Path, id: &str, worker: &Worker<Event>) {
                 break;
             }
         }
-        if !wait(worker, if live { LIVE } else { IDLE }) {
+        if !worker.wait(if live { LIVE } else { IDLE }) {
             return;
         }
     }
@@ -197,56 +177,57 @@ fn journal(run: &RunDir) -> Vec<runs::Event> {
 
 fn log(project: &Path, id: &str, worker: &Worker<Event>) {
     let Ok(run) = open(project, id) else { return };
-    let mut told = None;
-    loop {
-        let lines = run.log_tail(LOG_LINES);
-        if told.as_ref() != Some(&lines) {
-            told = Some(lines.clone());
-            if !worker.send(Event::Log(id.to_owned(), lines)) {
-                return;
-            }
-        }
-        if !wait(worker, IDLE) {
-            return;
-        }
-    }
+    worker.watch(IDLE, || run.log_tail(LOG_LINES), |lines| Event::Log(id.to_owned(), lines));
 }
 
-fn refusal(title: &str, text: &impl ToString) -> Refusal {
-    Refusal { title: title.to_owned(), text: text.to_string() }
-}
-
-/// What a run with these settings would be. Everything is read anew from disk: that is what would be started.
-fn plan(project: &Path, settings: &[String], worker: &Worker<Event>) -> Result<PlanSummary, Refusal> {
-    let config =
-        Config::load(project, settings).map_err(|error| refusal("The settings have mistakes", &error))?;
-    let files = ModelFiles::find(&config.model.path, project)
-        .map_err(|error| refusal("The base model cannot be used", &error))?;
+/// Checks a run with these settings and describes it. What was checked is kept in `ready`, to be started.
+/// Everything is read from disk again.
+fn plan(
+    project: &Path,
+    host: &Host,
+    settings: &[String],
+    ready: &Mutex<Option<Ready>>,
+    worker: &Worker<Event>,
+) -> Result<PlanSummary, pane::Refusal> {
     let mut shown = Instant::now();
-    let prepared = data::prepare(&config, project, &files, &mut |done, total| {
-        if shown.elapsed() > LIVE {
-            shown = Instant::now();
-            worker.send(Event::Planning(done, total));
+    let checked = Project::open(project, settings).and_then(|project| {
+        project::ready(project, host, &mut |done, total| {
+            if shown.elapsed() > LIVE {
+                shown = Instant::now();
+                worker.send(Event::Planning(done, total));
+            }
+            worker.wanted()
+        })
+    });
+    match checked {
+        Ok(checked) => {
+            let summary = describe(&checked, settings);
+            *ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(checked);
+            Ok(summary)
         }
-    })
-    .map_err(|error| refusal("The data cannot be used", &error))?;
-    prepared.check_warmup(&config).map_err(|error| refusal("The settings have mistakes", &error))?;
-    let report = &prepared.report;
-    if report.blocks() {
-        let blocking: Vec<String> = report
-            .problems
-            .iter()
-            .filter(|problem| problem.severity == Severity::Blocks)
-            .take(PROBLEMS)
-            .map(|problem| format!("✗ {}", problem.message))
-            .collect();
-        let text = format!("{}\n\nThe data pane (1) shows the rows.", blocking.join("\n"));
-        return Err(refusal("The data would spoil a run", &text));
+        Err(refusal) => Err(pane::Refusal { title: title(&refusal).to_owned(), text: refusal.to_string() }),
     }
-    let plan = forecast::plan(&files, &config, &prepared.summary())
-        .map_err(|error| refusal("The run would not fit", &error))?;
-    let method = runs::method_label(&config.to_toml());
+}
+
+/// Which part of the project a run is refused for.
+fn title(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Model(_) => "The base model cannot be used",
+        Refusal::Data(DataError::Settings(_)) | Refusal::Config(_) | Refusal::Init(_) => {
+            "The settings have mistakes"
+        }
+        Refusal::Data(_) => "The data cannot be used",
+        Refusal::Blocked(_) => "The data has errors that would break training",
+        Refusal::Plan(_) | Refusal::DiskFull { .. } => "The run would not fit",
+        Refusal::Eval(_) | Refusal::Suite(_) => "The evaluation cannot be used",
+        _ => "The run cannot be started",
+    }
+}
+
+fn describe(ready: &Ready, settings: &[String]) -> PlanSummary {
+    let Ready { project, planned: Planned { plan, report, train_tokens }, .. } = ready;
     let warnings = report.count(Severity::Warning);
+    let method = runs::method_label(&project.config.to_toml());
     let mut lines = vec![
         format!(
             "trains     {} of {} parameters",
@@ -256,7 +237,7 @@ fn plan(project: &Path, settings: &[String], worker: &Worker<Event>) -> Result<P
         format!(
             "data       {} rows, {} tokens, {:.0} % of them trained; {} rows held out",
             report.train_rows,
-            count(prepared.summary().train_tokens),
+            count(*train_tokens),
             100.0 * report.trained_share(),
             report.eval_rows
         ),
@@ -268,69 +249,70 @@ fn plan(project: &Path, settings: &[String], worker: &Worker<Event>) -> Result<P
             plan.dtype,
             if plan.recompute { ", activations recomputed" } else { "" }
         ),
-        format!("checkpoint {} each, {} kept", bytes(plan.checkpoint_bytes), config.train.keep_checkpoints),
+        format!(
+            "checkpoint {} each, {} kept",
+            bytes(plan.checkpoint_bytes),
+            project.config.train.keep_checkpoints
+        ),
     ];
     if warnings > 0 {
         lines.push(format!("! {warnings} warnings about the data; the data pane (1) lists them"));
     }
     lines.extend(settings.iter().map(|setting| format!("with {setting}")));
     lines.push("It runs on by itself: leaving the workbench does not stop it.".to_owned());
-    Ok(PlanSummary { method, lines })
+    PlanSummary { method, lines }
 }
 
-fn start(project: &Path, settings: &[String]) -> Result<String, String> {
-    let config = Config::load(project, settings).map_err(|error| error.to_string())?;
-    // Looked for before a run directory is made, so that a missing engine leaves nothing behind.
-    runs::engine_executable().map_err(|error| error.to_string())?;
-    let run = RunDir::create(project, &config, None).map_err(|error| error.to_string())?;
-    runs::start_detached(&run).map_err(|error| error.to_string())?;
+/// Starts the run that was planned with these settings; checks it where none was, or where the settings changed since.
+fn start(
+    project: &Path,
+    host: &Host,
+    settings: &[String],
+    ready: &Mutex<Option<Ready>>,
+    worker: &Worker<Event>,
+) -> Result<String, Refusal> {
+    let planned = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let project = Project::open(project, settings)?;
+    let ready = match planned {
+        Some(planned) if planned.project.config == project.config => planned,
+        _ => project::ready(project, host, &mut |_, _| worker.wanted())?,
+    };
+    let (run, _) = ready.start()?;
     Ok(run.id().to_owned())
 }
 
-fn difference(project: &Path, run: &str) -> (String, String) {
-    let title = format!("{run} against luthier.toml");
-    let compared = open(project, run).and_then(|run| {
-        let own = Config::load_file(&run.config_path(), &[]).map_err(|error| error.to_string())?;
-        let file = Config::load(project, &[]).map_err(|error| error.to_string())?;
-        Ok(edit_plan(&file, &own))
-    });
-    let text = match compared {
-        Err(problem) => problem,
-        Ok(plan) if plan.is_empty() => "All settings are the same.".to_owned(),
-        Ok(plan) => {
-            let width = plan.edits.iter().map(|edit| edit.key.len()).max().unwrap_or(0);
-            let line = |edit: &luthier_core::config::Edit| {
-                let when = match edit.when {
-                    Change::Now | Change::NextEvaluation => "",
-                    Change::NewRun | Change::Refused(_) => "  (fixed for a run)",
-                };
-                format!("{:width$}  {} here, {} in the file{when}", edit.key, edit.new, edit.old)
-            };
-            plan.edits.iter().map(line).collect::<Vec<_>>().join("\n")
-        }
+fn difference(run: &RunDir) -> Result<(String, String), Refusal> {
+    let Difference { old, new, edits } = diff(run, None)?;
+    let width = edits.iter().map(|edit| edit.key.len()).max().unwrap_or(0);
+    let line = |edit: &Edit| {
+        let when = match edit.when {
+            Change::Now | Change::NextEvaluation => "",
+            Change::NewRun | Change::Refused(_) => "  (fixed for a run)",
+        };
+        format!("{:width$}  {} → {}{when}", edit.key, edit.old, edit.new)
     };
-    (title, text)
+    let text = match edits.is_empty() {
+        true => "All settings are the same.".to_owned(),
+        false => edits.iter().map(line).collect::<Vec<_>>().join("\n"),
+    };
+    Ok((format!("{old} → {new}"), text))
 }
 
 /// The rows of a step, computed as the engine computes them.
-fn rows(project: &Path, run: &str, step: u64, worker: &Worker<Event>) -> Result<Vec<usize>, String> {
+fn rows(project: &Path, run: &str, step: u64, worker: &Worker<Event>) -> Result<Vec<usize>, Refusal> {
     let run = open(project, run)?;
-    let config = Config::load_file(&run.config_path(), &[]).map_err(|error| error.to_string())?;
-    let files = ModelFiles::find(&config.model.path, project).map_err(|error| error.to_string())?;
-    let prepared =
-        data::prepare(&config, project, &files, &mut |_, _| {}).map_err(|error| error.to_string())?;
-    if worker.is_stale() {
-        return Err("another step was asked for".to_owned());
-    }
+    let config = Config::load_file(&run.config_path(), &[])?;
+    let of_run = Project { folder: project.to_owned(), config };
+    let prepared = of_run.check_data(&of_run.model()?, &mut |_, _| worker.wanted())?;
     let journaled = journal(&run).into_iter().rev().find_map(|event| match event.body {
         runs::EventBody::Run(run) => Some(run.data_hash),
         _ => None,
     });
     if journaled.is_some_and(|hash| hash != prepared.data_hash) {
-        return Err("the data changed since the run was started: its rows cannot be told any more".to_owned());
+        return Err(Refusal::DataChanged);
     }
     let lengths: Vec<usize> = prepared.train.iter().map(EncodedRow::tokens).collect();
-    let order = StepOrder::new(&lengths, &config);
+    let order = StepOrder::new(&lengths, &of_run.config);
     let mut found: VecDeque<usize> = order
         .step(step.saturating_sub(1))
         .into_iter()
@@ -340,14 +322,4 @@ fn rows(project: &Path, run: &str, step: u64, worker: &Worker<Event>) -> Result<
         .collect();
     found.make_contiguous().sort_unstable();
     Ok(found.into())
-}
-
-/// `135 M`, `61.2 k`, `396`.
-fn count(number: u64) -> String {
-    crate::cli::units::count(number)
-}
-
-/// `1.82 GiB`.
-fn bytes(number: u64) -> String {
-    crate::cli::units::bytes(number)
 }

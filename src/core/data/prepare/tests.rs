@@ -26,7 +26,8 @@ fn prepared_with(rows: &[serde_json::Value], settings: &[&str], template: &Templ
     let dataset = read_dataset(&config, project.path()).unwrap();
     let tokenizer = tiny("bytelevel-bos");
     let stop = tokenizer.id("<|im_end|>").into_iter().collect();
-    prepare_with(&config, &dataset, &tokenizer, template, stop, &mut |_, _| {}).unwrap()
+    prepare_with(&config, &dataset, &tokenizer, template, stop, &mut |_, _| ControlFlow::Continue(()))
+        .unwrap()
 }
 
 fn pair(prompt: &str, completion: &str) -> serde_json::Value {
@@ -242,8 +243,10 @@ fn repeated_rows_are_found_within_and_across_the_split() {
     write("b.jsonl", &[pair("a", "B"), pair("c", "d"), pair(&format!("Oh. {long}"), "yes")]);
     let config = config("a.jsonl", &["data.eval=\"b.jsonl\""]);
     let dataset = read_dataset(&config, project.path()).unwrap();
-    let prepared =
-        prepare_with(&config, &dataset, &tiny("bytelevel"), &chatml(), vec![4], &mut |_, _| {}).unwrap();
+    let prepared = prepare_with(&config, &dataset, &tiny("bytelevel"), &chatml(), vec![4], &mut |_, _| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     let rows = |kind| found(&prepared, kind).iter().map(|problem| problem.row.unwrap()).collect::<Vec<_>>();
     assert_eq!(rows(ProblemKind::Duplicate), [1]);
     assert_eq!(rows(ProblemKind::EvalInTrain), [4]);
@@ -299,11 +302,20 @@ fn progress_reaches_the_end() {
     let config = config("a.jsonl", &[]);
     let dataset = read_dataset(&config, project.path()).unwrap();
     let mut told = Vec::new();
-    let mut progress = |done, total| told.push((done, total));
+    let mut progress = |done, total| {
+        told.push((done, total));
+        ControlFlow::Continue(())
+    };
     prepare_with(&config, &dataset, &tiny("bytelevel"), &chatml(), vec![4], &mut progress).unwrap();
     assert_eq!(told.first(), Some(&(0, 500)));
     assert_eq!(told.last(), Some(&(500, 500)));
     assert!(told.is_sorted() && told.len() <= PROGRESS_STEPS + 2);
+    for last in [0, 300] {
+        let mut progress =
+            |done, _| if done < last { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+        let ended = prepare_with(&config, &dataset, &tiny("bytelevel"), &chatml(), vec![4], &mut progress);
+        assert!(matches!(ended, Err(DataError::Cancelled)), "{last}");
+    }
 }
 
 #[test]
@@ -313,7 +325,7 @@ fn the_sample_model_prepares_a_project() {
     fs::write(project.path().join("a.jsonl"), json_lines(&rows)).unwrap();
     let files = ModelFiles::open(&sample_model()).unwrap();
     let settings = config("a.jsonl", &["data.eval=0.1"]);
-    let prepared = prepare(&settings, project.path(), &files, &mut |_, _| {}).unwrap();
+    let prepared = prepare(&settings, project.path(), &files, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let loud: Vec<_> =
         prepared.report.problems.iter().filter(|problem| problem.severity != Severity::Note).collect();
     assert_eq!(loud, [] as [&DataProblem; 0]);

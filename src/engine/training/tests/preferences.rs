@@ -1,5 +1,7 @@
 //! Whole runs that learn from preference pairs.
 
+use std::ops::ControlFlow;
+
 use luthier_core::config::{Config, MethodKind};
 use luthier_core::data;
 use luthier_core::runs::PairRewards;
@@ -104,7 +106,8 @@ fn where_base_weights_are_trained_every_pair_is_asked_for_before() {
     let run = run(&project, &[]);
     let config = Config::load_file(&run.config_path(), &[]).unwrap();
     let files = model_files(&config, project.path()).unwrap();
-    let prepared = data::prepare(&config, project.path(), &files, &mut |_, _| {}).unwrap();
+    let prepared =
+        data::prepare(&config, project.path(), &files, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let base = Base::load(files, &config, project.path()).unwrap();
     let begin = |method, progress: &mut dyn FnMut(usize) -> ControlFlow<()>| {
         Algorithm::new(&run, &base, &config, &prepared)

@@ -1,12 +1,12 @@
 //! `luthier run pause|resume|stop|edit`.
 
 use clap::{Args, ValueEnum};
-use luthier_core::config::Config;
-use luthier_core::runs::{Action, Request, ResumeWay, RunDir, StopWhen, ask, resume_way, start_detached};
+use luthier_core::runs::{Request, RunDir, StopWhen};
 
 use super::Which;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::output;
+use crate::project::{self, Host};
 
 /// Hold a run still after its current step; its memory is kept
 #[derive(Debug, Args)]
@@ -61,34 +61,24 @@ pub struct Edit {
 /// Pauses.
 pub fn pause(arguments: &Pause) -> Outcome {
     let run = arguments.which.find()?;
-    check(&run, Action::Pause)?;
-    say(&run, &ask(&run, &Request::Pause)?)
+    say(&run, &project::ask(&run, &Request::Pause)?)
 }
 
 /// Makes a run go on.
-pub fn resume(arguments: &Resume) -> Outcome {
+pub fn resume(arguments: &Resume, host: &Host) -> Outcome {
     let run = arguments.which.find()?;
-    let newest = newest_checkpoint(&run);
-    match resume_way(&run.status()?, newest).map_err(|reason| refused(&run, reason))? {
-        ResumeWay::Ask => say(&run, &ask(&run, &Request::Resume)?),
-        ResumeWay::Start { from_step } => {
-            let process = start_detached(&run)?;
-            let from = from_step.map_or_else(|| "the beginning".to_owned(), |step| format!("step {step}"));
-            say(&run, &format!("goes on from {from}, process {process}"))
-        }
-    }
+    say(&run, &project::resume(&run, host)?)
 }
 
 /// Stops.
 pub fn stop(arguments: &Stop) -> Outcome {
     let run = arguments.which.find()?;
-    check(&run, Action::Stop)?;
     let when = match arguments.when {
         When::Save => StopWhen::Save,
         When::AfterEval => StopWhen::AfterEval,
         When::Now => StopWhen::Now,
     };
-    say(&run, &ask(&run, &Request::Stop { when })?)
+    say(&run, &project::ask(&run, &Request::Stop { when })?)
 }
 
 /// Changes a setting.
@@ -100,28 +90,7 @@ pub fn edit(arguments: &Edit) -> Outcome {
             arguments.setting
         )));
     };
-    let (key, value) = (key.trim(), value.trim());
-    // The run reads it the same way, but cannot say that it is the command that was wrong.
-    Config::load_file(&run.config_path(), &[format!("{key}={value}")])?;
-    check(&run, Action::Edit)?;
-    let request = Request::Edit {
-        key: key.to_owned(),
-        value: value.to_owned(),
-        who: Some("luthier run edit".to_owned()),
-    };
-    say(&run, &ask(&run, &request)?)
-}
-
-fn newest_checkpoint(run: &RunDir) -> Option<u64> {
-    run.checkpoints().last().map(|checkpoint| checkpoint.step)
-}
-
-fn check(run: &RunDir, action: Action) -> Outcome {
-    action.check(&run.status()?, newest_checkpoint(run)).map_err(|reason| refused(run, reason))
-}
-
-fn refused(run: &RunDir, reason: &str) -> Failure {
-    Failure::work(format!("run {}: {reason}", run.id()))
+    say(&run, &project::edit(&run, key.trim(), value.trim(), "luthier run edit")?)
 }
 
 fn say(run: &RunDir, message: &str) -> Outcome {

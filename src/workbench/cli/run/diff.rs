@@ -1,15 +1,15 @@
 //! `luthier run diff`.
 
 use clap::Args;
-use luthier_core::config::{Config, edit_plan};
 use luthier_core::runs::RunDir;
 use serde_json::json;
 
 use super::Which;
 use crate::cli::failure::Outcome;
 use crate::cli::output::{self, Align};
+use crate::project::{Difference, diff};
 
-/// Compare a run's settings with those of another run, or of the project as it is now
+/// Compare a run's settings with those of another run, or of the project as it is now; the older ones come first
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  luthier run diff latest -C tickets\n  luthier run diff 20260102-1504 latest"
@@ -28,29 +28,22 @@ pub struct Arguments {
 /// Lists what differs.
 pub fn run(arguments: &Arguments) -> Outcome {
     let run = arguments.which.find()?;
-    let old = Config::load_file(&run.config_path(), &[])?;
-    let (name, new) = match &arguments.other {
-        Some(other) => {
-            let other = RunDir::find(run.project(), other)?;
-            (other.id().to_owned(), Config::load_file(&other.config_path(), &[])?)
-        }
-        None => ("luthier.toml".to_owned(), Config::load(run.project(), &[])?),
-    };
-    let edits = edit_plan(&old, &new).edits;
+    let other = arguments.other.as_deref().map(|other| RunDir::find(run.project(), other)).transpose()?;
+    let Difference { old, new, edits } = diff(&run, other.as_ref())?;
     if arguments.json {
         let differences: Vec<_> = edits
             .iter()
             .map(|edit| json!({"key": edit.key, "old": edit.old, "new": edit.new, "when": edit.when.to_string()}))
             .collect();
-        return output::document(&json!({"run": run.id(), "other": name, "differences": differences}));
+        return output::document(&json!({"old": old, "new": new, "differences": differences}));
     }
     if edits.is_empty() {
-        return output::line(&format!("run {} and {name} have the same settings", run.id()));
+        return output::line(&format!("{old} and {new} have the same settings"));
     }
     let columns = [
         ("setting", Align::Left),
-        (run.id(), Align::Left),
-        (name.as_str(), Align::Left),
+        (old.as_str(), Align::Left),
+        (new.as_str(), Align::Left),
         ("takes effect", Align::Left),
     ];
     let rows: Vec<_> = edits

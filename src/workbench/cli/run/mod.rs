@@ -9,6 +9,7 @@ use luthier_core::runs::RunDir;
 
 use super::failure::Outcome;
 use super::project::Folder;
+use crate::project::Host;
 
 /// See and control one run
 #[derive(Debug, Args)]
@@ -45,11 +46,11 @@ impl Which {
 }
 
 /// Does what was asked with a run.
-pub fn run(arguments: &Arguments) -> Outcome {
+pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
     match &arguments.command {
         Command::Show(arguments) => show::run(arguments),
         Command::Pause(arguments) => control::pause(arguments),
-        Command::Resume(arguments) => control::resume(arguments),
+        Command::Resume(arguments) => control::resume(arguments, host),
         Command::Stop(arguments) => control::stop(arguments),
         Command::Edit(arguments) => control::edit(arguments),
         Command::Diff(arguments) => diff::run(arguments),

@@ -3,6 +3,7 @@
 use clap::Args;
 use jiff::Timestamp;
 use luthier_core::runs::{self, EventBody, JournalReader, Number, ResultForm, RunDir, Status};
+use luthier_core::text::indented;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -107,7 +108,7 @@ fn describe(run: &RunDir, status: &Status, history: &History, now: Timestamp) ->
     let mut text = format!("run {}\n", run.id());
     let mut line = |name: &str, value: &str| {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "  {name:<14} {}", output::indented(value, VALUES));
+        let _ = writeln!(text, "  {name:<14} {}", indented(value, VALUES));
     };
     let state = match &status.reason {
         Some(reason) => format!("{}: {reason}", status.state),

@@ -6,7 +6,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use luthier_core::data::Message;
-use luthier_core::eval::{VerdictStore, export_pairs};
 use luthier_core::runs::socket_folder;
 use luthier_core::text::{clean, clean_line};
 use serde_json::{Value, json};
@@ -19,17 +18,6 @@ const LONGEST_ROW: u64 = 64 << 20;
 
 fn shown(path: &Path) -> String {
     clean_line(&path.display().to_string()).into_owned()
-}
-
-/// Writes the pairs that the project's verdicts imply to a file that must not exist yet.
-pub fn export(project: &Path, file: &Path) -> Result<(usize, PathBuf), String> {
-    let path = project.join(file);
-    if path.symlink_metadata().is_ok() {
-        return Err(format!("{} is there already; name another file, or move it away", shown(&path)));
-    }
-    let found = VerdictStore::of(project).load().map_err(|error| error.to_string())?;
-    let count = export_pairs(&found.verdicts, &path).map_err(|error| error.to_string())?;
-    Ok((count, file.to_owned()))
 }
 
 /// Puts a text where the external editor finds it: in the user's own folder, which no one else may enter.

@@ -16,15 +16,13 @@ use std::time::Duration;
 use luthier_core::eval::{Suite, VerdictStore};
 use luthier_core::runs::{self, RunDir};
 
-use super::{Job, Worker};
+use super::Job;
 use crate::panes::review::{Candidate, Effect, Event};
+use crate::project;
 use server::{Server, Start};
 
 /// How often runs are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// Between two looks at whether an answer is still wanted.
-const NAP: Duration = Duration::from_millis(50);
 
 /// What the review pane's work needs to keep between effects.
 #[derive(Debug)]
@@ -61,7 +59,7 @@ impl Performer {
         let project = self.project.clone();
         let (server, given_up) = (Arc::clone(&self.server), Arc::clone(&self.given_up));
         job.spawn(move |worker| match effect {
-            Effect::Watch => watch(&project, &worker),
+            Effect::Watch => worker.watch(LOOK, || candidates(&project), Event::Candidates),
             Effect::Rest | Effect::Cancel(_) => {}
             Effect::Suite(file) => {
                 let suite = Suite::load(&project.join(file));
@@ -78,7 +76,9 @@ impl Performer {
                 worker.send(Event::Saved(verdict, saved));
             }
             Effect::Export(file) => {
-                worker.send(Event::Exported(files::export(&project, &file)));
+                let exported = project::export_pairs(&project, None, &project.join(&file));
+                let exported = exported.map(|exported| (exported.pairs, file));
+                worker.send(Event::Exported(exported.map_err(|refusal| refusal.to_string())));
             }
             Effect::Draft(text) => {
                 worker.send(Event::DraftReady(files::write_draft(&text)));
@@ -90,25 +90,6 @@ impl Performer {
                 worker.send(Event::ExampleAdded(files::add_example(&project, &file, &messages)));
             }
         });
-    }
-}
-
-fn watch(project: &Path, worker: &Worker<Event>) {
-    let mut told = None;
-    loop {
-        let found = candidates(project);
-        if told.as_ref() != Some(&found) {
-            told = Some(found.clone());
-            if !worker.send(Event::Candidates(found)) {
-                return;
-            }
-        }
-        for _ in 0..LOOK.as_millis() / NAP.as_millis() {
-            if worker.is_stale() {
-                return;
-            }
-            std::thread::sleep(NAP);
-        }
     }
 }
 

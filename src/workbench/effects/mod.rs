@@ -16,6 +16,7 @@ pub use settings::Settings;
 
 use crate::app::{Effect, Event, TerminalEffect};
 use crate::panes::PaneId;
+use crate::project::Host;
 
 /// Events that may wait to be handled before producers are made to wait.
 pub const QUEUE: usize = 1024;
@@ -35,13 +36,19 @@ pub struct Performer {
 impl Performer {
     /// A performer that answers on `events` and works on the blocking threads of `handle`; `theme` is the one
     /// in use.
-    pub fn new(events: mpsc::Sender<Event>, handle: Handle, settings: Settings, theme: String) -> Self {
+    pub fn new(
+        events: mpsc::Sender<Event>,
+        handle: Handle,
+        settings: Settings,
+        theme: String,
+        host: Host,
+    ) -> Self {
         Self {
             events,
             lanes: Lanes::new(handle),
             data: data::Performer::new(settings.project.clone()),
-            train: train::Performer::new(settings.project.clone()),
-            sweep: sweep::Performer::new(settings.project.clone()),
+            train: train::Performer::new(settings.project.clone(), host),
+            sweep: sweep::Performer::new(settings.project.clone(), host),
             review: review::Performer::new(settings.project.clone()),
             settings: settings::Performer::new(settings, theme),
         }

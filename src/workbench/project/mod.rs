@@ -1,0 +1,83 @@
+//! The operations of the product, each in one place. The command line and the panes only present them: they
+//! pass typed input, show progress, and print or draw the result or the [`Refusal`].
+
+mod control;
+mod diff;
+mod export;
+mod plan;
+mod problems;
+mod queue;
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::{fmt, io};
+
+use luthier_core::config::Config;
+use luthier_core::data::{self, Prepared};
+use luthier_core::machine;
+use luthier_core::model::ModelFiles;
+use luthier_core::model::forecast::{Place, PlanError};
+use luthier_core::runs::{self, RunError};
+
+pub use control::{ask, edit, resume, write_setting};
+pub use diff::{Difference, diff};
+pub use export::{export_pairs, verdicts};
+pub use plan::{Planned, Ready, plan, ready, unblocked};
+pub use problems::grouped;
+pub use queue::{Change, Queued, SWEEP_EXAMPLE, add, change, sweep};
+pub use refusal::Refusal;
+
+/// Hears how many rows of how many are checked, and says whether to go on.
+pub type Progress<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
+
+/// A project with its settings.
+#[derive(Clone, Debug)]
+pub struct Project {
+    /// Its folder, absolute.
+    pub folder: PathBuf,
+    /// `luthier.toml` with what was set over it.
+    pub config: Config,
+}
+
+impl Project {
+    /// Reads `luthier.toml` of `folder` and puts `settings`, each `KEY=VALUE`, over it.
+    pub fn open(folder: &Path, settings: &[String]) -> Result<Self, Refusal> {
+        Ok(Self { folder: folder.to_owned(), config: Config::load(folder, settings)? })
+    }
+
+    /// Opens the base model's files.
+    pub fn model(&self) -> Result<ModelFiles, Refusal> {
+        Ok(ModelFiles::find(&self.config.model.path, &self.folder)?)
+    }
+
+    /// Reads, tokenises and checks the data. What is wrong with single rows is in the report.
+    pub fn check_data(&self, files: &ModelFiles, progress: &mut Progress) -> Result<Prepared, Refusal> {
+        Ok(data::prepare(&self.config, &self.folder, files, progress)?)
+    }
+}
+
+/// What operations need to know about the machine. Tests replace single parts.
+#[derive(Clone, Copy)]
+pub struct Host {
+    /// Finds the engine.
+    pub engine: fn() -> Result<PathBuf, RunError>,
+    /// Finds the device that a configuration asks for, and its free memory.
+    pub place: fn(&Config) -> Result<Place, PlanError>,
+    /// Free bytes of the file system that holds a path.
+    pub free_disk: fn(&Path) -> io::Result<u64>,
+}
+
+impl Host {
+    /// The machine this process runs on.
+    pub const THIS: Self =
+        Self { engine: runs::engine_executable, place: Place::here, free_disk: machine::free_disk_bytes };
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Host").finish_non_exhaustive()
+    }
+}
