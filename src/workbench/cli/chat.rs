@@ -1,20 +1,23 @@
 //! `luthier chat`.
 
 use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use luthier_core::config::Config;
 use luthier_core::data::{Message, with_system};
-use luthier_core::runs::RunDir;
-use luthier_core::runs::serving::{DoneReason, GenerateRow, Sampling, ServeReply, ServeRequest};
+use luthier_core::runs::serving::{
+    DoneReason, GenerateRow, Sampling, ServeReply, ServeRequest, ServingClient,
+};
+use luthier_core::runs::{RunDir, start_serving};
 
 use super::failure::{Failure, Outcome};
 use super::interrupts::Interrupts;
 use super::output;
 use super::project::Folder;
-use super::serving::{self, Serving};
+use crate::project::{Server, sampling};
 
 /// How often ctrl-C is looked for while the engine answers.
 const LOOK: Duration = Duration::from_millis(50);
@@ -50,7 +53,7 @@ struct Voice {
 }
 
 struct Chat {
-    serving: Serving,
+    client: ServingClient,
     voices: Vec<Voice>,
     sampling: Sampling,
     seed: u64,
@@ -69,15 +72,19 @@ pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
     let project = arguments.folder.find()?;
     let run = RunDir::find(&project, &arguments.run)?;
     let config = Config::load_file(&run.config_path(), &[])?;
+    let voices = voices(&run, &config, arguments.ab)?;
+    // An engine that is started here ends with this function.
+    let server = Server::new(project, Box::new(start_serving));
+    let served = server.serve(run.path(), &mut |what| {
+        if let Some(what) = what {
+            output::note(what);
+        }
+        ControlFlow::Continue(())
+    })?;
     let mut chat = Chat {
-        voices: voices(&run, &config, arguments.ab)?,
-        serving: serving::connect(&project, run.path())?,
-        sampling: Sampling {
-            temperature: config.review.temperature,
-            top_p: config.review.top_p,
-            top_k: config.review.top_k,
-            max_new_tokens: config.review.max_new_tokens,
-        },
+        voices,
+        client: served.client,
+        sampling: sampling(&config.review),
         seed: arguments.seed,
         turns: 0,
     };
@@ -128,11 +135,7 @@ impl Chat {
                 seed: self.seed.wrapping_add(self.turns),
             })
             .collect();
-        self.serving.client.sender.send(&ServeRequest::Generate {
-            id: self.turns,
-            rows,
-            sampling: self.sampling,
-        })?;
+        self.client.sender.send(&ServeRequest::Generate { id: self.turns, rows, sampling: self.sampling })?;
         let replies = self.listen(interrupts)?;
         for (voice, reply) in self.voices.iter_mut().zip(replies) {
             voice.said.push(Message::new("assistant", reply.text));
@@ -144,7 +147,7 @@ impl Chat {
         let mut replies: Vec<Reply> = self.voices.iter().map(|_| Reply::default()).collect();
         let mut shown = Shown { voice: 0, bytes: 0, named: self.voices.len() > 1 };
         while replies.iter().any(|reply| reply.ended.is_none()) {
-            match self.serving.client.receiver.receive(LOOK)? {
+            match self.client.receiver.receive(LOOK)? {
                 Some(ServeReply::Token { id, row, text }) if id == self.turns => {
                     if let Some(reply) = replies.get_mut(row) {
                         reply.text.push_str(&text);
@@ -161,7 +164,7 @@ impl Chat {
                 Some(_) | None => {}
             }
             if interrupts.came() {
-                self.serving.client.sender.send(&ServeRequest::Cancel { id: self.turns })?;
+                self.client.sender.send(&ServeRequest::Cancel { id: self.turns })?;
             }
             shown.show(&self.voices, &replies)?;
         }

@@ -10,7 +10,7 @@ use luthier_core::runs::RunError;
 use luthier_core::sweep::SweepError;
 
 use crate::hub::HubError;
-use crate::project::Refusal;
+use crate::project::{Refusal, Unserved};
 
 /// What a command gives back.
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -101,18 +101,25 @@ impl Exit {
     /// Bad usage where something was named or set wrongly, failed work where it is broken.
     fn of(refusal: &Refusal) -> Self {
         match refusal {
-            Refusal::Config(_) | Refusal::Plan(_) | Refusal::NoQueue | Refusal::Exists(_) => Self::Usage,
+            Refusal::Config(_)
+            | Refusal::Plan(_)
+            | Refusal::NoQueue
+            | Refusal::NoCheckpoint(_)
+            | Refusal::Exists(_) => Self::Usage,
+            Refusal::NotEvaluated | Refusal::Serving(Unserved::Cancelled) => Self::Interrupted,
             Refusal::Blocked(_) => Self::Check,
-            Refusal::State { .. }
-            | Refusal::DataChanged
-            | Refusal::DiskFull { .. }
-            | Refusal::System { .. } => Self::Work,
-            Refusal::Trial { refusal, .. } => Self::of(refusal),
             Refusal::Model(error) | Refusal::Init(error) | Refusal::Hub(HubError::Model(error)) => {
                 Self::of_model(error)
             }
             Refusal::Hub(error) if error.is_usage() => Self::Usage,
-            Refusal::Hub(_) => Self::Work,
+            Refusal::State { .. }
+            | Refusal::NothingToMeasure(_)
+            | Refusal::Serving(_)
+            | Refusal::DataChanged
+            | Refusal::DiskFull { .. }
+            | Refusal::System { .. }
+            | Refusal::Hub(_) => Self::Work,
+            Refusal::Trial { refusal, .. } => Self::of(refusal),
             Refusal::Data(error) => match error {
                 DataError::Rows(_) => Self::Check,
                 DataError::Settings(_) | DataError::Template { .. } => Self::Usage,

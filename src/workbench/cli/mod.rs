@@ -20,7 +20,6 @@ mod run;
 mod runs;
 mod sample;
 mod scheduler;
-mod serving;
 mod sweep;
 mod train;
 pub(crate) mod units;
@@ -96,7 +95,7 @@ impl Command {
             Self::Train(arguments) => train::run(&arguments, host, interrupts),
             Self::Runs(arguments) => runs::run(&arguments),
             Self::Run(arguments) => run::run(&arguments, host),
-            Self::Eval(arguments) => eval::run(&arguments, interrupts),
+            Self::Eval(arguments) => eval::run(&arguments, host, interrupts),
             Self::Chat(arguments) => chat::run(&arguments, interrupts),
             Self::Sweep(arguments) => sweep::run(&arguments, host),
             Self::Queue(arguments) => queue::run(&arguments, host),

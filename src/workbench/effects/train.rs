@@ -291,9 +291,10 @@ fn difference(run: &RunDir) -> Result<(String, String), Refusal> {
         };
         format!("{:width$}  {} → {}{when}", edit.key, edit.old, edit.new)
     };
-    let text = match edits.is_empty() {
-        true => "All settings are the same.".to_owned(),
-        false => edits.iter().map(line).collect::<Vec<_>>().join("\n"),
+    let text = if edits.is_empty() {
+        "All settings are the same.".to_owned()
+    } else {
+        edits.iter().map(line).collect::<Vec<_>>().join("\n")
     };
     Ok((format!("{old} → {new}"), text))
 }

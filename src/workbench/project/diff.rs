@@ -19,16 +19,13 @@ pub struct Difference {
 /// Compares a run's settings with those of another run, or of the project as it is now.
 pub fn diff(run: &RunDir, other: Option<&RunDir>) -> Result<Difference, Refusal> {
     let settings = |run: &RunDir| Config::load_file(&run.config_path(), &[]);
-    let (old, new, edits) = match other {
+    let (old, new, edits) = if let Some(other) = other {
         // Ids begin with the time at which the run was made.
-        Some(other) => {
-            let (old, new) = if other.id() < run.id() { (other, run) } else { (run, other) };
-            (old.id(), new.id(), edit_plan(&settings(old)?, &settings(new)?).edits)
-        }
-        None => {
-            let file = Config::load(run.project(), &[])?;
-            (run.id(), FILE_NAME, edit_plan(&settings(run)?, &file).edits)
-        }
+        let (old, new) = if other.id() < run.id() { (other, run) } else { (run, other) };
+        (old.id(), new.id(), edit_plan(&settings(old)?, &settings(new)?).edits)
+    } else {
+        let file = Config::load(run.project(), &[])?;
+        (run.id(), FILE_NAME, edit_plan(&settings(run)?, &file).edits)
     };
     Ok(Difference { old: old.to_owned(), new: new.to_owned(), edits })
 }

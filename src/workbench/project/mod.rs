@@ -3,11 +3,14 @@
 
 mod control;
 mod diff;
+mod evaluate;
 mod export;
 mod plan;
 mod problems;
+mod pull;
 mod queue;
 mod refusal;
+mod serving;
 #[cfg(test)]
 mod tests;
 
@@ -24,11 +27,14 @@ use luthier_core::runs::{self, RunError};
 
 pub use control::{ask, edit, resume, write_setting};
 pub use diff::{Difference, diff};
+pub use evaluate::{EvaluationProgress, evaluate};
 pub use export::{export_pairs, verdicts};
 pub use plan::{Planned, Ready, plan, ready, unblocked};
 pub use problems::grouped;
+pub use pull::pull;
 pub use queue::{Change, Queued, SWEEP_EXAMPLE, add, change, sweep};
 pub use refusal::Refusal;
+pub use serving::{Server, StartServing, Unserved, sampling};
 
 /// Hears how many rows of how many are checked, and says whether to go on.
 pub type Progress<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;

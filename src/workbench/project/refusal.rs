@@ -13,6 +13,7 @@ use luthier_core::sweep::SweepError;
 use luthier_core::text::{clean, clean_line, indented};
 
 use super::problems::grouped;
+use super::serving::Unserved;
 use crate::cli::units;
 use crate::hub::HubError;
 
@@ -93,6 +94,18 @@ pub enum Refusal {
     /// The hub, or the way to it.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// The serving engine cannot be reached.
+    #[error(transparent)]
+    Serving(#[from] Unserved),
+    /// The run has nothing to evaluate.
+    #[error("{0}")]
+    NothingToMeasure(String),
+    /// The run has no checkpoint of the step asked for.
+    #[error("{0}")]
+    NoCheckpoint(String),
+    /// Whoever asked for an evaluation cancelled it.
+    #[error("nothing was evaluated")]
+    NotEvaluated,
     /// A file to be written exists.
     #[error("`{}` is there already; name another file, or move it away", shown(.0))]
     Exists(PathBuf),

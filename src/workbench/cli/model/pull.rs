@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use luthier_core::model::hub::{HubCache, HubFolders, HubModel};
 use luthier_core::text::clean_line;
 
-use crate::cli::failure::{Failure, Outcome};
+use crate::cli::failure::Outcome;
 use crate::cli::{output, units};
-use crate::hub::{self, Endpoint, Event, Hub, Pulled, Token};
+use crate::hub::{Event, Pulled};
+use crate::project;
 
 /// How often progress is said where it cannot be drawn.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -38,11 +38,8 @@ pub struct Arguments {
 
 /// Fetches a model.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let model = HubModel::parse(&arguments.model).map_err(|error| Failure::usage(error.to_string()))?;
-    let folders = HubFolders::of_environment()?;
-    let hub = Hub::new(Endpoint::of_environment()?, Token::of_environment(&folders.token)?)?;
     let mut progress = Progress::new();
-    let pulled = hub::pull(&hub, &HubCache::new(folders.cache), &model, &mut |event| progress.see(event));
+    let pulled = project::pull(&arguments.model, &mut |event| progress.see(event));
     progress.end();
     let pulled = pulled?;
     if arguments.json { output::document(&pulled) } else { output::line(&describe(&pulled)) }

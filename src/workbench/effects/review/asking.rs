@@ -1,5 +1,6 @@
 //! One asking: from finding the weights to the last token of both answers.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -7,15 +8,13 @@ use std::time::{Duration, Instant};
 use luthier_core::config::Config;
 use luthier_core::data::Message;
 use luthier_core::eval::{Contender, Objective};
-use luthier_core::runs::serving::{
-    GenerateRow, SERVING_VERSION, Sampling, ServeReply, ServeRequest, ServingClient,
-};
+use luthier_core::runs::serving::{GenerateRow, ServeReply, ServeRequest, ServingClient};
 use luthier_core::runs::{RunDir, RunError};
 
 use super::proof::Weights;
-use super::server::{Server, Unserved};
 use crate::effects::Worker;
 use crate::panes::review::{Ask, Broken, End, Event};
+use crate::project::{Server, Unserved, sampling};
 
 /// How often giving up is looked for while the engine is silent.
 const LOOK: Duration = Duration::from_millis(50);
@@ -25,9 +24,6 @@ const FLUSH: Duration = Duration::from_millis(25);
 
 /// How long the engine may take to stop when asked.
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
-
-/// Answers to a greeting and to a load.
-const READY: usize = 2;
 
 /// Lets both sides answer, and says everything about it through `worker`. The connection ends with it, so
 /// that an engine nobody asks can give its memory back.
@@ -59,8 +55,9 @@ enum Stop {
 impl From<Unserved> for Stop {
     fn from(unserved: Unserved) -> Self {
         match unserved {
-            Unserved::GivenUp => Self::GivenUp,
+            Unserved::Cancelled => Self::GivenUp,
             Unserved::Failed(problem) => Self::Failed(problem),
+            Unserved::Died { error, log } => Self::Again(death(&error, &log)),
         }
     }
 }
@@ -114,9 +111,7 @@ impl Asking<'_> {
     }
 
     fn answer(&self, prepared: &Prepared) -> Result<(), Stop> {
-        let mut client = self.server.connect(&mut |what| self.progress(what), &|| !self.is_given_up())?;
-        self.load(&mut client, prepared)?;
-        let review = &self.ask.config.review;
+        let mut client = self.serve(prepared)?;
         let rows =
             self.ask.sides.iter().zip(&prepared.conversations).map(|(who, conversation)| GenerateRow {
                 adapter: prepared.weights.adapter_of(*who),
@@ -126,12 +121,7 @@ impl Asking<'_> {
         let request = ServeRequest::Generate {
             id: self.ask.id,
             rows: rows.collect(),
-            sampling: Sampling {
-                temperature: review.temperature,
-                top_p: review.top_p,
-                top_k: review.top_k,
-                max_new_tokens: review.max_new_tokens,
-            },
+            sampling: sampling(&self.ask.config.review),
         };
         client.sender.send(&request).map_err(|error| self.died(&error))?;
         self.worker.send(Event::Began(self.ask.id, prepared.asked.clone()));
@@ -139,31 +129,16 @@ impl Asking<'_> {
         self.listen(&mut client, prepared)
     }
 
-    /// Lets the engine load the base model of the run, and makes sure that it is the one asked for.
-    fn load(&self, client: &mut ServingClient, prepared: &Prepared) -> Result<(), Stop> {
-        let run = Some(prepared.run.path().to_owned());
-        let greeted = client.sender.send(&ServeRequest::Hello { version: SERVING_VERSION });
-        let asked = greeted.and_then(|()| client.sender.send(&ServeRequest::Load { run }));
-        asked.map_err(|error| self.died(&error))?;
-        self.progress("waiting for the engine");
-        let mut ready = 0;
-        let mut loaded = String::new();
-        while ready < READY {
-            match client.receiver.receive(LOOK).map_err(|error| self.died(&error))? {
-                Some(ServeReply::Ready { base_fingerprint, .. }) => {
-                    loaded = base_fingerprint;
-                    ready += 1;
-                }
-                Some(ServeReply::Loading { message }) => self.progress(message),
-                Some(ServeReply::Error { message, .. }) => return Err(Stop::Failed(message)),
-                Some(ServeReply::Token { .. } | ServeReply::Done { .. }) | None => {}
+    /// Has the engine load the base model of the run, and makes sure that it is the one asked for.
+    fn serve(&self, prepared: &Prepared) -> Result<ServingClient, Stop> {
+        let served = self.server.serve(prepared.run.path(), &mut |what| {
+            if let Some(what) = what {
+                self.progress(what);
             }
-            if self.is_given_up() {
-                return Err(Stop::GivenUp);
-            }
-        }
-        if loaded == prepared.weights.base {
-            return Ok(());
+            if self.is_given_up() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if served.base == prepared.weights.base {
+            return Ok(served.client);
         }
         self.server.end(STOPS_WITHIN);
         Err(Stop::Again(
@@ -256,8 +231,12 @@ impl Asking<'_> {
     }
 
     fn death(&self, error: &RunError) -> String {
-        format!("The engine died: {error}. ↵ starts it again and asks again.\n\n{}", self.server.log())
+        death(&error.to_string(), &self.server.log())
     }
+}
+
+fn death(error: &str, log: &str) -> String {
+    format!("The engine died: {error}. ↵ starts it again and asks again.\n\n{log}")
 }
 
 /// A conversation with `system` in place of every system prompt of its own.

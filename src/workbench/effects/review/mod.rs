@@ -3,7 +3,6 @@
 mod asking;
 mod files;
 mod proof;
-mod server;
 
 #[cfg(test)]
 mod tests;
@@ -18,8 +17,7 @@ use luthier_core::runs::{self, RunDir};
 
 use super::Job;
 use crate::panes::review::{Candidate, Effect, Event};
-use crate::project;
-use server::{Server, Start};
+use crate::project::{self, Server, StartServing};
 
 /// How often runs are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -45,7 +43,7 @@ impl Performer {
     }
 
     /// As [`Performer::new`], with another way to start a serving engine.
-    fn with(project: PathBuf, start: Start) -> Self {
+    fn with(project: PathBuf, start: StartServing) -> Self {
         Self { server: Arc::new(Server::new(project.clone(), start)), project, given_up: Arc::default() }
     }
 

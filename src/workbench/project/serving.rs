@@ -1,8 +1,9 @@
-//! The engine that answers: found where it listens, started where none does, started again when it died.
+//! The serving engine: connected to where one listens, started where none does, started again where it died.
 
 use std::fmt;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,8 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use luthier_core::config::ReviewSection;
 use luthier_core::files;
-use luthier_core::runs::serving::ServingClient;
+use luthier_core::runs::serving::{SERVING_VERSION, Sampling, ServeReply, ServeRequest, ServingClient};
 use luthier_core::runs::{RUNS_FOLDER, RunError, serving_socket_path};
 use luthier_core::text::clean_line;
 use rustix::process::{Pid, Signal, kill_process};
@@ -22,10 +24,16 @@ const LISTENS_WITHIN: Duration = Duration::from_mins(2);
 /// How long the workbench waits for the engine's end when it closes.
 const CLOSES_WITHIN: Duration = Duration::from_millis(500);
 
+/// How often it is asked whether to go on while the engine is silent.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Answers to a greeting and to a load.
+const READY: usize = 2;
+
 /// How often an ending engine is looked at.
 const STEP: Duration = Duration::from_millis(10);
 
-/// How often a starting engine is knocked at.
+/// How often a starting engine is tried to connect to.
 const KNOCK: Duration = Duration::from_millis(50);
 
 /// Lines of the engine's log shown when it ended.
@@ -35,21 +43,62 @@ const LOG_LINES: usize = 8;
 const LOG_TAIL: u64 = 16 * 1024;
 
 /// Starts a serving engine for a project: the process, and the socket it will listen at.
-pub type Start = Box<dyn Fn(&Path) -> Result<(Child, PathBuf), RunError> + Send + Sync>;
+pub type StartServing = Box<dyn Fn(&Path) -> Result<(Child, PathBuf), RunError> + Send + Sync>;
 
 /// Why there is no conversation with the engine.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unserved {
     /// It is no longer wanted.
-    GivenUp,
-    /// It failed; in words for the user.
+    #[error("the engine is no longer waited for")]
+    Cancelled,
+    /// It could not be started, or refused the model.
+    #[error("{0}")]
     Failed(String),
+    /// It went away before it had loaded the model. Another one may not.
+    #[error("the engine died: {error}\n\n{log}")]
+    Died {
+        /// How that was noticed.
+        error: String,
+        /// The end of its log.
+        log: String,
+    },
+}
+
+impl From<RunError> for Unserved {
+    fn from(error: RunError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Hears what is waited for now, where that is new, and says whether to go on.
+pub type Waiting<'a> = dyn FnMut(Option<&str>) -> ControlFlow<()> + 'a;
+
+fn go_on(answer: ControlFlow<()>) -> Result<(), Unserved> {
+    if answer.is_break() { Err(Unserved::Cancelled) } else { Ok(()) }
+}
+
+/// An engine that has loaded a base model.
+pub struct Served {
+    /// Our end of the conversation.
+    pub client: ServingClient,
+    /// Fingerprint of the base weights that it has loaded.
+    pub base: String,
+}
+
+/// How replies are drawn under these settings.
+pub fn sampling(review: &ReviewSection) -> Sampling {
+    Sampling {
+        temperature: review.temperature,
+        top_p: review.top_p,
+        top_k: review.top_k,
+        max_new_tokens: review.max_new_tokens,
+    }
 }
 
 /// The project's serving engine.
 pub struct Server {
     project: PathBuf,
-    start: Start,
+    start: StartServing,
     /// The process started from here, if one was.
     child: Mutex<Option<Child>>,
     /// Where the log stood when that process was started: what is above is about others.
@@ -64,9 +113,15 @@ impl fmt::Debug for Server {
     }
 }
 
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl Server {
     /// The server of `project`; nothing is started yet.
-    pub fn new(project: PathBuf, start: Start) -> Self {
+    pub fn new(project: PathBuf, start: StartServing) -> Self {
         Self {
             project,
             start,
@@ -99,22 +154,41 @@ impl Server {
         }
     }
 
-    /// Connects to the engine, starting one where none listens. `progress` hears what is waited for;
-    /// `wanted` says whether to go on.
-    pub fn connect(
-        &self,
-        progress: &mut dyn FnMut(&str),
-        wanted: &dyn Fn() -> bool,
-    ) -> Result<ServingClient, Unserved> {
-        let failed = |error: RunError| Unserved::Failed(error.to_string());
-        let mut socket = serving_socket_path(&self.project).map_err(failed)?;
+    /// Connects to the engine, starting one where none listens, and lets it load the base model of the run in the
+    /// folder `run`.
+    pub fn serve(&self, run: &Path, progress: &mut Waiting) -> Result<Served, Unserved> {
+        let mut client = self.connect(progress)?;
+        let died = |error: RunError| Unserved::Died { error: error.to_string(), log: self.log() };
+        client.sender.send(&ServeRequest::Hello { version: SERVING_VERSION }).map_err(died)?;
+        client.sender.send(&ServeRequest::Load { run: Some(run.to_owned()) }).map_err(died)?;
+        go_on(progress(Some("waiting for the engine")))?;
+        let mut ready = 0;
+        let mut base = String::new();
+        while ready < READY {
+            let message = match client.receiver.receive(LOOK).map_err(died)? {
+                Some(ServeReply::Ready { base_fingerprint, .. }) => {
+                    base = base_fingerprint;
+                    ready += 1;
+                    None
+                }
+                Some(ServeReply::Loading { message }) => Some(message),
+                Some(ServeReply::Error { message, .. }) => return Err(Unserved::Failed(message)),
+                Some(ServeReply::Token { .. } | ServeReply::Done { .. }) | None => None,
+            };
+            go_on(progress(message.as_deref()))?;
+        }
+        Ok(Served { client, base })
+    }
+
+    fn connect(&self, progress: &mut Waiting) -> Result<ServingClient, Unserved> {
+        let mut socket = serving_socket_path(&self.project)?;
         if let Ok(client) = ServingClient::connect(&socket) {
             return Ok(client);
         }
-        if self.closed.load(Ordering::Acquire) || !wanted() {
-            return Err(Unserved::GivenUp);
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Unserved::Cancelled);
         }
-        progress("starting the engine");
+        go_on(progress(Some("starting the engine")))?;
         if self.ended().is_some() {
             // One that is still starting is waited for; one that is gone makes room.
             *self.child() = None;
@@ -122,7 +196,7 @@ impl Server {
         if self.child().is_none() {
             let written = fs::metadata(self.log_path()).map_or(0, |found| found.len());
             self.log_begins.store(written, Ordering::Release);
-            let (child, listens_at) = (self.start)(&self.project).map_err(failed)?;
+            let (child, listens_at) = (self.start)(&self.project)?;
             *self.child() = Some(child);
             socket = listens_at;
         }
@@ -142,9 +216,7 @@ impl Server {
                     self.log()
                 )));
             }
-            if !wanted() {
-                return Err(Unserved::GivenUp);
-            }
+            go_on(progress(None))?;
             thread::sleep(KNOCK);
         }
     }

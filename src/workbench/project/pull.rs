@@ -1,0 +1,16 @@
+//! A model fetched from the hub.
+
+use luthier_core::model::ModelError;
+use luthier_core::model::hub::{HubCache, HubFolders, HubModel};
+
+use super::Refusal;
+use crate::hub::{self, Endpoint, Event, Hub, Pulled, Token};
+
+/// Fetches the model named `hf:org/name` (with `@revision` and `:file.gguf`) into the download cache. Endpoint, token and
+/// cache are those of the environment.
+pub fn pull(name: &str, see: &mut dyn FnMut(Event)) -> Result<Pulled, Refusal> {
+    let model = HubModel::parse(name).map_err(ModelError::HubName)?;
+    let folders = HubFolders::of_environment()?;
+    let hub = Hub::new(Endpoint::of_environment()?, Token::of_environment(&folders.token)?)?;
+    Ok(hub::pull(&hub, &HubCache::new(folders.cache), &model, see)?)
+}
