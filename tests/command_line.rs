@@ -505,7 +505,7 @@ fn what_a_model_is_held_against_must_be_there() {
         project.luthier(["model", "verify", model, "--reference", reference, "--device", device]).run()
     };
     verify("nowhere", "cpu").expect(2).complains(&["no folder `nowhere`", "ref.safetensors", "--help"]);
-    verify(".", "cpu").expect(2).complains(&["holds no ref.safetensors", "--help"]);
+    verify(".", "cpu").expect(2).complains(&["has no ref.safetensors", "--help"]);
     verify(".", "gpu").expect(2).complains(&["auto, cpu or cuda:N"]);
     project.write("ref.safetensors", "");
     verify(".", "cuda:1023").expect(2).complains(&["--device cuda:1023", "luthier doctor", "cpu"]);

@@ -133,7 +133,7 @@ fn a_transfer_goes_on_where_an_earlier_one_broke_off() {
     hub.behaviour().cut = Some((300_000, usize::MAX));
     let broken = pull(&project, &hub, "hf:org/tiny").run().expect(1);
     let broken =
-        broken.complains(&[WEIGHTS, "broke off at 293 KiB of 693 KiB", "run the same command again"]);
+        broken.complains(&[WEIGHTS, "was interrupted at 293 KiB of 693 KiB", "run the same command again"]);
     let whole = content(WEIGHTS);
     let partial = repository(&project).join(format!("blobs/{}.incomplete", etag(WEIGHTS, &whole)));
     assert_eq!(fs::metadata(&partial).unwrap().len(), 300_000, "{broken}");
@@ -143,7 +143,7 @@ fn a_transfer_goes_on_where_an_earlier_one_broke_off() {
 
     hub.behaviour().cut = None;
     let told = pull(&project, &hub, "hf:org/tiny").run().expect(0);
-    assert!(told.stderr.contains("goes on from 293 KiB"), "{told}");
+    assert!(told.stderr.contains("continues from 293 KiB"), "{told}");
     let pulled = told.json();
     assert_eq!(fetched(&pulled, WEIGHTS), whole.len() as u64 - 300_000);
     let elsewhere: Vec<Request> = hub.requests().into_iter().filter(|request| request.elsewhere).collect();
@@ -160,7 +160,7 @@ fn a_connection_that_breaks_is_taken_up_again_at_once() {
     let hub = FakeHub::with("org/tiny", tiny());
     hub.behaviour().cut = Some((200_000, 1));
     let told = pull(&project, &hub, "hf:org/tiny").run().expect(0);
-    assert!(told.stderr.contains("broke off, goes on"), "{told}");
+    assert!(told.stderr.contains("interrupted, trying again"), "{told}");
     assert_eq!(fetched(&told.json(), WEIGHTS), content(WEIGHTS).len() as u64);
     let ranges: Vec<Option<String>> =
         hub.requests().into_iter().filter(|request| request.elsewhere).map(|request| request.range).collect();
@@ -376,7 +376,7 @@ fn what_the_hub_does_not_give_says_what_to_do() {
     for (status, said) in [
         (401, "denies access"),
         (403, "denies access"),
-        (429, "too many requests"),
+        (429, "refuses more requests"),
         (418, "does not answer as a hub does"),
         (503, "out of order (status 503)"),
     ] {

@@ -233,7 +233,8 @@ fn an_engine_that_dies_without_a_word_is_told_with_its_log() {
         .unwrap();
     fs::set_permissions(&engine, fs::Permissions::from_mode(0o755)).unwrap();
     let told = project.luthier(["train"]).variable("LUTHIER_ENGINE", &engine).run().expect(1);
-    let told = told.complains(&["ended without a word", "libtorch_cpu.so: cannot open", "engine.log"]);
+    let told =
+        told.complains(&["exited without reporting an error", "libtorch_cpu.so: cannot open", "engine.log"]);
     assert_eq!(told.stdout, "");
     let doctor = project.luthier(["doctor"]).variable("LUTHIER_ENGINE", &engine).run().expect(3);
     assert!(doctor.stdout.contains("does not run") && doctor.stdout.contains("make build"), "{doctor}");

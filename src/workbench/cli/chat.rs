@@ -19,17 +19,17 @@ use super::output;
 use super::project::Folder;
 use crate::project::{Server, sampling};
 
-/// How often ctrl-C is looked for while the engine answers.
+/// Interval between checks for ctrl-C while the engine answers.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Talk to what a run has trained; a line on stdin is a message, the end of stdin ends the chat
+/// Talk to the model a run has trained; a line on stdin is a message, the end of stdin ends the chat
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   luthier chat latest -C tickets
   echo 'The badge reader at gate B is broken' | luthier chat latest --ab
 
-Replies are drawn as [review] in the run's settings says (temperature, top_p, max_new_tokens). ctrl-C ends a
+Replies are sampled as [review] in the run's settings says (temperature, top_p, max_new_tokens). ctrl-C ends a
 reply early; a second one, or ctrl-D, ends the chat.")]
 pub struct Arguments {
     /// Id of the run, a part of it that no other run has, or `latest`
@@ -37,15 +37,15 @@ pub struct Arguments {
     run: String,
     #[command(flatten)]
     folder: Folder,
-    /// Let the base model answer too, beside the tuned one
+    /// Let the base model answer too
     #[arg(long)]
     ab: bool,
-    /// Decides what is drawn where the temperature is above 0
+    /// Seed for sampling where the temperature is above 0
     #[arg(long, value_name = "NUMBER", default_value_t = 42)]
     seed: u64,
 }
 
-/// One voice of the chat, with all that was said to it and by it.
+/// One model of the chat, with its conversation so far.
 struct Voice {
     name: &'static str,
     adapter: Option<PathBuf>,
@@ -60,14 +60,13 @@ struct Chat {
     turns: u64,
 }
 
-/// What one voice has answered.
+/// What one model has answered.
 #[derive(Default)]
 struct Reply {
     text: String,
     ended: Option<DoneReason>,
 }
 
-/// Talks until stdin ends.
 pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
     let project = arguments.folder.find()?;
     let run = RunDir::find(&project, &arguments.run)?;
@@ -109,7 +108,7 @@ pub fn run(arguments: &Arguments, interrupts: &Interrupts) -> Outcome {
 fn voices(run: &RunDir, config: &Config, ab: bool) -> Outcome<Vec<Voice>> {
     let Some((_, adapter)) = run.result() else {
         return Err(Failure::work(format!(
-            "run {} has no result yet: it is {}; `luthier run show {0}` says where it stands",
+            "run {} has no result yet: it is {}; `luthier run show {0}` shows its state",
             run.id(),
             run.status()?.state
         )));
@@ -120,7 +119,7 @@ fn voices(run: &RunDir, config: &Config, ab: bool) -> Outcome<Vec<Voice>> {
 }
 
 impl Chat {
-    /// Puts a message to every voice and prints the answers: the first as it comes, the others after it.
+    /// Sends a message to every model and prints the answers: the first as it comes, the others after it.
     fn answer(&mut self, message: &str, interrupts: &Interrupts) -> Outcome {
         for voice in &mut self.voices {
             voice.said.push(Message::new("user", message));
@@ -173,7 +172,7 @@ impl Chat {
     }
 }
 
-/// How much of the answers stands on stdout.
+/// How much of the answers is printed.
 struct Shown {
     voice: usize,
     bytes: usize,

@@ -72,7 +72,6 @@ struct Stats {
     json: bool,
 }
 
-/// Does what was asked with the data.
 pub fn run(arguments: &Arguments) -> Outcome {
     match &arguments.command {
         Command::Check(arguments) => check(arguments),
@@ -223,11 +222,11 @@ fn find(project: &Project, wanted: usize) -> Outcome<Row> {
     }
     Err(Failure::usage(match last {
         Some(last) => format!("there is no row {wanted}; rows are numbered from 0 to {last}"),
-        None => "the data holds no rows".to_owned(),
+        None => "the data has no rows".to_owned(),
     }))
 }
 
-/// The row in words, then its tokens as [`marked`]; of a preference pair, the rejected side behind the chosen one.
+/// The row in words, then its tokens as [`marked`]; for a preference pair, first the chosen side, then the rejected one.
 fn describe_row(row: &Row, messages: Option<&[Message]>, encoded: &Encoded) -> String {
     let split = match row.split {
         Split::Train => "train",
@@ -257,7 +256,7 @@ fn describe_row(row: &Row, messages: Option<&[Message]>, encoded: &Encoded) -> S
     lines.join("\n")
 }
 
-/// The text of one side; trained stretches stand between half blocks.
+/// The text of one side, with trained stretches between half blocks.
 fn marked(side: &Encoded) -> String {
     let mut text = String::new();
     let mut inside = false;

@@ -20,7 +20,7 @@ use crate::project::{EvaluationProgress, Host, evaluate};
 /// The sides of a comparison, in the order in which they are shown.
 const SIDES: [&str; 3] = ["base", "baseline", "tuned"];
 
-/// Measure a run on the held-out rows, beside its base model
+/// Measure a run on the held-out rows, and its base model with it
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -41,7 +41,7 @@ pub struct Arguments {
     /// The checkpoint of this step, instead of the run's result
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<u64>,
-    /// Look at no more than this many held-out rows
+    /// Measure at most this many held-out rows
     #[arg(long, value_name = "ROWS")]
     limit: Option<usize>,
     /// Print a JSON document
@@ -55,7 +55,6 @@ enum Against {
     Base,
 }
 
-/// Evaluates.
 pub fn run(arguments: &Arguments, host: &Host, interrupts: &Interrupts) -> Outcome {
     let run = RunDir::find(&arguments.folder.find()?, &arguments.run)?;
     let Arguments { checkpoint, limit, against: Against::Base, .. } = *arguments;
@@ -107,7 +106,7 @@ fn describe(run: &RunDir, result: &Value) -> String {
         cells.extend(sides.iter().map(|(_, side)| cell(side).unwrap_or_else(|| "–".to_owned())));
         cells
     };
-    // What a run learns from decides which of these there are.
+    // Which of these there are depends on the training algorithm.
     let figures: [(&str, &str, Shown); 7] = [
         ("held-out loss", "loss", figure),
         ("perplexity", "perplexity", figure),

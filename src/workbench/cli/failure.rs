@@ -1,4 +1,4 @@
-//! How a command ends when it does not end well.
+//! How a command fails: exit status and message.
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -12,53 +12,49 @@ use luthier_core::sweep::SweepError;
 use crate::hub::HubError;
 use crate::project::{Refusal, Unserved};
 
-/// What a command gives back.
+/// The result of a command.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
-/// Exit status of a command that did not do what it was asked to.
+/// Exit status of a command that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// The work failed.
     Work = 1,
     /// Bad usage or configuration.
     Usage = 2,
-    /// A check fell short.
+    /// A check failed.
     Check = 3,
-    /// Interrupted by the person.
+    /// Interrupted by the user.
     Interrupted = 130,
 }
 
-/// Why a command did not do what it was asked to, in words for the user.
+/// Why a command failed, in words for the user.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Missing where nobody reads on: the other end of the pipe is gone.
+    /// Missing where the reader closed the pipe.
     exit: Option<Exit>,
-    /// Empty where everything has been said already.
+    /// Empty where nothing is left to print.
     message: String,
 }
 
 impl Failure {
-    /// The work failed.
     pub fn work(message: impl Into<String>) -> Self {
         Self { exit: Some(Exit::Work), message: message.into() }
     }
 
-    /// Bad usage or configuration.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { exit: Some(Exit::Usage), message: message.into() }
     }
 
-    /// A check fell short.
     pub fn check(message: impl Into<String>) -> Self {
         Self { exit: Some(Exit::Check), message: message.into() }
     }
 
-    /// The person interrupted the command.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { exit: Some(Exit::Interrupted), message: message.into() }
     }
 
-    /// Nobody reads what the command prints any more. That is the reader's right: no complaint, status 0.
+    /// The reader closed the pipe: no message, status 0.
     pub fn unread() -> Self {
         Self { exit: None, message: String::new() }
     }
@@ -68,7 +64,7 @@ impl Failure {
         &self.message
     }
 
-    /// Says what went wrong on stderr and gives the exit status.
+    /// Prints the message on stderr and returns the exit status.
     pub fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
             super::output::note(&self.announced());
@@ -76,8 +72,8 @@ impl Failure {
         self.exit.map_or(ExitCode::SUCCESS, |exit| ExitCode::from(exit as u8))
     }
 
-    /// The message with `error: ` before it, unless it begins so already, as drawn problems do. An interruption
-    /// is no error.
+    /// The message prefixed with `error: `, unless it begins so already, as problems with carets do. An
+    /// interruption is no error.
     fn announced(&self) -> String {
         if self.exit == Some(Exit::Interrupted) || self.message.starts_with("error") {
             self.message.clone()
@@ -169,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_named_wrongly_is_bad_usage_and_what_is_broken_failed_work() {
+    fn a_wrong_name_is_bad_usage_and_a_damaged_file_is_failed_work() {
         let path = std::path::Path::new("m.gguf");
         let missing = Failure::from(ModelError::NotFound { path: path.into() });
         assert_eq!(missing.exit, Some(Exit::Usage));
@@ -184,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drawn_problem_is_not_announced_twice() {
+    fn a_message_gets_one_error_prefix() {
         assert_eq!(Failure::usage("error: unknown key").announced(), "error: unknown key");
         assert_eq!(Failure::usage("no such run").announced(), "error: no such run");
         assert_eq!(Failure::interrupted("the run goes on").announced(), "the run goes on");

@@ -1,4 +1,4 @@
-//! Following a live run from the command line: its journal until it ends, or until the person turns away.
+//! Follows a live run from the command line: its journal until it ends, or until ctrl-C.
 
 use std::io::{self, IsTerminal};
 use std::thread;
@@ -12,31 +12,30 @@ use super::failure::Outcome;
 use super::interrupts::Interrupts;
 use super::{output, units};
 
-/// How often a quiet journal is looked at.
+/// Interval between reads of a quiet journal.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How often progress is said where it cannot be drawn.
+/// How often progress is printed where no bar can be drawn.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// Steps whose mean duration forecasts the rest.
+/// The ETA uses the mean duration of this many steps.
 const REMEMBERED_STEPS: usize = 20;
 
-/// How far in the further lines of a message are.
+/// Indentation of the further lines of a message.
 const CONTINUED: usize = 2;
 
-/// Characters of a reply in one line.
+/// Longest excerpt of a reply, in characters.
 const EXCERPT: usize = 100;
 
-/// How following ended.
 #[derive(Debug)]
 pub enum Ending {
-    /// The run is over, and stands so.
+    /// The run is over, with this status.
     Over(Box<Status>),
-    /// The person turned away; the run goes on.
+    /// The user pressed ctrl-C; the run goes on.
     Left,
 }
 
-/// Gives every event of the run's journal to `see` until the run is over or ctrl-C comes.
+/// Passes every event of the run's journal to `see` until the run is over or ctrl-C is pressed.
 pub fn follow(
     run: &RunDir,
     interrupts: &Interrupts,
@@ -55,7 +54,7 @@ pub fn follow(
         if batch.more || !batch.events.is_empty() {
             continue;
         }
-        // The journal is looked at once more after the end was seen: the last events stand there by then.
+        // Read the journal once more after the end was seen: it is complete by then.
         if let Some(status) = over {
             return Ok(Ending::Over(Box::new(status)));
         }
@@ -68,7 +67,7 @@ pub fn follow(
     }
 }
 
-/// Draws a run's progress on stderr: a bar where that is a terminal, now and then a line where it is not.
+/// Shows a run's progress on stderr: a bar on a terminal, else a line now and then.
 pub struct Progress {
     bar: ProgressBar,
     drawn: bool,
@@ -88,7 +87,6 @@ impl Progress {
         Self { bar, drawn, said: None, total: 0, seconds: Vec::new() }
     }
 
-    /// Shows an event.
     pub fn see(&mut self, event: &Event) {
         let step = event.step.unwrap_or(0);
         match &event.body {
@@ -108,7 +106,7 @@ impl Progress {
                 let scores = eval
                     .scores
                     .iter()
-                    // One line is too short for those of single fields.
+                    // Scores of single fields would not fit into one line.
                     .filter(|(name, _)| !name.contains('.'))
                     .map(|(name, score)| format!("{name} {}", units::percent(score.get())));
                 let facts: Vec<_> =
@@ -132,7 +130,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar.
     pub fn end(&self) {
         self.bar.finish_and_clear();
     }
@@ -166,7 +164,6 @@ impl Progress {
     }
 }
 
-/// How preference pairs compare.
 fn preferred(rewards: PairRewards) -> String {
     format!(
         "chosen preferred {}, margin {}",

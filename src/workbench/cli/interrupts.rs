@@ -1,4 +1,4 @@
-//! Ctrl-C: ends a command with status 130, unless it means something better.
+//! Ctrl-C: ends a command with status 130, unless the command handles it itself.
 
 use std::io;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ impl Interrupts {
     /// Begins to watch; ctrl-C ends the process with status 130.
     pub fn watch() -> io::Result<Self> {
         let watched = Self { ends: Arc::new(AtomicBool::new(true)), came: Arc::new(AtomicBool::new(false)) };
-        // Before the other one, so that the shutdown sees the state before this ctrl-C.
+        // Registered first, so that the shutdown sees the state before this ctrl-C.
         flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&watched.ends))?;
         flag::register(SIGINT, Arc::clone(&watched.came))?;
         Ok(watched)
     }
 
-    /// From now on ctrl-C only sets what [`Interrupts::came`] tells.
+    /// From now on ctrl-C is only recorded, for [`Interrupts::came`].
     pub fn hold(&self) {
         self.ends.store(false, Ordering::SeqCst);
     }

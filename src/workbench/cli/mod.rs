@@ -41,7 +41,7 @@ use interrupts::Interrupts;
 
 use crate::project::Host;
 
-/// Names what is logged, as in `LUTHIER_LOG=debug`.
+/// The variable that sets the log level, as in `LUTHIER_LOG=debug`.
 const LOG_VARIABLE: &str = "LUTHIER_LOG";
 
 const EXAMPLES: &str = "\
@@ -51,7 +51,7 @@ Examples:
   luthier data check -C tickets       look at its data before training
   luthier train -C tickets --set train.learning_rate=1e-4
 
-Exit status: 0 done, 1 the work failed, 2 bad usage or configuration, 3 a check fell short,
+Exit status: 0 done, 1 the work failed, 2 bad usage or configuration, 3 a check failed,
 130 interrupted. Logs go to stderr; LUTHIER_LOG=debug shows more.";
 
 /// A terminal workbench for fine-tuning language models on the machine you are logged in to.
@@ -106,12 +106,12 @@ impl Command {
     }
 }
 
-/// Does what the command line says; the whole of `luthier`.
+/// Runs `luthier` as its command line says.
 pub fn run() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help goes to stdout, a complaint to stderr; whoever closed it does not want it.
+            // Help goes to stdout, an error to stderr; a closed one is ignored.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -140,10 +140,11 @@ pub(crate) fn attempt<'a>(words: impl IntoIterator<Item = &'a str>, host: &Host)
 
 fn start_log() {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
-    // What goes over the wire, the token with it, is ureq's finest level.
-    let harmless = filter_fn(|seen| *seen.level() < Level::TRACE || !seen.target().starts_with("ureq"));
+    // ureq logs requests, with the token in them, at its finest level.
+    let without_requests =
+        filter_fn(|seen| *seen.level() < Level::TRACE || !seen.target().starts_with("ureq"));
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false);
-    tracing_subscriber::registry().with(filter).with(harmless).with(lines).init();
+    tracing_subscriber::registry().with(filter).with(without_requests).with(lines).init();
 }
 
 /// Opens the workbench.
@@ -158,7 +159,7 @@ fn open(project: Option<&Path>) -> Outcome<ExitCode> {
     })
 }
 
-/// Why a folder cannot be opened. A word that is no folder may have been meant as a command.
+/// Why a folder cannot be opened; a word that is no folder may be a mistyped command.
 fn no_project(project: &Path) -> Failure {
     let shown = project.display();
     let names: Vec<String> = Arguments::command()

@@ -1,5 +1,5 @@
-//! The command line's only way to stdout and stderr. What is printed is fit for a terminal whatever it was
-//! made from, and a reader that went away ends the command quietly.
+//! The command line's only way to stdout and stderr. Everything printed is cleaned of terminal
+//! control characters, and a closed pipe ends the command quietly.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
@@ -16,7 +16,7 @@ pub fn line(text: &str) -> Outcome {
     write_out(&format!("{cleaned}\n"))
 }
 
-/// Writes to stdout without a line end, and makes it seen at once.
+/// Writes to stdout without a line end, and flushes.
 pub fn piece(text: &str) -> Outcome {
     write_out(&clean(text))
 }
@@ -24,13 +24,13 @@ pub fn piece(text: &str) -> Outcome {
 /// Writes one JSON document to stdout.
 pub fn document(value: &impl Serialize) -> Outcome {
     let text = serde_json::to_string_pretty(value).map_err(|error| unwritable(&error))?;
-    write_out(&format!("{}\n", harmless_json(&text)))
+    write_out(&format!("{}\n", escaped_json(&text)))
 }
 
 /// Writes one line of a JSON stream to stdout.
 pub fn record(value: &impl Serialize) -> Outcome {
     let text = serde_json::to_string(value).map_err(|error| unwritable(&error))?;
-    write_out(&format!("{}\n", harmless_json(&text)))
+    write_out(&format!("{}\n", escaped_json(&text)))
 }
 
 /// Writes bytes to stdout as they are.
@@ -39,7 +39,7 @@ pub fn raw(bytes: &[u8]) -> Outcome {
     out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| unwritten(&error))
 }
 
-/// Says something on stderr. Where nobody listens there, it is lost.
+/// Writes to stderr; a failure to write is ignored.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", clean(text));
 }
@@ -59,23 +59,23 @@ fn unwritable(error: &serde_json::Error) -> Failure {
     Failure::work(format!("cannot write the answer as JSON: {error}"))
 }
 
-/// The same JSON with everything that could steer a terminal written as `\uXXXX`, so that its value is exact
-/// and its look harmless. Such characters stand only inside strings, where the escape means the same.
-fn harmless_json(json: &str) -> String {
-    let mut harmless = String::with_capacity(json.len());
+/// The same JSON with terminal control characters written as `\uXXXX`. They occur only inside strings, where the
+/// escape has the same value.
+fn escaped_json(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
     let mut buffer = [0; 4];
     for character in json.chars() {
         if (character as u32) < 0x7f || !clean(character.encode_utf8(&mut buffer)).is_empty() {
-            harmless.push(character);
+            escaped.push(character);
         } else {
             let mut units = [0; 2];
             for unit in character.encode_utf16(&mut units) {
                 // Writing to a string cannot fail.
-                let _ = write!(harmless, "\\u{unit:04x}");
+                let _ = write!(escaped, "\\u{unit:04x}");
             }
         }
     }
-    harmless
+    escaped
 }
 
 /// How a column of a table is aligned.
@@ -129,15 +129,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_keeps_its_value_and_loses_its_teeth() {
+    fn json_output_is_escaped() {
         let value = "a\u{9b}2J\u{202e}\u{e0041}\x7f ü 世 e\u{301}";
-        let json = harmless_json(&serde_json::to_string(value).unwrap());
+        let json = escaped_json(&serde_json::to_string(value).unwrap());
         assert_eq!(json, "\"a\\u009b2J\\u202e\\udb40\\udc41\\u007f ü 世 e\u{301}\"");
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), value);
     }
 
     #[test]
-    fn columns_are_aligned_by_what_is_seen() {
+    fn columns_are_aligned_by_display_width() {
         let rows =
             vec![vec!["世界".to_owned(), "7".to_owned()], vec!["a\x1b[2J\nb".to_owned(), "1200".to_owned()]];
         let drawn = table(&[("name", Align::Left), ("step", Align::Right)], &rows);

@@ -23,7 +23,6 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Forecasts.
 pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
     let project = arguments.settings.load()?;
     preflight::theme(&project);

@@ -28,10 +28,10 @@ pub fn with_bar<T>(operation: impl FnOnce(&mut Progress) -> Result<T, Refusal>) 
     Ok(done?)
 }
 
-/// Says what is wrong with the theme; the workbench opens all the same.
+/// Warns of problems with the theme. The workbench opens nevertheless.
 pub fn theme(project: &Project) {
     for problem in theme_problems(&project.config.ui.theme, settings_folder()) {
-        output::note(&format!("warning: ui.theme: {problem} (the workbench opens all the same)"));
+        output::note(&format!("warning: ui.theme: {problem} (the workbench opens nevertheless)"));
     }
 }
 

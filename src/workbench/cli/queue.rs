@@ -47,7 +47,7 @@ struct List {
 struct Add {
     #[command(flatten)]
     settings: Settings,
-    /// What the list calls it
+    /// Name in the list
     #[arg(long, value_name = "NAME", default_value = "single")]
     name: String,
 }
@@ -117,7 +117,6 @@ struct Retry {
     which: Which,
 }
 
-/// Does what was asked with the queue.
 pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
     let (which, change) = match &arguments.command {
         Command::List(arguments) => return list(arguments),
@@ -152,7 +151,7 @@ fn list(arguments: &List) -> Outcome {
         Some(queue) => (queue.sweeps()?, queue.trials()?),
         None => (Vec::new(), Vec::new()),
     };
-    // Stable, so that each part keeps the queue's own order.
+    // The sort is stable: each part keeps the queue's order.
     trials.sort_by_key(|trial| trial.state.is_over());
     if arguments.json {
         let sweeps: Vec<_> = sweeps

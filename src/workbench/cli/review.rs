@@ -1,4 +1,4 @@
-//! `luthier review …`: what people judged.
+//! `luthier review …`: counts and exports verdicts.
 
 use std::path::PathBuf;
 
@@ -62,7 +62,6 @@ fn note_broken(lines: usize) {
     }
 }
 
-/// Counts or exports verdicts.
 pub fn run(arguments: &Arguments) -> Outcome {
     match &arguments.command {
         Some(Command::Export(export)) => write_pairs(export),

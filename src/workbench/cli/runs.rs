@@ -20,7 +20,6 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Lists the runs.
 pub fn run(arguments: &Arguments) -> Outcome {
     let listed = runs::list(&arguments.folder.find()?)?;
     if arguments.json {

@@ -1,5 +1,5 @@
-//! `luthier scheduler`: the detached process that turns a project's queued trials into runs. Started by those who
-//! queue, never by people, and therefore hidden.
+//! `luthier scheduler`: the detached process that turns a project's queued trials into runs. Started by the
+//! commands that queue trials, and therefore hidden.
 
 use luthier_core::runs::become_session_leader;
 use luthier_core::sweep::{Scheduler, SweepError};

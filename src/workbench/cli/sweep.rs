@@ -36,7 +36,6 @@ struct Start {
     json: bool,
 }
 
-/// Queues a sweep.
 pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
     let Command::Start(arguments) = &arguments.command;
     let project = arguments.settings.load()?;

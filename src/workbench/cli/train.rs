@@ -13,7 +13,7 @@ use super::project::Settings;
 use super::{output, preflight, units};
 use crate::project::{Host, ready};
 
-/// Lines of the log repeated for a run that failed without a word.
+/// Lines of the log shown for a run whose process was lost.
 const LOG_LINES: usize = 12;
 
 /// Fine-tune the base model on the project's data
@@ -29,7 +29,7 @@ The run is a process of its own: ctrl-C, a closed terminal or a lost connection 
 pub struct Arguments {
     #[command(flatten)]
     settings: Settings,
-    /// Start the run, print its id, and leave it to itself
+    /// Start the run, print its id, and return
     #[arg(long)]
     detach: bool,
     /// Print the journal's events as JSON lines until the run ends; with --detach, one JSON document about it
@@ -68,7 +68,7 @@ fn report_start(run: &RunDir, process: u32, json: bool) -> Outcome {
 fn how_to_return(run: &RunDir) -> String {
     let project = run.project().display();
     format!(
-        "the run goes on by itself:\n  luthier {project}                        opens the workbench on it\n  \
+        "the run continues in the background:\n  luthier {project}                        opens the workbench on it\n  \
          luthier run show {id} -C {project}\n  luthier run stop {id} -C {project}",
         id = run.id()
     )
@@ -136,7 +136,8 @@ fn complaint(run: &RunDir, status: &Status) -> String {
                 lines.push(format!("remedy: {}", failure.remedy));
             }
         }
-        None => lines.push(format!("run {id}: its process ended without a word at step {}", status.step)),
+        None => lines
+            .push(format!("run {id}: its process exited without reporting an error at step {}", status.step)),
     }
     if status.state == State::Lost {
         lines.extend(run.log_tail(LOG_LINES).iter().map(|line| format!("log: {line}")));

@@ -1,4 +1,4 @@
-//! What the machine does, in one line for the header.
+//! The load of the machine, in one line for the header.
 
 use std::thread;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use crate::app::Event;
 /// Time between two looks at the GPUs.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// How often the end of the workbench is looked for in between.
+/// Interval between checks whether the workbench is closing.
 const STEP: Duration = Duration::from_millis(100);
 
-/// Posts the line now and whenever it changes, until no one listens.
+/// Posts the line now and whenever it changes, until the workbench closes.
 pub(super) fn watch(events: &mpsc::Sender<Event>) {
     let events = events.clone();
     let spawned = thread::Builder::new().name("device".to_owned()).spawn(move || {
@@ -38,7 +38,7 @@ pub(super) fn watch(events: &mpsc::Sender<Event>) {
         }
     });
     if let Err(problem) = spawned {
-        tracing::warn!("the machine is not watched: {problem}");
+        tracing::warn!("the load of the machine cannot be watched: {problem}");
     }
 }
 

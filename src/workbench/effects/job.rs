@@ -17,7 +17,7 @@ use crate::panes::PaneId;
 /// How long a worker waits before it tries a full queue again.
 const RETRY: Duration = Duration::from_millis(2);
 
-/// Between two looks at whether answers are still wanted.
+/// Interval between checks whether answers are still wanted.
 const NAP: Duration = Duration::from_millis(50);
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -68,7 +68,7 @@ pub struct Job<E> {
     lane: Option<SharedLane>,
 }
 
-/// The work's way back: posts answers, and knows whether anyone still wants them.
+/// Posts the work's answers, and knows whether they are still wanted.
 pub struct Worker<E> {
     events: mpsc::Sender<Event>,
     tag: Tag,
@@ -109,7 +109,7 @@ impl<E: Send + 'static> Job<E> {
         Self { worker, handle: lanes.handle.clone(), lane }
     }
 
-    /// The way back alone, for work that goes on elsewhere: a watcher, a thread of the performer's own.
+    /// The way back alone, for work that runs elsewhere: a watcher, a thread of the performer.
     pub fn into_worker(self) -> Worker<E> {
         self.worker
     }
@@ -122,7 +122,7 @@ impl<E: Send + 'static> Job<E> {
         let work: Work = Box::new(move || {
             // The panic hook has logged the place; the lane must go on.
             if catch_unwind(AssertUnwindSafe(|| work(worker))).is_err() {
-                let problem = "work in the background broke off; luthier.log has the details".to_owned();
+                let problem = "a background task crashed; luthier.log has the details".to_owned();
                 drop(events.try_send(Event::Fault(problem)));
             }
         });
@@ -154,8 +154,8 @@ impl<E: Send + 'static> Job<E> {
 }
 
 impl<E> Worker<E> {
-    /// Posts an answer, waiting while too many others wait. False when no one wants answers any more: the
-    /// work can stop.
+    /// Posts an answer, and waits while the queue is full. False when answers are no longer wanted: the work can
+    /// stop.
     pub fn send(&self, answer: E) -> bool {
         let mut event = (self.wrap)(self.tag, answer);
         loop {
@@ -178,7 +178,7 @@ impl<E> Worker<E> {
         self.events.capacity() > 0
     }
 
-    /// Posts what `look` finds, and again whenever that changes. Looks until no one wants answers any more.
+    /// Posts what `look` finds, and again whenever that changes. Ends when answers are no longer wanted.
     pub fn watch<T: Clone + PartialEq>(
         &self,
         every: Duration,
@@ -200,7 +200,7 @@ impl<E> Worker<E> {
         }
     }
 
-    /// Waits for `time`; false as soon as no one wants answers any more.
+    /// Waits for `time`; false as soon as answers are no longer wanted.
     pub fn wait(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
         while Instant::now() < end {

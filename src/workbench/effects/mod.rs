@@ -1,4 +1,4 @@
-//! Performs effects and posts what comes of them back as events. The only place that starts work.
+//! Performs effects and posts their results as events. The only place that starts work.
 
 mod data;
 mod device;

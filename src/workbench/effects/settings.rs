@@ -88,7 +88,7 @@ impl Performer {
     pub fn perform(&mut self, effect: SettingsEffect, events: &mpsc::Sender<Event>, lanes: &Lanes) {
         let settings = self.settings.clone();
         let events = events.clone();
-        // Nobody listens any more when the workbench is closing: what cannot be posted is dropped.
+        // When the workbench is closing, what cannot be posted is dropped.
         match effect {
             SettingsEffect::Watch => {
                 device::watch(&events);
@@ -151,7 +151,7 @@ mod tests {
     const GOOD: &str = "[model]\npath = \"models/tiny\"\n[data]\ntrain = \"train.jsonl\"\n";
 
     #[test]
-    fn a_theme_that_is_none_is_told_with_those_there_are() {
+    fn an_unknown_theme_is_reported_with_those_there_are() {
         let settings = Settings {
             themes: Library { depth: Some(ColorDepth::True), ..Library::default() },
             ..Settings::default()

@@ -15,13 +15,13 @@ use super::Job;
 use crate::panes::sweep::{Effect, Event, Snapshot};
 use crate::project::{self, Change, Host, Project, Refusal, SWEEP_EXAMPLE};
 
-/// How often the queue is looked at.
+/// Interval between reads of the queue.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Trials described before a sweep is queued.
 const DESCRIBED: usize = 6;
 
-/// Larger files are no sweeps.
+/// Largest sweep file, in bytes.
 const LARGEST: u64 = 1 << 20;
 
 /// What the sweep pane's work needs to keep between effects.
@@ -120,7 +120,7 @@ fn create(project: &Path, name: &str) -> Result<PathBuf, String> {
         .write(true)
         .create_new(true)
         .open(&path)
-        .map_err(|error| format!("{} cannot be made: {error}", path.display()))?;
+        .map_err(|error| format!("{} cannot be created: {error}", path.display()))?;
     file.write_all(SWEEP_EXAMPLE.as_bytes())
         .map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
     Ok(path)

@@ -18,10 +18,10 @@ use crate::project::{self, Difference, Host, Planned, Project, Ready, Refusal, d
 const BATCH: usize = 4000;
 const BATCH_TIME: Duration = Duration::from_millis(40);
 
-/// How often a live run's files are looked at.
+/// Interval between reads of a live run's files.
 const LIVE: Duration = Duration::from_millis(250);
 
-/// How often files are looked at that seldom change.
+/// Interval between reads of files that seldom change.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Lines of the log shown.
@@ -118,7 +118,7 @@ fn follow(project: &Path, id: &str, worker: &Worker<Event>) {
         let settings = Config::load_file(&run.config_path(), &[]).ok();
         let changed = settings.is_some() && settings != config;
         let now = (status, checkpoints);
-        // The heartbeat alone changes nothing on screen.
+        // A new heartbeat alone changes nothing on screen.
         let same = posted.as_ref().is_some_and(|(before, checkpoints)| {
             let mut before = before.clone();
             before.heartbeat = now.0.heartbeat;

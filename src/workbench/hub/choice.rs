@@ -1,4 +1,4 @@
-//! Which of a repository's files are fetched: what loading needs, and nothing that could run.
+//! Which files of a repository are fetched: those that loading needs, and none that could run code.
 
 use luthier_core::model::hub::{HubModel, is_plain_file_name};
 use luthier_core::model::is_pickle;
@@ -10,7 +10,7 @@ const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Read beside `config.json` and the weights; besides them every `tokenizer*.json`.
+/// Read in addition to `config.json`, the weights and every `tokenizer*.json`.
 const SETTINGS: [&str; 5] = [
     CONFIG,
     "generation_config.json",
@@ -19,10 +19,8 @@ const SETTINGS: [&str; 5] = [
     "chat_template.jinja",
 ];
 
-/// What to fetch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Choice {
-    /// These files.
     pub files: Vec<String>,
     /// This index, and then the shards it names.
     pub index: Option<&'static str>,
@@ -63,7 +61,9 @@ pub(super) fn shards(
     let wrong = |found: String| HubError::NotAModel { repository: repository(model), found };
     for name in &named {
         if !is_plain_file_name(name) || !has_extension(name, "safetensors") {
-            return Err(wrong(format!("its {INDEX} names what is no safetensors file beside it")));
+            return Err(wrong(format!(
+                "its {INDEX} names a file that is not safetensors in the same folder"
+            )));
         }
         if !listed.contains(name) {
             return Err(wrong(format!("its {INDEX} names {name}, which it does not have")));
@@ -79,7 +79,7 @@ fn no_weights(model: &HubModel, listed: &[String]) -> HubError {
         return HubError::GgufAlone { repository, found };
     }
     let found = if listed.iter().any(|name| name == "adapter_config.json") {
-        "it holds an adapter; fetch the model for which it was trained"
+        "it is an adapter; fetch the model that it was trained for"
     } else if let Some(file) = listed.iter().find(|name| is_pickle(Path::new(name))) {
         return HubError::Pickle { repository, file: file.clone() };
     } else {
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(check(&["model-1.safetensors"]), Ok(names(&["model-1.safetensors"])));
         assert!(check(&["model-2.safetensors"]).unwrap_err().contains("names model-2.safetensors, which"));
         for name in ["../model-1.safetensors", "/etc/x.safetensors", "model-1.bin", "a/b.safetensors", ""] {
-            assert!(check(&[name]).unwrap_err().contains("no safetensors file beside it"), "{name}");
+            assert!(check(&[name]).unwrap_err().contains("not safetensors in the same folder"), "{name}");
         }
     }
 
@@ -178,7 +178,7 @@ mod tests {
             (&["config.json", "pytorch_model.bin"], "only as pickle (pytorch_model.bin)"),
             (&["config.json", "consolidated.00.pth"], "only as pickle (consolidated.00.pth)"),
             (&["a.gguf", "b.gguf"], "name one, as in hf:a/b:a.gguf. It has a.gguf, b.gguf"),
-            (&["adapter_config.json", "adapter_model.bin"], "it holds an adapter"),
+            (&["adapter_config.json", "adapter_model.bin"], "it is an adapter"),
             (&["README.md"], "neither model.safetensors nor"),
             (&["model.safetensors"], "no config.json"),
         ];

@@ -1,4 +1,4 @@
-//! Where the hub is, and who asks it.
+//! The hub's address and the user's token.
 
 use std::fmt;
 use std::fs::File;
@@ -13,10 +13,10 @@ use super::error::HubError;
 /// The hub where `HF_ENDPOINT` names no other.
 const PUBLIC_HUB: &str = "https://huggingface.co";
 
-/// Names the hub's address.
+/// The variable for the hub's address.
 const ENDPOINT_VARIABLE: &str = "HF_ENDPOINT";
 
-/// Hold the token; the second is huggingface_hub's older name.
+/// The variables for the token; the second is huggingface_hub's older name.
 const TOKEN_VARIABLES: [&str; 2] = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
 
 /// Largest token that is read from a file.
@@ -26,7 +26,7 @@ const LONGEST_TOKEN: u64 = 16 << 10;
 #[derive(Clone, Debug)]
 pub struct Endpoint(Uri);
 
-/// What tells the hub who asks. It is shown nowhere.
+/// The token that identifies the user. It is never shown.
 #[derive(Clone)]
 pub struct Token(String);
 
@@ -52,7 +52,7 @@ impl Endpoint {
             return Err(wrong("is no address; write it as https://huggingface.co"));
         };
         if authority.as_str().contains('@') {
-            return Err(wrong("holds a user or a password, which would be shown; use HF_TOKEN"));
+            return Err(wrong("contains a user name or a password, which would be shown; use HF_TOKEN"));
         }
         Ok(Self(uri))
     }
@@ -100,13 +100,13 @@ impl Token {
         }
     }
 
-    /// Takes the white space off that editors and shells leave.
+    /// Trims the white space that editors and shells leave.
     fn parse(text: &str, whence: &str) -> Result<Option<Self>, HubError> {
         let token = text.trim();
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(HubError::Environment {
                 variable: whence.to_owned(),
-                problem: "holds what no token has; copy the token anew, one line beginning with hf_",
+                problem: "contains characters no token has; copy the token again, one line beginning with hf_",
             });
         }
         Ok(Some(token).filter(|token| !token.is_empty()).map(|token| Self(token.to_owned())))
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_told_from_what_is_none() {
+    fn only_addresses_are_accepted() {
         for (written, shown) in [
             ("https://huggingface.co", "https://huggingface.co"),
             (" http://127.0.0.1:8080/ ", "http://127.0.0.1:8080"),
@@ -177,7 +177,7 @@ mod tests {
         assert!(Token::read(&path).unwrap().is_none());
         for wrong in ["hf_a\nhf_b", "hf_ä", "hf a", "hf_\u{1b}[2J"] {
             let error = Token::parse(wrong, "HF_TOKEN").unwrap_err().to_string();
-            assert!(error.starts_with("HF_TOKEN holds") && !error.contains(wrong), "{error:?}");
+            assert!(error.starts_with("HF_TOKEN contains") && !error.contains(wrong), "{error:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What keeps a model from being fetched, in words for its user. No message holds what a server said.
+//! Why a model cannot be fetched, in words for the user. No message quotes a server.
 
 use std::fmt;
 use std::io;
@@ -30,15 +30,13 @@ pub enum HubError {
         shown(reason)
     )]
     Unreachable {
-        /// Its address.
         endpoint: String,
         /// What the system said.
         reason: String,
     },
     /// There is no such model, or it is not shown to this user.
-    #[error("the hub at {endpoint} knows no model {model}, or does not show it: check its name; {}", sign_in(*signed_in))]
+    #[error("the hub at {endpoint} has no model {model}, or does not show it: check its name; {}", sign_in(*signed_in))]
     NoModel {
-        /// The hub's address.
         endpoint: String,
         /// As it was asked for.
         model: String,
@@ -48,9 +46,7 @@ pub enum HubError {
     /// The repository lacks the branch, tag or commit.
     #[error("{repository} has no revision `{revision}`; {endpoint}/{repository}/tree/main lists what it has")]
     NoRevision {
-        /// The hub's address.
         endpoint: String,
-        /// `org/name`.
         repository: String,
         /// As it was asked for.
         revision: String,
@@ -58,7 +54,6 @@ pub enum HubError {
     /// The repository lacks the file.
     #[error("{repository} has no file {file}{}", listed("; its GGUF files are", found))]
     NoFile {
-        /// `org/name`.
         repository: String,
         /// As it was asked for.
         file: String,
@@ -75,9 +70,7 @@ pub enum HubError {
         }
     )]
     Gated {
-        /// The hub's address.
         endpoint: String,
-        /// `org/name`.
         repository: String,
         /// Whether a token was sent.
         signed_in: bool,
@@ -86,67 +79,46 @@ pub enum HubError {
     #[error(
         "the hub at {endpoint} does not accept your token; make a new one at {endpoint}/settings/tokens and set HF_TOKEN"
     )]
-    TokenRefused {
-        /// The hub's address.
-        endpoint: String,
-    },
+    TokenRefused { endpoint: String },
     /// The user may not read the model.
     #[error("the hub at {endpoint} denies access to {repository}; {}", sign_in(*signed_in))]
     Denied {
-        /// The hub's address.
         endpoint: String,
-        /// `org/name`.
         repository: String,
         /// Whether a token was sent.
         signed_in: bool,
     },
-    /// Too many requests.
     #[error(
-        "the hub at {endpoint} has had too many requests from here; wait some minutes, then run the same command again"
+        "the hub at {endpoint} refuses more requests for now; wait some minutes, then run the same command again"
     )]
-    Busy {
-        /// The hub's address.
-        endpoint: String,
-    },
+    Busy { endpoint: String },
     /// The hub is out of order.
     #[error("the hub at {endpoint} is out of order (status {status}); run the same command again later")]
-    OutOfOrder {
-        /// The hub's address.
-        endpoint: String,
-        /// The HTTP status.
-        status: u16,
-    },
+    OutOfOrder { endpoint: String, status: u16 },
     /// What answers is no hub.
     #[error("{endpoint} does not answer as a hub does: {problem}; check HF_ENDPOINT")]
     NoHub {
-        /// The hub's address.
         endpoint: String,
         /// What is wrong with the answer.
         problem: String,
     },
     /// A transfer broke off, and could not be taken up again.
     #[error(
-        "the transfer of {file} broke off at {} of {}: {}; run the same command again, it goes on from there",
+        "the transfer of {file} was interrupted at {} of {}: {}; run the same command again, it continues from there",
         units::bytes(*held), units::bytes(*bytes), shown(reason)
     )]
     Broken {
-        /// The file.
         file: String,
         /// Bytes that are there.
         held: u64,
-        /// Its length.
         bytes: u64,
-        /// Why.
         reason: String,
     },
     /// A file is not what the hub says it is.
     #[error(
-        "{file} arrived damaged (its SHA-256 is not what the hub names) and was thrown away; run the same command again"
+        "{file} arrived damaged (its SHA-256 is not what the hub names) and was deleted; run the same command again"
     )]
-    Damaged {
-        /// The file.
-        file: String,
-    },
+    Damaged { file: String },
     /// The repository has its weights only as pickle.
     #[error(
         "{repository} has its weights only as pickle ({file}), which can run code when it is opened; Luthier takes only \
@@ -155,15 +127,13 @@ pub enum HubError {
          M.from_pretrained('{repository}').save_pretrained('model'); T.from_pretrained('{repository}').save_pretrained('model')\""
     )]
     Pickle {
-        /// `org/name`.
         repository: String,
         /// One of them.
         file: String,
     },
     /// The repository holds something other than a base model.
-    #[error("{repository} is no base model that Luthier can use: {found}")]
+    #[error("{repository} is not a base model that Luthier can use: {found}")]
     NotAModel {
-        /// `org/name`.
         repository: String,
         /// What was found instead, and what to do.
         found: String,
@@ -171,7 +141,6 @@ pub enum HubError {
     /// The repository holds GGUF files alone.
     #[error("{repository} holds GGUF files; name one, as in hf:{repository}:{}{}", found[0], listed(". It has", found))]
     GgufAlone {
-        /// `org/name`.
         repository: String,
         /// The files; at least one.
         found: Vec<String>,
@@ -182,7 +151,6 @@ pub enum HubError {
         units::bytes(*free), shown(&cache.display().to_string()), units::bytes(*needed)
     )]
     DiskFull {
-        /// The download cache.
         cache: PathBuf,
         /// Bytes to fetch.
         needed: u64,
@@ -192,9 +160,7 @@ pub enum HubError {
     /// The cache cannot be read or written.
     #[error("cannot {action} {}: {source}{}", shown(&path.display().to_string()), remedy(source))]
     File {
-        /// A verb.
         action: &'static str,
-        /// The file or folder.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
@@ -263,7 +229,7 @@ fn listed(lead: &str, files: &[String]) -> String {
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; free some space and run the same command again, it goes on where it was, or set HF_HOME to a folder on a \
+            "; free some space and run the same command again, it continues where it was, or set HF_HOME to a folder on a \
              larger disk"
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {

@@ -1,10 +1,9 @@
 //! Fetching models from a Hugging Face hub into the download cache that all tools of the hub share
 //! ([`luthier_core::model::hub`] finds them there).
 //!
-//! What a repository holds and where its files lie is asked through hf-hub. The transfer itself is not hf-hub's: that one
-//! puts a whole file behind a part where a server knows no ranges, cannot go on from a part that was complete but for its
-//! renaming, compares neither length nor hash, makes paths of headers as they come, and hands the token to whatever host a
-//! redirect names.
+//! hf-hub lists a repository and the addresses of its files. The transfer is our own, because hf-hub's appends a whole file
+//! to a part where a server does not support ranges, cannot continue a part that only lacked its renaming, checks neither
+//! length nor hash, builds paths from unchecked headers, and sends the token to any host that a redirect names.
 
 mod choice;
 mod credentials;
@@ -29,29 +28,25 @@ use choice::Choice;
 use remote::{Listing, RemoteFile};
 use transfer::Transfer;
 
-/// A model that lies in the download cache.
+/// A model in the download cache.
 #[derive(Debug, Serialize)]
 pub struct Pulled {
     /// Its name, as `model.path` takes it.
     pub model: String,
     /// Its folder, or the GGUF file.
     pub path: PathBuf,
-    /// The commit for which the revision stands.
+    /// The commit that the revision names.
     pub revision: String,
     /// What Luthier needs of it.
     pub files: Vec<PulledFile>,
-    /// Bytes of all files.
     pub bytes: u64,
     /// Bytes that came over the network; 0 where everything was there.
     pub fetched_bytes: u64,
 }
 
-/// One file of a model.
 #[derive(Debug, Serialize)]
 pub struct PulledFile {
-    /// Its name.
     pub name: String,
-    /// Its length.
     pub bytes: u64,
     /// Bytes of it that came over the network.
     pub fetched_bytes: u64,
@@ -60,38 +55,26 @@ pub struct PulledFile {
 /// What happens while a model is fetched.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// So many files of so many bytes are missing.
-    Planned {
-        /// Files to fetch.
-        files: usize,
-        /// Bytes to fetch.
-        bytes: u64,
-    },
-    /// Another process fetches this file; its end is waited for.
+    /// What is missing.
+    Planned { files: usize, bytes: u64 },
+    /// Another process fetches this file; wait for it.
     Waiting(&'a str),
-    /// A file's transfer begins, or goes on.
+    /// A file's transfer begins, or continues.
     Begun {
-        /// The file.
         file: &'a str,
         /// Bytes of it that are there from an earlier attempt.
         held: u64,
-        /// Its length.
         bytes: u64,
     },
-    /// So many bytes of the file are there now.
+    /// Bytes of the file that are there now.
     Received(u64),
-    /// The transfer broke off and is taken up again.
+    /// The transfer was interrupted and is tried again.
     Broken(&'a str),
     /// The file is complete.
-    Done {
-        /// The file.
-        file: &'a str,
-        /// Its length.
-        bytes: u64,
-    },
+    Done { file: &'a str, bytes: u64 },
 }
 
-/// Fetches what Luthier needs of `model`, unless it is there, and tells `see` how it goes.
+/// Fetches what Luthier needs of `model`, unless it is there, and passes its progress to `see`.
 pub fn pull(
     hub: &Hub,
     cache: &HubCache,
@@ -134,12 +117,12 @@ impl Pull<'_> {
         self.cache.snapshot(self.model, &self.listing.commit)
     }
 
-    /// Fetches those of these files that the commit's folder does not hold.
+    /// Fetches those of these files that are missing in the commit's folder.
     fn fetch(&mut self, names: &[String], see: &mut dyn FnMut(Event)) -> Result<(), HubError> {
         let snapshot = self.snapshot();
         let mut missing = Vec::new();
         for name in names {
-            // A commit never changes: what is there is right.
+            // A commit never changes: a file that is there is up to date.
             match fs::metadata(snapshot.join(name)) {
                 Ok(held) => {
                     self.done.push(PulledFile { name: name.clone(), bytes: held.len(), fetched_bytes: 0 });
@@ -169,36 +152,36 @@ impl Pull<'_> {
             Ok(free) if free < needed => {
                 Err(HubError::DiskFull { cache: self.cache.root().to_owned(), needed, free })
             }
-            // Where the file system does not say, the transfer finds out.
+            // If free space is unknown, the transfer fails where there is too little.
             Ok(_) | Err(_) => Ok(()),
         }
     }
 }
 
-/// Makes a file of a commit's folder a link to its content.
+/// Links a file of a commit's folder to its content.
 fn link(snapshot: &Path, name: &str, etag: &str) -> Result<(), HubError> {
     fs::create_dir_all(snapshot).map_err(HubError::file("make", snapshot))?;
     let link = snapshot.join(name);
     let failed = HubError::file("link", &link);
-    // What does not lead to a file by now leads to content that was removed.
+    // A link that leads to no file belongs to content that was removed.
     match fs::remove_file(&link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         Ok(()) | Err(_) => {}
     }
     match std::os::unix::fs::symlink(format!("../../blobs/{etag}"), &link) {
-        // Another process was quicker.
+        // Another process has made it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other.map_err(failed),
     }
 }
 
-/// Notes in a file below `root` for which commit a revision stands; readers see the old one or the new one.
+/// Writes the commit that a revision names to a file below `root`; readers see the old one or the new one.
 fn note_commit(root: &Path, reference: &Path, commit: &str) -> Result<(), HubError> {
     if fs::read_to_string(reference).is_ok_and(|noted| noted == commit) {
         return Ok(());
     }
     let folder = reference.parent().unwrap_or(reference);
-    // A hub has no branch `a` beside a branch `a/b`: what stands in the way is of one that is gone.
+    // A hub cannot have branches `a` and `a/b` at once: a file in the way belongs to a deleted branch.
     for above in folder.ancestors().take_while(|above| *above != root) {
         if above.is_file() {
             fs::remove_file(above).map_err(HubError::file("replace", above))?;

@@ -1,7 +1,7 @@
-//! Questions to the hub: what a repository holds, what a file is, a file's bytes.
+//! Requests to the hub: the files of a repository, the metadata of a file, its bytes.
 //!
-//! The addresses are those of <https://huggingface.co/docs/hub/api>; which headers describe a file is told by
-//! `get_hf_file_metadata` of huggingface_hub.
+//! The addresses are those of <https://huggingface.co/docs/hub/api>; the headers that describe a file are those
+//! that `get_hf_file_metadata` of huggingface_hub reads.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const LARGEST_LISTING: u64 = 64 << 20;
 /// Redirects followed before a file is given up.
 const REDIRECTS: usize = 8;
 
-/// A hub, and who asks it.
+/// A hub, with the token to use.
 pub struct Hub {
     endpoint: Endpoint,
     token: Option<Token>,
@@ -33,7 +33,7 @@ pub struct Hub {
     agent: Agent,
 }
 
-/// What a repository holds at a commit.
+/// The files of a repository at a commit.
 pub(super) struct Listing {
     /// The commit; fit for a path.
     pub commit: String,
@@ -44,21 +44,19 @@ pub(super) struct Listing {
 /// What the hub says about a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RemoteFile {
-    /// Its name.
     pub name: String,
     /// Where it is asked for.
     pub address: Uri,
     /// The name of its content; fit for a path. Of files in large-file storage it is the SHA-256.
     pub etag: String,
-    /// Its length.
     pub bytes: u64,
 }
 
-/// Why bytes of a file do not come.
+/// Why a read of a file's bytes ended.
 pub(super) enum Interruption {
-    /// They may come at the next attempt.
+    /// The next attempt may succeed.
     Passing(String),
-    /// They will not.
+    /// Another attempt would fail too.
     Lasting(HubError),
 }
 
@@ -88,7 +86,7 @@ impl Hub {
         Ok(Self { endpoint, token, api, agent })
     }
 
-    /// What `model` holds at its revision.
+    /// The files of `model` at its revision.
     pub(super) fn list(&self, model: &HubModel) -> Result<Listing, HubError> {
         let repository = repository(model, model.revision());
         let mut response = self
@@ -108,11 +106,11 @@ impl Hub {
         }
         let info = response.body_mut().with_config().limit(LARGEST_LISTING).read_json::<RepoInfo>();
         let RepoInfo { siblings, sha } = info.map_err(|error| match error {
-            ureq::Error::Json(_) => self.no_hub("its description of the model is not understood"),
+            ureq::Error::Json(_) => self.no_hub("its description of the model cannot be parsed"),
             error => unreachable(&self.endpoint, reason(&error)),
         })?;
         if !is_plain_file_name(&sha) || model.commit().is_some_and(|asked| asked != sha) {
-            return Err(self.no_hub("it names no commit, or another than was asked for"));
+            return Err(self.no_hub("it names no commit, or not the one asked for"));
         }
         let names = siblings.into_iter().map(|sibling| sibling.rfilename);
         Ok(Listing { commit: sha, files: names.filter(|name| is_plain_file_name(name)).collect() })
@@ -126,11 +124,12 @@ impl Hub {
         name: &str,
     ) -> Result<RemoteFile, HubError> {
         let written = self.api.repo(repository(model, commit)).url(name);
-        let start: Uri = written.parse().map_err(|_| self.no_hub("its address and the file's make none"))?;
+        let start: Uri =
+            written.parse().map_err(|_| self.no_hub("its address and the file's do not form a valid one"))?;
         let mut address = start.clone();
         let (mut etag, mut bytes) = (None, None);
         for _ in 0..=REDIRECTS {
-            // One byte: not every server answers questions without a body.
+            // One byte: not every server answers HEAD requests.
             let response = self
                 .send(&address, "bytes=0-0")
                 .map_err(|error| unreachable(&self.endpoint, reason(&error)))?;
@@ -138,7 +137,7 @@ impl Hub {
             etag = etag.or_else(|| etag_of(headers, "x-linked-etag"));
             bytes = bytes.or_else(|| number(headers, "x-linked-size"));
             let next = self.redirected(&address, &response)?;
-            // Where the hub sends elsewhere for the bytes, that place may know them by another name.
+            // After a redirect, the other server may use another ETag.
             if next.as_ref().is_none_or(|next| !self.endpoint.owns(next)) {
                 etag = etag.or_else(|| etag_of(headers, "etag"));
             }
@@ -155,15 +154,15 @@ impl Hub {
                 return Ok(RemoteFile { name: name.to_owned(), address: start, etag: etag.clone(), bytes });
             }
             let Some(next) = next else {
-                return Err(self.no_hub(&format!("it does not tell the length and the ETag of {name}")));
+                return Err(self.no_hub(&format!("the response has no Content-Length or ETag for {name}")));
             };
             address = next;
         }
-        Err(self.no_hub(&format!("it leads in circles for {name}")))
+        Err(self.no_hub(&format!("it redirects in circles for {name}")))
     }
 
-    /// The bytes of a file from `start` on, or from its beginning where the server does not go into the middle: which of the
-    /// two is the other part of the answer.
+    /// The bytes of a file from `start` on, or from its beginning where the server does not support ranges; with the
+    /// offset at which they begin.
     pub(super) fn read(
         &self,
         model: &HubModel,
@@ -186,7 +185,7 @@ impl Hub {
                     Ok((response.into_body(), start))
                 }
                 StatusCode::PARTIAL_CONTENT => Err(Interruption::Lasting(
-                    self.no_hub(&format!("it sends another part of {} than was asked for", file.name)),
+                    self.no_hub(&format!("it sends a part of {} that was not asked for", file.name)),
                 )),
                 StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
                     Err(Interruption::Passing(format!("the server answers with status {}", status.as_u16())))
@@ -197,7 +196,7 @@ impl Hub {
                 _ => Err(Interruption::Lasting(self.refusal(model, Some(&file.name), &response))),
             };
         }
-        Err(Interruption::Lasting(self.no_hub(&format!("it leads in circles for {}", file.name))))
+        Err(Interruption::Lasting(self.no_hub(&format!("it redirects in circles for {}", file.name))))
     }
 
     fn send(&self, address: &Uri, range: &str) -> Result<Response<Body>, ureq::Error> {
@@ -208,7 +207,7 @@ impl Hub {
         request.call()
     }
 
-    /// Where an answer sends on to, if it does. From an encrypted connection only to another one.
+    /// Where a response redirects to, if it does. An encrypted connection redirects only to another one.
     fn redirected(&self, address: &Uri, response: &Response<Body>) -> Result<Option<Uri>, HubError> {
         if !response.status().is_redirection() {
             return Ok(None);
@@ -223,11 +222,11 @@ impl Hub {
         };
         match next.filter(|next| next.host().is_some() && (is_https(next) || !is_https(address))) {
             Some(next) => Ok(Some(next)),
-            None => Err(self.no_hub("it sends on to an address that cannot be followed")),
+            None => Err(self.no_hub("it redirects to an address that cannot be followed")),
         }
     }
 
-    /// Why an answer is not what was asked for. The codes are those of huggingface_hub's `hf_raise_for_status`.
+    /// Why a response is not what was asked for. The codes are those of huggingface_hub's `hf_raise_for_status`.
     fn refusal(&self, model: &HubModel, file: Option<&str>, response: &Response<Body>) -> HubError {
         let endpoint = self.endpoint.to_string();
         let repository = model.repository().to_owned();
@@ -257,7 +256,7 @@ impl Hub {
         }
     }
 
-    /// What answers is no hub.
+    /// The server is no hub.
     pub(super) fn no_hub(&self, problem: &str) -> HubError {
         HubError::NoHub { endpoint: self.endpoint.to_string(), problem: problem.to_owned() }
     }
@@ -279,9 +278,9 @@ fn reason(error: &ureq::Error) -> String {
         ureq::Error::HostNotFound => "the host is not known".to_owned(),
         ureq::Error::Rustls(error) => format!("the connection cannot be encrypted: {error}"),
         ureq::Error::ConnectProxyFailed(_) | ureq::Error::InvalidProxyUrl => {
-            "the proxy does not let through".to_owned()
+            "the proxy refused the connection".to_owned()
         }
-        ureq::Error::ConnectionFailed => "no connection comes about".to_owned(),
+        ureq::Error::ConnectionFailed => "the connection failed".to_owned(),
         ureq::Error::Protocol(error) => format!("the answer is not HTTP: {error}"),
         _ => "the request failed".to_owned(),
     }

@@ -1,4 +1,4 @@
-//! The transfer of one file into the download cache: once, in parts where it must be, checked.
+//! Transfers one file into the download cache, in several parts where it is interrupted, and checks it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -19,7 +19,7 @@ const CHUNK: usize = 256 << 10;
 /// Attempts without a new byte before a transfer is given up.
 const FRUITLESS: u32 = 4;
 
-/// How long the first fruitless attempt is thought about; each further one twice as long.
+/// Pause after the first fruitless attempt; doubled after each further one.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// A file that is to be fetched.
@@ -47,8 +47,8 @@ impl Transfer {
         self.file.bytes.saturating_sub(held)
     }
 
-    /// Brings the content into the cache, and tells how many bytes came over the network. A part that an earlier attempt
-    /// left, be it another tool's, is gone on from.
+    /// Fetches the content into the cache and returns the number of bytes that came over the network. A part from an
+    /// earlier attempt, also another tool's, is continued.
     pub fn run(&self, hub: &Hub, model: &HubModel, see: &mut dyn FnMut(Event)) -> Result<u64, HubError> {
         let _lock = self.take_lock(see)?;
         if self.blob.is_file() {
@@ -62,7 +62,7 @@ impl Transfer {
         Ok(fetched)
     }
 
-    /// The lock of huggingface_hub: whoever holds it writes the part.
+    /// Takes the lock that huggingface_hub uses too: its holder writes the part.
     fn take_lock(&self, see: &mut dyn FnMut(Event)) -> Result<File, HubError> {
         make_folder_of(&self.lock)?;
         let failed = HubError::file("lock", &self.lock);
@@ -74,14 +74,14 @@ impl Transfer {
                 see(Event::Waiting(&self.file.name));
                 file.lock().map_err(failed)?;
             }
-            // A file system that knows no locks; what two processes could do to each other, the hash shows.
+            // A file system without locks: the hash shows if two processes wrote at once.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         Ok(file)
     }
 
-    /// Asks again where the transfer breaks off, as long as bytes come.
+    /// Tries again after an interruption, as long as new bytes arrive.
     fn complete(
         &self,
         hub: &Hub,
@@ -121,7 +121,7 @@ impl Transfer {
     ) -> Result<(), Interruption> {
         let (body, start) = hub.read(model, &self.file, partial.held)?;
         if start != partial.held {
-            partial.begin_anew().map_err(Interruption::Lasting)?;
+            partial.restart().map_err(Interruption::Lasting)?;
         }
         let mut reader = body.into_reader();
         let mut chunk = vec![0; CHUNK];
@@ -134,7 +134,7 @@ impl Transfer {
                 Err(error) => return Err(Interruption::Passing(error.to_string())),
             };
             if count as u64 > self.file.bytes - partial.held {
-                let problem = format!("it sends more of {} than it told", self.file.name);
+                let problem = format!("it sends more of {} than its stated length", self.file.name);
                 return Err(Interruption::Lasting(hub.no_hub(&problem)));
             }
             partial.append(&chunk[..count]).map_err(Interruption::Lasting)?;
@@ -144,7 +144,7 @@ impl Transfer {
     }
 }
 
-/// The part of a file that is there, with the hash of it where the whole one's is known.
+/// The part of a file that is there, with its hash where the hash of the whole is known.
 struct Partial {
     file: File,
     path: PathBuf,
@@ -154,7 +154,7 @@ struct Partial {
 }
 
 impl Partial {
-    /// Opens the part that an earlier attempt left, or begins one. One that is too long is none.
+    /// Opens the part from an earlier attempt, or begins one. A part that is too long is discarded.
     fn open(path: &Path, remote: &RemoteFile) -> Result<Self, HubError> {
         make_folder_of(path)?;
         let file = File::options()
@@ -168,7 +168,7 @@ impl Partial {
         let hash = is_sha256(&expected).then(Sha256::new);
         let mut partial = Self { file, path: path.to_owned(), held: 0, hash, expected };
         if partial.read_held().map_err(HubError::file("read", path))? > remote.bytes {
-            partial.begin_anew()?;
+            partial.restart()?;
         }
         Ok(partial)
     }
@@ -181,7 +181,7 @@ impl Partial {
         Ok(self.held)
     }
 
-    fn begin_anew(&mut self) -> Result<(), HubError> {
+    fn restart(&mut self) -> Result<(), HubError> {
         self.file
             .set_len(0)
             .and_then(|()| self.file.rewind())
@@ -202,7 +202,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Checks and syncs what is complete. What is damaged is thrown away, so that the next attempt begins anew.
+    /// Checks and syncs what is complete. A damaged file is deleted, so that the next attempt starts over.
     fn finish(self, name: &str) -> Result<(), HubError> {
         if let Some(hash) = self.hash
             && format!("{:x}", hash.finalize()) != self.expected

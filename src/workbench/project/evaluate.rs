@@ -18,7 +18,7 @@ use super::{Host, Refusal};
 /// How often it is asked whether to go on while the engine works.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Longer lines are none of the engine's.
+/// Longest line of the engine's output, in bytes.
 const LINE_LIMIT: u64 = 16 << 20;
 
 /// Checkpoints named where the one asked for is missing.
@@ -30,7 +30,7 @@ pub struct EvaluationProgress {
     /// What it does.
     #[serde(default)]
     pub what: String,
-    /// Parts done, where it knows.
+    /// Parts done, where that is known.
     pub done: Option<u64>,
     /// All parts.
     pub total: Option<u64>,
@@ -44,7 +44,7 @@ enum Line {
     Result(Value),
 }
 
-/// Has the engine measure a run on the held-out rows, beside its base model: its result, or the checkpoint of the
+/// Has the engine measure a run and its base model on the held-out rows: the run's result, or the checkpoint of the
 /// step `checkpoint`; no more than `limit` rows. `progress` is asked often, with what is new.
 pub fn evaluate(
     run: &RunDir,
@@ -126,7 +126,7 @@ fn gather(from: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut from) = from {
-            // What could be read before it broke is what there is to show.
+            // Show what was read before the error.
             let _ = from.read_to_end(&mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()
@@ -167,9 +167,9 @@ fn no_such_checkpoint(id: &str, wanted: u64, steps: &[u64], has_result: bool) ->
 fn nothing_to_measure(id: &str, status: &Status) -> String {
     let again = format!("start it again from the beginning: luthier run resume {id}");
     let (why, remedy) = match status.state {
-        State::Failed => ("it failed before its first checkpoint", format!("mend that, then {again}")),
+        State::Failed => ("it failed before its first checkpoint", format!("fix that, then {again}")),
         State::Lost => (
-            "its process ended without a word before its first checkpoint",
+            "its process exited without reporting an error before its first checkpoint",
             format!("see why: luthier run show {id}\n  {again}"),
         ),
         State::Stopped => ("it was stopped before its first checkpoint", again),
@@ -197,12 +197,12 @@ fn nothing_to_measure(id: &str, status: &Status) -> String {
     lines.join("\n  ")
 }
 
-/// What the engine said last, without its name before it.
+/// The last line that the engine printed, without its name.
 fn complaint(errors: &str, ended: &str) -> String {
     let said = errors.lines().rev().find(|line| !line.trim().is_empty());
     match said {
         Some(said) => clean_line(said.trim_start_matches("luthier-engine: ")).into_owned(),
-        None => format!("the engine ended without a word: {ended}"),
+        None => format!("the engine exited without reporting an error: {ended}"),
     }
 }
 
@@ -226,7 +226,7 @@ run r1 has nothing to evaluate: it failed before its first checkpoint
   config: error: unknown key
    ^^^
   remedy: correct it
-  mend that, then start it again from the beginning: luthier run resume r1";
+  fix that, then start it again from the beginning: luthier run resume r1";
         assert_eq!(told, expected);
         let status = Status { state: State::Running, step: 3, total_steps: 9, ..Status::default() };
         let told = nothing_to_measure("r1", &status);
@@ -244,7 +244,7 @@ run r1 has nothing to evaluate: it failed before its first checkpoint
     }
 
     #[test]
-    fn the_engines_last_words_are_the_complaint() {
+    fn the_engines_last_line_is_the_complaint() {
         let errors = "INFO loading\nluthier-engine: the adapter is \x1b[31mgone\n\n";
         assert_eq!(complaint(errors, "exit status: 1"), "the adapter is [31mgone");
         assert!(complaint("\n", "signal: 9").contains("signal: 9"));

@@ -1,4 +1,4 @@
-//! Problems of the data as they are told: one and the same once, with the rows that have it.
+//! Problems of the data, grouped for the reader: equal ones once, with the rows that have them.
 
 use std::fmt;
 
@@ -13,7 +13,6 @@ const NAMED_ROWS: usize = 3;
 /// Problems that differ only in the rows that have them.
 #[derive(Debug)]
 pub struct Group<'a> {
-    /// How grave.
     pub severity: Severity,
     kind: ProblemKind,
     /// What is wrong, without the place of a row.
@@ -21,7 +20,7 @@ pub struct Group<'a> {
     problems: Vec<&'a DataProblem>,
 }
 
-/// Groups problems; the groups stand in the order of their first ones.
+/// Groups equal problems, in the order of their first ones.
 pub fn grouped<'a>(problems: impl IntoIterator<Item = &'a DataProblem>) -> Vec<Group<'a>> {
     let mut groups: IndexMap<(Severity, ProblemKind, String), Vec<&DataProblem>> = IndexMap::new();
     for problem in problems {
@@ -136,12 +135,12 @@ mod tests {
         DataProblem { kind, severity: Severity::Warning, row, message: message.to_owned() }
     }
 
-    fn told(problems: &[DataProblem]) -> Vec<String> {
+    fn shown(problems: &[DataProblem]) -> Vec<String> {
         grouped(problems).iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn equal_problems_are_told_once_with_their_rows() {
+    fn equal_problems_are_shown_once_with_their_rows() {
         let mut problems: Vec<_> = (0..5)
             .map(|row| {
                 problem(
@@ -154,7 +153,7 @@ mod tests {
         problems.push(problem(ProblemKind::EmptyReply, Some(9), "a: b.csv:10: its reply is empty"));
         problems.push(problem(ProblemKind::BrokenText, Some(2), "train.jsonl:3: control characters"));
         assert_eq!(
-            told(&problems),
+            shown(&problems),
             [
                 "empty reply: its reply is empty\n  6 rows: 0 (train.jsonl:1), 1 (train.jsonl:2), \
                  2 (train.jsonl:3) and 3 more",
@@ -169,7 +168,7 @@ mod tests {
             problem(ProblemKind::UnreadableRow, None, &format!("train.jsonl:{line}: no \"prompt\": see 1: 2"))
         });
         assert_eq!(
-            told(&problems),
+            shown(&problems),
             ["unreadable row: no \"prompt\": see 1: 2\n  2 rows: train.jsonl:31, train.jsonl:32"]
         );
     }
@@ -188,7 +187,7 @@ mod tests {
             )
         };
         assert_eq!(
-            told(&[cut(3, 150), cut(4, 97), same(5, 1), same(6, 2)]),
+            shown(&[cut(3, 150), cut(4, 97), same(5, 1), same(6, 2)]),
             [
                 "truncated: cut from 97–150 tokens to data.max_length\n  2 rows: 3 (t.jsonl:3), 4 (t.jsonl:4)",
                 "row 5: duplicate: t.jsonl:5: says the same as row 1",
@@ -198,10 +197,10 @@ mod tests {
     }
 
     #[test]
-    fn any_message_can_be_told() {
+    fn any_message_can_be_shown() {
         for message in ["", ": ", ":1: ", "7", "ä:9: ", "99999999999999999999999"] {
             let problems = [1, 2].map(|row| problem(ProblemKind::TooLong, Some(row), message));
-            assert_eq!(told(&problems).len(), 1, "{message}");
+            assert_eq!(shown(&problems).len(), 1, "{message}");
         }
     }
 }

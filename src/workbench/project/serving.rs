@@ -85,7 +85,7 @@ pub struct Served {
     pub base: String,
 }
 
-/// How replies are drawn under these settings.
+/// How replies are sampled with these settings.
 pub fn sampling(review: &ReviewSection) -> Sampling {
     Sampling {
         temperature: review.temperature,
@@ -101,7 +101,7 @@ pub struct Server {
     start: StartServing,
     /// The process started from here, if one was.
     child: Mutex<Option<Child>>,
-    /// Where the log stood when that process was started: what is above is about others.
+    /// Length of the log when that process was started: what is above is about others.
     log_begins: AtomicU64,
     /// Whether the workbench is closing: nothing is started any more.
     closed: AtomicBool,
@@ -135,8 +135,8 @@ impl Server {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the process started from here, and starts no other. Its memory is wanted by what comes next;
-    /// another workbench that used it starts one of its own.
+    /// Ends the process started from here, and starts no other, so that its memory is free for what comes next.
+    /// Another workbench that used it starts one of its own.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.end(CLOSES_WITHIN);
@@ -146,7 +146,7 @@ impl Server {
     /// something ends after it.
     pub fn end(&self, patience: Duration) {
         let Some(mut child) = self.child().take() else { return };
-        // One that ended by itself is what is wanted.
+        // It may have ended by itself.
         let _ = kill_process(Pid::from_child(&child), Signal::TERM);
         let deadline = Instant::now() + patience;
         while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
@@ -190,7 +190,7 @@ impl Server {
         }
         go_on(progress(Some("starting the engine")))?;
         if self.ended().is_some() {
-            // One that is still starting is waited for; one that is gone makes room.
+            // Wait for one that is still starting; replace one that has ended.
             *self.child() = None;
         }
         if self.child().is_none() {

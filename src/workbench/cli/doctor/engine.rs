@@ -15,7 +15,7 @@ use super::{Finding, Standing};
 /// Loading libtorch from a cold or remote disk can take this long.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// How often a process is looked at.
+/// Interval between checks of a process.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What `luthier-engine doctor --json` says.
@@ -38,7 +38,6 @@ struct Speed {
     hint: String,
 }
 
-/// Everything about the engine.
 pub fn findings() -> Vec<Finding> {
     let engine = match engine_executable() {
         Ok(engine) => engine,
@@ -65,7 +64,7 @@ pub fn findings() -> Vec<Finding> {
             "engine",
             Standing::Missing,
             format!("{shown} does not run: {reason}"),
-            "run `make setup` and `make build` again: it was built against a libtorch that is gone or damaged",
+            "run `make setup` and `make build` again: it was built against a libtorch that is missing or damaged",
         )],
     }
 }
@@ -101,19 +100,19 @@ fn ask(engine: &Path) -> Result<Report, String> {
     let read = |reading: thread::JoinHandle<String>| reading.join().unwrap_or_default();
     let (output, errors) = (read(output), read(errors));
     if !status.success() {
-        let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+        let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed nothing");
         return Err(format!("{status}: {}", clean_line(last)));
     }
-    serde_json::from_str(&output).map_err(|error| format!("its answer is not understood: {error}"))
+    serde_json::from_str(&output).map_err(|error| format!("its output cannot be parsed: {error}"))
 }
 
 fn drain(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    /// An engine that talks more than this is not one.
+    /// Output beyond this is not an engine's.
     const MOST: u64 = 1 << 20;
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(from) = from {
-            // What could be read before it broke is what there is to show.
+            // Show what was read before the error.
             let _ = from.take(MOST).read_to_end(&mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()
@@ -127,10 +126,10 @@ fn wait(child: &mut Child) -> Result<std::process::ExitStatus, String> {
             Ok(Some(status)) => return Ok(status),
             Ok(None) if Instant::now() < deadline => thread::sleep(LOOK),
             Ok(None) => {
-                // It may end by itself meanwhile, which is as well.
+                // It may have exited by itself meanwhile.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("it did not answer within {} s", PATIENCE.as_secs()));
+                return Err(format!("it did not finish within {} s", PATIENCE.as_secs()));
             }
             Err(error) => return Err(error.to_string()),
         }

@@ -12,7 +12,7 @@ use crate::cli::{sample, units};
 /// Less memory than this is too little for the smallest model worth tuning.
 const LITTLE_MEMORY: u64 = 2 << 30;
 
-/// Less disk than this is soon full of checkpoints.
+/// Below this, checkpoints soon fill the disk.
 const LITTLE_DISK: u64 = 2 << 30;
 
 /// Everything about the machine, seen from a project folder.
@@ -97,7 +97,7 @@ fn disk(folder: &Path) -> Finding {
         Err(error) => Finding::short(
             "disk",
             Standing::Warning,
-            format!("{shown} does not say how much is free: {error}"),
+            format!("{shown} does not report its free space: {error}"),
             "look at `df`",
         ),
     }

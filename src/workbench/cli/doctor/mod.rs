@@ -24,15 +24,13 @@ pub struct Arguments {
     json: bool,
 }
 
-/// How something stands.
+/// The state of one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Standing {
-    /// As it should be.
     Good,
-    /// Works, with less than there could be.
+    /// Works, but not as well as it could.
     Note,
-    /// May fail later.
     Warning,
     /// Luthier cannot work without it.
     Missing,
@@ -74,7 +72,6 @@ impl Finding {
     }
 }
 
-/// Looks at everything.
 pub fn run(arguments: &Arguments) -> Outcome {
     let folder = arguments.folder.find()?;
     let mut findings = engine::findings();
@@ -88,8 +85,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
     }
     match missing {
         0 => Ok(()),
-        1 => Err(Failure::check("one thing is missing; its remedy stands beside it")),
-        more => Err(Failure::check(format!("{more} things are missing; their remedies stand beside them"))),
+        1 => Err(Failure::check("one thing is missing; its remedy is listed with it")),
+        more => {
+            Err(Failure::check(format!("{more} things are missing; their remedies are listed with them")))
+        }
     }
 }
 

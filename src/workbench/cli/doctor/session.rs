@@ -14,7 +14,6 @@ use super::{Finding, Standing};
 /// The smallest terminal that shows all of the workbench.
 const SMALLEST: (u16, u16) = (80, 24);
 
-/// Everything about the session.
 pub fn findings() -> Vec<Finding> {
     let mut findings = vec![terminal(), encoding(), sockets()];
     findings.extend(survival(Path::new("/"), user_name().as_deref()));

@@ -12,7 +12,7 @@ use crate::cli::{output, units};
 use crate::hub::{Event, Pulled};
 use crate::project;
 
-/// How often progress is said where it cannot be drawn.
+/// How often progress is printed where no bar can be drawn.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Fetch a model from the Hugging Face hub into the cache that all tools of the hub share
@@ -24,8 +24,8 @@ Examples:
   luthier model pull hf:org/name-GGUF:name-Q8_0.gguf
 
 Then model.path = \"hf:org/name\" finds it, without network. Only what Luthier reads is fetched: settings, tokenizer,
-template, and weights as safetensors, or the GGUF file that is named; never pickle. A transfer that broke off goes on
-where it was. HF_TOKEN (or the file of `hf auth login`), HF_ENDPOINT, HF_HOME and HF_HUB_CACHE count as for other
+template, and weights as safetensors, or the GGUF file that is named; never pickle. An interrupted transfer
+continues where it was. HF_TOKEN (or the file of `hf auth login`), HF_ENDPOINT, HF_HOME and HF_HUB_CACHE count as for other
 tools of the hub.")]
 pub struct Arguments {
     /// The model: hf:org/name, with @revision for a branch, tag or commit, and :file.gguf for a GGUF file of it
@@ -36,7 +36,6 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Fetches a model.
 pub fn run(arguments: &Arguments) -> Outcome {
     let mut progress = Progress::new();
     let pulled = project::pull(&arguments.model, &mut |event| progress.see(event));
@@ -47,7 +46,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
 
 fn describe(pulled: &Pulled) -> String {
     let came = match pulled.fetched_bytes {
-        0 => "all of it was there".to_owned(),
+        0 => "it was already complete".to_owned(),
         bytes => format!("{} fetched", units::bytes(bytes)),
     };
     let files = units::counted(pulled.files.len(), "file", "files");
@@ -61,7 +60,7 @@ fn describe(pulled: &Pulled) -> String {
     )
 }
 
-/// Draws a bar for each file on stderr where that is a terminal, says a line now and then where it is not.
+/// Shows progress on stderr: a bar for each file on a terminal, else a line now and then.
 struct Progress {
     bar: ProgressBar,
     drawn: bool,
@@ -94,7 +93,7 @@ impl Progress {
                 self.bar.reset_eta();
                 self.bar.set_message(file.to_owned());
                 if held > 0 {
-                    self.say(&format!("{file}: goes on from {}", units::bytes(held)));
+                    self.say(&format!("{file}: continues from {}", units::bytes(held)));
                 }
             }
             Event::Received(held) => {
@@ -105,7 +104,7 @@ impl Progress {
                     output::note(&format!("{}: {held} of {bytes}", self.file));
                 }
             }
-            Event::Broken(reason) => self.say(&format!("{}: broke off, goes on: {reason}", self.file)),
+            Event::Broken(reason) => self.say(&format!("{}: interrupted, trying again: {reason}", self.file)),
             Event::Done { file, bytes } => self.say(&format!("{file}: {}", units::bytes(bytes))),
         }
     }

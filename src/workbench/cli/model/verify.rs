@@ -16,14 +16,14 @@ use super::super::output::{self, Align};
 /// The file of a reference folder.
 const REFERENCE: &str = "ref.safetensors";
 
-/// Hold a model against stored outputs of another implementation
+/// Compare a model with stored outputs of another implementation
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   luthier model verify models/tinyllama --reference references/tinyllama
   luthier model verify models/tinyllama --reference references/tinyllama --dtype bf16 --json
 
-The reference folder holds ref.safetensors: a batch (input_ids, attention_mask, labels; padded on the right), what
+The reference folder has ref.safetensors: a batch (input_ids, attention_mask, labels; padded on the right), what
 the model makes of it in transformers (logits, last_hidden_state, loss), and greedy continuations (gen0.prompt,
 gen0.tokens, gen1.prompt, …). The batch is computed padded, packed end to end, and through the key-value cache.
 Exit status 3 where a difference is beyond the tolerance, or a token differs.")]
@@ -55,7 +55,6 @@ enum Format {
     Bf16,
 }
 
-/// What the engine reports.
 #[derive(Debug, Serialize, Deserialize)]
 struct Report {
     family: String,
@@ -69,7 +68,7 @@ struct Report {
     pass: bool,
 }
 
-/// A difference that is no number has none in JSON.
+/// NaN and infinity are null in JSON.
 #[derive(Debug, Serialize, Deserialize)]
 struct Errors {
     logits: Option<f64>,
@@ -91,10 +90,9 @@ struct Greedy {
     without_cache: usize,
 }
 
-/// Verifies.
 pub fn run(arguments: &Arguments) -> Outcome {
     if arguments.tolerance.is_some_and(|tolerance| !tolerance.is_finite() || tolerance < 0.0) {
-        return Err(Failure::usage("--tolerance must be a number from 0 on"));
+        return Err(Failure::usage("--tolerance must be 0 or greater"));
     }
     check_reference(&arguments.reference)?;
     check_device(&arguments.device)?;
@@ -118,7 +116,7 @@ fn check_device(device: &Device) -> Outcome {
     config.model.device = device.clone();
     match Place::here(&config) {
         Err(PlanError::NoGpu { index }) => Err(Failure::usage(format!(
-            "--device cuda:{index} names a GPU that cannot be seen on this machine (`luthier doctor` tells what can); \
+            "--device cuda:{index} names a GPU that cannot be seen on this machine (`luthier doctor` lists those that can); \
              leave --device out, or give cpu"
         ))),
         Err(error) => Err(error.into()),
@@ -126,19 +124,19 @@ fn check_device(device: &Device) -> Outcome {
     }
 }
 
-/// Fails where there is nothing to hold the model against.
+/// Fails where there is no reference to compare the model with.
 fn check_reference(folder: &Path) -> Outcome {
     let shown = folder.display();
     let missing = if !folder.is_dir() {
         format!("there is no folder `{shown}`")
     } else if !folder.join(REFERENCE).is_file() {
-        format!("`{shown}` holds no {REFERENCE}")
+        format!("`{shown}` has no {REFERENCE}")
     } else {
         return Ok(());
     };
     Err(Failure::usage(format!(
-        "{missing}; --reference takes a folder with {REFERENCE}: a batch and what another implementation made of it \
-         with this model (`luthier model verify --help` tells which tensors it must hold)"
+        "{missing}; --reference takes a folder with {REFERENCE}: a batch and the outputs of another implementation \
+         for it with this model (`luthier model verify --help` lists the tensors)"
     )))
 }
 
@@ -167,11 +165,12 @@ fn ask(arguments: &Arguments) -> Outcome<Report> {
     if !answer.status.success() {
         let complaint = String::from_utf8_lossy(&answer.stderr);
         let said = complaint.lines().rev().find_map(|line| line.strip_prefix("luthier-engine: "));
-        let said = said.or(complaint.lines().last()).unwrap_or("the engine ended without a word");
+        let said =
+            said.or(complaint.lines().last()).unwrap_or("the engine exited without reporting an error");
         return Err(Failure::work(clean_line(said).into_owned()));
     }
     serde_json::from_slice(&answer.stdout)
-        .map_err(|error| Failure::work(format!("the engine's answer cannot be read: {error}")))
+        .map_err(|error| Failure::work(format!("the engine's output cannot be read: {error}")))
 }
 
 fn describe(report: &Report) -> String {

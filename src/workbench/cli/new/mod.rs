@@ -11,7 +11,7 @@ use luthier_core::model::hub::HubModel;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::{output, sample};
 
-/// Start a project: a commented luthier.toml, and a little data to replace by your own
+/// Start a project: a commented luthier.toml, and a little data to replace with your own
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  luthier new tickets\n  luthier new tickets --model ~/models/tinyllama")]
 pub struct Arguments {
@@ -54,7 +54,6 @@ const DATA: [(&str, &str); 3] = [
     ("answer.schema.json", include_str!("starter/answer.schema.json")),
 ];
 
-/// Starts a project.
 pub fn run(arguments: &Arguments) -> Outcome {
     let folder = &arguments.folder;
     let model = match &arguments.model {
@@ -67,7 +66,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let files: Vec<(&str, &str)> = std::iter::once((FILE_NAME, written.as_str())).chain(DATA).collect();
     if let Some((name, _)) = files.iter().find(|(name, _)| folder.join(name).symlink_metadata().is_ok()) {
         return Err(Failure::usage(format!(
-            "`{}` holds a {name} already; nothing was written. Name another folder, or move it away",
+            "`{}` already has a {name}; nothing was written. Name another folder, or move it away",
             folder.display()
         )));
     }
@@ -106,7 +105,7 @@ fn write_all(folder: &Path, files: &[(&str, &str)]) -> Outcome {
         });
         if let Err(error) = written {
             for path in &made {
-                // A file that cannot be removed is told by the next attempt.
+                // The next attempt reports a file that cannot be removed.
                 let _ = fs::remove_file(path);
             }
             return Err(not_made(&path, &error));
@@ -124,7 +123,7 @@ fn not_made(path: &Path, error: &io::Error) -> Failure {
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "; a file is in the way",
         _ => "",
     };
-    Failure::work(format!("`{}` cannot be made: {error}{remedy}", path.display()))
+    Failure::work(format!("`{}` cannot be created: {error}{remedy}", path.display()))
 }
 
 fn described(folder: &Path, files: &[(&str, &str)], model: Option<&Path>) -> String {
@@ -165,7 +164,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("b"), "mine").unwrap();
         let failure = write_all(folder.path(), &[("a", "1"), ("b", "2")]).unwrap_err();
-        assert!(format!("{failure:?}").contains("cannot be made"));
+        assert!(format!("{failure:?}").contains("cannot be created"));
         assert!(!folder.path().join("a").exists());
         assert_eq!(fs::read_to_string(folder.path().join("b")).unwrap(), "mine");
     }

@@ -58,19 +58,16 @@ pub struct Edit {
     setting: String,
 }
 
-/// Pauses.
 pub fn pause(arguments: &Pause) -> Outcome {
     let run = arguments.which.find()?;
     say(&run, &project::ask(&run, &Request::Pause)?)
 }
 
-/// Makes a run go on.
 pub fn resume(arguments: &Resume, host: &Host) -> Outcome {
     let run = arguments.which.find()?;
     say(&run, &project::resume(&run, host)?)
 }
 
-/// Stops.
 pub fn stop(arguments: &Stop) -> Outcome {
     let run = arguments.which.find()?;
     let when = match arguments.when {
@@ -81,7 +78,6 @@ pub fn stop(arguments: &Stop) -> Outcome {
     say(&run, &project::ask(&run, &Request::Stop { when })?)
 }
 
-/// Changes a setting.
 pub fn edit(arguments: &Edit) -> Outcome {
     let run = arguments.which.find()?;
     let Some((key, value)) = arguments.setting.split_once('=') else {

@@ -25,7 +25,6 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Lists what differs.
 pub fn run(arguments: &Arguments) -> Outcome {
     let run = arguments.which.find()?;
     let other = arguments.other.as_deref().map(|other| RunDir::find(run.project(), other)).transpose()?;

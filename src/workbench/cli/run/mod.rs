@@ -1,4 +1,4 @@
-//! `luthier run …`: the same control over a run as the workbench has.
+//! `luthier run …`: see and control one run.
 
 mod control;
 mod diff;
@@ -39,13 +39,11 @@ pub struct Which {
 }
 
 impl Which {
-    /// Finds the run.
     pub fn find(&self) -> Outcome<RunDir> {
         Ok(RunDir::find(&self.folder.find()?, &self.run)?)
     }
 }
 
-/// Does what was asked with a run.
 pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
     match &arguments.command {
         Command::Show(arguments) => show::run(arguments),

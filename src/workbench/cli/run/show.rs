@@ -12,13 +12,13 @@ use super::Which;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::{output, units};
 
-/// Lines of the log shown for a run that did not end well.
+/// Lines of the log shown for a failed run.
 const LOG_LINES: usize = 8;
 
 /// Column in which values begin.
 const VALUES: usize = 17;
 
-/// Show where a run stands
+/// Show the state of a run
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  luthier run show latest -C tickets\n  luthier run show latest --json | jq .state"
@@ -31,7 +31,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What the journal holds beside the status.
+/// What the journal has in addition to the status.
 #[derive(Default)]
 struct History {
     evaluations: Vec<(u64, Number)>,
@@ -39,7 +39,6 @@ struct History {
     alerts: Vec<String>,
 }
 
-/// Shows the run.
 pub fn run(arguments: &Arguments) -> Outcome {
     let run = arguments.which.find()?;
     let status = run.status()?;
@@ -82,7 +81,7 @@ impl History {
             for event in batch.events {
                 let step = event.step.unwrap_or(0);
                 match event.body {
-                    // What a former process did past the checkpoint happened again.
+                    // A resumed run repeats the steps after its checkpoint.
                     EventBody::Run(run) => {
                         if let Some(from) = run.resumed_from {
                             history.evaluations.retain(|(step, _)| *step <= from);

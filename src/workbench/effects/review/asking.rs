@@ -1,4 +1,4 @@
-//! One asking: from finding the weights to the last token of both answers.
+//! One comparison: from finding the weights to the last token of both answers.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::effects::Worker;
 use crate::panes::review::{Ask, Broken, End, Event};
 use crate::project::{Server, Unserved, sampling};
 
-/// How often giving up is looked for while the engine is silent.
+/// Interval between checks for cancellation while the engine is silent.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// How long pieces are collected before they are posted: a frame.
@@ -26,13 +26,13 @@ const FLUSH: Duration = Duration::from_millis(25);
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 
 /// Lets both sides answer, and says everything about it through `worker`. The connection ends with it, so
-/// that an engine nobody asks can give its memory back.
+/// that an idle engine can free its memory.
 pub fn ask(project: &Path, server: &Server, given_up: &AtomicU64, ask: &Ask, worker: &Worker<Event>) {
     let asking = Asking { server, given_up, ask, worker };
     let broken = match asking.prepare(project) {
         Err(problem) => Broken::Failed(problem),
         Ok(prepared) => match asking.answer(&prepared).or_else(|again| match again {
-            // What died while it was idle, or holds other weights than the files now, is started anew once.
+            // An engine that died while idle, or has loaded weights that have changed since, is started once more.
             Stop::Again(_) => asking.answer(&prepared),
             other => Err(other),
         }) {
@@ -48,7 +48,7 @@ pub fn ask(project: &Path, server: &Server, given_up: &AtomicU64, ask: &Ask, wor
 enum Stop {
     GivenUp,
     Failed(String),
-    /// It failed in a way that a new engine may not.
+    /// It failed, but a new engine may succeed.
     Again(String),
 }
 
@@ -142,7 +142,7 @@ impl Asking<'_> {
         }
         self.server.end(STOPS_WITHIN);
         Err(Stop::Again(
-            "The engine has other base weights loaded than the model's files hold now. Close the other \
+            "The engine has loaded other base weights than the model's files have now. Close the other \
              workbenches of this project and ask again."
                 .to_owned(),
         ))

@@ -20,7 +20,7 @@ fn shown(path: &Path) -> String {
     clean_line(&path.display().to_string()).into_owned()
 }
 
-/// Puts a text where the external editor finds it: in the user's own folder, which no one else may enter.
+/// Puts a text where the external editor finds it: in a folder that only the user can enter.
 pub fn write_draft(text: &str) -> Result<PathBuf, String> {
     let folder = socket_folder().map_err(|error| error.to_string())?;
     let path = folder.join(format!("draft-{}.md", std::process::id()));
@@ -45,7 +45,7 @@ pub fn read_draft(path: &Path) -> Result<String, String> {
     Ok(clean(&text).into_owned())
 }
 
-/// Appends a conversation to a JSONL file of conversations and has the disk hold it.
+/// Appends a conversation to a JSONL file of conversations and syncs it.
 pub fn add_example(project: &Path, file: &Path, messages: &[Message]) -> Result<PathBuf, String> {
     let path = project.join(file);
     let failed = |error: std::io::Error| format!("{} cannot be written: {error}", shown(&path));

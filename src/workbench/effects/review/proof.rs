@@ -1,4 +1,4 @@
-//! Which weights are asked, known without the engine that answers: what it reports must be equal.
+//! Fingerprints of the weights to be asked, computed without the engine: those it reports must be equal.
 
 use std::path::PathBuf;
 
@@ -25,24 +25,21 @@ impl Weights {
     pub fn find(run: &RunDir, target: &Target, model: &str) -> Result<Self, String> {
         let adapter = match target.step {
             None => run.result().map(|(_, folder)| folder).ok_or_else(|| {
-                format!(
-                    "Run {} has left no result behind yet. Choose another run or checkpoint with r.",
-                    run.id()
-                )
+                format!("Run {} has no result yet. Choose another run or checkpoint with r.", run.id())
             })?,
             Some(step) => match run.checkpoints().into_iter().find(|checkpoint| checkpoint.step == step) {
                 Some(checkpoint) => checkpoint.path,
                 None => {
                     return Err(format!(
-                        "The checkpoint at step {step} is gone: a run keeps its newest ones only. Choose another \
-                         with r; train.keep_checkpoints says how many are kept."
+                        "The checkpoint at step {step} was deleted: a run keeps only its newest ones. Choose another \
+                         with r; train.keep_checkpoints sets how many are kept."
                     ));
                 }
             },
         };
         if ResultForm::of(&adapter).is_none() {
             return Err(format!(
-                "`{}` holds no trained weights. Choose another run or checkpoint with r.",
+                "`{}` has no trained weights. Choose another run or checkpoint with r.",
                 clean_line(&adapter.display().to_string())
             ));
         }

@@ -165,7 +165,7 @@ fn play(
             thread::spawn(move || {
                 let mut writer = LineWriter::new(&stream).unwrap();
                 let mut reader = LineReader::new(stream);
-                // A client that is gone hears no more.
+                // The client may have disconnected.
                 let mut say = move |reply: ServeReply| drop(writer.send(&reply));
                 while let Ok(Some(request)) = reader.receive::<ServeRequest>(None) {
                     match request {
@@ -403,15 +403,15 @@ fn weights_that_are_gone_are_missed_before_the_engine_is_asked() {
     let ask = desk.ask(Some(400), config(""));
     desk.asks(ask);
     let problem = desk.failure();
-    assert!(problem.contains("step 400 is gone") && problem.contains("keep_checkpoints"), "{problem}");
+    assert!(problem.contains("step 400 was deleted") && problem.contains("keep_checkpoints"), "{problem}");
     fs::remove_file(desk.run.result_path(ResultForm::Adapter).join("adapter_model.safetensors")).unwrap();
     let ask = desk.ask(None, config(""));
     desk.asks(ask);
-    assert!(desk.failure().contains("has left no result behind"));
+    assert!(desk.failure().contains("has no result yet"));
 }
 
 #[test]
-fn what_runs_have_left_behind_is_told() {
+fn results_and_checkpoints_are_listed() {
     let mut desk = Desk::new(no_start);
     let writer = CheckpointWriter::begin(desk.run.path(), 400).unwrap();
     adapter(writer.path());
