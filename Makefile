@@ -6,7 +6,7 @@ CARGO ?= cargo
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run demo test bench bench-peers bench-workbench gpu-check fuzz lint clean
+.PHONY: help setup build run demo test bench bench-peers bench-workbench gpu-check fuzz lint deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ fuzz: ## every reader of what others wrote against hostile input, FUZZ_SECONDS=1
 lint: setup ## formatting and lints, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+deny: ## licences, sources and advisories of everything the project depends on
+	@python3 scripts/deny.py
 
 clean: ## remove build products (the shared cache and your runs stay)
 	$(CARGO) clean
