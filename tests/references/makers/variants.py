@@ -1,15 +1,15 @@
-"""Makes `variants/`: tiny models with options that `tiny/` does not have, and what transformers computes with them.
+"""variants/: small models with options that none of tiny/ has, and what transformers computes with them.
 
-Run with transformers 5.23 and torch 2.11: `python3 make_variants.py variants`. Each folder holds config.json,
-model.safetensors and ref.safetensors (the tensors that `luthier model verify` reads); no tokenizer.
+Each folder holds config.json, model.safetensors and ref.safetensors (the tensors that `luthier model verify` reads), and no
+tokenizer.
 """
 
-import sys
-from pathlib import Path
+import copy
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from .common import write_tensors
 
 COMMON = dict(vocab_size=512, bos_token_id=0, eos_token_id=1, pad_token_id=None)
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
@@ -114,6 +114,14 @@ VARIANTS = {
 }
 
 
+def grow(name, model, prompt):
+    """A prompt with the 16 most likely tokens after it. The model must not have computed before: some rotary embeddings keep the
+    frequencies of the longest text so far."""
+    # Where frequencies depend on the length, keys in a cache may be rotated with others: the whole text for each token.
+    cached = not name.endswith(("-dynamic", "-beyond"))
+    return model.generate(prompt, max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=cached)
+
+
 def make(name, kind, options, folder):
     torch.manual_seed(sum(name.encode()))
     config = AutoConfig.for_model(kind, **{**COMMON, **options})
@@ -125,6 +133,7 @@ def make(name, kind, options, folder):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             else:
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+    fresh = copy.deepcopy(model)
     ids = torch.randint(2, 512, (2, 20))
     mask = torch.ones_like(ids)
     mask[1, 13:] = 0
@@ -135,17 +144,15 @@ def make(name, kind, options, folder):
     tensors = dict(
         input_ids=ids, attention_mask=mask, labels=labels, logits=out.logits, last_hidden_state=last, loss=out.loss.view(1)
     )
-    if not (name.endswith("dynamic") or name.endswith("beyond")):
-        prompt = ids[:1, :9]
-        grown = model.generate(prompt, max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0)
-        tensors["gen0.prompt"], tensors["gen0.tokens"] = prompt[0].clone(), grown[0, 9:].clone()
+    grown = grow(name, fresh, ids[:1, :9])
+    tensors |= {"gen0.prompt": grown[0, :9], "gen0.tokens": grown[0, 9:]}
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "ref.safetensors")
+    write_tensors(folder / "ref.safetensors", tensors)
     print(name, float(out.loss))
 
 
-if __name__ == "__main__":
+def make_all(folder):
     for name, (kind, options) in VARIANTS.items():
-        make(name, kind, options, Path(sys.argv[1]) / name)
+        make(name, kind, options, folder / name)
