@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use luthier_core::config::Config;
+use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_core::runs::RunDir;
+use tch::{Device, Kind};
+
+use crate::models::Model;
 
 /// A project folder that is removed when dropped.
 pub struct Project {
@@ -62,4 +66,10 @@ impl Project {
 pub fn model() -> PathBuf {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
     Path::new(path).canonicalize().unwrap()
+}
+
+/// The tiny llama in f32.
+pub fn tiny_llama() -> Model {
+    let files = ModelFiles::open(&model()).unwrap();
+    Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap()
 }

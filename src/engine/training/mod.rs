@@ -10,8 +10,6 @@ pub mod dpo;
 pub mod edits;
 pub mod meter;
 mod observe;
-#[cfg(test)]
-mod parity;
 pub mod phases;
 pub mod record;
 pub mod reference;

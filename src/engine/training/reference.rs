@@ -218,12 +218,11 @@ fn parse(text: &str, key: &Key) -> Option<BTreeMap<usize, [f64; 2]>> {
 #[cfg(test)]
 mod tests {
     use luthier_core::data::EncodedSide;
-    use tch::Kind;
 
     use super::*;
 
     const ONCE: Beginnings = Beginnings::Once { worth: 16 };
-    use crate::training::parity::tiny_llama;
+    use crate::testing::tiny_llama;
 
     fn pair(row: usize, last: u32) -> EncodedRow {
         let trained = vec![false, false, true, true];
@@ -242,7 +241,7 @@ mod tests {
     #[test]
     fn what_was_computed_is_read_back_to_the_last_bit() {
         let run = tempfile::tempdir().unwrap();
-        let model = tiny_llama(Kind::Float);
+        let model = tiny_llama();
         let rows: Vec<_> = (0..6).map(|row| pair(row, 20 + row as u32)).collect();
         let mut reference = Reference::open(run.path(), key(&rows));
         reference.save().unwrap();
@@ -272,7 +271,7 @@ mod tests {
     #[test]
     fn what_was_computed_from_something_else_is_computed_again() {
         let run = tempfile::tempdir().unwrap();
-        let model = tiny_llama(Kind::Float);
+        let model = tiny_llama();
         let rows = [pair(0, 20)];
         let mut reference = Reference::open(run.path(), key(&rows));
         reference.fill(&model, &all(&rows), ONCE).unwrap();

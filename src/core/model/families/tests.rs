@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,22 +13,7 @@ use crate::model::architecture::{
 use crate::model::match_targets;
 use crate::model::roles::Role;
 use crate::model::{Arrangement, ModelFiles};
-
-/// The references under `tests/references/tiny`.
-const TINY: [&str; 12] = [
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "phi",
-    "phi3",
-    "falcon-7b",
-    "falcon-40b",
-    "gemma2",
-    "gemma3",
-    "gpt_neox",
-    "gpt2",
-];
+use crate::testing::tiny_models;
 
 fn folder(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny")).join(name)
@@ -63,9 +49,21 @@ fn elements(architecture: &Architecture) -> usize {
 }
 
 #[test]
+fn every_family_has_references() {
+    let model_type = |folder: &PathBuf| -> String {
+        let config: Value = serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+        config["model_type"].as_str().unwrap().to_owned()
+    };
+    let found: BTreeSet<String> = tiny_models().iter().map(model_type).collect();
+    let known: BTreeSet<String> = FAMILIES.iter().map(|family| family.model_type().to_owned()).collect();
+    assert_eq!(found, known);
+}
+
+#[test]
 fn every_reference_opens_with_exactly_its_tensors() {
-    for name in TINY {
-        let model = ModelFiles::open(&folder(name)).unwrap();
+    for folder in tiny_models() {
+        let name = folder.display();
+        let model = ModelFiles::open(&folder).unwrap();
         let bytes = fs::read(&model.files[0]).unwrap();
         let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
@@ -84,7 +82,8 @@ fn every_reference_opens_with_exactly_its_tensors() {
 
 #[test]
 fn both_spellings_of_each_configuration_are_one_architecture() {
-    for name in TINY {
+    for folder in tiny_models() {
+        let name = folder.file_name().unwrap().to_str().unwrap();
         let (new, old) = (config(name, "config.json"), config(name, "config_v4.json"));
         assert_eq!(architecture(new).unwrap(), architecture(old).unwrap(), "{name}");
     }

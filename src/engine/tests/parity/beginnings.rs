@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use luthier_core::data::EncodedRow;
-use luthier_core::model::{ModelFiles, Quantisation};
+use luthier_core::model::Quantisation;
 use luthier_engine::csrc;
 use luthier_engine::methods::Adapter;
 use luthier_engine::models::head::losses;
@@ -12,9 +12,9 @@ use luthier_engine::ops;
 use luthier_engine::training::batch::{Beginnings, collate};
 use tch::{Device, Kind, Tensor};
 
-use crate::families::FAMILIES;
-use crate::methods::{each, open};
-use crate::support::{distance, reference, variant};
+use crate::methods::each;
+use crate::references::{families, open};
+use crate::support::{distance, variant};
 
 const ONCE: Beginnings = Beginnings::Once { worth: 16 };
 
@@ -73,8 +73,10 @@ fn learned(
 #[test]
 fn every_family_learns_the_same_from_rows_that_share_their_beginnings() {
     // Of the variants those whose attention no tiny model has: scores with a linear bias.
-    let models = FAMILIES.iter().map(|family| (*family, open(family), None));
-    let variants = ["falcon-rw", "qwen2-mixed"].map(|name| (name, variant(name)));
+    let models = families()
+        .into_iter()
+        .map(|family| (family.clone(), open(&family, Kind::Float, Quantisation::None), None));
+    let variants = ["falcon-rw", "qwen2-mixed"].map(|name| (name.to_owned(), variant(name)));
     let models = models.chain(variants.map(|(name, (model, folder))| (name, model, Some(folder))));
     let rows = rows();
     for (family, model, _folder) in models {
@@ -116,9 +118,7 @@ fn bf16_loses_nothing_where_many_rows_share_their_beginning() {
     };
     let rows: Vec<EncodedRow> = (0..200).map(row).collect();
     for family in ["llama", "gemma2", "falcon-7b"] {
-        let files = ModelFiles::open(&reference(&format!("tiny/{family}"))).unwrap();
-        let half = Model::load(&files, Device::Cpu, Kind::BFloat16, Quantisation::None).unwrap();
-        let full = open(family);
+        let [full, half] = [Kind::Float, Kind::BFloat16].map(|kind| open(family, kind, Quantisation::None));
         let gradients = |model: &Model, beginnings| {
             let (_, adapter) = each(model).swap_remove(0);
             learned(model, adapter.as_ref(), &rows, beginnings, false).1

@@ -2,12 +2,14 @@
 
 use std::ops::ControlFlow;
 
+use luthier_core::model::Quantisation;
 use luthier_engine::generation::{Completion, Ended, Row, Sampling, generate};
 use luthier_engine::methods::{Adapter, Method};
 use luthier_engine::models::{Active, Model};
 use tch::{Kind, Tensor};
 
 use crate::methods::each;
+use crate::references::{families, open};
 use crate::support::{greedy_without_cache, ids, logits, lora, tensors, tiny, variant};
 
 fn row(prompt: &[u32]) -> Row<'_> {
@@ -35,15 +37,14 @@ fn adapter(model: &Model, seed: u64) -> Box<dyn Adapter> {
 }
 
 #[test]
-fn greedy_tokens_equal_transformers_with_and_without_cache_alone_and_together() {
-    let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
-    let prompts = [ids(&stored["gen0.prompt"]), ids(&stored["gen1.prompt"])];
-    let wanted = [ids(&stored["gen0.tokens"]), ids(&stored["gen1.tokens"])];
-    for (prompt, wanted) in prompts.iter().zip(&wanted) {
-        assert_eq!(&greedy_without_cache(&model, prompt, 24), wanted);
-        assert_eq!(&tokens(&model, &[row(prompt)])[0], wanted);
+fn prompts_together_continue_as_transformers_continues_each() {
+    for family in families() {
+        let model = open(&family, Kind::Float, Quantisation::None);
+        let stored = tensors(&format!("tiny/{family}/ref.safetensors"));
+        let [first, second] = ["gen0", "gen1"].map(|name| ids(&stored[&format!("{name}.prompt")]));
+        let wanted = ["gen0", "gen1"].map(|name| ids(&stored[&format!("{name}.tokens")]));
+        assert_eq!(tokens(&model, &[row(&first), row(&second)]), wanted, "{family}");
     }
-    assert_eq!(tokens(&model, &[row(&prompts[0]), row(&prompts[1])]), wanted);
 }
 
 #[test]

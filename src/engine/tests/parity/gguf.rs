@@ -9,7 +9,8 @@ use luthier_engine::models::{Active, Model};
 use luthier_engine::weights::safetensors;
 use tch::{Device, Kind};
 
-use crate::support::{distance, json, logits, reference, tensors};
+use crate::references::gguf_files;
+use crate::support::{copy_files, distance, json, logits, reference, tensors};
 
 fn load(files: &ModelFiles) -> Model {
     Model::load(files, Device::Cpu, Kind::Float, Quantisation::None).unwrap()
@@ -17,16 +18,7 @@ fn load(files: &ModelFiles) -> Model {
 
 /// A copy of the folder whose weights have lost what the GGUF file has not kept of them.
 fn rounded(family: &str, gguf: &ModelFiles, to: &Path) -> ModelFiles {
-    let from = reference(&format!("tiny/{family}"));
-    for entry in fs::read_dir(&from).unwrap().map(Result::unwrap) {
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-    if !to.join("tokenizer.json").exists() {
-        let tokenizer = reference("tiny/_tokenizers/bytelevel");
-        for entry in fs::read_dir(tokenizer).unwrap().map(Result::unwrap) {
-            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
-    }
+    copy_files(&reference(&format!("tiny/{family}")), to);
     if family.starts_with("gemma") {
         // llama.cpp divides scores by the root of the head size, whatever `query_pre_attn_scalar` says.
         let mut config = json(&format!("tiny/{family}/config.json"));
@@ -50,8 +42,8 @@ fn rounded(family: &str, gguf: &ModelFiles, to: &Path) -> ModelFiles {
 
 #[test]
 fn logits_equal_those_of_the_folder() {
-    for path in fs::read_dir(reference("gguf")).unwrap().map(|entry| entry.unwrap().path()) {
-        let family = path.file_stem().unwrap().to_str().unwrap();
+    for family in &gguf_files() {
+        let path = reference(&format!("gguf/{family}.gguf"));
         let folder = tempfile::tempdir().unwrap();
         let gguf = ModelFiles::open(&path).unwrap();
         let plain = rounded(family, &gguf, folder.path());

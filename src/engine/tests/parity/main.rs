@@ -1,27 +1,35 @@
-//! The engine against what transformers and PEFT compute: stored logits, hidden states, losses, generations and
-//! training steps of a tiny random model and of the sample model; and what it refuses to read.
+//! The engine against what transformers, PEFT and TRL compute, for every folder of `tests/references`: stored logits, hidden
+//! states, losses, gradients, continuations and training steps; and what the engine promises beside that.
 
 #[cfg(test)]
 mod adapters;
 #[cfg(test)]
 mod beginnings;
 #[cfg(test)]
-mod families;
-#[cfg(test)]
 mod generation;
 #[cfg(test)]
 mod gguf;
 #[cfg(test)]
+mod layouts;
+#[cfg(test)]
 mod methods;
+#[cfg(test)]
+mod models;
+#[cfg(test)]
+mod preferences;
 #[cfg(test)]
 mod quantised;
 #[cfg(test)]
+mod references;
+#[cfg(test)]
 mod refusals;
+#[cfg(test)]
+mod runs;
 #[cfg(test)]
 mod sample_model;
 #[cfg(test)]
 mod seam;
 #[cfg(test)]
-mod support;
+mod steps;
 #[cfg(test)]
-mod tiny;
+mod support;

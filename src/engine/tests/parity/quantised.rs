@@ -1,5 +1,4 @@
-//! Models whose blocks are held quantised: NF4 against bitsandbytes and PEFT, and every way of holding the same numbers
-//! against their dense form.
+//! Models whose blocks are held quantised, against their dense form.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -10,8 +9,7 @@ use luthier_core::data::EncodedRow;
 use luthier_core::model::{Arrangement, ModelFiles, Quantisation, Storage, TensorEntry};
 use luthier_engine::csrc;
 use luthier_engine::generation::{Row, Sampling, generate};
-use luthier_engine::methods::lora::Lora;
-use luthier_engine::methods::{Adapter, Form, LoraMethod, Method, Parameters};
+use luthier_engine::methods::{Adapter, LoraMethod, Method};
 use luthier_engine::models::{Active, Mask, Model, Pass};
 use luthier_engine::training::adamw::AdamW;
 use luthier_engine::training::batch::{Beginnings, collate};
@@ -20,8 +18,9 @@ use luthier_engine::training::step::{Launch, Learner, Measured, Outcome, Setting
 use luthier_engine::weights::{Linear, Weight, safetensors};
 use tch::{Device, Kind, Tensor};
 
-use crate::families::FAMILIES;
-use crate::support::{columns, distance, distance_where, ids, logits, lora, reference, tensors};
+use crate::references::families;
+use crate::runs::micro_batches;
+use crate::support::{Merged, columns, copy_files, distance, ids, logits, lora, reference, tensors};
 
 fn files() -> ModelFiles {
     ModelFiles::open(&reference("tiny/llama")).unwrap()
@@ -38,10 +37,7 @@ fn in_blocks_of(model: &Model) -> Vec<&Linear> {
 
 /// The tiny llama with its blocks' matrices rounded to NF4 and written down dense.
 fn rounded_to_nf4(folder: &Path) -> ModelFiles {
-    for entry in fs::read_dir(reference("tiny/llama")).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
-    }
+    copy_files(&reference("tiny/llama"), folder);
     let mut weights = tensors("tiny/llama/model.safetensors");
     for linear in in_blocks_of(&load(&files(), Kind::Float, Quantisation::Nf4)) {
         let dense = linear.weight().dense(Kind::Float).unwrap();
@@ -113,19 +109,7 @@ fn in_blocks(folder: &Path) -> ModelFiles {
 
 /// Some rows of the reference's batches.
 fn rows(count: usize) -> Vec<EncodedRow> {
-    let data = tensors("training/llama/batches.safetensors");
-    let flat = |name: &str| Vec::<i64>::try_from(data[name].flatten(0, -1)).unwrap();
-    let (ids, masks, labels) = (flat("input_ids"), flat("attention_mask"), flat("labels"));
-    let row = |row: usize| {
-        let tokens = row * 24..row * 24 + masks[row * 24..][..24].iter().sum::<i64>() as usize;
-        EncodedRow {
-            row,
-            ids: ids[tokens.clone()].iter().map(|&id| id as u32).collect(),
-            trained: labels[tokens].iter().map(|&label| label != -100).collect(),
-            rejected: None,
-        }
-    };
-    (0..count).map(row).collect()
+    micro_batches("llama").into_iter().flatten().take(count).collect()
 }
 
 /// Trains an adapter on one row a step; its parameters, and what each step measured.
@@ -197,62 +181,16 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn logits_over_nf4_equal_pefts_before_and_after_training() {
-    let model = load(&files(), Kind::Float, Quantisation::Nf4);
-    let data = tensors("training/llama/batches.safetensors");
-    let (ids, mask) = (data["input_ids"].get(0), data["attention_mask"].get(0));
-    let wanted = tensors("training/llama/qlora-nf4/logits.safetensors");
-    for state in ["init", "final"] {
-        let folder = reference(&format!("training/llama/qlora-nf4/adapter-{state}"));
-        let adapter = Lora::load(&folder, &model).unwrap();
-        let found = logits(&model, &ids, Active::All(&adapter));
-        let error = distance_where(&mask, &found, &wanted[&format!("{state}_logits")]);
-        assert!(error <= 1e-4, "{state}: {error}");
-    }
-}
-
-/// Stands for the linear layers of a model with dense copies of what they hold.
-struct Standing {
-    weights: Parameters,
-    nothing: Parameters,
-}
-
-impl Standing {
-    fn of(model: &Model) -> Self {
-        let weight = |linear: &Linear| (linear.name.clone(), linear.weight().dense(Kind::Float).unwrap());
-        Self { weights: model.linears().map(weight).collect(), nothing: Parameters::new() }
-    }
-}
-
-impl Adapter for Standing {
-    fn parameters(&self) -> &Parameters {
-        &self.nothing
-    }
-
-    fn form(&self) -> Form<'_> {
-        Form::Peft(serde_json::Value::Null)
-    }
-
-    fn weight(&self, linear: &Linear) -> Option<&Tensor> {
-        self.weights.get(&linear.name)
-    }
-
-    fn shares_product(&self, _: &Linear) -> bool {
-        false
-    }
-}
-
-#[test]
 fn every_family_runs_over_nf4() {
-    for family in FAMILIES {
+    for family in families() {
         let files = ModelFiles::open(&reference(&format!("tiny/{family}"))).unwrap();
         let dense = load(&files, Kind::Float, Quantisation::None);
         let quantised = load(&files, Kind::Float, Quantisation::Nf4);
         assert_eq!(quantised.weight_bytes(), Quantisation::Nf4.held(&files).bytes(4), "{family}");
         let ids = &tensors(&format!("tiny/{family}/ref.safetensors"))["input_ids"];
-        let standing = Standing::of(&quantised);
+        let held = Merged::of(None, &quantised);
         let found = logits(&quantised, ids, Active::Base);
-        let error = distance(&found, &logits(&dense, ids, Active::All(&standing)));
+        let error = distance(&found, &logits(&dense, ids, Active::All(&held)));
         assert!(error <= 1e-4, "{family}: {error}");
         let rounding = distance(&found, &logits(&dense, ids, Active::Base));
         assert!(rounding > 1e-3, "{family}: nothing is quantised");
@@ -375,10 +313,7 @@ fn weights_take_the_bytes_that_are_forecast() {
 #[test]
 fn a_weight_that_is_no_number_cannot_be_quantised() {
     let folder = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(reference("tiny/llama")).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
+    copy_files(&reference("tiny/llama"), folder.path());
     let mut weights = tensors("tiny/llama/model.safetensors");
     let name = "model.layers.1.mlp.down_proj.weight";
     let _ = weights.get_mut(name).unwrap().get(3).fill_(f64::NAN);

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use luthier_core::config::{Config, MethodSection, Targets};
 use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::generation::KvCache;
-use luthier_engine::methods::{Adapter, Form, LoraMethod};
+use luthier_engine::methods::{Adapter, Folded, Form, LoraMethod, Parameters};
 use luthier_engine::models::{Active, Mask, Model, Pass};
-use luthier_engine::weights::safetensors;
+use luthier_engine::weights::{Linear, safetensors};
 use tch::{Device, Kind, Tensor};
+
+use crate::references::open;
 
 /// A folder below `tests/references`.
 pub fn reference(path: &str) -> PathBuf {
@@ -28,8 +30,7 @@ pub fn json(path: &str) -> serde_json::Value {
 
 /// The tiny model in a type.
 pub fn tiny(kind: Kind) -> Model {
-    let files = ModelFiles::open(&reference("tiny/llama")).unwrap();
-    Model::load(&files, Device::Cpu, kind, Quantisation::None).unwrap()
+    open("llama", kind, Quantisation::None)
 }
 
 /// Writes a tiny model again, into a new folder, its weights rounded to bf16.
@@ -46,16 +47,25 @@ pub fn in_bf16(family: &str, folder: &Path) {
     safetensors::write(&folder.join("model.safetensors"), named).unwrap();
 }
 
-/// A model of `tests/references/variants`, with the tokenizer that every model folder needs; the folder it stands in goes
-/// with what is returned beside it.
-pub fn variant(name: &str) -> (Model, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    for from in [reference(&format!("variants/{name}")), reference("tiny/_tokenizers/bytelevel")] {
-        for entry in std::fs::read_dir(from).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-        }
+/// Copies the files of one folder into another.
+pub fn copy_files(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
+}
+
+/// A folder of `tests/references/variants` with the tokenizer that every model folder needs.
+pub fn with_tokenizer(variant: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_files(&reference("tiny/_tokenizers/bytelevel"), folder.path());
+    copy_files(&reference(&format!("variants/{variant}")), folder.path());
+    folder
+}
+
+/// A model of `tests/references/variants`; its files are deleted with the folder beside it.
+pub fn variant(name: &str) -> (Model, tempfile::TempDir) {
+    let folder = with_tokenizer(name);
     let files = ModelFiles::open(folder.path()).unwrap();
     (Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap(), folder)
 }
@@ -75,6 +85,46 @@ pub fn peft_config(adapter: &dyn Adapter) -> serde_json::Value {
     match adapter.form() {
         Form::Peft(config) => config,
         Form::Model(files) => panic!("a model as {}", files.root.display()),
+    }
+}
+
+/// The base model's linear layers in dense form, an adapter folded into them where there is one.
+pub struct Merged {
+    weights: Parameters,
+    nothing: Parameters,
+}
+
+impl Merged {
+    pub fn of(adapter: Option<&dyn Adapter>, model: &Model) -> Self {
+        let mut weights = Parameters::new();
+        for linear in model.linears() {
+            let Folded { weight, bias } = linear.folded(adapter, Kind::Float).unwrap();
+            weights.insert(format!("{}.weight", linear.name), weight);
+            weights.extend(bias.map(|bias| (format!("{}.bias", linear.name), bias)));
+        }
+        Self { weights, nothing: Parameters::new() }
+    }
+}
+
+impl Adapter for Merged {
+    fn parameters(&self) -> &Parameters {
+        &self.nothing
+    }
+
+    fn form(&self) -> Form<'_> {
+        Form::Peft(serde_json::Value::Null)
+    }
+
+    fn replacement(&self, tensor: &str) -> Option<&Tensor> {
+        self.weights.get(tensor)
+    }
+
+    fn weight(&self, linear: &Linear) -> Option<&Tensor> {
+        self.weights.get(&format!("{}.weight", linear.name))
+    }
+
+    fn shares_product(&self, _: &Linear) -> bool {
+        false
     }
 }
 
@@ -139,6 +189,17 @@ pub fn logits_in_pieces(model: &Model, ids: &Tensor, pieces: &[i64]) -> Tensor {
         .collect();
     assert_eq!(cache.lengths(), vec![width; rows as usize]);
     Tensor::cat(&parts, 1)
+}
+
+/// Difference as a share of what is expected.
+pub fn relative(ours: f64, expected: f64) -> f64 {
+    (ours - expected).abs() / expected.abs().max(1e-12)
+}
+
+/// The largest difference between parameters of the same names.
+pub fn furthest(ours: &Parameters, expected: &Parameters) -> f64 {
+    assert!(ours.keys().eq(expected.keys()));
+    ours.values().zip(expected.values()).map(|(a, b)| distance(a, b)).fold(0.0, f64::max)
 }
 
 /// A tensor of ids as a row generation takes.
