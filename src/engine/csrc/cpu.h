@@ -38,7 +38,7 @@ bool plain(const Tensor& x, const Others&... others) {
   return plain(x) && ((plain(others) && others.scalar_type() == x.scalar_type()) && ...);
 }
 
-// What the functions below do, for those who ask where the time of a step goes; in the order of csrc.rs.
+// What the functions below do, for those who ask where the time of a step goes; in the order of kernels.rs.
 enum Part {
   LINEAR_FORWARD,
   LINEAR_BACKWARD,

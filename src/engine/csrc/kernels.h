@@ -77,7 +77,7 @@ struct Stored {
   int64_t heads;
 };
 
-// Encodings of a stored matrix, numbered as in csrc.rs; elements and bytes of their blocks as in ggml-common.h.
+// Encodings of a stored matrix, numbered as in quantised.rs; elements and bytes of their blocks as in ggml-common.h.
 enum Format { BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, FORMATS };
 constexpr int64_t BLOCK_ELEMENTS[FORMATS] = {32, 32, 32, 32, 32, 32, 256, 256, 256};
 constexpr int64_t BLOCK_BYTES[FORMATS] = {64, 34, 18, 20, 22, 24, 144, 176, 210};
