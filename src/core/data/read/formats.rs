@@ -51,6 +51,9 @@ pub(super) fn detect(names: &[&str], fields: &Fields, pairs: bool) -> Option<For
 
 /// A row's fields as an example, or what is wrong with them.
 pub(super) fn shape(format: Format, fields: Fields) -> Result<(Example, Extras), String> {
+    if is_answer(format) && marked_bad(&fields) {
+        return Err(MARKED_BAD.to_owned());
+    }
     let mut row = Reader { fields };
     match format {
         Format::Messages => row.conversation(&["messages", "conversations"], openai_message),
@@ -61,6 +64,23 @@ pub(super) fn shape(format: Format, fields: Fields) -> Result<(Example, Extras),
         Format::Preference => row.preference(),
         Format::Tokens => row.tokens(),
         Format::Auto => Err("its format is not known".to_owned()),
+    }
+}
+
+const MARKED_BAD: &str = "its \"label\" is false, which marks a bad answer, and training would learn it as a good one. \
+                          Leave the row out, or rename the field if it means something else";
+
+/// Whether rows of a format end with an answer that is learned.
+fn is_answer(format: Format) -> bool {
+    matches!(format, Format::Messages | Format::ShareGpt | Format::Alpaca | Format::PromptCompletion)
+}
+
+/// Whether a row of the unpaired form (TRL's `label`) says that its answer is bad. A table without types has it as text.
+fn marked_bad(fields: &Fields) -> bool {
+    match fields.get("label") {
+        Some(Value::Bool(good)) => !good,
+        Some(Value::String(text)) => text.trim().eq_ignore_ascii_case("false"),
+        _ => false,
     }
 }
 
