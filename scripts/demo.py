@@ -80,7 +80,7 @@ def main():
         print(f"held out  loss {evaluations[0]['loss']:.3f} → {evaluations[-1]['loss']:.3f}")
 
     started = time.monotonic()
-    scores = answer("eval", "latest", "--against", "base")
+    scores = answer("eval", "latest")
     base, tuned = scores["base"], scores["tuned"]
     print(f"evaluated in {time.monotonic() - started:.0f} s on {base.get('replies', 'all')} held-out tickets")
     print("                                  base   tuned")

@@ -115,7 +115,7 @@ fn an_evaluation_sets_base_beside_tuned() {
     let config = project.run().join("config.toml");
     let text = fs::read_to_string(&config).unwrap().replace("baseline_system = \"\"\n", settings);
     fs::write(&config, text).unwrap();
-    let scores = project.luthier(["eval", "latest", "--against", "base", "--json"]).run().expect(0).json();
+    let scores = project.luthier(["eval", "latest", "--json"]).run().expect(0).json();
     let loss = |side: &str| scores[side]["loss"].as_f64().unwrap();
     assert!(loss("tuned") < loss("base") - 0.2, "{scores}");
     for side in ["base", "tuned", "baseline"] {

@@ -52,9 +52,6 @@ enum Command {
     Evaluate {
         /// The run's directory
         run: PathBuf,
-        /// What to compare with
-        #[arg(long, value_enum, default_value_t = Against::Base)]
-        against: Against,
         /// The checkpoint of this step, instead of the run's result
         #[arg(long)]
         checkpoint: Option<u64>,
@@ -75,12 +72,6 @@ enum Command {
     },
     /// Measure training and generation: `luthier-engine bench MODEL --method lora --steps 5 --json`
     Bench(BenchArguments),
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Against {
-    /// The base model (and the baseline, where the project has one)
-    Base,
 }
 
 #[derive(Args)]
@@ -193,7 +184,7 @@ fn main() -> ExitCode {
                 serve::serve(&project, &socket, device, &termination).map_err(|error| error.to_string())
             })
             .map(|()| ExitCode::SUCCESS),
-        Command::Evaluate { run, against: Against::Base, checkpoint, limit, json } => {
+        Command::Evaluate { run, checkpoint, limit, json } => {
             evaluate(&Request { run, checkpoint, limit }, json)
         }
         Command::Verify(arguments) => hold_against(arguments),
@@ -245,8 +236,8 @@ fn measure(arguments: BenchArguments) -> Result<ExitCode, String> {
 
 fn hold_against(arguments: VerifyArguments) -> Result<ExitCode, String> {
     let VerifyArguments { model, reference, dtype, device, tolerance, json } = arguments;
-    let report = device::choose(&device).and_then(|device| {
-        let kind = device::compute_kind(dtype.into(), device)?;
+    let report = device::choose(device).and_then(|device| {
+        let kind = device::compute_kind(dtype.into(), device);
         let tolerance = tolerance.unwrap_or_else(|| verify::usual_tolerance(kind));
         verify::verify(&verify::Request { model, reference, device, kind, tolerance })
     });

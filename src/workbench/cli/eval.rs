@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indexmap::IndexSet;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::runs::RunDir;
@@ -25,7 +25,7 @@ const SIDES: [&str; 3] = ["base", "baseline", "tuned"];
 #[command(after_help = "\
 Examples:
   luthier eval latest -C tickets
-  luthier eval latest --against base --json | jq .tuned.scores
+  luthier eval latest --json | jq .tuned.scores
 
 Loss, and the objective's scores of the replies to the held-out rows: of the tuned model, of the base model, and
 of the base model under review.baseline_system where that is set.")]
@@ -35,9 +35,6 @@ pub struct Arguments {
     run: String,
     #[command(flatten)]
     folder: Folder,
-    /// What to compare with
-    #[arg(long, value_enum, default_value_t = Against::Base)]
-    against: Against,
     /// The checkpoint of this step, instead of the run's result
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<u64>,
@@ -49,15 +46,9 @@ pub struct Arguments {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Against {
-    /// The base model, and the baseline where the project has one
-    Base,
-}
-
 pub fn run(arguments: &Arguments, host: &Host, interrupts: &Interrupts) -> Outcome {
     let run = RunDir::find(&arguments.folder.find()?, &arguments.run)?;
-    let Arguments { checkpoint, limit, against: Against::Base, .. } = *arguments;
+    let Arguments { checkpoint, limit, .. } = *arguments;
     let bar = bar();
     interrupts.hold();
     let result = evaluate(&run, host, checkpoint, limit, &mut |progress| {

@@ -55,7 +55,7 @@ pub fn evaluate(
 ) -> Result<Value, Refusal> {
     check_measurable(run, checkpoint)?;
     let mut command = Command::new((host.engine)()?);
-    command.arg("evaluate").arg(run.path()).args(["--against", "base", "--json"]);
+    command.arg("evaluate").arg(run.path()).arg("--json");
     for (name, value) in [("--checkpoint", checkpoint), ("--limit", limit.map(|limit| limit as u64))] {
         if let Some(value) = value {
             command.args([name, &value.to_string()]);
