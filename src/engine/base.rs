@@ -35,9 +35,9 @@ impl Base {
         let tokenizer = Tokenizer::open(&files).map_err(data_error)?;
         let template = Template::resolve(config, project, &files).map_err(data_error)?;
         let stop = template.stop_tokens(&tokenizer, &files);
-        let device = device::choose(&config.model.device)?;
+        let device = device::choose(config.model.device)?;
         device::prepare(config, device)?;
-        let kind = device::compute_kind(config.model.dtype, device)?;
+        let kind = device::compute_kind(config.model.dtype, device);
         let quantisation = Quantisation::of(config.method.kind, &files);
         let model = Model::load(&files, device, kind, quantisation)?;
         Ok(Self { files, tokenizer, template, stop, model })

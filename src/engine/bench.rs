@@ -139,8 +139,8 @@ struct Plan {
 
 /// Measures.
 pub fn bench(bench: &Bench) -> Result<Figures> {
-    let device = device::choose(&bench.device)?;
-    let kind = device::compute_kind(bench.dtype, device)?;
+    let device = device::choose(bench.device)?;
+    let kind = device::compute_kind(bench.dtype, device);
     let plan = match &bench.work {
         Work::Random { model, method, rank, batch, length } => {
             random(model, *method, *rank, *batch, *length)?

@@ -21,19 +21,12 @@ pub fn load_cuda() {
 }
 
 /// The device a configuration names. `auto` is the first CUDA device, or else the CPU.
-pub fn choose(device: &config::Device) -> Result<Device> {
+pub fn choose(device: config::Device) -> Result<Device> {
     load_cuda();
     match device {
         config::Device::Auto if driver_present() && Cuda::is_available() => Ok(Device::Cuda(0)),
         config::Device::Auto | config::Device::Cpu => Ok(Device::Cpu),
-        config::Device::Cuda(indices) => {
-            let [index] = indices[..] else {
-                return Err(EngineError::Config(
-                    "model.device: several devices are not available in this version of Luthier; name one, as \
-                     in \"cuda:0\""
-                        .into(),
-                ));
-            };
+        config::Device::Cuda(index) => {
             let count = if driver_present() { Cuda::device_count() } else { 0 };
             if i64::try_from(index).is_ok_and(|index| index < count) {
                 Ok(Device::Cuda(index))
@@ -57,14 +50,10 @@ pub fn prepare(config: &Config, device: Device) -> Result<()> {
 }
 
 /// The type that activations and frozen weights have. `auto` is bf16 on a GPU and f32 on the CPU.
-pub fn compute_kind(dtype: config::Dtype, device: Device) -> Result<Kind> {
+pub fn compute_kind(dtype: config::Dtype, device: Device) -> Kind {
     match dtype {
-        config::Dtype::Bf16 => Ok(Kind::BFloat16),
-        config::Dtype::Auto if device.is_cuda() => Ok(Kind::BFloat16),
-        config::Dtype::F32 | config::Dtype::Auto => Ok(Kind::Float),
-        config::Dtype::F16 => Err(EngineError::Config(
-            "model.dtype = \"f16\" is not available in this version of Luthier; use \"bf16\" or \"f32\""
-                .into(),
-        )),
+        config::Dtype::Bf16 => Kind::BFloat16,
+        config::Dtype::Auto if device.is_cuda() => Kind::BFloat16,
+        config::Dtype::F32 | config::Dtype::Auto => Kind::Float,
     }
 }

@@ -57,13 +57,13 @@ pub struct Speed {
 
 /// What the engine can train, as `method.kind` takes it.
 pub fn methods() -> impl Iterator<Item = &'static str> {
-    config::MethodKind::CHOICES.iter().filter(|choice| choice.missing.is_none()).map(|choice| choice.name)
+    config::MethodKind::CHOICES.iter().map(|choice| choice.name)
 }
 
 /// Looks at every device, which takes about half a second each. A device that fails is a problem, not an error.
 pub fn examine() -> Doctor {
     let mut problems = Vec::new();
-    let cuda = device::choose(&config::Device::Auto).is_ok_and(Device::is_cuda);
+    let cuda = device::choose(config::Device::Auto).is_ok_and(Device::is_cuda);
     let count = if cuda { Cuda::device_count().max(0) as usize } else { 0 };
     let devices: Vec<Device> = std::iter::once(Device::Cpu).chain((0..count).map(Device::Cuda)).collect();
     let mut speeds = Vec::new();

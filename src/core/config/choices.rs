@@ -1,5 +1,4 @@
-//! Settings with a closed list of names: the enum, its names, what each means and whether this version
-//! has it stand in one table each.
+//! Settings that take one of a list of names, each name declared once with its meaning.
 
 use std::fmt;
 
@@ -17,18 +16,23 @@ pub struct Choice {
     pub name: &'static str,
     /// What it means, in one line.
     pub doc: &'static str,
-    /// What to use instead, where this version does not have it yet.
-    pub missing: Option<&'static str>,
 }
 
+/// Names that other tools take, and what to use here.
+pub(super) const FOREIGN: [(&str, &str); 3] = [
+    ("f16", "16-bit floats need loss scaling; use \"bf16\" or \"f32\""),
+    ("fp16", "16-bit floats need loss scaling; use \"bf16\" or \"f32\""),
+    ("float16", "16-bit floats need loss scaling; use \"bf16\" or \"f32\""),
+];
+
 macro_rules! choices {
-    (
-        $(#[$meta:meta])*
+    ($(
+        #[doc = $key:literal]
         pub enum $enum:ident {
-            $( $variant:ident = $name:literal, $doc:literal $(, instead $instead:literal)?; )+
+            $( $variant:ident = $name:literal, $doc:literal; )+
         }
-    ) => {
-        $(#[$meta])*
+    )+) => { $(
+        #[doc = $key]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $enum {
             $( #[doc = $doc] $variant, )+
@@ -37,7 +41,7 @@ macro_rules! choices {
         impl $enum {
             /// Every value with its name and meaning, in the order in which they are documented.
             pub const CHOICES: &'static [Choice] = &[
-                $( Choice { name: $name, doc: $doc, missing: choices!(@missing $($instead)?) }, )+
+                $( Choice { name: $name, doc: $doc }, )+
             ];
 
             /// Every value, in the same order.
@@ -50,13 +54,15 @@ macro_rules! choices {
                 }
             }
 
-            /// The value of that name, whether or not this version has it.
+            /// The value of that name.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|value| value.name() == name)
             }
         }
 
         impl Field for $enum {
+            const KIND: Kind = Kind::Choice(Self::CHOICES);
+
             fn read(value: &Located, _: &Kind, source: &Source) -> Result<Self, Fault> {
                 read_choice(value, Self::CHOICES, source).map(|position| Self::ALL[position])
             }
@@ -71,23 +77,18 @@ macro_rules! choices {
                 formatter.pad(self.name())
             }
         }
-    };
-    (@missing) => { None };
-    (@missing $instead:literal) => { Some($instead) };
+    )+ };
 }
 
 choices! {
-    /// `model.dtype`: the number format in which the base model's weights and activations are computed.
+    /// `model.dtype`.
     pub enum Dtype {
         Auto = "auto", "bf16 where the device is fast at it, else f32";
         F32 = "f32", "32-bit floats";
         Bf16 = "bf16", "bfloat16: the range of f32 in half the memory";
-        F16 = "f16", "16-bit floats, which need loss scaling", instead "use \"bf16\" or \"f32\"";
     }
-}
 
-choices! {
-    /// `data.format`: how a row of the dataset is laid out.
+    /// `data.format`.
     pub enum Format {
         Auto = "auto", "found out from the first rows";
         PromptCompletion = "prompt-completion", "fields `prompt` and `completion`";
@@ -98,28 +99,22 @@ choices! {
         Preference = "preference", "fields `prompt`, `chosen` and `rejected`, for algorithm \"dpo\"";
         Tokens = "tokens", "fields `input_ids` and `labels` (-100 = not trained)";
     }
-}
 
-choices! {
-    /// `data.train_on`: which tokens of an example carry loss.
+    /// `data.train_on`.
     pub enum TrainOn {
         Completion = "completion", "the last reply";
         Assistant = "assistant", "every assistant message";
         All = "all", "every token";
     }
-}
 
-choices! {
-    /// `data.overflow`: what happens to an example longer than `data.max_length`.
+    /// `data.overflow`.
     pub enum Overflow {
         Truncate = "truncate", "cut off at the end";
         Drop = "drop", "left out, and counted";
         Error = "error", "the run does not start";
     }
-}
 
-choices! {
-    /// `method.kind`: what is trained.
+    /// `method.kind`.
     pub enum MethodKind {
         Full = "full", "every weight of the model";
         Lora = "lora", "low-rank adapters beside frozen weights";
@@ -128,74 +123,50 @@ choices! {
         Prompt = "prompt", "trained embeddings before the input";
         Ia3 = "ia3", "trained scales on keys, values and the MLP";
     }
-}
 
-choices! {
-    /// `method.variant`: which form of LoRA.
+    /// `method.variant`.
     pub enum Variant {
         Plain = "plain", "scaled by alpha / rank";
         Rslora = "rslora", "scaled by alpha / sqrt(rank)";
         Dora = "dora", "magnitude and direction trained apart";
     }
-}
 
-choices! {
-    /// `method.bias`: which biases of the base model LoRA trains as well.
+    /// `method.bias`.
     pub enum Bias {
         None = "none", "none";
         All = "all", "every bias of the model";
         LoraOnly = "lora_only", "those of the layers that have an adapter";
     }
-}
 
-choices! {
-    /// `train.algorithm`: what the loss is.
+    /// `train.algorithm`.
     pub enum Algorithm {
         Sft = "sft", "supervised fine-tuning: likelihood of the reply";
         Dpo = "dpo", "direct preference optimisation: the chosen reply over the rejected one";
     }
-}
 
-choices! {
-    /// `train.schedule`: the course of the learning rate after warm-up.
+    /// `train.schedule`.
     pub enum Schedule {
         Cosine = "cosine", "half a cosine down to min_learning_rate";
         Linear = "linear", "a straight line down to min_learning_rate";
         Constant = "constant", "no decay";
         Wsd = "wsd", "warm-up, a long constant stretch, a decay at the end";
     }
-}
 
-choices! {
-    /// `train.optimizer`: the rule that turns gradients into an update.
-    pub enum Optimizer {
-        Adamw = "adamw", "Adam with decoupled weight decay";
-        Adamw8bit = "adamw8bit", "AdamW with 8-bit state", instead "use \"adamw\"";
-        Sgd = "sgd", "plain stochastic gradient descent", instead "use \"adamw\"";
-        Lion = "lion", "sign of the momentum", instead "use \"adamw\"";
-    }
-}
-
-choices! {
-    /// `train.recompute`: whether activations are computed again in the backward pass to save memory.
+    /// `train.recompute`.
     pub enum Recompute {
         Auto = "auto", "where memory would not do otherwise";
         On = "on", "always";
         Off = "off", "never";
     }
-}
 
-choices! {
-    /// `train.on_nan`: what happens when a step's loss or gradient is not a number.
+    /// `train.on_nan`.
     pub enum OnNan {
         Stop = "stop", "the run fails and says at which step";
         Skip = "skip", "the step is left out, and marked";
         Rollback = "rollback", "back to the last checkpoint, past the offending rows";
     }
-}
 
-choices! {
-    /// `objective.kind`: the check that scores a reply.
+    /// `objective.kind`.
     pub enum ObjectiveKind {
         None = "none", "no check";
         Json = "json", "valid JSON that conforms to `schema`";
@@ -218,12 +189,5 @@ mod tests {
             assert_eq!(format.to_string(), choice.name);
         }
         assert_eq!(Format::from_name("Messages"), None);
-    }
-
-    #[test]
-    fn what_is_missing_says_what_to_use() {
-        let missing: Vec<_> =
-            Optimizer::CHOICES.iter().filter(|choice| choice.missing.is_some()).map(|c| c.name).collect();
-        assert_eq!(missing, ["adamw8bit", "sgd", "lion"]);
     }
 }

@@ -1,7 +1,7 @@
 //! What a changed configuration means for a run that is live.
 
-use super::keys::{Change, KEYS, key};
-use super::sections::Config;
+use super::keys::{Change, key};
+use super::sections::{Config, KEYS};
 use super::toml_text::literal;
 
 /// The keys that decide where a run ends.
@@ -120,7 +120,7 @@ mod tests {
             [
                 "method.rank 16 -> 8: new run",
                 "train.learning_rate 2e-4 -> 1.8e-4: now",
-                "train.betas [0.9, 0.999] -> [0.9, 0.95]: refused: the optimiser's moments were averaged \
+                "train.betas [0.9, 0.999] -> [0.9, 0.95]: refused: the optimizer's moments were averaged \
                  with the old ones; start a new run",
                 "objective.kind \"none\" -> \"exact\": next evaluation",
                 "ui.theme \"luthier\" -> \"paper\": now",

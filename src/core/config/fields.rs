@@ -7,18 +7,41 @@ use indexmap::IndexMap;
 use regex::Regex;
 use toml::Value;
 
-use super::choices::Choice;
+use super::choices::{Choice, FOREIGN};
 use super::kinds::{Bounds, Kind, MOST};
 use super::names::nearest;
 use super::problems::Source;
 use super::raw::{Located, Raw};
-use super::sections::{Device, EvalSource, LAST_GPU, Targets, Warmup};
 use crate::model::hub::{HUB_NAME_FORM, HubModel};
 
-const SHARE: Bounds = Bounds::below(0.0, 1.0);
+/// What a column of a dataset may be used as.
+const ROLES: &[&str] = &[
+    "prompt",
+    "completion",
+    "messages",
+    "conversations",
+    "role",
+    "content",
+    "from",
+    "value",
+    "system",
+    "instruction",
+    "input",
+    "output",
+    "text",
+    "chosen",
+    "rejected",
+    "input_ids",
+    "labels",
+];
+
+/// A share of a whole, which cannot be all of it.
+pub(super) const SHARE: Bounds = Bounds::below(0.0, 1.0);
 
 /// A setting's type.
 pub(super) trait Field: Sized {
+    /// What a setting of this type accepts where its declaration does not narrow it.
+    const KIND: Kind;
     /// Reads a value that `kind` accepts.
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault>;
     /// Writes it so that it reads back the same.
@@ -34,16 +57,16 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    fn new(value: &Located, message: impl Into<String>) -> Self {
+    pub fn new(value: &Located, message: impl Into<String>) -> Self {
         Self { span: value.span.clone(), message: message.into(), help: None }
     }
 
-    fn help(mut self, help: impl Into<String>) -> Self {
+    pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
-    fn mismatch(value: &Located, kind: &Kind, source: &Source) -> Self {
+    pub fn mismatch(value: &Located, kind: &Kind, source: &Source) -> Self {
         let fault = Self::new(value, format!("must be {kind}, not {}", value.found(source)));
         match &value.value {
             Raw::Text(text) if !kind.is_text() && is_unquoted_value(text) => {
@@ -58,38 +81,30 @@ fn is_unquoted_value(text: &str) -> bool {
     matches!(text, "true" | "false") || text.parse::<f64>().is_ok_and(f64::is_finite)
 }
 
-/// Which of the choices a value names; one that this version does not have is a fault.
+/// Which of the choices a value names.
 pub(super) fn read_choice(
     value: &Located,
     choices: &'static [Choice],
     source: &Source,
 ) -> Result<usize, Fault> {
-    let kind = Kind::Choice(choices);
+    let mismatch = || Fault::mismatch(value, &Kind::Choice(choices), source);
     let Raw::Text(name) = &value.value else {
-        return Err(Fault::mismatch(value, &kind, source));
+        return Err(mismatch());
     };
-    let Some(position) = choices.iter().position(|choice| choice.name == name) else {
-        let fault = Fault::mismatch(value, &kind, source);
-        let near = nearest(name, choices.iter().map(|choice| choice.name));
-        return Err(match choices.iter().find(|choice| Some(choice.name) == near) {
-            Some(Choice { name, missing: None, .. }) => fault.help(format!("did you mean \"{name}\"?")),
-            Some(Choice { name, missing: Some(instead), .. }) => {
-                fault.help(format!("\"{name}\" is not available in this version; {instead}"))
-            }
-            None => fault,
-        });
-    };
-    match choices[position].missing {
-        None => Ok(position),
-        Some(instead) => Err(unavailable(value, &format!("\"{name}\"")).help(instead)),
-    }
-}
-
-fn unavailable(value: &Located, what: &str) -> Fault {
-    Fault::new(value, format!("= {what} is not available in this version of Luthier"))
+    choices.iter().position(|choice| choice.name == name).ok_or_else(|| {
+        if let Some((_, instead)) = FOREIGN.iter().find(|(foreign, _)| foreign == name) {
+            return mismatch().help(*instead);
+        }
+        match nearest(name, choices.iter().map(|choice| choice.name)) {
+            Some(near) => mismatch().help(format!("did you mean \"{near}\"?")),
+            None => mismatch(),
+        }
+    })
 }
 
 impl Field for bool {
+    const KIND: Kind = Kind::Flag;
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         match value.value {
             Raw::Flag(flag) => Ok(flag),
@@ -103,6 +118,8 @@ impl Field for bool {
 }
 
 impl Field for u64 {
+    const KIND: Kind = Kind::Whole { least: 0, most: MOST };
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         let (least, most) = match *kind {
             Kind::Whole { least, most } => (least, most),
@@ -123,6 +140,8 @@ impl Field for u64 {
 }
 
 impl Field for usize {
+    const KIND: Kind = Kind::Whole { least: 0, most: MOST };
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         let whole = u64::read(value, kind, source)?;
         Self::try_from(whole).map_err(|_| Fault::mismatch(value, kind, source))
@@ -135,6 +154,8 @@ impl Field for usize {
 
 /// 0 stands for "not set".
 impl Field for Option<u64> {
+    const KIND: Kind = Kind::Whole { least: 0, most: MOST };
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         u64::read(value, kind, source).map(|whole| (whole > 0).then_some(whole))
     }
@@ -146,6 +167,8 @@ impl Field for Option<u64> {
 
 /// 0 stands for "not set".
 impl Field for Option<usize> {
+    const KIND: Kind = Kind::Whole { least: 0, most: MOST };
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         usize::read(value, kind, source).map(|whole| (whole > 0).then_some(whole))
     }
@@ -155,7 +178,7 @@ impl Field for Option<usize> {
     }
 }
 
-fn number(value: &Located) -> Option<f64> {
+pub(super) fn number(value: &Located) -> Option<f64> {
     match value.value {
         Raw::Whole(whole) => whole.map(|whole| whole as f64),
         Raw::Number(number) => number,
@@ -164,6 +187,8 @@ fn number(value: &Located) -> Option<f64> {
 }
 
 impl Field for f64 {
+    const KIND: Kind = Kind::Number(Bounds::closed(Self::MIN, Self::MAX));
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         let bounds = match kind {
             Kind::Number(bounds) => *bounds,
@@ -180,6 +205,8 @@ impl Field for f64 {
 }
 
 impl Field for [f64; 2] {
+    const KIND: Kind = Kind::Betas;
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         let Raw::List(list) = &value.value else {
             return Err(Fault::mismatch(value, kind, source));
@@ -211,6 +238,8 @@ fn text<'a>(value: &'a Located, kind: &Kind, source: &Source) -> Result<&'a str,
 }
 
 impl Field for String {
+    const KIND: Kind = Kind::Text;
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         match kind {
             Kind::Model => model_path(value, kind, source).map(str::to_owned),
@@ -249,6 +278,8 @@ fn path<'a>(value: &'a Located, kind: &Kind, source: &Source) -> Result<&'a str,
 
 /// Empty stands for "not set".
 impl Field for Option<PathBuf> {
+    const KIND: Kind = Kind::Path;
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         let path = path(value, kind, source)?;
         Ok((!path.is_empty()).then(|| PathBuf::from(path)))
@@ -265,6 +296,8 @@ fn write_path(path: &Path) -> Value {
 
 /// A regular expression; empty stands for "not set".
 impl Field for Option<String> {
+    const KIND: Kind = Kind::Pattern;
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         let pattern = text(value, kind, source)?;
         check_pattern(value, pattern)?;
@@ -276,7 +309,7 @@ impl Field for Option<String> {
     }
 }
 
-fn check_pattern(value: &Located, pattern: &str) -> Result<(), Fault> {
+pub(super) fn check_pattern(value: &Located, pattern: &str) -> Result<(), Fault> {
     match Regex::new(pattern) {
         Ok(_) => Ok(()),
         Err(error) => {
@@ -308,6 +341,8 @@ fn write_one_or_many(mut items: Vec<Value>) -> Value {
 }
 
 impl Field for Vec<PathBuf> {
+    const KIND: Kind = Kind::Paths;
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         let paths = one_or_many(value, |item| {
             let path = path(item, kind, source)?;
@@ -329,6 +364,8 @@ impl Field for Vec<PathBuf> {
 
 /// Texts; an empty one alone stands for none.
 impl Field for Vec<String> {
+    const KIND: Kind = Kind::Texts;
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         if matches!(&value.value, Raw::Text(text) if text.is_empty()) {
             return Ok(Self::new());
@@ -347,100 +384,9 @@ impl Field for Vec<String> {
     }
 }
 
-impl Field for EvalSource {
-    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
-        if let Raw::Text(_) | Raw::List(_) = value.value {
-            return Vec::read(value, kind, source).map(Self::Paths);
-        }
-        number(value)
-            .filter(|share| SHARE.hold(*share))
-            .map(Self::Fraction)
-            .ok_or_else(|| Fault::mismatch(value, kind, source))
-    }
-
-    fn write(&self) -> Value {
-        match self {
-            Self::Fraction(share) => Value::Float(*share),
-            Self::Paths(paths) => paths.write(),
-        }
-    }
-}
-
-impl Field for Warmup {
-    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
-        match value.value {
-            Raw::Whole(_) => u64::read(value, kind, source).map(Self::Steps),
-            Raw::Number(Some(share)) if SHARE.hold(share) => Ok(Self::Fraction(share)),
-            _ => Err(Fault::mismatch(value, kind, source)),
-        }
-    }
-
-    fn write(&self) -> Value {
-        match self {
-            Self::Fraction(share) => Value::Float(*share),
-            Self::Steps(steps) => steps.write(),
-        }
-    }
-}
-
-impl Field for Device {
-    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
-        let gpu = |item: &Located| match &item.value {
-            Raw::Whole(Some(index)) => usize::try_from(*index)
-                .ok()
-                .filter(|index| *index <= LAST_GPU)
-                .ok_or_else(|| Fault::mismatch(item, kind, source)),
-            _ => Err(Fault::mismatch(item, kind, source)),
-        };
-        match &value.value {
-            Raw::List(list) => match list.as_slice() {
-                [] => Err(Fault::mismatch(value, kind, source)),
-                [one] => gpu(one).map(|index| Self::Cuda(vec![index])),
-                many => {
-                    many.iter().try_for_each(|item| gpu(item).map(|_| ()))?;
-                    Err(unavailable(value, "several GPUs").help("name one, such as \"cuda:0\""))
-                }
-            },
-            Raw::Text(name) => Self::from_word(name).ok_or_else(|| Fault::mismatch(value, kind, source)),
-            _ => Err(Fault::mismatch(value, kind, source)),
-        }
-    }
-
-    fn write(&self) -> Value {
-        match self {
-            Self::Auto => Value::from("auto"),
-            Self::Cpu => Value::from("cpu"),
-            Self::Cuda(indices) => match indices.as_slice() {
-                [one] => Value::String(format!("cuda:{one}")),
-                many => Value::Array(many.iter().map(Field::write).collect()),
-            },
-        }
-    }
-}
-
-impl Field for Targets {
-    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
-        match &value.value {
-            Raw::Text(name) if name == "all-linear" => Ok(Self::AllLinear),
-            Raw::Text(pattern) if !pattern.is_empty() => {
-                check_pattern(value, pattern)?;
-                Ok(Self::Pattern(pattern.clone()))
-            }
-            Raw::List(list) if !list.is_empty() => Vec::read(value, kind, source).map(Self::Names),
-            _ => Err(Fault::mismatch(value, kind, source)),
-        }
-    }
-
-    fn write(&self) -> Value {
-        match self {
-            Self::AllLinear => Value::from("all-linear"),
-            Self::Names(names) => names.write(),
-            Self::Pattern(pattern) => pattern.write(),
-        }
-    }
-}
-
 impl Field for IndexMap<String, String> {
+    const KIND: Kind = Kind::Columns(ROLES);
+
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
         let roles = match kind {
             Kind::Columns(roles) => *roles,

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use super::keys::{KEYS, SECTIONS, key};
+use super::keys::key;
 use super::problems::{Problem, Problems, Source};
-use super::resolve::{defaults, resolve};
-use super::sections::Config;
+use super::resolve::resolve;
+use super::sections::{Config, KEYS, SECTIONS};
 use super::toml_text::{assignment, literal};
 use crate::files;
 
@@ -46,12 +46,6 @@ pub enum ConfigError {
 
 fn clean(file: &Path) -> String {
     crate::text::clean_line(&file.display().to_string()).into_owned()
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        defaults().clone()
-    }
 }
 
 impl Config {

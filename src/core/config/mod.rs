@@ -1,9 +1,8 @@
-//! `luthier.toml` and a run's `config.toml`: one table of keys ([`KEYS`]) drives reading, checking,
-//! writing, editing while a run is live, the commented template and the reference.
+//! `luthier.toml` and a run's `config.toml`. Every setting is declared once, in `sections`; reading, checking, writing,
+//! edits of a live run, the commented template and the reference are made from the declarations.
 //!
-//! The way of a file: `raw` turns text into a tree in which every value knows its place, `resolve` finds
-//! the key of each and lets `fields` read it, `rules` weighs keys against each other, and whatever is wrong
-//! on the way becomes one of [`Problems`]. A new setting is one field in `sections` and one row in `keys`.
+//! A file is read in steps: `raw` parses text to a tree in which every value has its place, `resolve` finds the key of
+//! each and lets `fields` read it, `rules` checks keys against each other. All [`Problems`] are reported together.
 
 mod choices;
 mod edit;
@@ -19,19 +18,28 @@ mod rules;
 mod sections;
 mod template;
 mod toml_text;
+mod values;
 mod watch;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
+pub use choices::{
+    Algorithm, Bias, Choice, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Overflow, Recompute, Schedule,
+    TrainOn, Variant,
+};
 pub use edit::{Edit, EditPlan, edit_plan};
-pub use keys::{Change, KEYS, Key, key};
+pub use keys::{Change, Key, key};
 pub use kinds::{Bounds, Kind};
 pub use load::{ConfigError, FILE_NAME};
 pub use names::nearest;
 pub use problems::{Problem, Problems, Source};
-pub use sections::*;
+pub use sections::{
+    Config, DataSection, KEYS, MethodSection, ModelSection, ObjectiveSection, ReviewSection, TrainSection,
+    UiSection,
+};
 pub use template::{reference, template};
+pub use values::{Device, EvalSource, Targets, Warmup};
 pub use watch::Watcher;
 pub use write::write_key;

@@ -3,25 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use indexmap::IndexMap;
 
-use super::choices::{
-    Algorithm, Bias, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Optimizer, Overflow, Recompute,
-    Schedule, TrainOn, Variant,
-};
 use super::fields::{Fault, Field};
-use super::keys::{KEYS, Key, key};
+use super::keys::{Key, REMOVED_KEYS, RemovedKey, key};
 use super::kinds::Kind;
+use super::load::FILE_NAME;
 use super::names::nearest;
 use super::problems::{Problem, Problems, Source};
 use super::raw::{self, Located, Name, Raw};
 use super::rules;
-use super::sections::{
-    Config, DataSection, Device, EarlyStop, EvalSource, MethodSection, ModelSection, ObjectiveSection,
-    ReviewSection, Targets, TrainSection, UiSection, Warmup,
-};
+use super::sections::{Config, KEYS};
 
 /// Past this many, a file is not worth reading on: each further one would only cost time.
 pub(super) const MOST_PROBLEMS: usize = 200;
@@ -64,7 +57,7 @@ pub(super) fn resolve(sources: Vec<Source>) -> Result<Config, Problems> {
     for source in 1..reader.sources.len() {
         reader.read_override(source);
     }
-    let mut config = defaults().clone();
+    let mut config = Config::default();
     reader.fill(&mut config);
     if document.problems.is_empty() {
         reader.require();
@@ -110,6 +103,11 @@ impl Reader {
                     }
                     _ => self.report_flat_section(source, &path, name.span),
                 }
+            } else if let Some(removed) = removed_key(&path) {
+                let is_its_value = matches!(&value.value, Raw::Text(text) if text == removed.value);
+                if !(is_its_value && self.is_older_file(source)) {
+                    self.report_removed(source, name.span.start..value.span.end, removed);
+                }
             } else {
                 let is_table = matches!(value.value, Raw::Table(_));
                 self.report_unknown(source, prefix, &path, &name, is_table);
@@ -124,6 +122,16 @@ impl Reader {
             _ => format!("write [{path}] on a line of its own, its keys below it"),
         };
         self.report(source, span, path, &message, Some(&help));
+    }
+
+    /// A run's `config.toml` and a queued sweep may have been written by an earlier version.
+    fn is_older_file(&self, source: usize) -> bool {
+        source == 0 && !self.sources[0].file().ends_with(FILE_NAME)
+    }
+
+    fn report_removed(&mut self, source: usize, span: Range<usize>, removed: &RemovedKey) {
+        let message = format!("`{}` is no longer a setting: {}", removed.path, removed.why);
+        self.report(source, span, removed.path, &message, Some("remove this line"));
     }
 
     fn report_unknown(&mut self, source: usize, prefix: &str, path: &str, name: &Name, is_table: bool) {
@@ -183,6 +191,8 @@ impl Reader {
                 Some(_) => self.report_flat_section(source, path, name),
                 None => {}
             }
+        } else if let Some(removed) = removed_key(path) {
+            self.report_removed(source, start..text.len(), removed);
         } else if let Some((section, _)) = path.split_once('.').filter(|(section, _)| !is_section(section)) {
             let unknown = Name { text: section.to_owned(), span: name.start..name.start + section.len() };
             self.report_unknown(source, "", path, &unknown, true);
@@ -218,7 +228,7 @@ impl Reader {
         for key in KEYS {
             let Some(entry) = self.entries.get(key.path) else { continue };
             let source = &self.sources[entry.source];
-            if let Err(fault) = (key.read)(config, &entry.value, source) {
+            if let Err(fault) = (key.read)(config, &entry.value, &key.kind, source) {
                 faults.push((key, entry.source, fault));
             }
         }
@@ -279,7 +289,11 @@ fn is_section(path: &str) -> bool {
     !path.is_empty() && below(path).next().is_some()
 }
 
-/// The names that stand directly below a section, or the sections themselves.
+fn removed_key(path: &str) -> Option<&'static RemovedKey> {
+    REMOVED_KEYS.iter().find(|removed| removed.path == path)
+}
+
+/// The names directly below a section, or the sections themselves.
 fn below(prefix: &str) -> impl Iterator<Item = &'static str> {
     let mut last = "";
     KEYS.iter().filter_map(move |key| {
@@ -290,92 +304,4 @@ fn below(prefix: &str) -> impl Iterator<Item = &'static str> {
         let name = rest.split('.').next().unwrap_or(rest);
         (std::mem::replace(&mut last, name) != name).then_some(name)
     })
-}
-
-/// A configuration in which every key has its default, and the required ones are empty.
-pub(super) fn defaults() -> &'static Config {
-    static DEFAULTS: OnceLock<Config> = OnceLock::new();
-    DEFAULTS.get_or_init(|| {
-        let mut config = blank();
-        for key in KEYS.iter().filter(|key| !key.required) {
-            let source = Source::new(key.path, key.default);
-            let value = raw::value(&source, 0).expect("defaults are constants, and a test parses each");
-            (key.read)(&mut config, &value, &source).expect("defaults are constants, and a test reads each");
-        }
-        config
-    })
-}
-
-fn blank() -> Config {
-    Config {
-        model: ModelSection { path: String::new(), dtype: Dtype::Auto, device: Device::Auto, tf32: false },
-        data: DataSection {
-            train: Vec::new(),
-            eval: EvalSource::Fraction(0.0),
-            format: Format::Auto,
-            columns: IndexMap::new(),
-            template: String::new(),
-            system: String::new(),
-            train_on: TrainOn::Completion,
-            max_length: 0,
-            overflow: Overflow::Truncate,
-            packing: false,
-            shuffle: false,
-        },
-        method: MethodSection {
-            kind: MethodKind::Lora,
-            rank: 0,
-            alpha: 0.0,
-            dropout: 0.0,
-            targets: Targets::AllLinear,
-            variant: Variant::Plain,
-            bias: Bias::None,
-            modules_to_save: Vec::new(),
-            init: None,
-            virtual_tokens: 0,
-        },
-        train: TrainSection {
-            algorithm: Algorithm::Sft,
-            dpo_beta: 0.0,
-            dpo_label_smoothing: 0.0,
-            epochs: 0.0,
-            max_steps: None,
-            batch_size: 0,
-            accumulate: 0,
-            learning_rate: 0.0,
-            schedule: Schedule::Cosine,
-            warmup: Warmup::Steps(0),
-            min_learning_rate: 0.0,
-            optimizer: Optimizer::Adamw,
-            weight_decay: 0.0,
-            betas: [0.0, 0.0],
-            max_grad_norm: 0.0,
-            seed: 0,
-            recompute: Recompute::Auto,
-            deterministic: false,
-            eval_every: 0,
-            sample_every: 0,
-            checkpoint_every: 0,
-            keep_checkpoints: 0,
-            early_stop: EarlyStop { patience: 0 },
-            on_nan: OnNan::Stop,
-        },
-        objective: ObjectiveSection {
-            kind: ObjectiveKind::None,
-            schema: None,
-            pattern: None,
-            contains: Vec::new(),
-            min_length: None,
-            max_length: None,
-        },
-        review: ReviewSection {
-            suite: None,
-            baseline_system: String::new(),
-            temperature: 0.0,
-            top_p: 0.0,
-            top_k: 0,
-            max_new_tokens: 0,
-        },
-        ui: UiSection { theme: String::new() },
-    }
 }

@@ -2,8 +2,9 @@
 
 use super::choices::{Algorithm, Bias, Format, MethodKind, ObjectiveKind, OnNan, TrainOn, Variant};
 use super::resolve::Reader;
-use super::sections::{Config, EvalSource, Targets, Warmup};
+use super::sections::Config;
 use super::toml_text::number;
+use super::values::{EvalSource, Targets, Warmup};
 
 /// Reports every contradiction in `config`.
 pub(super) fn check(config: &Config, reader: &mut Reader) {
@@ -110,7 +111,7 @@ fn check_course(config: &Config, reader: &mut Reader) {
 
 fn check_evaluation(config: &Config, reader: &mut Reader) {
     let train = &config.train;
-    if train.early_stop.patience > 0 {
+    if train.early_stop_patience > 0 {
         let help = "early stopping watches the held-out loss";
         if train.eval_every == 0 {
             reader.contradict(

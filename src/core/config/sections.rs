@@ -1,37 +1,190 @@
-//! The resolved configuration: one struct per section of `luthier.toml`, every value checked.
+//! Every setting of `luthier.toml`, declared once: its doc, name, type, default, and when a change of it reaches a live
+//! run. The structs, their defaults, [`KEYS`], `luthier new`, the sample project and `docs/settings.md` are made from it.
+//!
+//! A key reads `name: type [kind] = default, change;`. Without a kind, the type accepts what [`Field::KIND`] says. A key
+//! without a default must be given. `name as "table.name"` is written inside a table of the section.
 
 use std::path::PathBuf;
 
 use indexmap::IndexMap;
 
-pub use super::choices::{
-    Algorithm, Bias, Choice, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Optimizer, Overflow, Recompute,
-    Schedule, TrainOn, Variant,
+use super::choices::{
+    Algorithm, Bias, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Overflow, Recompute, Schedule, TrainOn,
+    Variant,
 };
+use super::fields::Field;
+use super::keys::Change::{NewRun, NextEvaluation, Now, Refused};
+use super::keys::{Key, settings};
+use super::kinds::{Bounds, Kind};
+use super::values::{Device, EvalSource, Targets, Warmup};
 
-/// Highest index of a GPU.
-pub(super) const LAST_GPU: usize = 1023;
+const fn whole(least: u64, most: u64) -> Kind {
+    Kind::Whole { least, most }
+}
 
-/// Everything a run uses. Paths are as written: relative ones are meant from the project folder.
-///
-/// [`Config::default`] holds every default; its `model.path` and `data.train` are empty, since those two
-/// have none.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// `[model]`: the base model and where it computes.
-    pub model: ModelSection,
-    /// `[data]`: the dataset and how it becomes tokens.
-    pub data: DataSection,
-    /// `[method]`: what is trained.
-    pub method: MethodSection,
-    /// `[train]`: how it is trained.
-    pub train: TrainSection,
-    /// `[objective]`: what "better" means.
-    pub objective: ObjectiveSection,
-    /// `[review]`: how replies are drawn and compared.
-    pub review: ReviewSection,
-    /// `[ui]`: how the workbench looks.
-    pub ui: UiSection,
+const fn above(least: f64, most: f64) -> Kind {
+    Kind::Number(Bounds::above(least, most))
+}
+
+const fn below(least: f64, most: f64) -> Kind {
+    Kind::Number(Bounds::below(least, most))
+}
+
+const fn closed(least: f64, most: f64) -> Kind {
+    Kind::Number(Bounds::closed(least, most))
+}
+
+settings! {
+    /// the base model and where it computes
+    model: ModelSection {
+        /// folder (config.json + safetensors), .gguf file or hf:org/name[@revision]
+        path: String [Kind::Model], NewRun;
+        /// number format
+        dtype: Dtype = Dtype::Auto, NewRun;
+        /// auto | cpu | cuda:0
+        device: Device = Device::Auto, NewRun;
+        /// a GPU rounds operands of f32 products to TF32: faster, less exact
+        tf32: bool = false, NewRun;
+    }
+
+    /// what it learns from
+    data: DataSection {
+        /// .jsonl .json .csv .tsv .parquet .txt; one path or a list
+        train: Vec<PathBuf>, NewRun;
+        /// a path, or the share held out
+        eval: EvalSource = EvalSource::Fraction(0.1), NewRun;
+        /// layout of a row
+        format: Format = Format::Auto, NewRun;
+        /// role = "column", such as { prompt = "question" }
+        columns: IndexMap<String, String> = IndexMap::new(), NewRun;
+        /// auto (the model's own), a built-in name, or a .jinja file
+        template: String = "auto".to_owned(), NewRun;
+        /// system prompt put before conversations that have none
+        system: String = String::new(), NewRun;
+        /// tokens that carry loss
+        train_on: TrainOn = TrainOn::Completion, NewRun;
+        /// most tokens of an example, or of a pair's side
+        max_length: usize [whole(2, 1 << 24)] = 1024, NewRun;
+        /// what happens to longer examples
+        overflow: Overflow = Overflow::Truncate, NewRun;
+        /// short examples, not pairs, share a sequence without seeing each other
+        packing: bool = true, NewRun;
+        /// a new order of rows in each epoch
+        shuffle: bool = true, NewRun;
+    }
+
+    /// what is trained
+    method: MethodSection {
+        /// what is trained
+        kind: MethodKind = MethodKind::Lora, NewRun;
+        /// rank of the low-rank factors
+        rank: usize [whole(1, 1 << 16)] = 16, NewRun;
+        /// the adapter counts alpha / rank
+        alpha: f64 [above(0.0, 1e6)] = 32.0, NewRun;
+        /// share of the adapter's inputs zeroed in training
+        dropout: f64 [below(0.0, 1.0)] = 0.0, NewRun;
+        /// all-linear, a list of module names, or one regular expression
+        targets: Targets = Targets::AllLinear, NewRun;
+        /// form of LoRA
+        variant: Variant = Variant::Plain, NewRun;
+        /// biases that LoRA trains as well
+        bias: Bias = Bias::None, NewRun;
+        /// modules trained whole beside the adapter, such as lm_head
+        modules_to_save: Vec<String> = Vec::new(), NewRun;
+        /// a PEFT adapter folder to start from; for full a model folder
+        init: Option<PathBuf> = None, NewRun;
+        /// length of a trained prefix or prompt
+        virtual_tokens: usize [whole(1, 1 << 16)] = 20, NewRun;
+    }
+
+    /// how it is trained
+    train: TrainSection {
+        /// what the loss is
+        algorithm: Algorithm = Algorithm::Sft, NewRun;
+        /// for dpo: how strongly the model is held to its base
+        dpo_beta: f64 [above(0.0, 1e3)] = 0.1, NewRun;
+        /// for dpo: assumed probability that a pair's labels are swapped
+        dpo_label_smoothing: f64 [below(0.0, 0.5)] = 0.0, NewRun;
+        /// passes over the training rows
+        epochs: f64 [above(0.0, 1e6)] = 3.0, Now;
+        /// end after this many steps instead; 0 = epochs decide
+        max_steps: Option<u64> = None, Now;
+        /// sequences per micro-batch
+        batch_size: usize [whole(1, 1 << 20)] = 4, NewRun;
+        /// micro-batches per step
+        accumulate: usize [whole(1, 1 << 20)] = 4, NewRun;
+        /// the highest, after warm-up
+        learning_rate: f64 [above(0.0, 1.0)] = 2e-4, Now;
+        /// course of the learning rate
+        schedule: Schedule = Schedule::Cosine, NewRun;
+        /// share of all steps (0.03), or a number of steps (10)
+        warmup: Warmup = Warmup::Fraction(0.03), NewRun;
+        /// where the schedule ends
+        min_learning_rate: f64 [closed(0.0, 1.0)] = 0.0, Now;
+        /// decoupled from the gradient
+        weight_decay: f64 [closed(0.0, 10.0)] = 0.01, Now;
+        /// decay of AdamW's two moments
+        betas: [f64; 2] = [0.9, 0.999],
+            Refused("the optimizer's moments were averaged with the old ones; start a new run");
+        /// longer gradients are scaled down; 0 = off
+        max_grad_norm: f64 [closed(0.0, 1e9)] = 1.0, Now;
+        /// decides split, order, dropout and first weights
+        seed: u64 = 42, Refused("the rows trained on so far were drawn with the old one; start a new run");
+        /// activations computed again to save memory
+        recompute: Recompute = Recompute::Auto, NewRun;
+        /// the same bits each time on a GPU too: slower, or an error if it cannot
+        deterministic: bool = false, NewRun;
+        /// steps between evaluations; 0 = only at the end
+        eval_every: u64 = 50, Now;
+        /// steps between samples of the suite; 0 = never
+        sample_every: u64 = 100, Now;
+        /// steps between checkpoints; 0 = off
+        checkpoint_every: u64 = 100, Now;
+        /// older ones are removed; 0 = keep all
+        keep_checkpoints: usize [whole(0, 1 << 20)] = 3, Now;
+        /// evaluations without a better loss before the run ends; 0 = off
+        early_stop_patience as "early_stop.patience": u64 = 0, Now;
+        /// when a loss is not a number
+        on_nan: OnNan = OnNan::Stop, Now;
+    }
+
+    /// what "better" means; scored on the held-out examples and in review
+    objective: ObjectiveSection {
+        /// check that scores a reply
+        kind: ObjectiveKind = ObjectiveKind::None, NextEvaluation;
+        /// JSON Schema file, for kind json
+        schema: Option<PathBuf> = None, NextEvaluation;
+        /// regular expression, for kind regex
+        pattern: Option<String> = None, NextEvaluation;
+        /// texts a reply must hold, for kind contains
+        contains: Vec<String> = Vec::new(), NextEvaluation;
+        /// fewest characters, for kind length; 0 = any
+        min_length: Option<usize> [whole(0, 1 << 32)] = None, NextEvaluation;
+        /// most characters, for kind length; 0 = any
+        max_length: Option<usize> [whole(0, 1 << 32)] = None, NextEvaluation;
+    }
+
+    /// how replies are drawn and compared
+    review: ReviewSection {
+        /// prompts used again and again, a .jsonl file
+        suite: Option<PathBuf> = None, Now;
+        /// system prompt of the prompt-only baseline
+        baseline_system: String = String::new(), Now;
+        /// 0 = the likeliest token each time
+        temperature: f64 [closed(0.0, 10.0)] = 0.7, Now;
+        /// share of the probability drawn from
+        top_p: f64 [above(0.0, 1.0)] = 0.95, Now;
+        /// number of likeliest tokens drawn from; 0 = all
+        top_k: usize [whole(0, 1 << 24)] = 0, Now;
+        /// longest reply
+        max_new_tokens: usize [whole(1, 1 << 24)] = 256, Now;
+    }
+
+    /// how the workbench looks
+    ui: UiSection {
+        /// built in, or a file of the themes folder
+        theme: String = "luthier".to_owned(), Now;
+    }
 }
 
 impl Config {
@@ -40,230 +193,4 @@ impl Config {
     pub fn packs(&self) -> bool {
         self.data.packing && self.train.algorithm == Algorithm::Sft
     }
-}
-
-/// `[model]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelSection {
-    /// A folder with `config.json` and safetensors, a `.gguf` file, or a model of the hub by name; see
-    /// [`ModelFiles::find`](crate::model::ModelFiles::find).
-    pub path: String,
-    /// Number format of weights and activations.
-    pub dtype: Dtype,
-    /// Where the run computes.
-    pub device: Device,
-    /// Whether a GPU may round the operands of f32 products to TF32.
-    pub tf32: bool,
-}
-
-/// `model.device`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// The first GPU where there is one, else the processor.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// These GPUs, by index; never empty.
-    Cuda(Vec<usize>),
-}
-
-impl Device {
-    /// The device that a word names: `auto`, `cpu`, `cuda`, `cuda:N`.
-    pub fn from_word(word: &str) -> Option<Self> {
-        match word {
-            "auto" => Some(Self::Auto),
-            "cpu" => Some(Self::Cpu),
-            "cuda" => Some(Self::Cuda(vec![0])),
-            _ => word
-                .strip_prefix("cuda:")
-                .filter(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
-                .and_then(|index| index.parse().ok())
-                .filter(|index| *index <= LAST_GPU)
-                .map(|index| Self::Cuda(vec![index])),
-        }
-    }
-}
-
-/// `[data]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DataSection {
-    /// Files with the training rows; never empty.
-    pub train: Vec<PathBuf>,
-    /// Where the held-out rows come from.
-    pub eval: EvalSource,
-    /// How a row is laid out.
-    pub format: Format,
-    /// Which column of the files plays which role: role → column.
-    pub columns: IndexMap<String, String>,
-    /// `auto`, a built-in name, or a `.jinja` file.
-    pub template: String,
-    /// System prompt put before conversations that have none; empty for none.
-    pub system: String,
-    /// Which tokens carry loss.
-    pub train_on: TrainOn,
-    /// Most tokens of an example; of a preference pair, of each of its sides.
-    pub max_length: usize,
-    /// What happens to longer ones.
-    pub overflow: Overflow,
-    /// Whether several short examples share a sequence, without seeing each other; [`Config::packs`] says whether they
-    /// do.
-    pub packing: bool,
-    /// Whether rows are shuffled anew each epoch.
-    pub shuffle: bool,
-}
-
-/// `data.eval`.
-#[derive(Clone, Debug, PartialEq)]
-pub enum EvalSource {
-    /// This share of the training rows, 0 (nothing is held out) up to, not including, 1.
-    Fraction(f64),
-    /// Files of their own; never empty.
-    Paths(Vec<PathBuf>),
-}
-
-/// `[method]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MethodSection {
-    /// What is trained.
-    pub kind: MethodKind,
-    /// Rank of the low-rank factors, at least 1.
-    pub rank: usize,
-    /// Their scale is alpha / rank.
-    pub alpha: f64,
-    /// Share of the adapter's inputs zeroed in training, 0 up to, not including, 1.
-    pub dropout: f64,
-    /// Which linear layers get an adapter.
-    pub targets: Targets,
-    /// Which form of LoRA.
-    pub variant: Variant,
-    /// Which biases of the base model are trained as well.
-    pub bias: Bias,
-    /// Modules that are trained whole beside the adapter, each named as PEFT matches it: by the end of its name.
-    pub modules_to_save: Vec<String>,
-    /// A PEFT adapter folder to start from; for full fine-tuning a model folder.
-    pub init: Option<PathBuf>,
-    /// Length of a trained prefix or prompt.
-    pub virtual_tokens: usize,
-}
-
-/// `method.targets`, with PEFT's meaning of each form.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Targets {
-    /// Every linear layer but the output head; for IA3 the layers of its paper: keys, values and the way down from the
-    /// feed-forward part.
-    AllLinear,
-    /// Layers whose name is, or ends with `.` and, one of these; never empty.
-    Names(Vec<String>),
-    /// Layers whose whole name matches this regular expression.
-    Pattern(String),
-}
-
-/// `[train]`. Intervals are in steps; 0 switches off what they time.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainSection {
-    /// What the loss is.
-    pub algorithm: Algorithm,
-    /// β of DPO, above 0: rewards are β times how much likelier an answer is than to the base model.
-    pub dpo_beta: f64,
-    /// Share of pairs that DPO takes to be labelled the wrong way round, 0 up to, not including, 0.5.
-    pub dpo_label_smoothing: f64,
-    /// Passes over the training rows, above 0; `max_steps` goes before it.
-    pub epochs: f64,
-    /// Where the run ends, in steps, whatever the epochs.
-    pub max_steps: Option<u64>,
-    /// Sequences per micro-batch, at least 1.
-    pub batch_size: usize,
-    /// Micro-batches per step, at least 1.
-    pub accumulate: usize,
-    /// Highest learning rate, above 0.
-    pub learning_rate: f64,
-    /// Its course after warm-up.
-    pub schedule: Schedule,
-    /// How long it rises from 0.
-    pub warmup: Warmup,
-    /// Where the schedule ends, at most `learning_rate`.
-    pub min_learning_rate: f64,
-    /// The update rule.
-    pub optimizer: Optimizer,
-    /// Decoupled weight decay, at least 0.
-    pub weight_decay: f64,
-    /// Decay of AdamW's two moments, each 0 up to, not including, 1.
-    pub betas: [f64; 2],
-    /// Gradients are scaled down to this norm; 0 leaves them as they are.
-    pub max_grad_norm: f64,
-    /// Decides the split, the order of rows, dropout and the adapter's first weights.
-    pub seed: u64,
-    /// Whether activations are computed again to save memory.
-    pub recompute: Recompute,
-    /// Whether a GPU, too, must compute the same bits each time.
-    pub deterministic: bool,
-    /// Steps between evaluations; 0 = only at the end.
-    pub eval_every: u64,
-    /// Steps between samples of the suite; 0 = never.
-    pub sample_every: u64,
-    /// Steps between checkpoints; 0 = none but the one asked for or made when stopping.
-    pub checkpoint_every: u64,
-    /// How many of them stay; 0 = all.
-    pub keep_checkpoints: usize,
-    /// When a run ends because it stopped getting better.
-    pub early_stop: EarlyStop,
-    /// What happens on a loss or gradient that is not a number.
-    pub on_nan: OnNan,
-}
-
-/// `train.warmup`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Warmup {
-    /// This share of all steps, 0 up to, not including, 1.
-    Fraction(f64),
-    /// This many steps.
-    Steps(u64),
-}
-
-/// `train.early_stop`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EarlyStop {
-    /// Evaluations without a better loss after which the run ends; 0 = never.
-    pub patience: u64,
-}
-
-/// `[objective]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ObjectiveSection {
-    /// The check that scores a reply.
-    pub kind: ObjectiveKind,
-    /// A JSON Schema file; set where `kind` is `json`.
-    pub schema: Option<PathBuf>,
-    /// A regular expression that compiles; set where `kind` is `regex`.
-    pub pattern: Option<String>,
-    /// Texts a reply must hold; not empty where `kind` is `contains`.
-    pub contains: Vec<String>,
-    /// Fewest characters of a reply.
-    pub min_length: Option<usize>,
-    /// Most characters of a reply.
-    pub max_length: Option<usize>,
-}
-
-/// `[review]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ReviewSection {
-    /// A JSONL file of prompts used again and again.
-    pub suite: Option<PathBuf>,
-    /// The system prompt of the baseline; empty for no baseline.
-    pub baseline_system: String,
-    /// 0 takes the likeliest token every time.
-    pub temperature: f64,
-    /// Tokens are drawn from the smallest set with this share of the probability, above 0 up to 1.
-    pub top_p: f64,
-    /// Tokens are drawn from this many likeliest; 0 = off.
-    pub top_k: usize,
-    /// Longest reply, at least 1.
-    pub max_new_tokens: usize,
-}
-
-/// `[ui]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UiSection {
-    /// Name of a theme, built in or in the user's themes folder.
-    pub theme: String,
 }

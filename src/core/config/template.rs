@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use toml::Value;
 
-use super::keys::{KEYS, Key, SECTIONS};
+use super::keys::Key;
 use super::kinds::Kind;
 use super::load::FILE_NAME;
 use super::problems::{Problems, Source};
-use super::sections::Config;
+use super::sections::{Config, KEYS, SECTIONS};
 use super::toml_text::{assignment, literal};
 
 /// Column at which comments stand.
@@ -60,8 +60,7 @@ fn beside(line: &str, comment: &str) -> String {
 fn comment(key: &Key) -> String {
     match key.kind {
         Kind::Choice(choices) => {
-            let available = choices.iter().filter(|choice| choice.missing.is_none());
-            let names: Vec<_> = available.map(|choice| choice.name).collect();
+            let names: Vec<_> = choices.iter().map(|choice| choice.name).collect();
             format!("{}: {}", key.doc, names.join(" | "))
         }
         _ => key.doc.to_owned(),
@@ -81,7 +80,7 @@ pub fn reference() -> String {
         page.push_str("| key | default | accepts | meaning | a change counts |\n|---|---|---|---|---|\n");
         let keys: Vec<_> = KEYS.iter().filter(|key| key.is_in(section)).collect();
         for key in &keys {
-            let default = if key.required { "required".to_owned() } else { format!("`{}`", key.default) };
+            let default = if key.required { "required".to_owned() } else { format!("`{}`", key.default()) };
             let cells = [
                 format!("`{}`", &key.path[section.len() + 1..]),
                 default,
@@ -95,16 +94,7 @@ pub fn reference() -> String {
             if let Kind::Choice(choices) = key.kind {
                 let _ = write!(page, "\n`{}`: {}\n\n", key.path, key.doc);
                 for choice in choices {
-                    let _ = match choice.missing {
-                        None => writeln!(page, "- `{}`: {}", choice.name, choice.doc),
-                        Some(instead) => {
-                            writeln!(
-                                page,
-                                "- `{}`: {} (not in this version: {instead})",
-                                choice.name, choice.doc
-                            )
-                        }
-                    };
+                    let _ = writeln!(page, "- `{}`: {}", choice.name, choice.doc);
                 }
             }
         }

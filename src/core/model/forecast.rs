@@ -132,10 +132,10 @@ impl Place {
     ///
     /// [`PlanError::NoGpu`] where it names one that is not there.
     pub fn here(config: &Config) -> Result<Self, PlanError> {
-        let wanted = match &config.model.device {
+        let wanted = match config.model.device {
             Device::Cpu => None,
             Device::Auto => Some(0),
-            Device::Cuda(indices) => indices.first().copied(),
+            Device::Cuda(index) => Some(index),
         };
         if let Some(index) = wanted {
             let gpus = Gpus::open().map(|gpus| gpus.read()).unwrap_or_default();
@@ -276,7 +276,7 @@ impl Model<'_> {
         let touched = Touched::of(config, self.architecture)?;
         let half = match config.model.dtype {
             Dtype::F32 => false,
-            Dtype::Bf16 | Dtype::F16 => true,
+            Dtype::Bf16 => true,
             Dtype::Auto => place.gpu,
         };
         let element = if half { 2 } else { 4 };

@@ -161,8 +161,8 @@ impl Server {
             None => read_config(&self.project.join(config::FILE_NAME)),
         };
         let mut config = configured?;
-        if let Some(device) = &self.device {
-            config.model.device = device.clone();
+        if let Some(device) = self.device {
+            config.model.device = device;
         }
         match &mut self.base {
             Some(serving)

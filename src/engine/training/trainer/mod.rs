@@ -435,7 +435,7 @@ impl<'a> Trainer<'a> {
     // ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     fn is_stuck(&self) -> bool {
-        let patience = self.config().train.early_stop.patience;
+        let patience = self.config().train.early_stop_patience;
         patience > 0 && self.state.progress.evaluations_since_best >= patience
     }
 
@@ -492,7 +492,7 @@ impl<'a> Trainer<'a> {
             }
             None => "the result is the last one".into(),
         };
-        let patience = self.config().train.early_stop.patience;
+        let patience = self.config().train.early_stop_patience;
         Ok(End::stopped(format!("{patience} evaluations brought no better held-out loss; {kept}")))
     }
 

@@ -95,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         return Err(Failure::usage("--tolerance must be 0 or greater"));
     }
     check_reference(&arguments.reference)?;
-    check_device(&arguments.device)?;
+    check_device(arguments.device)?;
     let report = ask(arguments)?;
     if arguments.json {
         output::document(&report)?;
@@ -111,9 +111,9 @@ fn device(text: &str) -> Result<Device, String> {
 }
 
 /// Fails where there is no such GPU.
-fn check_device(device: &Device) -> Outcome {
+fn check_device(device: Device) -> Outcome {
     let mut config = Config::default();
-    config.model.device = device.clone();
+    config.model.device = device;
     match Place::here(&config) {
         Err(PlanError::NoGpu { index }) => Err(Failure::usage(format!(
             "--device cuda:{index} names a GPU that cannot be seen on this machine (`luthier doctor` lists those that can); \
@@ -148,13 +148,7 @@ fn ask(arguments: &Arguments) -> Outcome<Report> {
         Format::Bf16 => "bf16",
     };
     command.args(["--json", "--dtype", dtype]);
-    match &arguments.device {
-        Device::Auto => command.args(["--device", "auto"]),
-        Device::Cpu => command.args(["--device", "cpu"]),
-        Device::Cuda(indices) => {
-            command.args(["--device".to_owned(), format!("cuda:{}", indices.first().unwrap_or(&0))])
-        }
-    };
+    command.args(["--device", &arguments.device.to_string()]);
     if let Some(tolerance) = arguments.tolerance {
         command.args(["--tolerance", &tolerance.to_string()]);
     }
