@@ -7,6 +7,7 @@
 mod choices;
 mod edit;
 mod fields;
+mod goal;
 mod keys;
 mod kinds;
 mod load;
@@ -30,6 +31,7 @@ pub use choices::{
     TrainOn, Variant,
 };
 pub use edit::{Edit, EditPlan, edit_plan};
+pub use goal::{Goal, MissingSetting};
 pub use keys::{Change, Key, key};
 pub use kinds::{Bounds, Kind};
 pub use load::{ConfigError, FILE_NAME};

@@ -1,6 +1,6 @@
 //! Settings that are right one by one and wrong together.
 
-use super::choices::{Algorithm, Bias, Format, MethodKind, ObjectiveKind, OnNan, TrainOn, Variant};
+use super::choices::{Algorithm, Bias, Format, MethodKind, OnNan, TrainOn, Variant};
 use super::resolve::Reader;
 use super::sections::Config;
 use super::toml_text::number;
@@ -141,31 +141,8 @@ fn check_evaluation(config: &Config, reader: &mut Reader) {
 
 fn check_objective(config: &Config, reader: &mut Reader) {
     let objective = &config.objective;
-    let (missing, message, help) = match objective.kind {
-        ObjectiveKind::Json if objective.schema.is_none() => (
-            "objective.schema",
-            "`objective.kind` = \"json\" needs a schema",
-            "add schema = \"schema.json\", a JSON Schema of the reply",
-        ),
-        ObjectiveKind::Regex if objective.pattern.is_none() => (
-            "objective.pattern",
-            "`objective.kind` = \"regex\" needs a pattern",
-            "add pattern = '…', a regular expression that a reply must match",
-        ),
-        ObjectiveKind::Contains if objective.contains.is_empty() => (
-            "objective.contains",
-            "`objective.kind` = \"contains\" needs the texts that a reply must hold",
-            "add contains = [\"…\"]",
-        ),
-        ObjectiveKind::Length if objective.min_length.is_none() && objective.max_length.is_none() => (
-            "objective.max_length",
-            "`objective.kind` = \"length\" needs a bound",
-            "add min_length or max_length, in characters",
-        ),
-        _ => ("", "", ""),
-    };
-    if !missing.is_empty() {
-        reader.contradict(&["objective.kind", missing], message, help);
+    if let Err(missing) = objective.goal() {
+        reader.contradict(&["objective.kind", missing.key], missing.message, missing.help);
     }
     if let (Some(least), Some(most)) = (objective.min_length, objective.max_length)
         && least > most

@@ -8,7 +8,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::EvalError;
-use crate::config::{Config, ObjectiveKind, ObjectiveSection};
+use crate::config::{Config, Goal};
 use crate::files;
 use crate::text::clean_line;
 
@@ -30,7 +30,7 @@ pub struct Objective {
 #[derive(Debug)]
 enum Check {
     None,
-    Json(Option<Box<Validator>>),
+    Json(Box<Validator>),
     Regex(Regex),
     Exact,
     Contains(Vec<String>),
@@ -42,7 +42,7 @@ enum Check {
 pub struct Score {
     /// Whether the reply is what the objective asks for.
     pub passed: bool,
-    /// Scores by name, each 0 to 1. `json`: `valid`, `conforms` (with a schema), and with an expected reply
+    /// Scores by name, each 0 to 1. `json`: `valid`, `conforms`, and with an expected reply
     /// `fields` (share of its top-level fields that are equal), `equal` (all of it), and `field.NAME` for each;
     /// `regex`: `matches`; `exact`: `equal`; `contains`: `contained` (share); `length`: `length`.
     pub details: IndexMap<String, f64>,
@@ -53,35 +53,17 @@ pub struct Score {
 impl Objective {
     /// The objective of a configuration. Paths in it are relative to the project folder.
     pub fn from_config(config: &Config, project: &Path) -> Result<Self, EvalError> {
-        let section = &config.objective;
-        let check = match section.kind {
-            ObjectiveKind::None => Check::None,
-            ObjectiveKind::Json => Check::Json(match &section.schema {
-                Some(schema) => Some(Box::new(load_schema(&project.join(schema))?)),
-                None => None,
-            }),
-            ObjectiveKind::Regex => Check::Regex(pattern(section)?),
-            ObjectiveKind::Exact => Check::Exact,
-            ObjectiveKind::Contains => {
-                if section.contains.is_empty() {
-                    return Err(EvalError::Objective {
-                        key: "objective.contains",
-                        reason: "names no text; give the texts a reply must hold".to_owned(),
-                    });
-                }
-                Check::Contains(section.contains.clone())
-            }
-            ObjectiveKind::Length => {
-                let (least, most) =
-                    (section.min_length.unwrap_or(0), section.max_length.unwrap_or(usize::MAX));
-                if least > most {
-                    return Err(EvalError::Objective {
-                        key: "objective.min_length",
-                        reason: format!("{least} is more than objective.max_length ({most})"),
-                    });
-                }
-                Check::Length { least, most }
-            }
+        let goal = config.objective.goal().map_err(|missing| EvalError::Objective {
+            key: missing.key,
+            reason: format!("{}; {}", missing.message, missing.help),
+        })?;
+        let check = match goal {
+            Goal::None => Check::None,
+            Goal::Json(schema) => Check::Json(Box::new(load_schema(&project.join(schema))?)),
+            Goal::Regex(pattern) => Check::Regex(compiled(pattern)?),
+            Goal::Exact => Check::Exact,
+            Goal::Contains(texts) => Check::Contains(texts.to_vec()),
+            Goal::Length { least, most } => Check::Length { least, most },
         };
         Ok(Self { check })
     }
@@ -103,7 +85,7 @@ impl Objective {
         let expected = expected.map(str::trim);
         match &self.check {
             Check::None => None,
-            Check::Json(schema) => Some(score_json(reply, expected, schema.as_deref())),
+            Check::Json(schema) => Some(score_json(reply, expected, schema)),
             Check::Regex(regex) => {
                 let matches = regex.is_match(reply);
                 Some(Score::one("matches", matches, || format!("does not match {regex}")))
@@ -177,7 +159,7 @@ fn score_contains(reply: &str, texts: &[String]) -> Score {
     }
 }
 
-fn score_json(reply: &str, expected: Option<&str>, schema: Option<&Validator>) -> Score {
+fn score_json(reply: &str, expected: Option<&str>, schema: &Validator) -> Score {
     let parsed: Result<Value, _> = serde_json::from_str(reply);
     let mut score = Score { passed: parsed.is_ok(), ..Score::default() };
     score.details.insert("valid".to_owned(), share(parsed.is_ok()));
@@ -185,16 +167,14 @@ fn score_json(reply: &str, expected: Option<&str>, schema: Option<&Validator>) -
         score.reason = Some(brief(&format!("not valid JSON: {error}")));
     }
     let reply = parsed.ok();
-    if let Some(schema) = schema {
-        let problem = reply.as_ref().map(|reply| schema.iter_errors(reply).next());
-        let conforms = matches!(problem, Some(None));
-        score.details.insert("conforms".to_owned(), share(conforms));
-        score.passed &= conforms;
-        if let Some(Some(problem)) = problem {
-            let place = problem.instance_path().to_string();
-            let place = if place.is_empty() { String::new() } else { format!(" at {place}") };
-            score.reason = Some(brief(&format!("does not conform{place}: {problem}")));
-        }
+    let problem = reply.as_ref().map(|reply| schema.iter_errors(reply).next());
+    let conforms = matches!(problem, Some(None));
+    score.details.insert("conforms".to_owned(), share(conforms));
+    score.passed &= conforms;
+    if let Some(Some(problem)) = problem {
+        let place = problem.instance_path().to_string();
+        let place = if place.is_empty() { String::new() } else { format!(" at {place}") };
+        score.reason = Some(brief(&format!("does not conform{place}: {problem}")));
     }
     if let Some(Ok(expected)) = expected.map(serde_json::from_str::<Value>) {
         compare(reply.as_ref(), &expected, &mut score.details);
@@ -240,14 +220,11 @@ fn same(left: &Value, right: &Value) -> bool {
     }
 }
 
-fn pattern(section: &ObjectiveSection) -> Result<Regex, EvalError> {
-    let key = "objective.pattern";
-    let pattern = section.pattern.as_deref().ok_or_else(|| EvalError::Objective {
-        key,
-        reason: "is missing; give the regular expression a reply must match".to_owned(),
-    })?;
-    Regex::new(pattern)
-        .map_err(|error| EvalError::Objective { key, reason: format!("is no regular expression: {error}") })
+fn compiled(pattern: &str) -> Result<Regex, EvalError> {
+    Regex::new(pattern).map_err(|error| EvalError::Objective {
+        key: "objective.pattern",
+        reason: format!("is no regular expression: {error}"),
+    })
 }
 
 fn load_schema(path: &Path) -> Result<Validator, EvalError> {
@@ -285,6 +262,7 @@ mod tests {
     fn objective(set: &[&str]) -> Result<Objective, EvalError> {
         let project = tempfile::tempdir().unwrap();
         std::fs::write(project.path().join("schema.json"), SCHEMA).unwrap();
+        std::fs::write(project.path().join("any.json"), "{}").unwrap();
         std::fs::write(project.path().join("broken.json"), "{").unwrap();
         std::fs::write(project.path().join("wrong.json"), r#"{"type": "strnig"}"#).unwrap();
         std::fs::write(project.path().join("remote.json"), r#"{"$ref": "https://example.org/schema"}"#)
@@ -331,14 +309,21 @@ mod tests {
     }
 
     #[test]
-    fn json_without_a_schema_needs_only_be_valid() {
-        let mut config = config(&["objective.kind=json", "objective.schema=schema.json"]);
-        config.objective.schema = None;
-        let objective = Objective::from_config(&config, Path::new("/nowhere")).unwrap();
+    fn any_json_conforms_to_an_empty_schema() {
+        let objective = objective(&["objective.kind=json", "objective.schema=any.json"]).unwrap();
         let score = objective.score("[1, 2]", Some("[1.0, 2]")).unwrap();
-        assert_eq!((score.passed, details(&score)), (true, vec![("valid", 1.0), ("equal", 1.0)]));
+        let expected = vec![("valid", 1.0), ("conforms", 1.0), ("equal", 1.0)];
+        assert_eq!((score.passed, details(&score)), (true, expected));
         let deep = "[".repeat(100_000);
         assert!(!objective.score(&deep, None).unwrap().passed);
+    }
+
+    #[test]
+    fn a_missing_setting_is_named() {
+        let mut config = config(&["objective.kind=contains", "objective.contains=a"]);
+        config.objective.contains.clear();
+        let error = Objective::from_config(&config, Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(error.starts_with("objective.contains: ") && error.contains("add contains"), "{error}");
     }
 
     #[test]
