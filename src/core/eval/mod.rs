@@ -5,6 +5,7 @@ mod blind;
 mod error;
 mod objective;
 mod pairs;
+mod schema;
 mod suite;
 mod tally;
 mod verdict;

@@ -1,19 +1,15 @@
 //! Checks that score a reply.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use indexmap::IndexMap;
-use jsonschema::{PatternOptions, Validator};
 use regex::Regex;
 use serde_json::Value;
 
 use super::EvalError;
+use super::schema::{Schema, Violation};
 use crate::config::{Config, Goal};
-use crate::files;
 use crate::text::clean_line;
-
-/// A schema is written by hand; anything larger is not one.
-const SCHEMA_LIMIT: u64 = 1 << 20;
 
 /// Name of the overall result among averaged scores.
 const PASSED: &str = "passed";
@@ -30,7 +26,7 @@ pub struct Objective {
 #[derive(Debug)]
 enum Check {
     None,
-    Json(Box<Validator>),
+    Json(Box<Schema>),
     Regex(Regex),
     Exact,
     Contains(Vec<String>),
@@ -59,7 +55,7 @@ impl Objective {
         })?;
         let check = match goal {
             Goal::None => Check::None,
-            Goal::Json(schema) => Check::Json(Box::new(load_schema(&project.join(schema))?)),
+            Goal::Json(schema) => Check::Json(Box::new(Schema::load(&project.join(schema))?)),
             Goal::Regex(pattern) => Check::Regex(compiled(pattern)?),
             Goal::Exact => Check::Exact,
             Goal::Contains(texts) => Check::Contains(texts.to_vec()),
@@ -159,7 +155,7 @@ fn score_contains(reply: &str, texts: &[String]) -> Score {
     }
 }
 
-fn score_json(reply: &str, expected: Option<&str>, schema: &Validator) -> Score {
+fn score_json(reply: &str, expected: Option<&str>, schema: &Schema) -> Score {
     let parsed: Result<Value, _> = serde_json::from_str(reply);
     let mut score = Score { passed: parsed.is_ok(), ..Score::default() };
     score.details.insert("valid".to_owned(), share(parsed.is_ok()));
@@ -167,12 +163,11 @@ fn score_json(reply: &str, expected: Option<&str>, schema: &Validator) -> Score 
         score.reason = Some(brief(&format!("not valid JSON: {error}")));
     }
     let reply = parsed.ok();
-    let problem = reply.as_ref().map(|reply| schema.iter_errors(reply).next());
-    let conforms = matches!(problem, Some(None));
+    let violation = reply.as_ref().map(|reply| schema.violation(reply));
+    let conforms = matches!(violation, Some(None));
     score.details.insert("conforms".to_owned(), share(conforms));
     score.passed &= conforms;
-    if let Some(Some(problem)) = problem {
-        let place = problem.instance_path().to_string();
+    if let Some(Some(Violation { place, problem })) = violation {
         let place = if place.is_empty() { String::new() } else { format!(" at {place}") };
         score.reason = Some(brief(&format!("does not conform{place}: {problem}")));
     }
@@ -225,22 +220,6 @@ fn compiled(pattern: &str) -> Result<Regex, EvalError> {
         key: "objective.pattern",
         reason: format!("is no regular expression: {error}"),
     })
-}
-
-fn load_schema(path: &Path) -> Result<Validator, EvalError> {
-    let wrong = |reason: String| EvalError::Schema { path: path.to_owned(), reason };
-    let schema = read_schema(path)?;
-    // The linear engine: a schema's patterns meet text that a model wrote.
-    jsonschema::options()
-        .with_pattern_options(PatternOptions::regex())
-        .build(&schema)
-        .map_err(|error| wrong(format!("{} (at {})", clean_line(&error.to_string()), error.instance_path())))
-}
-
-fn read_schema(path: &Path) -> Result<Value, EvalError> {
-    let wrong = |reason: String| EvalError::Schema { path: PathBuf::from(path), reason };
-    let text = files::read(path, SCHEMA_LIMIT).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    serde_json::from_slice(&text).map_err(|error| wrong(format!("it is not JSON: {error}")))
 }
 
 #[cfg(test)]
