@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use luthier_core::{config, machine};
+use luthier_core::config;
 use serde::Serialize;
 use tch::{Cuda, Device, Kind};
 
@@ -76,7 +76,7 @@ pub fn examine() -> Doctor {
     Doctor {
         version: env!("CARGO_PKG_VERSION"),
         libtorch: LIBTORCH_VERSION,
-        threads: machine::cores(),
+        threads: usize::try_from(tch::get_num_threads()).unwrap_or(1),
         cuda,
         devices: devices.into_iter().map(device_name).collect(),
         methods: methods().collect(),

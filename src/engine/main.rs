@@ -12,7 +12,7 @@ use luthier_core::text::clean;
 use luthier_engine::bench::{Bench, Work, bench};
 use luthier_engine::error::EngineError;
 use luthier_engine::evaluate::{Request, compare};
-use luthier_engine::process::{Termination, log_to_stderr};
+use luthier_engine::process::{Termination, bound_busy_waiting, log_to_stderr, threads_are_set};
 use luthier_engine::{csrc, device, doctor, serve, training, verify};
 use serde::Serialize;
 
@@ -171,7 +171,11 @@ fn parse_method(text: &str) -> Result<MethodKind, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
-    let prepared = csrc::prepare_process().and_then(|()| csrc::set_threads(machine::cores()));
+    if !matches!(arguments.command, Command::Doctor { .. }) {
+        bound_busy_waiting();
+    }
+    let threads = || if threads_are_set() { Ok(()) } else { csrc::set_threads(machine::cores()) };
+    let prepared = csrc::prepare_process().and_then(|()| threads());
     if let Err(error) = prepared {
         return failed(&error);
     }

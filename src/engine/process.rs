@@ -1,13 +1,50 @@
 //! What belongs to the process as a whole: signals, panics, where log lines go.
 
 use std::any::Any;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::panic::{self, AssertUnwindSafe};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 use tracing_subscriber::EnvFilter;
+
+/// How many times an idle OpenMP thread looks for work before it sleeps. libgomp's own 300,000 keep a core busy that
+/// another process could use, and a thread that waits for its turn on that core then holds up all the others.
+/// `bench/README.md` has figures, alone and beside a busy process.
+const SPIN_COUNT: &str = "10000";
+
+/// Settings of OpenMP with which a person says how threads wait.
+const WAIT_SETTINGS: [&str; 3] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"];
+
+/// Bounds how long OpenMP's threads wait busily, unless the environment says how they wait. OpenMP reads its settings
+/// when it is loaded, before `main`, so the process starts itself once more, with the same arguments and process id.
+/// Call before anything else; returns where there is nothing to set.
+pub fn bound_busy_waiting() {
+    if WAIT_SETTINGS.iter().any(|name| is_set(name)) {
+        return;
+    }
+    let Ok(executable) = std::env::current_exe() else { return };
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new(executable);
+    command.arg0(arguments.next().unwrap_or_default()).args(arguments).env("GOMP_SPINCOUNT", SPIN_COUNT);
+    let error = command.exec();
+    tracing::warn!(
+        "OpenMP's threads wait as they do by default: this process could not start itself again: {error}"
+    );
+}
+
+/// Whether the environment says how many threads OpenMP may use.
+pub fn threads_are_set() -> bool {
+    is_set("OMP_NUM_THREADS")
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| value != OsStr::new(""))
+}
 
 /// A flag that SIGTERM and SIGINT raise. The work looks at it where it can stop cleanly.
 #[derive(Debug, Clone, Default)]

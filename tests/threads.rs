@@ -1,0 +1,48 @@
+//! How the engine's OpenMP threads wait, and how many there are.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+
+use std::process::Command;
+
+use luthier_tests::engine;
+use serde_json::Value;
+
+const SETTINGS: [&str; 4] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS"];
+
+fn engine_with(environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(engine());
+    for setting in SETTINGS {
+        command.env_remove(setting);
+    }
+    command.envs(environment.iter().copied());
+    command
+}
+
+/// The spin count that libgomp says it works with: in the last of its reports, that of the process that does the work.
+fn spin_count(environment: &[(&str, &str)]) -> String {
+    let mut command = engine_with(environment);
+    // A model that is not there ends the process as soon as it has begun to work.
+    command.env("OMP_DISPLAY_ENV", "VERBOSE").args(["verify", "no-model", "no-reference"]);
+    let output = command.output().unwrap();
+    assert!(!output.status.success());
+    let report = String::from_utf8(output.stderr).unwrap();
+    let counts = report.lines().filter_map(|line| line.trim().strip_prefix("GOMP_SPINCOUNT = "));
+    counts.last().unwrap_or_else(|| panic!("libgomp reports no spin count: {report}")).trim_matches('\'').to_owned()
+}
+
+#[test]
+fn threads_wait_busily_for_a_short_time_unless_the_environment_says_how() {
+    assert_eq!(spin_count(&[]), "10000");
+    assert_eq!(spin_count(&[("GOMP_SPINCOUNT", "777")]), "777");
+    assert_eq!(spin_count(&[("OMP_WAIT_POLICY", "PASSIVE")]), "0");
+}
+
+#[test]
+fn the_number_of_threads_is_the_environments_where_it_says_one() {
+    let threads = |environment: &[(&str, &str)]| {
+        let output = engine_with(environment).args(["doctor", "--json"]).output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["threads"].as_u64()
+    };
+    assert_eq!(threads(&[("OMP_NUM_THREADS", "1")]), Some(1));
+    assert_eq!(threads(&[]), std::thread::available_parallelism().ok().map(|count| count.get() as u64));
+}
