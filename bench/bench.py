@@ -4,6 +4,7 @@
 Training: batch 1 × 512, every token trained, all linear layers where a method has targets. Generation: greedy, after a
 prompt of 64 tokens, one row and two rows at a time. Each figure is the median of ROUNDS processes (3 unless the
 environment says otherwise). `METHODS` and `DTYPES`, separated by commas, choose; `--parts` shows where a step's time goes.
+`--beside` measures LoRA and generation once more beside one and two other processes that each keep a core busy.
 """
 
 import json
@@ -30,7 +31,7 @@ def methods():
 
 
 def line(name, speeds, peaks, runs):
-    print(f"{name:<26} {measure.middle(speeds):8.1f} tokens/s   {measure.gib(max(peaks)):5.2f} GiB peak{measure.note(runs)}", flush=True)
+    print(f"{name:<44} {measure.middle(speeds):8.1f} tokens/s   {measure.gib(max(peaks)):5.2f} GiB peak{measure.note(runs)}", flush=True)
 
 
 def parts(runs):
@@ -41,15 +42,32 @@ def parts(runs):
         print(f"    {name:<32} {1000 * spent:7.1f} ms  {100 * spent / whole:5.1f} %", flush=True)
 
 
+def beside(count, dtype):
+    """LoRA and generation while 0 to 2 other processes keep a core busy each."""
+    others = ["alone", "beside a busy process", "beside two busy processes"][count]
+    with measure.busy_processes(count):
+        runs = [measure.engine("--dtype", dtype, "--steps", 3, "--new-tokens", 32) for _ in range(measure.ROUNDS)]
+    for run in runs:
+        run["others"] = 0.0  # They are meant to be there.
+    peaks = [run["peak_memory_bytes"] for run in runs]
+    line(f"lora 1×512 {dtype}, {others}", [run["train"]["tokens_per_second"] for run in runs], peaks, runs)
+    line(f"generation {dtype}, {others}", [run["decode"]["tokens_per_second"] for run in runs], peaks, runs)
+
+
 def main():
     show_parts = "--parts" in sys.argv[1:]
     print(measure.processor(), flush=True)
     dtypes = chosen("DTYPES", ["f32", "bf16"])
+    if "--beside" in sys.argv[1:]:
+        for dtype in dtypes:
+            for count in (0, 1, 2):
+                beside(count, dtype)
+        return
     for method in chosen("METHODS", methods()):
         # What full fine-tuning leaves behind is laid out as its base, so it starts from no GGUF file.
         model = measure.FOLDER if method == "full" else measure.MODEL
         if not model.exists():
-            print(f"{method:<26} is left out: it starts from a model folder, which `make bench-peers` writes", flush=True)
+            print(f"{method:<44} is left out: it starts from a model folder, which `make bench-peers` writes", flush=True)
             continue
         for dtype in dtypes:
             runs = [measure.engine("--method", method, "--dtype", dtype, "--new-tokens", 0, model=model) for _ in range(measure.ROUNDS)]

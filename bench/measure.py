@@ -1,5 +1,6 @@
 """What both benches share: running a measurement in a process of its own, and telling whether it had the machine to itself."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -69,6 +70,18 @@ def answer(command, **options):
 
 def engine(*arguments, model=MODEL):
     return answer([ENGINE, "bench", model, "--json", *arguments])
+
+
+@contextlib.contextmanager
+def busy_processes(count):
+    """Runs `count` other processes meanwhile, each of which keeps a core busy."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def middle(values):
