@@ -319,7 +319,7 @@ mod tests {
         }
         let missing =
             objective(&["objective.kind=json", "objective.schema=gone.json"]).unwrap_err().to_string();
-        assert!(missing.contains("cannot read") && missing.contains("gone.json"), "{missing}");
+        assert!(missing.contains("cannot be read") && missing.contains("gone.json"), "{missing}");
     }
 
     #[test]

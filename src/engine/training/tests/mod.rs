@@ -3,7 +3,6 @@
 mod preferences;
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
