@@ -90,7 +90,7 @@ choices! {
 
     /// `data.format`.
     pub enum Format {
-        Auto = "auto", "found out from the first rows";
+        Auto = "auto", "detected from the first rows";
         PromptCompletion = "prompt-completion", "fields `prompt` and `completion`";
         Messages = "messages", "field `messages`, a list of {role, content}";
         ShareGpt = "sharegpt", "field `conversations`, a list of {from, value}";
@@ -117,7 +117,7 @@ choices! {
     /// `method.kind`.
     pub enum MethodKind {
         Full = "full", "every weight of the model";
-        Lora = "lora", "low-rank adapters beside frozen weights";
+        Lora = "lora", "low-rank adapters on frozen weights";
         Qlora = "qlora", "LoRA over quantised weights: NF4, or a GGUF file's own";
         Prefix = "prefix", "trained keys and values before every layer";
         Prompt = "prompt", "trained embeddings before the input";
@@ -154,7 +154,7 @@ choices! {
 
     /// `train.recompute`.
     pub enum Recompute {
-        Auto = "auto", "where memory would not do otherwise";
+        Auto = "auto", "only where memory would not suffice otherwise";
         On = "on", "always";
         Off = "off", "never";
     }
@@ -172,7 +172,7 @@ choices! {
         Json = "json", "valid JSON that conforms to `schema`";
         Regex = "regex", "matches `pattern`";
         Exact = "exact", "equal to the expected reply";
-        Contains = "contains", "holds every text of `contains`";
+        Contains = "contains", "contains every text of `contains`";
         Length = "length", "between `min_length` and `max_length` characters";
     }
 }

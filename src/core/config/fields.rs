@@ -48,7 +48,7 @@ pub(super) trait Field: Sized {
     fn write(&self) -> Value;
 }
 
-/// Why a value cannot be taken. `message` goes on from the key's name: "must be …".
+/// Why a value is not accepted. `message` continues the key's name: "must be …".
 #[derive(Debug)]
 pub(super) struct Fault {
     pub span: Range<usize>,
@@ -152,7 +152,7 @@ impl Field for usize {
     }
 }
 
-/// 0 stands for "not set".
+/// 0 means "not set".
 impl Field for Option<u64> {
     const KIND: Kind = Kind::Whole { least: 0, most: MOST };
 
@@ -165,7 +165,7 @@ impl Field for Option<u64> {
     }
 }
 
-/// 0 stands for "not set".
+/// 0 means "not set".
 impl Field for Option<usize> {
     const KIND: Kind = Kind::Whole { least: 0, most: MOST };
 
@@ -230,7 +230,7 @@ impl Field for [f64; 2] {
 fn text<'a>(value: &'a Located, kind: &Kind, source: &Source) -> Result<&'a str, Fault> {
     match &value.value {
         Raw::Text(text) if text.contains('\0') => {
-            Err(Fault::new(value, "holds a NUL character, which no file name or prompt can"))
+            Err(Fault::new(value, "contains a NUL character, which no file name or prompt can"))
         }
         Raw::Text(text) => Ok(text),
         _ => Err(Fault::mismatch(value, kind, source)),
@@ -276,7 +276,7 @@ fn path<'a>(value: &'a Located, kind: &Kind, source: &Source) -> Result<&'a str,
     Ok(path)
 }
 
-/// Empty stands for "not set".
+/// Empty means "not set".
 impl Field for Option<PathBuf> {
     const KIND: Kind = Kind::Path;
 
@@ -294,7 +294,7 @@ fn write_path(path: &Path) -> Value {
     Value::String(path.to_string_lossy().into_owned())
 }
 
-/// A regular expression; empty stands for "not set".
+/// A regular expression; empty means "not set".
 impl Field for Option<String> {
     const KIND: Kind = Kind::Pattern;
 
@@ -362,7 +362,7 @@ impl Field for Vec<PathBuf> {
     }
 }
 
-/// Texts; an empty one alone stands for none.
+/// Texts; a single empty one means none.
 impl Field for Vec<String> {
     const KIND: Kind = Kind::Texts;
 

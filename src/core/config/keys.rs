@@ -105,7 +105,7 @@ macro_rules! settings {
     )+) => {
         /// Everything a run uses, every value checked. Paths are as written: relative ones start at the project folder.
         ///
-        /// [`Config::default`] holds every default; its `model.path` and `data.train` are empty, since those two have
+        /// [`Config::default`] has every default; its `model.path` and `data.train` are empty, since those two have
         /// none.
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct Config {

@@ -1,4 +1,4 @@
-//! What a key accepts, and how that is said to people.
+//! What a key accepts, and the words for it in messages.
 
 use std::fmt;
 

@@ -105,7 +105,7 @@ impl Config {
         key(path).map(|key| (key.write)(self))
     }
 
-    /// The value of a dotted key as it would stand in the file.
+    /// The value of a dotted key as it is written in the file.
     pub fn get_text(&self, path: &str) -> Option<String> {
         self.get(path).map(|value| literal(&value))
     }

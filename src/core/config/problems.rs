@@ -1,4 +1,4 @@
-//! What is wrong with a file, said the way a compiler says it: place, caret, remedy.
+//! What is wrong with a file, in the form of a compiler's message: place, caret, remedy.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet}
 
 use crate::text::clean_line;
 
-/// Most problems written out: past it the first ones are what there is to repair.
+/// Most problems written out; the first ones have to be repaired first anyway.
 const MOST_SHOWN: usize = 40;
 /// Characters of a line kept on each side of the place a problem points at.
 const CONTEXT: usize = 120;
@@ -45,7 +45,7 @@ impl Source {
 pub struct Problem {
     /// What is wrong, in one line.
     pub message: String,
-    /// Where it stands: a file, or `--set`.
+    /// Where it is: a file, or `--set`.
     pub file: PathBuf,
     /// Line, from 1.
     pub line: usize,

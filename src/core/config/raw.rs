@@ -1,4 +1,4 @@
-//! TOML text as a tree in which every value knows its place.
+//! TOML text as a tree in which every value has its place in the text.
 
 use std::ops::Range;
 
@@ -6,13 +6,13 @@ use toml::de::{DeTable, DeValue};
 
 use super::problems::{Problem, Source};
 
-/// Lines put aside in one document; a file with more is no configuration.
+/// Most lines skipped in one document; a file with more is no configuration.
 const MOST_UNREAD: usize = 40;
-/// In messages about something that was opened and not closed, so that the parser took the next lines
-/// for part of it.
+/// Parts of messages about something that was opened and not closed, so that the parser read the next lines as part of
+/// it.
 const RUNNING_ON: [&str; 4] = ["unclosed", "missing comma", "multi-line", "missing array"];
 
-/// In messages about a value that is none of TOML's, most often a text without quotes.
+/// Parts of messages about a value that is not TOML, most often a text without quotes.
 const UNQUOTED: [&str; 2] = ["must be quoted", "invalid boolean"];
 
 /// A value with its bytes in the text.
@@ -22,7 +22,7 @@ pub(super) struct Located {
     pub span: Range<usize>,
 }
 
-/// A TOML value before anything is known about what it should be.
+/// A TOML value whose key is not known yet.
 #[derive(Clone, Debug)]
 pub(super) enum Raw {
     Text(String),
@@ -65,13 +65,12 @@ impl Located {
 pub(super) struct Document {
     pub entries: Vec<(Name, Located)>,
     pub problems: Vec<Problem>,
-    /// Lines, from 1, of which nothing else should be said: they could not be read, or it is not known
-    /// which section they belong to.
+    /// Lines, from 1, for which no other problem is reported: they could not be read, or their section is unknown.
     unread: Vec<Range<usize>>,
 }
 
 impl Document {
-    /// Whether a line, from 1, is beyond judgement.
+    /// Whether no other problem is reported for a line, from 1.
     pub fn is_unread(&self, line: usize) -> bool {
         self.unread.iter().any(|lines| lines.contains(&line))
     }
@@ -79,8 +78,8 @@ impl Document {
 
 /// Reads a whole document.
 ///
-/// A line that cannot be read is put aside and the rest read without it, so that the other mistakes can be
-/// told in the same breath.
+/// A line that cannot be read is skipped and the rest read without it, so that the other mistakes are reported together
+/// with it.
 pub(super) fn document(source: &Source) -> Document {
     let mut text = source.text().to_owned();
     let mut problems: Vec<Problem> = Vec::new();
@@ -120,7 +119,7 @@ fn syntax_problem(source: &Source, span: Range<usize>, message: &str, runs_on: b
         _ if runs_on => Problem::new(source, span, message)
             .help("is a list, table or text opened above and not closed? What follows was not read"),
         _ if UNQUOTED.iter().any(|sign| message.contains(sign)) => {
-            Problem::new(source, span, message).help("a text stands in quotes")
+            Problem::new(source, span, message).help("a text needs quotes")
         }
         _ => Problem::new(source, span, message),
     }

@@ -1,5 +1,5 @@
-//! From text to a checked [`Config`]: every key is placed, read and weighed against the others, and
-//! whatever is wrong on the way is collected.
+//! From text to a checked [`Config`]: finds the key of each value, reads it, checks keys against each other, and collects
+//! every problem.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -16,7 +16,7 @@ use super::raw::{self, Located, Name, Raw};
 use super::rules;
 use super::sections::{Config, KEYS};
 
-/// Past this many, a file is not worth reading on: each further one would only cost time.
+/// No more problems are collected than these.
 pub(super) const MOST_PROBLEMS: usize = 200;
 
 /// Where a key was given.
@@ -27,7 +27,7 @@ struct Entry {
     value: Located,
 }
 
-/// Everything said about the keys, by the file first and by the overrides after it.
+/// The values given for the keys, by the file and by the overrides over it.
 #[derive(Debug)]
 pub(super) struct Reader {
     sources: Vec<Source>,
@@ -36,7 +36,7 @@ pub(super) struct Reader {
     columns: Vec<(&'static Key, usize, Located)>,
     headers: BTreeMap<String, Range<usize>>,
     faulty: BTreeSet<&'static str>,
-    /// Keys and sections that a misspelt name was most likely meant to be.
+    /// Keys and sections suggested for a misspelt name.
     meant: BTreeSet<String>,
     problems: Vec<(usize, Problem)>,
 }
@@ -87,7 +87,7 @@ impl Reader {
         ));
     }
 
-    /// Sorts what stands below `prefix` into keys.
+    /// Finds the keys of the entries below `prefix`.
     fn walk(&mut self, source: usize, prefix: &str, entries: Vec<(Name, Located)>) {
         for (name, value) in entries {
             let path = if prefix.is_empty() { name.text.clone() } else { format!("{prefix}.{}", name.text) };
@@ -245,7 +245,7 @@ impl Reader {
         }
     }
 
-    /// Reports required keys that nobody gave.
+    /// Reports required keys that are not given.
     fn require(&mut self) {
         for key in KEYS.iter().filter(|key| key.required) {
             let is_given = self.entries.contains_key(key.path) || self.faulty.contains(key.path);
@@ -268,8 +268,8 @@ impl Reader {
         }
     }
 
-    /// Reports that keys do not go together: at the one given by the latest override, else at the first that
-    /// the file gives. Says nothing while one of them is wrong by itself.
+    /// Reports that keys contradict each other: at the one given by the latest override, else at the first that the file
+    /// gives. Skipped if one of these keys already has a problem.
     pub(super) fn contradict(&mut self, keys: &[&'static str], message: &str, help: &str) {
         if keys.iter().any(|key| self.faulty.contains(key)) {
             return;

@@ -1,4 +1,4 @@
-//! Settings that are right one by one and wrong together.
+//! Cross-key validation: settings that are legal one by one and contradict each other.
 
 use super::choices::{Algorithm, Bias, Format, MethodKind, OnNan, TrainOn, Variant};
 use super::resolve::Reader;
@@ -46,7 +46,7 @@ fn check_algorithm(config: &Config, reader: &mut Reader) {
     }
 }
 
-/// Settings of one method that another has no use for.
+/// Settings that the chosen method does not use.
 fn check_method(config: &Config, reader: &mut Reader) {
     let method = &config.method;
     let kind = method.kind;
@@ -64,7 +64,7 @@ fn check_method(config: &Config, reader: &mut Reader) {
         (
             "method.targets",
             method.targets != Targets::AllLinear && !by_layer,
-            "names layers that LoRA and IA3 act on",
+            "names layers for LoRA and IA3",
         ),
     ];
     for (key, wrong, why) in misplaced {

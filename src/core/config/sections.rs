@@ -79,7 +79,7 @@ settings! {
         kind: MethodKind = MethodKind::Lora, NewRun;
         /// rank of the low-rank factors
         rank: usize [whole(1, 1 << 16)] = 16, NewRun;
-        /// the adapter counts alpha / rank
+        /// the adapter's output is scaled by alpha / rank
         alpha: f64 [above(0.0, 1e6)] = 32.0, NewRun;
         /// share of the adapter's inputs zeroed in training
         dropout: f64 [below(0.0, 1.0)] = 0.0, NewRun;
@@ -101,7 +101,7 @@ settings! {
     train: TrainSection {
         /// what the loss is
         algorithm: Algorithm = Algorithm::Sft, NewRun;
-        /// for dpo: how strongly the model is held to its base
+        /// for dpo: how strongly the model is kept near its base
         dpo_beta: f64 [above(0.0, 1e3)] = 0.1, NewRun;
         /// for dpo: assumed probability that a pair's labels are swapped
         dpo_label_smoothing: f64 [below(0.0, 0.5)] = 0.0, NewRun;
@@ -156,7 +156,7 @@ settings! {
         schema: Option<PathBuf> = None, NextEvaluation;
         /// regular expression, for kind regex
         pattern: Option<String> = None, NextEvaluation;
-        /// texts a reply must hold, for kind contains
+        /// texts a reply must contain, for kind contains
         contains: Vec<String> = Vec::new(), NextEvaluation;
         /// fewest characters, for kind length; 0 = any
         min_length: Option<usize> [whole(0, 1 << 32)] = None, NextEvaluation;

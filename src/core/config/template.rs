@@ -11,7 +11,7 @@ use super::problems::{Problems, Source};
 use super::sections::{Config, KEYS, SECTIONS};
 use super::toml_text::{assignment, literal};
 
-/// Column at which comments stand.
+/// Column of the comments.
 const COMMENT_COLUMN: usize = 32;
 /// Longer lines get their comment above.
 const WIDEST: usize = 110;
@@ -73,7 +73,7 @@ pub fn reference() -> String {
     let mut page = format!(
         "# Keys of `{FILE_NAME}`\n\n\
          Every key but `model.path` and `data.train` has a default. The last column says when a changed\n\
-         value reaches a run that is live.\n"
+         value reaches a live run.\n"
     );
     for (section, doc) in SECTIONS {
         let _ = write!(page, "\n## `[{section}]`\n\n{}.\n\n", capitalised(doc));

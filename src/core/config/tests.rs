@@ -1,4 +1,4 @@
-//! What holds for the configuration as a whole.
+//! Tests of the configuration as a whole.
 
 use std::path::Path;
 
@@ -87,7 +87,7 @@ fn tables_may_be_inline_or_sections() {
 }
 
 #[test]
-fn every_sort_of_mistake_is_told_at_once() {
+fn mistakes_of_every_kind_are_reported_together() {
     let text = include_str!("../../../tests/configs/invalid/many.toml");
     let expected = include_str!("../../../tests/configs/invalid/many.txt");
     let problems = parse(text, &[]).expect_err("invalid");
@@ -103,7 +103,7 @@ fn broken_syntax_does_not_hide_the_other_mistakes() {
 }
 
 #[test]
-fn what_was_left_open_is_not_followed_by_false_alarms() {
+fn an_unclosed_value_causes_no_false_alarms() {
     let open_list = "[model]\npath = \"m\"\n[data]\ntrain = [\"a\", \"b\"\neval = 0.1\n[train]\nseed = 1\n";
     let found = problems(open_list, &[]);
     assert_eq!(found.len(), 1, "{found:?}");
@@ -121,7 +121,7 @@ fn what_was_left_open_is_not_followed_by_false_alarms() {
 }
 
 #[test]
-fn missing_keys_are_told_at_their_section() {
+fn missing_keys_are_reported_at_their_section() {
     let found = problems("", &[]);
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found.iter().any(|line| line.contains("`model.path` is missing")));
@@ -283,7 +283,7 @@ fn a_removed_key_is_explained_and_older_runs_still_open() {
 }
 
 #[test]
-fn contradictions_are_told_where_they_were_written() {
+fn contradictions_are_reported_where_they_were_written() {
     let wrong = [
         (
             "[method]\nkind = \"prefix\"\nvariant = \"dora\"\n",
@@ -315,12 +315,9 @@ fn contradictions_are_told_where_they_were_written() {
         assert_eq!(found.len(), 1, "{text}: {found:?}");
         assert!(found[0].starts_with(&format!("luthier.toml:{start}")), "{found:?}");
     }
-    let override_told =
+    let over_file =
         problems(&format!("[train]\nmin_learning_rate = 1e-5\n{SMALL}"), &["train.learning_rate=1e-6"]);
-    assert!(
-        override_told[0].starts_with("--set:1:1: `train.min_learning_rate` is 1e-5"),
-        "{override_told:?}"
-    );
+    assert!(over_file[0].starts_with("--set:1:1: `train.min_learning_rate` is 1e-5"), "{over_file:?}");
     let same_file = "[model]\npath = \"m\"\n[data]\ntrain = [\"a\", \"b\"]\neval = \"b\"\n";
     assert!(problems(same_file, &[])[0].starts_with("luthier.toml:5:1: b is both trained on and held out"));
     let nothing_held_out = format!("[train]\nearly_stop = {{ patience = 1 }}\n{SMALL}eval = 0\n");
@@ -352,7 +349,7 @@ fn preference_pairs_and_dpo_need_each_other() {
 }
 
 #[test]
-fn a_wrong_value_is_not_told_twice_as_a_contradiction() {
+fn a_wrong_value_is_not_reported_again_as_a_contradiction() {
     let found = problems(&format!("[train]\nlearning_rate = -1\nmin_learning_rate = 0.5\n{SMALL}"), &[]);
     assert_eq!(found.len(), 1, "{found:?}");
 }

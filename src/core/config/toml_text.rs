@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use toml::Value;
 
-/// The value as it stands right of a `=`.
+/// The value as written after a `=`.
 pub(super) fn literal(value: &Value) -> String {
     match value {
         Value::String(text) => quoted(text),

@@ -34,7 +34,7 @@ pub struct Watcher {
 enum Message {
     /// Something happened to a file of a watched name.
     Touched,
-    /// The files to watch from now on, with what they held when this was said.
+    /// The files to watch from now on, with their content at that time.
     Files(Vec<(PathBuf, Content)>),
     Stop,
 }
@@ -74,7 +74,7 @@ impl Watcher {
     /// Watches these files from now on, and no others. Those watched before keep the content that changes
     /// are counted from.
     pub fn set_files(&self, files: Vec<PathBuf>) {
-        // Without its thread the watcher is deaf, and has said so.
+        // Fails only without the thread, which `start` has logged.
         let _ = self.messages.send(Message::Files(with_contents(files)));
     }
 }
@@ -224,7 +224,7 @@ impl Watch {
         }
     }
 
-    /// The files that hold something else than they did, in the order of their paths. An empty file counts
+    /// The files whose content has changed, in the order of their paths. An empty file counts
     /// only once nothing has happened for a while: some editors empty a file before they write it.
     fn changed(&mut self, has_settled: bool) -> Vec<PathBuf> {
         let mut files: Vec<_> = self.contents.keys().cloned().collect();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_change_is_told() {
+    fn a_saved_change_is_reported() {
         let fixture = Fixture::with_events();
         fixture.write("a.toml", "new");
         fixture.expect("a.toml");
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_put_in_the_place_of_another_is_told_each_time() {
+    fn a_replaced_file_is_reported_each_time() {
         let fixture = Fixture::with_events();
         for round in 0..3 {
             fixture.write(".a.toml.swp", &format!("round {round}"));
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_moved_aside_and_written_anew_is_told_once() {
+    fn a_file_moved_aside_and_written_again_is_reported_once() {
         let fixture = Fixture::with_events();
         fs::rename(fixture.path("a.toml"), fixture.path("a.toml~")).expect("rename");
         fixture.write("a.toml", "new");
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn an_emptied_file_is_told_once_it_stays_so() {
+    fn an_emptied_file_is_reported_once_it_stays_so() {
         let fixture = Fixture::new(Duration::from_millis(20), false);
         fixture.write("a.toml", "");
         fixture.expect("a.toml");
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_after_the_end() {
+    fn nothing_is_reported_after_the_end() {
         let Fixture { folder, changes, watcher } = Fixture::with_events();
         drop(watcher);
         fs::write(folder.path().join("a.toml"), "new").expect("write");

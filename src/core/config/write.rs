@@ -16,13 +16,13 @@ use super::toml_text::literal;
 
 /// The name that problems with the new value are reported under.
 const EDIT: &str = "edit";
-/// How often a file may change under our hands before we give up.
+/// How often to try again when the file changes meanwhile.
 const ATTEMPTS: usize = 5;
 
 /// Sets one dotted key of a configuration file, as `--set` would: `value` is TOML, or a text without its
 /// quotes.
 ///
-/// Comments and layout stay. The file is replaced in one stroke, and only by one that is valid as a whole.
+/// Comments and layout stay. The file is replaced atomically, and only by one that is valid as a whole.
 pub fn write_key(file: &Path, key: &str, value: &str) -> Result<(), ConfigError> {
     for _ in 0..ATTEMPTS {
         let text = read(file)?;
@@ -104,7 +104,7 @@ fn replace(file: &Path, expected: &str, text: &str) -> io::Result<bool> {
         Ok(unchanged)
     });
     if !matches!(written, Ok(true)) {
-        // The failure that led here is the one to tell; a file left aside does no harm.
+        // The first failure is the one to report; a leftover temporary file does no harm.
         let _ = fs::remove_file(&aside);
     }
     if let (Ok(true), Some(folder)) = (&written, file.parent()) {
@@ -234,7 +234,7 @@ theme = \"luthier\"
     #[test]
     fn a_wrong_value_changes_nothing() {
         let (folder, file) = project(FILE);
-        for (key, value, told) in [
+        for (key, value, expected) in [
             ("train.learning_rate", "-1", "edit:1:21"),
             ("train.learning_rat", "1", "did you mean `learning_rate`?"),
             ("train.min_learning_rate", "0.5", "above `train.learning_rate`"),
@@ -243,7 +243,7 @@ theme = \"luthier\"
             ("", "", "unknown key"),
         ] {
             let error = write_key(&file, key, value).expect_err(key).to_string();
-            assert!(error.contains(told), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
         assert_eq!(fs::read_to_string(&file).expect("read"), FILE);
         assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 1);
