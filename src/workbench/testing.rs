@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -177,6 +177,26 @@ pub fn screen(buffer: &Buffer) -> String {
     }
     writeln!(text, "styles: {fingerprint:016x}").unwrap();
     text
+}
+
+/// A file of the repository by its path from the root.
+pub fn repository_file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+/// Compares a committed file with the text that is generated for it. `INSTA_UPDATE=always` writes it first, as it does
+/// with snapshots.
+pub fn assert_generated(path: &Path, text: &str) {
+    if std::env::var_os("INSTA_UPDATE").is_some_and(|update| update == "always") {
+        std::fs::write(path, text).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    pretty_assertions::assert_eq!(
+        committed,
+        text,
+        "{} is out of date; run `INSTA_UPDATE=always cargo test -p luthier` and read the diff",
+        path.display()
+    );
 }
 
 /// Presses keys and compares the screen with the one stored under the test's name.

@@ -142,10 +142,11 @@ fn described(folder: &Path, files: &[(&str, &str)], model: Option<&Path>) -> Str
 
 #[cfg(test)]
 mod tests {
-    use luthier_core::config::{Config, KEYS};
+    use luthier_core::config::{Config, KEYS, reference};
     use pretty_assertions::assert_eq;
 
     use super::*;
+    use crate::testing::{assert_generated, repository_file};
 
     #[test]
     fn the_starter_is_a_valid_project() {
@@ -172,9 +173,8 @@ mod tests {
     /// The sample project's settings may be tuned, but the file keeps the form of a new project's.
     #[test]
     fn the_sample_project_is_written_as_a_new_one() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sample-data/tickets").join(FILE_NAME);
-        let text = fs::read_to_string(&path).unwrap();
-        let config = Config::parse(&text, &path, &[]).unwrap();
+        let path = repository_file("sample-data/tickets/luthier.toml");
+        let config = Config::parse(&fs::read_to_string(&path).unwrap(), &path, &[]).unwrap();
         let defaults = Config::default();
         let differing: Vec<(&str, String)> = KEYS
             .iter()
@@ -183,6 +183,11 @@ mod tests {
             .collect();
         let differing: Vec<(&str, &str)> =
             differing.iter().map(|(key, value)| (*key, value.as_str())).collect();
-        assert_eq!(text, template(&config.model.path, "train.jsonl", &differing).unwrap());
+        assert_generated(&path, &template(&config.model.path, "train.jsonl", &differing).unwrap());
+    }
+
+    #[test]
+    fn the_reference_of_settings_is_current() {
+        assert_generated(&repository_file("docs/settings.md"), &reference());
     }
 }
