@@ -168,13 +168,15 @@ fn packed(model: &Model, reference: &Reference) -> Result<Tensor> {
     ops::reshape(&hidden, &[-1, model.architecture().hidden as i64])
 }
 
-/// Each row by itself: its first half at once, then token by token.
+/// Each row by itself: its first half at once, then token by token. Keys are rotated as in the reference's batch, for the
+/// length of its longest row.
 fn cached(model: &Model, reference: &Reference) -> Result<Tensor> {
     let columns = reference.columns(model.device())?;
+    let longest = reference.lengths.iter().copied().max().unwrap_or_default();
     let mut parts = Vec::new();
     for (row, &length) in reference.lengths.iter().enumerate() {
         let mut cache = KvCache::new(model, 1);
-        cache.expect(&[length]);
+        cache.expect(&[longest]);
         let half = (length / 2).max(1);
         let pieces = std::iter::once((0, half)).chain((half..length).map(|start| (start, 1)));
         for (start, width) in pieces {

@@ -59,13 +59,15 @@ fn padding_on_the_left_changes_nothing_that_counts() {
 fn a_cache_fed_in_pieces_gives_the_same_logits() {
     let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
     let ids = &stored["input_ids"];
+    // Sums in another order, whose rounding grows with the numbers, and differs between processors.
+    let bound = 1e-5 * stored["logits"].abs().max().double_value(&[]).max(1.0);
     for pieces in [&[27][..], &[1; 27], &[10, 1, 1, 15], &[1, 26]] {
         let error = distance_where(
             &stored["attention_mask"],
             &logits_in_pieces(&model, ids, pieces),
             &stored["logits"],
         );
-        assert!(error <= 1e-5, "{pieces:?}: {error}");
+        assert!(error <= bound, "{pieces:?}: {error}");
     }
 }
 
