@@ -9,7 +9,9 @@ use luthier_engine::models::{Active, Mask, Model, Noise, Pass};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::support::{columns, hidden, json, lora, peft_config, reference, tensors, tiny};
+use crate::support::{
+    columns, distance, distance_where, hidden, json, logits, lora, peft_config, reference, tensors, tiny,
+};
 
 /// A LoRA adapter whose B is not zero.
 fn trained(model: &Model, seed: u64) -> Box<dyn Adapter> {
@@ -66,6 +68,27 @@ fn accumulate(model: &Model, adapter: &dyn Adapter, step: i64, recompute: bool) 
 
 fn gradients(adapter: &dyn Adapter) -> Vec<Tensor> {
     adapter.parameters().values().map(Tensor::grad).collect()
+}
+
+#[test]
+fn a_stored_adapter_gives_pefts_logits_and_so_does_the_merged_weight() {
+    let (model, adapter) = (tiny(Kind::Float), stored("lora"));
+    let data = tensors("training/llama/batches.safetensors");
+    let (ids, mask) = (data["input_ids"].get(0), data["attention_mask"].get(0));
+    let wanted = tensors("training/llama/lora/logits.safetensors");
+    let found = logits(&model, &ids, Active::All(&adapter));
+    let error = distance_where(&mask, &found, &wanted["init_logits"]);
+    assert!(error <= 1e-5, "{error}");
+    let x = Tensor::randn([5, 64], (Kind::Float, Device::Cpu));
+    let positions = columns(1, 5);
+    for linear in model.linears().filter(|linear| linear.in_features == 64) {
+        let dense = linear.weight().dense(Kind::Float).unwrap();
+        let merged = adapter.fold(linear, dense, None).unwrap().weight;
+        let adapters = Active::All(&adapter);
+        let pass = Pass { positions: &positions, mask: Mask::Causal, adapters, noise: None };
+        let error = distance(&x.matmul(&merged.tr()), &linear.forward(&x, &pass).unwrap());
+        assert!(error <= 1e-5, "{}: {error}", linear.name);
+    }
 }
 
 #[test]
