@@ -22,12 +22,16 @@ fn engine_with(environment: &[(&str, &str)]) -> Command {
 fn spin_count(environment: &[(&str, &str)]) -> String {
     let mut command = engine_with(environment);
     // A model that is not there ends the process as soon as it has begun to work.
-    command.env("OMP_DISPLAY_ENV", "VERBOSE").args(["verify", "no-model", "no-reference"]);
+    command.env("OMP_DISPLAY_ENV", "VERBOSE").args(["verify", "no-model", "--reference", "no-reference"]);
     let output = command.output().unwrap();
     assert!(!output.status.success());
     let report = String::from_utf8(output.stderr).unwrap();
     let counts = report.lines().filter_map(|line| line.trim().strip_prefix("GOMP_SPINCOUNT = "));
-    counts.last().unwrap_or_else(|| panic!("libgomp reports no spin count: {report}")).trim_matches('\'').to_owned()
+    counts
+        .last()
+        .unwrap_or_else(|| panic!("libgomp reports no spin count: {report}"))
+        .trim_matches('\'')
+        .to_owned()
 }
 
 #[test]

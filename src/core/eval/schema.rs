@@ -41,16 +41,16 @@ impl UrlLoader for NoOther {
 impl Schema {
     pub(super) fn load(path: &Path) -> Result<Self, EvalError> {
         let wrong = |reason: String| EvalError::Schema { path: path.to_owned(), reason };
-        let text = files::read(path, SCHEMA_LIMIT).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let text =
+            files::read(path, SCHEMA_LIMIT).map_err(|error| wrong(format!("cannot be read: {error}")))?;
         let schema: Value =
             serde_json::from_slice(&text).map_err(|error| wrong(format!("it is not JSON: {error}")))?;
         let mut compiler = Compiler::new();
         compiler.use_loader(Box::new(NoOther));
         let mut schemas = Schemas::new();
-        let compiled = compiler
-            .add_resource(ITSELF, schema.clone())
-            .and_then(|()| compiler.compile(ITSELF, &mut schemas));
-        let index = compiled.map_err(|error| wrong(clean_line(&explain(&error, &schema)).into_owned()))?;
+        let refused = |error: CompileError| wrong(clean_line(&explain(&error, &schema)).into_owned());
+        compiler.add_resource(ITSELF, schema.clone()).map_err(refused)?;
+        let index = compiler.compile(ITSELF, &mut schemas).map_err(refused)?;
         Ok(Self { schemas, index })
     }
 
