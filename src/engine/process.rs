@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 /// How many times an idle OpenMP thread looks for work before it sleeps. libgomp's own 300,000 keep a core busy that
 /// another process could use, and a thread that waits for its turn on that core then holds up all the others.
-/// `bench/README.md` has figures, alone and beside a busy process.
+/// `bench/bench.py --beside` measures it, alone and beside busy processes.
 const SPIN_COUNT: &str = "10000";
 
 /// Settings of OpenMP with which a person says how threads wait.
