@@ -26,9 +26,9 @@ fn spin_count(environment: &[(&str, &str)]) -> String {
     let output = command.output().unwrap();
     assert!(!output.status.success());
     let report = String::from_utf8(output.stderr).unwrap();
-    let counts = report.lines().filter_map(|line| line.trim().strip_prefix("GOMP_SPINCOUNT = "));
+    let mut counts = report.lines().filter_map(|line| line.trim().strip_prefix("GOMP_SPINCOUNT = "));
     counts
-        .last()
+        .next_back()
         .unwrap_or_else(|| panic!("libgomp reports no spin count: {report}"))
         .trim_matches('\'')
         .to_owned()
