@@ -160,7 +160,7 @@ fn prefill(
     let shape = [rows, width as i64];
     let ids = ops::reshape(&ops::integers(&ids, model.device())?, &shape)?;
     let given = prompts.iter().zip(adapters).map(|(prompt, adapter)| {
-        let before = adapter.map_or(0, |adapter| adapter.virtual_tokens());
+        let before = adapter.map_or(0, Adapter::virtual_tokens);
         (before + prompt.len()) as i64
     });
     cache.expect(&given.collect::<Vec<_>>());

@@ -55,12 +55,22 @@ fn padding_on_the_left_changes_nothing_that_counts() {
     assert!(error <= 1e-5, "{error}");
 }
 
+#[cfg(target_arch = "x86_64")]
+fn has_512_bit_vectors() -> bool {
+    std::arch::is_x86_feature_detected!("avx512f")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_512_bit_vectors() -> bool {
+    false
+}
+
 #[test]
 fn a_cache_fed_in_pieces_gives_the_same_logits() {
     let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
     let ids = &stored["input_ids"];
-    // Sums in another order, whose rounding grows with the numbers, and differs between processors.
-    let bound = 1e-5 * stored["logits"].abs().max().double_value(&[]).max(1.0);
+    // Kernels without 512-bit vectors add up fewer partial sums at a time, and round a little more.
+    let bound = if has_512_bit_vectors() { 1e-5 } else { 1.2e-5 };
     for pieces in [&[27][..], &[1; 27], &[10, 1, 1, 15], &[1, 26]] {
         let error = distance_where(
             &stored["attention_mask"],

