@@ -137,7 +137,7 @@ impl EngineError {
             }
             Self::NotFinite { .. } => "lower train.learning_rate, or set train.on_nan = \"skip\"",
             Self::File { .. } => "check that the path exists, may be used and has space left",
-            Self::Files(_) => "name other files, or get these anew",
+            Self::Files(_) => "use other files, or download these again",
             Self::Data(_) => "run `luthier data check`",
             Self::Config(_) => "correct luthier.toml and start a new run",
             Self::Model { .. } => "download the base model again, then run `luthier model verify`",

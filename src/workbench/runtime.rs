@@ -344,7 +344,7 @@ impl Loop {
         Ok(())
     }
 
-    /// Learns the size anew, which may have changed while nobody looked, and draws every cell.
+    /// Reads the size again, since it may have changed meanwhile, and draws every cell.
     fn redraw(&mut self) -> Result<(), OpenError> {
         self.app.context.size = self.terminal.size()?;
         self.terminal.forget();

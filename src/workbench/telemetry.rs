@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 /// Names what is logged, as in `LUTHIER_LOG=debug`.
 const VARIABLE: &str = "LUTHIER_LOG";
 
-/// Size at which the log begins anew; one older log is kept.
+/// Size at which a new log is started; one older log is kept.
 const LARGE: u64 = 4 * 1024 * 1024;
 
 /// A turn of the loop that takes longer is logged.

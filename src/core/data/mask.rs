@@ -13,7 +13,7 @@ use super::template::Rendered;
 use super::{DataError, Extras, Message, Template, Tokenizer};
 use crate::config::TrainOn;
 
-/// Most replies of a row that are looked for: each takes rendering all that goes before it.
+/// Most replies of a row that are looked for: finding one renders everything up to it.
 const MAX_SEARCHED: usize = 1024;
 
 /// Why a mask cannot be given.

@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::verdict::Contender;
 
-/// Left and right of a blind comparison: the same for the same seed and prompt, whoever asks and whenever,
+/// Left and right of a blind comparison: a function of seed and prompt only,
 /// and as unpredictable as a coin to the person who judges.
 pub fn sides(seed: u64, prompt: u64, contenders: [Contender; 2]) -> [Contender; 2] {
     let mut digest = Sha256::new();

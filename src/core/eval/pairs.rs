@@ -21,8 +21,8 @@ pub struct PreferencePair {
     pub rejected: String,
 }
 
-/// The pairs that verdicts imply: the better side over the worse one; and where a person wrote the reply
-/// anew, that over each side's that differs from it. Equal replies make no pair.
+/// The pairs that verdicts imply: the better side over the worse one; and where a person rewrote the reply,
+/// the rewritten one over each side's that differs from it. Equal replies make no pair.
 pub fn preference_pairs(verdicts: &[Verdict]) -> Vec<PreferencePair> {
     let mut pairs = IndexSet::new();
     for verdict in verdicts {

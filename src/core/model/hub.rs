@@ -260,7 +260,7 @@ impl HubCache {
         self.repository(model).join("blobs").join(etag)
     }
 
-    /// The file that whoever downloads the content named `etag` holds locked.
+    /// The lock file for downloading the content named `etag`.
     pub fn lock(&self, model: &HubModel, etag: &str) -> PathBuf {
         self.root.join(".locks").join(folder_name(model)).join(format!("{etag}.lock"))
     }

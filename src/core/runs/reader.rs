@@ -100,7 +100,7 @@ impl JournalReader {
     }
 
     /// Makes sure that the open file is the one at the path and still holds what was read of it; `true`
-    /// where reading began anew.
+    /// where reading started over.
     fn follow(&mut self) -> Result<bool, RunError> {
         let found = match fs::metadata(&self.path) {
             Ok(found) => found,

@@ -1,4 +1,4 @@
-//! Starting engine processes that outlive whoever started them.
+//! Starting engine processes that outlive the process that started them.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};

@@ -42,7 +42,7 @@ pub struct DeviceMemory {
     pub peak: i64,
     /// Held by the allocator.
     pub reserved: i64,
-    /// Free on the device, whoever uses the rest.
+    /// Free on the device, counting what other processes use as taken.
     pub free: i64,
     /// Of the device.
     pub total: i64,
@@ -58,7 +58,7 @@ pub fn device_memory(index: usize) -> Result<DeviceMemory> {
     Ok(DeviceMemory { allocated, peak, reserved, free, total })
 }
 
-/// Gives unused memory back to a CUDA device and starts [`DeviceMemory::peak`] anew.
+/// Gives unused memory back to a CUDA device and restarts [`DeviceMemory::peak`].
 pub fn release_device_memory(index: usize) -> Result<()> {
     let index = device_index(index)?;
     // SAFETY: plain call without pointers.

@@ -19,7 +19,7 @@ pub fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
     Ok(Arc::new(map))
 }
 
-/// Gives the memory of a part of a mapped file back to the system, which reads it anew where it is needed again: what will
+/// Gives the memory of a part of a mapped file back to the system, which reads it again where it is needed again: what will
 /// not be read soon need not stand beside what was made of it.
 pub fn release_pages(map: &Mmap, offset: usize, length: usize) {
     if offset.checked_add(length).and_then(|end| map.get(offset..end)).is_none() {

@@ -95,7 +95,7 @@ impl Algorithm {
         }
     }
 
-    /// How the model with `adapters` fares on held-out rows. `progress` hears the number of rows done, and may break it
+    /// The held-out score of the model with `adapters`. `progress` hears the number of rows done, and may break it
     /// off; then, and where there is nothing to measure, there is no result.
     pub fn held_out(
         &mut self,

@@ -19,7 +19,7 @@ use crate::ops;
 /// keys for each document is work of its own.
 const WORTH_SHARING: usize = 16;
 
-/// The same where attention is computed for every document, over keys that are laid out for it anew in each layer.
+/// The same where attention is computed for every document, over keys that are laid out for it again in each layer.
 const WORTH_SHARING_WITHOUT_ATTENTION: usize = 4;
 
 /// Rows for one forward pass. N tokens in all, of which C are computed, M targets of the loss.

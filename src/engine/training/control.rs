@@ -20,20 +20,20 @@ const SIGNAL_POLL: Duration = Duration::from_millis(100);
 /// Prompts that may wait to be answered.
 const WAITING_PROMPTS: usize = 16;
 
-/// What is wished for at the moment.
+/// Requests that the training loop has not applied yet.
 #[derive(Debug, Default)]
-struct Wishes {
+struct Pending {
     paused: bool,
     stop: Option<StopWhen>,
-    /// Wishes that are granted once.
-    once: BTreeSet<Wish>,
+    /// Requests that are applied once.
+    once: BTreeSet<Once>,
     prompts: VecDeque<String>,
     /// Who asked for a key's present value; the others were edited in the file.
     editors: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Wish {
+enum Once {
     Checkpoint,
     Evaluation,
     /// The configuration file may say something else than before.
@@ -42,7 +42,7 @@ enum Wish {
 
 #[derive(Debug)]
 struct Shared {
-    wishes: Mutex<Wishes>,
+    pending: Mutex<Pending>,
     changed: Condvar,
 }
 
@@ -54,9 +54,9 @@ pub struct Control {
 }
 
 impl Control {
-    /// Nobody wishes anything yet.
+    /// No pending requests.
     pub fn new(termination: Termination) -> Self {
-        let shared = Shared { wishes: Mutex::new(Wishes::default()), changed: Condvar::new() };
+        let shared = Shared { pending: Mutex::new(Pending::default()), changed: Condvar::new() };
         Self { shared: Arc::new(shared), termination }
     }
 
@@ -75,85 +75,85 @@ impl Control {
 
     /// Notes that the configuration file may have changed.
     pub fn config_changed(&self) {
-        self.wish(Wish::Config);
+        self.request(Once::Config);
     }
 
     /// Notes that the run shall end.
     pub fn stop(&self, when: StopWhen) {
-        self.note(|wishes| wishes.stop = Some(when));
+        self.note(|pending| pending.stop = Some(when));
     }
 
     /// How the run shall end, if it shall. A signal asks for saving.
     pub fn stopping(&self) -> Option<StopWhen> {
         let asked = self.termination.asked().then_some(StopWhen::Save);
-        self.wishes().stop.or(asked)
+        self.pending().stop.or(asked)
     }
 
     /// Whether the run shall end at once, without saving.
     pub fn abandoned(&self) -> bool {
-        self.wishes().stop == Some(StopWhen::Now)
+        self.pending().stop == Some(StopWhen::Now)
     }
 
     /// Who asked for the end, in words.
     pub fn stop_reason(&self) -> &'static str {
-        if self.wishes().stop.is_some() { "asked to stop" } else { "the process was told to end (SIGTERM)" }
+        if self.pending().stop.is_some() { "asked to stop" } else { "the process was told to end (SIGTERM)" }
     }
 
     /// Whether anything is wished for.
-    pub fn has_wishes(&self) -> bool {
-        let Wishes { paused, stop, once, prompts, editors: _ } = &*self.wishes();
+    pub fn has_requests(&self) -> bool {
+        let Pending { paused, stop, once, prompts, editors: _ } = &*self.pending();
         *paused || stop.is_some() || !once.is_empty() || !prompts.is_empty() || self.termination.asked()
     }
 
     /// Whether the run shall hold still.
     pub fn paused(&self) -> bool {
-        self.wishes().paused
+        self.pending().paused
     }
 
     /// Waits until something is wished, or a moment has passed.
     pub fn wait(&self) {
-        let wishes = self.wishes();
+        let pending = self.pending();
         // Whoever waits looks at everything again, so it does not matter what woke it.
-        drop(self.shared.changed.wait_timeout(wishes, SIGNAL_POLL));
+        drop(self.shared.changed.wait_timeout(pending, SIGNAL_POLL));
     }
 
     /// Whether a checkpoint was asked for since the last call.
     pub fn take_checkpoint(&self) -> bool {
-        self.wishes().once.remove(&Wish::Checkpoint)
+        self.pending().once.remove(&Once::Checkpoint)
     }
 
     /// Whether an evaluation was asked for since the last call.
     pub fn take_evaluation(&self) -> bool {
-        self.wishes().once.remove(&Wish::Evaluation)
+        self.pending().once.remove(&Once::Evaluation)
     }
 
     /// The next prompt to answer.
     pub fn take_prompt(&self) -> Option<String> {
-        self.wishes().prompts.pop_front()
+        self.pending().prompts.pop_front()
     }
 
     /// Whether the configuration file may have changed since the last call; with it, who asked for which key's value.
     pub fn take_config(&self) -> Option<BTreeMap<String, String>> {
-        let mut wishes = self.wishes();
-        wishes.once.remove(&Wish::Config).then(|| std::mem::take(&mut wishes.editors))
+        let mut pending = self.pending();
+        pending.once.remove(&Once::Config).then(|| std::mem::take(&mut pending.editors))
     }
 
-    fn wishes(&self) -> MutexGuard<'_, Wishes> {
-        self.shared.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wish(&self, wish: Wish) {
-        self.note(|wishes| {
-            wishes.once.insert(wish);
+    fn request(&self, request: Once) {
+        self.note(|pending| {
+            pending.once.insert(request);
         });
     }
 
-    fn note(&self, change: impl FnOnce(&mut Wishes)) {
-        change(&mut self.wishes());
+    fn note(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.pending());
         self.shared.changed.notify_all();
     }
 
-    /// Notes what a request wishes, and says what will come of it.
+    /// Adds a request to the pending ones; the reply says what it will do.
     fn take(&self, request: &Request, pid: u32, file: &Path) -> Reply {
         match request {
             Request::Hello { .. } | Request::Subscribe => Reply::ok("connected already"),
@@ -165,26 +165,26 @@ impl Control {
             }
             Request::Pause if self.paused() => Reply::error("it is paused already"),
             Request::Pause => {
-                self.note(|wishes| wishes.paused = true);
+                self.note(|pending| pending.paused = true);
                 Reply::ok("pauses after the current step")
             }
             Request::Resume if !self.paused() => Reply::error("it is running already"),
             Request::Resume => {
-                self.note(|wishes| wishes.paused = false);
+                self.note(|pending| pending.paused = false);
                 Reply::ok("goes on")
             }
             Request::Checkpoint => {
-                self.wish(Wish::Checkpoint);
+                self.request(Once::Checkpoint);
                 Reply::ok("writes a checkpoint after the current step")
             }
             Request::Evaluate => {
-                self.wish(Wish::Evaluation);
+                self.request(Once::Evaluation);
                 Reply::ok("evaluates after the current step")
             }
             Request::Stop { when } => {
-                self.note(|wishes| {
-                    wishes.stop = Some(*when);
-                    wishes.paused = false;
+                self.note(|pending| {
+                    pending.stop = Some(*when);
+                    pending.paused = false;
                 });
                 Reply::ok(match when {
                     StopWhen::Save => "stops after the current step, with a checkpoint and the adapter saved",
@@ -195,14 +195,14 @@ impl Control {
                 })
             }
             Request::Sample { prompt } => {
-                let mut wishes = self.wishes();
-                if wishes.prompts.len() == WAITING_PROMPTS {
+                let mut pending = self.pending();
+                if pending.prompts.len() == WAITING_PROMPTS {
                     return Reply::error(format!(
                         "{WAITING_PROMPTS} prompts wait already; try again after the current step"
                     ));
                 }
-                wishes.prompts.push_back(prompt.clone());
-                drop(wishes);
+                pending.prompts.push_back(prompt.clone());
+                drop(pending);
                 self.shared.changed.notify_all();
                 Reply::ok("answers after the current step; the reply becomes a `sample` event")
             }
@@ -235,8 +235,8 @@ impl Control {
         };
         let said = format!("{}: {} → {}, {said}", edit.key, edit.old, edit.new);
         // Before the file changes, so that the editor is known when the watcher sees it.
-        self.note(|wishes| {
-            wishes.editors.insert(edit.key.clone(), who);
+        self.note(|pending| {
+            pending.editors.insert(edit.key.clone(), who);
         });
         config::write_key(file, key, value).map_err(|error| error.to_string())?;
         self.config_changed();

@@ -1,5 +1,5 @@
 //! Training: one process works on one run until it ends. The loop is in [`trainer`], one step in [`step`]; around them what
-//! people see ([`record`]) and wish ([`control`], [`edits`]).
+//! people see ([`record`]) and ask for ([`control`], [`edits`]).
 
 pub mod adamw;
 pub mod alerts;

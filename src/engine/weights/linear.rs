@@ -42,7 +42,7 @@ impl Weight {
         }
     }
 
-    /// The matrix with elements of type `kind`; a quantised one is decoded anew each time.
+    /// The matrix with elements of type `kind`; a quantised one is decoded again each time.
     pub fn dense(&self, kind: Kind) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => ops::to_kind(&weight.elements, kind),

@@ -56,7 +56,7 @@ pub enum AppCommand {
     LastPane,
     /// Give the terminal back to the shell for a while.
     Suspend,
-    /// Draw everything anew.
+    /// Draw everything again.
     Redraw,
     /// Messages so far.
     Messages,

@@ -120,7 +120,7 @@ pub(super) static APP: &[Entry] = &[
         command: Command::App(AppCommand::Redraw),
         name: "redraw",
         label: "redraw",
-        doc: "Draw the screen anew",
+        doc: "Redraw the screen",
         keys: &[(Global, &["ctrl-l"])],
     },
     Entry {

@@ -126,7 +126,7 @@ impl Terminal {
         self.resume()
     }
 
-    /// Takes the terminal back, and draws all of it anew, after the process was stopped and continued.
+    /// Takes the terminal back, and redraws all of it, after the process was stopped and continued.
     pub fn resume(&mut self) -> Result<(), TerminalError> {
         let mut attempt = 0;
         while let Err(problem) = self.take() {

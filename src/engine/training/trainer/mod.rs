@@ -1,4 +1,4 @@
-//! The loop: wishes, then a step, then what is due; again until the end.
+//! The training loop: apply pending requests, run one step, then do periodic work, until the end.
 
 mod advance;
 
@@ -181,11 +181,11 @@ impl<'a> Trainer<'a> {
             self.evaluate(false)?;
         }
         loop {
-            // What is wished for after this question waits for the next step, which has then been read as well.
-            if self.control.has_wishes() {
+            // A request that comes after this check waits until the next step has been read.
+            if self.control.has_requests() {
                 self.settle()?;
                 self.take_edits();
-                self.grant_wishes()?;
+                self.apply_requests()?;
                 if let Some(when) = self.control.stopping() {
                     return self.stop(when);
                 }
@@ -210,7 +210,7 @@ impl<'a> Trainer<'a> {
         self.settings.config()
     }
 
-    // ── wishes ──────────────────────────────────────────────────────────────────────────────────────────────────
+    // ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     fn take_edits(&mut self) {
         let Some(editors) = self.control.take_config() else { return };
@@ -237,7 +237,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn grant_wishes(&mut self) -> Result<()> {
+    fn apply_requests(&mut self) -> Result<()> {
         if self.control.take_checkpoint() {
             self.checkpoint();
         }

@@ -147,7 +147,7 @@ impl State {
         self.comparisons.last()
     }
 
-    /// Counts the verdicts on what is chosen anew.
+    /// Counts the verdicts on the chosen models again.
     pub fn recount(&mut self) {
         let opponent = self.opponent();
         let Some(target) = self.target.clone() else {
@@ -253,7 +253,7 @@ fn nothing_or(state: &State, context: &Context, command: Command, nothing: Optio
         Command::Note => match current {
             None => Some("nothing is asked yet".to_owned()),
             Some(comparison) if comparison.choice.is_some() => {
-                Some("the verdict is written; a note goes before it".to_owned())
+                Some("the verdict is written; write a note before you judge".to_owned())
             }
             Some(_) => None,
         },

@@ -50,7 +50,7 @@ pub enum Event {
         run: String,
         /// New events, oldest first.
         events: Vec<runs::Event>,
-        /// The journal begins anew: what was read before does not count.
+        /// The journal starts over: discard what was read before.
         restarted: bool,
         /// Everything written so far was read.
         caught_up: bool,
