@@ -384,8 +384,8 @@ fn packed_documents_see_the_virtual_tokens_each_for_itself() {
                 let alone = logits(&model, &ids.narrow(1, start, length), adapters);
                 let error = distance(&packed.narrow(1, start, length), &alone);
                 let largest = alone.abs().max().double_value(&[]);
-                // Rounding of the largest logits: 3.9 of this model under a changed rsLoRA.
-                let bound = if family == "qwen2" { 1.1e-5 } else { 1e-5 };
+                // The logits of these two are the largest, up to 5.9 under rsLoRA, and so is their rounding.
+                let bound = if family.starts_with("qwen") { 1.1e-5 } else { 1e-5 };
                 assert!(error <= bound, "{family} {name} {length}: {error} of {largest}");
                 start += length;
             }
