@@ -2,29 +2,12 @@
 
 use super::layers::{Chooser, Layer, PromptBox, Standing, palette_commands};
 use super::{
-    App, AppQuestion, Effect, Ending, Entry, Input, Question, Reaction, SettingsEffect, Severity,
+    App, AppQuestion, Effect, Ending, Entry, Question, Reaction, Reply, SettingsEffect, Severity,
     TerminalEffect,
 };
 use crate::command::{AppCommand, Command, InputCommand, ListCommand, ModalCommand, ViewCommand};
-use crate::panes::{PaneId, data, review, sweep, train};
+use crate::panes::PaneId;
 use crate::widgets::Scroll;
-
-/// What a box was answered with.
-enum Answer {
-    Yes,
-    Text(String),
-    Choice(usize),
-}
-
-impl Answer {
-    fn into_input<E, Q>(self, question: Q) -> Input<E, Q> {
-        match self {
-            Self::Yes => Input::Confirmed(question),
-            Self::Text(text) => Input::Entered(question, text),
-            Self::Choice(chosen) => Input::Picked(question, chosen),
-        }
-    }
-}
 
 impl App {
     /// Lets the box that was taken off the stack handle `command`; puts it back unless that closed it.
@@ -40,7 +23,7 @@ impl App {
             Command::App(AppCommand::Palette) if matches!(layer, Layer::Palette(_)) => return,
             Command::Modal(ModalCommand::Yes) => {
                 if let Layer::Confirm(asked) = layer {
-                    self.answer(asked.confirm.question, Answer::Yes, effects);
+                    self.answer(asked.confirm.question, Reply::Yes, effects);
                     return;
                 }
             }
@@ -95,13 +78,13 @@ impl App {
             }
             Layer::Confirm(asked) => {
                 if asked.yes {
-                    self.answer(asked.confirm.question, Answer::Yes, effects);
+                    self.answer(asked.confirm.question, Reply::Yes, effects);
                 }
             }
             Layer::Prompt(asked) => self.enter(asked, effects),
             Layer::Pick(pick, chooser) => {
                 if let Some(chosen) = chooser.chosen() {
-                    self.answer(pick.question, Answer::Choice(chosen), effects);
+                    self.answer(pick.question, Reply::Choice(chosen), effects);
                 }
             }
             Layer::Help(_) | Layer::Messages(_) | Layer::Message(..) => {}
@@ -115,8 +98,8 @@ impl App {
             return;
         }
         let question = asked.prompt.question.clone();
-        let answer = Answer::Text(asked.line.value().to_owned());
-        let Some((pane, reactions)) = self.reactions_to(question, answer, effects) else { return };
+        let reply = Reply::Text(asked.line.value().to_owned());
+        let Some((pane, reactions)) = self.reactions_to(question, reply, effects) else { return };
         let kept = |reaction: &Reaction| {
             matches!(reaction, Reaction::Entry(question, Entry::Checked | Entry::Refused(_))
                 if *question == asked.prompt.question)
@@ -151,49 +134,37 @@ impl App {
         }
     }
 
-    fn answer(&mut self, question: Question, answer: Answer, effects: &mut Vec<Effect>) {
-        if let Some((pane, reactions)) = self.reactions_to(question, answer, effects) {
+    fn answer(&mut self, question: Question, reply: Reply, effects: &mut Vec<Effect>) {
+        if let Some((pane, reactions)) = self.reactions_to(question, reply, effects) {
             self.react(pane, reactions, effects);
         }
     }
 
-    /// What the pane that asked says to the answer; nothing where the workbench itself asked.
+    /// What the pane that asked does with the reply; nothing where the workbench itself asked.
     fn reactions_to(
         &mut self,
         question: Question,
-        answer: Answer,
+        reply: Reply,
         effects: &mut Vec<Effect>,
     ) -> Option<(PaneId, Vec<Reaction>)> {
-        Some(match question {
+        match question {
             Question::App(question) => {
-                self.answer_own(question, answer, effects);
-                return None;
+                self.answer_own(question, reply, effects);
+                None
             }
-            Question::Data(question) => {
-                let input = answer.into_input(question);
-                (PaneId::Data, data::update(&mut self.panes.data, &self.context, input))
+            Question::Pane(question) => {
+                let pane = question.pane();
+                Some((pane, self.panes.replied(&self.context, question, reply)))
             }
-            Question::Train(question) => {
-                let input = answer.into_input(question);
-                (PaneId::Train, train::update(&mut self.panes.train, &self.context, input))
-            }
-            Question::Sweep(question) => {
-                let input = answer.into_input(question);
-                (PaneId::Sweep, sweep::update(&mut self.panes.sweep, &self.context, input))
-            }
-            Question::Review(question) => {
-                let input = answer.into_input(question);
-                (PaneId::Review, review::update(&mut self.panes.review, &self.context, input))
-            }
-        })
+        }
     }
 
-    fn answer_own(&mut self, question: AppQuestion, answer: Answer, effects: &mut Vec<Effect>) {
-        match (question, answer) {
-            (AppQuestion::Quit, Answer::Yes) => {
+    fn answer_own(&mut self, question: AppQuestion, reply: Reply, effects: &mut Vec<Effect>) {
+        match (question, reply) {
+            (AppQuestion::Quit, Reply::Yes) => {
                 effects.push(Effect::Terminal(TerminalEffect::Quit(Ending::Left)));
             }
-            (AppQuestion::Theme(names), Answer::Choice(chosen)) => {
+            (AppQuestion::Theme(names), Reply::Choice(chosen)) => {
                 if let Some(name) = names.into_iter().nth(chosen) {
                     self.theme_wanted.clone_from(&name);
                     let hint = format!("to keep it: theme = \"{name}\" under [ui] in luthier.toml");

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::tag::Tag;
-use crate::panes::{data, review, sweep, train};
+use crate::panes::PaneEffect;
 
 /// Something to be done outside of the state.
 #[derive(Debug, PartialEq)]
@@ -13,14 +13,8 @@ pub enum Effect {
     Terminal(TerminalEffect),
     /// Reading and watching settings, themes and keys.
     Settings(SettingsEffect),
-    /// Work for the data pane.
-    Data(Tag, data::Effect),
-    /// Work for the train pane.
-    Train(Tag, train::Effect),
-    /// Work for the sweep pane.
-    Sweep(Tag, sweep::Effect),
-    /// Work for the review pane.
-    Review(Tag, review::Effect),
+    /// Work for the performer of a pane.
+    Pane(Tag, PaneEffect),
 }
 
 /// What needs the terminal.

@@ -6,7 +6,7 @@ use luthier_core::config::Config;
 
 use super::tag::Tag;
 use crate::keymap::{Key, Keymap};
-use crate::panes::{data, review, sweep, train};
+use crate::panes::PaneEvent;
 use crate::theme::Theme;
 
 /// Something happened.
@@ -44,14 +44,8 @@ pub enum Event {
     Fault(String),
     /// The external editor closed the file; an error says why it could not be run.
     EditorClosed(PathBuf, Result<(), String>),
-    /// An answer for the data pane.
-    Data(Tag, data::Event),
-    /// An answer for the train pane.
-    Train(Tag, train::Event),
-    /// An answer for the sweep pane.
-    Sweep(Tag, sweep::Event),
-    /// An answer for the review pane.
-    Review(Tag, review::Event),
+    /// The performer of a pane answers.
+    Pane(Tag, PaneEvent),
 }
 
 /// Columns and rows of the terminal.

@@ -6,9 +6,9 @@ use super::reaction::Link;
 use crate::command::Command;
 use crate::keymap::Key;
 
-/// Something for a pane to react to. `E` are the answers of its performer, `Q` the questions it asks in boxes.
-#[derive(Debug)]
-pub enum Input<E, Q> {
+/// Something for a pane to react to, besides the answers of its performer and the replies to its questions.
+#[derive(Clone, Debug)]
+pub enum Input {
     /// The workbench opened; comes once, to every pane.
     Started,
     /// The pane came on screen.
@@ -21,14 +21,6 @@ pub enum Input<E, Q> {
     Key(Key),
     /// Pasted text, cleaned.
     Paste(String),
-    /// The performer answers.
-    Answer(E),
-    /// The person said yes.
-    Confirmed(Q),
-    /// The person entered this text.
-    Entered(Q, String),
-    /// The person picked the item at this position.
-    Picked(Q, usize),
     /// The editor that the pane opened closed this file.
     Edited(PathBuf),
     /// Another pane wants this shown.

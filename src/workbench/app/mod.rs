@@ -27,7 +27,9 @@ pub use event::{Event, Signal, Size};
 pub use flash::{Flash, Messages, Severity};
 pub use input::Input;
 pub use layers::{Chooser, ConfirmBox, Layer, PromptBox, Standing, palette_candidates, palette_commands};
-pub use reaction::{AppQuestion, Confirm, Entry, Link, Message, Pick, PickItem, Prompt, Question, Reaction};
+pub use reaction::{
+    AppQuestion, Confirm, Entry, Link, Message, Pick, PickItem, Prompt, Question, Reaction, Reply,
+};
 pub use tag::{Generations, Slot, Tag};
 
 use crate::command::{AppCommand, Command, ViewCommand};
@@ -127,7 +129,7 @@ impl App {
     pub fn contexts(&self) -> Vec<KeyContext> {
         let mut contexts = match self.layers.last() {
             Some(layer) => layer.contexts(),
-            None => self.panes.contexts(self.context.pane, &self.context),
+            None => self.panes[self.context.pane].contexts(&self.context),
         };
         contexts.push(KeyContext::Global);
         contexts
@@ -154,14 +156,14 @@ impl App {
             }
             _ => {
                 let pane = command.pane().unwrap_or(self.context.pane);
-                self.panes.unavailable(pane, &self.context, command)
+                self.panes[pane].unavailable(&self.context, command)
             }
         }
     }
 
     /// When [`Event::Deadline`] is next wanted, in time since the workbench opened.
     pub fn deadline(&self) -> Option<Duration> {
-        let pane = self.panes.deadline(self.context.pane, &self.context);
+        let pane = self.panes[self.context.pane].deadline(&self.context);
         [self.messages.deadline(), pane].into_iter().flatten().min()
     }
 

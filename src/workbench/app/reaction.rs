@@ -4,29 +4,23 @@ use std::path::PathBuf;
 
 use super::flash::Severity;
 use crate::command::Command;
-use crate::panes::{PaneId, data, review, sweep, train};
+use crate::panes::{PaneEffect, PaneId, PaneQuestion};
 
 /// What a pane answers to an input: work to be done, or something for the shell around it.
 #[derive(Debug, PartialEq)]
 pub enum Reaction {
-    /// Work for the data pane's performer.
-    Data(data::Effect),
-    /// Work for the train pane's performer.
-    Train(train::Effect),
-    /// Work for the sweep pane's performer.
-    Sweep(sweep::Effect),
-    /// Work for the review pane's performer.
-    Review(review::Effect),
+    /// Work for the pane's performer.
+    Perform(PaneEffect),
     /// Say something in the footer.
     Flash(Severity, String),
-    /// Ask before something that cannot be taken back; the answer yes comes as `Input::Confirmed`.
+    /// Ask before something that cannot be taken back; yes comes back as [`Reply::Yes`].
     Confirm(Confirm),
-    /// Ask for a line of text; it comes as `Input::Entered`, and the box closes unless [`Reaction::Entry`] says
+    /// Ask for a line of text; it comes back as [`Reply::Text`], and the box closes unless [`Reaction::Entry`] says
     /// otherwise.
     Prompt(Prompt),
     /// What becomes of the text entered in the box that asked this.
     Entry(Question, Entry),
-    /// Offer a choice; it comes as `Input::Picked`.
+    /// Offer a choice; it comes back as [`Reply::Choice`].
     Pick(Pick),
     /// Show a longer text in a box, scrollable.
     Message(Message),
@@ -47,7 +41,7 @@ pub enum Reaction {
 impl Reaction {
     /// Whether more than the pane itself may look different after it.
     pub(super) fn reaches_the_shell(&self) -> bool {
-        !matches!(self, Self::Data(_) | Self::Train(_) | Self::Sweep(_) | Self::Review(_) | Self::Unchanged)
+        !matches!(self, Self::Perform(_) | Self::Unchanged)
     }
 }
 
@@ -122,19 +116,24 @@ pub struct Message {
     pub severity: Severity,
 }
 
-/// What a box asked about, so that its answer finds its way back.
+/// What a box asks, so that the reply reaches whoever asked.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Question {
     /// The workbench itself asked.
     App(AppQuestion),
-    /// The data pane asked.
-    Data(data::Question),
-    /// The train pane asked.
-    Train(train::Question),
-    /// The sweep pane asked.
-    Sweep(sweep::Question),
-    /// The review pane asked.
-    Review(review::Question),
+    /// A pane asked.
+    Pane(PaneQuestion),
+}
+
+/// What the person replied in a box.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// Yes.
+    Yes,
+    /// This text.
+    Text(String),
+    /// The item at this position.
+    Choice(usize),
 }
 
 /// What the workbench itself asks.

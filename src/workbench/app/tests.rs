@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::panes::PaneEvent;
+use crate::panes::train::{TrainEffect, TrainEvent};
 use crate::testing::{TestApp, config, config_with};
 
 fn terminal(app: &mut TestApp) -> Vec<TerminalEffect> {
@@ -110,7 +112,7 @@ fn themes_are_chosen_from_a_list() {
 fn messages_go_away_by_themselves_and_nothing_ticks_after() {
     let mut app = TestApp::new(80, 24);
     app.keys("4");
-    let own = app.app.panes.deadline(PaneId::Review, &app.app.context);
+    let own = app.app.panes[PaneId::Review].deadline(&app.app.context);
     let now = app.app.context.now;
     app.app.messages.push(Severity::Success, "done", now);
     assert!(app.app.deadline().is_some());
@@ -124,18 +126,13 @@ fn messages_go_away_by_themselves_and_nothing_ticks_after() {
 #[test]
 fn answers_to_older_questions_are_dropped() {
     let mut app = TestApp::new(80, 24);
-    let slot = Slot::Latest("of no pane");
-    let stale = app.app.generations.issue(PaneId::Train, slot);
-    let current = app.app.generations.issue(PaneId::Train, slot);
-    let mut effects = Vec::new();
-    let mut reached = Vec::new();
-    for tag in [stale, current] {
-        app.app.answered(PaneId::Train, tag, &mut effects, |_, _| {
-            reached.push(tag);
-            Vec::new()
-        });
-    }
-    assert_eq!(reached, [current]);
+    let tag = |app: &mut TestApp| app.app.generations.issue(PaneId::Train, TrainEffect::Watch.slot());
+    let (stale, current) = (tag(&mut app), tag(&mut app));
+    let runs = || PaneEvent::Train(TrainEvent::Runs(Ok(Vec::new())));
+    app.event(Event::Pane(stale, runs()));
+    assert!(app.app.panes.train.runs.is_none());
+    app.event(Event::Pane(current, runs()));
+    assert!(app.app.panes.train.runs.is_some());
 }
 
 #[test]

@@ -9,12 +9,12 @@ use strum::IntoEnumIterator;
 
 use super::layers::{Chooser, ConfirmBox, Layer, PromptBox, palette_candidates};
 use super::{
-    App, AppQuestion, Confirm, Context, Editing, Effect, Ending, Event, Input, Link, Message, Now, Pick,
-    PickItem, Question, Reaction, SettingsEffect, Severity, Tag, TerminalEffect,
+    App, AppQuestion, Confirm, Editing, Effect, Ending, Event, Input, Link, Message, Now, Pick, PickItem,
+    Question, Reaction, SettingsEffect, Severity, Tag, TerminalEffect,
 };
 use crate::command::{AppCommand, Command, ListCommand, ViewCommand};
 use crate::keymap::{Key, Lookup};
-use crate::panes::{Common, PaneId, Panes, data, review, sweep, train};
+use crate::panes::{PaneEvent, PaneId};
 use crate::widgets::Scroll;
 
 /// Heading of the box that shows what is wrong with the settings; also how that box is known.
@@ -33,9 +33,9 @@ impl App {
                     self.show_config_problem(&problem);
                 }
                 for pane in PaneId::iter() {
-                    self.deliver(pane, Common::Started, &mut effects);
+                    self.deliver(pane, Input::Started, &mut effects);
                 }
-                self.deliver(self.context.pane, Common::Shown, &mut effects);
+                self.deliver(self.context.pane, Input::Shown, &mut effects);
             }
             Event::Key(key) => {
                 self.messages.key_pressed(now);
@@ -47,9 +47,9 @@ impl App {
             Event::Wheel(lines) => self.wheel(lines, &mut effects),
             Event::Deadline => {
                 let expired = self.messages.expire(now);
-                let due = self.panes.deadline(self.context.pane, &self.context);
+                let due = self.panes[self.context.pane].deadline(&self.context);
                 if due.is_some_and(|due| due <= now.elapsed) {
-                    let reactions = self.panes.update(self.context.pane, &self.context, Common::Deadline);
+                    let reactions = self.panes[self.context.pane].update(&self.context, Input::Deadline);
                     self.dirty = !reactions.contains(&Reaction::Unchanged) || expired;
                     self.react(self.context.pane, reactions, &mut effects);
                 } else {
@@ -82,20 +82,7 @@ impl App {
             }
             Event::Fault(problem) => self.messages.push(Severity::Error, &problem, now),
             Event::EditorClosed(path, outcome) => self.editor_closed(path, outcome, &mut effects),
-            Event::Data(tag, answer) => self.answered(PaneId::Data, tag, &mut effects, |panes, context| {
-                data::update(&mut panes.data, context, Input::Answer(answer))
-            }),
-            Event::Train(tag, answer) => self.answered(PaneId::Train, tag, &mut effects, |panes, context| {
-                train::update(&mut panes.train, context, Input::Answer(answer))
-            }),
-            Event::Sweep(tag, answer) => self.answered(PaneId::Sweep, tag, &mut effects, |panes, context| {
-                sweep::update(&mut panes.sweep, context, Input::Answer(answer))
-            }),
-            Event::Review(tag, answer) => {
-                self.answered(PaneId::Review, tag, &mut effects, |panes, context| {
-                    review::update(&mut panes.review, context, Input::Answer(answer))
-                });
-            }
+            Event::Pane(tag, answer) => self.answered(tag, answer, &mut effects),
         }
         effects
     }
@@ -122,7 +109,7 @@ impl App {
 
     fn unbound(&mut self, key: Key, effects: &mut Vec<Effect>) {
         match self.layers.last_mut() {
-            None => self.deliver(self.context.pane, Common::Key(key), effects),
+            None => self.deliver(self.context.pane, Input::Key(key), effects),
             Some(Layer::Prompt(asked)) => {
                 if let Some(line) = asked.typed() {
                     line.key(key);
@@ -142,7 +129,7 @@ impl App {
         // Terminals send line ends as carriage returns.
         let pasted = text::clean(&pasted.replace("\r\n", "\n").replace('\r', "\n")).into_owned();
         match self.layers.last_mut() {
-            None => self.deliver(self.context.pane, Common::Paste(pasted), effects),
+            None => self.deliver(self.context.pane, Input::Paste(pasted), effects),
             Some(Layer::Prompt(asked)) => {
                 if let Some(line) = asked.typed() {
                     line.paste(&pasted);
@@ -186,7 +173,7 @@ impl App {
                 }
                 let pane = command.pane().unwrap_or(self.context.pane);
                 self.show(pane, effects);
-                self.deliver(pane, Common::Command(command), effects);
+                self.deliver(pane, Input::Command(command), effects);
             }
         }
     }
@@ -215,16 +202,11 @@ impl App {
         }
     }
 
-    /// An answer for `pane`; dropped here where a newer effect made it stale.
-    pub(super) fn answered(
-        &mut self,
-        pane: PaneId,
-        tag: Tag,
-        effects: &mut Vec<Effect>,
-        update: impl FnOnce(&mut Panes, &Context) -> Vec<Reaction>,
-    ) {
+    /// Gives an answer to its pane, unless a newer effect made it stale.
+    fn answered(&mut self, tag: Tag, answer: PaneEvent, effects: &mut Vec<Effect>) {
+        let pane = answer.pane();
         if self.generations.is_current(pane, tag) {
-            let reactions = update(&mut self.panes, &self.context);
+            let reactions = self.panes.answered(&self.context, answer);
             // Of a pane that is not shown only what it asks of the shell can be seen.
             self.dirty = reactions.iter().any(Reaction::reaches_the_shell)
                 || (pane == self.context.pane && !reactions.contains(&Reaction::Unchanged));
@@ -235,8 +217,8 @@ impl App {
     }
 
     /// Lets `pane` react to `input`.
-    pub(super) fn deliver(&mut self, pane: PaneId, input: Common, effects: &mut Vec<Effect>) {
-        let reactions = self.panes.update(pane, &self.context, input);
+    pub(super) fn deliver(&mut self, pane: PaneId, input: Input, effects: &mut Vec<Effect>) {
+        let reactions = self.panes[pane].update(&self.context, input);
         self.react(pane, reactions, effects);
     }
 
@@ -244,21 +226,9 @@ impl App {
     pub(super) fn react(&mut self, pane: PaneId, reactions: Vec<Reaction>, effects: &mut Vec<Effect>) {
         for reaction in reactions {
             match reaction {
-                Reaction::Data(effect) => {
-                    let tag = self.generations.issue(PaneId::Data, effect.slot());
-                    effects.push(Effect::Data(tag, effect));
-                }
-                Reaction::Train(effect) => {
-                    let tag = self.generations.issue(PaneId::Train, effect.slot());
-                    effects.push(Effect::Train(tag, effect));
-                }
-                Reaction::Sweep(effect) => {
-                    let tag = self.generations.issue(PaneId::Sweep, effect.slot());
-                    effects.push(Effect::Sweep(tag, effect));
-                }
-                Reaction::Review(effect) => {
-                    let tag = self.generations.issue(PaneId::Review, effect.slot());
-                    effects.push(Effect::Review(tag, effect));
+                Reaction::Perform(effect) => {
+                    let tag = self.generations.issue(effect.pane(), effect.slot());
+                    effects.push(Effect::Pane(tag, effect));
                 }
                 Reaction::Flash(severity, text) => self.messages.push(severity, &text, self.context.now),
                 Reaction::Confirm(confirm) => {
@@ -291,7 +261,7 @@ impl App {
     fn follow(&mut self, link: Link, effects: &mut Vec<Effect>) {
         let pane = link.pane();
         self.show(pane, effects);
-        self.deliver(pane, Common::Link(link), effects);
+        self.deliver(pane, Input::Link(link), effects);
     }
 
     fn show(&mut self, pane: PaneId, effects: &mut Vec<Effect>) {
@@ -300,9 +270,9 @@ impl App {
             return;
         }
         self.last_pane = before;
-        self.deliver(before, Common::Hidden, effects);
+        self.deliver(before, Input::Hidden, effects);
         self.context.pane = pane;
-        self.deliver(pane, Common::Shown, effects);
+        self.deliver(pane, Input::Shown, effects);
     }
 
     fn leave(&mut self, effects: &mut Vec<Effect>) {
@@ -347,7 +317,7 @@ impl App {
             }
         }
         for pane in PaneId::iter() {
-            self.deliver(pane, Common::ConfigChanged, effects);
+            self.deliver(pane, Input::ConfigChanged, effects);
         }
     }
 
@@ -385,7 +355,7 @@ impl App {
             return;
         }
         match editing {
-            Some(Editing::Pane(pane)) => self.deliver(pane, Common::Edited(path), effects),
+            Some(Editing::Pane(pane)) => self.deliver(pane, Input::Edited(path), effects),
             // The watcher sees a changed luthier.toml by itself.
             Some(Editing::Config) | None => {}
         }

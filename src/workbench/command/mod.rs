@@ -7,8 +7,10 @@ mod table;
 pub use palette::{Match, rank};
 pub use reference::reference;
 
+use std::sync::LazyLock;
+
 use crate::keymap::KeyContext;
-use crate::panes::{PaneId, data, review, sweep, train};
+use crate::panes::{self, PaneCommand, PaneId};
 
 /// Something a person can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,14 +27,8 @@ pub enum Command {
     Input(InputCommand),
     /// In a box that asks.
     Modal(ModalCommand),
-    /// Of the data pane.
-    Data(data::Command),
-    /// Of the train pane.
-    Train(train::Command),
-    /// Of the sweep pane.
-    Sweep(sweep::Command),
-    /// Of the review pane.
-    Review(review::Command),
+    /// Of one pane.
+    Pane(PaneCommand),
 }
 
 /// Commands of the workbench as a whole; no pane sees them.
@@ -207,11 +203,11 @@ pub enum ModalCommand {
     No,
 }
 
-/// All there is to know about a command but how it is done.
-#[derive(Debug)]
-pub struct Entry {
+/// All there is to know about a command but how it is done. A pane lists its commands by its own type `C`.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<C = Command> {
     /// The command.
-    pub command: Command,
+    pub command: C,
     /// Its name in keymaps and the palette: `quit`, `list.down`, `data.quarantine`.
     pub name: &'static str,
     /// The one or two words the footer shows after its key.
@@ -222,11 +218,22 @@ pub struct Entry {
     pub keys: &'static [(KeyContext, &'static [&'static str])],
 }
 
+impl<C: Copy + Into<Command>> Entry<C> {
+    /// The entry as it stands in the table of all commands.
+    pub fn shared(&self) -> Entry {
+        let Self { command, name, label, doc, keys } = *self;
+        Entry { command: command.into(), name, label, doc, keys }
+    }
+}
+
+static TABLE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+    let general = [table::APP, panes::SHOW, table::REST, table::SHARED].concat();
+    [general, panes::commands()].concat()
+});
+
 /// All commands: the workbench's own, the shared ones, then each pane's.
 pub fn table() -> impl Iterator<Item = &'static Entry> {
-    let parts: [&'static [Entry]; 6] =
-        [table::APP, table::SHARED, data::COMMANDS, train::COMMANDS, sweep::COMMANDS, review::COMMANDS];
-    parts.into_iter().flatten()
+    TABLE.iter()
 }
 
 impl Command {
@@ -243,10 +250,7 @@ impl Command {
     /// The pane a command belongs to, if it belongs to one.
     pub fn pane(self) -> Option<PaneId> {
         match self {
-            Self::Data(_) => Some(PaneId::Data),
-            Self::Train(_) => Some(PaneId::Train),
-            Self::Sweep(_) => Some(PaneId::Sweep),
-            Self::Review(_) => Some(PaneId::Review),
+            Self::Pane(command) => Some(command.pane()),
             Self::App(_)
             | Self::View(_)
             | Self::List(_)

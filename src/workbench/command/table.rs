@@ -5,7 +5,6 @@
 
 use super::{AppCommand, ChartCommand, Command, Entry, InputCommand, ListCommand, ModalCommand, ViewCommand};
 use crate::keymap::KeyContext::{Chart, Global, Input, List, Modal, Search};
-use crate::panes::PaneId;
 
 /// Stands in for a command that no table lists; a test keeps it from ever being seen.
 pub(super) static UNLISTED: Entry = Entry {
@@ -46,34 +45,10 @@ pub(super) static APP: &[Entry] = &[
         doc: "Search all commands and run one",
         keys: &[(Global, &[":", "ctrl-p", "space ?", "space space"])],
     },
-    Entry {
-        command: Command::App(AppCommand::Show(PaneId::Data)),
-        name: "pane.data",
-        label: "data",
-        doc: "Go to the data pane: what am I training on?",
-        keys: &[(Global, &["1"])],
-    },
-    Entry {
-        command: Command::App(AppCommand::Show(PaneId::Train)),
-        name: "pane.train",
-        label: "train",
-        doc: "Go to the train pane: how is it going?",
-        keys: &[(Global, &["2"])],
-    },
-    Entry {
-        command: Command::App(AppCommand::Show(PaneId::Sweep)),
-        name: "pane.sweep",
-        label: "sweep",
-        doc: "Go to the sweep pane: which settings are best?",
-        keys: &[(Global, &["3"])],
-    },
-    Entry {
-        command: Command::App(AppCommand::Show(PaneId::Review)),
-        name: "pane.review",
-        label: "review",
-        doc: "Go to the review pane: is it really better than the base model?",
-        keys: &[(Global, &["4"])],
-    },
+];
+
+/// Of the workbench as a whole, after the commands that show a pane.
+pub(super) static REST: &[Entry] = &[
     Entry {
         command: Command::App(AppCommand::NextPane),
         name: "pane.next",

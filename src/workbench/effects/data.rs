@@ -8,8 +8,8 @@ use luthier_core::config::Config;
 use luthier_core::data::{self, Quarantine, Row, Template, Tokenizer};
 
 use super::{Job, Worker};
-use crate::panes::data::{Effect, Event, Rendered};
-use crate::project::{Project, Refusal};
+use crate::panes::data::{DataEffect as Effect, DataEvent as Event, Rendered};
+use crate::project::{Host, Project, Refusal};
 
 /// How often progress is posted.
 const PROGRESS: Duration = Duration::from_millis(250);
@@ -31,7 +31,7 @@ pub struct Performer {
 
 impl Performer {
     /// For the data of `project`.
-    pub fn new(project: PathBuf) -> Self {
+    pub fn new(project: PathBuf, _host: Host) -> Self {
         Self { project, loaded: Arc::default() }
     }
 

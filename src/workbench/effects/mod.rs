@@ -8,18 +8,46 @@ mod settings;
 mod sweep;
 mod train;
 
+use std::path::Path;
+
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 pub use job::{Job, Lanes, Worker};
 pub use settings::Settings;
 
-use crate::app::{Effect, Event, TerminalEffect};
-use crate::panes::PaneId;
+use crate::app::{Effect, Event, Tag, TerminalEffect};
+use crate::panes::{PaneEffect, PaneEvent, PaneId, panes};
 use crate::project::Host;
 
 /// Events that may wait to be handled before producers are made to wait.
 pub const QUEUE: usize = 1024;
+
+/// The performer of each pane, from the list of panes.
+macro_rules! generate_performers {
+    ($($module:ident $Pane:ident($State:ident) $key:literal $question:literal;)+) => {
+        #[derive(Debug)]
+        struct PanePerformers {
+            $($module: $module::Performer),+
+        }
+
+        impl PanePerformers {
+            fn new(project: &Path, host: Host) -> Self {
+                Self { $($module: $module::Performer::new(project.to_owned(), host)),+ }
+            }
+
+            fn perform(&mut self, tag: Tag, effect: PaneEffect, events: &mpsc::Sender<Event>, lanes: &Lanes) {
+                match effect {
+                    $(PaneEffect::$Pane(effect) => {
+                        let wrap = |tag, event| Event::Pane(tag, PaneEvent::$Pane(event));
+                        self.$module.perform(effect, Job::new(lanes, events, PaneId::$Pane, tag, wrap));
+                    })+
+                }
+            }
+        }
+    };
+}
+panes!(generate_performers);
 
 /// Performs every effect that does not need the terminal.
 #[derive(Debug)]
@@ -27,10 +55,7 @@ pub struct Performer {
     events: mpsc::Sender<Event>,
     lanes: Lanes,
     settings: settings::Performer,
-    data: data::Performer,
-    train: train::Performer,
-    sweep: sweep::Performer,
-    review: review::Performer,
+    panes: PanePerformers,
 }
 
 impl Performer {
@@ -46,10 +71,7 @@ impl Performer {
         Self {
             events,
             lanes: Lanes::new(handle),
-            data: data::Performer::new(settings.project.clone()),
-            train: train::Performer::new(settings.project.clone(), host),
-            sweep: sweep::Performer::new(settings.project.clone(), host),
-            review: review::Performer::new(settings.project.clone()),
+            panes: PanePerformers::new(&settings.project, host),
             settings: settings::Performer::new(settings, theme),
         }
     }
@@ -59,22 +81,7 @@ impl Performer {
         match effect {
             Effect::Terminal(effect) => return Some(effect),
             Effect::Settings(effect) => self.settings.perform(effect, &self.events, &self.lanes),
-            Effect::Data(tag, effect) => {
-                let job = Job::new(&self.lanes, &self.events, PaneId::Data, tag, Event::Data);
-                self.data.perform(effect, job);
-            }
-            Effect::Train(tag, effect) => {
-                let job = Job::new(&self.lanes, &self.events, PaneId::Train, tag, Event::Train);
-                self.train.perform(effect, job);
-            }
-            Effect::Sweep(tag, effect) => {
-                let job = Job::new(&self.lanes, &self.events, PaneId::Sweep, tag, Event::Sweep);
-                self.sweep.perform(effect, job);
-            }
-            Effect::Review(tag, effect) => {
-                let job = Job::new(&self.lanes, &self.events, PaneId::Review, tag, Event::Review);
-                self.review.perform(effect, job);
-            }
+            Effect::Pane(tag, effect) => self.panes.perform(tag, effect, &self.events, &self.lanes),
         }
         None
     }

@@ -12,7 +12,7 @@ use luthier_core::runs;
 use luthier_core::sweep::{Queue, SweepFile};
 
 use super::Job;
-use crate::panes::sweep::{Effect, Event, Snapshot};
+use crate::panes::sweep::{Snapshot, SweepEffect as Effect, SweepEvent as Event};
 use crate::project::{self, Change, Host, Project, Refusal, SWEEP_EXAMPLE};
 
 /// Interval between reads of the queue.

@@ -11,7 +11,7 @@ use luthier_core::runs::{self, JournalReader, Request, RunDir, Status};
 
 use super::{Job, Worker};
 use crate::cli::units::{bytes, count};
-use crate::panes::train::{self as pane, Effect, Event, PlanSummary};
+use crate::panes::train::{self as pane, PlanSummary, TrainEffect as Effect, TrainEvent as Event};
 use crate::project::{self, Difference, Host, Planned, Project, Ready, Refusal, diff};
 
 /// Events read before an answer is posted, and how long that may take: a frame is drawn in between.

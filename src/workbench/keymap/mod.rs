@@ -6,16 +6,17 @@ mod user;
 
 use std::collections::BTreeMap;
 
-use strum::{EnumIter, EnumString, IntoStaticStr};
+use strum::{EnumIter, IntoEnumIterator, IntoStaticStr};
 
 pub use key::{Code, Key};
 pub use trie::Lookup;
 use trie::Trie;
 
 use crate::command::{self, Command};
+use crate::panes::PaneId;
 
 /// Where a binding holds. What is active at a moment is an ordered list of these, nearest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EnumIter, EnumString, IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EnumIter, IntoStaticStr)]
 #[strum(serialize_all = "kebab-case")]
 pub enum KeyContext {
     /// Everywhere, last asked.
@@ -30,20 +31,23 @@ pub enum KeyContext {
     Modal,
     /// A search is active.
     Search,
-    /// The data pane.
-    Data,
-    /// The train pane.
-    Train,
-    /// The sweep pane.
-    Sweep,
-    /// The review pane.
-    Review,
+    /// A pane is shown.
+    #[strum(disabled)]
+    Pane(PaneId),
 }
 
 impl KeyContext {
     /// The name used in keymap files.
     pub fn name(self) -> &'static str {
-        self.into()
+        match self {
+            Self::Pane(pane) => pane.name(),
+            general => general.into(),
+        }
+    }
+
+    /// All contexts, the panes' last.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::iter().chain(PaneId::iter().map(Self::Pane))
     }
 }
 
@@ -158,8 +162,6 @@ fn declared_position(command: Command, keys: &[Key]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use strum::IntoEnumIterator;
-
     use super::*;
     use crate::command::{AppCommand, ListCommand, ViewCommand};
 
@@ -210,7 +212,7 @@ mod tests {
             ["ctrl-i", "ctrl-m", "ctrl-h", "ctrl-[", "shift-enter", "ctrl-b", "ctrl-a", "ctrl-s", "ctrl-q"];
         let (keymap, _) = Keymap::defaults();
         for entry in command::table() {
-            let all: Vec<String> = KeyContext::iter()
+            let all: Vec<String> = KeyContext::all()
                 .flat_map(|context| keymap.bindings(context))
                 .filter(|(_, command)| *command == entry.command)
                 .map(|(keys, _)| key::print_sequence(&keys))

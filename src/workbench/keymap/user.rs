@@ -1,7 +1,5 @@
 //! A person's own `keymap.toml`: `[context]` tables of `"keys" = "command"`, `"none"` to unbind.
 
-use std::str::FromStr;
-
 use super::key::parse_sequence;
 use super::{KeyContext, Keymap};
 use crate::command::{self, Command};
@@ -18,7 +16,7 @@ impl Keymap {
             }
         };
         for (name, bindings) in tables {
-            let Ok(context) = KeyContext::from_str(&name) else {
+            let Some(context) = KeyContext::all().find(|context| context.name() == name) else {
                 problems.push(format!("[{name}] is not a place for keys; there are {}", context_names()));
                 continue;
             };
@@ -71,8 +69,7 @@ fn unknown(name: &str) -> String {
 }
 
 fn context_names() -> String {
-    use strum::IntoEnumIterator;
-    KeyContext::iter().map(KeyContext::name).collect::<Vec<_>>().join(", ")
+    KeyContext::all().map(KeyContext::name).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::Host;
 use crate::app::{Effect, Event, Slot, Tag};
 use crate::cli;
 use crate::effects::{Performer, Settings};
-use crate::panes::{review, sweep, train};
+use crate::panes::{PaneEffect, PaneEvent, review, sweep, train};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
 
@@ -94,28 +94,33 @@ impl Spoiled {
         performer.perform(effect(Tag { slot: Slot::Each, generation: 0 }));
         loop {
             match received.blocking_recv().unwrap() {
-                Event::Train(_, train::Event::Planning(..)) => {}
+                Event::Pane(_, PaneEvent::Train(train::TrainEvent::Planning(..))) => {}
                 event => return event,
             }
         }
     }
 
-    fn train(&self, effect: train::Effect) -> String {
-        match self.event(|tag| Effect::Train(tag, effect)) {
-            Event::Train(_, train::Event::Planned(_, Err(refusal))) => refusal.text,
-            Event::Train(
+    fn train(&self, effect: train::TrainEffect) -> String {
+        match self.event(|tag| Effect::Pane(tag, PaneEffect::Train(effect))) {
+            Event::Pane(_, PaneEvent::Train(train::TrainEvent::Planned(_, Err(refusal)))) => refusal.text,
+            Event::Pane(
                 _,
-                train::Event::Started(Err(text))
-                | train::Event::Asked(Err(text))
-                | train::Event::Edited { outcome: Err(text), .. },
+                PaneEvent::Train(
+                    train::TrainEvent::Started(Err(text))
+                    | train::TrainEvent::Asked(Err(text))
+                    | train::TrainEvent::Edited { outcome: Err(text), .. },
+                ),
             ) => text,
             other => panic!("not refused: {other:?}"),
         }
     }
 
-    fn sweep(&self, effect: sweep::Effect) -> String {
-        match self.event(|tag| Effect::Sweep(tag, effect)) {
-            Event::Sweep(_, sweep::Event::Done(Err(text)) | sweep::Event::Added(Err(text))) => text,
+    fn sweep(&self, effect: sweep::SweepEffect) -> String {
+        match self.event(|tag| Effect::Pane(tag, PaneEffect::Sweep(effect))) {
+            Event::Pane(
+                _,
+                PaneEvent::Sweep(sweep::SweepEvent::Done(Err(text)) | sweep::SweepEvent::Added(Err(text))),
+            ) => text,
             other => panic!("not refused: {other:?}"),
         }
     }
@@ -124,11 +129,11 @@ impl Spoiled {
     fn refused_run(&self, case: &Case) -> String {
         let set = || self.set.clone();
         let text = self.command_with_settings(&["train"]);
-        assert_eq!(self.train(train::Effect::Plan(set())), text, "{}: planned in the pane", case.name);
-        assert_eq!(self.train(train::Effect::Start(set())), text, "{}: started in the pane", case.name);
+        assert_eq!(self.train(train::TrainEffect::Plan(set())), text, "{}: planned in the pane", case.name);
+        assert_eq!(self.train(train::TrainEffect::Start(set())), text, "{}: started in the pane", case.name);
         if case.at != Checked::AtStart {
             assert_eq!(self.command_with_settings(&["queue", "add"]), text, "{}: queued", case.name);
-            assert_eq!(self.sweep(sweep::Effect::Add(set())), text, "{}: queued in the pane", case.name);
+            assert_eq!(self.sweep(sweep::SweepEffect::Add(set())), text, "{}: queued in the pane", case.name);
         }
         assert!(!self.path().join("runs").exists(), "{}: a run was made", case.name);
         text
@@ -138,7 +143,7 @@ impl Spoiled {
     fn refused_sweep(&self) -> String {
         let file = self.path().join("sweep.toml");
         let text = self.command(&["sweep", "start", file.to_str().unwrap()]);
-        assert_eq!(self.sweep(sweep::Effect::Start(file)), text);
+        assert_eq!(self.sweep(sweep::SweepEffect::Start(file)), text);
         assert!(!self.path().join("luthier.db").exists(), "something was queued: {text}");
         text
     }
@@ -257,8 +262,10 @@ fn a_run_is_refused_in_the_same_words_wherever_it_is_asked_for() {
 #[test]
 fn a_sound_project_passes_every_check() {
     let sound = Spoiled::new();
-    let event = sound.event(|tag| Effect::Train(tag, train::Effect::Plan(Vec::new())));
-    let Event::Train(_, train::Event::Planned(_, Ok(plan))) = event else { panic!("{event:?}") };
+    let event = sound.event(|tag| Effect::Pane(tag, PaneEffect::Train(train::TrainEffect::Plan(Vec::new()))));
+    let Event::Pane(_, PaneEvent::Train(train::TrainEvent::Planned(_, Ok(plan)))) = event else {
+        panic!("{event:?}")
+    };
     assert!(plan.lines.iter().any(|line| line.contains("12 rows")), "{plan:?}");
     let refused = sound.command(&["train"]);
     assert!(refused.contains("/nonexistent/luthier-engine"), "all but the start went well: {refused}");
@@ -306,11 +313,11 @@ fn a_queue_refuses_alike() {
     let spoiled = Spoiled::new();
     let text = spoiled.command(&["queue", "move", "7", "top"]);
     assert!(text.contains("nothing was ever queued"), "{text}");
-    assert_eq!(spoiled.sweep(sweep::Effect::Move(7, QueuePlace::Top)), text);
+    assert_eq!(spoiled.sweep(sweep::SweepEffect::Move(7, QueuePlace::Top)), text);
     drop(luthier_core::sweep::Queue::open(spoiled.path()).unwrap());
     let text = spoiled.command(&["queue", "retry", "7"]);
     assert!(text.contains("no trial 7"), "{text}");
-    assert_eq!(spoiled.sweep(sweep::Effect::Retry(7)), text);
+    assert_eq!(spoiled.sweep(sweep::SweepEffect::Retry(7)), text);
 }
 
 #[test]
@@ -321,15 +328,15 @@ fn a_run_refuses_alike() {
     let id = || run.id().to_owned();
     let text = spoiled.command(&["run", "pause", "latest"]);
     assert_eq!(text, format!("run {}: it has not started yet", run.id()));
-    assert_eq!(spoiled.train(train::Effect::Ask(id(), Request::Pause)), text);
+    assert_eq!(spoiled.train(train::TrainEffect::Ask(id(), Request::Pause)), text);
     for (key, value) in [("train.learning_rate", "fast"), ("train.learning_rate", "1e-3")] {
         let text = spoiled.command(&["run", "edit", "latest", &format!("{key}={value}")]);
         let request = Request::Edit { key: key.into(), value: value.into(), who: None };
-        assert_eq!(spoiled.train(train::Effect::Ask(id(), request)), text);
+        assert_eq!(spoiled.train(train::TrainEffect::Ask(id(), request)), text);
     }
     let text = spoiled.command(&["run", "resume", "latest"]);
     assert!(text.contains("/nonexistent/luthier-engine"), "{text}");
-    assert_eq!(spoiled.train(train::Effect::Restart(id())), text);
+    assert_eq!(spoiled.train(train::TrainEffect::Restart(id())), text);
 }
 
 #[test]
@@ -338,8 +345,11 @@ fn verdicts_are_not_written_over_a_file() {
     let file = spoiled.path().join("sweep.toml");
     let text = spoiled.command(&["review", "export", file.to_str().unwrap()]);
     assert!(text.contains("is there already"), "{text}");
-    let event = spoiled.event(|tag| Effect::Review(tag, review::Effect::Export(file.clone())));
-    let Event::Review(_, review::Event::Exported(Err(refused))) = event else { panic!("{event:?}") };
+    let event = spoiled
+        .event(|tag| Effect::Pane(tag, PaneEffect::Review(review::ReviewEffect::Export(file.clone()))));
+    let Event::Pane(_, PaneEvent::Review(review::ReviewEvent::Exported(Err(refused)))) = event else {
+        panic!("{event:?}")
+    };
     assert_eq!(refused, text);
     assert_eq!(fs::read_to_string(file).unwrap(), SWEEP);
 }
@@ -361,8 +371,11 @@ fn differences_go_from_old_to_new() {
             (first.id(), second.id(), &[("1e-3", "2e-3")][..])
         );
     }
-    let event = spoiled.event(|tag| Effect::Train(tag, train::Effect::Diff(second.id().to_owned())));
-    let Event::Train(_, train::Event::Diff(title, text)) = event else { panic!("{event:?}") };
+    let event = spoiled
+        .event(|tag| Effect::Pane(tag, PaneEffect::Train(train::TrainEffect::Diff(second.id().to_owned()))));
+    let Event::Pane(_, PaneEvent::Train(train::TrainEvent::Diff(title, text))) = event else {
+        panic!("{event:?}")
+    };
     assert_eq!(title, format!("{} → luthier.toml", second.id()));
     assert_eq!(text, "train.learning_rate  2e-3 → 2e-4");
 }

@@ -205,7 +205,7 @@ struct Choice {
 
 fn palette(app: &App, chooser: &Chooser, area: Rect, buffer: &mut Buffer) {
     // Keys of the pane below, not of this box.
-    let mut contexts = app.panes.contexts(app.context.pane, &app.context);
+    let mut contexts = app.panes[app.context.pane].contexts(&app.context);
     contexts.push(crate::keymap::KeyContext::Global);
     let commands: Vec<_> = palette_commands().collect();
     let choice = |index: usize| {

@@ -92,7 +92,7 @@ pub(super) fn message(app: &App, footer: Rect, body: Rect, buffer: &mut Buffer) 
 /// The commands worth showing, most useful first: those of the topmost box, or of the pane.
 fn hints(app: &App) -> Vec<Command> {
     let commands = match app.layers.last() {
-        None => app.panes.hints(app.context.pane, &app.context),
+        None => app.panes[app.context.pane].hints(&app.context),
         Some(Layer::Palette(_) | Layer::Pick(..)) => vec![
             Command::Input(InputCommand::Accept),
             Command::Input(InputCommand::Down),

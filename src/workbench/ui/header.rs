@@ -24,7 +24,7 @@ pub(super) fn header(app: &App, area: Rect, buffer: &mut Buffer) {
         x = text::put(buffer, x, y, area.right(), &title, theme.style(role));
         x = text::put(buffer, x, y, area.right(), gap, theme.style(Role::Screen));
     }
-    let status = app.panes.status(app.context.pane, &app.context);
+    let status = app.panes[app.context.pane].status(&app.context);
     let status = status.unwrap_or_else(|| app.context.device.clone());
     text::put_right(buffer, x, y, area.right().saturating_sub(1), &status, theme.style(Role::Muted));
 }

@@ -20,7 +20,7 @@ pub(super) fn help(app: &App, scroll: &Scroll, area: Rect, buffer: &mut Buffer) 
     let popup = theme.style(Role::Popup);
     let style = |role| ratatui::style::Style { bg: popup.bg, ..theme.style(role) };
     let pane = app.context.pane;
-    let mut contexts = app.panes.contexts(pane, &app.context);
+    let mut contexts = app.panes[pane].contexts(&app.context);
     contexts.push(KeyContext::Global);
     let mut pieces = Vec::new();
     for context in contexts {
@@ -74,9 +74,6 @@ fn heading(context: KeyContext) -> &'static str {
         KeyContext::Input => "While typing",
         KeyContext::Modal => "Boxes",
         KeyContext::Search => "Search",
-        KeyContext::Data => "Data",
-        KeyContext::Train => "Train",
-        KeyContext::Sweep => "Sweep",
-        KeyContext::Review => "Review",
+        KeyContext::Pane(pane) => pane.title(),
     }
 }

@@ -35,7 +35,7 @@ pub fn render(app: &App, area: Rect, buffer: &mut Buffer) {
         let screen = layout::Screen::new(area);
         header::header(app, screen.header, buffer);
         rule::horizontal(screen.upper_rule, buffer, &app.theme);
-        app.panes.view(app.context.pane, &app.context, screen.body, buffer, &app.theme);
+        app.panes[app.context.pane].view(&app.context, screen.body, buffer, &app.theme);
         rule::horizontal(screen.lower_rule, buffer, &app.theme);
         footer::footer(app, screen.footer, buffer);
         footer::message(app, screen.footer, screen.body, buffer);

@@ -13,7 +13,7 @@ use luthier_core::runs::{RunDir, RunError};
 
 use super::proof::Weights;
 use crate::effects::Worker;
-use crate::panes::review::{Ask, Broken, End, Event};
+use crate::panes::review::{Ask, Broken, End, ReviewEvent as Event};
 use crate::project::{Server, Unserved, sampling};
 
 /// Interval between checks for cancellation while the engine is silent.

@@ -16,8 +16,8 @@ use luthier_core::eval::{Suite, VerdictStore};
 use luthier_core::runs::{self, RunDir};
 
 use super::Job;
-use crate::panes::review::{Candidate, Effect, Event};
-use crate::project::{self, Server, StartServing};
+use crate::panes::review::{Candidate, ReviewEffect as Effect, ReviewEvent as Event};
+use crate::project::{self, Host, Server, StartServing};
 
 /// How often runs are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ impl Drop for Performer {
 
 impl Performer {
     /// For the runs of `project`.
-    pub fn new(project: PathBuf) -> Self {
+    pub fn new(project: PathBuf, _host: Host) -> Self {
         Self::with(project, Box::new(runs::start_serving))
     }
 

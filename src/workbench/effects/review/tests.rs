@@ -23,8 +23,8 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::app::{Event as AnyEvent, Slot, Tag};
 use crate::effects::Lanes;
-use crate::panes::PaneId;
 use crate::panes::review::{Ask, Broken, End, Target};
+use crate::panes::{PaneEvent, PaneId};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
 
@@ -98,13 +98,15 @@ impl Desk {
         let slot = effect.slot();
         let generation = if slot == Slot::Each { 0 } else { self.generation };
         let tag = Tag { slot, generation };
-        let job = Job::new(&self.lanes, &self.events, PaneId::Review, tag, AnyEvent::Review);
+        let job = Job::new(&self.lanes, &self.events, PaneId::Review, tag, |tag, event| {
+            AnyEvent::Pane(tag, PaneEvent::Review(event))
+        });
         self.performer.perform(effect, job);
     }
 
     fn next(&mut self) -> Event {
         match self.received.blocking_recv().unwrap() {
-            AnyEvent::Review(_, event) => event,
+            AnyEvent::Pane(_, PaneEvent::Review(event)) => event,
             other => panic!("{other:?}"),
         }
     }

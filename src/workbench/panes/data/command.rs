@@ -1,11 +1,14 @@
 //! The commands of the data pane and their default keys.
 
-use crate::command::{Command as Any, Entry};
-use crate::keymap::KeyContext::Data;
+use crate::command::Entry;
+use crate::keymap::KeyContext;
+use crate::panes::PaneId;
+
+const HERE: KeyContext = KeyContext::Pane(PaneId::Data);
 
 /// A command of the data pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Command {
+pub enum DataCommand {
     /// Conversation, text, tokens, in turn.
     Form,
     /// Only rows with one sort of problem, or of one split.
@@ -23,54 +26,54 @@ pub enum Command {
 }
 
 /// The pane's part of the command table.
-pub static COMMANDS: &[Entry] = &[
+pub const COMMANDS: &[Entry<DataCommand>] = &[
     Entry {
-        command: Any::Data(Command::Form),
+        command: DataCommand::Form,
         name: "data.form",
         label: "view",
         doc: "Show the row as conversation, as text, or as tokens with the loss mask",
-        keys: &[(Data, &["tab", "t"])],
+        keys: &[(HERE, &["tab", "t"])],
     },
     Entry {
-        command: Any::Data(Command::Filter),
+        command: DataCommand::Filter,
         name: "data.filter",
         label: "filter",
         doc: "List only rows with one sort of problem, or of one split",
-        keys: &[(Data, &["f"])],
+        keys: &[(HERE, &["f"])],
     },
     Entry {
-        command: Any::Data(Command::Quarantine),
+        command: DataCommand::Quarantine,
         name: "data.quarantine",
         label: "quarantine",
         doc: "Keep the row out of every run from now on, or let it back in",
-        keys: &[(Data, &["x"])],
+        keys: &[(HERE, &["x"])],
     },
     Entry {
-        command: Any::Data(Command::Edit),
+        command: DataCommand::Edit,
         name: "data.edit",
         label: "edit",
         doc: "Open the row's file at its line in your editor",
-        keys: &[(Data, &["E"])],
+        keys: &[(HERE, &["E"])],
     },
     Entry {
-        command: Any::Data(Command::Random),
+        command: DataCommand::Random,
         name: "data.random",
         label: "random",
         doc: "Go to a row by chance",
-        keys: &[(Data, &["r"])],
+        keys: &[(HERE, &["r"])],
     },
     Entry {
-        command: Any::Data(Command::Check),
+        command: DataCommand::Check,
         name: "data.check",
         label: "check again",
         doc: "Read and check all rows again",
-        keys: &[(Data, &["c"])],
+        keys: &[(HERE, &["c"])],
     },
     Entry {
-        command: Any::Data(Command::NewRun),
+        command: DataCommand::NewRun,
         name: "data.new-run",
         label: "new run",
         doc: "Plan a run with these data",
-        keys: &[(Data, &["N"])],
+        keys: &[(HERE, &["N"])],
     },
 ];

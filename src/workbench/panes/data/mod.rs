@@ -2,14 +2,16 @@
 
 mod command;
 mod effect;
+mod event;
+mod question;
 mod state;
 #[cfg(test)]
 mod tests;
 mod update;
 mod view;
 
-pub use command::{COMMANDS, Command};
-pub use effect::{Effect, Event, Question, Rendered};
-pub use state::{State, contexts, deadline, hints, status, unavailable, unsaved};
-pub use update::update;
-pub use view::view;
+pub use command::DataCommand;
+pub use effect::DataEffect;
+pub use event::DataEvent;
+pub use question::DataQuestion;
+pub use state::{DataState, Rendered};

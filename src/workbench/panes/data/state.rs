@@ -1,15 +1,21 @@
 //! What the data pane knows and shows.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use luthier_core::data::{Example, ProblemKind, Report, Row, Severity, Split};
+use luthier_core::data::{Example, Message, ProblemKind, Report, Row, Severity, Split, TokenPiece};
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
 
-use super::command::Command;
-use super::effect::{Filter, Rendered};
-use crate::app::Context;
-use crate::command::{Command as Any, InputCommand, ListCommand, ViewCommand};
+use super::command::{COMMANDS, DataCommand};
+use super::effect::DataEffect;
+use super::event::DataEvent;
+use super::question::DataQuestion;
+use super::{update, view};
+use crate::app::{Context, Input, Reaction, Reply};
+use crate::command::{Command, Entry, InputCommand, ListCommand, ViewCommand};
 use crate::keymap::KeyContext;
+use crate::panes::{Pane, PaneCommand, PaneId, PaneTypes};
+use crate::theme::Theme;
 use crate::widgets::{ListState, Scroll, TextLine};
 
 /// How the selected row is shown.
@@ -47,6 +53,36 @@ impl Form {
     }
 }
 
+/// A row as the model sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rendered {
+    /// The row.
+    pub row: usize,
+    /// Its messages with the project's system prompt; nothing for rows that are no conversation.
+    pub messages: Option<Vec<Message>>,
+    /// Its tokens (of a preference pair, those of the chosen side), or why it has none.
+    pub tokens: Result<Vec<TokenPiece>, String>,
+    /// The tokens of a preference pair's rejected side.
+    pub rejected: Option<Vec<TokenPiece>>,
+    /// Whether tokens were cut off.
+    pub truncated: bool,
+}
+
+/// Which rows are listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// All.
+    All,
+    /// The training split.
+    Train,
+    /// The held-out split.
+    Eval,
+    /// Those with a problem of this sort.
+    Problem(ProblemKind),
+    /// Those in quarantine.
+    Quarantined,
+}
+
 /// A sort of problem with its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProblemGroup {
@@ -62,7 +98,7 @@ pub struct ProblemGroup {
 
 /// The state of the data pane.
 #[derive(Debug)]
-pub struct State {
+pub struct DataState {
     /// All rows; nothing until read.
     pub rows: Option<Arc<Vec<Row>>>,
     /// Rows in quarantine.
@@ -95,7 +131,7 @@ pub struct State {
     pub scroll: Scroll,
 }
 
-impl Default for State {
+impl Default for DataState {
     fn default() -> Self {
         Self {
             rows: None,
@@ -117,7 +153,7 @@ impl Default for State {
     }
 }
 
-impl State {
+impl DataState {
     /// What the list shows the rows of: all of them, or those in quarantine.
     pub fn pool(&self) -> &[Row] {
         match self.filter {
@@ -213,58 +249,71 @@ impl State {
     }
 }
 
-/// The key contexts active now, nearest first; the global one is added by the shell.
-pub fn contexts(state: &State, _context: &Context) -> Vec<KeyContext> {
-    if state.typing.is_some() { vec![KeyContext::Input] } else { vec![KeyContext::Data, KeyContext::List] }
-}
-
-/// The commands worth a place in the footer now, most useful first.
-pub fn hints(state: &State, context: &Context) -> Vec<Any> {
-    if state.typing.is_some() {
-        return vec![Any::Input(InputCommand::Accept), Any::Input(InputCommand::Cancel)];
+impl Pane for DataState {
+    fn update(&mut self, context: &Context, input: Input) -> Vec<Reaction> {
+        update::update(self, context, input)
     }
-    if state.reading {
-        return vec![Any::Data(Command::Form), Any::View(ViewCommand::Back)];
-    }
-    let own = [
-        Any::Data(Command::Form),
-        Any::List(ListCommand::Open),
-        Any::Data(Command::Filter),
-        Any::View(ViewCommand::Search),
-        Any::Data(Command::Quarantine),
-        Any::Data(Command::Edit),
-        Any::Data(Command::Random),
-        Any::Data(Command::Check),
-        Any::Data(Command::NewRun),
-    ];
-    own.into_iter().filter(|command| unavailable(state, context, *command).is_none()).collect()
-}
 
-/// Why `command` cannot be done now, or nothing if it can.
-pub fn unavailable(state: &State, context: &Context, command: Any) -> Option<String> {
-    let Any::Data(command) = command else { return None };
-    match command {
-        Command::NewRun | Command::Check => {
-            context.config.is_none().then(|| "luthier.toml has mistakes; `space e` opens it".to_owned())
-        }
-        Command::Filter => state.rows.is_none().then(|| "the rows are not read yet".to_owned()),
-        Command::Form | Command::Quarantine | Command::Edit | Command::Random => {
-            state.selected().is_none().then(|| "no row is selected".to_owned())
+    fn view(&self, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+        view::view(self, context, area, buffer, theme);
+    }
+
+    fn contexts(&self, _context: &Context) -> Vec<KeyContext> {
+        if self.typing.is_some() {
+            vec![KeyContext::Input]
+        } else {
+            vec![KeyContext::Pane(PaneId::Data), KeyContext::List]
         }
     }
+
+    fn hints(&self, context: &Context) -> Vec<Command> {
+        if self.typing.is_some() {
+            return vec![Command::Input(InputCommand::Accept), Command::Input(InputCommand::Cancel)];
+        }
+        if self.reading {
+            return vec![Command::from(DataCommand::Form), Command::View(ViewCommand::Back)];
+        }
+        let own = [
+            Command::from(DataCommand::Form),
+            Command::List(ListCommand::Open),
+            Command::from(DataCommand::Filter),
+            Command::View(ViewCommand::Search),
+            Command::from(DataCommand::Quarantine),
+            Command::from(DataCommand::Edit),
+            Command::from(DataCommand::Random),
+            Command::from(DataCommand::Check),
+            Command::from(DataCommand::NewRun),
+        ];
+        own.into_iter().filter(|command| self.unavailable(context, *command).is_none()).collect()
+    }
+
+    fn unavailable(&self, context: &Context, command: Command) -> Option<String> {
+        let Command::Pane(PaneCommand::Data(command)) = command else { return None };
+        match command {
+            DataCommand::NewRun | DataCommand::Check => {
+                context.config.is_none().then(|| "luthier.toml has mistakes; `space e` opens it".to_owned())
+            }
+            DataCommand::Filter => self.rows.is_none().then(|| "the rows are not read yet".to_owned()),
+            DataCommand::Form | DataCommand::Quarantine | DataCommand::Edit | DataCommand::Random => {
+                self.selected().is_none().then(|| "no row is selected".to_owned())
+            }
+        }
+    }
 }
 
-/// What the right end of the header says instead of the machine's state.
-pub fn status(_state: &State, _context: &Context) -> Option<String> {
-    None
-}
+impl PaneTypes for DataState {
+    type Command = DataCommand;
+    type Effect = DataEffect;
+    type Event = DataEvent;
+    type Question = DataQuestion;
 
-/// When the pane next wants `Input::Deadline`, in time since the workbench opened. Asked only while it is shown.
-pub fn deadline(_state: &State, _context: &Context) -> Option<Duration> {
-    None
-}
+    const COMMANDS: &[Entry<DataCommand>] = COMMANDS;
 
-/// What would be lost if the workbench were left now, a line each.
-pub fn unsaved(_state: &State) -> Vec<String> {
-    Vec::new()
+    fn answered(&mut self, _context: &Context, event: DataEvent) -> Vec<Reaction> {
+        update::answered(self, event)
+    }
+
+    fn replied(&mut self, _context: &Context, question: DataQuestion, reply: Reply) -> Vec<Reaction> {
+        update::replied(self, question, reply)
+    }
 }

@@ -7,11 +7,18 @@ use luthier_core::data::{
     Severity, Split, TokenPiece,
 };
 
-use super::effect::{Effect, Event, Rendered};
-use super::state::Form;
-use crate::app::{Effect as AnyEffect, Event as AnyEvent};
+use super::effect::DataEffect;
+use super::event::DataEvent;
+use super::state::{Form, Rendered};
+use crate::app::{Effect, Event, Tag};
+use crate::panes::{PaneEffect, PaneEvent};
 use crate::testing::{TestApp, config, snapshot};
 use crate::theme::ColorDepth;
+
+/// What the performer of the pane posts.
+fn posted(tag: Tag, event: DataEvent) -> Event {
+    Event::Pane(tag, PaneEvent::Data(event))
+}
 
 const TICKETS: [(&str, &str); 5] = [
     ("Printer on floor 3 is on fire again", r#"{"category": "hardware", "location": "floor 3"}"#),
@@ -84,21 +91,24 @@ fn rendered(index: usize) -> Rendered {
     Rendered { row: index, messages: Some(messages), tokens: Ok(tokens), rejected: None, truncated: false }
 }
 
-fn answers(effect: &AnyEffect) -> Vec<AnyEvent> {
-    let AnyEffect::Data(tag, effect) = effect else { return Vec::new() };
+fn answers(effect: &Effect) -> Vec<Event> {
+    let Effect::Pane(tag, PaneEffect::Data(effect)) = effect else { return Vec::new() };
     let answers = match effect {
-        Effect::Load => {
-            vec![Event::Rows(Ok((Arc::new(rows()), Arc::default()))), Event::Checked(Ok(Arc::new(report())))]
+        DataEffect::Load => {
+            vec![
+                DataEvent::Rows(Ok((Arc::new(rows()), Arc::default()))),
+                DataEvent::Checked(Ok(Arc::new(report()))),
+            ]
         }
-        Effect::Render(row) => vec![Event::Rendered(Box::new(rendered(*row)))],
-        Effect::Quarantine(_) => vec![Event::Quarantined(Ok("the row is in quarantine".into()))],
+        DataEffect::Render(row) => vec![DataEvent::Rendered(Box::new(rendered(*row)))],
+        DataEffect::Quarantine(_) => vec![DataEvent::Quarantined(Ok("the row is in quarantine".into()))],
     };
-    answers.into_iter().map(|answer| AnyEvent::Data(*tag, answer)).collect()
+    answers.into_iter().map(|answer| posted(*tag, answer)).collect()
 }
 
 /// A preference pair, as the effects answer with it.
-fn pair_answers(effect: &AnyEffect) -> Vec<AnyEvent> {
-    let AnyEffect::Data(tag, effect) = effect else { return Vec::new() };
+fn pair_answers(effect: &Effect) -> Vec<Event> {
+    let Effect::Pane(tag, PaneEffect::Data(effect)) = effect else { return Vec::new() };
     let (chosen, rejected) = ("Turn it off first.", "Pour water on it.");
     let piece = |text: &str, trained| TokenPiece { id: 1, text: text.to_owned(), trained };
     let side = |answer: &str| {
@@ -114,17 +124,17 @@ fn pair_answers(effect: &AnyEffect) -> Vec<AnyEvent> {
         ..rows().remove(0)
     };
     let answer = match effect {
-        Effect::Load => Event::Rows(Ok((Arc::new(vec![row]), Arc::default()))),
-        Effect::Render(_) => Event::Rendered(Box::new(Rendered {
+        DataEffect::Load => DataEvent::Rows(Ok((Arc::new(vec![row]), Arc::default()))),
+        DataEffect::Render(_) => DataEvent::Rendered(Box::new(Rendered {
             row: 0,
             messages: row.example.messages(),
             tokens: Ok(side(chosen)),
             rejected: Some(side(rejected)),
             truncated: false,
         })),
-        Effect::Quarantine(_) => return Vec::new(),
+        DataEffect::Quarantine(_) => return Vec::new(),
     };
-    vec![AnyEvent::Data(*tag, answer)]
+    vec![posted(*tag, answer)]
 }
 
 fn opened(width: u16, height: u16) -> TestApp {
@@ -172,9 +182,9 @@ fn a_pair_shows_the_tokens_of_both_sides() {
 #[test]
 fn data_that_cannot_be_read_say_why() {
     let mut app = TestApp::respond(80, 24, |effect| match effect {
-        AnyEffect::Data(tag, Effect::Load) => {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => {
             let problem = "1 row cannot be used\n  train.jsonl:3: not JSON: expected `,` or `}`".to_owned();
-            vec![AnyEvent::Data(*tag, Event::Rows(Err(problem)))]
+            vec![posted(*tag, DataEvent::Rows(Err(problem)))]
         }
         _ => Vec::new(),
     });
@@ -199,7 +209,9 @@ fn a_row_goes_into_quarantine_only_after_yes() {
     let mut app = opened(120, 32);
     let quarantined = |app: &mut TestApp| {
         let effects = app.take_effects().into_iter();
-        effects.filter(|effect| matches!(effect, AnyEffect::Data(_, Effect::Quarantine(_)))).count()
+        effects
+            .filter(|effect| matches!(effect, Effect::Pane(_, PaneEffect::Data(DataEffect::Quarantine(_)))))
+            .count()
     };
     app.keys("x<enter>");
     assert_eq!(quarantined(&mut app), 0, "no is the default");

@@ -1,17 +1,17 @@
 //! How the data pane reacts.
 
-use super::command::Command;
-use super::effect::{Effect, Event, Filter, Question};
-use super::state::State;
-use crate::app::{
-    Confirm, Context, Input, Link, Pick, PickItem, Question as AnyQuestion, Reaction, Severity,
-};
-use crate::command::{Command as Any, InputCommand, ListCommand, ViewCommand};
-use crate::panes::PaneId;
+use super::command::DataCommand;
+use super::effect::DataEffect;
+use super::event::DataEvent;
+use super::question::DataQuestion;
+use super::state::{DataState, Filter};
+use crate::app::{Confirm, Context, Input, Link, Pick, PickItem, Question, Reaction, Reply, Severity};
+use crate::command::{Command, InputCommand, ListCommand, ViewCommand};
+use crate::panes::{PaneCommand, PaneId};
 use crate::widgets::TextLine;
 
 /// Reacts to one input. Pure but for the state: no IO, no clock.
-pub fn update(state: &mut State, context: &Context, input: Input<Event, Question>) -> Vec<Reaction> {
+pub(super) fn update(state: &mut DataState, context: &Context, input: Input) -> Vec<Reaction> {
     match input {
         Input::Started | Input::ConfigChanged => {
             if context.config.is_none() {
@@ -32,15 +32,6 @@ pub fn update(state: &mut State, context: &Context, input: Input<Event, Question
             }
             typed(state)
         }
-        Input::Answer(answer) => answered(state, answer),
-        Input::Confirmed(Question::Quarantine(hash)) => vec![Reaction::Data(Effect::Quarantine(hash))],
-        Input::Picked(Question::Filter(filters), index) => {
-            if let Some(filter) = filters.into_iter().nth(index) {
-                state.filter = filter;
-                state.asked = None;
-            }
-            relisted(state)
-        }
         Input::Edited(_) => load(state),
         Input::Link(Link::Rows(what, rows)) => {
             state.filter = Filter::All;
@@ -52,15 +43,30 @@ pub fn update(state: &mut State, context: &Context, input: Input<Event, Question
     }
 }
 
-fn load(state: &mut State) -> Vec<Reaction> {
-    state.checking = Some((0, 0));
-    vec![Reaction::Data(Effect::Load)]
+/// Reacts to the reply to a question that the pane asked in a box.
+pub(super) fn replied(state: &mut DataState, question: DataQuestion, reply: Reply) -> Vec<Reaction> {
+    match (question, reply) {
+        (DataQuestion::Quarantine(hash), Reply::Yes) => vec![Reaction::from(DataEffect::Quarantine(hash))],
+        (DataQuestion::Filter(filters), Reply::Choice(index)) => {
+            if let Some(filter) = filters.into_iter().nth(index) {
+                state.filter = filter;
+                state.asked = None;
+            }
+            relisted(state)
+        }
+        _ => vec![Reaction::Unchanged],
+    }
 }
 
-fn run(state: &mut State, context: &Context, command: Any) -> Vec<Reaction> {
+fn load(state: &mut DataState) -> Vec<Reaction> {
+    state.checking = Some((0, 0));
+    vec![Reaction::from(DataEffect::Load)]
+}
+
+fn run(state: &mut DataState, context: &Context, command: Command) -> Vec<Reaction> {
     match command {
-        Any::Data(command) => own(state, context, command),
-        Any::Input(command) => {
+        Command::Pane(PaneCommand::Data(command)) => own(state, context, command),
+        Command::Input(command) => {
             match command {
                 InputCommand::Accept => state.typing = None,
                 InputCommand::Cancel => {
@@ -76,30 +82,30 @@ fn run(state: &mut State, context: &Context, command: Any) -> Vec<Reaction> {
             }
             typed(state)
         }
-        Any::List(ListCommand::Open) => {
+        Command::List(ListCommand::Open) => {
             state.reading = state.selected().is_some();
             Vec::new()
         }
-        Any::List(command) if state.reading => {
+        Command::List(command) if state.reading => {
             if state.scroll.apply(command) {
                 Vec::new()
             } else {
                 vec![Reaction::Unchanged]
             }
         }
-        Any::List(command) => {
+        Command::List(command) => {
             if state.list.apply(command) {
                 selected(state)
             } else {
                 vec![Reaction::Unchanged]
             }
         }
-        Any::View(ViewCommand::Search) => {
+        Command::View(ViewCommand::Search) => {
             state.reading = false;
             state.typing = Some(TextLine::new(&state.search));
             Vec::new()
         }
-        Any::View(ViewCommand::Back) => {
+        Command::View(ViewCommand::Back) => {
             if state.reading {
                 state.reading = false;
                 return Vec::new();
@@ -109,8 +115,8 @@ fn run(state: &mut State, context: &Context, command: Any) -> Vec<Reaction> {
             }
             relisted(state)
         }
-        Any::View(ViewCommand::Refresh) => load(state),
-        Any::View(ViewCommand::Copy) => state.selected().map_or_else(Vec::new, |row| {
+        Command::View(ViewCommand::Refresh) => load(state),
+        Command::View(ViewCommand::Copy) => state.selected().map_or_else(Vec::new, |row| {
             let text = format!("row {} is on the clipboard", row.index);
             vec![Reaction::Copy(row.example.plain_text()), Reaction::Flash(Severity::Note, text)]
         }),
@@ -118,27 +124,27 @@ fn run(state: &mut State, context: &Context, command: Any) -> Vec<Reaction> {
     }
 }
 
-fn typed(state: &mut State) -> Vec<Reaction> {
+fn typed(state: &mut DataState) -> Vec<Reaction> {
     if let Some(line) = &state.typing {
         line.value().clone_into(&mut state.search);
     }
     relisted(state)
 }
 
-fn own(state: &mut State, context: &Context, command: Command) -> Vec<Reaction> {
+fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Reaction> {
     match command {
-        Command::Form => {
+        DataCommand::Form => {
             state.form = state.form.next();
             state.scroll.reset();
             Vec::new()
         }
-        Command::Filter => vec![filters(state)],
-        Command::Quarantine => quarantine(state),
-        Command::Edit => state.selected().map_or_else(Vec::new, |row| {
+        DataCommand::Filter => vec![filters(state)],
+        DataCommand::Quarantine => quarantine(state),
+        DataCommand::Edit => state.selected().map_or_else(Vec::new, |row| {
             let file = context.project.join(&row.origin.file);
             vec![Reaction::Edit(file, Some(row.origin.line))]
         }),
-        Command::Random => {
+        DataCommand::Random => {
             // Any number that changes from press to press will do: nothing depends on it.
             let milliseconds = context.now.wall.as_millisecond().unsigned_abs();
             let length = state.list.length().max(1) as u64;
@@ -146,12 +152,12 @@ fn own(state: &mut State, context: &Context, command: Command) -> Vec<Reaction> 
             state.list.select((position % length) as usize);
             selected(state)
         }
-        Command::Check => load(state),
-        Command::NewRun => vec![Reaction::Show(PaneId::Train), Reaction::Follow(Link::NewRun)],
+        DataCommand::Check => load(state),
+        DataCommand::NewRun => vec![Reaction::Show(PaneId::Train), Reaction::Follow(Link::NewRun)],
     }
 }
 
-fn filters(state: &State) -> Reaction {
+fn filters(state: &DataState) -> Reaction {
     let rows = state.rows.as_ref().map_or(0, |rows| rows.len());
     let count = |filter: &Filter| match filter {
         Filter::All => rows,
@@ -178,33 +184,33 @@ fn filters(state: &State) -> Reaction {
         title: "List which rows?".to_owned(),
         items,
         selected,
-        question: AnyQuestion::Data(Question::Filter(filters)),
+        question: Question::from(DataQuestion::Filter(filters)),
     })
 }
 
-fn quarantine(state: &State) -> Vec<Reaction> {
+fn quarantine(state: &DataState) -> Vec<Reaction> {
     let Some(row) = state.selected() else { return Vec::new() };
     if state.filter == Filter::Quarantined {
-        return vec![Reaction::Data(Effect::Quarantine(row.hash()))];
+        return vec![Reaction::from(DataEffect::Quarantine(row.hash()))];
     }
     vec![Reaction::Confirm(Confirm {
         title: format!("Keep row {} out of every run?", row.index),
         lines: vec![
-            crate::widgets::text::fit(&State::headline(row), 60),
+            crate::widgets::text::fit(&DataState::headline(row), 60),
             "Its file stays as it is; `f` lists the quarantine, `x` there lets it back in.".to_owned(),
         ],
         yes: "Quarantine".to_owned(),
-        question: AnyQuestion::Data(Question::Quarantine(row.hash())),
+        question: Question::from(DataQuestion::Quarantine(row.hash())),
     })]
 }
 
-fn relisted(state: &mut State) -> Vec<Reaction> {
+fn relisted(state: &mut DataState) -> Vec<Reaction> {
     state.relist();
     selected(state)
 }
 
 /// Asks for the selected row as the model sees it, unless it is there.
-fn selected(state: &mut State) -> Vec<Reaction> {
+fn selected(state: &mut DataState) -> Vec<Reaction> {
     let Some(row) = state.selected() else { return Vec::new() };
     let index = row.index;
     if state.filter == Filter::Quarantined {
@@ -215,12 +221,12 @@ fn selected(state: &mut State) -> Vec<Reaction> {
         return Vec::new();
     }
     state.scroll.reset();
-    vec![Reaction::Data(Effect::Render(index))]
+    vec![Reaction::from(DataEffect::Render(index))]
 }
 
-fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
+pub(super) fn answered(state: &mut DataState, answer: DataEvent) -> Vec<Reaction> {
     match answer {
-        Event::Rows(Ok((rows, quarantined))) => {
+        DataEvent::Rows(Ok((rows, quarantined))) => {
             state.problem = None;
             state.report = None;
             state.rendered = None;
@@ -228,31 +234,31 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
             state.quarantined = quarantined;
             relisted(state)
         }
-        Event::Rows(Err(problem)) | Event::Checked(Err(problem)) => {
+        DataEvent::Rows(Err(problem)) | DataEvent::Checked(Err(problem)) => {
             state.checking = None;
             state.problem = Some(problem);
             Vec::new()
         }
-        Event::Checking(done, total) => {
+        DataEvent::Checking(done, total) => {
             state.checking = Some((done, total));
             Vec::new()
         }
-        Event::Checked(Ok(report)) => {
+        DataEvent::Checked(Ok(report)) => {
             state.checking = None;
             state.report = Some(report);
             relisted(state)
         }
-        Event::Rendered(rendered) => {
+        DataEvent::Rendered(rendered) => {
             if state.selected().is_some_and(|row| row.index == rendered.row) {
                 state.rendered = Some(*rendered);
             }
             Vec::new()
         }
-        Event::Quarantined(Ok(said)) => {
+        DataEvent::Quarantined(Ok(said)) => {
             let mut reactions = load(state);
             reactions.push(Reaction::Flash(Severity::Success, said));
             reactions
         }
-        Event::Quarantined(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
+        DataEvent::Quarantined(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
     }
 }

@@ -7,8 +7,7 @@ use ratatui::text::Line;
 
 use luthier_core::data::{Example, Row, Severity, Split, TokenPiece};
 
-use super::effect::{Filter, Rendered};
-use super::state::{Form, State};
+use super::state::{DataState, Filter, Form, Rendered};
 use crate::app::Context;
 use crate::cli::units;
 use crate::theme::{Role, Theme};
@@ -24,7 +23,7 @@ const LIST_WIDTH: u16 = 38;
 const GROUPS: usize = 6;
 
 /// Draws the pane. Pure: reads nothing but its arguments.
-pub fn view(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+pub fn view(state: &DataState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if area.height < 4 {
         return;
     }
@@ -87,7 +86,7 @@ fn draw_problem(problem: &str, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     }
 }
 
-fn draw_summary(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_summary(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let y = area.y;
     let end = area.right().saturating_sub(1);
     if let Some((done, total)) = state.checking {
@@ -132,7 +131,7 @@ fn draw_summary(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
 }
 
 /// Draws the sorts of problems; what is left of `area` below them.
-fn draw_groups(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) -> Rect {
+fn draw_groups(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) -> Rect {
     let groups = state.groups();
     if groups.is_empty() {
         return area;
@@ -152,7 +151,7 @@ fn draw_groups(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) ->
     Rect { y: y + 1, height: area.bottom().saturating_sub(y + 1), ..area }
 }
 
-fn filter_title(state: &State) -> String {
+fn filter_title(state: &DataState) -> String {
     if let Some((what, _)) = &state.asked {
         return format!("rows of {what}");
     }
@@ -165,7 +164,7 @@ fn filter_title(state: &State) -> String {
     }
 }
 
-fn draw_search(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_search(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if let Some(line) = &state.typing {
         let x = put(buffer, area.x, area.y, area.right(), "/", theme.style(Role::Key));
         let field = Rect { x, width: area.right().saturating_sub(x + 1), height: 1, ..area };
@@ -175,7 +174,7 @@ fn draw_search(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     }
 }
 
-fn draw_rows(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_rows(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if area.height == 0 {
         return;
     }
@@ -204,16 +203,16 @@ fn draw_rows(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
             let (glyph, role) = glyph(severity);
             right = put_right(buffer, number_end, y, right, glyph, style(role)).saturating_sub(1);
         }
-        put(buffer, number_end + 2, y, right, &State::headline(row), style(Role::Screen));
+        put(buffer, number_end + 2, y, right, &DataState::headline(row), style(Role::Screen));
     }
 }
 
-fn worst(state: &State, row: usize) -> Option<Severity> {
+fn worst(state: &DataState, row: usize) -> Option<Severity> {
     let problems = state.report.iter().flat_map(|report| &report.problems);
     problems.filter(|problem| problem.row == Some(row)).map(|problem| problem.severity).min()
 }
 
-fn draw_detail(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_detail(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let Some(row) = state.selected() else {
         put(buffer, area.x, area.y, area.right(), "no row", theme.style(Role::Muted));
         return;
@@ -234,7 +233,7 @@ fn draw_detail(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
 }
 
 fn draw_heading(
-    state: &State,
+    state: &DataState,
     row: &Row,
     rendered: Option<&Rendered>,
     area: Rect,
@@ -374,7 +373,7 @@ fn push_tokens(pieces: &mut Vec<Piece<'static>>, tokens: &[TokenPiece], theme: &
     }
 }
 
-fn draw_lengths(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_lengths(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let Some(report) = &state.report else { return };
     let lengths = &report.lengths;
     let x = put(buffer, area.x, area.y, area.right(), "tokens per row  ", theme.style(Role::Muted));

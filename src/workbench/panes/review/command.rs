@@ -1,11 +1,14 @@
 //! The commands of the review pane and their default keys.
 
-use crate::command::{Command as Any, Entry};
-use crate::keymap::KeyContext::Review;
+use crate::command::Entry;
+use crate::keymap::KeyContext;
+use crate::panes::PaneId;
+
+const HERE: KeyContext = KeyContext::Pane(PaneId::Review);
 
 /// A command of the review pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Command {
+pub enum ReviewCommand {
     /// Let both answer, or go on after a verdict.
     Ask,
     /// The left answer is better.
@@ -39,110 +42,110 @@ pub enum Command {
 }
 
 /// The pane's part of the command table.
-pub static COMMANDS: &[Entry] = &[
+pub const COMMANDS: &[Entry<ReviewCommand>] = &[
     Entry {
-        command: Any::Review(Command::Ask),
+        command: ReviewCommand::Ask,
         name: "review.ask",
         label: "ask",
         doc: "Let both answer the prompt; after a verdict, the next one",
-        keys: &[(Review, &["enter"])],
+        keys: &[(HERE, &["enter"])],
     },
     Entry {
-        command: Any::Review(Command::Left),
+        command: ReviewCommand::Left,
         name: "review.left",
         label: "left",
         doc: "The left answer is better",
-        keys: &[(Review, &["left"])],
+        keys: &[(HERE, &["left"])],
     },
     Entry {
-        command: Any::Review(Command::Right),
+        command: ReviewCommand::Right,
         name: "review.right",
         label: "right",
         doc: "The right answer is better",
-        keys: &[(Review, &["right"])],
+        keys: &[(HERE, &["right"])],
     },
     Entry {
-        command: Any::Review(Command::Tie),
+        command: ReviewCommand::Tie,
         name: "review.tie",
         label: "tie",
         doc: "Neither answer is better, and they would do",
-        keys: &[(Review, &["="])],
+        keys: &[(HERE, &["="])],
     },
     Entry {
-        command: Any::Review(Command::BothBad),
+        command: ReviewCommand::BothBad,
         name: "review.both-bad",
         label: "both bad",
         doc: "Neither answer would do",
-        keys: &[(Review, &["b"])],
+        keys: &[(HERE, &["b"])],
     },
     Entry {
-        command: Any::Review(Command::Skip),
+        command: ReviewCommand::Skip,
         name: "review.skip",
         label: "skip",
         doc: "See who is who without a judgement",
-        keys: &[(Review, &["s"])],
+        keys: &[(HERE, &["s"])],
     },
     Entry {
-        command: Any::Review(Command::Note),
+        command: ReviewCommand::Note,
         name: "review.note",
         label: "note",
         doc: "Write a note that is kept with the verdict",
-        keys: &[(Review, &["n"])],
+        keys: &[(HERE, &["n"])],
     },
     Entry {
-        command: Any::Review(Command::Type),
+        command: ReviewCommand::Type,
         name: "review.type",
         label: "type prompt",
         doc: "Type a prompt that both answer",
-        keys: &[(Review, &["i"])],
+        keys: &[(HERE, &["i"])],
     },
     Entry {
-        command: Any::Review(Command::Choose),
+        command: ReviewCommand::Choose,
         name: "review.choose",
         label: "choose run",
         doc: "Choose the run, and its result or a checkpoint, to compare",
-        keys: &[(Review, &["r"])],
+        keys: &[(HERE, &["r"])],
     },
     Entry {
-        command: Any::Review(Command::Baseline),
+        command: ReviewCommand::Baseline,
         name: "review.baseline",
         label: "baseline",
         doc: "Compare with the base model given review.baseline_system, or with the base model as it is",
-        keys: &[(Review, &["B"])],
+        keys: &[(HERE, &["B"])],
     },
     Entry {
-        command: Any::Review(Command::Again),
+        command: ReviewCommand::Again,
         name: "review.again",
         label: "again",
         doc: "Let both answer this prompt again, with other seeds",
-        keys: &[(Review, &["a"])],
+        keys: &[(HERE, &["a"])],
     },
     Entry {
-        command: Any::Review(Command::Details),
+        command: ReviewCommand::Details,
         name: "review.details",
         label: "details",
         doc: "Show scores, fingerprints of the weights and seeds of both sides",
-        keys: &[(Review, &["d"])],
+        keys: &[(HERE, &["d"])],
     },
     Entry {
-        command: Any::Review(Command::Edit),
+        command: ReviewCommand::Edit,
         name: "review.edit",
         label: "edit",
         doc: "Edit the better answer and add it to the training data",
-        keys: &[(Review, &["e"])],
+        keys: &[(HERE, &["e"])],
     },
     Entry {
-        command: Any::Review(Command::Export),
+        command: ReviewCommand::Export,
         name: "review.export",
         label: "export",
         doc: "Write what the verdicts imply as preference pairs to a file",
-        keys: &[(Review, &["x"])],
+        keys: &[(HERE, &["x"])],
     },
     Entry {
-        command: Any::Review(Command::Names),
+        command: ReviewCommand::Names,
         name: "review.names",
         label: "names",
         doc: "Name the sides from the start, or hide them until the verdict again",
-        keys: &[(Review, &["u"])],
+        keys: &[(HERE, &["u"])],
     },
 ];

@@ -5,10 +5,9 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use jiff::Timestamp;
 use luthier_core::data::Message;
-use luthier_core::eval::{self, Contender, Side, SuitePrompt, Verdict, VerdictChoice};
+use luthier_core::eval::{self, Contender, Score, Side, SuitePrompt, Verdict, VerdictChoice};
 use luthier_core::runs::serving::DoneReason;
 
-use super::effect::{Broken, End};
 use super::target::Target;
 use crate::widgets::Scroll;
 
@@ -25,6 +24,40 @@ pub enum Stage {
     /// Both answers are there.
     Complete,
     /// Given up before both were there.
+    Cancelled,
+    /// Something failed; with what to do about it.
+    Failed(String),
+}
+
+/// How an answer ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    /// Why.
+    pub reason: DoneReason,
+    /// Tokens generated.
+    pub tokens: usize,
+    /// Time from the request to the last token.
+    pub seconds: f64,
+    /// Fingerprint of the weights that answered, as the engine reports it.
+    pub weights: String,
+    /// Fingerprint that the weights asked for have, computed without the engine.
+    pub expected: String,
+    /// How the objective scores the reply; missing where there is nothing to check, an error where the
+    /// objective cannot be used.
+    pub score: Option<Result<Score, String>>,
+}
+
+impl End {
+    /// Whether the weights that answered are those that were asked.
+    pub fn is_proved(&self) -> bool {
+        self.weights == self.expected
+    }
+}
+
+/// Why answers end before their end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// Someone gave them up.
     Cancelled,
     /// Something failed; with what to do about it.
     Failed(String),

@@ -1,19 +1,18 @@
-//! What the review pane has done outside of its state, what comes back, and what it asks in boxes.
+//! What the review pane has done outside of its state.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use luthier_core::config::Config;
 use luthier_core::data::Message;
-use luthier_core::eval::{Contender, Score, SuitePrompt, Verdict, Verdicts};
-use luthier_core::runs::serving::DoneReason;
+use luthier_core::eval::{Contender, SuitePrompt, Verdict};
 
-use super::target::{Candidate, Target};
+use super::target::Target;
 use crate::app::Slot;
 
 /// Work for the performer in `effects/review.rs`.
 #[derive(Debug, PartialEq)]
-pub enum Effect {
+pub enum ReviewEffect {
     /// Keep telling what there is to compare, whenever that changes.
     Watch,
     /// Stop that.
@@ -60,87 +59,7 @@ pub struct Ask {
     pub config: Arc<Config>,
 }
 
-/// What the performer answers.
-#[derive(Debug)]
-pub enum Event {
-    /// What there is to compare, newest run first.
-    Candidates(Result<Vec<Candidate>, String>),
-    /// The suite's prompts.
-    Suite(Result<Vec<SuitePrompt>, String>),
-    /// The verdicts so far.
-    Verdicts(Result<Verdicts, String>),
-    /// What is being waited for before answers can come.
-    Progress(u64, String),
-    /// The prompt was handed over: the conversation as the tuned side is asked it.
-    Began(u64, Vec<Message>),
-    /// Pieces of the answers, each with its side: 0 left, 1 right.
-    Pieces(u64, Vec<(usize, String)>),
-    /// An answer is complete.
-    Ended(u64, usize, Box<End>),
-    /// There will be no more answers.
-    Broken(u64, Broken),
-    /// A verdict is on disk, or could not be written.
-    Saved(Box<Verdict>, Result<(), String>),
-    /// How many pairs were written, and where to.
-    Exported(Result<(usize, PathBuf), String>),
-    /// The file for the external editor is ready.
-    DraftReady(Result<PathBuf, String>),
-    /// What the external editor left.
-    Draft(Result<String, String>),
-    /// A row was added to this file.
-    ExampleAdded(Result<PathBuf, String>),
-}
-
-/// How an answer ended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct End {
-    /// Why.
-    pub reason: DoneReason,
-    /// Tokens generated.
-    pub tokens: usize,
-    /// Time from the request to the last token.
-    pub seconds: f64,
-    /// Fingerprint of the weights that answered, as the engine reports it.
-    pub weights: String,
-    /// Fingerprint that the weights asked for have, computed without the engine.
-    pub expected: String,
-    /// How the objective scores the reply; missing where there is nothing to check, an error where the
-    /// objective cannot be used.
-    pub score: Option<Result<Score, String>>,
-}
-
-impl End {
-    /// Whether the weights that answered are those that were asked.
-    pub fn is_proved(&self) -> bool {
-        self.weights == self.expected
-    }
-}
-
-/// Why answers end before their end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Broken {
-    /// Someone gave them up.
-    Cancelled,
-    /// Something failed; with what to do about it.
-    Failed(String),
-}
-
-/// What the pane asks in a box, so that the answer finds its way back.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Question {
-    /// Which of these to compare.
-    Target(Vec<Target>),
-    /// Which prompt of the suite.
-    Prompt,
-    /// The note for the comparison with this number.
-    Note(u64),
-    /// The file for the preference pairs.
-    Export,
-    /// Add the edited answer to the training data?
-    AddExample(Box<Verdict>),
-}
-
-impl Effect {
+impl ReviewEffect {
     /// Whether a newer effect of its kind replaces this one.
     pub fn slot(&self) -> Slot {
         match self {

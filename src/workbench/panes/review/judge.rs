@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use luthier_core::data::Message as ChatMessage;
 use luthier_core::eval::{Verdict, VerdictChoice};
 
-use super::command::Command;
+use super::command::ReviewCommand;
 use super::compare::{Answer, Comparison, Stage};
-use super::effect::{Effect, Question};
-use super::state::{Draft, State};
+use super::effect::ReviewEffect;
+use super::question::ReviewQuestion;
+use super::state::{Draft, ReviewState};
 use super::update::next;
 use super::words;
-use crate::app::{Confirm, Context, Message, Prompt, Question as AnyQuestion, Reaction, Severity};
+use crate::app::{Confirm, Context, Message, Prompt, Question, Reaction, Severity};
 use crate::cli::units;
 use crate::widgets::text::fit;
 
@@ -20,20 +21,20 @@ use crate::widgets::text::fit;
 const SHOWN: usize = 60;
 
 /// What a verdict command chooses.
-pub(super) fn choice_of(command: Command) -> Option<VerdictChoice> {
+pub(super) fn choice_of(command: ReviewCommand) -> Option<VerdictChoice> {
     Some(match command {
-        Command::Left => VerdictChoice::Left,
-        Command::Right => VerdictChoice::Right,
-        Command::Tie => VerdictChoice::Tie,
-        Command::BothBad => VerdictChoice::BothBad,
-        Command::Skip => VerdictChoice::Skip,
+        ReviewCommand::Left => VerdictChoice::Left,
+        ReviewCommand::Right => VerdictChoice::Right,
+        ReviewCommand::Tie => VerdictChoice::Tie,
+        ReviewCommand::BothBad => VerdictChoice::BothBad,
+        ReviewCommand::Skip => VerdictChoice::Skip,
         _ => return None,
     })
 }
 
 /// A choice was made. It is written down at once where both answers are there; otherwise the rest is stopped
 /// first, so that what is kept is what was judged, and by which weights.
-pub(super) fn judge(state: &mut State, context: &Context, choice: VerdictChoice) -> Vec<Reaction> {
+pub(super) fn judge(state: &mut ReviewState, context: &Context, choice: VerdictChoice) -> Vec<Reaction> {
     let Some(comparison) = state.current_mut().filter(|comparison| comparison.unjudgeable(choice).is_none())
     else {
         return vec![Reaction::Unchanged];
@@ -43,12 +44,12 @@ pub(super) fn judge(state: &mut State, context: &Context, choice: VerdictChoice)
     if comparison.stage == Stage::Complete {
         ended(state, context, id)
     } else {
-        vec![Reaction::Review(Effect::Cancel(id))]
+        vec![Reaction::from(ReviewEffect::Cancel(id))]
     }
 }
 
 /// Writes the verdict on a comparison whose answers are all there, where one is wanted.
-pub(super) fn ended(state: &mut State, context: &Context, id: u64) -> Vec<Reaction> {
+pub(super) fn ended(state: &mut ReviewState, context: &Context, id: u64) -> Vec<Reaction> {
     let Some(comparison) = state.comparison(id) else { return Vec::new() };
     if comparison.is_void() {
         comparison.wanted = None;
@@ -56,7 +57,7 @@ pub(super) fn ended(state: &mut State, context: &Context, id: u64) -> Vec<Reacti
     let Some(verdict) = comparison.judge(context.now.wall) else { return Vec::new() };
     state.verdicts.push(verdict.clone());
     state.recount();
-    let mut reactions = vec![Reaction::Review(Effect::Save(Box::new(verdict)))];
+    let mut reactions = vec![Reaction::from(ReviewEffect::Save(Box::new(verdict)))];
     if state.hurried.take() == Some(id) {
         reactions.extend(next(state, context));
     }
@@ -64,18 +65,18 @@ pub(super) fn ended(state: &mut State, context: &Context, id: u64) -> Vec<Reacti
 }
 
 /// Asks for a note.
-pub(super) fn note(state: &State) -> Vec<Reaction> {
+pub(super) fn note(state: &ReviewState) -> Vec<Reaction> {
     let Some(comparison) = state.current() else { return Vec::new() };
     vec![Reaction::Prompt(Prompt {
         title: "Note".to_owned(),
         initial: comparison.note.clone(),
         hint: "kept with the verdict".to_owned(),
-        question: AnyQuestion::Review(Question::Note(comparison.id)),
+        question: Question::from(ReviewQuestion::Note(comparison.id)),
     })]
 }
 
 /// All that is known of both sides.
-pub(super) fn details(state: &State) -> Vec<Reaction> {
+pub(super) fn details(state: &ReviewState) -> Vec<Reaction> {
     let Some(comparison) = state.current().filter(|comparison| comparison.is_named()) else {
         return Vec::new();
     };
@@ -128,15 +129,15 @@ fn describe(text: &mut String, place: &str, answer: &Answer, comparison: &Compar
 }
 
 /// Opens the better answer in the editor.
-pub(super) fn edit(state: &mut State) -> Vec<Reaction> {
+pub(super) fn edit(state: &mut ReviewState) -> Vec<Reaction> {
     let Some(comparison) = state.current() else { return Vec::new() };
     let (id, reply) = (comparison.id, comparison.answers[comparison.editable()].reply.clone());
     state.draft = Some(Draft::Answer(id));
-    vec![Reaction::Review(Effect::Draft(reply))]
+    vec![Reaction::from(ReviewEffect::Draft(reply))]
 }
 
 /// The editor left `text` as the answer that would be right: asks whether to learn it.
-pub(super) fn edited(state: &mut State, context: &Context, id: u64, text: &str) -> Vec<Reaction> {
+pub(super) fn edited(state: &mut ReviewState, context: &Context, id: u64, text: &str) -> Vec<Reaction> {
     let file = match training_file(context) {
         Ok(file) => file,
         Err(problem) => return vec![Reaction::Flash(Severity::Warning, problem)],
@@ -158,12 +159,12 @@ pub(super) fn edited(state: &mut State, context: &Context, id: u64, text: &str) 
             "A run that is resumed later finds its data changed.".to_owned(),
         ],
         yes: "Add".to_owned(),
-        question: AnyQuestion::Review(Question::AddExample(Box::new(verdict))),
+        question: Question::from(ReviewQuestion::AddExample(Box::new(verdict))),
     })]
 }
 
 /// Adds the edited answer to the training data and keeps it with the verdicts.
-pub(super) fn add_example(state: &mut State, context: &Context, verdict: Verdict) -> Vec<Reaction> {
+pub(super) fn add_example(state: &mut ReviewState, context: &Context, verdict: Verdict) -> Vec<Reaction> {
     let (Ok(file), Some(reply)) = (training_file(context), verdict.edited.clone()) else { return Vec::new() };
     let asked = state.comparisons.iter().find(|comparison| comparison.asked == verdict.prompt);
     // As the suite has it: a system prompt of the settings is put before it when it is trained on.
@@ -173,8 +174,8 @@ pub(super) fn add_example(state: &mut State, context: &Context, verdict: Verdict
     state.verdicts.push(verdict.clone());
     state.recount();
     vec![
-        Reaction::Review(Effect::AddExample { file, messages }),
-        Reaction::Review(Effect::Save(Box::new(verdict))),
+        Reaction::from(ReviewEffect::AddExample { file, messages }),
+        Reaction::from(ReviewEffect::Save(Box::new(verdict))),
     ]
 }
 

@@ -3,8 +3,10 @@
 mod command;
 mod compare;
 mod effect;
+mod event;
 mod judge;
 mod prompt;
+mod question;
 mod state;
 mod target;
 mod update;
@@ -14,9 +16,10 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-pub use command::{COMMANDS, Command};
-pub use effect::{Ask, Broken, Effect, End, Event, Question};
-pub use state::{State, contexts, deadline, hints, status, unavailable, unsaved};
+pub use command::ReviewCommand;
+pub use compare::{Broken, End};
+pub use effect::{Ask, ReviewEffect};
+pub use event::ReviewEvent;
+pub use question::ReviewQuestion;
+pub use state::ReviewState;
 pub use target::{Candidate, Target};
-pub use update::update;
-pub use view::view;

@@ -4,15 +4,22 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use luthier_core::eval::{Contender, SuitePrompt, Tally, Verdict, VerdictChoice, tally_against};
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
 
-use super::command::Command;
+use super::command::{COMMANDS, ReviewCommand};
 use super::compare::{Asked, Comparison, Stage};
+use super::effect::ReviewEffect;
+use super::event::ReviewEvent;
 use super::prompt::PromptField;
+use super::question::ReviewQuestion;
 use super::target::{Candidate, Target};
-use crate::app::Context;
-use crate::command::{AppCommand, Command as Any, InputCommand, ListCommand, ViewCommand};
+use super::{update, view};
+use crate::app::{Context, Input, Reaction, Reply};
+use crate::command::{AppCommand, Command, Entry, InputCommand, ListCommand, ViewCommand};
 use crate::keymap::KeyContext;
-use crate::panes::PaneId;
+use crate::panes::{Pane, PaneCommand, PaneId, PaneTypes};
+use crate::theme::Theme;
 use crate::ui::layout::WIDE;
 use crate::widgets::ListState;
 
@@ -39,7 +46,7 @@ pub enum Draft {
 
 /// The state of the review pane.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct ReviewState {
     /// What there is to compare, newest run first; nothing until read.
     pub candidates: Option<Vec<Candidate>>,
     /// Why that could not be read.
@@ -78,14 +85,14 @@ pub struct State {
     pub draft: Option<Draft>,
     /// When seconds of waiting are counted next.
     pub tick: Option<Duration>,
-    /// How the suite's prompts were judged last, and how the verdicts stand; see [`State::recount`].
+    /// How the suite's prompts were judged last, and how the verdicts stand; see [`ReviewState::recount`].
     pub outcomes: Vec<Option<Outcome>>,
-    /// See [`State::recount`].
+    /// See [`ReviewState::recount`].
     pub tally: Tally,
     last_id: u64,
 }
 
-impl State {
+impl ReviewState {
     /// Whom the tuned side is compared with.
     pub fn opponent(&self) -> Contender {
         if self.baseline { Contender::Baseline } else { Contender::Base }
@@ -107,7 +114,7 @@ impl State {
         })
     }
 
-    /// See [`State::current`].
+    /// See [`ReviewState::current`].
     pub fn current_mut(&mut self) -> Option<&mut Comparison> {
         let id = self.current()?.id;
         self.comparison(id)
@@ -182,82 +189,148 @@ impl State {
     }
 }
 
-/// The key contexts active now, nearest first; the global one is added by the shell.
-pub fn contexts(state: &State, _context: &Context) -> Vec<KeyContext> {
-    if state.typing.is_some() {
-        return vec![KeyContext::Input];
+impl Pane for ReviewState {
+    fn update(&mut self, context: &Context, input: Input) -> Vec<Reaction> {
+        update::update(self, context, input)
     }
-    vec![KeyContext::Review, KeyContext::List]
-}
 
-/// The commands worth a place in the footer now, most useful first.
-pub fn hints(state: &State, context: &Context) -> Vec<Any> {
-    use Command::{
-        Again, Ask, Baseline, BothBad, Choose, Details, Edit, Export, Left, Names, Note, Right, Skip, Tie,
-        Type,
-    };
-    use InputCommand::{Accept, Cancel, Editor, Newline, Up};
-    if state.typing.is_some() {
-        return [Accept, Newline, Editor, Up, Cancel].map(Any::Input).to_vec();
+    fn view(&self, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+        view::view(self, context, area, buffer, theme);
     }
-    if state.target.is_none() {
-        return vec![Any::App(AppCommand::Show(PaneId::Train)), Any::Review(Type)];
-    }
-    let current = state.current();
-    let judgeable = current.is_some_and(|comparison| {
-        comparison.choice.is_none() && (comparison.is_under_way() || comparison.stage == Stage::Complete)
-    });
-    let first = if judgeable { &[Left, Right, Tie, BothBad, Skip, Note][..] } else { &[Ask] };
-    let mut hints: Vec<Any> = first.iter().copied().map(Any::Review).collect();
-    if state.under_way().is_some() {
-        hints.push(Any::View(ViewCommand::Back));
-    }
-    hints.extend([Edit, Type, Choose, Baseline, Details, Again, Export, Names].map(Any::Review));
-    hints.push(Any::View(ViewCommand::Search));
-    hints.retain(|command| unavailable(state, context, *command).is_none());
-    hints
-}
 
-/// Why `command` cannot be done now, or nothing if it can.
-pub fn unavailable(state: &State, context: &Context, command: Any) -> Option<String> {
-    let nothing = || {
-        state.target.is_none().then(|| {
-            "there is no run to compare yet; `2` shows the runs, and `n` starts one there".to_owned()
-        })
-    };
-    match command {
-        Any::Review(command) => nothing_or(state, context, command, nothing()),
-        Any::List(ListCommand::Open) => nothing_or(state, context, Command::Ask, nothing()),
-        Any::View(ViewCommand::Search) => {
-            let prompts = state.suite.as_ref().map_or(0, Vec::len);
-            (prompts == 0).then(|| "there is no suite to search".to_owned())
+    fn contexts(&self, _context: &Context) -> Vec<KeyContext> {
+        if self.typing.is_some() {
+            return vec![KeyContext::Input];
         }
-        _ => None,
+        vec![KeyContext::Pane(PaneId::Review), KeyContext::List]
+    }
+
+    fn hints(&self, context: &Context) -> Vec<Command> {
+        use InputCommand::{Accept, Cancel, Editor, Newline, Up};
+        use ReviewCommand::{
+            Again, Ask, Baseline, BothBad, Choose, Details, Edit, Export, Left, Names, Note, Right, Skip,
+            Tie, Type,
+        };
+        if self.typing.is_some() {
+            return [Accept, Newline, Editor, Up, Cancel].map(Command::Input).to_vec();
+        }
+        if self.target.is_none() {
+            return vec![Command::App(AppCommand::Show(PaneId::Train)), Command::from(Type)];
+        }
+        let current = self.current();
+        let judgeable = current.is_some_and(|comparison| {
+            comparison.choice.is_none() && (comparison.is_under_way() || comparison.stage == Stage::Complete)
+        });
+        let first = if judgeable { &[Left, Right, Tie, BothBad, Skip, Note][..] } else { &[Ask] };
+        let mut hints: Vec<Command> = first.iter().copied().map(Command::from).collect();
+        if self.under_way().is_some() {
+            hints.push(Command::View(ViewCommand::Back));
+        }
+        hints.extend([Edit, Type, Choose, Baseline, Details, Again, Export, Names].map(Command::from));
+        hints.push(Command::View(ViewCommand::Search));
+        hints.retain(|command| self.unavailable(context, *command).is_none());
+        hints
+    }
+
+    fn unavailable(&self, context: &Context, command: Command) -> Option<String> {
+        let nothing = || {
+            self.target.is_none().then(|| {
+                "there is no run to compare yet; `2` shows the runs, and `n` starts one there".to_owned()
+            })
+        };
+        match command {
+            Command::Pane(PaneCommand::Review(command)) => nothing_or(self, context, command, nothing()),
+            Command::List(ListCommand::Open) => nothing_or(self, context, ReviewCommand::Ask, nothing()),
+            Command::View(ViewCommand::Search) => {
+                let prompts = self.suite.as_ref().map_or(0, Vec::len);
+                (prompts == 0).then(|| "there is no suite to search".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    fn status(&self, context: &Context) -> Option<String> {
+        let target = self.target.as_ref()?;
+        let current = self.current();
+        let sides = match current {
+            Some(comparison) if comparison.choice.is_some() => "judged",
+            _ if self.named => "named",
+            _ => "blind",
+        };
+        let wide = context.size.width >= WIDE;
+        let prompt = match (&self.typed, self.list.selected()) {
+            (Some(_), _) => Some("typed".to_owned()),
+            (None, Some(index)) if wide => Some(format!("prompt {}/{}", index + 1, self.list.length())),
+            (None, Some(index)) => Some(format!("{}/{}", index + 1, self.list.length())),
+            (None, None) => None,
+        };
+        let target = if wide { target.name() } else { target.place() };
+        let parts: Vec<String> =
+            [Some(sides.to_owned()), prompt, Some(target)].into_iter().flatten().collect();
+        Some(parts.join(" · "))
+    }
+
+    fn deadline(&self, _context: &Context) -> Option<Duration> {
+        self.tick
+    }
+
+    fn unsaved(&self) -> Vec<String> {
+        match self.unwritten.len() {
+            0 => Vec::new(),
+            1 => vec![
+                "A verdict could not be written to verdicts.jsonl; `R` in Review tries again.".to_owned(),
+            ],
+            count => vec![format!(
+                "{count} verdicts could not be written to verdicts.jsonl; `R` in Review tries again."
+            )],
+        }
     }
 }
 
-fn nothing_or(state: &State, context: &Context, command: Command, nothing: Option<String>) -> Option<String> {
+impl PaneTypes for ReviewState {
+    type Command = ReviewCommand;
+    type Effect = ReviewEffect;
+    type Event = ReviewEvent;
+    type Question = ReviewQuestion;
+
+    const COMMANDS: &[Entry<ReviewCommand>] = COMMANDS;
+
+    fn answered(&mut self, context: &Context, event: ReviewEvent) -> Vec<Reaction> {
+        update::answered(self, context, event)
+    }
+
+    fn replied(&mut self, context: &Context, question: ReviewQuestion, reply: Reply) -> Vec<Reaction> {
+        update::replied(self, context, question, reply)
+    }
+}
+
+fn nothing_or(
+    state: &ReviewState,
+    context: &Context,
+    command: ReviewCommand,
+    nothing: Option<String>,
+) -> Option<String> {
     let current = state.current();
     let judged = |choice| match current {
         Some(comparison) => comparison.unjudgeable(choice),
         None => Some("nothing is answered yet; ↵ asks both".to_owned()),
     };
     match command {
-        Command::Ask => nothing
+        ReviewCommand::Ask => nothing
             .or_else(|| state.prompt().is_none().then(|| "there is no prompt yet; `i` types one".to_owned())),
-        Command::Left => nothing.or_else(|| judged(VerdictChoice::Left)),
-        Command::Right => nothing.or_else(|| judged(VerdictChoice::Right)),
-        Command::Tie => nothing.or_else(|| judged(VerdictChoice::Tie)),
-        Command::BothBad => nothing.or_else(|| judged(VerdictChoice::BothBad)),
-        Command::Skip => nothing.or_else(|| judged(VerdictChoice::Skip)),
-        Command::Note => match current {
+        ReviewCommand::Left => nothing.or_else(|| judged(VerdictChoice::Left)),
+        ReviewCommand::Right => nothing.or_else(|| judged(VerdictChoice::Right)),
+        ReviewCommand::Tie => nothing.or_else(|| judged(VerdictChoice::Tie)),
+        ReviewCommand::BothBad => nothing.or_else(|| judged(VerdictChoice::BothBad)),
+        ReviewCommand::Skip => nothing.or_else(|| judged(VerdictChoice::Skip)),
+        ReviewCommand::Note => match current {
             None => Some("nothing is asked yet".to_owned()),
             Some(comparison) if comparison.choice.is_some() => {
                 Some("the verdict is written; write a note before you judge".to_owned())
             }
             Some(_) => None,
         },
-        Command::Again => nothing.or_else(|| match current {
+        ReviewCommand::Again => nothing.or_else(|| match current {
             None => Some("nothing is asked yet; ↵ asks both".to_owned()),
             Some(comparison) if comparison.is_under_way() => {
                 Some("the answers are still being written; esc gives them up".to_owned())
@@ -265,66 +338,29 @@ fn nothing_or(state: &State, context: &Context, command: Command, nothing: Optio
             Some(comparison) if comparison.stage == Stage::Complete => None,
             Some(_) => Some("there are no answers; ↵ asks both".to_owned()),
         }),
-        Command::Details => match current {
+        ReviewCommand::Details => match current {
             None => Some("nothing is asked yet".to_owned()),
             Some(comparison) => {
                 (!comparison.is_named()).then(|| "the sides are hidden until you judge".to_owned())
             }
         },
-        Command::Edit => match current {
+        ReviewCommand::Edit => match current {
             Some(comparison) if comparison.choice.is_some() => None,
             _ => Some("judge the answers first: the better one is edited".to_owned()),
         },
-        Command::Baseline => {
+        ReviewCommand::Baseline => {
             let set = context.config.as_ref().is_some_and(|config| !config.review.baseline_system.is_empty());
             (!set && !state.baseline)
                 .then(|| "there is no baseline: review.baseline_system in luthier.toml is empty".to_owned())
         }
-        Command::Export => {
+        ReviewCommand::Export => {
             let written = state
                 .verdicts
                 .iter()
                 .any(|verdict| verdict.preferred().is_some() || verdict.edited.is_some());
             (!written).then(|| "no verdict prefers an answer yet".to_owned())
         }
-        Command::Choose => nothing,
-        Command::Names | Command::Type => None,
-    }
-}
-
-/// What the right end of the header says instead of the machine's state.
-pub fn status(state: &State, context: &Context) -> Option<String> {
-    let target = state.target.as_ref()?;
-    let current = state.current();
-    let sides = match current {
-        Some(comparison) if comparison.choice.is_some() => "judged",
-        _ if state.named => "named",
-        _ => "blind",
-    };
-    let wide = context.size.width >= WIDE;
-    let prompt = match (&state.typed, state.list.selected()) {
-        (Some(_), _) => Some("typed".to_owned()),
-        (None, Some(index)) if wide => Some(format!("prompt {}/{}", index + 1, state.list.length())),
-        (None, Some(index)) => Some(format!("{}/{}", index + 1, state.list.length())),
-        (None, None) => None,
-    };
-    let target = if wide { target.name() } else { target.place() };
-    let parts: Vec<String> = [Some(sides.to_owned()), prompt, Some(target)].into_iter().flatten().collect();
-    Some(parts.join(" · "))
-}
-
-/// When the pane next wants `Input::Deadline`, in time since the workbench opened. Asked only while it is shown.
-pub fn deadline(state: &State, _context: &Context) -> Option<Duration> {
-    state.tick
-}
-
-/// What would be lost if the workbench were left now, a line each.
-pub fn unsaved(state: &State) -> Vec<String> {
-    match state.unwritten.len() {
-        0 => Vec::new(),
-        1 => vec!["A verdict could not be written to verdicts.jsonl; `R` in Review tries again.".to_owned()],
-        count => vec![format!(
-            "{count} verdicts could not be written to verdicts.jsonl; `R` in Review tries again."
-        )],
+        ReviewCommand::Choose => nothing,
+        ReviewCommand::Names | ReviewCommand::Type => None,
     }
 }

@@ -13,15 +13,22 @@ use pretty_assertions::assert_eq;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
-use super::effect::{Ask, Broken, Effect, End, Event};
-use super::state::State;
+use super::command::ReviewCommand;
+use super::compare::{Broken, End};
+use super::effect::{Ask, ReviewEffect};
+use super::event::ReviewEvent;
+use super::state::ReviewState;
 use super::target::tests::candidate;
-use crate::app::{Effect as AnyEffect, Event as AnyEvent, Link, Reaction, Tag, TerminalEffect};
-use crate::command::Command as Any;
+use crate::app::{Effect, Event, Link, Reaction, Tag, TerminalEffect};
 use crate::keymap::{Key, KeyContext, Keymap, Lookup};
-use crate::panes::review::Command;
+use crate::panes::{Pane, PaneEffect, PaneEvent};
 use crate::testing::{TestApp, config_with, screen, snapshot};
 use crate::theme::ColorDepth;
+
+/// What the performer of the pane posts.
+fn posted(tag: Tag, event: ReviewEvent) -> Event {
+    Event::Pane(tag, PaneEvent::Review(event))
+}
 
 const RUN: &str = "20261123-135000-lora-r16";
 const OLDER: &str = "20261123-132000-lora-r8";
@@ -113,23 +120,23 @@ impl Review {
     fn with(width: u16, height: u16, depth: ColorDepth, candidates: Vec<super::Candidate>) -> Self {
         let asked: Rc<RefCell<Vec<(Tag, Ask)>>> = Rc::default();
         let engine = Rc::clone(&asked);
-        let respond = move |effect: &AnyEffect| {
-            let AnyEffect::Review(tag, effect) = effect else { return Vec::new() };
+        let respond = move |effect: &Effect| {
+            let Effect::Pane(tag, PaneEffect::Review(effect)) = effect else { return Vec::new() };
             let answer = match effect {
-                Effect::Watch => Event::Candidates(Ok(candidates.clone())),
-                Effect::Suite(_) => Event::Suite(Ok(suite())),
-                Effect::Verdicts => Event::Verdicts(Ok(Verdicts {
+                ReviewEffect::Watch => ReviewEvent::Candidates(Ok(candidates.clone())),
+                ReviewEffect::Suite(_) => ReviewEvent::Suite(Ok(suite())),
+                ReviewEffect::Verdicts => ReviewEvent::Verdicts(Ok(Verdicts {
                     verdicts: vec![verdict("Printer on floor 3 is on fire again", VerdictChoice::Left)],
                     broken_lines: 0,
                 })),
-                Effect::Save(verdict) => Event::Saved(verdict.clone(), Ok(())),
-                Effect::Ask(ask) => {
+                ReviewEffect::Save(verdict) => ReviewEvent::Saved(verdict.clone(), Ok(())),
+                ReviewEffect::Ask(ask) => {
                     engine.borrow_mut().push((*tag, (**ask).clone()));
                     return Vec::new();
                 }
                 _ => return Vec::new(),
             };
-            vec![AnyEvent::Review(*tag, answer)]
+            vec![posted(*tag, answer)]
         };
         let mut app =
             TestApp::open(width, height, depth, "luthier", Ok(config_with(SETTINGS)), Box::new(respond));
@@ -137,7 +144,7 @@ impl Review {
         Self { app, asked }
     }
 
-    fn state(&self) -> &State {
+    fn state(&self) -> &ReviewState {
         &self.app.app.panes.review
     }
 
@@ -145,9 +152,9 @@ impl Review {
         self.asked.borrow().last().cloned().unwrap()
     }
 
-    fn say(&mut self, event: impl FnOnce(u64) -> Event) {
+    fn say(&mut self, event: impl FnOnce(u64) -> ReviewEvent) {
         let (tag, ask) = self.ask();
-        self.app.event(AnyEvent::Review(tag, event(ask.id)));
+        self.app.event(posted(tag, event(ask.id)));
     }
 
     /// The side on which `who` answers.
@@ -157,28 +164,28 @@ impl Review {
 
     fn begin(&mut self) {
         let conversation = self.ask().1.prompt.messages;
-        self.say(|id| Event::Began(id, conversation));
+        self.say(|id| ReviewEvent::Began(id, conversation));
     }
 
     /// Both answer: the tuned side to its end, the base side as far as its text goes.
     fn answer(&mut self) {
         self.begin();
         let (tuned, base) = (self.side(Contender::Tuned), 1 - self.side(Contender::Tuned));
-        self.say(|id| Event::Pieces(id, vec![(tuned, TUNED.to_owned()), (base, BASE.to_owned())]));
-        self.say(|id| Event::Ended(id, tuned, Box::new(end(DoneReason::Stop, Contender::Tuned))));
+        self.say(|id| ReviewEvent::Pieces(id, vec![(tuned, TUNED.to_owned()), (base, BASE.to_owned())]));
+        self.say(|id| ReviewEvent::Ended(id, tuned, Box::new(end(DoneReason::Stop, Contender::Tuned))));
     }
 
     fn finish(&mut self) {
         self.answer();
         let base = 1 - self.side(Contender::Tuned);
-        self.say(|id| Event::Ended(id, base, Box::new(end(DoneReason::Length, Contender::Base))));
+        self.say(|id| ReviewEvent::Ended(id, base, Box::new(end(DoneReason::Length, Contender::Base))));
     }
 
-    fn effects(&mut self) -> Vec<Effect> {
+    fn effects(&mut self) -> Vec<ReviewEffect> {
         let effects = self.app.take_effects().into_iter();
         effects
             .filter_map(|effect| match effect {
-                AnyEffect::Review(_, effect) => Some(effect),
+                Effect::Pane(_, PaneEffect::Review(effect)) => Some(effect),
                 _ => None,
             })
             .collect()
@@ -188,7 +195,7 @@ impl Review {
         let effects = self.effects().into_iter();
         effects
             .filter_map(|effect| match effect {
-                Effect::Save(verdict) => Some(*verdict),
+                ReviewEffect::Save(verdict) => Some(*verdict),
                 _ => None,
             })
             .collect()
@@ -207,7 +214,7 @@ fn without_a_run_it_says_what_to_do() {
     let mut young = Review::with(80, 24, ColorDepth::True, vec![candidate(RUN, RunState::Running, &[])]);
     snapshot!(young.app, "", "a_run_without_checkpoints_says_what_to_do");
     young.app.keys("<enter>");
-    assert!(young.effects().iter().all(|effect| !matches!(effect, Effect::Ask(_))));
+    assert!(young.effects().iter().all(|effect| !matches!(effect, ReviewEffect::Ask(_))));
 }
 
 #[test]
@@ -260,11 +267,11 @@ fn everything_reads_without_colour() {
 fn waiting_and_failing_are_shown() {
     let mut review = Review::open(80, 24);
     review.app.keys("<enter>");
-    review.say(|id| Event::Progress(id, "loading models/tiny".to_owned()));
+    review.say(|id| ReviewEvent::Progress(id, "loading models/tiny".to_owned()));
     review.app.pass(Duration::from_millis(12_300));
     snapshot!(review.app, "");
     let problem = "the engine is missing: `/usr/bin/luthier-engine` is not there; build it with `make build`";
-    review.say(|id| Event::Broken(id, Broken::Failed(problem.to_owned())));
+    review.say(|id| ReviewEvent::Broken(id, Broken::Failed(problem.to_owned())));
     snapshot!(review.app, "", "a_missing_engine_says_what_to_do");
     assert_eq!(review.state().tick, None);
     review.app.keys("<enter>");
@@ -275,7 +282,7 @@ fn waiting_and_failing_are_shown() {
 fn a_prompt_is_typed_over_several_lines() {
     let mut review = Review::open(80, 24);
     review.app.keys("iMy mouse<alt-enter>is <ctrl-j>");
-    review.app.event(AnyEvent::Paste("dead\u{202e}\rplease\u{1b}[2Jhelp".to_owned()));
+    review.app.event(Event::Paste("dead\u{202e}\rplease\u{1b}[2Jhelp".to_owned()));
     snapshot!(review.app, "");
     review.app.keys("<enter>");
     assert_eq!(review.ask().1.prompt.text(), "My mouse\nis \ndead\nplease[2Jhelp");
@@ -297,12 +304,12 @@ fn nothing_tells_the_sides_apart_before_the_verdict() {
     for _ in 0..40 {
         review.begin();
         let (same, sides) = (end(DoneReason::Stop, Contender::Base), review.ask().1.sides);
-        review.say(|id| Event::Pieces(id, vec![(0, "same".into()), (1, "same".into())]));
+        review.say(|id| ReviewEvent::Pieces(id, vec![(0, "same".into()), (1, "same".into())]));
         let growing = review.app.screen();
         for (side, who) in sides.iter().enumerate() {
             let end = End { weights: who.to_string(), ..same.clone() };
             let end = End { expected: end.weights.clone(), ..end };
-            review.say(|id| Event::Ended(id, side, Box::new(end)));
+            review.say(|id| ReviewEvent::Ended(id, side, Box::new(end)));
         }
         let screens = (growing, review.app.screen());
         assert!(screens.1.contains("which is better? they are equal"));
@@ -350,13 +357,13 @@ fn an_early_verdict_stops_the_other_answer_first() {
     let key = review.key(Contender::Tuned);
     review.app.keys(key).keys("<enter>");
     let id = review.ask().1.id;
-    assert_eq!(review.effects(), [Effect::Cancel(id)]);
+    assert_eq!(review.effects(), [ReviewEffect::Cancel(id)]);
     assert!(!review.app.screen().contains("base model"), "still hidden");
     let base = 1 - review.side(Contender::Tuned);
-    review.say(|id| Event::Ended(id, base, Box::new(end(DoneReason::Cancelled, Contender::Base))));
+    review.say(|id| ReviewEvent::Ended(id, base, Box::new(end(DoneReason::Cancelled, Contender::Base))));
     let effects = review.effects();
-    assert!(matches!(&effects[0], Effect::Save(verdict) if verdict.winner() == Some(Contender::Tuned)));
-    assert!(matches!(&effects[1], Effect::Ask(ask) if ask.prompt == suite()[2]), "enter was not lost");
+    assert!(matches!(&effects[0], ReviewEffect::Save(verdict) if verdict.winner() == Some(Contender::Tuned)));
+    assert!(matches!(&effects[1], ReviewEffect::Ask(ask) if ask.prompt == suite()[2]), "enter was not lost");
 }
 
 #[test]
@@ -366,7 +373,7 @@ fn what_other_weights_answered_does_not_count() {
     review.answer();
     let base = 1 - review.side(Contender::Tuned);
     let other = End { weights: "0000".into(), ..end(DoneReason::Stop, Contender::Base) };
-    review.say(|id| Event::Ended(id, base, Box::new(other)));
+    review.say(|id| ReviewEvent::Ended(id, base, Box::new(other)));
     review.effects();
     snapshot!(review.app, "<left>=");
     assert!(review.saved().is_empty());
@@ -384,8 +391,8 @@ fn escape_gives_up_and_going_elsewhere_does_not() {
     assert!(review.state().current().is_none());
     assert_eq!(review.effects(), []);
     review.app.keys("<esc>");
-    assert_eq!(review.effects(), [Effect::Cancel(1)]);
-    review.say(|id| Event::Broken(id, Broken::Cancelled));
+    assert_eq!(review.effects(), [ReviewEffect::Cancel(1)]);
+    review.say(|id| ReviewEvent::Broken(id, Broken::Cancelled));
     review.app.keys("k");
     assert!(review.app.screen().contains("given up; ↵ asks again"));
     // A newer asking ends the older one without a word from the engine.
@@ -419,7 +426,7 @@ fn another_pane_can_choose_what_is_compared() {
     let context = review.app.app.context.clone();
     let state = &mut review.app.app.panes.review;
     let link = Link::Review(OLDER.to_owned(), None);
-    let reactions = super::update(state, &context, crate::app::Input::Link(link));
+    let reactions = state.update(&context, crate::app::Input::Link(link));
     assert_eq!(reactions, Vec::<Reaction>::new());
     assert_eq!(place(&review), "lora r16 @ result");
     assert_eq!(review.state().target.as_ref().unwrap().run, OLDER);
@@ -434,23 +441,23 @@ fn the_better_answer_becomes_a_training_row() {
     review.app.keys(key);
     review.effects();
     review.app.keys("e");
-    assert_eq!(review.effects(), [Effect::Draft(TUNED.to_owned())]);
-    let tag = Tag { slot: Effect::Draft(String::new()).slot(), generation: 1 };
-    review.app.event(AnyEvent::Review(tag, Event::DraftReady(Ok("/run/draft.md".into()))));
-    let edit = AnyEffect::Terminal(TerminalEffect::Edit("/run/draft.md".into(), None));
+    assert_eq!(review.effects(), [ReviewEffect::Draft(TUNED.to_owned())]);
+    let tag = Tag { slot: ReviewEffect::Draft(String::new()).slot(), generation: 1 };
+    review.app.event(posted(tag, ReviewEvent::DraftReady(Ok("/run/draft.md".into()))));
+    let edit = Effect::Terminal(TerminalEffect::Edit("/run/draft.md".into(), None));
     assert_eq!(review.app.take_effects(), [edit]);
-    review.app.event(AnyEvent::EditorClosed("/run/draft.md".into(), Ok(())));
-    assert_eq!(review.effects(), [Effect::ReadDraft("/run/draft.md".into())]);
+    review.app.event(Event::EditorClosed("/run/draft.md".into(), Ok(())));
+    assert_eq!(review.effects(), [ReviewEffect::ReadDraft("/run/draft.md".into())]);
     let tag = Tag { generation: 2, ..tag };
-    review.app.event(AnyEvent::Review(tag, Event::Draft(Ok("{\"category\": \"door\"}\n".into()))));
+    review.app.event(posted(tag, ReviewEvent::Draft(Ok("{\"category\": \"door\"}\n".into()))));
     snapshot!(review.app, "");
     review.app.keys("y");
     let effects = review.effects();
-    let Effect::AddExample { file, messages } = &effects[0] else { panic!("{effects:?}") };
+    let ReviewEffect::AddExample { file, messages } = &effects[0] else { panic!("{effects:?}") };
     assert_eq!(file, std::path::Path::new("train.jsonl"));
     let reply = Message::new("assistant", "{\"category\": \"door\"}");
     assert_eq!(*messages, [suite()[1].messages[0].clone(), reply]);
-    let Effect::Save(verdict) = &effects[1] else { panic!("{effects:?}") };
+    let ReviewEffect::Save(verdict) = &effects[1] else { panic!("{effects:?}") };
     assert_eq!(
         (verdict.choice, verdict.edited.as_deref()),
         (VerdictChoice::Skip, Some("{\"category\": \"door\"}"))
@@ -466,8 +473,8 @@ fn verdicts_that_cannot_be_written_are_kept() {
     review.app.keys("=");
     let verdict = review.saved().remove(0);
     let tag = Tag { slot: crate::app::Slot::Each, generation: 0 };
-    let failed = Event::Saved(Box::new(verdict.clone()), Err("no space left on device".to_owned()));
-    review.app.event(AnyEvent::Review(tag, failed));
+    let failed = ReviewEvent::Saved(Box::new(verdict.clone()), Err("no space left on device".to_owned()));
+    review.app.event(posted(tag, failed));
     assert!(review.app.screen().contains("no space left"));
     review.app.keys("<esc>q");
     assert!(review.app.screen().contains("A verdict could not be written"));
@@ -483,20 +490,20 @@ fn verdict_keys_reach_verdicts_and_typed_text_does_not() {
     let mut review = Review::open(80, 24);
     let reviewing = review.app.app.contexts();
     let commands = [
-        ("left", Command::Left),
-        ("right", Command::Right),
-        ("=", Command::Tie),
-        ("b", Command::BothBad),
-        ("s", Command::Skip),
-        ("n", Command::Note),
-        ("B", Command::Baseline),
-        ("e", Command::Edit),
-        ("x", Command::Export),
-        ("enter", Command::Ask),
+        ("left", ReviewCommand::Left),
+        ("right", ReviewCommand::Right),
+        ("=", ReviewCommand::Tie),
+        ("b", ReviewCommand::BothBad),
+        ("s", ReviewCommand::Skip),
+        ("n", ReviewCommand::Note),
+        ("B", ReviewCommand::Baseline),
+        ("e", ReviewCommand::Edit),
+        ("x", ReviewCommand::Export),
+        ("enter", ReviewCommand::Ask),
     ];
     for (key, command) in commands {
         let key: Key = key.parse().unwrap();
-        assert_eq!(keymap.lookup(&reviewing, &[key]), Lookup::Matched(Any::Review(command)));
+        assert_eq!(keymap.lookup(&reviewing, &[key]), Lookup::Matched(command.into()));
     }
     review.app.keys("i");
     assert_eq!(review.app.app.contexts(), [KeyContext::Input, KeyContext::Global]);
@@ -510,13 +517,13 @@ fn long_answers_scroll_together() {
     review.app.keys("<enter>");
     review.begin();
     let long: String = (1..=60).map(|line| format!("line {line}\n")).collect::<Vec<_>>().concat();
-    review.say(|id| Event::Pieces(id, vec![(0, long.clone()), (1, long)]));
+    review.say(|id| ReviewEvent::Pieces(id, vec![(0, long.clone()), (1, long)]));
     let screen = review.app.screen();
     assert!(screen.contains("line 60") && !screen.contains("line 2 "), "the end is followed: {screen}");
     review.app.keys("<pageup><pageup>");
     let above = review.app.screen();
     assert!(!above.contains("line 60"), "{above}");
-    review.say(|id| Event::Pieces(id, vec![(0, "more".into()), (1, "more".into())]));
+    review.say(|id| ReviewEvent::Pieces(id, vec![(0, "more".into()), (1, "more".into())]));
     assert!(!review.app.screen().contains("line 60"), "what is read stays in sight");
 }
 
@@ -527,7 +534,7 @@ fn the_sides_stand_one_above_the_other_where_there_is_no_room() {
     review.answer();
     let area = Rect::new(0, 0, 60, 24);
     let mut buffer = Buffer::empty(area);
-    super::view(review.state(), &review.app.app.context, area, &mut buffer, &review.app.app.theme);
+    review.state().view(&review.app.app.context, area, &mut buffer, &review.app.app.theme);
     insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
         insta::assert_snapshot!("the_sides_stand_one_above_the_other", screen(&buffer));
     });
@@ -541,6 +548,6 @@ fn no_size_makes_it_panic() {
     for (width, height) in (0..60).flat_map(|width| (0..12).map(move |height| (width, height))) {
         let area = Rect::new(0, 0, width, height);
         let mut buffer = Buffer::empty(area);
-        super::view(review.state(), &review.app.app.context, area, &mut buffer, &review.app.app.theme);
+        review.state().view(&review.app.app.context, area, &mut buffer, &review.app.app.theme);
     }
 }

@@ -5,17 +5,20 @@ use std::time::Duration;
 
 use luthier_core::eval::{SuitePrompt, Verdicts};
 
-use super::command::Command;
-use super::compare::Stage;
-use super::effect::{Ask, Broken, Effect, Event, Question};
+use super::command::ReviewCommand;
+use super::compare::{Broken, Stage};
+use super::effect::{Ask, ReviewEffect};
+use super::event::ReviewEvent;
 use super::judge;
 use super::prompt::PromptField;
-use super::state::{Draft, State};
+use super::question::ReviewQuestion;
+use super::state::{Draft, ReviewState};
 use super::target::{Candidate, Target};
 use crate::app::{
-    Context, Entry, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction, Severity,
+    Context, Entry, Input, Link, Message, Pick, PickItem, Prompt, Question, Reaction, Reply, Severity,
 };
-use crate::command::{Command as Any, InputCommand, ListCommand, ViewCommand};
+use crate::command::{Command, InputCommand, ListCommand, ViewCommand};
+use crate::panes::PaneCommand;
 use crate::panes::train::look;
 use crate::widgets::ListState;
 
@@ -26,14 +29,15 @@ const HISTORY: usize = 200;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Reacts to one input. Pure but for the state: no IO, no clock.
-pub fn update(state: &mut State, context: &Context, input: Input<Event, Question>) -> Vec<Reaction> {
+pub(super) fn update(state: &mut ReviewState, context: &Context, input: Input) -> Vec<Reaction> {
     match input {
         Input::Shown => {
-            let mut reactions = vec![Reaction::Review(Effect::Watch), Reaction::Review(Effect::Verdicts)];
+            let mut reactions =
+                vec![Reaction::from(ReviewEffect::Watch), Reaction::from(ReviewEffect::Verdicts)];
             reactions.extend(read_suite(state, context));
             reactions
         }
-        Input::Hidden => vec![Reaction::Review(Effect::Rest)],
+        Input::Hidden => vec![Reaction::from(ReviewEffect::Rest)],
         Input::Command(command) => run(state, context, command),
         Input::Key(key) => {
             let written = state.typing.as_mut().is_some_and(|field| field.key(key));
@@ -44,14 +48,7 @@ pub fn update(state: &mut State, context: &Context, input: Input<Event, Question
             state.typing.get_or_insert_with(|| PromptField::new("")).paste(&text);
             Vec::new()
         }
-        Input::Answer(answer) => answered(state, context, answer),
-        Input::Confirmed(question) => match question {
-            Question::AddExample(verdict) => judge::add_example(state, context, *verdict),
-            Question::Target(_) | Question::Prompt | Question::Note(_) | Question::Export => Vec::new(),
-        },
-        Input::Entered(question, text) => entered(state, &question, text.trim()),
-        Input::Picked(question, index) => picked(state, question, index),
-        Input::Edited(path) => vec![Reaction::Review(Effect::ReadDraft(path))],
+        Input::Edited(path) => vec![Reaction::from(ReviewEffect::ReadDraft(path))],
         Input::Link(Link::Review(run, step)) => {
             state.linked = Some((run, step));
             choose_linked(state);
@@ -75,17 +72,37 @@ pub fn update(state: &mut State, context: &Context, input: Input<Event, Question
     }
 }
 
+/// Reacts to the reply to a question that the pane asked in a box.
+pub(super) fn replied(
+    state: &mut ReviewState,
+    context: &Context,
+    question: ReviewQuestion,
+    reply: Reply,
+) -> Vec<Reaction> {
+    match reply {
+        Reply::Yes => match question {
+            ReviewQuestion::AddExample(verdict) => judge::add_example(state, context, *verdict),
+            ReviewQuestion::Target(_)
+            | ReviewQuestion::Prompt
+            | ReviewQuestion::Note(_)
+            | ReviewQuestion::Export => Vec::new(),
+        },
+        Reply::Text(text) => entered(state, &question, text.trim()),
+        Reply::Choice(index) => picked(state, question, index),
+    }
+}
+
 /// When the seconds of waiting change next, while nothing else makes the screen change.
-fn tick(state: &State, context: &Context) -> Option<Duration> {
+fn tick(state: &ReviewState, context: &Context) -> Option<Duration> {
     let waiting = |stage: &Stage| matches!(stage, Stage::Waiting(_));
     state.under_way().filter(|comparison| waiting(&comparison.stage)).map(|_| context.now.elapsed + SECOND)
 }
 
-fn read_suite(state: &mut State, context: &Context) -> Vec<Reaction> {
+fn read_suite(state: &mut ReviewState, context: &Context) -> Vec<Reaction> {
     let file = context.config.as_ref().and_then(|config| config.review.suite.clone());
     state.suite_file.clone_from(&file);
     if let Some(file) = file {
-        return vec![Reaction::Review(Effect::Suite(file))];
+        return vec![Reaction::from(ReviewEffect::Suite(file))];
     }
     state.suite = None;
     state.suite_problem = None;
@@ -94,38 +111,36 @@ fn read_suite(state: &mut State, context: &Context) -> Vec<Reaction> {
     Vec::new()
 }
 
-fn run(state: &mut State, context: &Context, command: Any) -> Vec<Reaction> {
+fn run(state: &mut ReviewState, context: &Context, command: Command) -> Vec<Reaction> {
     match command {
-        Any::Review(command) => own(state, context, command),
-        Any::Input(command) => typed(state, context, command),
-        Any::List(ListCommand::Open) => own(state, context, Command::Ask),
-        Any::List(command) => list(state, command),
-        Any::View(command) => view(state, context, command),
-        Any::App(_) | Any::Modal(_) | Any::Chart(_) | Any::Data(_) | Any::Train(_) | Any::Sweep(_) => {
-            Vec::new()
-        }
+        Command::Pane(PaneCommand::Review(command)) => own(state, context, command),
+        Command::Input(command) => typed(state, context, command),
+        Command::List(ListCommand::Open) => own(state, context, ReviewCommand::Ask),
+        Command::List(command) => list(state, command),
+        Command::View(command) => view(state, context, command),
+        Command::App(_) | Command::Modal(_) | Command::Chart(_) | Command::Pane(_) => Vec::new(),
     }
 }
 
-fn own(state: &mut State, context: &Context, command: Command) -> Vec<Reaction> {
+fn own(state: &mut ReviewState, context: &Context, command: ReviewCommand) -> Vec<Reaction> {
     if let Some(choice) = judge::choice_of(command) {
         return judge::judge(state, context, choice);
     }
     match command {
-        Command::Ask => go_on(state, context),
-        Command::Again => ask(state, context),
-        Command::Type => {
+        ReviewCommand::Ask => go_on(state, context),
+        ReviewCommand::Again => ask(state, context),
+        ReviewCommand::Type => {
             state.typing = Some(PromptField::new(state.typed.as_ref().map_or("", SuitePrompt::text)));
             Vec::new()
         }
-        Command::Choose => vec![choose(state, context)],
-        Command::Baseline => {
+        ReviewCommand::Choose => vec![choose(state, context)],
+        ReviewCommand::Baseline => {
             state.baseline = !state.baseline;
             state.recount();
             let against = if state.baseline { "the baseline" } else { "the base model as it is" };
             vec![Reaction::Flash(Severity::Note, format!("compared with {against}"))]
         }
-        Command::Names => {
+        ReviewCommand::Names => {
             state.named = !state.named;
             state.recount();
             let text = if state.named {
@@ -135,21 +150,25 @@ fn own(state: &mut State, context: &Context, command: Command) -> Vec<Reaction> 
             };
             vec![Reaction::Flash(Severity::Note, text.to_owned())]
         }
-        Command::Note => judge::note(state),
-        Command::Details => judge::details(state),
-        Command::Edit => judge::edit(state),
-        Command::Export => vec![Reaction::Prompt(Prompt {
+        ReviewCommand::Note => judge::note(state),
+        ReviewCommand::Details => judge::details(state),
+        ReviewCommand::Edit => judge::edit(state),
+        ReviewCommand::Export => vec![Reaction::Prompt(Prompt {
             title: "Write preference pairs to".to_owned(),
             initial: "preferences.jsonl".to_owned(),
             hint: "a new file, in the project folder unless the path says otherwise".to_owned(),
-            question: AnyQuestion::Review(Question::Export),
+            question: Question::from(ReviewQuestion::Export),
         })],
-        Command::Left | Command::Right | Command::Tie | Command::BothBad | Command::Skip => Vec::new(),
+        ReviewCommand::Left
+        | ReviewCommand::Right
+        | ReviewCommand::Tie
+        | ReviewCommand::BothBad
+        | ReviewCommand::Skip => Vec::new(),
     }
 }
 
 /// What enter does: asks, or goes on to the next prompt once the one shown is judged.
-fn go_on(state: &mut State, context: &Context) -> Vec<Reaction> {
+fn go_on(state: &mut ReviewState, context: &Context) -> Vec<Reaction> {
     let Some(comparison) = state.current() else { return ask(state, context) };
     let (id, judged) = (comparison.id, comparison.choice.is_some());
     match comparison.stage {
@@ -168,7 +187,7 @@ fn go_on(state: &mut State, context: &Context) -> Vec<Reaction> {
 }
 
 /// The next prompt, asked at once.
-pub(super) fn next(state: &mut State, context: &Context) -> Vec<Reaction> {
+pub(super) fn next(state: &mut ReviewState, context: &Context) -> Vec<Reaction> {
     if state.typed.is_some() {
         // A new prompt begins empty; the one before is one key up.
         state.typing = Some(PromptField::new(""));
@@ -182,7 +201,7 @@ pub(super) fn next(state: &mut State, context: &Context) -> Vec<Reaction> {
 }
 
 /// Lets both answer the prompt shown.
-fn ask(state: &mut State, context: &Context) -> Vec<Reaction> {
+fn ask(state: &mut ReviewState, context: &Context) -> Vec<Reaction> {
     let Some(config) = context.config.clone() else {
         let text = "luthier.toml has mistakes; `space e` opens it".to_owned();
         return vec![Reaction::Flash(Severity::Warning, text)];
@@ -204,10 +223,10 @@ fn ask(state: &mut State, context: &Context) -> Vec<Reaction> {
     };
     state.hurried = None;
     state.tick = Some(context.now.elapsed + SECOND);
-    vec![Reaction::Review(Effect::Ask(Box::new(ask)))]
+    vec![Reaction::from(ReviewEffect::Ask(Box::new(ask)))]
 }
 
-fn list(state: &mut State, command: ListCommand) -> Vec<Reaction> {
+fn list(state: &mut ReviewState, command: ListCommand) -> Vec<Reaction> {
     match command {
         ListCommand::Down | ListCommand::Up | ListCommand::First | ListCommand::Last => {
             // Out of a typed prompt the first step leads back to the suite.
@@ -236,11 +255,11 @@ fn list(state: &mut State, command: ListCommand) -> Vec<Reaction> {
     }
 }
 
-fn view(state: &mut State, context: &Context, command: ViewCommand) -> Vec<Reaction> {
+fn view(state: &mut ReviewState, context: &Context, command: ViewCommand) -> Vec<Reaction> {
     match command {
         ViewCommand::Back => {
             if let Some(comparison) = state.under_way() {
-                return vec![Reaction::Review(Effect::Cancel(comparison.id))];
+                return vec![Reaction::from(ReviewEffect::Cancel(comparison.id))];
             }
             if state.typed.take().is_some() { Vec::new() } else { vec![Reaction::Unchanged] }
         }
@@ -254,15 +273,16 @@ fn view(state: &mut State, context: &Context, command: ViewCommand) -> Vec<React
                 title: "Prompts of the suite".to_owned(),
                 items: items.collect(),
                 selected: state.list.selected().unwrap_or(0),
-                question: AnyQuestion::Review(Question::Prompt),
+                question: Question::from(ReviewQuestion::Prompt),
             })]
         }
         ViewCommand::Refresh => {
-            let mut reactions = vec![Reaction::Review(Effect::Watch), Reaction::Review(Effect::Verdicts)];
+            let mut reactions =
+                vec![Reaction::from(ReviewEffect::Watch), Reaction::from(ReviewEffect::Verdicts)];
             reactions.extend(read_suite(state, context));
             let unwritten = std::mem::take(&mut state.unwritten);
             reactions.extend(
-                unwritten.into_iter().map(|verdict| Reaction::Review(Effect::Save(Box::new(verdict)))),
+                unwritten.into_iter().map(|verdict| Reaction::from(ReviewEffect::Save(Box::new(verdict)))),
             );
             reactions
         }
@@ -288,7 +308,7 @@ fn view(state: &mut State, context: &Context, command: ViewCommand) -> Vec<React
     }
 }
 
-fn typed(state: &mut State, context: &Context, command: InputCommand) -> Vec<Reaction> {
+fn typed(state: &mut ReviewState, context: &Context, command: InputCommand) -> Vec<Reaction> {
     let Some(field) = &mut state.typing else { return vec![Reaction::Unchanged] };
     match command {
         InputCommand::Accept => {
@@ -318,7 +338,7 @@ fn typed(state: &mut State, context: &Context, command: InputCommand) -> Vec<Rea
         InputCommand::Editor => {
             let text = field.value();
             state.draft = Some(Draft::Prompt);
-            vec![Reaction::Review(Effect::Draft(text))]
+            vec![Reaction::from(ReviewEffect::Draft(text))]
         }
         _ => {
             if field.apply(command, &state.history) {
@@ -338,7 +358,7 @@ fn remember(history: &mut Vec<String>, text: &str) {
     history.push(text.to_owned());
 }
 
-fn choose(state: &State, context: &Context) -> Reaction {
+fn choose(state: &ReviewState, context: &Context) -> Reaction {
     let mut items = Vec::new();
     let mut targets = Vec::new();
     for candidate in state.candidates.iter().flatten() {
@@ -365,57 +385,57 @@ fn choose(state: &State, context: &Context) -> Reaction {
         title: "Compare with the base model".to_owned(),
         items,
         selected: targets.iter().position(current).unwrap_or(0),
-        question: AnyQuestion::Review(Question::Target(targets)),
+        question: Question::from(ReviewQuestion::Target(targets)),
     })
 }
 
-fn picked(state: &mut State, question: Question, index: usize) -> Vec<Reaction> {
+fn picked(state: &mut ReviewState, question: ReviewQuestion, index: usize) -> Vec<Reaction> {
     match question {
-        Question::Target(targets) => {
+        ReviewQuestion::Target(targets) => {
             if let Some(target) = targets.into_iter().nth(index) {
                 state.target = Some(target);
                 state.linked = None;
                 state.recount();
             }
         }
-        Question::Prompt => {
+        ReviewQuestion::Prompt => {
             state.typed = None;
             state.list.select(index);
         }
-        Question::Note(_) | Question::Export | Question::AddExample(_) => {}
+        ReviewQuestion::Note(_) | ReviewQuestion::Export | ReviewQuestion::AddExample(_) => {}
     }
     Vec::new()
 }
 
-fn entered(state: &mut State, question: &Question, text: &str) -> Vec<Reaction> {
+fn entered(state: &mut ReviewState, question: &ReviewQuestion, text: &str) -> Vec<Reaction> {
     match question {
-        Question::Note(id) => {
+        ReviewQuestion::Note(id) => {
             if let Some(comparison) = state.comparison(*id).filter(|comparison| comparison.choice.is_none()) {
                 text.clone_into(&mut comparison.note);
             }
             Vec::new()
         }
-        Question::Export if text.is_empty() => Vec::new(),
-        Question::Export => vec![
-            Reaction::Review(Effect::Export(text.into())),
-            Reaction::Entry(AnyQuestion::Review(Question::Export), Entry::Checked),
+        ReviewQuestion::Export if text.is_empty() => Vec::new(),
+        ReviewQuestion::Export => vec![
+            Reaction::from(ReviewEffect::Export(text.into())),
+            Reaction::Entry(Question::from(ReviewQuestion::Export), Entry::Checked),
         ],
-        Question::Target(_) | Question::Prompt | Question::AddExample(_) => Vec::new(),
+        ReviewQuestion::Target(_) | ReviewQuestion::Prompt | ReviewQuestion::AddExample(_) => Vec::new(),
     }
 }
 
-fn answered(state: &mut State, context: &Context, answer: Event) -> Vec<Reaction> {
+pub(super) fn answered(state: &mut ReviewState, context: &Context, answer: ReviewEvent) -> Vec<Reaction> {
     match answer {
-        Event::Candidates(Ok(candidates)) => {
+        ReviewEvent::Candidates(Ok(candidates)) => {
             state.problem = None;
             candidates_changed(state, candidates);
             Vec::new()
         }
-        Event::Candidates(Err(problem)) => {
+        ReviewEvent::Candidates(Err(problem)) => {
             state.problem = Some(problem);
             Vec::new()
         }
-        Event::Suite(Ok(prompts)) => {
+        ReviewEvent::Suite(Ok(prompts)) => {
             state.suite_problem = None;
             let position = state.list.selected().unwrap_or(0);
             state.list.changed(prompts.len(), Some(position));
@@ -423,7 +443,7 @@ fn answered(state: &mut State, context: &Context, answer: Event) -> Vec<Reaction
             state.recount();
             Vec::new()
         }
-        Event::Suite(Err(problem)) => {
+        ReviewEvent::Suite(Err(problem)) => {
             state.suite = None;
             state.list = ListState::default();
             state.recount();
@@ -432,8 +452,8 @@ fn answered(state: &mut State, context: &Context, answer: Event) -> Vec<Reaction
             state.suite_problem = Some(problem);
             if known { Vec::new() } else { vec![message] }
         }
-        Event::Verdicts(Ok(found)) => verdicts_read(state, found),
-        Event::Progress(id, what) => {
+        ReviewEvent::Verdicts(Ok(found)) => verdicts_read(state, found),
+        ReviewEvent::Progress(id, what) => {
             if let Some(comparison) = state.comparison(id)
                 && let Stage::Waiting(waiting) = &mut comparison.stage
             {
@@ -441,59 +461,59 @@ fn answered(state: &mut State, context: &Context, answer: Event) -> Vec<Reaction
             }
             Vec::new()
         }
-        Event::Began(id, asked) => {
+        ReviewEvent::Began(id, asked) => {
             if let Some(comparison) = state.comparison(id) {
                 comparison.asked = asked;
                 comparison.handed_over = context.now.elapsed;
             }
             Vec::new()
         }
-        Event::Pieces(id, pieces) => {
+        ReviewEvent::Pieces(id, pieces) => {
             if let Some(comparison) = state.comparison(id) {
                 comparison.add(pieces);
             }
             state.tick = None;
             Vec::new()
         }
-        Event::Ended(id, side, end) => {
+        ReviewEvent::Ended(id, side, end) => {
             if let Some(comparison) = state.comparison(id) {
                 comparison.end(side, *end);
             }
             state.tick = tick(state, context);
             judge::ended(state, context, id)
         }
-        Event::Broken(id, broken) => {
+        ReviewEvent::Broken(id, broken) => {
             if let Some(comparison) = state.comparison(id) {
                 comparison.break_off(broken);
             }
             state.tick = tick(state, context);
             Vec::new()
         }
-        Event::Saved(verdict, Err(problem)) => {
+        ReviewEvent::Saved(verdict, Err(problem)) => {
             state.unwritten.push(*verdict);
             let text = format!("{problem}\n\nIt is kept until you leave; `R` tries again.");
             vec![failure("The verdict could not be written", text)]
         }
-        Event::Saved(_, Ok(())) => vec![Reaction::Unchanged],
-        Event::Exported(Ok((count, path))) => {
+        ReviewEvent::Saved(_, Ok(())) => vec![Reaction::Unchanged],
+        ReviewEvent::Exported(Ok((count, path))) => {
             let pairs = crate::cli::units::counted(count, "pair", "pairs");
             vec![
-                Reaction::Entry(AnyQuestion::Review(Question::Export), Entry::Taken),
+                Reaction::Entry(Question::from(ReviewQuestion::Export), Entry::Taken),
                 Reaction::Flash(Severity::Success, format!("{pairs} written to {}", path.display())),
             ]
         }
-        Event::Exported(Err(problem)) => {
+        ReviewEvent::Exported(Err(problem)) => {
             let reason =
                 Message { title: "Nothing was written".to_owned(), text: problem, severity: Severity::Error };
-            vec![Reaction::Entry(AnyQuestion::Review(Question::Export), Entry::Refused(reason))]
+            vec![Reaction::Entry(Question::from(ReviewQuestion::Export), Entry::Refused(reason))]
         }
-        Event::Verdicts(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
-        Event::DraftReady(Ok(path)) => vec![Reaction::Edit(path, None)],
-        Event::DraftReady(Err(problem)) | Event::Draft(Err(problem)) => {
+        ReviewEvent::Verdicts(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
+        ReviewEvent::DraftReady(Ok(path)) => vec![Reaction::Edit(path, None)],
+        ReviewEvent::DraftReady(Err(problem)) | ReviewEvent::Draft(Err(problem)) => {
             state.draft = None;
             vec![Reaction::Flash(Severity::Error, problem)]
         }
-        Event::Draft(Ok(text)) => match state.draft.take() {
+        ReviewEvent::Draft(Ok(text)) => match state.draft.take() {
             None => Vec::new(),
             Some(Draft::Prompt) => {
                 state.typing = Some(PromptField::new(text.trim_end()));
@@ -501,11 +521,11 @@ fn answered(state: &mut State, context: &Context, answer: Event) -> Vec<Reaction
             }
             Some(Draft::Answer(id)) => judge::edited(state, context, id, text.trim()),
         },
-        Event::ExampleAdded(Ok(path)) => {
+        ReviewEvent::ExampleAdded(Ok(path)) => {
             let text = format!("a row was added to {}; the next run learns it", path.display());
             vec![Reaction::Flash(Severity::Success, text)]
         }
-        Event::ExampleAdded(Err(problem)) => vec![failure("The row could not be added", problem)],
+        ReviewEvent::ExampleAdded(Err(problem)) => vec![failure("The row could not be added", problem)],
     }
 }
 
@@ -514,7 +534,7 @@ pub(super) fn failure(title: &str, text: String) -> Reaction {
 }
 
 /// Keeps what is compared where it is still there, and chooses where nothing is chosen yet.
-fn candidates_changed(state: &mut State, candidates: Vec<Candidate>) {
+fn candidates_changed(state: &mut ReviewState, candidates: Vec<Candidate>) {
     state.candidates = Some(candidates);
     choose_linked(state);
     let targets = state.targets();
@@ -531,7 +551,7 @@ fn candidates_changed(state: &mut State, candidates: Vec<Candidate>) {
 }
 
 /// Chooses what another pane wants compared, as soon as it is known.
-fn choose_linked(state: &mut State) {
+fn choose_linked(state: &mut ReviewState) {
     let Some((run, step)) = &state.linked else { return };
     let Some(candidate) = state.candidates.iter().flatten().find(|candidate| candidate.run == *run) else {
         return;
@@ -545,7 +565,7 @@ fn choose_linked(state: &mut State) {
     }
 }
 
-fn verdicts_read(state: &mut State, found: Verdicts) -> Vec<Reaction> {
+fn verdicts_read(state: &mut ReviewState, found: Verdicts) -> Vec<Reaction> {
     state.verdicts = found.verdicts;
     state.recount();
     let of_suite = |text: &str| state.suite.iter().flatten().any(|prompt| prompt.text() == text);

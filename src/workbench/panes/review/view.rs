@@ -7,7 +7,7 @@ use ratatui::style::Style;
 use luthier_core::eval::VerdictChoice;
 
 use super::compare::{Answer, Comparison, Stage};
-use super::state::State;
+use super::state::ReviewState;
 use super::words;
 use crate::app::Context;
 use crate::theme::{Role, Theme};
@@ -28,7 +28,7 @@ const SIDE: u16 = 36;
 const OUTCOME: u16 = 9;
 
 /// Draws the pane. Pure: reads nothing but its arguments.
-pub fn view(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+pub fn view(state: &ReviewState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let area = area.intersection(buffer.area);
     if area.height < 4 {
         return;
@@ -62,7 +62,7 @@ pub fn view(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, t
 }
 
 /// The prompt, or the field it is typed in, with a rule below; the area under it.
-fn draw_prompt(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) -> Rect {
+fn draw_prompt(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &Theme) -> Rect {
     let end = area.right().saturating_sub(1);
     let x = put(buffer, area.x + 1, area.y, end, "> ", theme.style(Role::Key));
     let width = end.saturating_sub(x);
@@ -88,7 +88,7 @@ fn draw_prompt(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) ->
     Rect { y: below.y + 1, height: below.height.saturating_sub(1).max(1), ..below }
 }
 
-fn prompt_pieces<'a>(state: &'a State, theme: &Theme) -> Vec<Piece<'a>> {
+fn prompt_pieces<'a>(state: &'a ReviewState, theme: &Theme) -> Vec<Piece<'a>> {
     let muted = theme.style(Role::Muted);
     match state.prompt() {
         None => {
@@ -112,7 +112,7 @@ fn prompt_pieces<'a>(state: &'a State, theme: &Theme) -> Vec<Piece<'a>> {
 }
 
 /// What stands where there is nothing to compare.
-fn draw_empty(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_empty(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let (key, strong, plain) = (theme.style(Role::Key), theme.style(Role::Strong), theme.style(Role::Screen));
     let muted = theme.style(Role::Muted);
     let lines: Vec<Vec<Piece<'_>>> = match (&state.candidates, &state.problem) {
@@ -174,7 +174,7 @@ fn draw_paragraphs(lines: &[Vec<Piece<'_>>], area: Rect, buffer: &mut Buffer) {
 }
 
 /// What stands beside the suite before anything was asked.
-fn draw_before(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_before(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let (key, plain) = (theme.style(Role::Key), theme.style(Role::Screen));
     let Some(target) = &state.target else { return };
     let lines = [
@@ -203,7 +203,7 @@ fn draw_before(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
 }
 
 /// The last line: what to do, and how the verdicts stand.
-fn draw_line(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_line(state: &ReviewState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let end = area.right().saturating_sub(1);
     let wide = area.width >= WIDE;
     let tally = words::tally(&state.tally, state.opponent(), wide);
@@ -213,7 +213,7 @@ fn draw_line(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, 
 }
 
 /// The suite's prompts, each with how it was judged last.
-fn draw_suite(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_suite(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let prompts = state.suite.as_deref().unwrap_or_default();
     put(buffer, area.x + 1, area.y, area.right(), "Suite", theme.style(Role::Title));
     let judged = state.outcomes.iter().flatten().count();

@@ -6,7 +6,7 @@ use luthier_core::eval::{Contender, Tally, VerdictChoice};
 use luthier_core::runs::serving::DoneReason;
 
 use super::compare::{Answer, Comparison, Stage};
-use super::state::{Outcome, State};
+use super::state::{Outcome, ReviewState};
 use crate::app::Context;
 use crate::cli::units;
 use crate::theme::Role;
@@ -129,7 +129,7 @@ fn probability(p: f64) -> String {
 }
 
 /// What the last line of the pane says: the one thing to know or to do now.
-pub fn situation(state: &State, context: &Context) -> (String, Role) {
+pub fn situation(state: &ReviewState, context: &Context) -> (String, Role) {
     let Some(target) = &state.target else { return (String::new(), Role::Muted) };
     if state.typing.is_some() {
         return ("↵ asks both".to_owned(), Role::Muted);

@@ -1,11 +1,14 @@
 //! The commands of the sweep pane and their default keys.
 
-use crate::command::{Command as Any, Entry};
-use crate::keymap::KeyContext::Sweep;
+use crate::command::Entry;
+use crate::keymap::KeyContext;
+use crate::panes::PaneId;
+
+const HERE: KeyContext = KeyContext::Pane(PaneId::Sweep);
 
 /// A command of the sweep pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Command {
+pub enum SweepCommand {
     /// Queue the trials of a sweep file.
     New,
     /// Queue one run with some settings changed.
@@ -31,82 +34,82 @@ pub enum Command {
 }
 
 /// The pane's part of the command table.
-pub static COMMANDS: &[Entry] = &[
+pub const COMMANDS: &[Entry<SweepCommand>] = &[
     Entry {
-        command: Any::Sweep(Command::New),
+        command: SweepCommand::New,
         name: "sweep.new",
         label: "new sweep",
         doc: "Queue the trials of a sweep file",
-        keys: &[(Sweep, &["n"])],
+        keys: &[(HERE, &["n"])],
     },
     Entry {
-        command: Any::Sweep(Command::Add),
+        command: SweepCommand::Add,
         name: "sweep.add",
         label: "add",
         doc: "Queue one run with some settings changed",
-        keys: &[(Sweep, &["a"])],
+        keys: &[(HERE, &["a"])],
     },
     Entry {
-        command: Any::Sweep(Command::MoveDown),
+        command: SweepCommand::MoveDown,
         name: "sweep.move-down",
         label: "later",
         doc: "Let the trial start later",
-        keys: &[(Sweep, &["J"])],
+        keys: &[(HERE, &["J"])],
     },
     Entry {
-        command: Any::Sweep(Command::MoveUp),
+        command: SweepCommand::MoveUp,
         name: "sweep.move-up",
         label: "earlier",
         doc: "Let the trial start earlier",
-        keys: &[(Sweep, &["K"])],
+        keys: &[(HERE, &["K"])],
     },
     Entry {
-        command: Any::Sweep(Command::MoveFirst),
+        command: SweepCommand::MoveFirst,
         name: "sweep.move-first",
         label: "next",
         doc: "Let the trial start next",
-        keys: &[(Sweep, &["t"])],
+        keys: &[(HERE, &["t"])],
     },
     Entry {
-        command: Any::Sweep(Command::Hold),
+        command: SweepCommand::Hold,
         name: "sweep.hold",
         label: "hold",
         doc: "Keep the trial from starting, or let it start again",
-        keys: &[(Sweep, &["h"])],
+        keys: &[(HERE, &["h"])],
     },
     Entry {
-        command: Any::Sweep(Command::Cancel),
+        command: SweepCommand::Cancel,
         name: "sweep.cancel",
         label: "cancel",
         doc: "Take the trial out of the queue; its run saves and stops",
-        keys: &[(Sweep, &["x"])],
+        keys: &[(HERE, &["x"])],
     },
     Entry {
-        command: Any::Sweep(Command::Retry),
+        command: SweepCommand::Retry,
         name: "sweep.retry",
         label: "retry",
         doc: "Queue a trial that is over once more",
-        keys: &[(Sweep, &["r"])],
+        keys: &[(HERE, &["r"])],
     },
     Entry {
-        command: Any::Sweep(Command::Clone),
+        command: SweepCommand::Clone,
         name: "sweep.clone",
         label: "clone",
         doc: "Queue one run that begins with this trial's settings",
-        keys: &[(Sweep, &["C"])],
+        keys: &[(HERE, &["C"])],
     },
     Entry {
-        command: Any::Sweep(Command::Promote),
+        command: SweepCommand::Promote,
         name: "sweep.promote",
         label: "promote best",
         doc: "Write the best trial's settings into luthier.toml",
-        keys: &[(Sweep, &["P"])],
+        keys: &[(HERE, &["P"])],
     },
     Entry {
-        command: Any::Sweep(Command::Order),
+        command: SweepCommand::Order,
         name: "sweep.order",
         label: "order",
         doc: "Order the trials by result or by turn",
-        keys: &[(Sweep, &["o"])],
+        keys: &[(HERE, &["o"])],
     },
 ];

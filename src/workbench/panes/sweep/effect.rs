@@ -1,15 +1,15 @@
-//! What the sweep pane has done outside of its state, what comes back, and what it asks in boxes.
+//! What the sweep pane has done outside of its state.
 
 use std::path::PathBuf;
 
 use indexmap::IndexMap;
-use luthier_core::sweep::{Place, Sweep, Trial};
+use luthier_core::sweep::Place;
 
 use crate::app::Slot;
 
 /// Work for the performer in `effects/sweep.rs`.
 #[derive(Debug, PartialEq)]
-pub enum Effect {
+pub enum SweepEffect {
     /// Keep telling what the queue holds, whenever that changes.
     Watch,
     /// Find the project's sweep files.
@@ -36,52 +36,7 @@ pub enum Effect {
     Promote(IndexMap<String, String>),
 }
 
-/// What the queue holds.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Snapshot {
-    /// Trials: what runs and waits in turn, then what is over.
-    pub trials: Vec<Trial>,
-    /// Sweeps by age.
-    pub sweeps: Vec<Sweep>,
-    /// How far the runs of trials are, by run id: steps made and steps in all.
-    pub progress: IndexMap<String, (u64, u64)>,
-}
-
-/// What the performer answers.
-#[derive(Debug)]
-pub enum Event {
-    /// The queue as it is now.
-    Queue(Result<Snapshot, String>),
-    /// The project's sweep files.
-    Files(Vec<PathBuf>),
-    /// A sweep file was written, or why not.
-    Created(Result<PathBuf, String>),
-    /// What a sweep file would queue, line by line, with its heading; or what is wrong with it.
-    Looked(PathBuf, Result<(String, Vec<String>), String>),
-    /// One run was queued, or why not.
-    Added(Result<String, String>),
-    /// Something was done, or why not.
-    Done(Result<String, String>),
-}
-
-/// What the pane asks in a box, so that the answer finds its way back.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Question {
-    /// Which of these sweep files; after the last one, a new file.
-    File(Vec<PathBuf>),
-    /// The name of a new sweep file.
-    Name,
-    /// Queue the trials of this file?
-    Start(PathBuf),
-    /// Which settings for one run.
-    Add,
-    /// Really cancel this trial?
-    Cancel(i64),
-    /// Really write these settings?
-    Promote(IndexMap<String, String>),
-}
-
-impl Effect {
+impl SweepEffect {
     /// Whether a newer effect of its kind replaces this one.
     pub fn slot(&self) -> Slot {
         match self {

@@ -1,20 +1,38 @@
 //! What the sweep pane knows and shows.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
+use indexmap::IndexMap;
 use luthier_core::sweep::{Direction, Sweep, Trial, TrialState, rank};
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
 
-use super::command::Command;
-use super::effect::Snapshot;
-use crate::app::Context;
-use crate::command::{Command as Any, ListCommand};
+use super::command::{COMMANDS, SweepCommand};
+use super::effect::SweepEffect;
+use super::event::SweepEvent;
+use super::question::SweepQuestion;
+use super::{update, view};
+use crate::app::{Context, Input, Reaction, Reply};
+use crate::command::{Command, Entry, ListCommand};
 use crate::keymap::KeyContext;
+use crate::panes::{Pane, PaneCommand, PaneId, PaneTypes};
+use crate::theme::Theme;
 use crate::widgets::ListState;
+
+/// What the queue holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Trials: what runs and waits in turn, then what is over.
+    pub trials: Vec<Trial>,
+    /// Sweeps by age.
+    pub sweeps: Vec<Sweep>,
+    /// How far the runs of trials are, by run id: steps made and steps in all.
+    pub progress: IndexMap<String, (u64, u64)>,
+}
 
 /// The state of the sweep pane.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct SweepState {
     /// The queue; nothing until it was read.
     pub queue: Option<Snapshot>,
     /// Why it could not be read.
@@ -29,7 +47,7 @@ pub struct State {
     pub wanted: Option<i64>,
 }
 
-impl State {
+impl SweepState {
     /// The trials in the order of the table.
     pub fn shown(&self) -> Vec<&Trial> {
         let Some(queue) = &self.queue else { return Vec::new() };
@@ -79,79 +97,102 @@ impl State {
     }
 }
 
-/// The key contexts active now, nearest first; the global one is added by the shell.
-pub fn contexts(_state: &State, _context: &Context) -> Vec<KeyContext> {
-    vec![KeyContext::Sweep, KeyContext::List]
-}
-
-/// The commands worth a place in the footer now, most useful first.
-pub fn hints(state: &State, context: &Context) -> Vec<Any> {
-    let mut hints = Vec::new();
-    if state.selected().is_some_and(|trial| trial.run.is_some()) {
-        hints.push(Any::List(ListCommand::Open));
+impl Pane for SweepState {
+    fn update(&mut self, _context: &Context, input: Input) -> Vec<Reaction> {
+        update::update(self, input)
     }
-    let own = [
-        Command::New,
-        Command::Add,
-        Command::MoveDown,
-        Command::MoveUp,
-        Command::Hold,
-        Command::Cancel,
-        Command::Retry,
-        Command::Clone,
-        Command::Promote,
-        Command::Order,
-    ];
-    hints.extend(
-        own.map(Any::Sweep).into_iter().filter(|command| unavailable(state, context, *command).is_none()),
-    );
-    hints
-}
 
-/// Why `command` cannot be done now, or nothing if it can.
-pub fn unavailable(state: &State, context: &Context, command: Any) -> Option<String> {
-    let Any::Sweep(command) = command else { return None };
-    if matches!(command, Command::New | Command::Add) {
-        return context.config.is_none().then(|| "luthier.toml has mistakes; `space e` opens it".to_owned());
+    fn view(&self, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+        view::view(self, context, area, buffer, theme);
     }
-    let Some(trial) = state.selected() else {
-        return Some("there is no trial yet; `n` queues some".to_owned());
-    };
-    let waits = (!trial.state.waits()).then(|| format!("trial {} does not wait any more", trial.id));
-    match command {
-        Command::MoveUp | Command::MoveDown | Command::MoveFirst | Command::Hold => waits,
-        Command::Cancel => trial.state.is_over().then(|| format!("trial {} is over", trial.id)),
-        Command::Retry => {
-            let over = trial.state.is_over() && trial.state != TrialState::Finished;
-            (!over).then(|| {
-                format!("trial {} is {}; only what failed or was taken out is retried", trial.id, trial.state)
-            })
+
+    fn contexts(&self, _context: &Context) -> Vec<KeyContext> {
+        vec![KeyContext::Pane(PaneId::Sweep), KeyContext::List]
+    }
+
+    fn hints(&self, context: &Context) -> Vec<Command> {
+        let mut hints = Vec::new();
+        if self.selected().is_some_and(|trial| trial.run.is_some()) {
+            hints.push(Command::List(ListCommand::Open));
         }
-        Command::Promote => {
-            let best = state.sweep().and_then(|sweep| state.best_of(sweep));
-            best.is_none().then(|| "no trial of this sweep has a result yet".to_owned())
+        let own = [
+            SweepCommand::New,
+            SweepCommand::Add,
+            SweepCommand::MoveDown,
+            SweepCommand::MoveUp,
+            SweepCommand::Hold,
+            SweepCommand::Cancel,
+            SweepCommand::Retry,
+            SweepCommand::Clone,
+            SweepCommand::Promote,
+            SweepCommand::Order,
+        ];
+        hints.extend(
+            own.map(Command::from)
+                .into_iter()
+                .filter(|command| self.unavailable(context, *command).is_none()),
+        );
+        hints
+    }
+
+    fn unavailable(&self, context: &Context, command: Command) -> Option<String> {
+        let Command::Pane(PaneCommand::Sweep(command)) = command else { return None };
+        if matches!(command, SweepCommand::New | SweepCommand::Add) {
+            return context
+                .config
+                .is_none()
+                .then(|| "luthier.toml has mistakes; `space e` opens it".to_owned());
         }
-        Command::New | Command::Add | Command::Clone | Command::Order => None,
+        let Some(trial) = self.selected() else {
+            return Some("there is no trial yet; `n` queues some".to_owned());
+        };
+        let waits = (!trial.state.waits()).then(|| format!("trial {} does not wait any more", trial.id));
+        match command {
+            SweepCommand::MoveUp | SweepCommand::MoveDown | SweepCommand::MoveFirst | SweepCommand::Hold => {
+                waits
+            }
+            SweepCommand::Cancel => trial.state.is_over().then(|| format!("trial {} is over", trial.id)),
+            SweepCommand::Retry => {
+                let over = trial.state.is_over() && trial.state != TrialState::Finished;
+                (!over).then(|| {
+                    format!(
+                        "trial {} is {}; only what failed or was taken out is retried",
+                        trial.id, trial.state
+                    )
+                })
+            }
+            SweepCommand::Promote => {
+                let best = self.sweep().and_then(|sweep| self.best_of(sweep));
+                best.is_none().then(|| "no trial of this sweep has a result yet".to_owned())
+            }
+            SweepCommand::New | SweepCommand::Add | SweepCommand::Clone | SweepCommand::Order => None,
+        }
+    }
+
+    fn status(&self, _context: &Context) -> Option<String> {
+        let trials = &self.queue.as_ref()?.trials;
+        let running: Vec<String> = trials
+            .iter()
+            .filter(|trial| trial.state == TrialState::Running)
+            .map(|trial| format!("▶ trial {}", trial.id))
+            .collect();
+        (!running.is_empty()).then(|| running.join("  "))
     }
 }
 
-/// What the right end of the header says instead of the machine's state.
-pub fn status(state: &State, _context: &Context) -> Option<String> {
-    let trials = &state.queue.as_ref()?.trials;
-    let running: Vec<String> = trials
-        .iter()
-        .filter(|trial| trial.state == TrialState::Running)
-        .map(|trial| format!("▶ trial {}", trial.id))
-        .collect();
-    (!running.is_empty()).then(|| running.join("  "))
-}
+impl PaneTypes for SweepState {
+    type Command = SweepCommand;
+    type Effect = SweepEffect;
+    type Event = SweepEvent;
+    type Question = SweepQuestion;
 
-/// When the pane next wants `Input::Deadline`, in time since the workbench opened. Asked only while it is shown.
-pub fn deadline(_state: &State, _context: &Context) -> Option<Duration> {
-    None
-}
+    const COMMANDS: &[Entry<SweepCommand>] = COMMANDS;
 
-/// What would be lost if the workbench were left now, a line each.
-pub fn unsaved(_state: &State) -> Vec<String> {
-    Vec::new()
+    fn answered(&mut self, _context: &Context, event: SweepEvent) -> Vec<Reaction> {
+        update::answered(self, event)
+    }
+
+    fn replied(&mut self, _context: &Context, question: SweepQuestion, reply: Reply) -> Vec<Reaction> {
+        update::replied(question, reply)
+    }
 }

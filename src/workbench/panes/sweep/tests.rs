@@ -4,9 +4,17 @@ use jiff::Timestamp;
 use luthier_core::runs::{Failure, FailureClass};
 use luthier_core::sweep::{Direction, Goal, Metric, Place, Sweep, Trial, TrialState};
 
-use super::effect::{Effect, Event, Snapshot};
-use crate::app::{Effect as AnyEffect, Event as AnyEvent};
+use super::effect::SweepEffect;
+use super::event::SweepEvent;
+use super::state::Snapshot;
+use crate::app::{Effect, Event, Tag};
+use crate::panes::{PaneEffect, PaneEvent};
 use crate::testing::{START, TestApp, snapshot};
+
+/// What the performer of the pane posts.
+fn posted(tag: Tag, event: SweepEvent) -> Event {
+    Event::Pane(tag, PaneEvent::Sweep(event))
+}
 
 fn trial(id: i64, state: TrialState, result: Option<f64>, rate: &str, rank: &str) -> Trial {
     let time = |minutes: i64| Timestamp::from_second(START + 60 * minutes).unwrap();
@@ -62,37 +70,37 @@ fn queue() -> Snapshot {
 }
 
 fn opened(width: u16, height: u16, queue: Snapshot) -> TestApp {
-    let respond = move |effect: &AnyEffect| {
-        let AnyEffect::Sweep(tag, effect) = effect else { return Vec::new() };
+    let respond = move |effect: &Effect| {
+        let Effect::Pane(tag, PaneEffect::Sweep(effect)) = effect else { return Vec::new() };
         let answer = match effect {
-            Effect::Watch => Event::Queue(Ok(queue.clone())),
-            Effect::Files => Event::Files(vec!["/projects/tickets/rate.toml".into()]),
-            Effect::Look(file) => Event::Looked(
+            SweepEffect::Watch => SweepEvent::Queue(Ok(queue.clone())),
+            SweepEffect::Files => SweepEvent::Files(vec!["/projects/tickets/rate.toml".into()]),
+            SweepEffect::Look(file) => SweepEvent::Looked(
                 file.clone(),
                 Ok(("Queue 6 trials of lr × rank?".into(), vec!["rank = 8".into()])),
             ),
-            Effect::Add(settings) if settings.iter().any(|setting| setting.contains("rnak")) => {
-                Event::Added(Err("error: unknown key `rnak` in [method]\n --> --set:1:1".into()))
+            SweepEffect::Add(settings) if settings.iter().any(|setting| setting.contains("rnak")) => {
+                SweepEvent::Added(Err("error: unknown key `rnak` in [method]\n --> --set:1:1".into()))
             }
-            Effect::Add(_) => Event::Added(Ok("trial 7 is queued".into())),
-            Effect::Create(name) if name == "sweep.txt" => {
-                Event::Created(Err("sweep.txt is not the name of a TOML file in the project".into()))
+            SweepEffect::Add(_) => SweepEvent::Added(Ok("trial 7 is queued".into())),
+            SweepEffect::Create(name) if name == "sweep.txt" => {
+                SweepEvent::Created(Err("sweep.txt is not the name of a TOML file in the project".into()))
             }
-            Effect::Create(name) => Event::Created(Ok(format!("/projects/tickets/{name}").into())),
+            SweepEffect::Create(name) => SweepEvent::Created(Ok(format!("/projects/tickets/{name}").into())),
             _ => return Vec::new(),
         };
-        vec![AnyEvent::Sweep(*tag, answer)]
+        vec![posted(*tag, answer)]
     };
     let mut app = TestApp::respond(width, height, respond);
     app.keys("3");
     app
 }
 
-fn asked(app: &mut TestApp) -> Vec<Effect> {
+fn asked(app: &mut TestApp) -> Vec<SweepEffect> {
     let effects = app.take_effects().into_iter();
     effects
         .filter_map(|effect| match effect {
-            AnyEffect::Sweep(_, effect) => Some(effect),
+            Effect::Pane(_, PaneEffect::Sweep(effect)) => Some(effect),
             _ => None,
         })
         .collect()
@@ -123,18 +131,18 @@ fn trials_are_reordered_held_and_cancelled() {
     assert_eq!(
         asked(&mut app)[1..],
         [
-            Effect::Move(6, Place::Down),
-            Effect::Move(6, Place::Up),
-            Effect::Move(6, Place::Top),
-            Effect::Hold(6)
+            SweepEffect::Move(6, Place::Down),
+            SweepEffect::Move(6, Place::Up),
+            SweepEffect::Move(6, Place::Top),
+            SweepEffect::Hold(6)
         ]
     );
     app.keys("jh");
-    assert_eq!(asked(&mut app), [Effect::Release(5)]);
+    assert_eq!(asked(&mut app), [SweepEffect::Release(5)]);
     app.keys("x<enter>");
     assert!(asked(&mut app).is_empty(), "no is the default");
     app.keys("xy");
-    assert_eq!(asked(&mut app), [Effect::Cancel(5)]);
+    assert_eq!(asked(&mut app), [SweepEffect::Cancel(5)]);
 }
 
 #[test]
@@ -144,7 +152,7 @@ fn what_is_over_is_neither_moved_nor_cancelled() {
     assert_eq!(asked(&mut app).len(), 1, "only the queue was watched");
     assert!(app.app.messages.current().is_some_and(|flash| flash.text.contains("trial 3")));
     app.keys("r");
-    assert_eq!(asked(&mut app), [Effect::Retry(3)]);
+    assert_eq!(asked(&mut app), [SweepEffect::Retry(3)]);
 }
 
 #[test]
@@ -152,7 +160,7 @@ fn a_sweep_is_looked_at_before_it_is_queued() {
     let mut app = opened(80, 24, queue());
     snapshot!(app, "n<enter>");
     app.keys("y");
-    assert!(asked(&mut app).contains(&Effect::Start("/projects/tickets/rate.toml".into())));
+    assert!(asked(&mut app).contains(&SweepEffect::Start("/projects/tickets/rate.toml".into())));
 }
 
 #[test]
@@ -175,7 +183,7 @@ fn the_best_settings_are_promoted_after_a_look() {
     let mut app = opened(80, 24, queue());
     app.keys("Py");
     let promoted = asked(&mut app).into_iter().find_map(|effect| match effect {
-        Effect::Promote(settings) => Some(settings),
+        SweepEffect::Promote(settings) => Some(settings),
         _ => None,
     });
     assert_eq!(promoted.unwrap()["train.learning_rate"], "1.9e-4");

@@ -2,49 +2,38 @@
 
 use luthier_core::sweep::{Place, Trial, TrialState};
 
-use super::command::Command;
-use super::effect::{Effect, Event, Question, Snapshot};
-use super::state::State;
+use super::command::SweepCommand;
+use super::effect::SweepEffect;
+use super::event::SweepEvent;
+use super::question::SweepQuestion;
+use super::state::{Snapshot, SweepState};
 use crate::app::{
-    Confirm, Context, Entry, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction,
-    Severity,
+    Confirm, Entry, Input, Link, Message, Pick, PickItem, Prompt, Question, Reaction, Reply, Severity,
 };
-use crate::command::{Command as Any, ListCommand, ViewCommand};
-use crate::panes::{PaneId, train};
+use crate::command::{Command, ListCommand, ViewCommand};
+use crate::panes::{PaneCommand, PaneId, train};
 
 /// Reacts to one input. Pure but for the state: no IO, no clock.
-pub fn update(state: &mut State, _context: &Context, input: Input<Event, Question>) -> Vec<Reaction> {
+pub(super) fn update(state: &mut SweepState, input: Input) -> Vec<Reaction> {
     match input {
-        Input::Started | Input::Command(Any::View(ViewCommand::Refresh)) => {
-            vec![Reaction::Sweep(Effect::Watch)]
+        Input::Started | Input::Command(Command::View(ViewCommand::Refresh)) => {
+            vec![Reaction::from(SweepEffect::Watch)]
         }
-        Input::Command(Any::Sweep(command)) => own(state, command),
-        Input::Command(Any::List(ListCommand::Open)) => open(state),
-        Input::Command(Any::List(command)) => {
+        Input::Command(Command::Pane(PaneCommand::Sweep(command))) => own(state, command),
+        Input::Command(Command::List(ListCommand::Open)) => open(state),
+        Input::Command(Command::List(command)) => {
             if state.list.apply(command) {
                 Vec::new()
             } else {
                 vec![Reaction::Unchanged]
             }
         }
-        Input::Command(Any::View(ViewCommand::Copy)) => {
+        Input::Command(Command::View(ViewCommand::Copy)) => {
             state.selected().map_or_else(Vec::new, |trial| vec![Reaction::Copy(trial.label())])
         }
-        Input::Answer(answer) => answered(state, answer),
-        Input::Confirmed(question) => confirmed(question),
-        Input::Entered(question, text) => entered(&question, text.trim()),
-        Input::Picked(Question::File(files), index) => match files.into_iter().nth(index) {
-            Some(file) => vec![Reaction::Sweep(Effect::Look(file))],
-            None => vec![Reaction::Prompt(Prompt {
-                title: "Name of the new sweep file".to_owned(),
-                initial: "sweep.toml".to_owned(),
-                hint: "written into the project and opened in your editor".to_owned(),
-                question: AnyQuestion::Sweep(Question::Name),
-            })],
-        },
         Input::Edited(path) if state.editing.as_ref() == Some(&path) => {
             state.editing = None;
-            vec![Reaction::Sweep(Effect::Look(path))]
+            vec![Reaction::from(SweepEffect::Look(path))]
         }
         Input::Link(Link::Trial(id)) => {
             state.wanted = Some(id);
@@ -55,11 +44,29 @@ pub fn update(state: &mut State, _context: &Context, input: Input<Event, Questio
     }
 }
 
-fn own(state: &mut State, command: Command) -> Vec<Reaction> {
+/// Reacts to the reply to a question that the pane asked in a box.
+pub(super) fn replied(question: SweepQuestion, reply: Reply) -> Vec<Reaction> {
+    match (question, reply) {
+        (question, Reply::Yes) => confirmed(question),
+        (question, Reply::Text(text)) => entered(&question, text.trim()),
+        (SweepQuestion::File(files), Reply::Choice(index)) => match files.into_iter().nth(index) {
+            Some(file) => vec![Reaction::from(SweepEffect::Look(file))],
+            None => vec![Reaction::Prompt(Prompt {
+                title: "Name of the new sweep file".to_owned(),
+                initial: "sweep.toml".to_owned(),
+                hint: "written into the project and opened in your editor".to_owned(),
+                question: Question::from(SweepQuestion::Name),
+            })],
+        },
+        (_, Reply::Choice(_)) => vec![Reaction::Unchanged],
+    }
+}
+
+fn own(state: &mut SweepState, command: SweepCommand) -> Vec<Reaction> {
     match command {
-        Command::New => return vec![Reaction::Sweep(Effect::Files)],
-        Command::Add => return vec![add(String::new())],
-        Command::Order => {
+        SweepCommand::New => return vec![Reaction::from(SweepEffect::Files)],
+        SweepCommand::Add => return vec![add(String::new())],
+        SweepCommand::Order => {
             let selected = state.selected().map(|trial| trial.id);
             state.by_result = !state.by_result;
             reselect(state, selected);
@@ -70,20 +77,22 @@ fn own(state: &mut State, command: Command) -> Vec<Reaction> {
     let Some(trial) = state.selected() else { return Vec::new() };
     let id = trial.id;
     match command {
-        Command::MoveUp => vec![Reaction::Sweep(Effect::Move(id, Place::Up))],
-        Command::MoveDown => vec![Reaction::Sweep(Effect::Move(id, Place::Down))],
-        Command::MoveFirst => vec![Reaction::Sweep(Effect::Move(id, Place::Top))],
-        Command::Hold if trial.state == TrialState::Held => vec![Reaction::Sweep(Effect::Release(id))],
-        Command::Hold => vec![Reaction::Sweep(Effect::Hold(id))],
-        Command::Retry => vec![Reaction::Sweep(Effect::Retry(id))],
-        Command::Cancel => vec![cancel(trial)],
-        Command::Clone => {
+        SweepCommand::MoveUp => vec![Reaction::from(SweepEffect::Move(id, Place::Up))],
+        SweepCommand::MoveDown => vec![Reaction::from(SweepEffect::Move(id, Place::Down))],
+        SweepCommand::MoveFirst => vec![Reaction::from(SweepEffect::Move(id, Place::Top))],
+        SweepCommand::Hold if trial.state == TrialState::Held => {
+            vec![Reaction::from(SweepEffect::Release(id))]
+        }
+        SweepCommand::Hold => vec![Reaction::from(SweepEffect::Hold(id))],
+        SweepCommand::Retry => vec![Reaction::from(SweepEffect::Retry(id))],
+        SweepCommand::Cancel => vec![cancel(trial)],
+        SweepCommand::Clone => {
             let settings: Vec<String> =
                 trial.settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
             vec![add(settings.join(" "))]
         }
-        Command::Promote => promote(state),
-        Command::New | Command::Add | Command::Order => Vec::new(),
+        SweepCommand::Promote => promote(state),
+        SweepCommand::New | SweepCommand::Add | SweepCommand::Order => Vec::new(),
     }
 }
 
@@ -92,7 +101,7 @@ fn add(initial: String) -> Reaction {
         title: "Queue one run with these settings".to_owned(),
         initial,
         hint: "key=value, separated by spaces: train.learning_rate=1e-4 method.rank=8".to_owned(),
-        question: AnyQuestion::Sweep(Question::Add),
+        question: Question::from(SweepQuestion::Add),
     })
 }
 
@@ -105,11 +114,11 @@ fn cancel(trial: &Trial) -> Reaction {
         title: format!("Cancel trial {}?", trial.id),
         lines: vec![trial.label(), lost.to_owned()],
         yes: "Cancel it".to_owned(),
-        question: AnyQuestion::Sweep(Question::Cancel(trial.id)),
+        question: Question::from(SweepQuestion::Cancel(trial.id)),
     })
 }
 
-fn promote(state: &State) -> Vec<Reaction> {
+fn promote(state: &SweepState) -> Vec<Reaction> {
     let Some(best) = state.sweep().and_then(|sweep| state.best_of(sweep)) else { return Vec::new() };
     let mut lines: Vec<String> =
         best.settings.iter().map(|(key, value)| format!("{key} = {value}")).collect();
@@ -118,11 +127,11 @@ fn promote(state: &State) -> Vec<Reaction> {
         title: format!("Write the settings of trial {} into luthier.toml?", best.id),
         lines,
         yes: "Write".to_owned(),
-        question: AnyQuestion::Sweep(Question::Promote(best.settings.clone())),
+        question: Question::from(SweepQuestion::Promote(best.settings.clone())),
     })]
 }
 
-fn open(state: &State) -> Vec<Reaction> {
+fn open(state: &SweepState) -> Vec<Reaction> {
     match state.selected() {
         Some(Trial { run: Some(run), .. }) => {
             vec![Reaction::Follow(Link::Run(run.clone())), Reaction::Show(PaneId::Train)]
@@ -134,18 +143,18 @@ fn open(state: &State) -> Vec<Reaction> {
     }
 }
 
-fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
+pub(super) fn answered(state: &mut SweepState, answer: SweepEvent) -> Vec<Reaction> {
     match answer {
-        Event::Queue(Ok(queue)) => {
+        SweepEvent::Queue(Ok(queue)) => {
             state.problem = None;
             replace(state, queue);
             Vec::new()
         }
-        Event::Queue(Err(problem)) => {
+        SweepEvent::Queue(Err(problem)) => {
             state.problem = Some(problem);
             Vec::new()
         }
-        Event::Files(files) => {
+        SweepEvent::Files(files) => {
             let name = |path: &std::path::PathBuf| {
                 path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
             };
@@ -161,40 +170,42 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
                 title: "Queue the trials of which sweep?".to_owned(),
                 items,
                 selected: 0,
-                question: AnyQuestion::Sweep(Question::File(files)),
+                question: Question::from(SweepQuestion::File(files)),
             })]
         }
-        Event::Created(Ok(path)) => {
+        SweepEvent::Created(Ok(path)) => {
             state.editing = Some(path.clone());
-            vec![entry(Question::Name, Entry::Taken), Reaction::Edit(path, None)]
+            vec![entry(SweepQuestion::Name, Entry::Taken), Reaction::Edit(path, None)]
         }
-        Event::Created(Err(problem)) => vec![refused(Question::Name, "It was not written", problem)],
-        Event::Added(Ok(said)) => vec![
-            entry(Question::Add, Entry::Taken),
-            Reaction::Sweep(Effect::Watch),
+        SweepEvent::Created(Err(problem)) => {
+            vec![refused(SweepQuestion::Name, "It was not written", problem)]
+        }
+        SweepEvent::Added(Ok(said)) => vec![
+            entry(SweepQuestion::Add, Entry::Taken),
+            Reaction::from(SweepEffect::Watch),
             Reaction::Flash(Severity::Success, said),
         ],
-        Event::Added(Err(problem)) => vec![refused(Question::Add, "Nothing was queued", problem)],
-        Event::Looked(path, Ok((title, lines))) => vec![Reaction::Confirm(Confirm {
+        SweepEvent::Added(Err(problem)) => vec![refused(SweepQuestion::Add, "Nothing was queued", problem)],
+        SweepEvent::Looked(path, Ok((title, lines))) => vec![Reaction::Confirm(Confirm {
             title,
             lines,
             yes: "Queue them".to_owned(),
-            question: AnyQuestion::Sweep(Question::Start(path)),
+            question: Question::from(SweepQuestion::Start(path)),
         })],
-        Event::Looked(_, Err(problem)) => vec![failure("The sweep file cannot be used", problem)],
-        Event::Done(Ok(said)) => {
-            vec![Reaction::Sweep(Effect::Watch), Reaction::Flash(Severity::Success, said)]
+        SweepEvent::Looked(_, Err(problem)) => vec![failure("The sweep file cannot be used", problem)],
+        SweepEvent::Done(Ok(said)) => {
+            vec![Reaction::from(SweepEffect::Watch), Reaction::Flash(Severity::Success, said)]
         }
-        Event::Done(Err(problem)) if problem.contains('\n') => vec![failure("Not done", problem)],
-        Event::Done(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
+        SweepEvent::Done(Err(problem)) if problem.contains('\n') => vec![failure("Not done", problem)],
+        SweepEvent::Done(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
     }
 }
 
-fn entry(question: Question, entry: Entry) -> Reaction {
-    Reaction::Entry(AnyQuestion::Sweep(question), entry)
+fn entry(question: SweepQuestion, entry: Entry) -> Reaction {
+    Reaction::Entry(Question::from(question), entry)
 }
 
-fn refused(question: Question, title: &str, text: String) -> Reaction {
+fn refused(question: SweepQuestion, title: &str, text: String) -> Reaction {
     let reason = Message { title: title.to_owned(), text, severity: Severity::Error };
     entry(question, Entry::Refused(reason))
 }
@@ -203,44 +214,53 @@ fn failure(title: &str, text: String) -> Reaction {
     Reaction::Message(Message { title: title.to_owned(), text, severity: Severity::Error })
 }
 
-fn replace(state: &mut State, queue: Snapshot) {
+fn replace(state: &mut SweepState, queue: Snapshot) {
     let selected = state.selected().map(|trial| trial.id);
     state.queue = Some(queue);
     reselect(state, selected);
     select_wanted(state);
 }
 
-fn reselect(state: &mut State, selected: Option<i64>) {
+fn reselect(state: &mut SweepState, selected: Option<i64>) {
     let shown = state.shown();
     let position = shown.iter().position(|trial| Some(trial.id) == selected);
     let length = shown.len();
     state.list.changed(length, position);
 }
 
-fn select_wanted(state: &mut State) {
+fn select_wanted(state: &mut SweepState) {
     let Some(wanted) = state.wanted else { return };
     let Some(position) = state.shown().iter().position(|trial| trial.id == wanted) else { return };
     state.list.select(position);
     state.wanted = None;
 }
 
-fn confirmed(question: Question) -> Vec<Reaction> {
+fn confirmed(question: SweepQuestion) -> Vec<Reaction> {
     match question {
-        Question::Start(file) => vec![Reaction::Sweep(Effect::Start(file))],
-        Question::Cancel(id) => vec![Reaction::Sweep(Effect::Cancel(id))],
-        Question::Promote(settings) => vec![Reaction::Sweep(Effect::Promote(settings))],
-        Question::File(_) | Question::Name | Question::Add => Vec::new(),
+        SweepQuestion::Start(file) => vec![Reaction::from(SweepEffect::Start(file))],
+        SweepQuestion::Cancel(id) => vec![Reaction::from(SweepEffect::Cancel(id))],
+        SweepQuestion::Promote(settings) => vec![Reaction::from(SweepEffect::Promote(settings))],
+        SweepQuestion::File(_) | SweepQuestion::Name | SweepQuestion::Add => Vec::new(),
     }
 }
 
-fn entered(question: &Question, text: &str) -> Vec<Reaction> {
+fn entered(question: &SweepQuestion, text: &str) -> Vec<Reaction> {
     match question {
-        Question::Name => {
-            vec![Reaction::Sweep(Effect::Create(text.to_owned())), entry(Question::Name, Entry::Checked)]
+        SweepQuestion::Name => {
+            vec![
+                Reaction::from(SweepEffect::Create(text.to_owned())),
+                entry(SweepQuestion::Name, Entry::Checked),
+            ]
         }
-        Question::Add => {
-            vec![Reaction::Sweep(Effect::Add(train::settings_of(text))), entry(Question::Add, Entry::Checked)]
+        SweepQuestion::Add => {
+            vec![
+                Reaction::from(SweepEffect::Add(train::settings_of(text))),
+                entry(SweepQuestion::Add, Entry::Checked),
+            ]
         }
-        Question::File(_) | Question::Start(_) | Question::Cancel(_) | Question::Promote(_) => Vec::new(),
+        SweepQuestion::File(_)
+        | SweepQuestion::Start(_)
+        | SweepQuestion::Cancel(_)
+        | SweepQuestion::Promote(_) => Vec::new(),
     }
 }

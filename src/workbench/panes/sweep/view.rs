@@ -8,7 +8,7 @@ use ratatui::style::Style;
 
 use luthier_core::sweep::{Direction, Sweep, Trial, TrialState};
 
-use super::state::State;
+use super::state::SweepState;
 use crate::app::Context;
 use crate::cli::units;
 use crate::theme::{Role, Theme};
@@ -30,7 +30,7 @@ const STEP: u16 = 11;
 const SETTING: u16 = 14;
 
 /// Draws the pane. Pure: reads nothing but its arguments.
-pub fn view(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+pub fn view(state: &SweepState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if area.height < 3 {
         return;
     }
@@ -73,7 +73,7 @@ fn draw_empty(area: Rect, buffer: &mut Buffer, theme: &Theme) {
     }
 }
 
-fn draw_summary(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_summary(state: &SweepState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let Some(sweep) = state.sweep() else { return };
     let trials = state.trials_of(sweep.id);
     let over = trials.iter().filter(|trial| trial.state.is_over()).count();
@@ -113,7 +113,7 @@ fn reason(trial: &Trial) -> String {
     }
 }
 
-fn draw_table(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_table(state: &SweepState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let shown = state.shown();
     let keys: BTreeSet<&String> = shown.iter().flat_map(|trial| trial.settings.keys()).collect();
     let keys: Vec<&String> = keys.into_iter().collect();
@@ -167,12 +167,12 @@ fn draw_table(state: &State, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     }
 }
 
-fn progress(state: &State, trial: &Trial) -> String {
+fn progress(state: &SweepState, trial: &Trial) -> String {
     let made = state.queue.as_ref().zip(trial.run.as_ref()).and_then(|(queue, run)| queue.progress.get(run));
     made.map_or_else(String::new, |(step, total)| format!("{step}/{total}"))
 }
 
-fn draw_side(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_side(state: &SweepState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let Some(sweep) = state.sweep() else { return };
     let chart_height = (area.height / 2).max(8).min(area.height);
     draw_results(state, sweep, Rect { height: chart_height, ..area }, buffer, theme);
@@ -201,7 +201,7 @@ fn draw_side(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, 
     }
 }
 
-fn draw_results(state: &State, sweep: &Sweep, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_results(state: &SweepState, sweep: &Sweep, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let title = format!("{} by trial   ── best so far", sweep.goal.metric);
     put(buffer, area.x, area.y, area.right(), &title, theme.style(Role::Title));
     let trials = state.trials_of(sweep.id);

@@ -1,14 +1,17 @@
 //! The commands of the train pane and their default keys.
 
-use crate::command::{Command as Any, Entry};
-use crate::keymap::KeyContext::Train;
+use crate::command::Entry;
+use crate::keymap::KeyContext;
+use crate::panes::PaneId;
+
+const HERE: KeyContext = KeyContext::Pane(PaneId::Train);
 
 /// A command of the train pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Command {
+pub enum TrainCommand {
     /// Plan a run with the settings of the project and start it after a look.
     New,
-    /// As [`Command::New`], with settings put over the file's.
+    /// As [`TrainCommand::New`], with settings put over the file's.
     NewWith,
     /// Hold still, or go on.
     Pause,
@@ -39,110 +42,110 @@ pub enum Command {
 }
 
 /// The pane's part of the command table.
-pub static COMMANDS: &[Entry] = &[
+pub const COMMANDS: &[Entry<TrainCommand>] = &[
     Entry {
-        command: Any::Train(Command::New),
+        command: TrainCommand::New,
         name: "train.new",
         label: "new run",
         doc: "Plan a run with the project's settings and start it after a look",
-        keys: &[(Train, &["n"])],
+        keys: &[(HERE, &["n"])],
     },
     Entry {
-        command: Any::Train(Command::NewWith),
+        command: TrainCommand::NewWith,
         name: "train.new-with",
         label: "new run with",
         doc: "Plan a run with some settings changed for it alone",
-        keys: &[(Train, &["N"])],
+        keys: &[(HERE, &["N"])],
     },
     Entry {
-        command: Any::Train(Command::Pause),
+        command: TrainCommand::Pause,
         name: "train.pause",
         label: "pause",
         doc: "Let the run hold still between two steps, or go on",
-        keys: &[(Train, &["p"])],
+        keys: &[(HERE, &["p"])],
     },
     Entry {
-        command: Any::Train(Command::Resume),
+        command: TrainCommand::Resume,
         name: "train.resume",
         label: "resume",
         doc: "Let the run go on, after a pause or from its newest checkpoint",
-        keys: &[(Train, &["r"])],
+        keys: &[(HERE, &["r"])],
     },
     Entry {
-        command: Any::Train(Command::Checkpoint),
+        command: TrainCommand::Checkpoint,
         name: "train.checkpoint",
         label: "checkpoint",
         doc: "Write a checkpoint after the current step",
-        keys: &[(Train, &["c"])],
+        keys: &[(HERE, &["c"])],
     },
     Entry {
-        command: Any::Train(Command::Stop),
+        command: TrainCommand::Stop,
         name: "train.stop",
         label: "stop",
         doc: "End the run: saved, after one more evaluation, or at once",
-        keys: &[(Train, &["s"])],
+        keys: &[(HERE, &["s"])],
     },
     Entry {
-        command: Any::Train(Command::Edit),
+        command: TrainCommand::Edit,
         name: "train.edit",
         label: "edit",
         doc: "Change a setting of the run from its next step on",
-        keys: &[(Train, &["e"])],
+        keys: &[(HERE, &["e"])],
     },
     Entry {
-        command: Any::Train(Command::Undo),
+        command: TrainCommand::Undo,
         name: "train.undo",
         label: "undo",
         doc: "Take the newest edit of the run back",
-        keys: &[(Train, &["u"])],
+        keys: &[(HERE, &["u"])],
     },
     Entry {
-        command: Any::Train(Command::Evaluate),
+        command: TrainCommand::Evaluate,
         name: "train.evaluate",
         label: "evaluate",
         doc: "Evaluate on the held-out examples after the current step",
-        keys: &[(Train, &["E"])],
+        keys: &[(HERE, &["E"])],
     },
     Entry {
-        command: Any::Train(Command::Overlay),
+        command: TrainCommand::Overlay,
         name: "train.overlay",
         label: "overlay",
         doc: "Keep the run's curve on the chart beside others, or take it off",
-        keys: &[(Train, &["o"])],
+        keys: &[(HERE, &["o"])],
     },
     Entry {
-        command: Any::Train(Command::Diff),
+        command: TrainCommand::Diff,
         name: "train.diff",
         label: "diff",
         doc: "Show which settings this run has that the project's file has not",
-        keys: &[(Train, &["d"])],
+        keys: &[(HERE, &["d"])],
     },
     Entry {
-        command: Any::Train(Command::Log),
+        command: TrainCommand::Log,
         name: "train.log",
         label: "log",
         doc: "Show what the engine printed, or the charts again",
-        keys: &[(Train, &["l"])],
+        keys: &[(HERE, &["l"])],
     },
     Entry {
-        command: Any::Train(Command::Metric),
+        command: TrainCommand::Metric,
         name: "train.metric",
         label: "metric",
         doc: "Show the next metric on the large chart",
-        keys: &[(Train, &["m"])],
+        keys: &[(HERE, &["m"])],
     },
     Entry {
-        command: Any::Train(Command::Sample),
+        command: TrainCommand::Sample,
         name: "train.sample",
         label: "sample",
         doc: "Show the samples of the next prompt",
-        keys: &[(Train, &["S"])],
+        keys: &[(HERE, &["S"])],
     },
     Entry {
-        command: Any::Train(Command::Review),
+        command: TrainCommand::Review,
         name: "train.review",
         label: "review",
         doc: "Compare the run with the base model in the review pane",
-        keys: &[(Train, &["a"])],
+        keys: &[(HERE, &["a"])],
     },
 ];

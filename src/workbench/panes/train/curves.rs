@@ -12,7 +12,7 @@ const SAMPLES: usize = 512;
 /// Alerts and edits kept for the list below the charts.
 const NOTICES: usize = 512;
 
-/// Steps whose times say how long the rest will take.
+/// The last steps whose times estimate how long the rest takes.
 const PACE: usize = 100;
 
 /// What a chart can show against the step.
@@ -20,7 +20,6 @@ const PACE: usize = 100;
 pub enum Metric {
     /// Loss of training and held-out examples.
     Loss,
-    /// Learning rate.
     LearningRate,
     /// Norm of the gradient before clipping.
     GradientNorm,
@@ -39,7 +38,6 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// Its name on screen.
     pub fn title(self) -> &'static str {
         match self {
             Self::Loss => "loss",
@@ -80,12 +78,12 @@ pub struct At<T> {
     pub what: T,
 }
 
-/// What the list below the charts tells.
+/// An entry of the list below the charts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
     /// A setting was changed.
     Edit(EditEvent),
-    /// Something to look at.
+    /// Needs attention.
     Alert(AlertEvent),
 }
 
@@ -102,14 +100,13 @@ pub struct Curves {
     pub notices: Vec<At<Notice>>,
     /// Samples, oldest first.
     pub samples: Vec<At<SampleEvent>>,
-    /// What was started, as last said.
+    /// The run as last journaled.
     pub run: Option<Box<RunEvent>>,
-    /// The newest step.
     pub last: Option<At<StepEvent>>,
 }
 
 impl Curves {
-    /// Takes in journal events, oldest first.
+    /// Adds journal events, oldest first.
     pub fn add(&mut self, events: Vec<Event>) {
         for event in events {
             let Event { time, step, body } = event;
@@ -118,7 +115,7 @@ impl Curves {
                 EventBody::Run(run) => {
                     match run.resumed_from {
                         Some(from) => self.cut(from),
-                        // A process that goes on from no checkpoint begins again.
+                        // A process that resumes without a checkpoint starts from the beginning.
                         None => self.cut(0),
                     }
                     self.run = Some(run);
@@ -168,7 +165,7 @@ impl Curves {
         self.checkpoints.retain(|at| keep(*at));
     }
 
-    /// Points of a metric, step and value; not a number where the journal says so.
+    /// Points of a metric, step and value; NaN where the journal has it.
     pub fn series(&self, metric: Metric) -> &[(f64, f64)] {
         METRICS.iter().position(|known| *known == metric).map_or(&[], |index| &self.series[index])
     }
@@ -191,7 +188,7 @@ impl Curves {
         pace(&self.seconds)
     }
 
-    /// The newest edit that was not itself undone: what undo would take back.
+    /// The newest edit that was not undone: the one that undo would revert.
     pub fn last_edit(&self) -> Option<&EditEvent> {
         self.notices.iter().rev().find_map(|at| match &at.what {
             Notice::Edit(edit) => Some(edit),

@@ -3,15 +3,20 @@
 mod command;
 mod curves;
 mod effect;
+mod event;
 pub(crate) mod look;
+mod plan;
+mod question;
 mod state;
 #[cfg(test)]
 mod tests;
 mod update;
 mod view;
 
-pub use command::{COMMANDS, Command};
-pub use effect::{Effect, Event, PlanSummary, Question, Refusal};
-pub use state::{State, contexts, deadline, hints, status, unavailable, unsaved};
-pub use update::{settings_of, update};
-pub use view::view;
+pub use command::TrainCommand;
+pub use effect::TrainEffect;
+pub use event::TrainEvent;
+pub use plan::{PlanSummary, Refusal};
+pub use question::TrainQuestion;
+pub use state::TrainState;
+pub use update::settings_of;

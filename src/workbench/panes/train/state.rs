@@ -1,17 +1,23 @@
 //! What the train pane knows and shows.
 
-use std::time::Duration;
-
 use indexmap::IndexMap;
 use luthier_core::config::Config;
 use luthier_core::runs::{Action, RunSummary, State as RunState, Status};
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
 use strum::IntoEnumIterator;
 
-use super::command::Command;
+use super::command::{COMMANDS, TrainCommand};
 use super::curves::{Curves, Metric};
-use crate::app::Context;
-use crate::command::{Command as Any, ListCommand, ViewCommand};
+use super::effect::TrainEffect;
+use super::event::TrainEvent;
+use super::question::TrainQuestion;
+use super::{update, view};
+use crate::app::{Context, Input, Reaction, Reply};
+use crate::command::{Command, Entry, ListCommand, ViewCommand};
 use crate::keymap::KeyContext;
+use crate::panes::{Pane, PaneCommand, PaneId, PaneTypes};
+use crate::theme::Theme;
 use crate::widgets::{ListState, Scroll, TextLine};
 
 /// What has the focus.
@@ -95,7 +101,7 @@ pub struct Window {
 
 /// The state of the train pane.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct TrainState {
     /// Runs, newest first; nothing until they were read.
     pub runs: Option<Vec<RunSummary>>,
     /// Why they could not be read.
@@ -134,7 +140,7 @@ pub struct State {
     pub wanted: Option<String>,
 }
 
-impl State {
+impl TrainState {
     /// The runs that pass the filter, newest first.
     pub fn shown(&self) -> Vec<&RunSummary> {
         let words: Vec<String> = self.filter.split_whitespace().map(str::to_lowercase).collect();
@@ -183,118 +189,129 @@ fn line_of(run: &RunSummary) -> String {
     format!("{} {} {} {failure}", run.id, run.method, run.state).to_lowercase()
 }
 
-/// The key contexts active now, nearest first; the global one is added by the shell.
-pub fn contexts(state: &State, _context: &Context) -> Vec<KeyContext> {
-    if state.typing.is_some() {
-        return vec![KeyContext::Input];
+impl Pane for TrainState {
+    fn update(&mut self, _context: &Context, input: Input) -> Vec<Reaction> {
+        update::update(self, input)
     }
-    match state.focus {
-        Focus::Chart => vec![KeyContext::Chart, KeyContext::Train],
-        Focus::List => vec![KeyContext::Train, KeyContext::List],
-    }
-}
 
-/// The commands worth a place in the footer now, most useful first.
-pub fn hints(state: &State, context: &Context) -> Vec<Any> {
-    let possible = |command: &Any| unavailable(state, context, *command).is_none();
-    let mut hints = Vec::new();
-    if state.typing.is_some() {
-        return vec![
-            Any::Input(crate::command::InputCommand::Accept),
-            Any::Input(crate::command::InputCommand::Cancel),
+    fn view(&self, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+        view::view(self, context, area, buffer, theme);
+    }
+
+    fn contexts(&self, _context: &Context) -> Vec<KeyContext> {
+        if self.typing.is_some() {
+            return vec![KeyContext::Input];
+        }
+        match self.focus {
+            Focus::Chart => vec![KeyContext::Chart, KeyContext::Pane(PaneId::Train)],
+            Focus::List => vec![KeyContext::Pane(PaneId::Train), KeyContext::List],
+        }
+    }
+
+    fn hints(&self, context: &Context) -> Vec<Command> {
+        let possible = |command: &Command| self.unavailable(context, *command).is_none();
+        let mut hints = Vec::new();
+        if self.typing.is_some() {
+            return vec![
+                Command::Input(crate::command::InputCommand::Accept),
+                Command::Input(crate::command::InputCommand::Cancel),
+            ];
+        }
+        if self.focus == Focus::Chart {
+            use crate::command::ChartCommand::{Left, LogScale, Open, Right, ZoomIn, ZoomOut, ZoomReset};
+            hints.extend([Left, Right, Open, ZoomIn, ZoomOut, ZoomReset, LogScale].map(Command::Chart));
+            hints.push(Command::from(TrainCommand::Metric));
+            hints.push(Command::View(ViewCommand::Back));
+            return hints;
+        }
+        if self.open.is_some() {
+            hints.push(Command::List(ListCommand::Open));
+        }
+        let own = [
+            TrainCommand::New,
+            TrainCommand::Resume,
+            TrainCommand::Pause,
+            TrainCommand::Checkpoint,
+            TrainCommand::Stop,
+            TrainCommand::Edit,
+            TrainCommand::Undo,
+            TrainCommand::Review,
+            TrainCommand::Overlay,
+            TrainCommand::Metric,
+            TrainCommand::Log,
+            TrainCommand::Diff,
         ];
+        hints.extend(own.map(Command::from));
+        hints.push(Command::View(ViewCommand::Search));
+        hints.retain(possible);
+        hints
     }
-    if state.focus == Focus::Chart {
-        use crate::command::ChartCommand::{Left, LogScale, Open, Right, ZoomIn, ZoomOut, ZoomReset};
-        hints.extend([Left, Right, Open, ZoomIn, ZoomOut, ZoomReset, LogScale].map(Any::Chart));
-        hints.push(Any::Train(Command::Metric));
-        hints.push(Any::View(ViewCommand::Back));
-        return hints;
-    }
-    if state.open.is_some() {
-        hints.push(Any::List(ListCommand::Open));
-    }
-    let own = [
-        Command::New,
-        Command::Resume,
-        Command::Pause,
-        Command::Checkpoint,
-        Command::Stop,
-        Command::Edit,
-        Command::Undo,
-        Command::Review,
-        Command::Overlay,
-        Command::Metric,
-        Command::Log,
-        Command::Diff,
-    ];
-    hints.extend(own.map(Any::Train));
-    hints.push(Any::View(ViewCommand::Search));
-    hints.retain(possible);
-    hints
-}
 
-/// Why `command` cannot be done now, or nothing if it can.
-pub fn unavailable(state: &State, context: &Context, command: Any) -> Option<String> {
-    let Any::Train(command) = command else { return None };
-    match command {
-        Command::New | Command::NewWith => {
-            if context.config.is_none() {
-                return Some("luthier.toml has mistakes; `space e` opens it".to_owned());
-            }
-            if state.starting || state.planning.is_some() {
-                return Some("a run is being prepared already".to_owned());
-            }
-            None
-        }
-        _ => {
-            let Some(open) = &state.open else {
-                return Some("there is no run yet; `n` plans one".to_owned());
-            };
-            let Some(status) = &open.status else { return Some("its status is not read yet".to_owned()) };
-            let newest = open.checkpoints.last().copied();
-            let check = |action: Action| action.check(status, newest).err().map(str::to_owned);
-            match command {
-                Command::Pause if status.state == RunState::Paused => None,
-                Command::Pause => check(Action::Pause),
-                Command::Resume => check(Action::Resume),
-                Command::Checkpoint => check(Action::Checkpoint),
-                Command::Stop => check(Action::Stop),
-                Command::Evaluate => check(Action::Evaluate),
-                Command::Edit => match status.state {
-                    RunState::Finished => Some("it is finished".to_owned()),
-                    RunState::Stopping => Some("it is stopping already".to_owned()),
-                    _ => None,
-                },
-                Command::Undo => open.curves.last_edit().is_none().then(|| "nothing was edited".to_owned()),
-                Command::Sample => (open.curves.sampled().len() < 2)
-                    .then(|| "there is no other prompt with samples".to_owned()),
-                Command::Review => {
-                    let usable = open.checkpoints.last().is_some() || status.state == RunState::Finished;
-                    (!usable).then(|| "it has no checkpoint to compare yet; `c` writes one".to_owned())
+    fn unavailable(&self, context: &Context, command: Command) -> Option<String> {
+        let Command::Pane(PaneCommand::Train(command)) = command else { return None };
+        match command {
+            TrainCommand::New | TrainCommand::NewWith => {
+                if context.config.is_none() {
+                    return Some("luthier.toml has mistakes; `space e` opens it".to_owned());
                 }
-                Command::New
-                | Command::NewWith
-                | Command::Overlay
-                | Command::Diff
-                | Command::Log
-                | Command::Metric => None,
+                if self.starting || self.planning.is_some() {
+                    return Some("a run is being prepared already".to_owned());
+                }
+                None
+            }
+            _ => {
+                let Some(open) = &self.open else {
+                    return Some("there is no run yet; `n` plans one".to_owned());
+                };
+                let Some(status) = &open.status else { return Some("its status is not read yet".to_owned()) };
+                let newest = open.checkpoints.last().copied();
+                let check = |action: Action| action.check(status, newest).err().map(str::to_owned);
+                match command {
+                    TrainCommand::Pause if status.state == RunState::Paused => None,
+                    TrainCommand::Pause => check(Action::Pause),
+                    TrainCommand::Resume => check(Action::Resume),
+                    TrainCommand::Checkpoint => check(Action::Checkpoint),
+                    TrainCommand::Stop => check(Action::Stop),
+                    TrainCommand::Evaluate => check(Action::Evaluate),
+                    TrainCommand::Edit => match status.state {
+                        RunState::Finished => Some("it is finished".to_owned()),
+                        RunState::Stopping => Some("it is stopping already".to_owned()),
+                        _ => None,
+                    },
+                    TrainCommand::Undo => {
+                        open.curves.last_edit().is_none().then(|| "nothing was edited".to_owned())
+                    }
+                    TrainCommand::Sample => (open.curves.sampled().len() < 2)
+                        .then(|| "there is no other prompt with samples".to_owned()),
+                    TrainCommand::Review => {
+                        let usable = open.checkpoints.last().is_some() || status.state == RunState::Finished;
+                        (!usable).then(|| "it has no checkpoint to compare yet; `c` writes one".to_owned())
+                    }
+                    TrainCommand::New
+                    | TrainCommand::NewWith
+                    | TrainCommand::Overlay
+                    | TrainCommand::Diff
+                    | TrainCommand::Log
+                    | TrainCommand::Metric => None,
+                }
             }
         }
     }
 }
 
-/// What the right end of the header says instead of the machine's state.
-pub fn status(_state: &State, _context: &Context) -> Option<String> {
-    None
-}
+impl PaneTypes for TrainState {
+    type Command = TrainCommand;
+    type Effect = TrainEffect;
+    type Event = TrainEvent;
+    type Question = TrainQuestion;
 
-/// When the pane next wants `Input::Deadline`, in time since the workbench opened. Asked only while it is shown.
-pub fn deadline(_state: &State, _context: &Context) -> Option<Duration> {
-    None
-}
+    const COMMANDS: &[Entry<TrainCommand>] = COMMANDS;
 
-/// What would be lost if the workbench were left now, a line each.
-pub fn unsaved(_state: &State) -> Vec<String> {
-    Vec::new()
+    fn answered(&mut self, _context: &Context, event: TrainEvent) -> Vec<Reaction> {
+        update::answered(self, event)
+    }
+
+    fn replied(&mut self, _context: &Context, question: TrainQuestion, reply: Reply) -> Vec<Reaction> {
+        update::replied(self, question, reply)
+    }
 }

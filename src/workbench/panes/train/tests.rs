@@ -6,10 +6,18 @@ use luthier_core::runs::{
     Number, Request, RunEvent, RunSummary, SampleEvent, State as RunState, Status, StepEvent, StopWhen,
 };
 
-use super::effect::{Effect, Event, PlanSummary, Refusal};
-use crate::app::{Effect as AnyEffect, Event as AnyEvent, Slot, Tag};
+use super::effect::TrainEffect;
+use super::event::TrainEvent;
+use super::plan::{PlanSummary, Refusal};
+use crate::app::{Effect, Event, Slot, Tag};
+use crate::panes::{PaneEffect, PaneEvent};
 use crate::testing::{START, TestApp, config, snapshot};
 use crate::theme::ColorDepth;
+
+/// What the performer of the pane posts.
+fn posted(tag: Tag, event: TrainEvent) -> Event {
+    Event::Pane(tag, PaneEvent::Train(event))
+}
 
 const RUN: &str = "20261123-135000-lora-r16";
 
@@ -117,45 +125,55 @@ fn status(state: RunState) -> Status {
     }
 }
 
-fn answers(state: RunState) -> impl FnMut(&AnyEffect) -> Vec<AnyEvent> {
+fn answers(state: RunState) -> impl FnMut(&Effect) -> Vec<Event> {
     move |effect| {
-        let AnyEffect::Train(tag, effect) = effect else { return Vec::new() };
+        let Effect::Pane(tag, PaneEffect::Train(effect)) = effect else { return Vec::new() };
         let answers = match effect {
-            Effect::Watch => vec![Event::Runs(Ok(runs()))],
-            Effect::Follow(run) if run == RUN => vec![
-                Event::Status {
+            TrainEffect::Watch => vec![TrainEvent::Runs(Ok(runs()))],
+            TrainEffect::Follow(run) if run == RUN => vec![
+                TrainEvent::Status {
                     run: run.clone(),
                     status: Box::new(status(state)),
                     checkpoints: vec![200, 400],
                     config: Some(Box::new(config())),
                 },
-                Event::Journal { run: run.clone(), events: journal(), restarted: false, caught_up: true },
+                TrainEvent::Journal {
+                    run: run.clone(),
+                    events: journal(),
+                    restarted: false,
+                    caught_up: true,
+                },
             ],
-            Effect::Ask(run, Request::Edit { key, value, .. }) => {
+            TrainEffect::Ask(run, Request::Edit { key, value, .. }) => {
                 let outcome = match value.as_str() {
                     "oops" => Err("error: `train.learning_rate` must be a number\n --> --set:1:21\n  |\n\
                                    1 | train.learning_rate=oops\n  |                     ^^^^"
                         .to_owned()),
                     _ => Ok(format!("{key}: → {value}, from the next step on")),
                 };
-                vec![Event::Edited { run: run.clone(), key: key.clone(), outcome }]
+                vec![TrainEvent::Edited { run: run.clone(), key: key.clone(), outcome }]
             }
-            Effect::Overlay(run) => vec![Event::Overlay(run.clone(), journal())],
-            Effect::Log(run) => vec![Event::Log(run.clone(), vec!["one".into(), "two \u{7}bells".into()])],
-            Effect::Plan(settings) if settings.is_empty() => {
+            TrainEffect::Overlay(run) => vec![TrainEvent::Overlay(run.clone(), journal())],
+            TrainEffect::Log(run) => {
+                vec![TrainEvent::Log(run.clone(), vec!["one".into(), "two \u{7}bells".into()])]
+            }
+            TrainEffect::Plan(settings) if settings.is_empty() => {
                 let lines =
                     vec!["trains     4,884,480 of 139,399,488 parameters".into(), "steps      1,200".into()];
-                vec![Event::Planned(settings.clone(), Ok(PlanSummary { method: "lora r16".into(), lines }))]
+                vec![TrainEvent::Planned(
+                    settings.clone(),
+                    Ok(PlanSummary { method: "lora r16".into(), lines }),
+                )]
             }
-            Effect::Plan(settings) => {
+            TrainEffect::Plan(settings) => {
                 let refusal =
                     Refusal { title: "The settings have mistakes".into(), text: settings.join("\n") };
-                vec![Event::Planned(settings.clone(), Err(refusal))]
+                vec![TrainEvent::Planned(settings.clone(), Err(refusal))]
             }
-            Effect::Rows(_, step) => vec![Event::Rows(*step, Err("the data changed".into()))],
+            TrainEffect::Rows(_, step) => vec![TrainEvent::Rows(*step, Err("the data changed".into()))],
             _ => Vec::new(),
         };
-        answers.into_iter().map(|answer| AnyEvent::Train(*tag, answer)).collect()
+        answers.into_iter().map(|answer| posted(*tag, answer)).collect()
     }
 }
 
@@ -165,11 +183,11 @@ fn opened(width: u16, height: u16, state: RunState) -> TestApp {
     app
 }
 
-fn asked(app: &mut TestApp) -> Vec<Effect> {
+fn asked(app: &mut TestApp) -> Vec<TrainEffect> {
     let effects = app.take_effects().into_iter();
     effects
         .filter_map(|effect| match effect {
-            AnyEffect::Train(_, effect) => Some(effect),
+            Effect::Pane(_, PaneEffect::Train(effect)) => Some(effect),
             _ => None,
         })
         .collect()
@@ -203,7 +221,9 @@ fn without_colour_everything_still_reads() {
 #[test]
 fn no_runs_yet() {
     let mut app = TestApp::respond(80, 24, |effect| match effect {
-        AnyEffect::Train(tag, Effect::Watch) => vec![AnyEvent::Train(*tag, Event::Runs(Ok(Vec::new())))],
+        Effect::Pane(tag, PaneEffect::Train(TrainEffect::Watch)) => {
+            vec![posted(*tag, TrainEvent::Runs(Ok(Vec::new())))]
+        }
         _ => Vec::new(),
     });
     snapshot!(app, "2");
@@ -214,7 +234,7 @@ fn the_cursor_reads_the_chart() {
     let mut app = opened(120, 32, RunState::Running);
     snapshot!(app, "<enter>HHh++");
     app.keys("<enter>");
-    assert!(matches!(asked(&mut app).last(), Some(Effect::Rows(run, _)) if run == RUN));
+    assert!(matches!(asked(&mut app).last(), Some(TrainEffect::Rows(run, _)) if run == RUN));
 }
 
 #[test]
@@ -222,9 +242,12 @@ fn a_plan_is_shown_before_anything_starts() {
     let mut app = opened(80, 24, RunState::Running);
     snapshot!(app, "n");
     app.keys("<enter>");
-    assert!(!asked(&mut app).iter().any(|effect| matches!(effect, Effect::Start(_))), "no is the default");
+    assert!(
+        !asked(&mut app).iter().any(|effect| matches!(effect, TrainEffect::Start(_))),
+        "no is the default"
+    );
     app.keys("ny");
-    assert!(asked(&mut app).contains(&Effect::Start(Vec::new())));
+    assert!(asked(&mut app).contains(&TrainEffect::Start(Vec::new())));
 }
 
 #[test]
@@ -232,7 +255,7 @@ fn settings_of_a_run_are_refused_in_full() {
     let mut app = opened(80, 24, RunState::Running);
     snapshot!(app, "Ntrain.epochs=0 data.system=\"a b\"<enter>");
     let plan = asked(&mut app).into_iter().find_map(|effect| match effect {
-        Effect::Plan(settings) => Some(settings),
+        TrainEffect::Plan(settings) => Some(settings),
         _ => None,
     });
     assert_eq!(plan.unwrap(), ["train.epochs=0", "data.system=\"a b\""]);
@@ -242,11 +265,11 @@ fn settings_of_a_run_are_refused_in_full() {
 fn stopping_at_once_is_asked_twice() {
     let mut app = opened(80, 24, RunState::Running);
     app.keys("s<enter>");
-    assert!(asked(&mut app).contains(&Effect::Ask(RUN.into(), Request::Stop { when: StopWhen::Save })));
+    assert!(asked(&mut app).contains(&TrainEffect::Ask(RUN.into(), Request::Stop { when: StopWhen::Save })));
     app.keys("s<down><down><enter>");
-    assert!(!asked(&mut app).iter().any(|effect| matches!(effect, Effect::Ask(..))));
+    assert!(!asked(&mut app).iter().any(|effect| matches!(effect, TrainEffect::Ask(..))));
     app.keys("y");
-    assert!(asked(&mut app).contains(&Effect::Ask(RUN.into(), Request::Stop { when: StopWhen::Now })));
+    assert!(asked(&mut app).contains(&TrainEffect::Ask(RUN.into(), Request::Stop { when: StopWhen::Now })));
 }
 
 #[test]
@@ -255,7 +278,10 @@ fn an_edit_reaches_the_live_run_and_undo_takes_it_back() {
     app.keys("e<enter><ctrl-u>1e-4<enter>u");
     let edit = |value: &str| {
         let key = "train.learning_rate".to_owned();
-        Effect::Ask(RUN.into(), Request::Edit { key, value: value.into(), who: Some("workbench".into()) })
+        TrainEffect::Ask(
+            RUN.into(),
+            Request::Edit { key, value: value.into(), who: Some("workbench".into()) },
+        )
     };
     let asked = asked(&mut app);
     assert!(asked.contains(&edit("1e-4")) && asked.contains(&edit("0.0002")), "{asked:?}");
@@ -268,7 +294,7 @@ fn a_refused_value_stays_in_its_box_and_can_be_put_right() {
     // What is typed next is typed, not run.
     app.keys("qp");
     let asked_for = asked(&mut app);
-    assert!(!asked_for.contains(&Effect::Ask(RUN.into(), Request::Pause)), "{asked_for:?}");
+    assert!(!asked_for.contains(&TrainEffect::Ask(RUN.into(), Request::Pause)), "{asked_for:?}");
     app.keys("<ctrl-u>1e-4<enter>");
     assert!(app.app.layers.is_empty());
     assert!(app.app.messages.current().is_some_and(|flash| flash.text.contains("1e-4")));
@@ -278,17 +304,17 @@ fn a_refused_value_stays_in_its_box_and_can_be_put_right() {
 fn a_value_being_looked_at_takes_no_keys_and_its_box_can_be_left() {
     let mut respond = answers(RunState::Running);
     let mut app = TestApp::respond(80, 24, move |effect| match effect {
-        AnyEffect::Train(_, Effect::Ask(..)) => Vec::new(),
+        Effect::Pane(_, PaneEffect::Train(TrainEffect::Ask(..))) => Vec::new(),
         _ => respond(effect),
     });
     app.keys("2e<enter><ctrl-u>1e-4<enter>xq<enter>");
     assert!(app.screen().contains("1e-4 ") && !app.screen().contains("1e-4x"), "{}", app.screen());
-    assert_eq!(asked(&mut app).iter().filter(|effect| matches!(effect, Effect::Ask(..))).count(), 1);
+    assert_eq!(asked(&mut app).iter().filter(|effect| matches!(effect, TrainEffect::Ask(..))).count(), 1);
     app.keys("<esc>");
     assert!(app.app.layers.is_empty());
     let (key, outcome) = ("train.learning_rate".to_owned(), Err("the run is stopping".to_owned()));
     let tag = Tag { slot: Slot::Each, generation: 0 };
-    app.event(AnyEvent::Train(tag, Event::Edited { run: RUN.into(), key, outcome }));
+    app.event(posted(tag, TrainEvent::Edited { run: RUN.into(), key, outcome }));
     assert!(app.app.layers.is_empty());
     assert!(app.app.messages.current().is_some_and(|flash| flash.text == "the run is stopping"));
 }
@@ -305,8 +331,8 @@ fn an_alert_of_several_lines_is_told_in_one() {
     };
     let events = vec![JournalEvent { time: time(500), step: Some(412), body: alert.into() }];
     let tag = Tag { slot: Slot::Each, generation: 0 };
-    let journal = Event::Journal { run: RUN.into(), events, restarted: false, caught_up: true };
-    app.event(AnyEvent::Train(tag, journal));
+    let journal = TrainEvent::Journal { run: RUN.into(), events, restarted: false, caught_up: true };
+    app.event(posted(tag, journal));
     let told = "config.toml is broken, so nothing has changed: unknown key `rnak` (config.toml:6:1)";
     assert!(app.screen().contains(told) && !app.screen().contains('⏎'), "{}", app.screen());
 }
@@ -340,7 +366,7 @@ fn what_cannot_be_done_says_why() {
     let mut app = opened(80, 24, RunState::Finished);
     app.keys("p");
     assert!(app.app.messages.current().is_some_and(|flash| flash.text.contains("finished")));
-    assert!(!asked(&mut app).iter().any(|effect| matches!(effect, Effect::Ask(..))));
+    assert!(!asked(&mut app).iter().any(|effect| matches!(effect, TrainEffect::Ask(..))));
 }
 
 #[test]

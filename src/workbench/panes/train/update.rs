@@ -3,16 +3,18 @@
 use luthier_core::config::{Change, KEYS};
 use luthier_core::runs::{Request, ResumeWay, RunSummary, State as RunState, StopWhen, resume_way};
 
-use super::command::Command;
+use super::command::TrainCommand;
 use super::curves::Curves;
-use super::effect::{Effect, Event, PlanSummary, Question, Refusal};
-use super::state::{Detail, Focus, OpenRun, State, Window};
+use super::effect::TrainEffect;
+use super::event::TrainEvent;
+use super::plan::{PlanSummary, Refusal};
+use super::question::TrainQuestion;
+use super::state::{Detail, Focus, OpenRun, TrainState, Window};
 use crate::app::{
-    Confirm, Context, Entry, Input, Link, Message, Pick, PickItem, Prompt, Question as AnyQuestion, Reaction,
-    Severity,
+    Confirm, Entry, Input, Link, Message, Pick, PickItem, Prompt, Question, Reaction, Reply, Severity,
 };
-use crate::command::{ChartCommand, Command as Any, InputCommand, ListCommand, ViewCommand};
-use crate::panes::PaneId;
+use crate::command::{ChartCommand, Command, InputCommand, ListCommand, ViewCommand};
+use crate::panes::{PaneCommand, PaneId};
 use crate::told;
 use crate::widgets::TextLine;
 
@@ -23,9 +25,9 @@ const OVERLAYS: usize = 5;
 const NARROWEST: f64 = 8.0;
 
 /// Reacts to one input. Pure but for the state: no IO, no clock.
-pub fn update(state: &mut State, _context: &Context, input: Input<Event, Question>) -> Vec<Reaction> {
+pub(super) fn update(state: &mut TrainState, input: Input) -> Vec<Reaction> {
     match input {
-        Input::Started => vec![Reaction::Train(Effect::Watch)],
+        Input::Started => vec![Reaction::from(TrainEffect::Watch)],
         Input::Hidden => {
             if let Some(open) = &mut state.open {
                 open.left_at = Some(open.step());
@@ -47,10 +49,6 @@ pub fn update(state: &mut State, _context: &Context, input: Input<Event, Questio
             }
             Vec::new()
         }
-        Input::Answer(answer) => answered(state, answer),
-        Input::Confirmed(question) => confirmed(state, question),
-        Input::Entered(question, text) => entered(state, question, text.trim()),
-        Input::Picked(question, index) => picked(state, question, index),
         Input::Link(link) => match link {
             Link::Run(id) => {
                 state.wanted = Some(id);
@@ -65,30 +63,39 @@ pub fn update(state: &mut State, _context: &Context, input: Input<Event, Questio
     }
 }
 
-fn run(state: &mut State, command: Any) -> Vec<Reaction> {
+/// Reacts to the reply to a question that the pane asked in a box.
+pub(super) fn replied(state: &mut TrainState, question: TrainQuestion, reply: Reply) -> Vec<Reaction> {
+    match reply {
+        Reply::Yes => confirmed(state, question),
+        Reply::Text(text) => entered(state, question, text.trim()),
+        Reply::Choice(index) => picked(state, question, index),
+    }
+}
+
+fn run(state: &mut TrainState, command: Command) -> Vec<Reaction> {
     match command {
-        Any::Train(command) => own(state, command),
-        Any::Input(command) => typed(state, command),
-        Any::List(ListCommand::Open) => {
+        Command::Pane(PaneCommand::Train(command)) => own(state, command),
+        Command::Input(command) => typed(state, command),
+        Command::List(ListCommand::Open) => {
             if state.open.is_some() && state.detail == Detail::Charts {
                 state.focus = Focus::Chart;
                 state.cursor = state.open.as_ref().map(OpenRun::step);
             }
             Vec::new()
         }
-        Any::List(command) => {
+        Command::List(command) => {
             if state.detail == Detail::Log && state.focus == Focus::List && state.log.apply(command) {
                 return Vec::new();
             }
             if state.list.apply(command) { follow(state) } else { vec![Reaction::Unchanged] }
         }
-        Any::Chart(command) => chart(state, command),
-        Any::View(command) => view(state, command),
-        Any::App(_) | Any::Modal(_) | Any::Data(_) | Any::Sweep(_) | Any::Review(_) => Vec::new(),
+        Command::Chart(command) => chart(state, command),
+        Command::View(command) => view(state, command),
+        Command::App(_) | Command::Modal(_) | Command::Pane(_) => Vec::new(),
     }
 }
 
-fn view(state: &mut State, command: ViewCommand) -> Vec<Reaction> {
+fn view(state: &mut TrainState, command: ViewCommand) -> Vec<Reaction> {
     match command {
         ViewCommand::Back => {
             if state.focus == Focus::Chart {
@@ -110,7 +117,7 @@ fn view(state: &mut State, command: ViewCommand) -> Vec<Reaction> {
             Vec::new()
         }
         ViewCommand::Refresh => {
-            let mut reactions = vec![Reaction::Train(Effect::Watch)];
+            let mut reactions = vec![Reaction::from(TrainEffect::Watch)];
             state.open = None;
             reactions.extend(follow(state));
             reactions
@@ -146,7 +153,7 @@ fn view(state: &mut State, command: ViewCommand) -> Vec<Reaction> {
     }
 }
 
-fn typed(state: &mut State, command: InputCommand) -> Vec<Reaction> {
+fn typed(state: &mut TrainState, command: InputCommand) -> Vec<Reaction> {
     match command {
         InputCommand::Accept => state.typing = None,
         InputCommand::Cancel => {
@@ -164,7 +171,7 @@ fn typed(state: &mut State, command: InputCommand) -> Vec<Reaction> {
     follow(state)
 }
 
-fn filter_typed(state: &mut State) {
+fn filter_typed(state: &mut TrainState) {
     if let Some(line) = &state.typing {
         line.value().clone_into(&mut state.filter);
         filtered(state);
@@ -172,7 +179,7 @@ fn filter_typed(state: &mut State) {
 }
 
 /// Keeps the run shown selected where it still passes the filter.
-fn filtered(state: &mut State) {
+fn filtered(state: &mut TrainState) {
     let open = state.open.as_ref().map(|open| open.id.clone());
     let shown = state.shown();
     let position = shown.iter().position(|run| Some(&run.id) == open.as_ref());
@@ -180,25 +187,25 @@ fn filtered(state: &mut State) {
     state.list.changed(length, position);
 }
 
-fn own(state: &mut State, command: Command) -> Vec<Reaction> {
+fn own(state: &mut TrainState, command: TrainCommand) -> Vec<Reaction> {
     match command {
-        Command::New => return plan(state, Vec::new()),
-        Command::NewWith => {
+        TrainCommand::New => return plan(state, Vec::new()),
+        TrainCommand::NewWith => {
             return vec![Reaction::Prompt(Prompt {
                 title: "New run with other settings".to_owned(),
                 initial: String::new(),
                 hint: "key=value, separated by spaces: train.learning_rate=1e-4 method.rank=8".to_owned(),
-                question: AnyQuestion::Train(Question::Settings),
+                question: Question::from(TrainQuestion::Settings),
             })];
         }
-        Command::Metric => {
+        TrainCommand::Metric => {
             let metrics = state.metrics();
             let position = metrics.iter().position(|metric| *metric == state.main_metric());
             let next = position.map_or(0, |position| (position + 1) % metrics.len().max(1));
             state.metric = metrics.get(next).copied();
             return Vec::new();
         }
-        Command::Sample => {
+        TrainCommand::Sample => {
             let prompts = state.open.as_ref().map_or(0, |open| open.curves.sampled().len());
             state.sample = (state.sample + 1) % prompts.max(1);
             return Vec::new();
@@ -208,19 +215,19 @@ fn own(state: &mut State, command: Command) -> Vec<Reaction> {
     let Some(open) = &state.open else { return Vec::new() };
     let id = open.id.clone();
     let run_state = open.status.as_ref().map_or(RunState::Queued, |status| status.state);
-    let ask = |request| vec![Reaction::Train(Effect::Ask(id.clone(), request))];
+    let ask = |request| vec![Reaction::from(TrainEffect::Ask(id.clone(), request))];
     match command {
-        Command::Pause if run_state == RunState::Paused => ask(Request::Resume),
-        Command::Pause => ask(Request::Pause),
-        Command::Checkpoint => ask(Request::Checkpoint),
-        Command::Evaluate => ask(Request::Evaluate),
-        Command::Resume => resume(open, &id),
-        Command::Stop => vec![stop(state, id)],
-        Command::Edit => vec![edit(open, id)],
-        Command::Undo => undo(open, id, run_state),
-        Command::Overlay => overlay(state, id),
-        Command::Diff => vec![Reaction::Train(Effect::Diff(id))],
-        Command::Log => {
+        TrainCommand::Pause if run_state == RunState::Paused => ask(Request::Resume),
+        TrainCommand::Pause => ask(Request::Pause),
+        TrainCommand::Checkpoint => ask(Request::Checkpoint),
+        TrainCommand::Evaluate => ask(Request::Evaluate),
+        TrainCommand::Resume => resume(open, &id),
+        TrainCommand::Stop => vec![stop(state, id)],
+        TrainCommand::Edit => vec![edit(open, id)],
+        TrainCommand::Undo => undo(open, id, run_state),
+        TrainCommand::Overlay => overlay(state, id),
+        TrainCommand::Diff => vec![Reaction::from(TrainEffect::Diff(id))],
+        TrainCommand::Log => {
             if state.detail == Detail::Log {
                 state.detail = Detail::Charts;
                 return Vec::new();
@@ -228,25 +235,25 @@ fn own(state: &mut State, command: Command) -> Vec<Reaction> {
             state.detail = Detail::Log;
             state.focus = Focus::List;
             state.log.to_end();
-            vec![Reaction::Train(Effect::Log(id))]
+            vec![Reaction::from(TrainEffect::Log(id))]
         }
-        Command::Review => {
+        TrainCommand::Review => {
             let step = if run_state == RunState::Finished { None } else { open.checkpoints.last().copied() };
             vec![Reaction::Follow(Link::Review(id, step)), Reaction::Show(PaneId::Review)]
         }
-        Command::New | Command::NewWith | Command::Metric | Command::Sample => Vec::new(),
+        TrainCommand::New | TrainCommand::NewWith | TrainCommand::Metric | TrainCommand::Sample => Vec::new(),
     }
 }
 
-fn plan(state: &mut State, settings: Vec<String>) -> Vec<Reaction> {
+fn plan(state: &mut TrainState, settings: Vec<String>) -> Vec<Reaction> {
     state.planning = Some((0, 0));
-    vec![Reaction::Train(Effect::Plan(settings))]
+    vec![Reaction::from(TrainEffect::Plan(settings))]
 }
 
 fn resume(open: &OpenRun, id: &str) -> Vec<Reaction> {
     let Some(status) = &open.status else { return Vec::new() };
     match resume_way(status, open.checkpoints.last().copied()) {
-        Ok(ResumeWay::Ask) => vec![Reaction::Train(Effect::Ask(id.to_owned(), Request::Resume))],
+        Ok(ResumeWay::Ask) => vec![Reaction::from(TrainEffect::Ask(id.to_owned(), Request::Resume))],
         Ok(ResumeWay::Start { from_step }) => {
             let from = match from_step {
                 Some(step) => {
@@ -258,7 +265,7 @@ fn resume(open: &OpenRun, id: &str) -> Vec<Reaction> {
                 title: format!("Start {id} again?"),
                 lines: vec![from],
                 yes: "Start".to_owned(),
-                question: AnyQuestion::Train(Question::Restart(id.to_owned())),
+                question: Question::from(TrainQuestion::Restart(id.to_owned())),
             })]
         }
         Err(reason) => vec![Reaction::Flash(Severity::Warning, reason.to_owned())],
@@ -272,7 +279,7 @@ const STOPS: [(StopWhen, &str, &str); 3] = [
     (StopWhen::Now, "stop at once", "nothing is saved"),
 ];
 
-fn stop(state: &State, id: String) -> Reaction {
+fn stop(state: &TrainState, id: String) -> Reaction {
     let method = state.selected().map_or_else(String::new, |run| run.method.clone());
     let items =
         STOPS.map(|(_, label, detail)| PickItem { label: label.to_owned(), detail: detail.to_owned() });
@@ -280,7 +287,7 @@ fn stop(state: &State, id: String) -> Reaction {
         title: format!("Stop {method}?"),
         items: items.to_vec(),
         selected: 0,
-        question: AnyQuestion::Train(Question::Stop(id)),
+        question: Question::from(TrainQuestion::Stop(id)),
     })
 }
 
@@ -306,26 +313,26 @@ fn edit(open: &OpenRun, id: String) -> Reaction {
         title: "Change which setting?".to_owned(),
         items,
         selected: learning_rate.unwrap_or(0),
-        question: AnyQuestion::Train(Question::Key(id, editable.iter().map(|key| key.path).collect())),
+        question: Question::from(TrainQuestion::Key(id, editable.iter().map(|key| key.path).collect())),
     })
 }
 
 fn undo(open: &OpenRun, id: String, run_state: RunState) -> Vec<Reaction> {
     let Some(edit) = open.curves.last_edit() else { return Vec::new() };
-    vec![Reaction::Train(change(id, run_state, edit.key.clone(), edit.old.clone()))]
+    vec![Reaction::from(change(id, run_state, edit.key.clone(), edit.old.clone()))]
 }
 
 /// A live run is asked, so that the answer says at once whether the value is taken; otherwise the file is
 /// written, which the run reads when it goes on.
-fn change(run: String, state: RunState, key: String, value: String) -> Effect {
+fn change(run: String, state: RunState, key: String, value: String) -> TrainEffect {
     if state.is_live() {
-        Effect::Ask(run, Request::Edit { key, value, who: Some("workbench".to_owned()) })
+        TrainEffect::Ask(run, Request::Edit { key, value, who: Some("workbench".to_owned()) })
     } else {
-        Effect::Write { run, key, value }
+        TrainEffect::Write { run, key, value }
     }
 }
 
-fn overlay(state: &mut State, id: String) -> Vec<Reaction> {
+fn overlay(state: &mut TrainState, id: String) -> Vec<Reaction> {
     if state.overlays.shift_remove(&id).is_some() {
         return Vec::new();
     }
@@ -334,10 +341,10 @@ fn overlay(state: &mut State, id: String) -> Vec<Reaction> {
         return vec![Reaction::Flash(Severity::Warning, text)];
     }
     state.overlays.insert(id.clone(), Curves::default());
-    vec![Reaction::Train(Effect::Overlay(id))]
+    vec![Reaction::from(TrainEffect::Overlay(id))]
 }
 
-fn chart(state: &mut State, command: ChartCommand) -> Vec<Reaction> {
+fn chart(state: &mut TrainState, command: ChartCommand) -> Vec<Reaction> {
     let span = state.span();
     let window = state.window.unwrap_or(Window { from: 0.0, to: span });
     let width = window.to - window.from;
@@ -362,7 +369,7 @@ fn chart(state: &mut State, command: ChartCommand) -> Vec<Reaction> {
             let id = state.open.as_ref().map(|open| open.id.clone());
             return id.map_or_else(Vec::new, |id| {
                 let text = format!("looking for the rows of step {at}");
-                vec![Reaction::Train(Effect::Rows(id, at)), Reaction::Flash(Severity::Note, text)]
+                vec![Reaction::from(TrainEffect::Rows(id, at)), Reaction::Flash(Severity::Note, text)]
             });
         }
     }
@@ -382,17 +389,17 @@ fn around(center: f64, width: f64, span: f64) -> Window {
     Window { from, to: from + width }
 }
 
-fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
+pub(super) fn answered(state: &mut TrainState, answer: TrainEvent) -> Vec<Reaction> {
     match answer {
-        Event::Runs(Ok(runs)) => {
+        TrainEvent::Runs(Ok(runs)) => {
             state.problem = None;
             runs_changed(state, runs)
         }
-        Event::Runs(Err(problem)) => {
+        TrainEvent::Runs(Err(problem)) => {
             state.problem = Some(problem);
             Vec::new()
         }
-        Event::Journal { run, events, restarted, caught_up } => {
+        TrainEvent::Journal { run, events, restarted, caught_up } => {
             let Some(open) = state.open.as_mut().filter(|open| open.id == run) else {
                 return vec![Reaction::Unchanged];
             };
@@ -406,7 +413,7 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
             }
             Vec::new()
         }
-        Event::Status { run, status, checkpoints, config } => {
+        TrainEvent::Status { run, status, checkpoints, config } => {
             let Some(open) = state.open.as_mut().filter(|open| open.id == run) else {
                 return vec![Reaction::Unchanged];
             };
@@ -418,28 +425,28 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
             }
             ended(open, before)
         }
-        Event::Overlay(run, events) => {
+        TrainEvent::Overlay(run, events) => {
             if let Some(curves) = state.overlays.get_mut(&run) {
                 *curves = Curves::default();
                 curves.add(events);
             }
             Vec::new()
         }
-        Event::Log(run, lines) => {
+        TrainEvent::Log(run, lines) => {
             if let Some(open) = state.open.as_mut().filter(|open| open.id == run) {
                 open.log = lines;
             }
             Vec::new()
         }
-        Event::Planning(done, total) => {
+        TrainEvent::Planning(done, total) => {
             state.planning = Some((done, total));
             Vec::new()
         }
-        Event::Planned(settings, outcome) => {
+        TrainEvent::Planned(settings, outcome) => {
             state.planning = None;
             planned(settings, outcome)
         }
-        Event::Started(outcome) => {
+        TrainEvent::Started(outcome) => {
             state.starting = false;
             match outcome {
                 Ok(id) => {
@@ -447,30 +454,30 @@ fn answered(state: &mut State, answer: Event) -> Vec<Reaction> {
                     state.filter.clear();
                     // The list is read again at once: the new run is not in it yet.
                     vec![
-                        Reaction::Train(Effect::Watch),
+                        Reaction::from(TrainEffect::Watch),
                         Reaction::Flash(Severity::Success, "started".to_owned()),
                     ]
                 }
                 Err(problem) => vec![failure("The run could not be started", problem)],
             }
         }
-        Event::Edited { run, key, outcome } => edited(run, &key, outcome),
-        Event::Asked(Ok(said)) => vec![Reaction::Flash(Severity::Success, said)],
-        Event::Asked(Err(problem)) if problem.contains('\n') => vec![failure("Not done", problem)],
-        Event::Diff(title, text) => {
+        TrainEvent::Edited { run, key, outcome } => edited(run, &key, outcome),
+        TrainEvent::Asked(Ok(said)) => vec![Reaction::Flash(Severity::Success, said)],
+        TrainEvent::Asked(Err(problem)) if problem.contains('\n') => vec![failure("Not done", problem)],
+        TrainEvent::Diff(title, text) => {
             vec![Reaction::Message(Message { title, text, severity: Severity::Note })]
         }
-        Event::Rows(step, Ok(rows)) => {
+        TrainEvent::Rows(step, Ok(rows)) => {
             vec![Reaction::Follow(Link::Rows(format!("step {step}"), rows)), Reaction::Show(PaneId::Data)]
         }
-        Event::Asked(Err(problem)) | Event::Rows(_, Err(problem)) => {
+        TrainEvent::Asked(Err(problem)) | TrainEvent::Rows(_, Err(problem)) => {
             vec![Reaction::Flash(Severity::Error, problem)]
         }
     }
 }
 
 fn planned(settings: Vec<String>, outcome: Result<PlanSummary, Refusal>) -> Vec<Reaction> {
-    let entry = |entry| Reaction::Entry(AnyQuestion::Train(Question::Settings), entry);
+    let entry = |entry| Reaction::Entry(Question::from(TrainQuestion::Settings), entry);
     match outcome {
         Ok(plan) => vec![
             entry(Entry::Taken),
@@ -478,7 +485,7 @@ fn planned(settings: Vec<String>, outcome: Result<PlanSummary, Refusal>) -> Vec<
                 title: format!("Start {}?", plan.method),
                 lines: plan.lines,
                 yes: "Start".to_owned(),
-                question: AnyQuestion::Train(Question::Start(settings)),
+                question: Question::from(TrainQuestion::Start(settings)),
             }),
         ],
         Err(Refusal { title, text }) => {
@@ -498,7 +505,7 @@ fn edited(run: String, key: &str, outcome: Result<String, String>) -> Vec<Reacti
     let question = KEYS
         .iter()
         .find(|known| known.path == key)
-        .map(|known| AnyQuestion::Train(Question::Value(run, known.path)));
+        .map(|known| Question::from(TrainQuestion::Value(run, known.path)));
     match (outcome, question) {
         (Ok(said), question) => {
             let taken = question.map(|question| Reaction::Entry(question, Entry::Taken));
@@ -534,7 +541,7 @@ fn ended(open: &OpenRun, before: Option<RunState>) -> Vec<Reaction> {
     vec![Reaction::Flash(severity, text)]
 }
 
-fn runs_changed(state: &mut State, runs: Vec<RunSummary>) -> Vec<Reaction> {
+fn runs_changed(state: &mut TrainState, runs: Vec<RunSummary>) -> Vec<Reaction> {
     let selected = state.selected().map(|run| run.id.clone());
     state.runs = Some(runs);
     let shown = state.shown();
@@ -545,7 +552,7 @@ fn runs_changed(state: &mut State, runs: Vec<RunSummary>) -> Vec<Reaction> {
     follow(state)
 }
 
-fn select_wanted(state: &mut State) {
+fn select_wanted(state: &mut TrainState) {
     let Some(wanted) = &state.wanted else { return };
     let shown = state.shown();
     let Some(position) = shown.iter().position(|run| run.id == *wanted) else { return };
@@ -555,7 +562,7 @@ fn select_wanted(state: &mut State) {
 }
 
 /// Shows the selected run, if another one is shown.
-fn follow(state: &mut State) -> Vec<Reaction> {
+fn follow(state: &mut TrainState) -> Vec<Reaction> {
     let Some(id) = state.selected().map(|run| run.id.clone()) else {
         if state.runs.as_ref().is_some_and(Vec::is_empty) {
             state.open = None;
@@ -570,36 +577,39 @@ fn follow(state: &mut State) -> Vec<Reaction> {
     state.cursor = None;
     state.sample = 0;
     state.log.to_end();
-    let mut reactions = vec![Reaction::Train(Effect::Follow(id.clone()))];
+    let mut reactions = vec![Reaction::from(TrainEffect::Follow(id.clone()))];
     if state.detail == Detail::Log {
-        reactions.push(Reaction::Train(Effect::Log(id)));
+        reactions.push(Reaction::from(TrainEffect::Log(id)));
     }
     reactions
 }
 
-fn confirmed(state: &mut State, question: Question) -> Vec<Reaction> {
+fn confirmed(state: &mut TrainState, question: TrainQuestion) -> Vec<Reaction> {
     match question {
-        Question::Start(settings) => {
+        TrainQuestion::Start(settings) => {
             state.starting = true;
-            vec![Reaction::Train(Effect::Start(settings))]
+            vec![Reaction::from(TrainEffect::Start(settings))]
         }
-        Question::StopNow(id) => {
-            vec![Reaction::Train(Effect::Ask(id, Request::Stop { when: StopWhen::Now }))]
+        TrainQuestion::StopNow(id) => {
+            vec![Reaction::from(TrainEffect::Ask(id, Request::Stop { when: StopWhen::Now }))]
         }
-        Question::Restart(id) => vec![Reaction::Train(Effect::Restart(id))],
-        Question::Settings | Question::Stop(_) | Question::Key(..) | Question::Value(..) => Vec::new(),
+        TrainQuestion::Restart(id) => vec![Reaction::from(TrainEffect::Restart(id))],
+        TrainQuestion::Settings
+        | TrainQuestion::Stop(_)
+        | TrainQuestion::Key(..)
+        | TrainQuestion::Value(..) => Vec::new(),
     }
 }
 
-fn entered(state: &mut State, question: Question, text: &str) -> Vec<Reaction> {
+fn entered(state: &mut TrainState, question: TrainQuestion, text: &str) -> Vec<Reaction> {
     match question {
-        Question::Settings => {
+        TrainQuestion::Settings => {
             let mut reactions = plan(state, settings_of(text));
-            reactions.push(Reaction::Entry(AnyQuestion::Train(Question::Settings), Entry::Checked));
+            reactions.push(Reaction::Entry(Question::from(TrainQuestion::Settings), Entry::Checked));
             reactions
         }
-        Question::Value(id, key) => {
-            let question = AnyQuestion::Train(Question::Value(id.clone(), key));
+        TrainQuestion::Value(id, key) => {
+            let question = Question::from(TrainQuestion::Value(id.clone(), key));
             let run_state = state
                 .open
                 .as_ref()
@@ -607,15 +617,15 @@ fn entered(state: &mut State, question: Question, text: &str) -> Vec<Reaction> {
                 .and_then(|open| open.status.as_ref())
                 .map_or(RunState::Queued, |status| status.state);
             vec![
-                Reaction::Train(change(id, run_state, key.to_owned(), text.to_owned())),
+                Reaction::from(change(id, run_state, key.to_owned(), text.to_owned())),
                 Reaction::Entry(question, Entry::Checked),
             ]
         }
-        Question::Start(_)
-        | Question::Stop(_)
-        | Question::StopNow(_)
-        | Question::Key(..)
-        | Question::Restart(_) => Vec::new(),
+        TrainQuestion::Start(_)
+        | TrainQuestion::Stop(_)
+        | TrainQuestion::StopNow(_)
+        | TrainQuestion::Key(..)
+        | TrainQuestion::Restart(_) => Vec::new(),
     }
 }
 
@@ -686,9 +696,9 @@ impl Inside {
     }
 }
 
-fn picked(state: &mut State, question: Question, index: usize) -> Vec<Reaction> {
+fn picked(state: &mut TrainState, question: TrainQuestion, index: usize) -> Vec<Reaction> {
     match question {
-        Question::Stop(id) => match STOPS.get(index) {
+        TrainQuestion::Stop(id) => match STOPS.get(index) {
             Some((StopWhen::Now, ..)) => {
                 let saved = state.open.as_ref().and_then(|open| open.checkpoints.last().copied());
                 let lost = match saved {
@@ -699,13 +709,13 @@ fn picked(state: &mut State, question: Question, index: usize) -> Vec<Reaction> 
                     title: format!("Stop {id} at once?"),
                     lines: vec![lost],
                     yes: "Stop".to_owned(),
-                    question: AnyQuestion::Train(Question::StopNow(id)),
+                    question: Question::from(TrainQuestion::StopNow(id)),
                 })]
             }
-            Some((when, ..)) => vec![Reaction::Train(Effect::Ask(id, Request::Stop { when: *when }))],
+            Some((when, ..)) => vec![Reaction::from(TrainEffect::Ask(id, Request::Stop { when: *when }))],
             None => Vec::new(),
         },
-        Question::Key(id, keys) => {
+        TrainQuestion::Key(id, keys) => {
             let Some(key) = keys.get(index).copied() else { return Vec::new() };
             let now =
                 state.open.as_ref().and_then(|open| open.config.as_ref()).and_then(|config| config.get(key));
@@ -714,13 +724,13 @@ fn picked(state: &mut State, question: Question, index: usize) -> Vec<Reaction> 
                 title: key.to_owned(),
                 initial: now.map(|value| value.to_string()).unwrap_or_default(),
                 hint: hint.to_owned(),
-                question: AnyQuestion::Train(Question::Value(id, key)),
+                question: Question::from(TrainQuestion::Value(id, key)),
             })]
         }
-        Question::Start(_)
-        | Question::Settings
-        | Question::StopNow(_)
-        | Question::Value(..)
-        | Question::Restart(_) => Vec::new(),
+        TrainQuestion::Start(_)
+        | TrainQuestion::Settings
+        | TrainQuestion::StopNow(_)
+        | TrainQuestion::Value(..)
+        | TrainQuestion::Restart(_) => Vec::new(),
     }
 }

@@ -8,7 +8,7 @@ use luthier_core::runs::{RunSummary, State as RunState};
 
 use super::curves::{At, Curves, Metric, Notice};
 use super::look;
-use super::state::{Detail, Focus, OpenRun, State};
+use super::state::{Detail, Focus, OpenRun, TrainState};
 use crate::app::Context;
 use crate::cli::units;
 use crate::theme::{Role, Theme};
@@ -31,7 +31,7 @@ const TALL: u16 = 22;
 const OVERLAY_ROLES: [Role; 5] = [Role::Series3, Role::Series4, Role::Series5, Role::Series6, Role::Series2];
 
 /// Draws the pane. Pure: reads nothing but its arguments.
-pub fn view(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+pub fn view(state: &TrainState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     match list_and_detail(area, LIST_WIDTH, buffer, theme) {
         Split::Wide { list, detail } => {
             draw_list(state, context, list, buffer, theme);
@@ -46,7 +46,7 @@ pub fn view(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, t
 }
 
 /// What stands where there are no runs to list.
-fn absence(state: &State) -> &'static str {
+fn absence(state: &TrainState) -> &'static str {
     match &state.runs {
         None => "reading the runs …",
         Some(runs) if runs.is_empty() => "no runs yet",
@@ -54,7 +54,7 @@ fn absence(state: &State) -> &'static str {
     }
 }
 
-fn draw_list(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_list(state: &TrainState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let heading = if state.focus == Focus::List { Role::Focus } else { Role::Title };
     let x = put(buffer, area.x + 1, area.y, area.right(), "Runs", theme.style(heading));
     draw_filter(state, x + 2, area, buffer, theme);
@@ -75,7 +75,7 @@ fn draw_list(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, 
     }
 }
 
-fn draw_filter(state: &State, x: u16, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_filter(state: &TrainState, x: u16, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if let Some(line) = &state.typing {
         let x = put(buffer, x, area.y, area.right(), "/", theme.style(Role::Key));
         let field = Rect { x, width: area.right().saturating_sub(x + 1), height: 1, ..area };
@@ -88,7 +88,7 @@ fn draw_filter(state: &State, x: u16, area: Rect, buffer: &mut Buffer, theme: &T
 }
 
 fn draw_run(
-    state: &State,
+    state: &TrainState,
     context: &Context,
     run: &RunSummary,
     row: Rect,
@@ -124,7 +124,7 @@ fn draw_run(
     put(buffer, x + 1, row.y, step_x, &run.method, style(Role::Screen));
 }
 
-fn draw_selector(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_selector(state: &TrainState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let Some(run) = state.selected() else {
         put(buffer, area.x + 1, area.y, area.right(), absence(state), theme.style(Role::Muted));
         return;
@@ -139,7 +139,7 @@ fn draw_selector(state: &State, context: &Context, area: Rect, buffer: &mut Buff
     draw_filter(state, rest.x + 1, rest, buffer, theme);
 }
 
-fn draw_detail(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_detail(state: &TrainState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if let Some((done, total)) = state.planning {
         let text = if total == 0 {
             "preparing: reading the base model and the data …".to_owned()
@@ -164,7 +164,7 @@ fn draw_detail(state: &State, context: &Context, area: Rect, buffer: &mut Buffer
     }
 }
 
-fn draw_empty(state: &State, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_empty(state: &TrainState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if !state.runs.as_ref().is_some_and(Vec::is_empty) {
         return;
     }
@@ -186,7 +186,7 @@ fn draw_empty(state: &State, context: &Context, area: Rect, buffer: &mut Buffer,
 }
 
 fn draw_title(
-    state: &State,
+    state: &TrainState,
     context: &Context,
     open: &OpenRun,
     area: Rect,
@@ -274,7 +274,7 @@ fn situation(open: &OpenRun) -> (String, Role) {
     }
 }
 
-fn draw_log(state: &State, open: &OpenRun, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_log(state: &TrainState, open: &OpenRun, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if open.log.is_empty() {
         put(buffer, area.x, area.y, area.right(), "the engine has printed nothing", theme.style(Role::Muted));
         return;
@@ -285,7 +285,7 @@ fn draw_log(state: &State, open: &OpenRun, area: Rect, buffer: &mut Buffer, them
 }
 
 fn draw_charts(
-    state: &State,
+    state: &TrainState,
     context: &Context,
     open: &OpenRun,
     area: Rect,
@@ -321,7 +321,7 @@ fn draw_charts(
     }
 }
 
-fn draw_main(state: &State, open: &OpenRun, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+fn draw_main(state: &TrainState, open: &OpenRun, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let metric = state.main_metric();
     draw_legend(state, open, metric, area, buffer, theme);
     let held_out = open.curves.held_out();
@@ -367,7 +367,7 @@ fn draw_main(state: &State, open: &OpenRun, area: Rect, buffer: &mut Buffer, the
 }
 
 fn draw_legend(
-    state: &State,
+    state: &TrainState,
     open: &OpenRun,
     metric: Metric,
     area: Rect,
@@ -418,7 +418,7 @@ fn draw_legend(
 }
 
 fn draw_small(
-    state: &State,
+    state: &TrainState,
     open: &OpenRun,
     metrics: &[Metric],
     area: Rect,
@@ -473,7 +473,7 @@ fn draw_notices(context: &Context, curves: &Curves, area: Rect, buffer: &mut Buf
 /// The newest sample of the chosen prompt: prompt and check on the first line, then the reply with what is
 /// new in it set off.
 fn sample_lines(
-    state: &State,
+    state: &TrainState,
     open: &OpenRun,
     width: u16,
     theme: &Theme,
