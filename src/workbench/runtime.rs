@@ -1,4 +1,4 @@
-//! The loop: waits, lets the workbench react, has the effects performed, draws if something changed.
+//! The event loop: wait for an event, update the state, perform the effects, draw if something changed.
 
 use std::future::poll_fn;
 use std::io;
@@ -23,16 +23,16 @@ use crate::term::{self, FrameLimiter, Terminal, TerminalError};
 use crate::theme::{ColorHints, DEFAULT, Library};
 use crate::ui;
 
-/// How long events that are ready are handled before a frame is drawn.
+/// The longest time that ready events are handled before a frame is drawn.
 const DRAIN: Duration = Duration::from_millis(8);
 
-/// Least time between two deadlines, so that one that is not met cannot keep the processor busy.
+/// Least time between two deadlines, so that one that stays in the past cannot keep the processor busy.
 const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Exit status of a process that a signal ended.
 const INTERRUPTED: u8 = 130;
 
-/// Why the workbench did not open, or ended before its time.
+/// Why the workbench did not open, or ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// There is no project.
@@ -55,7 +55,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// The exit status that goes with it: 2 for what another call would mend, 1 otherwise.
+    /// The exit status: 2 if another invocation would work, 1 otherwise.
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::NoProject(_) | Self::Terminal(TerminalError::NotATerminal(_) | TerminalError::Dumb(_)) => 2,
@@ -68,7 +68,7 @@ fn shown(path: &Path) -> String {
     luthier_core::text::clean_line(&path.display().to_string()).into_owned()
 }
 
-/// Opens the workbench on a project and returns when the person leaves it.
+/// Opens the workbench on a project and returns when it is closed.
 pub fn open(project: &Path) -> Result<ExitCode, OpenError> {
     term::check()?;
     if !project.join("luthier.toml").exists() {
@@ -80,7 +80,7 @@ pub fn open(project: &Path) -> Result<ExitCode, OpenError> {
         .build()
         .map_err(|problem| system("the event loop did not start", problem))?;
     let outcome = runtime.block_on(run(project));
-    // Work in the background has nothing to save; a thread that waits for a disk must not hold the exit.
+    // Background work has nothing to save; a thread that waits for a disk must not delay the exit.
     runtime.shutdown_background();
     Ok(match outcome? {
         Ending::Left => ExitCode::SUCCESS,
@@ -130,12 +130,12 @@ async fn run(project: PathBuf) -> Result<Ending, OpenError> {
     workbench.run(events).await
 }
 
-/// Where error output goes if there is no log.
+/// Where error output is redirected to without a log.
 fn null_device() -> Option<std::fs::File> {
     std::fs::OpenOptions::new().write(true).open("/dev/null").ok()
 }
 
-/// Mouse reports take the terminal's own selection away, so they are off unless asked for.
+/// Mouse reports disable the terminal's own selection, so they are off by default.
 fn mouse_wanted() -> bool {
     std::env::var_os("LUTHIER_MOUSE").is_some_and(|value| value == "1" || value == "on")
 }
@@ -150,7 +150,7 @@ fn settings(project: PathBuf) -> Settings {
     Settings { project, themes, keymap: folder.map(|folder| folder.join("keymap.toml")) }
 }
 
-/// Whether the locale is one of UTF-8; one that says nothing is taken for one.
+/// Whether the locale uses UTF-8; an unset locale is assumed to.
 fn speaks_unicode() -> bool {
     let named = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(|name| std::env::var(name).ok());
     let locale = named.map(|locale| locale.to_ascii_lowercase()).find(|locale| !locale.is_empty());
@@ -181,7 +181,7 @@ impl Clock {
     }
 }
 
-/// The signals that mean something to the workbench.
+/// The signals that the workbench handles.
 struct Signals {
     interrupt: Listener,
     terminate: Listener,
@@ -210,7 +210,7 @@ impl Signals {
         }
     }
 
-    /// Forgets an interrupt that was meant for the program that had the terminal.
+    /// Drops an interrupt that was meant for the program that had the terminal.
     fn forget_interrupt(&mut self) {
         let _ = self.interrupt.recv().now_or_never();
         let _ = self.resumed.recv().now_or_never();
@@ -224,7 +224,7 @@ struct Loop {
     clock: Clock,
     limiter: FrameLimiter,
     changed: bool,
-    /// When the last deadline was met.
+    /// When the last deadline was handled.
     woken: Duration,
     ending: Option<Ending>,
     input: EventStream,
@@ -273,14 +273,14 @@ impl Loop {
         Ok(self.ending.unwrap_or(Ending::Left))
     }
 
-    /// When the loop must go on although nothing happens.
+    /// When the loop must wake although no event arrives.
     fn wake_time(&self) -> Option<Duration> {
         let frame = self.changed.then(|| self.limiter.earliest(self.clock.elapsed()));
         let deadline = self.app.deadline().map(|deadline| deadline.max(self.woken + PATIENCE));
         [frame, deadline].into_iter().flatten().min()
     }
 
-    /// Handles what is ready already, so that a burst becomes one frame.
+    /// Handles all ready events, so that a burst becomes one frame.
     async fn drain(&mut self, events: &mut mpsc::Receiver<Event>, turn: Instant) -> Result<(), OpenError> {
         while self.ending.is_none() && turn.elapsed() < DRAIN {
             // Polled in this task: the stream wakes only the task that polled it first.
@@ -344,7 +344,7 @@ impl Loop {
         Ok(())
     }
 
-    /// Reads the size again, since it may have changed meanwhile, and draws every cell.
+    /// Reads the terminal's size again, which may have changed meanwhile, and redraws every cell.
     fn redraw(&mut self) -> Result<(), OpenError> {
         self.app.context.size = self.terminal.size()?;
         self.terminal.forget();

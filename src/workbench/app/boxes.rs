@@ -1,4 +1,4 @@
-//! How open boxes react, and how their answers find their way back.
+//! How open boxes handle commands, and how replies reach whoever asked.
 
 use super::layers::{Chooser, Layer, PromptBox, Standing, palette_commands};
 use super::{
@@ -10,7 +10,7 @@ use crate::panes::PaneId;
 use crate::widgets::Scroll;
 
 impl App {
-    /// Lets the box that was taken off the stack handle `command`; puts it back unless that closed it.
+    /// Lets a box that was popped off the stack handle `command`; pushes it back unless the command closed it.
     pub(super) fn run_in_layer(&mut self, mut layer: Layer, command: Command, effects: &mut Vec<Effect>) {
         match command {
             Command::App(AppCommand::Suspend) => effects.push(Effect::Terminal(TerminalEffect::Suspend)),
@@ -33,7 +33,11 @@ impl App {
             }
             Command::Input(InputCommand::Editor) => {
                 if let Layer::Prompt(..) = layer {
-                    self.messages.push(Severity::Note, "the editor is for longer texts", self.context.now);
+                    self.messages.push(
+                        Severity::Note,
+                        "the editor is only for longer texts",
+                        self.context.now,
+                    );
                 }
             }
             Command::Input(command) => match &mut layer {
@@ -64,10 +68,10 @@ impl App {
         self.layers.push(layer);
     }
 
-    /// Enter in a box; closes it, unless there was nothing to choose or the answer is still to be judged.
+    /// Handles enter in a box; closes it unless nothing was chosen or the answer must be checked first.
     fn accept(&mut self, layer: Layer, effects: &mut Vec<Effect>) {
         match layer {
-            // Where nothing fits, what was typed can be put right.
+            // Nothing matches: keep the box open so that the text can be corrected.
             Layer::Palette(ref chooser) | Layer::Pick(_, ref chooser) if chooser.chosen().is_none() => {
                 self.layers.push(layer);
             }
@@ -91,7 +95,7 @@ impl App {
         }
     }
 
-    /// Gives the pane what was entered; the box closes unless the pane keeps it.
+    /// Gives the pane the text entered; the box closes unless the pane keeps it open.
     fn enter(&mut self, mut asked: PromptBox, effects: &mut Vec<Effect>) {
         if asked.is_checked() {
             self.layers.push(Layer::Prompt(asked));
@@ -111,7 +115,7 @@ impl App {
         self.react(pane, reactions, effects);
     }
 
-    /// Does what a pane says of the text that was entered for `question`.
+    /// Applies a pane's decision about the text entered for `question`.
     pub(super) fn judge_entry(&mut self, question: &Question, entry: Entry) {
         let asked = self
             .layers

@@ -14,32 +14,28 @@ use crate::panes::PaneId;
 /// The time, as it came in with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Since the workbench opened; never jumps. Deadlines are counted in this.
+    /// Time since the workbench opened. Monotonic; deadlines are given in it.
     pub elapsed: Duration,
-    /// On the clock.
+    /// Wall-clock time.
     pub wall: Timestamp,
 }
 
 /// What every pane may know, read-only.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// The project folder.
     pub project: PathBuf,
-    /// Its name, fit for the screen.
+    /// Its name, cleaned for the screen.
     pub project_name: String,
-    /// The last settings that were right; nothing while `luthier.toml` was never right.
+    /// The last valid settings; nothing while there were none yet.
     pub config: Option<Arc<Config>>,
-    /// Why `luthier.toml` cannot be used as it stands now, with carets; nothing while it is right.
+    /// What is wrong with `luthier.toml` now, with carets; nothing while it is valid.
     pub config_problem: Option<Arc<str>>,
-    /// The time.
     pub now: Now,
-    /// Where times of day are shown.
+    /// The time zone in which times of day are shown.
     pub zone: TimeZone,
-    /// The terminal's size.
     pub size: Size,
     /// What the machine does, for the header; empty until known.
     pub device: String,
-    /// The pane on screen.
     pub pane: PaneId,
 }
 

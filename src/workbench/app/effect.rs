@@ -1,4 +1,4 @@
-//! Everything the workbench can do to the world. Closed; performed by [`crate::effects`] and
+//! Everything the workbench does outside of its state, as one closed enum. Performed by [`crate::effects`] and
 //! [`crate::runtime`] only.
 
 use std::path::PathBuf;
@@ -20,7 +20,6 @@ pub enum Effect {
 /// What needs the terminal.
 #[derive(Debug, PartialEq)]
 pub enum TerminalEffect {
-    /// End the workbench.
     Quit(Ending),
     /// Give the terminal to the shell until the process is continued.
     Suspend,
@@ -39,11 +38,9 @@ pub enum SettingsEffect {
     Watch,
     /// Read a theme and use it.
     LoadTheme(String),
-    /// Find the themes there are.
     ListThemes,
 }
 
-/// How the workbench ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The person left.

@@ -1,4 +1,4 @@
-//! Everything that can happen to the workbench. Closed: what is not here does not happen.
+//! Everything that can happen to the workbench, as one closed enum.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,6 @@ use crate::theme::Theme;
 pub enum Event {
     /// The workbench opened; comes first and once.
     Started,
-    /// A key was pressed.
     Key(Key),
     /// Text was pasted, as the terminal sent it.
     Paste(String),
@@ -24,13 +23,13 @@ pub enum Event {
     Attention(bool),
     /// The wheel turned: lines downwards, negative upwards.
     Wheel(i16),
-    /// The time that something waited for has come; see [`App::deadline`](super::App::deadline).
+    /// The deadline has passed; see [`App::deadline`](super::App::deadline).
     Deadline,
-    /// Someone outside asked the process to end.
+    /// The process received a signal to end.
     Signal(Signal),
-    /// The process was stopped and goes on; the screen was drawn over.
+    /// The process was stopped and continued; the screen may have been overwritten.
     Resumed,
-    /// `luthier.toml` was read again: the new settings, or the text of all its problems.
+    /// `luthier.toml` was read again: the settings, or the text of all its problems.
     Config(Box<Result<Config, String>>),
     /// A theme was read, with what was wrong in its file.
     Theme(Box<Theme>, Vec<String>),
@@ -40,7 +39,7 @@ pub enum Event {
     Keymap(Box<Keymap>, Vec<String>),
     /// What the machine does, in one line for the header.
     Device(String),
-    /// Work in the background broke off through a mistake in Luthier itself.
+    /// Background work failed because of a bug in Luthier.
     Fault(String),
     /// The external editor closed the file; an error says why it could not be run.
     EditorClosed(PathBuf, Result<(), String>),
@@ -51,18 +50,14 @@ pub enum Event {
 /// Columns and rows of the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Columns.
     pub width: u16,
-    /// Rows.
     pub height: u16,
 }
 
-/// A request from outside to end.
+/// A signal that ends the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGINT.
     Interrupt,
-    /// SIGTERM.
     Terminate,
     /// SIGHUP: the terminal is gone.
     Hangup,

@@ -12,21 +12,20 @@ use crate::told;
 /// Messages kept for the list of messages.
 const KEPT: usize = 500;
 
-/// How bad something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// Good to know.
+    /// For information.
     Note,
-    /// Something asked for was done.
+    /// A request was carried out.
     Success,
-    /// Something to look at.
+    /// Needs attention.
     Warning,
     /// Something failed.
     Error,
 }
 
 impl Severity {
-    /// The sign that stands for it where there is no colour.
+    /// The sign shown with the message; it also works without colour.
     pub fn glyph(self) -> &'static str {
         match self {
             Self::Note => "·",
@@ -44,17 +43,15 @@ impl Severity {
     }
 }
 
-/// How long a message is shown at least, whatever keys are pressed: long enough to be read.
+/// The shortest time a message is shown, whatever keys are pressed: long enough to be read.
 const READ: Duration = Duration::from_secs(2);
 
 /// One message, on one line, cleaned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flash {
-    /// How bad it is.
     pub severity: Severity,
-    /// What it says.
     pub text: String,
-    /// When it came.
+    /// When it was posted.
     pub time: Timestamp,
     expires: Duration,
 }
@@ -67,7 +64,6 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Adds a message and shows it.
     pub fn push(&mut self, severity: Severity, text: &str, now: Now) {
         if self.kept.len() == KEPT {
             self.kept.pop_front();
@@ -91,8 +87,7 @@ impl Messages {
         self.kept.iter()
     }
 
-    /// A key was pressed: what was only good to know goes away once it could be read, since the person is on to
-    /// something else.
+    /// A key was pressed: a note that was shown long enough goes away, since the user has moved on.
     pub fn key_pressed(&mut self, now: Now) {
         let over = |flash: &Flash| {
             flash.severity <= Severity::Success
@@ -103,17 +98,17 @@ impl Messages {
         }
     }
 
-    /// Takes the message shown away.
+    /// Hides the message.
     pub fn dismiss(&mut self) {
         self.shown = false;
     }
 
-    /// When the message shown goes away.
+    /// When the message expires.
     pub fn deadline(&self) -> Option<Duration> {
         self.current().map(|flash| flash.expires)
     }
 
-    /// Takes a message away whose time has passed; whether there was one.
+    /// Hides the message if it has expired; returns whether it had.
     pub fn expire(&mut self, now: Now) -> bool {
         let expired = self.deadline().is_some_and(|expires| expires <= now.elapsed);
         self.shown &= !expired;
@@ -121,7 +116,7 @@ impl Messages {
     }
 }
 
-/// `text` on one line: all of it, but of a problem drawn with its line and carets only what it says.
+/// `text` on one line. Of a problem drawn with its source line and carets, only the message is kept.
 fn in_a_line(text: &str) -> String {
     let drawn = |line: &str| {
         let line = line.trim_start();

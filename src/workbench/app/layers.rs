@@ -8,11 +8,9 @@ use crate::widgets::{ListState, Scroll, TextLine};
 /// A box over the panes.
 #[derive(Debug)]
 pub enum Layer {
-    /// All commands, narrowed by typing.
     Palette(Chooser),
     /// The keys that work in the pane below.
     Help(Scroll),
-    /// The messages so far.
     Messages(Scroll),
     /// Asks yes or no.
     Confirm(ConfirmBox),
@@ -20,14 +18,12 @@ pub enum Layer {
     Message(Message, Scroll),
     /// Asks for a line of text.
     Prompt(PromptBox),
-    /// Offers a choice.
     Pick(Pick, Chooser),
 }
 
 /// Asks yes or no, with the button that enter would press.
 #[derive(Debug)]
 pub struct ConfirmBox {
-    /// What is asked.
     pub confirm: Confirm,
     /// Whether enter says yes.
     pub yes: bool,
@@ -36,37 +32,35 @@ pub struct ConfirmBox {
 /// Asks for a line of text, with what is typed.
 #[derive(Debug)]
 pub struct PromptBox {
-    /// What is asked for.
     pub prompt: Prompt,
     /// What is typed.
     pub line: TextLine,
-    /// Where the answer stands.
+    /// Whether the answer is being typed, checked or was refused.
     pub standing: Standing,
 }
 
-/// Where the answer to a prompt stands.
+/// The state of the answer to a prompt.
 #[derive(Debug)]
 pub enum Standing {
-    /// It is typed.
+    /// It is being typed.
     Open,
-    /// It was entered and is looked at.
+    /// It was entered and is being checked.
     Checked,
-    /// It was entered and refused, and can be typed on.
+    /// It was refused and can be corrected.
     Refused(Message),
 }
 
 impl PromptBox {
-    /// The box as it opens.
     pub fn new(prompt: Prompt) -> Self {
         Self { line: TextLine::new(&prompt.initial), prompt, standing: Standing::Open }
     }
 
-    /// The line, unless what it holds is being looked at: it must not change under the answer.
+    /// The line, unless its text is being checked: it must not change meanwhile.
     pub fn typed(&mut self) -> Option<&mut TextLine> {
         if self.is_checked() { None } else { Some(&mut self.line) }
     }
 
-    /// Whether an answer to `question` is awaited here.
+    /// Whether the box waits for the check of its answer to `question`.
     pub fn awaits(&self, question: &Question) -> bool {
         self.is_checked() && self.prompt.question == *question
     }
@@ -82,9 +76,9 @@ impl PromptBox {
 pub struct Chooser {
     /// What is typed.
     pub line: TextLine,
-    /// Where the list of matches stands.
+    /// Selection in the list of matches.
     pub list: ListState,
-    /// What fits, best first.
+    /// Matches, best first.
     pub matches: Vec<Match>,
     candidates: Vec<String>,
 }
@@ -103,12 +97,12 @@ impl Chooser {
         self.list.selected().and_then(|selected| self.matches.get(selected)).map(|found| found.index)
     }
 
-    /// How many there are to choose from, fitting or not.
+    /// The number of candidates, matching or not.
     pub fn total(&self) -> usize {
         self.candidates.len()
     }
 
-    /// Looks again for what fits; the best is selected.
+    /// Finds the matches again and selects the best.
     pub fn narrow(&mut self) {
         self.matches = command::rank(self.line.value(), self.candidates.iter().map(String::as_str));
         self.list = ListState::new(self.matches.len());

@@ -37,22 +37,18 @@ use crate::keymap::{Key, KeyContext, Keymap};
 use crate::panes::{PaneId, Panes};
 use crate::theme::Theme;
 
-/// The whole state of the workbench.
 #[derive(Debug)]
 pub struct App {
     /// What the panes may know.
     pub context: Context,
-    /// The panes.
     pub panes: Panes,
     /// Boxes over them, the topmost last.
     pub layers: Vec<Layer>,
-    /// Keys pressed that may become a longer sequence.
+    /// Keys pressed so far of a longer sequence.
     pub pending: Vec<Key>,
-    /// Messages.
     pub messages: Messages,
     /// The bindings in force.
     pub keymap: Keymap,
-    /// The look.
     pub theme: Theme,
     last_pane: PaneId,
     generations: Generations,
@@ -61,34 +57,29 @@ pub struct App {
     dirty: bool,
 }
 
-/// Who waits for the external editor.
+/// Who opened the external editor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Editing {
     Pane(PaneId),
     Config,
 }
 
-/// What the workbench opens with.
 #[derive(Debug)]
 pub struct Opening {
-    /// The project folder.
     pub project: PathBuf,
-    /// Its settings, or the text of what is wrong with them.
+    /// Its settings, or the text of their problems.
     pub config: Result<Config, String>,
-    /// The bindings, with what is wrong in the person's own.
+    /// The bindings, with the problems of the user's keymap.
     pub keymap: (Keymap, Vec<String>),
     /// The look, with what is wrong in its file.
     pub theme: (Theme, Vec<String>),
-    /// The time.
     pub now: Now,
-    /// Where times of day are shown.
+    /// The time zone in which times of day are shown.
     pub zone: TimeZone,
-    /// The terminal's size.
     pub size: Size,
 }
 
 impl App {
-    /// The workbench as it opens.
     pub fn new(opening: Opening) -> Self {
         let (config, config_problem) = match opening.config {
             Ok(config) => (Some(Arc::new(config)), None),
@@ -135,7 +126,7 @@ impl App {
         contexts
     }
 
-    /// Why `command` cannot be done now, or nothing if it can.
+    /// Why `command` cannot be run now, or nothing if it can.
     pub fn unavailable(&self, command: Command) -> Option<String> {
         match command {
             Command::App(AppCommand::LastPane | AppCommand::NextPane | AppCommand::PreviousPane)
@@ -147,7 +138,7 @@ impl App {
         }
     }
 
-    /// Why `command` could not be done if no box were open: what lists commands in a box asks this, since the box
+    /// Why `command` could not be run if no box were open. Boxes that list commands ask this, since the box
     /// closes before one is run.
     pub fn unavailable_below(&self, command: Command) -> Option<String> {
         match command {
@@ -167,7 +158,7 @@ impl App {
         [self.messages.deadline(), pane].into_iter().flatten().min()
     }
 
-    /// Whether something changed since this was asked last.
+    /// Whether something changed since the last call.
     pub fn take_dirty(&mut self) -> bool {
         std::mem::take(&mut self.dirty)
     }

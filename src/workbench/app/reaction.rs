@@ -6,25 +6,24 @@ use super::flash::Severity;
 use crate::command::Command;
 use crate::panes::{PaneEffect, PaneId, PaneQuestion};
 
-/// What a pane answers to an input: work to be done, or something for the shell around it.
+/// What a pane asks for after an input: work, or something of the shell around it.
 #[derive(Debug, PartialEq)]
 pub enum Reaction {
     /// Work for the pane's performer.
     Perform(PaneEffect),
     /// Say something in the footer.
     Flash(Severity, String),
-    /// Ask before something that cannot be taken back; yes comes back as [`Reply::Yes`].
+    /// Ask before something that cannot be undone; yes comes back as [`Reply::Yes`].
     Confirm(Confirm),
     /// Ask for a line of text; it comes back as [`Reply::Text`], and the box closes unless [`Reaction::Entry`] says
     /// otherwise.
     Prompt(Prompt),
-    /// What becomes of the text entered in the box that asked this.
+    /// Whether the text entered for this question is accepted.
     Entry(Question, Entry),
     /// Offer a choice; it comes back as [`Reply::Choice`].
     Pick(Pick),
     /// Show a longer text in a box, scrollable.
     Message(Message),
-    /// Show another pane.
     Show(PaneId),
     /// Show something in the pane that is about it.
     Follow(Link),
@@ -34,12 +33,12 @@ pub enum Reaction {
     Copy(String),
     /// Open a file in the editor, at a line counted from 1; `Input::Edited` follows.
     Edit(PathBuf, Option<usize>),
-    /// Nothing on screen changes through this answer or deadline: no frame is needed.
+    /// This answer or deadline changes nothing on the screen: no frame is needed.
     Unchanged,
 }
 
 impl Reaction {
-    /// Whether more than the pane itself may look different after it.
+    /// Whether something outside the pane may look different after it.
     pub(super) fn reaches_the_shell(&self) -> bool {
         !matches!(self, Self::Perform(_) | Self::Unchanged)
     }
@@ -48,13 +47,13 @@ impl Reaction {
 /// Asks yes or no; no is the default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Confirm {
-    /// What would be done, naming the object: `Stop lora r16?`.
+    /// The question, naming the object: `Stop lora r16?`.
     pub title: String,
-    /// What will be lost or started, a line each.
+    /// The consequences, a line each.
     pub lines: Vec<String>,
     /// The word on the button that does it: `Stop`.
     pub yes: String,
-    /// Comes back with yes.
+    /// Comes back with the reply.
     pub question: Question,
 }
 
@@ -63,7 +62,7 @@ pub struct Confirm {
 pub struct Prompt {
     /// What is asked for.
     pub title: String,
-    /// What stands in the field at first.
+    /// The text in the field at first.
     pub initial: String,
     /// A line below the field: the form expected, an example.
     pub hint: String,
@@ -71,14 +70,14 @@ pub struct Prompt {
     pub question: Question,
 }
 
-/// What becomes of an entered text.
+/// A pane's decision about an entered text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
-    /// It is looked at: the box stays, and takes no keys until one of the others follows.
+    /// It is being checked: the box stays open and takes no keys until another decision follows.
     Checked,
-    /// It is good: the box closes.
+    /// It is accepted: the box closes.
     Taken,
-    /// It is not: the box stays with the text as typed and says why. Where the box was left meanwhile, the reason
+    /// It is refused: the box stays open with the text and the reason. If the box was closed meanwhile, the reason
     /// is shown by itself.
     Refused(Message),
 }
@@ -88,7 +87,7 @@ pub enum Entry {
 pub struct Pick {
     /// What is chosen.
     pub title: String,
-    /// What there is to choose from.
+    /// The choices.
     pub items: Vec<PickItem>,
     /// The item selected at first.
     pub selected: usize,
@@ -112,7 +111,6 @@ pub struct Message {
     pub title: String,
     /// Text with line ends; shown as it is, columns kept, so that carets stay under their words.
     pub text: String,
-    /// How bad it is.
     pub severity: Severity,
 }
 
@@ -128,9 +126,7 @@ pub enum Question {
 /// What the person replied in a box.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    /// Yes.
     Yes,
-    /// This text.
     Text(String),
     /// The item at this position.
     Choice(usize),
@@ -150,7 +146,6 @@ pub enum AppQuestion {
 pub enum Link {
     /// Rows of the dataset, by index, with what they have in common.
     Rows(String, Vec<usize>),
-    /// A run, by id.
     Run(String),
     /// The start of a new run.
     NewRun,
@@ -161,7 +156,6 @@ pub enum Link {
 }
 
 impl Link {
-    /// The pane that shows it.
     pub fn pane(&self) -> PaneId {
         match self {
             Self::Rows(..) => PaneId::Data,

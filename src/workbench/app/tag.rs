@@ -1,4 +1,4 @@
-//! Which question an answer belongs to, so that late answers can be told from wanted ones.
+//! Which effect an answer belongs to, so that stale answers can be dropped.
 
 use std::collections::HashMap;
 
@@ -7,10 +7,10 @@ use crate::panes::PaneId;
 /// Whether a newer effect of the same kind replaces this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Slot {
-    /// Every effect stands for itself and every answer counts.
+    /// Effects are independent, and every answer is delivered.
     Each,
-    /// Only the newest effect of this name counts: a preview of the selected row, a followed journal.
-    /// Older work is told to stop and its answers are dropped.
+    /// Only the newest effect of this name is wanted: a preview of the selected row, a followed journal.
+    /// Older work is stopped and its answers are dropped.
     Latest(&'static str),
 }
 

@@ -17,11 +17,11 @@ use crate::keymap::{Key, Lookup};
 use crate::panes::{PaneEvent, PaneId};
 use crate::widgets::Scroll;
 
-/// Heading of the box that shows what is wrong with the settings; also how that box is known.
+/// Heading of the box with the problems of the settings, and the mark by which that box is found.
 const CONFIG_PROBLEM: &str = "luthier.toml";
 
 impl App {
-    /// Reacts to `event` at the time `now` and says what is to be done about it. No IO, no clock.
+    /// Updates the state after `event` at the time `now` and returns the effects to perform. No IO, no clock.
     pub fn update(&mut self, now: Now, event: Event) -> Vec<Effect> {
         self.context.now = now;
         self.dirty = true;
@@ -99,7 +99,7 @@ impl App {
             Lookup::NotFound => {
                 let begun = self.pending.len() > 1;
                 self.pending.clear();
-                // A sequence that led nowhere is dropped whole: half of it must not run something else.
+                // An unknown sequence is dropped whole: its last key must not run something else.
                 if !begun {
                     self.unbound(key, effects);
                 }
@@ -207,7 +207,7 @@ impl App {
         let pane = answer.pane();
         if self.generations.is_current(pane, tag) {
             let reactions = self.panes.answered(&self.context, answer);
-            // Of a pane that is not shown only what it asks of the shell can be seen.
+            // A hidden pane changes the screen only through the shell.
             self.dirty = reactions.iter().any(Reaction::reaches_the_shell)
                 || (pane == self.context.pane && !reactions.contains(&Reaction::Unchanged));
             self.react(pane, reactions, effects);
@@ -222,7 +222,7 @@ impl App {
         self.react(pane, reactions, effects);
     }
 
-    /// Does what `pane` asked for.
+    /// Carries out what `pane` asked for.
     pub(super) fn react(&mut self, pane: PaneId, reactions: Vec<Reaction>, effects: &mut Vec<Effect>) {
         for reaction in reactions {
             match reaction {
@@ -325,7 +325,7 @@ impl App {
         self.layers.retain(|layer| !is_config_problem(layer));
         let message =
             Message { title: CONFIG_PROBLEM.to_owned(), text: problem.to_owned(), severity: Severity::Error };
-        // Below whatever else is open: a box being answered must not change under the hands.
+        // Below any open box, so that a key meant for that box does not reach this one.
         self.layers.insert(0, Layer::Message(message, Scroll::default()));
         self.messages.push(
             Severity::Error,

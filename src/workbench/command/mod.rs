@@ -1,4 +1,4 @@
-//! Every command once. Keys, palette, help, footer hints and documentation all derive from this table.
+//! The table of commands. Keys, palette, help, footer hints and documentation are generated from it.
 
 mod palette;
 mod reference;
@@ -12,10 +12,10 @@ use std::sync::LazyLock;
 use crate::keymap::KeyContext;
 use crate::panes::{self, PaneCommand, PaneId};
 
-/// Something a person can ask for.
+/// A command that the user can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Command {
-    /// Of the workbench as a whole.
+    /// Of the whole workbench.
     App(AppCommand),
     /// Of whatever the focused pane shows.
     View(ViewCommand),
@@ -34,7 +34,7 @@ pub enum Command {
 /// Commands of the workbench as a whole; no pane sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AppCommand {
-    /// Leave; runs go on.
+    /// Close the workbench; runs continue.
     Quit,
     /// Stop what is being waited for, or leave.
     Interrupt,
@@ -42,30 +42,24 @@ pub enum AppCommand {
     Help,
     /// All commands, searchable.
     Palette,
-    /// Go to a pane.
     Show(PaneId),
-    /// Go to the next pane.
     NextPane,
-    /// Go to the pane before.
     PreviousPane,
     /// Go back to the pane shown last.
     LastPane,
-    /// Give the terminal back to the shell for a while.
+    /// Suspend the workbench and return to the shell.
     Suspend,
-    /// Draw everything again.
+    /// Redraw the screen.
     Redraw,
-    /// Messages so far.
     Messages,
-    /// Choose a theme.
     Theme,
-    /// Open `luthier.toml` in the editor.
     EditConfig,
 }
 
 /// Commands that every pane gives its own meaning; delivered to the focused pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ViewCommand {
-    /// Back out of one thing and nothing more.
+    /// Leave one level: a search, a detail, a filter.
     Back,
     /// Begin a search or filter.
     Search,
@@ -75,17 +69,17 @@ pub enum ViewCommand {
     SearchPrevious,
     /// Read again from disk.
     Refresh,
-    /// Focus what comes next.
+    /// Focus the next part.
     FocusNext,
-    /// Focus what came before.
+    /// Focus the previous part.
     FocusPrevious,
-    /// Focus what stands left.
+    /// Focus the part to the left.
     FocusLeft,
-    /// Focus what stands below.
+    /// Focus the part below.
     FocusDown,
-    /// Focus what stands above.
+    /// Focus the part above.
     FocusUp,
-    /// Focus what stands right.
+    /// Focus the part to the right.
     FocusRight,
     /// Copy the selection to the terminal's clipboard.
     Copy,
@@ -94,50 +88,34 @@ pub enum ViewCommand {
 /// Movement in a list, table or long text; delivered to the focused pane or the open box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ListCommand {
-    /// One down.
     Down,
-    /// One up.
     Up,
-    /// To the first.
     First,
-    /// To the last.
     Last,
-    /// Half a page down.
     HalfDown,
-    /// Half a page up.
     HalfUp,
-    /// A page down.
     PageDown,
-    /// A page up.
     PageUp,
     /// Towards the left: out of, or scroll.
     Left,
     /// Towards the right: into, or scroll.
     Right,
-    /// Scroll sideways to the left.
     ScrollLeft,
-    /// Scroll sideways to the right.
     ScrollRight,
-    /// Open the selected.
     Open,
-    /// Mark the selected.
     Mark,
 }
 
 /// Moving about in a chart; delivered to the focused pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChartCommand {
-    /// Cursor one point to the left.
     Left,
-    /// Cursor one point to the right.
     Right,
     /// Cursor a tenth of the width to the left.
     FarLeft,
     /// Cursor a tenth of the width to the right.
     FarRight,
-    /// Cursor to the first point.
     First,
-    /// Cursor to the last point.
     Last,
     /// Closer.
     ZoomIn,
@@ -147,34 +125,25 @@ pub enum ChartCommand {
     ZoomReset,
     /// Logarithmic or linear.
     LogScale,
-    /// What stands at the cursor.
+    /// Open what is at the cursor.
     Open,
 }
 
 /// Editing of typed text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum InputCommand {
-    /// Done.
     Accept,
-    /// Leave without.
     Cancel,
     /// A line break, where text may have several lines.
     Newline,
     /// Continue in the external editor.
     Editor,
-    /// Complete the word.
     Complete,
-    /// One character left.
     Left,
-    /// One character right.
     Right,
-    /// One word left.
     WordLeft,
-    /// One word right.
     WordRight,
-    /// Start of the line.
     Start,
-    /// End of the line.
     End,
     /// A line up, or the entry before.
     Up,
@@ -184,29 +153,23 @@ pub enum InputCommand {
     DeleteBack,
     /// Delete the character at the cursor.
     DeleteForward,
-    /// Delete the word before the cursor.
     DeleteWord,
-    /// Delete to the start of the line.
     DeleteToStart,
-    /// Delete to the end of the line.
     DeleteToEnd,
-    /// Put back what was deleted last.
+    /// Insert the text deleted last.
     Yank,
 }
 
 /// Answers to a box that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ModalCommand {
-    /// Yes, do it.
     Yes,
-    /// No, leave everything as it is.
     No,
 }
 
-/// All there is to know about a command but how it is done. A pane lists its commands by its own type `C`.
+/// Name, texts and keys of a command. A pane lists its commands by its own type `C`.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<C = Command> {
-    /// The command.
     pub command: C,
     /// Its name in keymaps and the palette: `quit`, `list.down`, `data.quarantine`.
     pub name: &'static str,
@@ -214,12 +177,12 @@ pub struct Entry<C = Command> {
     pub label: &'static str,
     /// One line saying what it does, without full stop.
     pub doc: &'static str,
-    /// Default keys, by the contexts they hold in; the first one is the one that hints teach.
+    /// Default keys by context; hints show the first one.
     pub keys: &'static [(KeyContext, &'static [&'static str])],
 }
 
 impl<C: Copy + Into<Command>> Entry<C> {
-    /// The entry as it stands in the table of all commands.
+    /// The entry in the form of the table of all commands.
     pub fn shared(&self) -> Entry {
         let Self { command, name, label, doc, keys } = *self;
         Entry { command: command.into(), name, label, doc, keys }
@@ -237,12 +200,10 @@ pub fn table() -> impl Iterator<Item = &'static Entry> {
 }
 
 impl Command {
-    /// The command's line in the table.
     pub fn entry(self) -> &'static Entry {
         table().find(|entry| entry.command == self).unwrap_or(&table::UNLISTED)
     }
 
-    /// The command's name.
     pub fn name(self) -> &'static str {
         self.entry().name
     }

@@ -6,7 +6,7 @@
 use super::{AppCommand, ChartCommand, Command, Entry, InputCommand, ListCommand, ModalCommand, ViewCommand};
 use crate::keymap::KeyContext::{Chart, Global, Input, List, Modal, Search};
 
-/// Stands in for a command that no table lists; a test keeps it from ever being seen.
+/// Used for a command that no table lists; a test makes sure that there is none.
 pub(super) static UNLISTED: Entry = Entry {
     command: Command::App(AppCommand::Redraw),
     name: "unlisted",
@@ -15,13 +15,13 @@ pub(super) static UNLISTED: Entry = Entry {
     keys: &[],
 };
 
-/// Of the workbench as a whole.
+/// Of the whole workbench.
 pub(super) static APP: &[Entry] = &[
     Entry {
         command: Command::App(AppCommand::Quit),
         name: "quit",
         label: "quit",
-        doc: "Leave the workbench; runs go on",
+        doc: "Leave the workbench; runs continue",
         keys: &[(Global, &["q"])],
     },
     Entry {
@@ -113,7 +113,7 @@ pub(super) static SHARED: &[Entry] = &[
         command: Command::View(ViewCommand::Back),
         name: "back",
         label: "back",
-        doc: "Back out of one thing",
+        doc: "Go back one level",
         keys: &[(Global, &["esc"]), (Modal, &["esc", "q"])],
     },
     Entry {
@@ -288,7 +288,7 @@ pub(super) static SHARED: &[Entry] = &[
         command: Command::List(ListCommand::Mark),
         name: "list.mark",
         label: "mark",
-        doc: "Mark the selected, or take the mark away",
+        doc: "Mark the selected, or remove the mark",
         keys: &[(List, &["v"])],
     },
     Entry {
@@ -337,14 +337,14 @@ pub(super) static SHARED: &[Entry] = &[
         command: Command::Chart(ChartCommand::ZoomIn),
         name: "chart.zoom-in",
         label: "zoom in",
-        doc: "Look at the chart from closer",
+        doc: "Zoom in on the chart",
         keys: &[(Chart, &["+"])],
     },
     Entry {
         command: Command::Chart(ChartCommand::ZoomOut),
         name: "chart.zoom-out",
         label: "zoom out",
-        doc: "Look at the chart from further away",
+        doc: "Zoom out of the chart",
         keys: &[(Chart, &["-", "_"])],
     },
     Entry {
@@ -365,7 +365,7 @@ pub(super) static SHARED: &[Entry] = &[
         command: Command::Chart(ChartCommand::Open),
         name: "chart.open",
         label: "rows",
-        doc: "Open what stands at the chart's cursor",
+        doc: "Open what is at the chart's cursor",
         keys: &[(Chart, &["enter"])],
     },
     Entry {
@@ -498,7 +498,7 @@ pub(super) static SHARED: &[Entry] = &[
         command: Command::Input(InputCommand::Yank),
         name: "input.yank",
         label: "put back",
-        doc: "Put back what was deleted last",
+        doc: "Insert the text deleted last",
         keys: &[(Input, &["ctrl-y"])],
     },
     Entry {

@@ -11,11 +11,8 @@ use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 /// so each key a terminal can send has exactly one value here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
-    /// What was pressed.
     pub code: Code,
-    /// Held with control.
     pub control: bool,
-    /// Held with alt.
     pub alt: bool,
     /// Held with shift; never set on characters.
     pub shift: bool,
@@ -24,35 +21,21 @@ pub struct Key {
 /// What was pressed, without modifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Code {
-    /// A character, space included.
     Char(char),
-    /// Enter.
     Enter,
-    /// Escape.
     Escape,
     /// Tab; shift-tab is tab with shift.
     Tab,
-    /// Backspace.
     Backspace,
-    /// Delete.
     Delete,
-    /// Insert.
     Insert,
-    /// Left arrow.
     Left,
-    /// Right arrow.
     Right,
-    /// Up arrow.
     Up,
-    /// Down arrow.
     Down,
-    /// Home.
     Home,
-    /// End.
     End,
-    /// Page up.
     PageUp,
-    /// Page down.
     PageDown,
     /// F1 and so on.
     Function(u8),
@@ -85,17 +68,14 @@ const NAMES: &[(&str, Code)] = &[
 pub struct KeyError(pub String);
 
 impl Key {
-    /// The plain key `code`.
     pub const fn plain(code: Code) -> Self {
         Self { code, control: false, alt: false, shift: false }
     }
 
-    /// The character `character`.
     pub const fn char(character: char) -> Self {
         Self::plain(Code::Char(character))
     }
 
-    /// `character` held with control.
     pub const fn control(character: char) -> Self {
         Self { code: Code::Char(character), control: true, alt: false, shift: false }
     }

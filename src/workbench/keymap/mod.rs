@@ -1,4 +1,4 @@
-//! Keys to commands. Defaults come from the command table; a person's `keymap.toml` goes over them.
+//! Which keys run which command. Defaults come from the command table; the user's `keymap.toml` overrides them.
 
 pub mod key;
 mod trie;
@@ -19,15 +19,14 @@ use crate::panes::PaneId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EnumIter, IntoStaticStr)]
 #[strum(serialize_all = "kebab-case")]
 pub enum KeyContext {
-    /// Everywhere, last asked.
+    /// Everywhere; searched last.
     Global,
     /// A list, table or scrolling text has the focus.
     List,
-    /// A chart has the focus.
     Chart,
     /// Characters are being typed; keys that write text are never looked up elsewhere.
     Input,
-    /// A box stands over the panes.
+    /// A box is open.
     Modal,
     /// A search is active.
     Search,
@@ -60,7 +59,6 @@ pub struct Keymap {
 /// One line of the box that shows what may follow the keys already pressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Following {
-    /// The next key.
     pub key: Key,
     /// What it does; nothing where more keys must follow.
     pub command: Option<Command>,
@@ -87,7 +85,7 @@ impl Keymap {
         let keys = key::parse_sequence(sequence).map_err(|problem| problem.to_string())?;
         self.tries.entry(context).or_default().insert(&keys, command).map_err(|clash| {
             format!(
-                "[{}] `{sequence}` of {} is taken by {}",
+                "[{}] `{sequence}` of {} is already bound to {}",
                 context.name(),
                 command.name(),
                 clash.with.name()
@@ -140,7 +138,6 @@ impl Keymap {
         self.keys_of(contexts, command).first().map(|keys| key::sequence_label(keys))
     }
 
-    /// All bindings of one context.
     pub fn bindings(&self, context: KeyContext) -> Vec<(Vec<Key>, Command)> {
         self.tries.get(&context).map(Trie::bindings).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Key sequences to commands: one trie a context, several contexts asked in order.
+//! Key sequences to commands: one trie per context; contexts are searched in order.
 
 use std::collections::BTreeMap;
 
@@ -16,23 +16,22 @@ pub enum Lookup {
     NotFound,
 }
 
-/// What a key at one place leads to.
+/// The node after a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Node {
     Leaf(Command),
     Branch(Trie),
 }
 
-/// Bindings of one context.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trie {
     children: BTreeMap<Key, Node>,
 }
 
-/// Two bindings that cannot stand beside each other: the same sequence, or one the start of the other.
+/// Two bindings that exclude each other: the same sequence, or one a prefix of the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clash {
-    /// What held the place already.
+    /// The command bound already.
     pub with: Command,
 }
 
@@ -64,7 +63,7 @@ impl Trie {
         }
     }
 
-    /// Takes away whatever is bound at `keys` or stands in the way of binding them.
+    /// Removes every binding at `keys` or in conflict with them.
     pub fn clear_path(&mut self, keys: &[Key]) {
         let Some((first, rest)) = keys.split_first() else { return };
         match self.children.get_mut(first) {
@@ -81,7 +80,6 @@ impl Trie {
         }
     }
 
-    /// What `keys` mean here.
     pub fn lookup(&self, keys: &[Key]) -> Lookup {
         let Some((first, rest)) = keys.split_first() else { return Lookup::Pending };
         match self.children.get(first) {
@@ -91,7 +89,7 @@ impl Trie {
         }
     }
 
-    /// The keys that may follow `keys`, each with its command, or none where still more must follow.
+    /// The keys that may follow `keys`, each with its command, or none if more keys must follow.
     pub fn following(&self, keys: &[Key]) -> Vec<(Key, Option<Command>)> {
         let mut trie = self;
         for key in keys {

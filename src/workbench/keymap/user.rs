@@ -1,4 +1,4 @@
-//! A person's own `keymap.toml`: `[context]` tables of `"keys" = "command"`, `"none"` to unbind.
+//! The user's `keymap.toml`: `[context]` tables of `"keys" = "command"`, `"none"` to unbind.
 
 use super::key::parse_sequence;
 use super::{KeyContext, Keymap};
@@ -17,7 +17,7 @@ impl Keymap {
         };
         for (name, bindings) in tables {
             let Some(context) = KeyContext::all().find(|context| context.name() == name) else {
-                problems.push(format!("[{name}] is not a place for keys; there are {}", context_names()));
+                problems.push(format!("[{name}] is not a key context; there are {}", context_names()));
                 continue;
             };
             let toml::Value::Table(bindings) = bindings else {
@@ -47,7 +47,10 @@ impl Keymap {
         match command {
             None => Ok(()),
             Some(command) => trie.insert(&keys, command).map_err(|clash| {
-                format!("`{sequence}` begins longer keys of {}; unbind those first", clash.with.name())
+                format!(
+                    "`{sequence}` is the start of longer keys of {}; unbind those first",
+                    clash.with.name()
+                )
             }),
         }
     }

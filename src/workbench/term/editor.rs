@@ -1,10 +1,10 @@
-//! A person's editor.
+//! The user's editor.
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The editor a person wants: `$VISUAL`, `$EDITOR`, or vi.
+/// The user's editor: `$VISUAL`, `$EDITOR`, or vi.
 pub(super) fn editor() -> String {
     let wanted = ["VISUAL", "EDITOR"].into_iter().filter_map(|name| std::env::var(name).ok());
     wanted
@@ -13,7 +13,7 @@ pub(super) fn editor() -> String {
         .unwrap_or_else(|| "vi".to_owned())
 }
 
-/// Runs `editor` on `file` and waits for its end.
+/// Runs `editor` on `file` and waits until it exits.
 pub(super) fn run(editor: &str, file: &Path, line: Option<usize>) -> Result<(), String> {
     // A shell splits what the variable holds as every other program does, arguments and quotes included.
     let mut command = Command::new("/bin/sh");
@@ -24,11 +24,11 @@ pub(super) fn run(editor: &str, file: &Path, line: Option<usize>) -> Result<(), 
     match status.code() {
         Some(0) => Ok(()),
         Some(127) => Err(format!("there is no editor `{editor}`; set $VISUAL or $EDITOR to one")),
-        _ => Err(format!("the editor `{editor}` ended with {status}; what it saved counts")),
+        _ => Err(format!("the editor `{editor}` exited with {status}; saved changes are kept")),
     }
 }
 
-/// How an editor is told file and line.
+/// The arguments that open an editor at a line of a file.
 fn arguments(editor: &str, file: &Path, line: Option<usize>) -> Vec<OsString> {
     let program = editor.split_whitespace().next().unwrap_or_default();
     let name = Path::new(program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -73,7 +73,7 @@ mod tests {
         let file = folder.path().join("a 'b' $(c).toml");
         assert_eq!(run("touch", &file, None), Ok(()));
         assert!(file.exists());
-        assert!(run("false", &file, None).unwrap_err().contains("`false` ended"));
+        assert!(run("false", &file, None).unwrap_err().contains("`false` exited"));
         assert!(run("no-such-editor-here", &file, None).unwrap_err().contains("$VISUAL"));
     }
 }

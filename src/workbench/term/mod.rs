@@ -45,7 +45,7 @@ pub enum TerminalError {
          `luthier runs`, `luthier train`, `luthier data check`; `luthier --help` lists them"
     )]
     NotATerminal(&'static str),
-    /// The terminal says that it can only print lines.
+    /// The terminal can only print lines.
     #[error(
         "TERM={0} cannot address the screen. Set TERM to what your terminal is, for instance \
          `TERM=xterm-256color luthier`, or use the subcommands; `luthier --help` lists them"
@@ -97,7 +97,7 @@ impl Terminal {
         Ok(Size { width, height })
     }
 
-    /// Draws a frame; the bytes written.
+    /// Draws a frame; returns the number of bytes written.
     pub fn draw(
         &mut self,
         size: Size,
@@ -126,7 +126,7 @@ impl Terminal {
         self.resume()
     }
 
-    /// Takes the terminal back, and redraws all of it, after the process was stopped and continued.
+    /// Takes the terminal back and redraws it after the process was stopped and continued.
     pub fn resume(&mut self) -> Result<(), TerminalError> {
         let mut attempt = 0;
         while let Err(problem) = self.take() {
@@ -149,12 +149,12 @@ impl Terminal {
         modes::enter(&mut io::stdout().lock(), self.mouse)
     }
 
-    /// Lets the person's editor have the terminal until it ends. No one else may read input meanwhile: drop
+    /// Gives the terminal to the user's editor until it exits. Nothing else may read input meanwhile: drop
     /// the event stream before.
     pub fn edit(&mut self, file: &Path, line: Option<usize>) -> Result<Result<(), String>, TerminalError> {
         release();
         let outcome = editor::run(&editor::editor(), file, line);
-        // Keys pressed for the editor as it closed are not meant for us.
+        // Keys pressed while the editor closed were meant for it.
         let _ = rustix::termios::tcflush(rustix::stdio::stdin(), rustix::termios::QueueSelector::IFlush);
         self.resume()?;
         Ok(outcome)

@@ -1,4 +1,4 @@
-//! The modes a terminal is put in and out of, as bytes. What is switched on here is switched off here.
+//! Switching the terminal's modes on and off again, as bytes.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ use crossterm::terminal::{EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlte
 const MOUSE_ON: &[u8] = b"\x1b[?1000h\x1b[?1006h";
 const MOUSE_OFF: &[u8] = b"\x1b[?1006l\x1b[?1000l";
 
-/// Writes what makes the terminal ours.
+/// Switches the workbench's modes on.
 pub(super) fn enter(out: &mut impl Write, mouse: bool) -> io::Result<()> {
     queue!(out, EnterAlternateScreen, EnableBracketedPaste, EnableFocusChange, Hide)?;
     if mouse {
@@ -21,7 +21,7 @@ pub(super) fn enter(out: &mut impl Write, mouse: bool) -> io::Result<()> {
     out.flush()
 }
 
-/// Writes what makes it the shell's again. Whatever state it is in, also in the middle of a frame.
+/// Switches them off again, whatever state the terminal is in, also in the middle of a frame.
 pub(super) fn leave(out: &mut impl Write) -> io::Result<()> {
     queue!(out, EndSynchronizedUpdate)?;
     out.write_all(MOUSE_OFF)?;

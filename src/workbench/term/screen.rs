@@ -1,4 +1,4 @@
-//! Frames: drawn into memory, compared with what stands on the terminal, written in one go.
+//! Frames: drawn into memory, compared with what the terminal shows, written at once.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -75,7 +75,7 @@ impl<W: Write> Screen<W> {
         self.shown = Buffer::default();
     }
 
-    /// Draws a frame of `area`; the bytes written, none where nothing changed.
+    /// Draws a frame of `area`; returns the number of bytes written, 0 if nothing changed.
     pub fn draw(&mut self, area: Rect, render: impl FnOnce(Rect, &mut Buffer)) -> io::Result<usize> {
         if self.shown.area != area {
             // A cell that no frame contains, so that all of them differ.

@@ -6,10 +6,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
-/// The terminal's own error output, while it is led elsewhere.
+/// The terminal's own error output, while it is redirected.
 static ORIGINAL: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
-/// Leads the error output into `log`.
+/// Redirects the error output to `log`.
 pub(super) fn divert(log: &File) -> io::Result<()> {
     let mut original = ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner);
     if original.is_none() {
@@ -18,7 +18,7 @@ pub(super) fn divert(log: &File) -> io::Result<()> {
     Ok(rustix::stdio::dup2_stderr(log)?)
 }
 
-/// Leads it back. Does nothing where it was not led away.
+/// Restores the error output. Does nothing if it was not redirected.
 pub(super) fn restore() {
     let original = ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(original) = original {

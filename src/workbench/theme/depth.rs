@@ -1,9 +1,8 @@
-//! How many colours there are, and making do with fewer.
+//! How many colours the terminal has, and the nearest ones where it has few.
 
 use ratatui::style::{Color, Style};
 use strum::{EnumString, IntoStaticStr};
 
-/// How many colours the terminal shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EnumString, IntoStaticStr)]
 pub enum ColorDepth {
     /// None: bold, reverse and underline only.
@@ -20,21 +19,18 @@ pub enum ColorDepth {
     True,
 }
 
-/// What the environment says about colours.
+/// The environment variables about colours.
 #[derive(Clone, Debug, Default)]
 pub struct ColorHints {
-    /// `LUTHIER_COLORS`: `true`, `256`, `16` or `none`; wins over all else.
+    /// `LUTHIER_COLORS`: `true`, `256`, `16` or `none`; overrides the others.
     pub wanted: Option<String>,
-    /// `NO_COLOR`.
     pub no_color: Option<String>,
-    /// `COLORTERM`.
     pub colorterm: Option<String>,
-    /// `TERM`.
     pub term: Option<String>,
 }
 
 impl ColorHints {
-    /// What this process's environment says.
+    /// Reads this process's environment.
     pub fn from_environment() -> Self {
         let variable = |name| std::env::var(name).ok();
         Self {
@@ -45,7 +41,6 @@ impl ColorHints {
         }
     }
 
-    /// The depth to draw in.
     pub fn depth(&self) -> ColorDepth {
         if let Some(depth) = self.wanted.as_deref().and_then(|wanted| wanted.parse().ok()) {
             return depth;

@@ -1,4 +1,4 @@
-//! Theme files: TOML with a palette, a look per role, and the theme they go over.
+//! Theme files: TOML with a palette, a style per role, and the theme they extend.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,13 +12,12 @@ use serde::Deserialize;
 use super::depth::fits_sixteen;
 use super::{ColorDepth, Markers, Role, Theme};
 
-/// The theme used when nothing else is said.
+/// The default theme.
 pub const DEFAULT: &str = "luthier";
 
-/// The theme used where there are sixteen colours and the one asked for needs more.
+/// The theme used on sixteen colours if the chosen one needs more.
 const SIXTEEN: &str = "sixteen";
 
-/// Themes built in.
 const BUILT_IN: &[(&str, &str)] = &[
     ("luthier", include_str!("../../../themes/luthier.toml")),
     ("luthier-light", include_str!("../../../themes/luthier-light.toml")),
@@ -26,7 +25,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("sixteen", include_str!("../../../themes/sixteen.toml")),
 ];
 
-/// Longest chain of themes that go over one another.
+/// Longest chain of themes that extend one another.
 const MAX_CHAIN: usize = 8;
 
 /// Largest theme file read, in bytes.
@@ -60,12 +59,12 @@ struct FullLook {
     modifiers: Vec<String>,
 }
 
-/// Where themes come from: a person's folder over those built in.
+/// Where themes come from: the user's folder, then those built in.
 #[derive(Clone, Debug, Default)]
 pub struct Library {
-    /// A person's own themes, `<name>.toml` each.
+    /// The user's themes, `<name>.toml` each.
     pub folder: Option<PathBuf>,
-    /// The colours there are.
+    /// The terminal's colours.
     pub depth: Option<ColorDepth>,
     /// Whether only ASCII may be written.
     pub ascii: bool,
@@ -89,7 +88,7 @@ impl Library {
         names
     }
 
-    /// The files of a person's own that the look of theme `name` may come from, whether or not they exist.
+    /// The user's files that theme `name` may be read from, whether or not they exist.
     pub fn files(&self, name: &str) -> Vec<PathBuf> {
         let Some(folder) = &self.folder else { return Vec::new() };
         let names = self.names().into_iter().chain(is_plain(name).then(|| name.to_owned()));
@@ -99,8 +98,8 @@ impl Library {
         files
     }
 
-    /// The theme called `name` and everything that is wrong with it. There is always one: what cannot be
-    /// used is left out, in the end the theme built in is used.
+    /// The theme called `name` and everything that is wrong with it. There is always one: a part that cannot be
+    /// used is left out, and the last resort is the built-in theme.
     pub fn load(&self, name: &str) -> (Theme, Vec<String>) {
         let depth = self.depth.unwrap_or(ColorDepth::True);
         let mut warnings = Vec::new();
@@ -156,7 +155,7 @@ impl Library {
         defined.apply(file, &shown, warnings);
     }
 
-    /// The text of a theme: a person's own first.
+    /// The text of a theme: the user's first.
     fn read(&self, name: &str) -> Result<Option<String>, String> {
         if !is_plain(name) {
             return Ok(None);
@@ -172,7 +171,7 @@ impl Library {
     }
 }
 
-/// Whether `name` is a name and not a way to some other file.
+/// Whether `name` is a plain name and not a path.
 fn is_plain(name: &str) -> bool {
     !name.is_empty()
         && name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_'))

@@ -1,4 +1,4 @@
-//! Looks of meanings. The only place that names a colour.
+//! The style of each role. The only place that names a colour.
 
 mod depth;
 mod load;
@@ -20,9 +20,7 @@ pub enum Markers {
     /// Eight dots a cell; needs a font that has them.
     #[default]
     Braille,
-    /// Blocks.
     Block,
-    /// Plain ASCII.
     Ascii,
 }
 
@@ -35,17 +33,15 @@ pub struct Theme {
 }
 
 impl Theme {
-    /// The name it was asked for by.
+    /// The name it was loaded by.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What charts are drawn with.
     pub fn markers(&self) -> Markers {
         self.markers
     }
 
-    /// The look of `role`.
     pub fn style(&self, role: Role) -> Style {
         self.styles.get(&role).copied().unwrap_or_default()
     }

@@ -3,7 +3,7 @@
 use ratatui::style::Modifier;
 use strum::{EnumIter, EnumString, IntoStaticStr};
 
-/// A meaning that a theme gives a look.
+/// What a style is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Role {
@@ -11,9 +11,8 @@ pub enum Role {
     Screen,
     /// Secondary text: units, times, explanations.
     Muted,
-    /// Text that stands out: values, names.
+    /// Emphasised text: values, names.
     Strong,
-    /// Headings.
     Title,
     /// Rules between parts.
     Rule,
@@ -33,49 +32,39 @@ pub enum Role {
     Selection,
     /// The selected row where the focus is not.
     SelectionIdle,
-    /// A marked row.
     Marked,
     /// What a search found.
     Match,
     /// A box over the panes.
     Popup,
-    /// The heading of a box.
     PopupTitle,
-    /// The border of a box.
     PopupRule,
-    /// A button.
     Button,
     /// The button that enter presses.
     ButtonFocus,
-    /// A text field.
     Input,
-    /// The cursor in a text field.
     InputCursor,
     /// The done part of a gauge.
     Gauge,
     /// The rest of a gauge.
     GaugeRest,
-    /// Good to know.
+    /// For information.
     Note,
-    /// Done as asked.
+    /// A request was carried out.
     Success,
-    /// To look at.
+    /// Needs attention.
     Warning,
-    /// Failed.
     Error,
-    /// Running.
     Running,
     /// Waiting for its turn, or starting.
     Waiting,
-    /// Paused or held.
     Paused,
     /// Finished.
     Finished,
     /// Stopped, cancelled or pruned before its end.
     Stopped,
-    /// Failed run or trial.
     Failed,
-    /// Gone without a word.
+    /// The process is gone without reporting an end.
     Lost,
     /// The left, unnamed side of a comparison.
     SideLeft,
@@ -135,7 +124,7 @@ impl Role {
         self.into()
     }
 
-    /// The broader meaning whose look this one has where a theme gives it none of its own.
+    /// The broader role whose style is used if a theme has none for this one.
     pub fn parent(self) -> Option<Self> {
         Some(match self {
             Self::Screen => return None,
@@ -181,7 +170,7 @@ impl Role {
         })
     }
 
-    /// What sets the role apart where there is no colour at all. Together with the words and signs that
+    /// The style of the role without colours. Together with the words and signs that
     /// views write, every screen stays readable.
     pub fn plain(self) -> Modifier {
         match self {

@@ -1,4 +1,4 @@
-//! Screens for terminals that show nothing but ASCII: each sign gets its nearest relative.
+//! Screens for terminals that only show ASCII: each sign is replaced by a similar one.
 
 use ratatui::buffer::Buffer;
 use unicode_width::UnicodeWidthStr;
@@ -63,7 +63,7 @@ const TABLE: &[(&str, &str)] = &[
     ("°", "'"),
 ];
 
-/// Replaces every sign beyond ASCII that stands in `buffer`.
+/// Replaces every sign in `buffer` that is not ASCII.
 pub(super) fn fold(buffer: &mut Buffer) {
     for cell in &mut buffer.content {
         let symbol = cell.symbol();

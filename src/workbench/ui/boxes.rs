@@ -127,7 +127,7 @@ fn messages(app: &App, scroll: &Scroll, area: Rect, buffer: &mut Buffer) {
         pieces.push(Piece::new(flash.text.as_str(), on_popup(app, Role::Popup)));
     }
     if pieces.is_empty() {
-        pieces.push(Piece::new("Nothing has been said yet.", on_popup(app, Role::Muted)));
+        pieces.push(Piece::new("No messages yet.", on_popup(app, Role::Muted)));
     }
     reading(app, ("Messages", Role::PopupTitle), &pieces, Wrap::Words, scroll, area, buffer);
 }
@@ -165,7 +165,7 @@ fn prompt(app: &App, asked: &PromptBox, focused: bool, area: Rect, buffer: &mut 
             (PROMPT, vec![hint], Wrap::Words)
         }
         Standing::Checked => {
-            (PROMPT, vec![Piece::new("being looked at …", on_popup(app, Role::Muted))], Wrap::Words)
+            (PROMPT, vec![Piece::new("checking …", on_popup(app, Role::Muted))], Wrap::Words)
         }
         Standing::Refused(reason) => {
             let title = format!("{} {}\n", reason.severity.glyph(), reason.title);
@@ -260,7 +260,7 @@ fn choose(
             list.x,
             list.y,
             list.right(),
-            "nothing fits; ctrl-u clears",
+            "no matches; ctrl-u clears",
             on_popup(app, Role::Muted),
         );
     }

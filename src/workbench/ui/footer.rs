@@ -1,4 +1,4 @@
-//! The footer: what can be pressed here, what happened last. Above it, while keys are pending, what may
+//! The footer: keys that work here and the last message. Above it, while keys are pending, the keys that may
 //! follow them.
 
 use ratatui::buffer::Buffer;
@@ -12,7 +12,7 @@ use crate::keymap::key::sequence_label;
 use crate::theme::Role;
 use crate::widgets::text::{self, Piece, Wrap};
 
-/// Rows that a message may take which is too long for the footer. All of it stands among the messages.
+/// Most rows of a message that is too long for the footer. The list of messages has all of it.
 const MESSAGE: u16 = 4;
 
 pub(super) fn footer(app: &App, area: Rect, buffer: &mut Buffer) {
@@ -54,7 +54,7 @@ fn spoken(flash: &Flash) -> String {
     format!("{} {}", flash.severity.glyph(), flash.text)
 }
 
-/// Whether a message has room in the footer. Hints go where it needs theirs.
+/// Whether a message fits in the footer. It may take the place of hints.
 fn fits(line: &str, footer: Rect) -> bool {
     text::width(line) + 2 <= usize::from(footer.width)
 }
@@ -143,7 +143,7 @@ pub(super) fn pending(app: &App, area: Rect, buffer: &mut Buffer) {
         return;
     }
     let following = app.keymap.following(&app.contexts(), &app.pending);
-    // Keys that do the same share a line, in the place of the first.
+    // Keys with the same command share a line, in the place of the first.
     let mut lines: Vec<(String, Option<Command>)> = Vec::new();
     for next in following {
         let same = lines.iter_mut().find(|(_, command)| command.is_some() && *command == next.command);

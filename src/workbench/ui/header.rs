@@ -1,4 +1,4 @@
-//! The header: where am I, which pane, how is the machine.
+//! The header: project, panes, and the state of the machine.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;

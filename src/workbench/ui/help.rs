@@ -1,4 +1,4 @@
-//! Help: the keys that work here, by where they hold.
+//! Help: the keys that work here, by context.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -12,7 +12,7 @@ use crate::theme::Role;
 use crate::widgets::Scroll;
 use crate::widgets::text::{Piece, Wrap, layout, width};
 
-/// Column in which the meanings of the keys stand, also where they take several lines.
+/// Column in which the meanings of the keys begin.
 const INDENT: usize = 22;
 
 pub(super) fn help(app: &App, scroll: &Scroll, area: Rect, buffer: &mut Buffer) {
@@ -32,7 +32,7 @@ pub(super) fn help(app: &App, scroll: &Scroll, area: Rect, buffer: &mut Buffer) 
             pieces.push(Piece::new("\n\n", popup));
         }
         pieces.push(Piece::new(heading(context), style(Role::Title)));
-        // In the order of the table, which puts what belongs together beside each other.
+        // In the order of the table, which groups related commands.
         for entry in table() {
             let keys: Vec<String> = bindings
                 .iter()

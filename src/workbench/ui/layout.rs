@@ -1,4 +1,4 @@
-//! Where parts stand.
+//! How the screen is divided.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -6,21 +6,20 @@ use ratatui::layout::Rect;
 use crate::theme::Theme;
 use crate::widgets::rule;
 
-/// Narrowest screen that shows a list beside its detail.
+/// Narrowest screen that shows a list next to its detail.
 pub const WIDE: u16 = 100;
 
 /// The parts of the whole screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Screen {
-    /// Where am I, which pane, how is the machine.
+    /// Project, panes, and the state of the machine.
     pub header: Rect,
     /// The rule under the header.
     pub upper_rule: Rect,
-    /// The pane.
     pub body: Rect,
     /// The rule above the footer.
     pub lower_rule: Rect,
-    /// What can I press, what happened last.
+    /// Keys that work here, and the last message.
     pub footer: Rect,
 }
 
@@ -46,19 +45,9 @@ impl Screen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     /// Side by side.
-    Wide {
-        /// The list.
-        list: Rect,
-        /// The detail.
-        detail: Rect,
-    },
+    Wide { list: Rect, detail: Rect },
     /// The list is one line above the detail: the selected one, with how many there are.
-    Narrow {
-        /// The line.
-        selector: Rect,
-        /// The detail.
-        detail: Rect,
-    },
+    Narrow { selector: Rect, detail: Rect },
 }
 
 /// Splits `area` into a list of `list_width` columns and its detail, and draws the rule between them. On a

@@ -26,7 +26,6 @@ use crate::widgets::{rule, text};
 /// Smallest screen that is drawn.
 pub const SMALLEST: (u16, u16) = (80, 24);
 
-/// Draws everything.
 pub fn render(app: &App, area: Rect, buffer: &mut Buffer) {
     buffer.set_style(area, app.theme.style(Role::Screen));
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
@@ -51,7 +50,7 @@ fn too_small(app: &App, area: Rect, buffer: &mut Buffer) {
     let lines = [
         format!("This terminal has {}×{} cells.", area.width, area.height),
         format!("Luthier needs {}×{}.", SMALLEST.0, SMALLEST.1),
-        "Make it larger; q leaves. Runs go on.".to_owned(),
+        "Make it larger, or leave with q. Runs continue.".to_owned(),
     ];
     for (line, y) in lines.iter().zip(area.top()..area.bottom()) {
         text::put(buffer, area.x, y, area.right(), line, app.theme.style(Role::Screen));

@@ -1,4 +1,4 @@
-//! What stands around and over the panes. Panes have their own tests; here their rows are left out.
+//! The frame around the panes and the boxes over them. Panes have tests of their own, so their rows are left out here.
 
 use ratatui::buffer::Buffer;
 
@@ -90,10 +90,10 @@ fn a_list_of_commands_gives_no_reason_that_ends_with_its_box() {
 }
 
 #[test]
-fn enter_where_nothing_fits_leaves_the_box_open() {
+fn enter_without_matches_leaves_the_box_open() {
     let mut app = TestApp::new(80, 24);
     app.keys(":zzzz<enter>");
-    assert!(boxed(&app).contains("nothing fits"));
+    assert!(boxed(&app).contains("no matches"));
     app.keys("<ctrl-u>redraw<enter>");
     assert!(app.app.layers.is_empty());
 }
@@ -143,7 +143,7 @@ fn help_names_the_keys_of_the_pane_and_of_everywhere() {
     assert!(help.contains("Keys · Data"), "{help}");
     app.keys("G");
     let end = boxed(&app);
-    assert!(end.contains("Everywhere") && end.contains("Leave the workbench; runs go on"), "{end}");
+    assert!(end.contains("Everywhere") && end.contains("Leave the workbench; runs continue"), "{end}");
     app.keys("?");
     assert!(app.app.layers.is_empty());
 }

@@ -6,7 +6,7 @@ use ratatui::layout::Rect;
 use super::text;
 use crate::theme::{Role, Theme};
 
-/// A bar over the width of `area`, filled to `share` between 0 and 1; what is not finite counts as 0.
+/// A bar over the width of `area`, filled to `share` between 0 and 1; a share that is not finite is drawn as 0.
 pub fn gauge(share: f64, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     if area.is_empty() {

@@ -25,7 +25,6 @@ impl TextLine {
         Self { input: Input::new(text::clean_line(text).into_owned()), ..Self::default() }
     }
 
-    /// What is typed.
     pub fn value(&self) -> &str {
         self.input.value()
     }
@@ -45,7 +44,7 @@ impl TextLine {
         value
     }
 
-    /// Types a key; whether it writes text.
+    /// Types a key; returns whether it is text.
     pub fn key(&mut self, key: Key) -> bool {
         let Some(character) = key.text() else { return false };
         self.input.handle(InputRequest::InsertChar(character));

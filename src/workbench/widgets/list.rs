@@ -1,16 +1,16 @@
-//! Where a list stands: what is selected and what is in sight.
+//! Selection and scroll position of a list.
 
 use std::cell::Cell;
 use std::ops::Range;
 
 use crate::command::ListCommand;
 
-/// Rows kept in sight above and below the selection.
+/// Rows kept visible above and below the selection.
 const MARGIN: usize = 2;
 
 /// Selection and scroll position of a list or table.
 ///
-/// The height is not known before a frame is drawn; a view tells it through [`ListState::visible`], and
+/// The height is not known before a frame is drawn; a view sets it through [`ListState::visible`], and
 /// that is the only thing a view ever changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListState {
@@ -26,7 +26,6 @@ impl ListState {
         Self { length, ..Self::default() }
     }
 
-    /// How many entries there are.
     pub fn length(&self) -> usize {
         self.length
     }
@@ -41,8 +40,8 @@ impl ListState {
         self.selected = index.min(self.length.saturating_sub(1));
     }
 
-    /// The entries changed: `position` is where the selected one stands now, if it is still there. What is
-    /// selected stays selected, and stays where it was on screen.
+    /// The entries changed: `position` is the new position of the selected one, if it still exists. The selected
+    /// entry stays selected, and stays where it was on screen.
     pub fn changed(&mut self, length: usize, position: Option<usize>) {
         self.length = length;
         let target = position.unwrap_or(self.selected).min(length.saturating_sub(1));
@@ -50,7 +49,7 @@ impl ListState {
         self.selected = target;
     }
 
-    /// Moves; whether anything moved.
+    /// Moves; returns whether anything moved.
     pub fn apply(&mut self, command: ListCommand) -> bool {
         let page = self.height.get().max(2);
         let last = self.length.saturating_sub(1);

@@ -1,4 +1,4 @@
-//! Reusable parts of the screen. They know roles of the theme and nothing of what the workbench is about.
+//! Reusable parts of the screen. They know the theme's roles, and nothing about runs or data.
 
 pub mod chart;
 pub mod gauge;

@@ -1,4 +1,4 @@
-//! Where a long text stands.
+//! Scroll position of a long text.
 
 use std::cell::Cell;
 
@@ -13,7 +13,7 @@ pub struct Scroll {
 }
 
 impl Scroll {
-    /// Moves; whether anything moved.
+    /// Moves; returns whether anything moved.
     pub fn apply(&mut self, command: ListCommand) -> bool {
         let page = self.height.get().max(2);
         let last = self.lines.get().saturating_sub(self.height.get());
@@ -38,12 +38,12 @@ impl Scroll {
         self.offset.get() != before
     }
 
-    /// To the start.
+    /// Scrolls to the start.
     pub fn reset(&mut self) {
         self.offset.set(0);
     }
 
-    /// To the end, where it stays until moved.
+    /// Scrolls to the end, and follows it until moved.
     pub fn to_end(&mut self) {
         self.offset.set(usize::MAX);
     }
@@ -57,7 +57,7 @@ impl Scroll {
         self.offset.get()
     }
 
-    /// Whether lines stand below what was drawn last.
+    /// Whether there are lines below the ones drawn last.
     pub fn has_more(&self) -> bool {
         self.offset.get() + self.height.get() < self.lines.get()
     }

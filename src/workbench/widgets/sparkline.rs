@@ -1,4 +1,4 @@
-//! A curve of one row.
+//! A curve one row high.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -8,8 +8,8 @@ use super::text;
 
 const LEVELS: [&str; 8] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
 
-/// Draws `values` over the width of `area`, oldest left; of several values in a column the last one counts.
-/// A gap stands where a value is not finite. The scale goes from the lowest to the highest value; where
+/// Draws `values` over the width of `area`, oldest left; a column shows the last of its values.
+/// A value that is not finite leaves a gap. The scale goes from the lowest to the highest value; where
 /// `from_zero`, from 0.
 pub fn sparkline(values: &[f64], from_zero: bool, area: Rect, buffer: &mut Buffer, style: Style) {
     let width = usize::from(area.width);

@@ -8,18 +8,14 @@ use super::ListState;
 use super::text::{self, Piece};
 use crate::theme::{Role, Theme};
 
-/// A column of a table.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
-    /// Its heading.
     pub title: &'static str,
-    /// How wide it is.
     pub width: Width,
     /// Whether its cells end at its right edge, as numbers do.
     pub right: bool,
 }
 
-/// How wide a column is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
     /// This many columns of the screen.
@@ -36,11 +32,9 @@ const GAP: u16 = 2;
 pub struct Table<'a> {
     /// Its columns. Those that do not fit are left out, the last first.
     pub columns: &'a [Column],
-    /// Whether headings are shown.
     pub headings: bool,
-    /// Where it stands.
+    /// Its state.
     pub state: &'a ListState,
-    /// Whether it has the focus.
     pub focused: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Text into cells: cleaned, measured by what a terminal shows, cut and wrapped at whole characters.
+//! Drawing text into cells: cleaned, measured in terminal columns, cut and wrapped at whole characters.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use super::Scroll;
 /// Spaces a tab is shown as.
 const TAB: &str = "    ";
 
-/// Columns that `text` takes.
+/// The width of `text` in columns.
 pub fn width(text: &str) -> usize {
     text.width()
 }
@@ -100,12 +100,10 @@ pub fn put_pieces(buffer: &mut Buffer, x: u16, y: u16, end: u16, pieces: &[Piece
 pub struct Piece<'a> {
     /// The text; may hold line ends and anything else, it is cleaned when it is laid out.
     pub text: Cow<'a, str>,
-    /// Its style.
     pub style: Style,
 }
 
 impl<'a> Piece<'a> {
-    /// `text` in `style`.
     pub fn new(text: impl Into<Cow<'a, str>>, style: Style) -> Self {
         Self { text: text.into(), style }
     }
@@ -171,7 +169,7 @@ impl Lines {
                     Wrap::Never => continue,
                     Wrap::Anywhere => self.end(),
                     Wrap::Words | Wrap::Drawn if grapheme == " " => {
-                        // The space that would begin the next line is what the break stands for.
+                        // The line break replaces the space that would begin the next line.
                         self.end();
                         continue;
                     }
@@ -214,7 +212,7 @@ impl Lines {
     }
 }
 
-/// Draws lines from where `scroll` stands, with a mark in the last column where more follow.
+/// Draws lines from the position of `scroll`, with a mark in the last column if more follow.
 pub fn draw_lines(buffer: &mut Buffer, area: Rect, lines: &[Line<'_>], scroll: &Scroll, more: Style) {
     let first = scroll.visible(lines.len(), area.height);
     for (line, y) in lines.iter().skip(first).zip(area.top()..area.bottom()) {

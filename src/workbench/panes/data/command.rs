@@ -6,22 +6,21 @@ use crate::panes::PaneId;
 
 const HERE: KeyContext = KeyContext::Pane(PaneId::Data);
 
-/// A command of the data pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DataCommand {
     /// Conversation, text, tokens, in turn.
     Form,
-    /// Only rows with one sort of problem, or of one split.
+    /// List only rows with one kind of problem, or of one split.
     Filter,
     /// Keep the row out of every run, or let it back in.
     Quarantine,
     /// Open the row's file at its line.
     Edit,
-    /// A row by chance.
+    /// Go to a random row.
     Random,
     /// Read and check everything again.
     Check,
-    /// Plan a run with these data.
+    /// Plan a run with this data.
     NewRun,
 }
 
@@ -38,14 +37,14 @@ pub const COMMANDS: &[Entry<DataCommand>] = &[
         command: DataCommand::Filter,
         name: "data.filter",
         label: "filter",
-        doc: "List only rows with one sort of problem, or of one split",
+        doc: "List only rows with one kind of problem, or of one split",
         keys: &[(HERE, &["f"])],
     },
     Entry {
         command: DataCommand::Quarantine,
         name: "data.quarantine",
         label: "quarantine",
-        doc: "Keep the row out of every run from now on, or let it back in",
+        doc: "Exclude the row from all future runs, or include it again",
         keys: &[(HERE, &["x"])],
     },
     Entry {
@@ -59,7 +58,7 @@ pub const COMMANDS: &[Entry<DataCommand>] = &[
         command: DataCommand::Random,
         name: "data.random",
         label: "random",
-        doc: "Go to a row by chance",
+        doc: "Go to a random row",
         keys: &[(HERE, &["r"])],
     },
     Entry {
@@ -73,7 +72,7 @@ pub const COMMANDS: &[Entry<DataCommand>] = &[
         command: DataCommand::NewRun,
         name: "data.new-run",
         label: "new run",
-        doc: "Plan a run with these data",
+        doc: "Plan a run with this data",
         keys: &[(HERE, &["N"])],
     },
 ];

@@ -6,7 +6,6 @@ use luthier_core::data::{Report, Row};
 
 use super::state::Rendered;
 
-/// The rows, and those in quarantine.
 pub type Rows = (Arc<Vec<Row>>, Arc<Vec<Row>>);
 
 /// What the performer answers.
@@ -14,7 +13,7 @@ pub type Rows = (Arc<Vec<Row>>, Arc<Vec<Row>>);
 pub enum DataEvent {
     /// The rows, and those in quarantine; or why they cannot be read.
     Rows(Result<Rows, String>),
-    /// How far the check is: rows done, rows in all.
+    /// Progress of the check: rows done, rows in all.
     Checking(usize, usize),
     /// What the check found, or why it could not be made.
     Checked(Result<Arc<Report>, String>),

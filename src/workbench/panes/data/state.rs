@@ -26,7 +26,7 @@ pub enum Form {
     Conversation,
     /// As the template renders it.
     Text,
-    /// As tokens, those that are trained on set off.
+    /// As tokens, with trained ones highlighted.
     Tokens,
 }
 
@@ -34,7 +34,6 @@ impl Form {
     /// All forms, in the order of the key that changes them.
     pub const ALL: [Self; 3] = [Self::Conversation, Self::Text, Self::Tokens];
 
-    /// Its name on screen.
     pub fn title(self) -> &'static str {
         match self {
             Self::Conversation => "conversation",
@@ -56,7 +55,6 @@ impl Form {
 /// A row as the model sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rendered {
-    /// The row.
     pub row: usize,
     /// Its messages with the project's system prompt; nothing for rows that are no conversation.
     pub messages: Option<Vec<Message>>,
@@ -71,32 +69,28 @@ pub struct Rendered {
 /// Which rows are listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// All.
     All,
     /// The training split.
     Train,
     /// The held-out split.
     Eval,
-    /// Those with a problem of this sort.
+    /// Those with a problem of this kind.
     Problem(ProblemKind),
-    /// Those in quarantine.
     Quarantined,
 }
 
-/// A sort of problem with its rows.
+/// The problems of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProblemGroup {
-    /// The sort.
     pub kind: ProblemKind,
     /// The worst severity in it.
     pub severity: Severity,
     /// How many problems.
     pub count: usize,
-    /// What the first one says.
+    /// The message of the first one.
     pub message: String,
 }
 
-/// The state of the data pane.
 #[derive(Debug)]
 pub struct DataState {
     /// All rows; nothing until read.
@@ -107,11 +101,10 @@ pub struct DataState {
     pub problem: Option<String>,
     /// What the check found.
     pub report: Option<Arc<Report>>,
-    /// How far the check is.
+    /// Progress of the check: rows done, rows in all.
     pub checking: Option<(usize, usize)>,
-    /// Which rows are listed.
     pub filter: Filter,
-    /// Rows that another pane asked for, with what they have in common; over the filter.
+    /// Rows that another pane asked for, with what they have in common; replaces the filter.
     pub asked: Option<(String, Vec<usize>)>,
     /// Words that a listed row must contain.
     pub search: String,
@@ -119,15 +112,14 @@ pub struct DataState {
     pub typing: Option<TextLine>,
     /// Positions of the listed rows.
     pub listed: Vec<usize>,
-    /// Where the list stands.
+    /// Selection in the list.
     pub list: ListState,
-    /// How the selected row is shown.
     pub form: Form,
     /// The selected row as the model sees it.
     pub rendered: Option<Rendered>,
-    /// Whether keys move in the row instead of the list.
+    /// Whether keys scroll the row instead of moving in the list.
     pub reading: bool,
-    /// Where the row's text stands.
+    /// Scroll position in the row's text.
     pub scroll: Scroll,
 }
 
@@ -154,7 +146,7 @@ impl Default for DataState {
 }
 
 impl DataState {
-    /// What the list shows the rows of: all of them, or those in quarantine.
+    /// The rows to list from: all of them, or those in quarantine.
     pub fn pool(&self) -> &[Row] {
         match self.filter {
             Filter::Quarantined => &self.quarantined,
@@ -167,12 +159,11 @@ impl DataState {
         self.listed.get(position).and_then(|index| self.pool().get(*index))
     }
 
-    /// The selected row.
     pub fn selected(&self) -> Option<&Row> {
         self.list.selected().and_then(|position| self.row_at(position))
     }
 
-    /// Works out which rows are listed; the selected one stays selected if it still is.
+    /// Computes which rows are listed; the selected row stays selected if it is among them.
     pub fn relist(&mut self) {
         let selected = self.selected().map(|row| row.index);
         let words: Vec<String> = self.search.split_whitespace().map(str::to_lowercase).collect();
@@ -205,7 +196,6 @@ impl DataState {
         }
     }
 
-    /// The problems of a row.
     pub fn problems_of(&self, row: usize) -> impl Iterator<Item = (ProblemKind, &str)> {
         self.report
             .iter()
@@ -214,7 +204,7 @@ impl DataState {
             .map(|problem| (problem.kind, problem.message.as_str()))
     }
 
-    /// Sorts of problems, the worst first.
+    /// The kinds of problems found, the worst first.
     pub fn groups(&self) -> Vec<ProblemGroup> {
         let mut groups: Vec<ProblemGroup> = Vec::new();
         for problem in self.report.iter().flat_map(|report| &report.problems) {

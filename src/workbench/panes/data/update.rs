@@ -10,7 +10,7 @@ use crate::command::{Command, InputCommand, ListCommand, ViewCommand};
 use crate::panes::{PaneCommand, PaneId};
 use crate::widgets::TextLine;
 
-/// Reacts to one input. Pure but for the state: no IO, no clock.
+/// Reacts to one input. No IO, no clock.
 pub(super) fn update(state: &mut DataState, context: &Context, input: Input) -> Vec<Reaction> {
     match input {
         Input::Started | Input::ConfigChanged => {
@@ -145,7 +145,7 @@ fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Re
             vec![Reaction::Edit(file, Some(row.origin.line))]
         }),
         DataCommand::Random => {
-            // Any number that changes from press to press will do: nothing depends on it.
+            // Any number that changes between presses will do: nothing depends on it.
             let milliseconds = context.now.wall.as_millisecond().unsigned_abs();
             let length = state.list.length().max(1) as u64;
             let position = milliseconds.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
@@ -209,7 +209,7 @@ fn relisted(state: &mut DataState) -> Vec<Reaction> {
     selected(state)
 }
 
-/// Asks for the selected row as the model sees it, unless it is there.
+/// Requests the selected row as the model sees it, unless it is there already.
 fn selected(state: &mut DataState) -> Vec<Reaction> {
     let Some(row) = state.selected() else { return Vec::new() };
     let index = row.index;

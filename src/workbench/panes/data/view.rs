@@ -19,10 +19,10 @@ use crate::widgets::text::{self, Piece, Wrap, fit_middle, put, put_pieces, put_r
 /// Columns of the list of rows.
 const LIST_WIDTH: u16 = 38;
 
-/// Sorts of problems listed above the rows.
+/// Kinds of problems listed above the rows.
 const GROUPS: usize = 6;
 
-/// Draws the pane. Pure: reads nothing but its arguments.
+/// Draws the pane.
 pub fn view(state: &DataState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if area.height < 4 {
         return;
@@ -109,7 +109,7 @@ fn draw_summary(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Them
         }
     }
     if report.problems.is_empty() {
-        right = put_right(buffer, area.x, y, right, "✓ nothing to complain of", theme.style(Role::Success));
+        right = put_right(buffer, area.x, y, right, "✓ no problems found", theme.style(Role::Success));
         right = right.saturating_sub(2);
     }
     let fingerprint: String = report.template_fingerprint.chars().take(4).collect();
@@ -130,7 +130,7 @@ fn draw_summary(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Them
     put(buffer, area.x + 1, y, right, &text, theme.style(Role::Strong));
 }
 
-/// Draws the sorts of problems; what is left of `area` below them.
+/// Draws the kinds of problems; returns the rest of `area` below them.
 fn draw_groups(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) -> Rect {
     let groups = state.groups();
     if groups.is_empty() {
@@ -280,7 +280,7 @@ fn conversation(row: &Row, rendered: Option<&Rendered>, width: u16, theme: &Them
     let mut pieces = Vec::new();
     if messages.is_none() {
         let text = match &row.example {
-            Example::Tokens { .. } => "token ids without a text; `tokens` shows them".to_owned(),
+            Example::Tokens { .. } => "token ids without text; `tokens` shows them".to_owned(),
             Example::Preference { chosen, .. } => {
                 pieces.push(Piece::new("chosen\n", theme.style(Role::Added).bold()));
                 chosen.clone()
@@ -314,8 +314,8 @@ fn conversation(row: &Row, rendered: Option<&Rendered>, width: u16, theme: &Them
     text::layout(&pieces, width, Wrap::Words)
 }
 
-/// The rendered text, with line ends made visible; as tokens, each trained stretch stands between bars, so
-/// that it reads without colour too, and neighbouring tokens differ.
+/// The rendered text, with line ends made visible. As tokens, each trained stretch is put between bars, so
+/// that it is readable without colour, and neighbouring tokens alternate in style.
 fn tokens(form: Form, rendered: &Rendered, width: u16, theme: &Theme) -> Vec<Line<'static>> {
     let tokens = match &rendered.tokens {
         Ok(tokens) => tokens,
@@ -347,7 +347,7 @@ fn tokens(form: Form, rendered: &Rendered, width: u16, theme: &Theme) -> Vec<Lin
     }
     pieces.push(Piece::new("\n\n", Style::new()));
     pieces.push(Piece::new("▐ trained ▌", theme.style(Role::Trained)));
-    pieces.push(Piece::new("  everything else is read, not learned", theme.style(Role::Muted)));
+    pieces.push(Piece::new("  everything else is context only", theme.style(Role::Muted)));
     text::layout(&pieces, width, Wrap::Anywhere)
 }
 

@@ -6,26 +6,23 @@ use crate::panes::PaneId;
 
 const HERE: KeyContext = KeyContext::Pane(PaneId::Review);
 
-/// A command of the review pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReviewCommand {
-    /// Let both answer, or go on after a verdict.
+    /// Let both sides answer, or go to the next prompt after a verdict.
     Ask,
     /// The left answer is better.
     Left,
     /// The right answer is better.
     Right,
-    /// Neither is better.
     Tie,
-    /// Neither would do.
+    /// Neither answer is acceptable.
     BothBad,
-    /// Not to be judged.
+    /// Skip this prompt.
     Skip,
-    /// Remember something with the verdict.
+    /// Keep a note with the verdict.
     Note,
-    /// Type a prompt.
     Type,
-    /// Choose whose answers are compared.
+    /// Choose which run or checkpoint is compared.
     Choose,
     /// Compare with the baseline, or with the base model again.
     Baseline,
@@ -68,21 +65,21 @@ pub const COMMANDS: &[Entry<ReviewCommand>] = &[
         command: ReviewCommand::Tie,
         name: "review.tie",
         label: "tie",
-        doc: "Neither answer is better, and they would do",
+        doc: "Neither answer is better, and both are acceptable",
         keys: &[(HERE, &["="])],
     },
     Entry {
         command: ReviewCommand::BothBad,
         name: "review.both-bad",
         label: "both bad",
-        doc: "Neither answer would do",
+        doc: "Neither answer is acceptable",
         keys: &[(HERE, &["b"])],
     },
     Entry {
         command: ReviewCommand::Skip,
         name: "review.skip",
         label: "skip",
-        doc: "See who is who without a judgement",
+        doc: "Name the sides without judging",
         keys: &[(HERE, &["s"])],
     },
     Entry {

@@ -1,4 +1,4 @@
-//! One comparison: two answers to one prompt, and what is known of them.
+//! One comparison: two answers to one prompt, with their scores and their verdict.
 
 use std::time::Duration;
 
@@ -14,27 +14,23 @@ use crate::widgets::Scroll;
 /// Name of the overall result among a side's scores.
 const PASSED: &str = "passed";
 
-/// How far a comparison is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing was answered yet; what is waited for.
+    /// No answer yet; what is being waited for.
     Waiting(String),
-    /// Answers come.
+    /// Answers are arriving.
     Answering,
-    /// Both answers are there.
+    /// Both answers are complete.
     Complete,
-    /// Given up before both were there.
+    /// Cancelled before both were complete.
     Cancelled,
     /// Something failed; with what to do about it.
     Failed(String),
 }
 
-/// How an answer ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct End {
-    /// Why.
     pub reason: DoneReason,
-    /// Tokens generated.
     pub tokens: usize,
     /// Time from the request to the last token.
     pub seconds: f64,
@@ -48,33 +44,32 @@ pub struct End {
 }
 
 impl End {
-    /// Whether the weights that answered are those that were asked.
+    /// Whether the weights that answered are the ones asked for.
     pub fn is_proved(&self) -> bool {
         self.weights == self.expected
     }
 }
 
-/// Why answers end before their end.
+/// Why no more answers will come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// Someone gave them up.
+    /// Cancelled by the user.
     Cancelled,
     /// Something failed; with what to do about it.
     Failed(String),
 }
 
-/// One side's answer.
 #[derive(Debug)]
 pub struct Answer {
-    /// Whose it is. Not to be shown before [`Comparison::is_named`].
+    /// Who answered. Must not be shown before [`Comparison::is_named`].
     pub who: Contender,
     /// The reply so far.
     pub reply: String,
-    /// Pieces it came in: about the tokens so far.
+    /// Pieces received: about the number of tokens so far.
     pub pieces: usize,
     /// How it ended.
     pub end: Option<End>,
-    /// Where the reply stands on screen.
+    /// Scroll position in the reply.
     pub scroll: Scroll,
 }
 
@@ -108,28 +103,25 @@ impl Answer {
     }
 }
 
-/// Two answers to one prompt.
 #[derive(Debug)]
 pub struct Comparison {
-    /// Tells it from others.
+    /// Its number.
     pub id: u64,
     /// The tuned side.
     pub target: Target,
     /// Whom it is compared with: base or baseline.
     pub opponent: Contender,
-    /// The prompt.
     pub prompt: SuitePrompt,
-    /// The conversation as the tuned side was asked it; empty until then.
+    /// The conversation as sent to the tuned side; empty until then.
     pub asked: Vec<Message>,
-    /// Seed of both sides' choices.
+    /// Sampling seed of both sides.
     pub seed: u64,
     /// Left and right.
     pub answers: [Answer; 2],
-    /// How far it is.
     pub stage: Stage,
-    /// The choice that is written down once the other answer was stopped.
+    /// The choice to record once the other answer has stopped.
     pub wanted: Option<VerdictChoice>,
-    /// The choice, once it was made and both answers are there.
+    /// The choice, once it is made and both answers are complete.
     pub choice: Option<VerdictChoice>,
     /// What the person noted.
     pub note: String,
@@ -137,9 +129,9 @@ pub struct Comparison {
     pub blind: bool,
     /// When it was asked, in time since the workbench opened.
     pub begun: Duration,
-    /// When the engine got the prompt.
+    /// When the engine received the prompt.
     pub handed_over: Duration,
-    /// Whether the end of a growing answer is kept in sight.
+    /// Whether the end of a growing answer is kept visible.
     pub follows: bool,
 }
 
@@ -148,9 +140,8 @@ pub struct Comparison {
 pub struct Asked {
     /// The tuned side.
     pub target: Target,
-    /// Whom it is compared with.
+    /// Who it is compared with.
     pub opponent: Contender,
-    /// The prompt.
     pub prompt: SuitePrompt,
     /// How often these two were asked this before.
     pub attempt: u64,
@@ -161,7 +152,7 @@ pub struct Asked {
 }
 
 impl Comparison {
-    /// A comparison that is about to be asked. Sides and seed are functions of what is asked alone.
+    /// A comparison about to be asked. Sides and seed depend only on what is asked.
     pub fn new(id: u64, asked: Asked, begun: Duration) -> Self {
         let Asked { target, opponent, prompt, attempt, seed, blind } = asked;
         let text: Vec<&str> = prompt.messages.iter().map(|message| message.content.as_str()).collect();
@@ -189,17 +180,16 @@ impl Comparison {
         }
     }
 
-    /// Whether it may be shown who is who: a comparison that cannot count hides nothing.
+    /// Whether the sides may be named. A comparison that cannot be judged is not blind.
     pub fn is_named(&self) -> bool {
         !self.blind || self.choice.is_some() || self.is_void()
     }
 
-    /// Whether both answered, but not with the weights that were asked.
+    /// Whether both answered, but a side with other weights than asked for.
     pub fn is_void(&self) -> bool {
         self.stage == Stage::Complete && self.unproved().is_some()
     }
 
-    /// Whether answers are awaited.
     pub fn is_under_way(&self) -> bool {
         matches!(self.stage, Stage::Waiting(_) | Stage::Answering)
     }
@@ -213,30 +203,30 @@ impl Comparison {
             return Some("it is being judged".to_owned());
         }
         match &self.stage {
-            Stage::Waiting(_) => return Some("nothing is answered yet".to_owned()),
-            Stage::Cancelled => return Some("the answers were given up; ↵ asks again".to_owned()),
+            Stage::Waiting(_) => return Some("there are no answers yet".to_owned()),
+            Stage::Cancelled => return Some("the answers were cancelled; ↵ asks again".to_owned()),
             Stage::Failed(_) => return Some("there are no answers; ↵ asks again".to_owned()),
             Stage::Answering | Stage::Complete => {}
         }
         if self.unproved().is_some() {
-            return Some("other weights answered than were asked; `a` asks again".to_owned());
+            return Some("other weights answered than the ones asked for; `a` asks again".to_owned());
         }
         let chosen = match choice {
             VerdictChoice::Left => Some(0),
             VerdictChoice::Right => Some(1),
             VerdictChoice::Tie | VerdictChoice::BothBad | VerdictChoice::Skip => None,
         };
-        // A fragment must not become what the next run learns to prefer.
+        // The next run must not learn to prefer an unfinished answer.
         let unfinished = chosen.is_some_and(|side: usize| self.answers[side].end.is_none());
         unfinished.then(|| "that answer is still being written".to_owned())
     }
 
-    /// The side whose weights are not those that were asked.
+    /// The side whose weights are not the ones asked for.
     pub fn unproved(&self) -> Option<&End> {
         self.answers.iter().filter_map(|answer| answer.end.as_ref()).find(|end| !end.is_proved())
     }
 
-    /// Takes in pieces of the answers.
+    /// Appends pieces of the answers.
     pub fn add(&mut self, pieces: Vec<(usize, String)>) {
         if !self.is_under_way() {
             return;
@@ -254,7 +244,6 @@ impl Comparison {
         }
     }
 
-    /// An answer is complete.
     pub fn end(&mut self, side: usize, end: End) {
         if !self.is_under_way() {
             return;
@@ -285,7 +274,7 @@ impl Comparison {
         }
     }
 
-    /// Writes the wanted choice down, if it can be: the verdict to keep. From now on the sides are named.
+    /// Records the wanted choice if both answers are complete, names the sides, and returns the verdict to save.
     pub fn judge(&mut self, time: Timestamp) -> Option<Verdict> {
         if self.stage != Stage::Complete {
             return None;
@@ -298,7 +287,6 @@ impl Comparison {
         Some(self.verdict(choice, time))
     }
 
-    /// A verdict on these answers.
     pub fn verdict(&self, choice: VerdictChoice, time: Timestamp) -> Verdict {
         let [left, right] = &self.answers;
         Verdict {
@@ -329,7 +317,7 @@ impl Comparison {
     }
 }
 
-/// FNV-1a over texts and their ends: the same on every machine and for ever, which is all it is for.
+/// FNV-1a over texts and their ends: the same on every machine and in every version.
 fn hash<'a>(texts: impl Iterator<Item = &'a str>) -> u64 {
     let bytes = texts.flat_map(|text| text.bytes().chain([0xff]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {

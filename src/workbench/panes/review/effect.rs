@@ -13,17 +13,16 @@ use crate::app::Slot;
 /// Work for the performer in `effects/review.rs`.
 #[derive(Debug, PartialEq)]
 pub enum ReviewEffect {
-    /// Keep telling what there is to compare, whenever that changes.
+    /// Watch for what can be compared, and post each change.
     Watch,
-    /// Stop that.
+    /// Stop watching.
     Rest,
-    /// Read the suite.
     Suite(PathBuf),
-    /// Read the verdicts given so far.
+    /// Read the verdicts so far.
     Verdicts,
-    /// Let two answer a prompt side by side. Starts the engine where none serves.
+    /// Let two sides answer a prompt. Starts the serving engine if none is running.
     Ask(Box<Ask>),
-    /// Give up the answers with this number.
+    /// Cancel the answers with this number.
     Cancel(u64),
     /// Append a verdict to the project's.
     Save(Box<Verdict>),
@@ -42,18 +41,16 @@ pub enum ReviewEffect {
     },
 }
 
-/// What two are asked.
+/// A prompt for two sides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ask {
-    /// Tells this asking from others; comes back with everything about it.
+    /// The number of the comparison; comes back with every answer.
     pub id: u64,
-    /// What is compared.
     pub target: Target,
     /// Who answers on the left and on the right.
     pub sides: [Contender; 2],
-    /// The prompt.
     pub prompt: SuitePrompt,
-    /// Seed of both sides' choices.
+    /// Sampling seed of both sides.
     pub seed: u64,
     /// The project's settings: sampling, baseline and objective.
     pub config: Arc<Config>,

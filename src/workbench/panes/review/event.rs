@@ -13,13 +13,11 @@ use super::target::Candidate;
 pub enum ReviewEvent {
     /// What there is to compare, newest run first.
     Candidates(Result<Vec<Candidate>, String>),
-    /// The suite's prompts.
     Suite(Result<Vec<SuitePrompt>, String>),
-    /// The verdicts so far.
     Verdicts(Result<Verdicts, String>),
-    /// What is being waited for before answers can come.
+    /// What is being waited for before answers arrive.
     Progress(u64, String),
-    /// The prompt was handed over: the conversation as the tuned side is asked it.
+    /// The prompt was sent: the conversation as sent to the tuned side.
     Began(u64, Vec<Message>),
     /// Pieces of the answers, each with its side: 0 left, 1 right.
     Pieces(u64, Vec<(usize, String)>),
@@ -29,7 +27,7 @@ pub enum ReviewEvent {
     Broken(u64, Broken),
     /// A verdict is on disk, or could not be written.
     Saved(Box<Verdict>, Result<(), String>),
-    /// How many pairs were written, and where to.
+    /// How many pairs were written, and the file.
     Exported(Result<(usize, PathBuf), String>),
     /// The file for the external editor is ready.
     DraftReady(Result<PathBuf, String>),

@@ -32,8 +32,8 @@ pub(super) fn choice_of(command: ReviewCommand) -> Option<VerdictChoice> {
     })
 }
 
-/// A choice was made. It is written down at once where both answers are there; otherwise the rest is stopped
-/// first, so that what is kept is what was judged, and by which weights.
+/// A choice was made. It is recorded at once if both answers are complete; otherwise they are stopped
+/// first, so that the verdict holds exactly the text that was judged and the weights that wrote it.
 pub(super) fn judge(state: &mut ReviewState, context: &Context, choice: VerdictChoice) -> Vec<Reaction> {
     let Some(comparison) = state.current_mut().filter(|comparison| comparison.unjudgeable(choice).is_none())
     else {
@@ -48,7 +48,7 @@ pub(super) fn judge(state: &mut ReviewState, context: &Context, choice: VerdictC
     }
 }
 
-/// Writes the verdict on a comparison whose answers are all there, where one is wanted.
+/// Saves the verdict on a complete comparison, if one was given.
 pub(super) fn ended(state: &mut ReviewState, context: &Context, id: u64) -> Vec<Reaction> {
     let Some(comparison) = state.comparison(id) else { return Vec::new() };
     if comparison.is_void() {
@@ -64,7 +64,6 @@ pub(super) fn ended(state: &mut ReviewState, context: &Context, id: u64) -> Vec<
     reactions
 }
 
-/// Asks for a note.
 pub(super) fn note(state: &ReviewState) -> Vec<Reaction> {
     let Some(comparison) = state.current() else { return Vec::new() };
     vec![Reaction::Prompt(Prompt {
@@ -75,7 +74,7 @@ pub(super) fn note(state: &ReviewState) -> Vec<Reaction> {
     })]
 }
 
-/// All that is known of both sides.
+/// Everything known about both sides.
 pub(super) fn details(state: &ReviewState) -> Vec<Reaction> {
     let Some(comparison) = state.current().filter(|comparison| comparison.is_named()) else {
         return Vec::new();
@@ -102,7 +101,7 @@ fn describe(text: &mut String, place: &str, answer: &Answer, comparison: &Compar
     let _ = writeln!(text, "{place:<9} {}", words::name(answer.who, comparison));
     let Some(end) = &answer.end else { return };
     let _ = writeln!(text, "weights   {}", end.weights);
-    let proof = if end.is_proved() { "equal to what was asked" } else { &end.expected };
+    let proof = if end.is_proved() { "the same" } else { &end.expected };
     let _ = writeln!(text, "asked     {proof}");
     let _ = writeln!(
         text,
@@ -136,7 +135,7 @@ pub(super) fn edit(state: &mut ReviewState) -> Vec<Reaction> {
     vec![Reaction::from(ReviewEffect::Draft(reply))]
 }
 
-/// The editor left `text` as the answer that would be right: asks whether to learn it.
+/// The editor returned `text` as the right answer: asks whether to add it to the training data.
 pub(super) fn edited(state: &mut ReviewState, context: &Context, id: u64, text: &str) -> Vec<Reaction> {
     let file = match training_file(context) {
         Ok(file) => file,
@@ -146,7 +145,7 @@ pub(super) fn edited(state: &mut ReviewState, context: &Context, id: u64, text: 
     if text.is_empty() {
         return vec![Reaction::Flash(Severity::Note, "the answer is empty: nothing was added".to_owned())];
     }
-    // What is written cannot be changed: the edit is a record of its own, which judges nothing.
+    // Verdicts are append-only: the edit is a record of its own and judges nothing.
     let mut verdict = comparison.verdict(VerdictChoice::Skip, context.now.wall);
     verdict.note = String::new();
     verdict.edited = Some(text.to_owned());
@@ -155,7 +154,7 @@ pub(super) fn edited(state: &mut ReviewState, context: &Context, id: u64, text: 
         lines: vec![
             format!("prompt  {}", fit(comparison.prompt.text(), SHOWN)),
             format!("reply   {}", fit(text, SHOWN)),
-            "The next run learns it, and the export prefers it to both answers.".to_owned(),
+            "The next run trains on it, and the export prefers it to both answers.".to_owned(),
             "A run that is resumed later finds its data changed.".to_owned(),
         ],
         yes: "Add".to_owned(),
@@ -167,7 +166,7 @@ pub(super) fn edited(state: &mut ReviewState, context: &Context, id: u64, text: 
 pub(super) fn add_example(state: &mut ReviewState, context: &Context, verdict: Verdict) -> Vec<Reaction> {
     let (Ok(file), Some(reply)) = (training_file(context), verdict.edited.clone()) else { return Vec::new() };
     let asked = state.comparisons.iter().find(|comparison| comparison.asked == verdict.prompt);
-    // As the suite has it: a system prompt of the settings is put before it when it is trained on.
+    // The prompt as in the suite: training puts the system prompt of the settings before it.
     let prompt =
         asked.map_or_else(|| verdict.prompt.clone(), |comparison| comparison.prompt.messages.clone());
     let messages = prompt.into_iter().chain([ChatMessage::new("assistant", reply)]).collect();
@@ -179,7 +178,7 @@ pub(super) fn add_example(state: &mut ReviewState, context: &Context, verdict: V
     ]
 }
 
-/// The first file of the training data, where rows can be added to it.
+/// The first file of the training data, if rows can be added to it.
 fn training_file(context: &Context) -> Result<PathBuf, String> {
     use luthier_core::config::Format;
     let config = context.config.as_ref().ok_or("luthier.toml has mistakes; `space e` opens it")?;

@@ -1,4 +1,4 @@
-//! The field a prompt is typed in: several lines, with what was asked before.
+//! The field for typing a prompt: several lines, with a history of earlier prompts.
 
 use luthier_core::text;
 use ratatui::buffer::Buffer;
@@ -12,7 +12,7 @@ use crate::keymap::Key;
 use crate::theme::{Role, Theme};
 use crate::widgets::text::{Piece, Wrap, layout};
 
-/// A prompt being typed. Whatever reaches it is cleaned first, so that what is seen is what is asked.
+/// A prompt being typed. All input is cleaned first, so that the prompt sent is the one seen.
 #[derive(Clone, Debug)]
 pub struct PromptField {
     area: TextArea<'static>,
@@ -26,12 +26,11 @@ impl PromptField {
         Self { area: area(text), recalled: None, draft: String::new() }
     }
 
-    /// What is typed.
     pub fn value(&self) -> String {
         self.area.lines().join("\n")
     }
 
-    /// Types a key; whether it writes text.
+    /// Types a key; returns whether it is text.
     pub fn key(&mut self, key: Key) -> bool {
         let Some(character) = key.text() else { return false };
         let mut bytes = [0; 4];
@@ -47,7 +46,8 @@ impl PromptField {
         self.area.insert_str(text::clean(&pasted.replace("\r\n", "\n").replace('\r', "\n")));
     }
 
-    /// Edits; at the first and last line, moves among `history`, oldest first. Whether anything was done.
+    /// Edits the text; at the first and last line, moves through `history`, oldest first. Returns whether it did
+    /// anything.
     pub fn apply(&mut self, command: InputCommand, history: &[String]) -> bool {
         match command {
             InputCommand::Newline => self.area.insert_newline(),
@@ -96,7 +96,7 @@ impl PromptField {
         true
     }
 
-    /// Rows it wants in `width` columns.
+    /// Rows it needs in `width` columns.
     pub fn height(&self, width: u16) -> u16 {
         // One column less, for the cursor behind the last character.
         let pieces = [Piece::new(self.value(), Style::new())];
@@ -120,7 +120,7 @@ fn area(text: &str) -> TextArea<'static> {
     let lines = text::clean(text).split('\n').map(str::to_owned).collect();
     let mut area = TextArea::new(lines);
     area.set_wrap_mode(WrapMode::WordOrGlyph);
-    // The theme's styles go over what is drawn; only where the cursor is must be told apart.
+    // The theme's styles are applied afterwards; only the cursor's cell needs a mark here.
     area.set_cursor_line_style(Style::new());
     area.set_cursor_style(Style::new().add_modifier(Modifier::REVERSED));
     area.move_cursor(CursorMove::Bottom);

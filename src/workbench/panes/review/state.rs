@@ -31,7 +31,7 @@ const KEPT: usize = 64;
 pub enum Outcome {
     /// This one was better.
     Won(Contender),
-    /// None was better.
+    /// Neither was better.
     Undecided(VerdictChoice),
 }
 
@@ -44,28 +44,26 @@ pub enum Draft {
     Answer(u64),
 }
 
-/// The state of the review pane.
 #[derive(Debug, Default)]
 pub struct ReviewState {
     /// What there is to compare, newest run first; nothing until read.
     pub candidates: Option<Vec<Candidate>>,
     /// Why that could not be read.
     pub problem: Option<String>,
-    /// What is compared.
     pub target: Option<Target>,
-    /// What another pane wants compared, until it is known.
+    /// What another pane asked to compare, until the candidates are read.
     pub linked: Option<(String, Option<u64>)>,
     /// Whether it is compared with the baseline.
     pub baseline: bool,
     /// Whether the sides are named from the start.
     pub named: bool,
-    /// The suite; nothing until read, or where there is none.
+    /// The suite; nothing until read, or if there is none.
     pub suite: Option<Vec<SuitePrompt>>,
     /// The suite's file as it was read last.
     pub suite_file: Option<PathBuf>,
     /// Why it could not be read.
     pub suite_problem: Option<String>,
-    /// Where the list of the suite's prompts stands.
+    /// Selection in the list of the suite's prompts.
     pub list: ListState,
     /// A prompt that was typed, in place of the suite's.
     pub typed: Option<SuitePrompt>,
@@ -75,17 +73,16 @@ pub struct ReviewState {
     pub history: Vec<String>,
     /// Comparisons so far, oldest first.
     pub comparisons: Vec<Comparison>,
-    /// A comparison after whose verdict the next prompt is wanted.
+    /// The comparison whose verdict is followed by the next prompt.
     pub hurried: Option<u64>,
     /// All verdicts of the project, oldest first.
     pub verdicts: Vec<Verdict>,
     /// Verdicts that could not be written.
     pub unwritten: Vec<Verdict>,
-    /// What the external editor was opened for.
     pub draft: Option<Draft>,
     /// When seconds of waiting are counted next.
     pub tick: Option<Duration>,
-    /// How the suite's prompts were judged last, and how the verdicts stand; see [`ReviewState::recount`].
+    /// The last verdict on each of the suite's prompts; see [`ReviewState::recount`].
     pub outcomes: Vec<Option<Outcome>>,
     /// See [`ReviewState::recount`].
     pub tally: Tally,
@@ -93,7 +90,7 @@ pub struct ReviewState {
 }
 
 impl ReviewState {
-    /// Whom the tuned side is compared with.
+    /// Who the tuned side is compared with.
     pub fn opponent(&self) -> Contender {
         if self.baseline { Contender::Baseline } else { Contender::Base }
     }
@@ -104,7 +101,7 @@ impl ReviewState {
         self.typed.as_ref().or_else(of_suite)
     }
 
-    /// The newest comparison of what is chosen, on the prompt shown.
+    /// The newest comparison of the chosen target on the prompt shown.
     pub fn current(&self) -> Option<&Comparison> {
         let (target, prompt, opponent) = (self.target.as_ref()?, self.prompt()?, self.opponent());
         self.comparisons.iter().rev().find(|comparison| {
@@ -120,7 +117,6 @@ impl ReviewState {
         self.comparison(id)
     }
 
-    /// The comparison with a number.
     pub fn comparison(&mut self, id: u64) -> Option<&mut Comparison> {
         self.comparisons.iter_mut().find(|comparison| comparison.id == id)
     }
@@ -130,7 +126,7 @@ impl ReviewState {
         self.comparisons.iter().find(|comparison| comparison.is_under_way())
     }
 
-    /// Begins a comparison of what is chosen, on the prompt shown.
+    /// Begins a comparison of the chosen target on the prompt shown.
     pub fn begin(&mut self, seed: u64, now: Duration) -> Option<&Comparison> {
         let (target, prompt) = (self.target.clone()?, self.prompt()?.clone());
         let opponent = self.opponent();
@@ -139,7 +135,7 @@ impl ReviewState {
                 && comparison.opponent == opponent
                 && comparison.prompt.messages == prompt.messages
         });
-        // Earlier visits are known by their verdicts. It only matters that the number goes up.
+        // Earlier sessions are known by their verdicts; it is enough that the number grows.
         let judged = self.verdicts.iter().filter(|verdict| {
             verdict.run == target.run
                 && verdict.prompt.last().is_some_and(|last| last.content == prompt.text())
@@ -313,7 +309,7 @@ fn nothing_or(
     let current = state.current();
     let judged = |choice| match current {
         Some(comparison) => comparison.unjudgeable(choice),
-        None => Some("nothing is answered yet; ↵ asks both".to_owned()),
+        None => Some("there are no answers yet; ↵ asks both".to_owned()),
     };
     match command {
         ReviewCommand::Ask => nothing
@@ -324,22 +320,22 @@ fn nothing_or(
         ReviewCommand::BothBad => nothing.or_else(|| judged(VerdictChoice::BothBad)),
         ReviewCommand::Skip => nothing.or_else(|| judged(VerdictChoice::Skip)),
         ReviewCommand::Note => match current {
-            None => Some("nothing is asked yet".to_owned()),
+            None => Some("nothing has been asked yet".to_owned()),
             Some(comparison) if comparison.choice.is_some() => {
-                Some("the verdict is written; write a note before you judge".to_owned())
+                Some("the verdict is saved already; write the note before judging".to_owned())
             }
             Some(_) => None,
         },
         ReviewCommand::Again => nothing.or_else(|| match current {
-            None => Some("nothing is asked yet; ↵ asks both".to_owned()),
+            None => Some("nothing has been asked yet; ↵ asks both".to_owned()),
             Some(comparison) if comparison.is_under_way() => {
-                Some("the answers are still being written; esc gives them up".to_owned())
+                Some("the answers are still being written; esc cancels them".to_owned())
             }
             Some(comparison) if comparison.stage == Stage::Complete => None,
             Some(_) => Some("there are no answers; ↵ asks both".to_owned()),
         }),
         ReviewCommand::Details => match current {
-            None => Some("nothing is asked yet".to_owned()),
+            None => Some("nothing has been asked yet".to_owned()),
             Some(comparison) => {
                 (!comparison.is_named()).then(|| "the sides are hidden until you judge".to_owned())
             }

@@ -3,10 +3,9 @@
 use jiff::Timestamp;
 use luthier_core::runs::State as RunState;
 
-/// Weights that a run has left behind.
+/// Weights written by a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The run's id.
     pub run: String,
     /// The checkpoint's step; missing for the run's result.
     pub step: Option<u64>,
@@ -31,24 +30,20 @@ impl Target {
         }
     }
 
-    /// Whether both name the same weights.
     pub fn is_same(&self, other: &Self) -> bool {
         self.run == other.run && self.step == other.step
     }
 }
 
-/// A run with what it has left behind so far.
+/// A run with the weights it has written so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// The run's id.
     pub run: String,
     /// What is trained, in short.
     pub method: String,
-    /// Where it stands.
+    /// Its state.
     pub state: RunState,
-    /// When it was started.
     pub started: Timestamp,
-    /// Whether it has a result.
     pub result: bool,
     /// Step of the lowest held-out loss.
     pub best: Option<u64>,
@@ -57,7 +52,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Everything of the run that can be compared, what one would want first: the result, the best
+    /// Everything of the run that can be compared, most useful first: the result, the best
     /// checkpoint, the others from the newest on.
     pub fn targets(&self) -> Vec<Target> {
         let best = self.best.filter(|best| self.checkpoints.contains(best));
@@ -81,7 +76,7 @@ impl Candidate {
 pub mod tests {
     use super::*;
 
-    /// A run that stands so, with checkpoints.
+    /// A run in this state, with checkpoints.
     pub fn candidate(run: &str, state: RunState, checkpoints: &[u64]) -> Candidate {
         Candidate {
             run: run.to_owned(),

@@ -394,7 +394,7 @@ fn escape_gives_up_and_going_elsewhere_does_not() {
     assert_eq!(review.effects(), [ReviewEffect::Cancel(1)]);
     review.say(|id| ReviewEvent::Broken(id, Broken::Cancelled));
     review.app.keys("k");
-    assert!(review.app.screen().contains("given up; ↵ asks again"));
+    assert!(review.app.screen().contains("cancelled; ↵ asks again"));
     // A newer asking ends the older one without a word from the engine.
     review.app.keys("<enter>j<enter>");
     assert_eq!(review.state().comparisons.iter().filter(|comparison| comparison.is_under_way()).count(), 1);

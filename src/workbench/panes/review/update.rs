@@ -25,10 +25,9 @@ use crate::widgets::ListState;
 /// Prompts kept of those typed before.
 const HISTORY: usize = 200;
 
-/// How often seconds of waiting are counted.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Reacts to one input. Pure but for the state: no IO, no clock.
+/// Reacts to one input. No IO, no clock.
 pub(super) fn update(state: &mut ReviewState, context: &Context, input: Input) -> Vec<Reaction> {
     match input {
         Input::Shown => {
@@ -44,7 +43,7 @@ pub(super) fn update(state: &mut ReviewState, context: &Context, input: Input) -
             if written { Vec::new() } else { vec![Reaction::Unchanged] }
         }
         Input::Paste(text) => {
-            // A prompt pasted at once is meant to be asked.
+            // Pasting outside the field opens it.
             state.typing.get_or_insert_with(|| PromptField::new("")).paste(&text);
             Vec::new()
         }
@@ -92,7 +91,7 @@ pub(super) fn replied(
     }
 }
 
-/// When the seconds of waiting change next, while nothing else makes the screen change.
+/// When the displayed seconds of waiting change next.
 fn tick(state: &ReviewState, context: &Context) -> Option<Duration> {
     let waiting = |stage: &Stage| matches!(stage, Stage::Waiting(_));
     state.under_way().filter(|comparison| waiting(&comparison.stage)).map(|_| context.now.elapsed + SECOND)
@@ -167,7 +166,7 @@ fn own(state: &mut ReviewState, context: &Context, command: ReviewCommand) -> Ve
     }
 }
 
-/// What enter does: asks, or goes on to the next prompt once the one shown is judged.
+/// Handles enter: asks the prompt, or goes to the next one if it is judged.
 fn go_on(state: &mut ReviewState, context: &Context) -> Vec<Reaction> {
     let Some(comparison) = state.current() else { return ask(state, context) };
     let (id, judged) = (comparison.id, comparison.choice.is_some());
@@ -206,7 +205,7 @@ fn ask(state: &mut ReviewState, context: &Context) -> Vec<Reaction> {
         let text = "luthier.toml has mistakes; `space e` opens it".to_owned();
         return vec![Reaction::Flash(Severity::Warning, text)];
     };
-    // The newer asking takes the older one's place in the engine, too.
+    // The engine drops the older request as well.
     if let Some(id) = state.under_way().map(|comparison| comparison.id)
         && let Some(older) = state.comparison(id)
     {
@@ -229,7 +228,7 @@ fn ask(state: &mut ReviewState, context: &Context) -> Vec<Reaction> {
 fn list(state: &mut ReviewState, command: ListCommand) -> Vec<Reaction> {
     match command {
         ListCommand::Down | ListCommand::Up | ListCommand::First | ListCommand::Last => {
-            // Out of a typed prompt the first step leads back to the suite.
+            // The first step away from a typed prompt goes back to the suite.
             let left = state.typed.take().is_some();
             let moved = !left && state.list.apply(command);
             if left || moved { Vec::new() } else { vec![Reaction::Unchanged] }
@@ -324,7 +323,7 @@ fn typed(state: &mut ReviewState, context: &Context, command: InputCommand) -> V
                     let text = "there is no run to compare yet; the prompt waits".to_owned();
                     vec![Reaction::Flash(Severity::Note, text)]
                 }
-                // Asked already, and not judged: the answers are there.
+                // Asked already and not judged: its answers are kept.
                 Some(comparison) if comparison.choice.is_none() && comparison.stage == Stage::Complete => {
                     Vec::new()
                 }
@@ -522,7 +521,7 @@ pub(super) fn answered(state: &mut ReviewState, context: &Context, answer: Revie
             Some(Draft::Answer(id)) => judge::edited(state, context, id, text.trim()),
         },
         ReviewEvent::ExampleAdded(Ok(path)) => {
-            let text = format!("a row was added to {}; the next run learns it", path.display());
+            let text = format!("a row was added to {}; the next run trains on it", path.display());
             vec![Reaction::Flash(Severity::Success, text)]
         }
         ReviewEvent::ExampleAdded(Err(problem)) => vec![failure("The row could not be added", problem)],
@@ -533,13 +532,13 @@ pub(super) fn failure(title: &str, text: String) -> Reaction {
     Reaction::Message(Message { title: title.to_owned(), text, severity: Severity::Error })
 }
 
-/// Keeps what is compared where it is still there, and chooses where nothing is chosen yet.
+/// Keeps the chosen target if it still exists, and chooses one if there is none yet.
 fn candidates_changed(state: &mut ReviewState, candidates: Vec<Candidate>) {
     state.candidates = Some(candidates);
     choose_linked(state);
     let targets = state.targets();
     match &mut state.target {
-        // One that is gone stays chosen: its answers and verdicts are still of interest.
+        // A target that is gone stays chosen: its answers and verdicts are still shown.
         Some(chosen) => {
             if let Some(found) = targets.iter().find(|target| target.is_same(chosen)) {
                 chosen.clone_from(found);
@@ -550,7 +549,7 @@ fn candidates_changed(state: &mut ReviewState, candidates: Vec<Candidate>) {
     state.recount();
 }
 
-/// Chooses what another pane wants compared, as soon as it is known.
+/// Chooses what another pane asked to compare, once it is among the candidates.
 fn choose_linked(state: &mut ReviewState) {
     let Some((run, step)) = &state.linked else { return };
     let Some(candidate) = state.candidates.iter().flatten().find(|candidate| candidate.run == *run) else {
@@ -584,7 +583,7 @@ fn verdicts_read(state: &mut ReviewState, found: Verdicts) -> Vec<Reaction> {
         0 => Vec::new(),
         count => {
             let lines = crate::cli::units::counted(count, "line", "lines");
-            let text = format!("{lines} of verdicts.jsonl cannot be read and were passed over");
+            let text = format!("{lines} of verdicts.jsonl cannot be read and were skipped");
             vec![Reaction::Flash(Severity::Warning, text)]
         }
     }

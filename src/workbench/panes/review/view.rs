@@ -15,19 +15,19 @@ use crate::ui::layout::WIDE;
 use crate::widgets::rule;
 use crate::widgets::text::{self, Piece, Wrap, fit, layout, put, put_pieces, put_right};
 
-/// From this width on the suite stands beside the answers.
+/// From this width on, the suite is shown next to the answers.
 const WITH_LIST: u16 = 150;
 
-/// Columns of the suite beside the answers.
+/// Columns of the suite next to the answers.
 const LIST_WIDTH: u16 = 44;
 
-/// The narrowest a side may be; below, the sides stand one above the other.
+/// The least width of a side; below it, the sides are stacked.
 const SIDE: u16 = 36;
 
 /// Columns of a prompt's last outcome.
 const OUTCOME: u16 = 9;
 
-/// Draws the pane. Pure: reads nothing but its arguments.
+/// Draws the pane.
 pub fn view(state: &ReviewState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let area = area.intersection(buffer.area);
     if area.height < 4 {
@@ -61,7 +61,7 @@ pub fn view(state: &ReviewState, context: &Context, area: Rect, buffer: &mut Buf
     }
 }
 
-/// The prompt, or the field it is typed in, with a rule below; the area under it.
+/// Draws the prompt or its field, with a rule below; returns the area under it.
 fn draw_prompt(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &Theme) -> Rect {
     let end = area.right().saturating_sub(1);
     let x = put(buffer, area.x + 1, area.y, end, "> ", theme.style(Role::Key));
@@ -111,7 +111,7 @@ fn prompt_pieces<'a>(state: &'a ReviewState, theme: &Theme) -> Vec<Piece<'a>> {
     }
 }
 
-/// What stands where there is nothing to compare.
+/// Draws what to do while there is nothing to compare.
 fn draw_empty(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let (key, strong, plain) = (theme.style(Role::Key), theme.style(Role::Strong), theme.style(Role::Screen));
     let muted = theme.style(Role::Muted);
@@ -122,7 +122,7 @@ fn draw_empty(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &Them
             let first = if candidates.is_empty() {
                 "There is no run to compare yet."
             } else {
-                "No run has left anything to compare yet."
+                "No run has written weights to compare yet."
             };
             let second = if candidates.is_empty() {
                 vec![
@@ -173,14 +173,14 @@ fn draw_paragraphs(lines: &[Vec<Piece<'_>>], area: Rect, buffer: &mut Buffer) {
     }
 }
 
-/// What stands beside the suite before anything was asked.
+/// Draws what is shown next to the suite before anything was asked.
 fn draw_before(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let (key, plain) = (theme.style(Role::Key), theme.style(Role::Screen));
     let Some(target) = &state.target else { return };
     let lines = [
         vec![
             Piece::new("↵", key),
-            Piece::new(" lets two answer this prompt side by side: ", plain),
+            Piece::new(" lets both sides answer this prompt: ", plain),
             Piece::new(target.name(), theme.style(Role::Tuned)),
             Piece::new(" and ", plain),
             if state.baseline {
@@ -194,7 +194,7 @@ fn draw_before(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &The
             if state.named {
                 "The sides are named from the start; u hides them."
             } else {
-                "Which is which stays hidden until you judge."
+                "The sides stay hidden until you judge."
             },
             theme.style(Role::Muted),
         )],
@@ -202,7 +202,7 @@ fn draw_before(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &The
     draw_paragraphs(&lines, area, buffer);
 }
 
-/// The last line: what to do, and how the verdicts stand.
+/// The last line: what to do, and the tally of verdicts.
 fn draw_line(state: &ReviewState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let end = area.right().saturating_sub(1);
     let wide = area.width >= WIDE;
@@ -226,7 +226,7 @@ fn draw_suite(state: &ReviewState, area: Rect, buffer: &mut Buffer, theme: &Them
             let role = if state.typed.is_none() { Role::Selection } else { Role::SelectionIdle };
             buffer.set_style(Rect { y, height: 1, ..rows }, theme.style(role));
         }
-        // On the selection its own style stays, so that the whole row reads as one.
+        // A selected row keeps the selection's style throughout.
         let style = |role| if selected { Style::new() } else { theme.style(role) };
         let mark = if selected { "▸" } else { " " };
         let end = area.right().saturating_sub(1);
@@ -269,7 +269,7 @@ fn draw_comparison(
     }
 }
 
-/// The left and the right side, and whether they stand beside each other.
+/// The areas of the two sides, and whether they are next to each other.
 fn side_areas(area: Rect) -> ([Rect; 2], bool) {
     let area = Rect { x: area.x + 1, width: area.width.saturating_sub(1), ..area };
     let half = area.width.saturating_sub(3) / 2;

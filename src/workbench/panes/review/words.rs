@@ -1,4 +1,4 @@
-//! Who is who, and how things stand, in words.
+//! The review pane's short texts: names, scores, tallies and the last line.
 
 use std::time::Duration;
 
@@ -29,7 +29,6 @@ pub fn role(who: Contender) -> Role {
     }
 }
 
-/// Why an answer ended.
 pub fn reason(reason: DoneReason) -> &'static str {
     match reason {
         DoneReason::Stop => "stop",
@@ -72,7 +71,7 @@ pub fn score(answer: &Answer) -> Option<(String, Role)> {
     })
 }
 
-/// Which weights answered, and whether they are those that were asked.
+/// Which weights answered, and whether they are the ones asked for.
 pub fn proof(answer: &Answer) -> Option<(String, Role)> {
     const DIGITS: usize = 12;
     let end = answer.end.as_ref()?;
@@ -85,7 +84,6 @@ pub fn proof(answer: &Answer) -> Option<(String, Role)> {
     })
 }
 
-/// How a prompt was judged last.
 pub fn outcome(outcome: Outcome) -> (&'static str, Role) {
     match outcome {
         Outcome::Won(Contender::Tuned) => ("tuned", Role::Tuned),
@@ -99,7 +97,7 @@ pub fn outcome(outcome: Outcome) -> (&'static str, Role) {
     }
 }
 
-/// `tuned 5 · base 0 · tie 1  (p 0.03)`; with the win rate and its interval where there is room.
+/// `tuned 5 · base 0 · tie 1  (p 0.03)`, with the win rate and its interval if there is room.
 pub fn tally(tally: &Tally, opponent: Contender, wide: bool) -> String {
     let mut parts = vec![
         format!("tuned {}", tally.tuned),
@@ -128,7 +126,7 @@ fn probability(p: f64) -> String {
     if p < 0.001 { "< 0.001".to_owned() } else { format!("{p:.2}") }
 }
 
-/// What the last line of the pane says: the one thing to know or to do now.
+/// The last line of the pane: the next thing to do.
 pub fn situation(state: &ReviewState, context: &Context) -> (String, Role) {
     let Some(target) = &state.target else { return (String::new(), Role::Muted) };
     if state.typing.is_some() {
@@ -149,7 +147,7 @@ pub fn situation(state: &ReviewState, context: &Context) -> (String, Role) {
         (_, Some(choice)) => (judged(comparison, choice), Role::Success),
         (Stage::Waiting(what), None) => {
             let seconds = context.now.elapsed.saturating_sub(comparison.begun).as_secs();
-            (format!("◌ {what} … {seconds} s   esc gives up"), Role::Waiting)
+            (format!("◌ {what} … {seconds} s   esc cancels"), Role::Waiting)
         }
         (Stage::Answering | Stage::Complete, None) if comparison.wanted.is_some() => {
             ("stopping the other answer …".to_owned(), Role::Waiting)
@@ -161,7 +159,7 @@ pub fn situation(state: &ReviewState, context: &Context) -> (String, Role) {
             (format!("which is better? they are equal{note}"), Role::Strong)
         }
         (Stage::Answering | Stage::Complete, None) => (format!("which is better?{note}"), Role::Strong),
-        (Stage::Cancelled, None) => ("given up; ↵ asks again".to_owned(), Role::Muted),
+        (Stage::Cancelled, None) => ("cancelled; ↵ asks again".to_owned(), Role::Muted),
         (Stage::Failed(_), None) => ("↵ asks again".to_owned(), Role::Muted),
     }
 }

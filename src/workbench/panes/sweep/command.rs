@@ -6,7 +6,6 @@ use crate::panes::PaneId;
 
 const HERE: KeyContext = KeyContext::Pane(PaneId::Sweep);
 
-/// A command of the sweep pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SweepCommand {
     /// Queue the trials of a sweep file.
@@ -21,7 +20,7 @@ pub enum SweepCommand {
     MoveFirst,
     /// Keep a waiting trial from starting, or let it.
     Hold,
-    /// Take a trial out, stopping its run.
+    /// Cancel a trial and stop its run.
     Cancel,
     /// Queue a trial that is over once more.
     Retry,
@@ -29,7 +28,7 @@ pub enum SweepCommand {
     Clone,
     /// Write the best trial's settings into `luthier.toml`.
     Promote,
-    /// Order by result or by turn.
+    /// Order by result or by queue position.
     Order,
 }
 
@@ -81,21 +80,21 @@ pub const COMMANDS: &[Entry<SweepCommand>] = &[
         command: SweepCommand::Cancel,
         name: "sweep.cancel",
         label: "cancel",
-        doc: "Take the trial out of the queue; its run saves and stops",
+        doc: "Cancel the trial; a running one saves and stops",
         keys: &[(HERE, &["x"])],
     },
     Entry {
         command: SweepCommand::Retry,
         name: "sweep.retry",
         label: "retry",
-        doc: "Queue a trial that is over once more",
+        doc: "Queue an ended trial again",
         keys: &[(HERE, &["r"])],
     },
     Entry {
         command: SweepCommand::Clone,
         name: "sweep.clone",
         label: "clone",
-        doc: "Queue one run that begins with this trial's settings",
+        doc: "Queue one run, starting from this trial's settings",
         keys: &[(HERE, &["C"])],
     },
     Entry {
@@ -109,7 +108,7 @@ pub const COMMANDS: &[Entry<SweepCommand>] = &[
         command: SweepCommand::Order,
         name: "sweep.order",
         label: "order",
-        doc: "Order the trials by result or by turn",
+        doc: "Order the trials by result or by queue position",
         keys: &[(HERE, &["o"])],
     },
 ];

@@ -10,27 +10,26 @@ use crate::app::Slot;
 /// Work for the performer in `effects/sweep.rs`.
 #[derive(Debug, PartialEq)]
 pub enum SweepEffect {
-    /// Keep telling what the queue holds, whenever that changes.
+    /// Watch the queue, and post each change.
     Watch,
     /// Find the project's sweep files.
     Files,
-    /// Write a sweep file with this name to begin from.
+    /// Write an example sweep file with this name.
     Create(String),
-    /// Read a sweep file and say what it would queue.
+    /// Read a sweep file and list what it would queue.
     Look(PathBuf),
-    /// Queue the trials of a sweep file and see that they are worked off.
+    /// Queue the trials of a sweep file, and start a scheduler if none is running.
     Start(PathBuf),
     /// Queue one run with these settings over the project's.
     Add(Vec<String>),
-    /// Move a waiting trial.
     Move(i64, Place),
     /// Keep a waiting trial from starting.
     Hold(i64),
     /// Let a held trial start.
     Release(i64),
-    /// Take a trial out.
+    /// Cancel a trial.
     Cancel(i64),
-    /// Queue a trial once more.
+    /// Queue a trial again.
     Retry(i64),
     /// Write settings into `luthier.toml`.
     Promote(IndexMap<String, String>),

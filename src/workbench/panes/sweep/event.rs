@@ -17,6 +17,6 @@ pub enum SweepEvent {
     Looked(PathBuf, Result<(String, Vec<String>), String>),
     /// One run was queued, or why not.
     Added(Result<String, String>),
-    /// Something was done, or why not.
+    /// Another request was carried out, or why not.
     Done(Result<String, String>),
 }

@@ -1,4 +1,4 @@
-//! The queue of trials and what came of them.
+//! The queue of trials and their results.
 
 mod command;
 mod effect;

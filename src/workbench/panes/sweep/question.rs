@@ -13,9 +13,8 @@ pub enum SweepQuestion {
     Name,
     /// Queue the trials of this file?
     Start(PathBuf),
-    /// Which settings for one run.
+    /// The settings of one run.
     Add,
-    /// Really cancel this trial?
     Cancel(i64),
     /// Really write these settings?
     Promote(IndexMap<String, String>),

@@ -22,24 +22,23 @@ use crate::widgets::ListState;
 /// What the queue holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// Trials: what runs and waits in turn, then what is over.
+    /// Trials: running, then waiting in queue order, then ended.
     pub trials: Vec<Trial>,
-    /// Sweeps by age.
+    /// Sweeps, oldest first.
     pub sweeps: Vec<Sweep>,
-    /// How far the runs of trials are, by run id: steps made and steps in all.
+    /// Progress of the trials' runs, by run id: steps done and steps in all.
     pub progress: IndexMap<String, (u64, u64)>,
 }
 
-/// The state of the sweep pane.
 #[derive(Debug, Default)]
 pub struct SweepState {
     /// The queue; nothing until it was read.
     pub queue: Option<Snapshot>,
     /// Why it could not be read.
     pub problem: Option<String>,
-    /// Where the table stands.
+    /// Selection in the table.
     pub list: ListState,
-    /// Whether the table is ordered by result instead of by turn.
+    /// Whether the table is ordered by result instead of by queue position.
     pub by_result: bool,
     /// The sweep file being written in the editor.
     pub editing: Option<PathBuf>,
@@ -59,21 +58,19 @@ impl SweepState {
         shown
     }
 
-    /// The selected trial.
     pub fn selected(&self) -> Option<&Trial> {
         let shown = self.shown();
         self.list.selected().and_then(|index| shown.get(index).copied())
     }
 
-    /// The sweep of the selected trial.
     pub fn sweep(&self) -> Option<&Sweep> {
         let sweep = self.selected()?.sweep;
         self.queue.as_ref()?.sweeps.iter().find(|known| known.id == sweep)
     }
 
-    /// Which way the selected trial's sweep looks.
+    /// Whether the newest sweep minimises or maximises.
     pub fn direction(&self) -> Direction {
-        // By position, not through `selected`, which would ask for the order that this decides.
+        // Not through `selected`, which depends on the order that this decides.
         self.queue
             .as_ref()
             .and_then(|queue| queue.sweeps.last())
@@ -89,7 +86,6 @@ impl SweepState {
         trials
     }
 
-    /// The best trial of a sweep.
     pub fn best_of(&self, sweep: &Sweep) -> Option<&Trial> {
         let trials: Vec<Trial> = self.trials_of(sweep.id).into_iter().cloned().collect();
         let best = rank(&trials, sweep.goal.direction).first().map(|trial| trial.id)?;
@@ -146,17 +142,17 @@ impl Pane for SweepState {
         let Some(trial) = self.selected() else {
             return Some("there is no trial yet; `n` queues some".to_owned());
         };
-        let waits = (!trial.state.waits()).then(|| format!("trial {} does not wait any more", trial.id));
+        let waits = (!trial.state.waits()).then(|| format!("trial {} is no longer waiting", trial.id));
         match command {
             SweepCommand::MoveUp | SweepCommand::MoveDown | SweepCommand::MoveFirst | SweepCommand::Hold => {
                 waits
             }
-            SweepCommand::Cancel => trial.state.is_over().then(|| format!("trial {} is over", trial.id)),
+            SweepCommand::Cancel => trial.state.is_over().then(|| format!("trial {} has ended", trial.id)),
             SweepCommand::Retry => {
                 let over = trial.state.is_over() && trial.state != TrialState::Finished;
                 (!over).then(|| {
                     format!(
-                        "trial {} is {}; only what failed or was taken out is retried",
+                        "trial {} is {}; only failed or cancelled trials can be retried",
                         trial.id, trial.state
                     )
                 })

@@ -13,7 +13,7 @@ use crate::app::{
 use crate::command::{Command, ListCommand, ViewCommand};
 use crate::panes::{PaneCommand, PaneId, train};
 
-/// Reacts to one input. Pure but for the state: no IO, no clock.
+/// Reacts to one input. No IO, no clock.
 pub(super) fn update(state: &mut SweepState, input: Input) -> Vec<Reaction> {
     match input {
         Input::Started | Input::Command(Command::View(ViewCommand::Refresh)) => {
@@ -107,7 +107,7 @@ fn add(initial: String) -> Reaction {
 
 fn cancel(trial: &Trial) -> Reaction {
     let lost = match trial.state {
-        TrialState::Running => "Its run saves what it has and stops.",
+        TrialState::Running => "Its run writes a checkpoint and its result, and stops.",
         _ => "It has not started: nothing is lost, and `r` queues it again.",
     };
     Reaction::Confirm(Confirm {
@@ -122,7 +122,7 @@ fn promote(state: &SweepState) -> Vec<Reaction> {
     let Some(best) = state.sweep().and_then(|sweep| state.best_of(sweep)) else { return Vec::new() };
     let mut lines: Vec<String> =
         best.settings.iter().map(|(key, value)| format!("{key} = {value}")).collect();
-    lines.push("Comments and everything else in the file stay as they are.".to_owned());
+    lines.push("Comments and other settings in the file are kept.".to_owned());
     vec![Reaction::Confirm(Confirm {
         title: format!("Write the settings of trial {} into luthier.toml?", best.id),
         lines,

@@ -17,10 +17,10 @@ use crate::widgets::chart::{Chart, Series, Shape};
 use crate::widgets::rule;
 use crate::widgets::text::{put, put_right};
 
-/// From this width on there is room for a chart beside the table.
+/// From this width on, a chart is shown next to the table.
 const WIDE: u16 = 110;
 
-/// Columns of the chart beside the table.
+/// Columns of the chart next to the table.
 const SIDE: u16 = 44;
 
 const NUMBER: u16 = 4;
@@ -29,7 +29,7 @@ const RESULT: u16 = 9;
 const STEP: u16 = 11;
 const SETTING: u16 = 14;
 
-/// Draws the pane. Pure: reads nothing but its arguments.
+/// Draws the pane.
 pub fn view(state: &SweepState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     if area.height < 3 {
         return;
@@ -104,7 +104,7 @@ fn look(trial: &Trial) -> (&'static str, String, Role) {
     }
 }
 
-/// Why a trial ended as it did, or what became of it.
+/// Why a trial ended, or its run's id.
 fn reason(trial: &Trial) -> String {
     match (&trial.failure, trial.attempts) {
         (Some(failure), _) => format!("{}: {}", failure.class, told::in_a_line(&failure.message)),

@@ -6,30 +6,26 @@ use crate::panes::PaneId;
 
 const HERE: KeyContext = KeyContext::Pane(PaneId::Train);
 
-/// A command of the train pane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TrainCommand {
     /// Plan a run with the settings of the project and start it after a look.
     New,
     /// As [`TrainCommand::New`], with settings put over the file's.
     NewWith,
-    /// Hold still, or go on.
+    /// Pause the run, or resume it.
     Pause,
     /// Go on: after a pause, or from the newest checkpoint.
     Resume,
-    /// Write a checkpoint now.
     Checkpoint,
-    /// End the run.
     Stop,
     /// Change a setting of the run.
     Edit,
-    /// Take the newest edit back.
+    /// Undo the newest edit.
     Undo,
-    /// Evaluate now.
     Evaluate,
-    /// Keep the run's curves on the chart beside others.
+    /// Keep the run's curve on the chart with others.
     Overlay,
-    /// What this run's settings change over another's.
+    /// Compare the run's settings with the project's.
     Diff,
     /// Show the log, or the charts again.
     Log,
@@ -47,28 +43,28 @@ pub const COMMANDS: &[Entry<TrainCommand>] = &[
         command: TrainCommand::New,
         name: "train.new",
         label: "new run",
-        doc: "Plan a run with the project's settings and start it after a look",
+        doc: "Plan a run with the project's settings, and start it after a confirmation",
         keys: &[(HERE, &["n"])],
     },
     Entry {
         command: TrainCommand::NewWith,
         name: "train.new-with",
         label: "new run with",
-        doc: "Plan a run with some settings changed for it alone",
+        doc: "Plan a run with some settings changed for this run only",
         keys: &[(HERE, &["N"])],
     },
     Entry {
         command: TrainCommand::Pause,
         name: "train.pause",
         label: "pause",
-        doc: "Let the run hold still between two steps, or go on",
+        doc: "Pause the run between two steps, or resume it",
         keys: &[(HERE, &["p"])],
     },
     Entry {
         command: TrainCommand::Resume,
         name: "train.resume",
         label: "resume",
-        doc: "Let the run go on, after a pause or from its newest checkpoint",
+        doc: "Resume the run after a pause, or from its newest checkpoint",
         keys: &[(HERE, &["r"])],
     },
     Entry {
@@ -96,7 +92,7 @@ pub const COMMANDS: &[Entry<TrainCommand>] = &[
         command: TrainCommand::Undo,
         name: "train.undo",
         label: "undo",
-        doc: "Take the newest edit of the run back",
+        doc: "Undo the newest edit of the run",
         keys: &[(HERE, &["u"])],
     },
     Entry {
@@ -110,14 +106,14 @@ pub const COMMANDS: &[Entry<TrainCommand>] = &[
         command: TrainCommand::Overlay,
         name: "train.overlay",
         label: "overlay",
-        doc: "Keep the run's curve on the chart beside others, or take it off",
+        doc: "Keep the run's curve on the chart with others, or remove it",
         keys: &[(HERE, &["o"])],
     },
     Entry {
         command: TrainCommand::Diff,
         name: "train.diff",
         label: "diff",
-        doc: "Show which settings this run has that the project's file has not",
+        doc: "Show how the run's settings differ from the project's",
         keys: &[(HERE, &["d"])],
     },
     Entry {

@@ -7,7 +7,7 @@ use crate::app::Slot;
 /// Work for the performer in `effects/train.rs`.
 #[derive(Debug, PartialEq)]
 pub enum TrainEffect {
-    /// Keep telling which runs there are, whenever that changes.
+    /// Watch the runs, and post each change.
     Watch,
     /// Read a run's journal from its beginning and follow it, until another run is followed.
     Follow(String),
@@ -25,7 +25,6 @@ pub enum TrainEffect {
     Ask(String, Request),
     /// Change a setting in the `config.toml` of a run without a process.
     Write {
-        /// The run.
         run: String,
         /// Dotted key.
         key: String,

@@ -8,24 +8,21 @@ use super::plan::{PlanSummary, Refusal};
 /// What the performer answers.
 #[derive(Debug)]
 pub enum TrainEvent {
-    /// The runs there are, newest first.
+    /// The runs, newest first.
     Runs(Result<Vec<RunSummary>, String>),
-    /// What a followed run's journal says, from where the last batch ended.
+    /// New events of a followed run's journal.
     Journal {
-        /// The run.
         run: String,
         /// New events, oldest first.
         events: Vec<runs::Event>,
-        /// The journal begins anew: what was read before does not count.
+        /// The journal starts again: drop what was read before.
         restarted: bool,
         /// Everything written so far was read.
         caught_up: bool,
     },
-    /// Where a followed run stands.
+    /// The state of a followed run.
     Status {
-        /// The run.
         run: String,
-        /// Its status.
         status: Box<Status>,
         /// Its checkpoints, by step.
         checkpoints: Vec<u64>,
@@ -38,19 +35,18 @@ pub enum TrainEvent {
     Log(String, Vec<String>),
     /// How far the data for a plan are prepared: rows done, rows in all.
     Planning(usize, usize),
-    /// What a run would be, line by line, for these settings; or why there can be none.
+    /// The planned run for these settings, or why it cannot start.
     Planned(Vec<String>, Result<PlanSummary, Refusal>),
-    /// A run was started, or could not be.
+    /// A run was started, or why not.
     Started(Result<String, String>),
-    /// A run was asked something: what it said, or why it could not be asked.
+    /// A run replied to a request, or why it could not be asked.
     Asked(Result<String, String>),
-    /// A setting was to be changed: what came of it, or why it was not.
+    /// The outcome of changing a setting.
     Edited {
-        /// The run.
         run: String,
         /// Dotted key.
         key: String,
-        /// What came of it.
+        /// What was changed, or why it was not.
         outcome: Result<String, String>,
     },
     /// Which settings differ: heading and text.

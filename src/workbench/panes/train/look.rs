@@ -1,4 +1,4 @@
-//! How states, times and values of runs look, the same in every pane.
+//! How states, times and values of runs are written, the same in every pane.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::curves::Metric;
 use crate::cli::units;
 use crate::theme::Role;
 
-/// The sign of a state, for where there is no room for its word.
+/// The sign of a state, for places too narrow for its word.
 pub fn glyph(state: State) -> &'static str {
     match state {
         State::Queued => "·",

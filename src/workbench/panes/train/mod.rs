@@ -1,4 +1,4 @@
-//! Runs: what would run, what runs, how it is going.
+//! Runs: planning, starting, following and controlling them.
 
 mod command;
 mod curves;

@@ -5,11 +5,11 @@
 pub enum TrainQuestion {
     /// Start the run planned with these settings?
     Start(Vec<String>),
-    /// Which settings to put over the file's.
+    /// The settings to override.
     Settings,
     /// How to end this run.
     Stop(String),
-    /// Really at once, without saving?
+    /// Stop this run at once, without saving?
     StopNow(String),
     /// Which of these keys of this run to change.
     Key(String, Vec<&'static str>),

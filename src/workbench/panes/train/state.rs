@@ -43,11 +43,10 @@ pub enum Detail {
 /// The run whose detail is shown.
 #[derive(Debug)]
 pub struct OpenRun {
-    /// Its id.
     pub id: String,
     /// Its curves so far.
     pub curves: Curves,
-    /// Where it stands; nothing until read.
+    /// Its status; nothing until read.
     pub status: Option<Status>,
     /// Its checkpoints, by step.
     pub checkpoints: Vec<u64>,
@@ -57,7 +56,7 @@ pub struct OpenRun {
     pub caught_up: bool,
     /// What the engine printed last.
     pub log: Vec<String>,
-    /// The step the person looked away at.
+    /// The newest step when the pane was left.
     pub left_at: Option<u64>,
 }
 
@@ -82,7 +81,7 @@ impl OpenRun {
         self.status.as_ref().map_or(journaled, |status| status.step.max(journaled))
     }
 
-    /// Seconds until the end at the pace of the last steps, while the run makes steps.
+    /// Estimated seconds until the end, while the run is training.
     pub fn seconds_left(&self) -> Option<f64> {
         let status = self.status.as_ref().filter(|status| status.state == RunState::Running)?;
         let left = status.total_steps.saturating_sub(self.step());
@@ -93,30 +92,24 @@ impl OpenRun {
 /// Which part of the steps the large chart shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Window {
-    /// First step.
     pub from: f64,
-    /// Last step.
     pub to: f64,
 }
 
-/// The state of the train pane.
 #[derive(Debug, Default)]
 pub struct TrainState {
     /// Runs, newest first; nothing until they were read.
     pub runs: Option<Vec<RunSummary>>,
     /// Why they could not be read.
     pub problem: Option<String>,
-    /// Where the list of runs that pass the filter stands.
+    /// Selection in the list of runs that pass the filter.
     pub list: ListState,
     /// Words that a run's line must contain.
     pub filter: String,
     /// The filter while it is typed.
     pub typing: Option<TextLine>,
-    /// What has the focus.
     pub focus: Focus,
-    /// What the detail shows.
     pub detail: Detail,
-    /// The run shown.
     pub open: Option<OpenRun>,
     /// Curves of other runs on the same chart.
     pub overlays: IndexMap<String, Curves>,
@@ -130,11 +123,11 @@ pub struct TrainState {
     pub window: Option<Window>,
     /// Position of the prompt whose samples are shown, among those that have any.
     pub sample: usize,
-    /// Where the log stands.
+    /// Scroll position in the log.
     pub log: Scroll,
-    /// How far a plan is prepared: rows done and rows in all.
+    /// Progress of a plan: rows done and rows in all.
     pub planning: Option<(usize, usize)>,
-    /// Whether a start is under way.
+    /// Whether a run is being started.
     pub starting: bool,
     /// A run to select once it is in the list.
     pub wanted: Option<String>,
@@ -151,7 +144,6 @@ impl TrainState {
             .collect()
     }
 
-    /// The selected run.
     pub fn selected(&self) -> Option<&RunSummary> {
         let shown = self.shown();
         self.list.selected().and_then(|index| shown.get(index).copied())
@@ -172,7 +164,7 @@ impl TrainState {
             .collect()
     }
 
-    /// The steps a chart of the run spans: the planned ones, or more where it has made more.
+    /// The steps a chart of the run spans: the planned ones, or more if it has done more.
     pub fn span(&self) -> f64 {
         let planned = self.open.as_ref().map_or(0, |open| {
             let planned = open.status.as_ref().map_or(0, |status| status.total_steps);

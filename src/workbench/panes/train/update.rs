@@ -18,13 +18,13 @@ use crate::panes::{PaneCommand, PaneId};
 use crate::told;
 use crate::widgets::TextLine;
 
-/// Runs whose curves may lie on one chart.
+/// Most runs on one chart.
 const OVERLAYS: usize = 5;
 
-/// The narrowest part of the steps that a chart shows.
+/// The fewest steps that a chart shows.
 const NARROWEST: f64 = 8.0;
 
-/// Reacts to one input. Pure but for the state: no IO, no clock.
+/// Reacts to one input. No IO, no clock.
 pub(super) fn update(state: &mut TrainState, input: Input) -> Vec<Reaction> {
     match input {
         Input::Started => vec![Reaction::from(TrainEffect::Watch)],
@@ -178,7 +178,7 @@ fn filter_typed(state: &mut TrainState) {
     }
 }
 
-/// Keeps the run shown selected where it still passes the filter.
+/// Keeps the run shown selected if it still passes the filter.
 fn filtered(state: &mut TrainState) {
     let open = state.open.as_ref().map(|open| open.id.clone());
     let shown = state.shown();
@@ -257,9 +257,9 @@ fn resume(open: &OpenRun, id: &str) -> Vec<Reaction> {
         Ok(ResumeWay::Start { from_step }) => {
             let from = match from_step {
                 Some(step) => {
-                    format!("It goes on from its checkpoint at step {step}, with its own settings.")
+                    format!("It resumes from its checkpoint at step {step}, with its own settings.")
                 }
-                None => "It has no checkpoint and begins again at step 1, with its own settings.".to_owned(),
+                None => "It has no checkpoint and starts again at step 1, with its own settings.".to_owned(),
             };
             vec![Reaction::Confirm(Confirm {
                 title: format!("Start {id} again?"),
@@ -322,8 +322,8 @@ fn undo(open: &OpenRun, id: String, run_state: RunState) -> Vec<Reaction> {
     vec![Reaction::from(change(id, run_state, edit.key.clone(), edit.old.clone()))]
 }
 
-/// A live run is asked, so that the answer says at once whether the value is taken; otherwise the file is
-/// written, which the run reads when it goes on.
+/// A live run is asked, so that its reply shows at once whether it accepts the value; otherwise the file is
+/// written, which the run reads when it resumes.
 fn change(run: String, state: RunState, key: String, value: String) -> TrainEffect {
     if state.is_live() {
         TrainEffect::Ask(run, Request::Edit { key, value, who: Some("workbench".to_owned()) })
@@ -337,7 +337,7 @@ fn overlay(state: &mut TrainState, id: String) -> Vec<Reaction> {
         return Vec::new();
     }
     if state.overlays.len() == OVERLAYS {
-        let text = format!("{OVERLAYS} runs are on the chart; `o` on one of them takes it off");
+        let text = format!("{OVERLAYS} runs are on the chart; `o` on one of them removes it");
         return vec![Reaction::Flash(Severity::Warning, text)];
     }
     state.overlays.insert(id.clone(), Curves::default());
@@ -382,7 +382,7 @@ fn chart(state: &mut TrainState, command: ChartCommand) -> Vec<Reaction> {
     Vec::new()
 }
 
-/// A window of `width` steps with `center` in the middle, moved inside what there is.
+/// A window of `width` steps around `center`, moved inside the existing steps.
 fn around(center: f64, width: f64, span: f64) -> Window {
     let width = width.clamp(NARROWEST.min(span), span);
     let from = (center - width / 2.0).clamp(0.0, span - width);
@@ -452,7 +452,7 @@ pub(super) fn answered(state: &mut TrainState, answer: TrainEvent) -> Vec<Reacti
                 Ok(id) => {
                     state.wanted = Some(id);
                     state.filter.clear();
-                    // The list is read again at once: the new run is not in it yet.
+                    // Read the list again at once: the new run is not in it yet.
                     vec![
                         Reaction::from(TrainEffect::Watch),
                         Reaction::Flash(Severity::Success, "started".to_owned()),
@@ -491,7 +491,7 @@ fn planned(settings: Vec<String>, outcome: Result<PlanSummary, Refusal>) -> Vec<
         Err(Refusal { title, text }) => {
             let message = Message { title, text, severity: Severity::Error };
             if settings.is_empty() {
-                // Nothing was typed that could be put right.
+                // Nothing was typed that could be corrected.
                 vec![entry(Entry::Taken), Reaction::Message(message)]
             } else {
                 vec![entry(Entry::Refused(message))]
@@ -500,7 +500,7 @@ fn planned(settings: Vec<String>, outcome: Result<PlanSummary, Refusal>) -> Vec<
     }
 }
 
-/// What came of an edit, for the box it was typed in, if it was typed in one.
+/// Reports the outcome of an edit in the box it was typed in, if there is one.
 fn edited(run: String, key: &str, outcome: Result<String, String>) -> Vec<Reaction> {
     let question = KEYS
         .iter()
@@ -629,8 +629,8 @@ fn entered(state: &mut TrainState, question: TrainQuestion, text: &str) -> Vec<R
     }
 }
 
-/// Splits `a.b=1 c.d="x y" e.f=[1, 2]` where a new setting begins, so that values may hold spaces. Any word that
-/// could be a key begins one, known or not: a key that is none must not become part of the value before it.
+/// Splits `a.b=1 c.d="x y" e.f=[1, 2]` where a new setting begins, so that values may contain spaces. Any word that
+/// could be a key begins one, known or not: an unknown key must not become part of the value before it.
 pub fn settings_of(text: &str) -> Vec<String> {
     let mut settings: Vec<String> = Vec::new();
     let mut inside = Inside::default();
@@ -649,14 +649,14 @@ pub fn settings_of(text: &str) -> Vec<String> {
     settings
 }
 
-/// Whether `text` starts with a word as keys are written, and a `=` right after it.
+/// Whether `text` starts with a word in the form of a key, directly followed by `=`.
 fn begins_setting(text: &str) -> bool {
     let Some((key, _)) = text.split_once('=') else { return false };
     key.starts_with(|first: char| first.is_ascii_alphabetic())
         && key.chars().all(|character| character.is_ascii_alphanumeric() || "._-".contains(character))
 }
 
-/// What of a value is open: a quoted text, or brackets.
+/// What is open in a value: a quoted text, or brackets.
 #[derive(Default)]
 struct Inside {
     quote: Option<char>,
@@ -703,7 +703,7 @@ fn picked(state: &mut TrainState, question: TrainQuestion, index: usize) -> Vec<
                 let saved = state.open.as_ref().and_then(|open| open.checkpoints.last().copied());
                 let lost = match saved {
                     Some(step) => format!("Everything after the checkpoint at step {step} is lost."),
-                    None => "There is no checkpoint: everything it learned is lost.".to_owned(),
+                    None => "There is no checkpoint: all training is lost.".to_owned(),
                 };
                 vec![Reaction::Confirm(Confirm {
                     title: format!("Stop {id} at once?"),

@@ -25,12 +25,12 @@ const LIST_WIDTH: u16 = 36;
 const NAME_WIDTH: u16 = 14;
 const VALUE_WIDTH: u16 = 9;
 
-/// Below this height the detail makes do with less of everything.
+/// Below this height the detail shows less of everything.
 const TALL: u16 = 22;
 
 const OVERLAY_ROLES: [Role; 5] = [Role::Series3, Role::Series4, Role::Series5, Role::Series6, Role::Series2];
 
-/// Draws the pane. Pure: reads nothing but its arguments.
+/// Draws the pane.
 pub fn view(state: &TrainState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     match list_and_detail(area, LIST_WIDTH, buffer, theme) {
         Split::Wide { list, detail } => {
@@ -45,12 +45,12 @@ pub fn view(state: &TrainState, context: &Context, area: Rect, buffer: &mut Buff
     }
 }
 
-/// What stands where there are no runs to list.
+/// What is shown when there are no runs to list.
 fn absence(state: &TrainState) -> &'static str {
     match &state.runs {
         None => "reading the runs …",
         Some(runs) if runs.is_empty() => "no runs yet",
-        Some(_) => "no run fits the filter",
+        Some(_) => "no run matches the filter",
     }
 }
 
@@ -96,7 +96,7 @@ fn draw_run(
     theme: &Theme,
     selected: bool,
 ) {
-    // On the selection its own style stays, so that the whole row reads as one.
+    // A selected row keeps the selection's style throughout.
     let style = |role| if selected { Style::new() } else { theme.style(role) };
     let glyph = look::glyph(run.state);
     let end = row.right();
@@ -234,7 +234,7 @@ fn draw_title(
     put(buffer, area.x, row, end, &text, theme.style(role));
 }
 
-/// The one thing to know about how the run stands beyond its state.
+/// The most important fact about the run besides its state.
 fn situation(open: &OpenRun) -> (String, Role) {
     let Some(status) = &open.status else { return ("reading …".to_owned(), Role::Muted) };
     let goes_on = || match open.checkpoints.last() {

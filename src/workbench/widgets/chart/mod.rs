@@ -28,25 +28,20 @@ pub enum Shape {
     Points(&'static str),
 }
 
-/// One curve.
 #[derive(Clone, Debug)]
 pub struct Series<'a> {
     /// Points with rising x. Values that are no numbers leave a gap and do not move the axis.
     pub points: &'a [(f64, f64)],
-    /// Its colour.
     pub style: Style,
-    /// How its points are drawn.
     pub shape: Shape,
 }
 
 /// A sign on the x axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mark {
-    /// Where.
     pub x: f64,
     /// One column wide.
     pub sign: &'static str,
-    /// Its colour.
     pub style: Style,
 }
 
@@ -58,7 +53,6 @@ pub struct Chart<'a> {
     pub x: (f64, f64),
     /// Whether y is logarithmic; values that are not above zero are gaps then.
     pub logarithmic: bool,
-    /// Signs on the x axis.
     pub marks: Vec<Mark>,
     /// The x under the cursor.
     pub cursor: Option<f64>,
@@ -131,7 +125,7 @@ impl Chart<'_> {
         }
     }
 
-    /// Where `x` stands between the first and the last one shown, 0 to 1 inside.
+    /// Position of `x` between the first and the last one shown, from 0 to 1.
     fn across(&self, x: f64) -> Option<f64> {
         let width = self.x.1 - self.x.0;
         (width > 0.0 && x.is_finite()).then(|| (x - self.x.0) / width)

@@ -16,7 +16,7 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// A scale from round number to round number that holds all finite `values`; nothing where there are
+    /// A scale between two round numbers that contains all finite `values`; nothing if there are
     /// none. Round ends keep the axis where it is while values move a little.
     pub(super) fn of(values: impl Iterator<Item = f64>, logarithmic: bool, height: u16) -> Option<Self> {
         let (mut least, mut greatest) = (f64::INFINITY, f64::NEG_INFINITY);
@@ -48,7 +48,7 @@ impl Scale {
         })
     }
 
-    /// Where `value` stands, 0 at the top and 1 at the bottom; nothing where it has no place.
+    /// Position of `value`, 0 at the top and 1 at the bottom; nothing if the scale cannot show it.
     pub(super) fn down(&self, value: f64) -> Option<f64> {
         let value = match self.logarithmic {
             true if value > 0.0 => value.log10().max(self.bottom),
