@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use luthier_core::config::{Config, Device as ConfigDevice, Dtype, MethodKind, MethodSection};
-use luthier_core::data::{self, EncodedRow, StepOrder};
+use luthier_core::data::{self, EncodedRow, EncodedSide, StepOrder};
 use luthier_core::model::{ModelFiles, Quantisation};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -193,7 +193,7 @@ fn project(folder: &Path) -> Result<Plan> {
     let files = model_files(&config, folder)?;
     let prepared =
         data::prepare(&config, folder, &files, &mut |_, _| ControlFlow::Continue(())).map_err(data_error)?;
-    let lengths: Vec<usize> = prepared.train.iter().map(|row| row.ids.len()).collect();
+    let lengths: Vec<usize> = prepared.train.iter().map(EncodedRow::tokens).collect();
     let order = StepOrder::new(&lengths, &config);
     Ok(Plan {
         files,
@@ -209,9 +209,10 @@ fn project(folder: &Path) -> Result<Plan> {
 
 /// The rows of every step as JSON: a list of steps, each a list of micro-batches, each a list of rows.
 fn write_rows(path: &Path, plan: &Plan, steps: usize) -> Result<()> {
-    let row = |row: EncodedRow| json!({ "ids": row.ids, "trained": row.trained });
+    let sides = |row: EncodedRow| row.sides.into_iter();
+    let row = |side: EncodedSide| json!({ "ids": side.ids, "trained": side.trained });
     let step = |step: Step| -> Value {
-        step.into_iter().map(|batch| batch.into_iter().map(row).collect::<Value>()).collect()
+        step.into_iter().map(|batch| batch.into_iter().flat_map(sides).map(row).collect::<Value>()).collect()
     };
     let steps: Value = (0..steps).map(|number| step((plan.rows)(number))).collect();
     let failed = |source| EngineError::File { action: "write", path: path.to_owned(), source };
@@ -329,7 +330,7 @@ fn parts(seconds: &[f64]) -> Result<BTreeMap<&'static str, f64>> {
 
 fn decode(bench: &Bench, model: &Model) -> Result<DecodeFigures> {
     let vocabulary = model.architecture().vocabulary;
-    let prompts: Vec<Vec<u32>> = (0..bench.rows).map(|row| random_row(vocabulary, 64, 0, row).ids).collect();
+    let prompts: Vec<Vec<u32>> = (0..bench.rows).map(|row| random_ids(vocabulary, 64, 0, row)).collect();
     let rows: Vec<Row> = prompts
         .iter()
         .map(|prompt| Row {
@@ -365,11 +366,13 @@ fn decode(bench: &Bench, model: &Model) -> Result<DecodeFigures> {
 
 /// Tokens drawn evenly, every one but the first trained on.
 fn random_row(vocabulary: usize, length: usize, step: usize, row: usize) -> EncodedRow {
-    let seed = derive(derive(1, step as u64), row as u64);
-    let ids =
-        (0..length).map(|place| (unit(derive(seed, place as u64)) * vocabulary as f64) as u32).collect();
     let trained = (0..length).map(|place| place > 0).collect();
-    EncodedRow { row, ids, trained, rejected: None }
+    EncodedRow::of_one_side(row, random_ids(vocabulary, length, step, row), trained)
+}
+
+fn random_ids(vocabulary: usize, length: usize, step: usize, row: usize) -> Vec<u32> {
+    let seed = derive(derive(1, step as u64), row as u64);
+    (0..length).map(|place| (unit(derive(seed, place as u64)) * vocabulary as f64) as u32).collect()
 }
 
 fn median(values: &[f64]) -> f64 {

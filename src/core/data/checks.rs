@@ -36,9 +36,9 @@ pub(super) struct Facts {
 /// What a row's tokens were found to be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct TokenFacts {
-    /// Trained tokens; of a preference pair, of the side that has fewer.
+    /// Trained tokens of the side that has fewest.
     pub(super) trained: usize,
-    /// Whether the two sides of a preference pair are the same tokens.
+    /// Whether the row has several sides, and all are the same tokens.
     pub(super) same_sides: bool,
     pub(super) double_bos: bool,
     /// `None` where the row has no reply that could end.
@@ -82,20 +82,19 @@ impl<'tokenizer> Checks<'tokenizer> {
         }
     }
 
-    pub(super) fn tokens(&self, row: &Row, encoded: &Encoded) -> TokenFacts {
-        let facts = self.side(row, encoded);
-        let Some(rejected) = &encoded.rejected else { return facts };
-        let other = self.side(row, rejected);
-        TokenFacts {
-            trained: facts.trained.min(other.trained),
-            same_sides: encoded.ids == rejected.ids,
-            double_bos: facts.double_bos || other.double_bos,
-            end_trained: facts
+    pub(super) fn tokens(&self, row: &Row, sides: &[Encoded]) -> TokenFacts {
+        let facts = sides.iter().map(|side| self.side(row, side)).reduce(|one, other| TokenFacts {
+            trained: one.trained.min(other.trained),
+            same_sides: false,
+            double_bos: one.double_bos || other.double_bos,
+            end_trained: one
                 .end_trained
                 .into_iter()
                 .chain(other.end_trained)
                 .reduce(|one, other| one && other),
-        }
+        });
+        let same_sides = sides.len() > 1 && sides.windows(2).all(|pair| pair[0].ids == pair[1].ids);
+        TokenFacts { same_sides, ..facts.unwrap_or_default() }
     }
 
     fn side(&self, row: &Row, encoded: &Encoded) -> TokenFacts {

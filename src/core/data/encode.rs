@@ -10,7 +10,7 @@ use super::{
 };
 use crate::config::{Config, Overflow, TrainOn};
 
-/// The row as the model sees it, cut or refused by `data.max_length`.
+/// The sides of a row as the model sees them, cut or refused by `data.max_length`.
 ///
 /// Conversations, pairs and both sides of a preference pair go through the chat template; without one, a pair is its
 /// prompt and completion joined, then end of text. A text is trained on whole, and ends with end of text. No text gets a
@@ -21,7 +21,7 @@ pub fn encode(
     tokenizer: &Tokenizer,
     template: &Template,
     config: &Config,
-) -> Result<Encoded, RowProblem> {
+) -> Result<Vec<Encoded>, RowProblem> {
     let whole = encode_whole(row, tokenizer, template, config)?;
     limit(whole, row, config)
 }
@@ -32,9 +32,16 @@ pub(super) fn encode_whole(
     tokenizer: &Tokenizer,
     template: &Template,
     config: &Config,
-) -> Result<Encoded, RowProblem> {
+) -> Result<Vec<Encoded>, RowProblem> {
     let encoder = Encoder { row, tokenizer, template, config };
-    match &row.example {
+    let only = match &row.example {
+        Example::Preference { prompt, chosen, rejected } => {
+            let shared = shared_beginning(chosen, rejected);
+            let side = |answer: &str, good: bool| {
+                encoder.side(prompt, answer, shared).map(|side| Encoded { label: Some(good), ..side })
+            };
+            return Ok(vec![side(chosen, true)?, side(rejected, false)?]);
+        }
         Example::Tokens { input_ids, labels } => tokens(input_ids, labels, tokenizer)
             .map_err(|error| encoder.fail(RowProblemKind::Tokenizer, error.to_string())),
         Example::Text(text) => encoder.plain(text, 0),
@@ -42,14 +49,9 @@ pub(super) fn encode_whole(
             let start = if config.data.train_on == TrainOn::All { 0 } else { prompt.len() };
             encoder.plain(&format!("{prompt}{completion}"), start)
         }
-        Example::Preference { prompt, chosen, rejected } => {
-            let shared = shared_beginning(chosen, rejected);
-            let chosen = encoder.side(prompt, chosen, shared)?;
-            let rejected = encoder.side(prompt, rejected, shared)?;
-            Ok(Encoded { rejected: Some(Box::new(rejected)), ..chosen })
-        }
         example => encoder.conversation(&example.messages().unwrap_or_default(), config.data.train_on),
-    }
+    };
+    only.map(|side| vec![side])
 }
 
 /// One row on its way to tokens.
@@ -122,20 +124,27 @@ impl Encoder<'_> {
     }
 }
 
-/// Cuts or refuses what is longer than `data.max_length`; a preference pair as a whole, for its longer side.
-pub(super) fn limit(mut encoded: Encoded, row: &Row, config: &Config) -> Result<Encoded, RowProblem> {
+/// Tokens of the longest of a row's sides.
+pub(super) fn longest(sides: &[Encoded]) -> usize {
+    sides.iter().map(|side| side.ids.len()).max().unwrap_or(0)
+}
+
+/// Cuts or refuses what is longer than `data.max_length`; a row as a whole, for its longest side.
+pub(super) fn limit(mut sides: Vec<Encoded>, row: &Row, config: &Config) -> Result<Vec<Encoded>, RowProblem> {
     let limit = config.data.max_length;
-    let length = encoded.longest();
+    let length = longest(&sides);
     if length <= limit {
-        return Ok(encoded);
+        return Ok(sides);
     }
-    let what = if encoded.rejected.is_some() { "tokens of a side" } else { "tokens" };
+    let what = if sides.len() > 1 { "tokens of a side" } else { "tokens" };
     let refuse =
         |kind, message| RowProblem { kind, origin: row.origin.clone(), row: Some(row.index), message };
     match config.data.overflow {
         Overflow::Truncate => {
-            encoded.truncate(limit);
-            Ok(encoded)
+            for side in &mut sides {
+                side.truncate(limit);
+            }
+            Ok(sides)
         }
         Overflow::Drop => Err(refuse(
             RowProblemKind::Dropped,
@@ -152,21 +161,13 @@ pub(super) fn limit(mut encoded: Encoded, row: &Row, config: &Config) -> Result<
 }
 
 impl Encoded {
-    /// Tokens of the row; of a preference pair, of its longer side.
-    pub(super) fn longest(&self) -> usize {
-        self.ids.len().max(self.rejected.as_ref().map_or(0, |rejected| rejected.ids.len()))
-    }
-
-    /// Cuts tokens off behind the first `length`, of both sides of a pair.
+    /// Cuts tokens off behind the first `length`.
     fn truncate(&mut self, length: usize) {
         if self.ids.len() > length {
             self.ids.truncate(length);
             self.trained.truncate(length);
             self.offsets.truncate(length);
             self.truncated = true;
-        }
-        if let Some(rejected) = &mut self.rejected {
-            rejected.truncate(length);
         }
     }
 }
@@ -221,7 +222,7 @@ fn with_mask(text: String, encoding: Encoding, spans: &[Range<usize>]) -> Encode
         offsets: encoding.offsets,
         text,
         truncated: false,
-        rejected: None,
+        label: None,
     }
 }
 
@@ -239,11 +240,10 @@ fn tokens(ids: &[u32], labels: &[i64], tokenizer: &Tokenizer) -> Result<Encoded,
         .collect();
     // The label of the first token would be predicted from nothing: the shift drops it.
     let trained = labels.iter().enumerate().map(|(index, &label)| index > 0 && label != -100).collect();
-    Ok(Encoded { ids: ids.to_vec(), trained, text, offsets, truncated: false, rejected: None })
+    Ok(Encoded { ids: ids.to_vec(), trained, text, offsets, truncated: false, label: None })
 }
 
-/// A row's tokens with the text each adds; of a preference pair, those of the chosen side. Joined, the texts are the row's
-/// text up to the last token.
+/// A side's tokens with the text each adds. Joined, the texts are the side's text up to the last token.
 pub fn row_tokens(encoded: &Encoded) -> Vec<TokenPiece> {
     let mut shown = 0;
     encoded

@@ -36,7 +36,7 @@ pub use tokenizer::{DecodeStream, Encoding, Tokenizer};
 
 use crate::config::{Config, Warmup};
 
-/// A row as the model sees it.
+/// One side of a row as the model sees it. Most rows have one; a preference pair has two, the chosen one first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
     /// Token ids, first to last.
@@ -49,8 +49,8 @@ pub struct Encoded {
     pub offsets: Vec<(usize, usize)>,
     /// Whether `data.max_length` cut tokens off.
     pub truncated: bool,
-    /// Of a preference pair, the rejected side; all else is the chosen one.
-    pub rejected: Option<Box<Encoded>>,
+    /// Whether its answer is a good one, where the row says so.
+    pub label: Option<bool>,
 }
 
 /// A row's tokens without its text: what training needs.
@@ -58,41 +58,46 @@ pub struct Encoded {
 pub struct EncodedRow {
     /// [`Row::index`].
     pub row: usize,
-    /// Token ids, first to last; of a preference pair, those of the chosen side.
-    pub ids: Vec<u32>,
-    /// One per id: whether the token is a target of the loss.
-    pub trained: Vec<bool>,
-    /// Of a preference pair, the rejected side.
-    pub rejected: Option<EncodedSide>,
+    /// As in [`Encoded`]; never empty.
+    pub sides: Vec<EncodedSide>,
 }
 
-/// The other side of a preference pair.
+/// One side of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedSide {
     /// Token ids, first to last.
     pub ids: Vec<u32>,
     /// One per id: whether the token is a target of the loss.
     pub trained: Vec<bool>,
+    /// Whether its answer is a good one, where the row says so.
+    pub label: Option<bool>,
 }
 
 impl EncodedRow {
-    /// Tokens of the row, both sides of a pair counted.
+    /// The row with that [`Row::index`], from its sides.
+    pub fn new(row: usize, sides: Vec<Encoded>) -> Self {
+        let side = |side: Encoded| EncodedSide { ids: side.ids, trained: side.trained, label: side.label };
+        EncodedRow { row, sides: sides.into_iter().map(side).collect() }
+    }
+
+    /// A row of one side without a label.
+    pub fn of_one_side(row: usize, ids: Vec<u32>, trained: Vec<bool>) -> Self {
+        EncodedRow { row, sides: vec![EncodedSide { ids, trained, label: None }] }
+    }
+
+    /// Tokens of all sides.
     pub fn tokens(&self) -> usize {
-        self.ids.len() + self.rejected.as_ref().map_or(0, |side| side.ids.len())
+        self.sides.iter().map(|side| side.ids.len()).sum()
     }
 
     /// Those of them that are targets of the loss.
     pub fn trained_tokens(&self) -> usize {
-        let sides = [Some(&self.trained), self.rejected.as_ref().map(|side| &side.trained)];
-        sides.into_iter().flatten().flatten().filter(|&&trained| trained).count()
+        self.sides.iter().flat_map(|side| &side.trained).filter(|&&trained| trained).count()
     }
-}
 
-impl Encoded {
-    /// What training needs of it, as the row with that [`Row::index`].
-    pub fn into_row(self, row: usize) -> EncodedRow {
-        let rejected = self.rejected.map(|side| EncodedSide { ids: side.ids, trained: side.trained });
-        EncodedRow { row, ids: self.ids, trained: self.trained, rejected }
+    /// Tokens of the longest side.
+    pub fn longest(&self) -> usize {
+        self.sides.iter().map(|side| side.ids.len()).max().unwrap_or(0)
     }
 }
 
@@ -123,13 +128,13 @@ pub struct Prepared {
 /// What a forecast needs to know about a prepared dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DataSummary {
-    /// Tokens of each training row, both sides of a pair counted.
+    /// Tokens of each training row, all its sides counted.
     pub train_lengths: Vec<usize>,
     /// Tokens of all training rows: one epoch.
     pub train_tokens: u64,
     /// Those of them that are targets of the loss.
     pub trained_tokens: u64,
-    /// Tokens of each held-out row, both sides of a pair counted.
+    /// Tokens of each held-out row, all its sides counted.
     pub eval_lengths: Vec<usize>,
 }
 

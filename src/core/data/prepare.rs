@@ -8,14 +8,14 @@ use std::sync::mpsc;
 use std::thread;
 
 use super::checks::{Checks, Facts, TokenFacts};
-use super::encode::{encode_whole, limit};
+use super::encode::{encode_whole, limit, longest};
 use super::example::short_hash;
 use super::near::Seen;
 use super::read::Dataset;
 use super::report::Findings;
 use super::{
-    DataError, DataProblem, Encoded, EncodedRow, LengthStatistics, Prepared, ProblemKind, Report, Row,
-    RowProblem, RowProblemKind, Severity, Split, Template, Tokenizer, read_dataset,
+    DataError, DataProblem, EncodedRow, LengthStatistics, Prepared, ProblemKind, Report, Row, RowProblem,
+    RowProblemKind, Severity, Split, Template, Tokenizer, read_dataset,
 };
 use crate::config::{Algorithm, Config, EvalSource};
 use crate::model::{Architecture, ModelFiles};
@@ -34,7 +34,7 @@ const PROGRESS_STEPS: usize = 200;
 /// What became of a row.
 struct Outcome {
     facts: Facts,
-    /// Tokens (of a pair, of its longer side) before `data.max_length`; 0 where the row could not be tokenised.
+    /// Tokens of its longest side before `data.max_length`; 0 where the row could not be tokenised.
     length: usize,
     encoded: Result<(EncodedRow, TokenFacts, bool), RowProblem>,
 }
@@ -63,9 +63,7 @@ pub fn prepare(
 /// What to say where rows are longer than what the model was made for: one with learned positions has no more of them.
 fn beyond_positions(architecture: &Architecture, prepared: &Prepared) -> Option<DataProblem> {
     let room = architecture.learned_positions.unwrap_or(architecture.positions);
-    let longer =
-        |row: &&EncodedRow| row.ids.len().max(row.rejected.as_ref().map_or(0, |side| side.ids.len())) > room;
-    let rows = prepared.train.iter().chain(&prepared.eval).filter(longer).count();
+    let rows = prepared.train.iter().chain(&prepared.eval).filter(|row| row.longest() > room).count();
     if rows == 0 {
         return None;
     }
@@ -92,11 +90,11 @@ pub(super) fn prepare_with(
     let outcomes = look_at_all(&dataset.rows, progress, &|row| {
         let facts = checks.row(row);
         let whole = encode_whole(row, tokenizer, template, config);
-        let length = whole.as_ref().map_or(0, Encoded::longest);
-        let encoded = whole.and_then(|whole| limit(whole, row, config)).map(|encoded| {
-            let tokens = checks.tokens(row, &encoded);
-            let cut = encoded.truncated || encoded.rejected.as_ref().is_some_and(|side| side.truncated);
-            (encoded.into_row(row.index), tokens, cut)
+        let length = whole.as_ref().map_or(0, |sides| longest(sides));
+        let encoded = whole.and_then(|whole| limit(whole, row, config)).map(|sides| {
+            let tokens = checks.tokens(row, &sides);
+            let cut = sides.iter().any(|side| side.truncated);
+            (EncodedRow::new(row.index, sides), tokens, cut)
         });
         Outcome { facts, length, encoded }
     })?;

@@ -23,7 +23,7 @@ pub struct Report {
     pub eval_rows: usize,
     /// Rows left out because the project's quarantine lists them.
     pub quarantined: usize,
-    /// Tokens of all usable rows, both sides of a pair counted.
+    /// Tokens of all usable rows, all their sides counted.
     pub tokens: u64,
     /// Those of them that are targets of the loss.
     pub trained_tokens: u64,
@@ -169,7 +169,7 @@ impl ProblemKind {
     }
 }
 
-/// Tokens per row over all usable rows, before truncation where it happened; of a preference pair, of its longer side.
+/// Tokens per row over all usable rows, before truncation where it happened; of a row with several sides, of its longest.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct LengthStatistics {
     /// Shortest.

@@ -93,12 +93,7 @@ fn the_held_out_loss_is_a_mean_over_tokens_however_rows_are_cut() {
 
 #[test]
 fn rows_are_evaluated_in_parts_that_fit() {
-    let row = |row: usize, length: usize| EncodedRow {
-        row,
-        ids: vec![1; length],
-        trained: vec![true; length],
-        rejected: None,
-    };
+    let row = |row: usize, length: usize| EncodedRow::of_one_side(row, vec![1; length], vec![true; length]);
     let rows: Vec<EncodedRow> = [10, TOKENS_AT_ONCE - 10, 1, TOKENS_AT_ONCE + 5, 7]
         .into_iter()
         .enumerate()

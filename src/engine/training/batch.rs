@@ -86,6 +86,13 @@ pub struct Sequence<'a> {
     pub trained: &'a [bool],
 }
 
+impl<'a> Sequence<'a> {
+    /// The sides of a row.
+    pub fn of(row: &'a EncodedRow) -> impl Iterator<Item = Self> {
+        row.sides.iter().map(move |side| Self { row: row.row, ids: &side.ids, trained: &side.trained })
+    }
+}
+
 impl AsRef<Batch> for Batch {
     fn as_ref(&self) -> &Batch {
         self
@@ -109,8 +116,8 @@ pub fn collate<'a>(
     beginnings: Beginnings,
     device: Device,
 ) -> Result<Batch> {
-    let sequence = |row: &'a EncodedRow| Sequence { row: row.row, ids: &row.ids, trained: &row.trained };
-    lay_out(&rows.into_iter().map(sequence).collect::<Vec<_>>(), beginnings, device).map(|(batch, _)| batch)
+    let sequences: Vec<Sequence> = rows.into_iter().flat_map(Sequence::of).collect();
+    lay_out(&sequences, beginnings, device).map(|(batch, _)| batch)
 }
 
 /// Lays sequences out on `device`; says of each target which sequence, counted from 0, it belongs to. Labels are shifted
@@ -219,7 +226,7 @@ mod tests {
     const ONCE: Beginnings = Beginnings::Once { worth: WORTH_SHARING };
 
     fn row(ids: &[u32], trained: &[bool]) -> EncodedRow {
-        EncodedRow { row: 0, ids: ids.to_vec(), trained: trained.to_vec(), rejected: None }
+        EncodedRow::of_one_side(0, ids.to_vec(), trained.to_vec())
     }
 
     #[test]

@@ -67,9 +67,8 @@ fn digest<'a>(rows: impl Iterator<Item = &'a EncodedRow>) -> String {
         }
     };
     for row in rows {
-        add(&[row.row as u32], &[row.rejected.is_some()]);
-        add(&row.ids, &row.trained);
-        if let Some(side) = &row.rejected {
+        add(&[row.row as u32], &[row.sides.len() > 1]);
+        for side in &row.sides {
             add(&side.ids, &side.trained);
         }
     }
@@ -225,9 +224,8 @@ mod tests {
     use crate::testing::tiny_llama;
 
     fn pair(row: usize, last: u32) -> EncodedRow {
-        let trained = vec![false, false, true, true];
-        let rejected = EncodedSide { ids: vec![5, 6, 9, 1], trained: trained.clone() };
-        EncodedRow { row, ids: vec![5, 6, 7, last], trained, rejected: Some(rejected) }
+        let side = |ids| EncodedSide { ids, trained: vec![false, false, true, true], label: None };
+        EncodedRow { row, sides: vec![side(vec![5, 6, 7, last]), side(vec![5, 6, 9, 1])] }
     }
 
     fn key(rows: &[EncodedRow]) -> Key {
@@ -306,11 +304,11 @@ mod tests {
     #[test]
     fn masks_tell_datasets_apart() {
         let mut masked = pair(0, 20);
-        masked.trained[2] = false;
+        masked.sides[0].trained[2] = false;
         assert_ne!(digest([pair(0, 20)].iter()), digest([masked].iter()));
         let mut moved = pair(0, 20);
-        moved.rejected.as_mut().unwrap().ids.push(3);
-        moved.rejected.as_mut().unwrap().trained.push(true);
+        moved.sides[1].ids.push(3);
+        moved.sides[1].trained.push(true);
         assert_ne!(digest([pair(0, 20)].iter()), digest([moved].iter()));
     }
 }

@@ -181,20 +181,21 @@ fn show(arguments: &Show) -> Outcome {
     let row = find(&project, arguments.row)?;
     let tokenizer = Tokenizer::open(&files)?;
     let template = Template::resolve(&project.config, &project.folder, &files)?;
-    let encoded = data::encode(&row, &tokenizer, &template, &project.config)
+    let sides = data::encode(&row, &tokenizer, &template, &project.config)
         .map_err(|problem| Failure::check(problem.to_string()))?;
     let messages = data::conversation(&row, &project.config);
     if arguments.json {
+        let first = sides.first();
         let mut document = json!({
             "row": row.index,
             "split": row.split,
             "origin": row.origin,
             "messages": messages,
-            "text": encoded.text,
-            "tokens": data::row_tokens(&encoded),
-            "truncated": encoded.truncated,
+            "text": first.map(|side| &side.text),
+            "tokens": first.map(data::row_tokens),
+            "truncated": first.map(|side| side.truncated),
         });
-        if let (Example::Preference { rejected: reply, .. }, Some(side)) = (&row.example, &encoded.rejected) {
+        if let (Example::Preference { rejected: reply, .. }, Some(side)) = (&row.example, sides.get(1)) {
             document["rejected"] = json!({
                 "reply": reply,
                 "text": side.text,
@@ -204,7 +205,7 @@ fn show(arguments: &Show) -> Outcome {
         }
         return output::document(&document);
     }
-    output::line(&describe_row(&row, messages.as_deref(), &encoded))
+    output::line(&describe_row(&row, messages.as_deref(), &sides))
 }
 
 fn find(project: &Project, wanted: usize) -> Outcome<Row> {
@@ -226,13 +227,12 @@ fn find(project: &Project, wanted: usize) -> Outcome<Row> {
     }))
 }
 
-/// The row in words, then its tokens as [`marked`]; for a preference pair, first the chosen side, then the rejected one.
-fn describe_row(row: &Row, messages: Option<&[Message]>, encoded: &Encoded) -> String {
+/// The row in words, then the tokens of its sides as [`marked`].
+fn describe_row(row: &Row, messages: Option<&[Message]>, sides: &[Encoded]) -> String {
     let split = match row.split {
         Split::Train => "train",
         Split::Eval => "held out",
     };
-    let sides: Vec<&Encoded> = std::iter::once(encoded).chain(encoded.rejected.as_deref()).collect();
     let tokens: usize = sides.iter().map(|side| side.ids.len()).sum();
     let trained = sides.iter().flat_map(|side| &side.trained).filter(|&&trained| trained).count();
     let cut = sides.iter().any(|side| side.truncated);
@@ -252,7 +252,7 @@ fn describe_row(row: &Row, messages: Option<&[Message]>, encoded: &Encoded) -> S
         lines.push(format!("\nrejected: {rejected}"));
     }
     lines.push(String::from("\ntokens, trained ones between ▐ and ▌:\n"));
-    lines.push(sides.into_iter().map(marked).collect::<Vec<_>>().join("\n\nof the rejected side:\n\n"));
+    lines.push(sides.iter().map(marked).collect::<Vec<_>>().join("\n\nof the rejected side:\n\n"));
     lines.join("\n")
 }
 

@@ -93,17 +93,15 @@ fn load(project: &Path, shared: &Mutex<Option<Arc<Loaded>>>, worker: &Worker<Eve
 fn render(loaded: &Loaded, index: usize) -> Option<Rendered> {
     let row = loaded.rows.get(index)?;
     let messages = data::conversation(row, &loaded.config);
-    let encoded = match &loaded.tools {
+    let sides = match &loaded.tools {
         Ok((tokenizer, template)) => {
             data::encode(row, tokenizer, template, &loaded.config).map_err(|problem| problem.to_string())
         }
         Err(problem) => Err(problem.clone()),
     };
-    let other = encoded.as_ref().ok().and_then(|encoded| encoded.rejected.as_deref());
-    let truncated = encoded.iter().chain(other).any(|side| side.truncated);
-    let rejected = other.map(data::row_tokens);
-    let tokens = encoded.map(|encoded| data::row_tokens(&encoded));
-    Some(Rendered { row: index, messages, tokens, rejected, truncated })
+    let truncated = sides.iter().flatten().any(|side| side.truncated);
+    let sides = sides.map(|sides| sides.iter().map(data::row_tokens).collect());
+    Some(Rendered { row: index, messages, sides, truncated })
 }
 
 fn quarantine(project: &Path, hash: &str) -> Result<String, String> {

@@ -5,7 +5,7 @@ use super::*;
 use crate::data::testing::{
     chat_tokenizer, config, reference, reference_integers, reference_json, sample_model, tiny,
 };
-use crate::data::{Extras, Origin, Split};
+use crate::data::{EncodedRow, Extras, Origin, Split};
 use crate::model::{ModelFiles, SpecialToken, SpecialTokens};
 
 fn row(example: Example) -> Row {
@@ -38,6 +38,16 @@ fn conversation_row(reference: &Value, id: &Value) -> Row {
     Row { extras: Extras { tools, ..Extras::default() }, ..row(Example::Messages(messages)) }
 }
 
+/// The first side of a row.
+fn first_side(
+    row: &Row,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    config: &Config,
+) -> Result<Encoded, RowProblem> {
+    encode(row, tokenizer, template, config).map(|mut sides| sides.remove(0))
+}
+
 /// The trained parts of a row's text, neighbours joined.
 fn trained_text(encoded: &Encoded) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
@@ -67,7 +77,8 @@ fn masks_equal_the_reference_with_the_sample_model() {
         let name = case["template"].as_str().unwrap();
         let row = conversation_row(&reference, &case["conv"]);
         let encoded =
-            encode(&row, &tokenizer, &template(&reference, name, "generation_template"), &settings).unwrap();
+            first_side(&row, &tokenizer, &template(&reference, name, "generation_template"), &settings)
+                .unwrap();
         let place = format!("{name} / {}", case["conv"]);
         assert_eq!(serde_json::to_value(&encoded.ids).unwrap(), case["input_ids"], "{place}");
         let mask: Vec<u8> = encoded.trained.iter().map(|&trained| trained.into()).collect();
@@ -134,7 +145,7 @@ fn a_template_that_rewrites_earlier_turns_is_followed_or_refused() {
     let qwen = template(&reference, "qwen3", "template");
     let row = conversation_row(&reference, &"system-multi-turn".into());
     let settings = config("a.jsonl", &["data.train_on=\"assistant\""]);
-    let encoded = encode(&row, &tokenizer, &qwen, &settings).unwrap();
+    let encoded = first_side(&row, &tokenizer, &qwen, &settings).unwrap();
     assert_eq!(
         trained_text(&encoded),
         ["Bonjour !<|im_end|>", "<think>\n\n</think>\n\nBonne nuit !<|im_end|>"]
@@ -142,7 +153,7 @@ fn a_template_that_rewrites_earlier_turns_is_followed_or_refused() {
     let shouting = "{% for m in messages %}[{{ m.role }}]{{ m.content if loop.last else m.content | upper }};{% endfor %}\
                     {% if add_generation_prompt %}[assistant]{% endif %}";
     let shouting = Template::compile("shouting", shouting, &SpecialTokens::default()).unwrap();
-    let refused = encode(&row, &tokenizer, &shouting, &settings).unwrap_err();
+    let refused = first_side(&row, &tokenizer, &shouting, &settings).unwrap_err();
     assert_eq!(refused.kind, RowProblemKind::Mask);
     assert!(refused.to_string().contains("a.jsonl:1: the loss mask is uncertain"), "{refused}");
     let first =
@@ -152,10 +163,10 @@ fn a_template_that_rewrites_earlier_turns_is_followed_or_refused() {
         "{{ messages[0].role }}: {{ messages[0].content }}",
         &SpecialTokens::default(),
     );
-    let refused = encode(&first, &tokenizer, &strict.unwrap(), &settings).unwrap_err();
+    let refused = first_side(&first, &tokenizer, &strict.unwrap(), &settings).unwrap_err();
     assert!(refused.message.contains("message 1 has nothing before it"), "{refused}");
     let all = config("a.jsonl", &["data.train_on=\"all\""]);
-    assert!(encode(&row, &tokenizer, &shouting, &all).is_ok());
+    assert!(first_side(&row, &tokenizer, &shouting, &all).is_ok());
 }
 
 #[test]
@@ -165,7 +176,7 @@ fn train_on_chooses_the_turns() {
     let row = conversation_row(&reference, &"system-multi-turn".into());
     let trained = |row: &Row, kind: &str, train_on: &str| {
         let settings = config("a.jsonl", &[&format!("data.train_on={train_on:?}")]);
-        trained_text(&encode(row, &tokenizer, &template(&reference, "chatml", kind), &settings).unwrap())
+        trained_text(&first_side(row, &tokenizer, &template(&reference, "chatml", kind), &settings).unwrap())
     };
     for kind in ["template", "generation_template"] {
         assert_eq!(trained(&row, kind, "completion"), ["Bonne nuit !<|im_end|>"]);
@@ -195,7 +206,7 @@ fn the_system_prompt_of_the_config_shifts_message_indices() {
     ]));
     row.extras.untrained = vec![1];
     let settings = config("a.jsonl", &["data.train_on=\"assistant\"", "data.system=\"Be brief.\""]);
-    let encoded = encode(&row, &tokenizer, &chatml(), &settings).unwrap();
+    let encoded = first_side(&row, &tokenizer, &chatml(), &settings).unwrap();
     assert!(encoded.text.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n"), "{}", encoded.text);
     assert_eq!(trained_text(&encoded), ["d<|im_end|>"]);
     assert_eq!(conversation(&row, &settings).unwrap().len(), 5);
@@ -212,7 +223,7 @@ fn pairs_and_preferences_are_conversations() {
         rejected: "5".to_owned(),
     });
     for row in [pair, preference] {
-        let encoded = encode(&row, &tokenizer, &chatml(), &settings).unwrap();
+        let encoded = first_side(&row, &tokenizer, &chatml(), &settings).unwrap();
         assert_eq!(encoded.text, "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n");
         assert_eq!(trained_text(&encoded), ["4<|im_end|>"]);
     }
@@ -229,14 +240,14 @@ fn without_a_template_a_pair_is_joined_and_ends() {
         ("metaspace", "<s>2+2=4</s>"),
     ] {
         let tokenizer = tiny(name);
-        let encoded = encode(&pair, &tokenizer, &none, &settings).unwrap();
+        let encoded = first_side(&pair, &tokenizer, &none, &settings).unwrap();
         assert_eq!(encoded.text, text);
         assert_eq!(trained_text(&encoded).concat(), text.rsplit('=').next().unwrap(), "{name}");
         let prompt = none.prompt_ids(&[Message::new("user", "2+2=")], &tokenizer, &settings).unwrap();
         assert!(encoded.ids.starts_with(&prompt), "{name}");
     }
     let talk = row(Example::Messages(vec![Message::new("user", "x")]));
-    let refused = encode(&talk, &tiny("bytelevel"), &none, &settings).unwrap_err();
+    let refused = first_side(&talk, &tiny("bytelevel"), &none, &settings).unwrap_err();
     assert!(
         refused.message.contains("needs a chat template") && refused.message.contains("chatml"),
         "{refused}"
@@ -253,17 +264,18 @@ fn both_sides_of_a_pair_train_their_answer_behind_the_same_prompt() {
     let tokenizer = tiny("bytelevel");
     let settings = config("a.jsonl", &["data.system=\"Be brief.\"", "data.train_on=\"all\""]);
     let asked = [Message::new("user", "a"), Message::new("assistant", "b"), Message::new("user", "2+2?")];
-    let chosen = encode(&preference(&asked, "four", "five!"), &tokenizer, &chatml(), &settings).unwrap();
-    let rejected = chosen.rejected.as_deref().unwrap();
+    let sides = encode(&preference(&asked, "four", "five!"), &tokenizer, &chatml(), &settings).unwrap();
+    let [chosen, rejected] = &sides[..] else { panic!("{sides:?}") };
     assert!(chosen.text.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n"), "{}", chosen.text);
-    assert_eq!(trained_text(&chosen), ["four<|im_end|>"]);
+    assert_eq!(trained_text(chosen), ["four<|im_end|>"]);
     assert_eq!(trained_text(rejected), ["five!<|im_end|>"]);
     let prompt = |side: &Encoded| {
         let end = side.trained.iter().position(|&trained| trained).unwrap();
         side.ids[..end].to_vec()
     };
-    assert_eq!(prompt(&chosen), prompt(rejected));
-    let kept = chosen.clone().into_row(7);
+    assert_eq!(prompt(chosen), prompt(rejected));
+    assert_eq!((chosen.label, rejected.label), (Some(true), Some(false)));
+    let kept = EncodedRow::new(7, sides.clone());
     assert_eq!((kept.row, kept.tokens()), (7, chosen.ids.len() + rejected.ids.len()));
     assert_eq!(
         kept.trained_tokens(),
@@ -297,13 +309,9 @@ fn pairs_without_a_template_are_tokenised_as_trl_does() {
         let whole = |answer: &str| format!("{}{answer}", prompts[pair]);
         let implicit = preference(&[], &whole(&chosen[pair]), &whole(&rejected[pair]));
         for row in [explicit, implicit] {
-            let encoded = encode(&row, &tokenizer, &Template::none(), &settings).unwrap();
-            assert_eq!(found(&encoded), expected(pair), "chosen {pair}");
-            assert_eq!(
-                found(encoded.rejected.as_deref().unwrap()),
-                expected(pairs + pair),
-                "rejected {pair}"
-            );
+            let sides = encode(&row, &tokenizer, &Template::none(), &settings).unwrap();
+            assert_eq!(found(&sides[0]), expected(pair), "chosen {pair}");
+            assert_eq!(found(&sides[1]), expected(pairs + pair), "rejected {pair}");
         }
     }
 }
@@ -321,12 +329,11 @@ fn a_pair_is_cut_or_refused_as_a_whole() {
         encode(&pair, &tokenizer, &chatml(), &settings)
     };
     let whole = with("error", 1000).unwrap();
-    let (long, short) = (whole.ids.len(), whole.rejected.as_ref().unwrap().ids.len());
-    assert!(long > short + 4 && whole.longest() == long);
+    let (long, short) = (whole[0].ids.len(), whole[1].ids.len());
+    assert!(long > short + 4 && longest(&whole) == long);
     let cut = with("truncate", long - 2).unwrap();
-    assert_eq!((cut.ids.len(), cut.truncated), (long - 2, true));
-    let rejected = cut.rejected.unwrap();
-    assert_eq!((rejected.ids.len(), rejected.truncated), (short, false));
+    assert_eq!((cut[0].ids.len(), cut[0].truncated), (long - 2, true));
+    assert_eq!((cut[1].ids.len(), cut[1].truncated), (short, false));
     assert_eq!(with("drop", long - 1).unwrap_err().kind, RowProblemKind::Dropped);
     let refused = with("error", long - 1).unwrap_err();
     assert_eq!(refused.kind, RowProblemKind::TooLong);
@@ -338,7 +345,8 @@ fn texts_get_one_begin_and_one_end() {
     let settings = config("a.jsonl", &[]);
     let tokenizer = tiny("bytelevel-bos");
     for text in ["Hello", "<|begin_of_text|>Hello", "Hello<|end_of_text|>"] {
-        let encoded = encode(&row(Example::Text(text.to_owned())), &tokenizer, &chatml(), &settings).unwrap();
+        let encoded =
+            first_side(&row(Example::Text(text.to_owned())), &tokenizer, &chatml(), &settings).unwrap();
         assert_eq!(encoded.text, "<|begin_of_text|>Hello<|end_of_text|>");
         assert_eq!(encoded.ids.iter().filter(|&&id| id == 0).count(), 1);
         assert_eq!(encoded.ids.iter().filter(|&&id| id == 1).count(), 1);
@@ -354,9 +362,13 @@ fn tokens_keep_their_labels() {
     let ids = tokenizer.encode("日本 ok", false).unwrap().ids;
     let mut labels: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
     labels[1] = -100;
-    let encoded =
-        encode(&row(Example::Tokens { input_ids: ids.clone(), labels }), &tokenizer, &chatml(), &settings)
-            .unwrap();
+    let encoded = first_side(
+        &row(Example::Tokens { input_ids: ids.clone(), labels }),
+        &tokenizer,
+        &chatml(),
+        &settings,
+    )
+    .unwrap();
     assert_eq!(encoded.ids, ids);
     assert_eq!(encoded.trained[..3], [false, false, true]);
     assert_eq!(
@@ -371,10 +383,10 @@ fn a_row_that_is_too_long_is_cut_dropped_or_refused() {
     let pair = row(Example::PromptCompletion { prompt: "a".repeat(60), completion: "b".repeat(60) });
     let with =
         |overflow: &str| config("a.jsonl", &["data.max_length=32", &format!("data.overflow={overflow:?}")]);
-    let encoded = encode(&pair, &tokenizer, &chatml(), &with("truncate")).unwrap();
+    let encoded = first_side(&pair, &tokenizer, &chatml(), &with("truncate")).unwrap();
     assert!(encoded.truncated);
     assert_eq!((encoded.ids.len(), encoded.trained.len(), encoded.offsets.len()), (32, 32, 32));
-    let refused = |overflow: &str| encode(&pair, &tokenizer, &chatml(), &with(overflow)).unwrap_err();
+    let refused = |overflow: &str| first_side(&pair, &tokenizer, &chatml(), &with(overflow)).unwrap_err();
     assert_eq!(refused("drop").kind, RowProblemKind::Dropped);
     assert_eq!(refused("error").kind, RowProblemKind::TooLong);
     assert!(refused("error").message.contains("data.max_length = 32"), "{}", refused("error"));
@@ -390,8 +402,8 @@ fn a_mask_is_not_looked_for_without_end() {
         row(Example::Messages((0..turns).flat_map(turn).collect()))
     };
     let config = config("a.jsonl", &["data.train_on=assistant"]);
-    assert!(encode(&talk(3), &tokenizer, &template, &config).is_ok());
-    let problem = encode(&talk(1025), &tokenizer, &template, &config).unwrap_err();
+    assert!(first_side(&talk(3), &tokenizer, &template, &config).is_ok());
+    let problem = first_side(&talk(1025), &tokenizer, &template, &config).unwrap_err();
     assert!(problem.message.contains("message 2050 is too far behind"), "{problem}");
 }
 
@@ -404,7 +416,7 @@ fn pieces_join_to_the_text() {
             let talk =
                 row(Example::Messages(vec![Message::new("user", text), Message::new("assistant", text)]));
             for row in [talk, row(Example::Text(text.to_owned()))] {
-                let encoded = encode(&row, &tokenizer, &chatml(), &settings).unwrap();
+                let encoded = first_side(&row, &tokenizer, &chatml(), &settings).unwrap();
                 let joined: String = row_tokens(&encoded).iter().map(|piece| piece.text.as_str()).collect();
                 assert_eq!(joined, encoded.text, "{name}");
             }
@@ -417,7 +429,7 @@ fn the_prompt_of_a_reply_is_what_training_puts_before_it() {
     let tokenizer = tiny("bytelevel");
     let settings = config("a.jsonl", &["data.system=\"Be brief.\""]);
     let pair = row(Example::PromptCompletion { prompt: "2+2?".to_owned(), completion: "4".to_owned() });
-    let encoded = encode(&pair, &tokenizer, &chatml(), &settings).unwrap();
+    let encoded = first_side(&pair, &tokenizer, &chatml(), &settings).unwrap();
     let prompt = chatml().prompt_ids(&[Message::new("user", "2+2?")], &tokenizer, &settings).unwrap();
     let first = encoded.trained.iter().position(|&trained| trained).unwrap();
     assert_eq!(encoded.ids[..first], prompt);

@@ -48,7 +48,7 @@ fn a_sound_dataset_is_counted_and_passes() {
     assert!(!report.blocks());
     assert_eq!((report.rows, report.train_rows, report.eval_rows), (100, 90, 10));
     assert_eq!((prepared.train.len(), prepared.eval.len()), (90, 10));
-    let tokens: usize = prepared.train.iter().chain(&prepared.eval).map(|row| row.ids.len()).sum();
+    let tokens: usize = prepared.train.iter().chain(&prepared.eval).map(EncodedRow::tokens).sum();
     assert_eq!(report.tokens, tokens as u64);
     assert!(report.trained_share() > 0.0 && report.trained_share() < 0.5);
     let numbers: BTreeSet<usize> = prepared.train.iter().chain(&prepared.eval).map(|row| row.row).collect();
@@ -94,7 +94,7 @@ fn length_is_reported_as_overflow_wants_it() {
     assert_eq!((cut.report.truncated, found(&cut, ProblemKind::Truncated).len()), (2, 2));
     assert_eq!(found(&cut, ProblemKind::NoTrainedTokens)[0].row, Some(2));
     assert!(cut.report.lengths.max > 60);
-    assert!(cut.train.iter().all(|row| row.ids.len() <= 60));
+    assert!(cut.train.iter().all(|row| row.longest() <= 60));
     let dropped = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.overflow=\"drop\""]);
     assert_eq!((dropped.report.dropped, dropped.report.train_rows), (2, 1));
     assert!(!dropped.report.blocks());
@@ -119,12 +119,12 @@ fn pairs_are_counted_with_both_sides() {
     assert_eq!(report.problems, []);
     assert_eq!((report.train_rows, report.eval_rows), (18, 2));
     let all = || prepared.train.iter().chain(&prepared.eval);
-    assert!(all().all(|row| row.rejected.is_some()));
-    let sides = all().map(|row| row.ids.len() + row.rejected.as_ref().unwrap().ids.len());
+    assert!(all().all(|row| row.sides.len() == 2));
+    let sides = all().map(|row| row.sides[0].ids.len() + row.sides[1].ids.len());
     assert_eq!(report.tokens, sides.clone().sum::<usize>() as u64);
     assert_eq!(prepared.summary().train_lengths.len(), 18);
     assert_eq!(prepared.summary().train_lengths, sides.take(18).collect::<Vec<_>>());
-    let longest = all().map(|row| row.ids.len().max(row.rejected.as_ref().unwrap().ids.len())).max();
+    let longest = all().map(|row| row.sides[0].ids.len().max(row.sides[1].ids.len())).max();
     assert_eq!(Some(report.lengths.max), longest);
     assert!(report.trained_tokens > 0 && report.trained_tokens < report.tokens / 2);
 }
@@ -140,7 +140,7 @@ fn pairs_and_their_algorithm_need_each_other() {
         "{problem:?}"
     );
     let chosen = prepared(&pairs, &["data.eval=0", "data.columns={ completion = \"chosen\" }"]);
-    assert!(!chosen.report.blocks() && chosen.train[0].rejected.is_none());
+    assert!(!chosen.report.blocks() && chosen.train[0].sides.len() == 1);
     let mixed = prepared(&[pair("a", "b"), pair("c", "d")], &["data.eval=0", "train.algorithm=dpo"]);
     assert!(
         found(&mixed, ProblemKind::NotForAlgorithm)[0]
@@ -334,7 +334,12 @@ fn the_sample_model_prepares_a_project() {
     let template = Template::resolve(&settings, project.path(), &files).unwrap();
     assert_eq!(template.stop_tokens(&tokenizer, &files), [2]);
     let row = &prepared.train[0];
-    let trained: Vec<u32> =
-        row.ids.iter().zip(&row.trained).filter(|(_, trained)| **trained).map(|(&id, _)| id).collect();
+    let trained: Vec<u32> = row.sides[0]
+        .ids
+        .iter()
+        .zip(&row.sides[0].trained)
+        .filter(|(_, trained)| **trained)
+        .map(|(&id, _)| id)
+        .collect();
     assert_eq!(tokenizer.decode(&trained, false).unwrap(), "a number<|im_end|>");
 }

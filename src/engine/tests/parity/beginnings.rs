@@ -21,11 +21,9 @@ const ONCE: Beginnings = Beginnings::Once { worth: 16 };
 /// Rows of several lengths: two pairs that begin alike, one of them a beginning of the other, and one that shares nothing.
 /// Long enough for the windows of the tiny models.
 fn rows() -> Vec<EncodedRow> {
-    let row = |row: usize, ids: Vec<u32>, from: usize| EncodedRow {
-        row,
-        trained: (0..ids.len()).map(|place| place >= from).collect(),
-        ids,
-        rejected: None,
+    let row = |row: usize, ids: Vec<u32>, from: usize| {
+        let trained = (0..ids.len()).map(|place| place >= from).collect();
+        EncodedRow::of_one_side(row, ids, trained)
     };
     let ids = |seed: u32, length: u32| (0..length).map(move |place| (seed + place * 37) % 509);
     let system: Vec<u32> = ids(3, 21).collect();
@@ -110,11 +108,9 @@ fn relative(found: &BTreeMap<String, Tensor>, exact: &BTreeMap<String, Tensor>) 
 fn bf16_loses_nothing_where_many_rows_share_their_beginning() {
     // So many that a sum in bf16 would lose the last of them.
     let begin: Vec<u32> = (0..24).map(|place| (5 + place * 37) % 509).collect();
-    let row = |row: usize| EncodedRow {
-        row,
-        ids: begin.iter().copied().chain([(row as u32 * 11) % 509, 3]).collect(),
-        trained: vec![true; 26],
-        rejected: None,
+    let row = |row: usize| {
+        let ids = begin.iter().copied().chain([(row as u32 * 11) % 509, 3]).collect();
+        EncodedRow::of_one_side(row, ids, vec![true; 26])
     };
     let rows: Vec<EncodedRow> = (0..200).map(row).collect();
     for family in ["llama", "gemma2", "falcon-7b"] {

@@ -65,14 +65,9 @@ fn rows(run: &Run) -> Vec<EncodedRow> {
         let start = index * width;
         let tokens = start..start + seen[start..start + width].iter().sum::<i64>() as usize;
         let trained = answered[tokens.clone()].iter().map(|&answered| answered == 1).collect();
-        EncodedSide { ids: ids[tokens].iter().map(|&id| id as u32).collect(), trained }
+        EncodedSide { ids: ids[tokens].iter().map(|&id| id as u32).collect(), trained, label: None }
     };
-    (0..pairs)
-        .map(|row| {
-            let EncodedSide { ids, trained } = side(row);
-            EncodedRow { row, ids, trained, rejected: Some(side(pairs + row)) }
-        })
-        .collect()
+    (0..pairs).map(|row| EncodedRow { row, sides: vec![side(row), side(pairs + row)] }).collect()
 }
 
 fn adapter(run: &Run, name: &str, model: &Model) -> Lora {

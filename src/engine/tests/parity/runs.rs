@@ -97,12 +97,11 @@ pub fn micro_batches(family: &str) -> Vec<Vec<EncodedRow>> {
         let tokens = index * width as usize..(index + 1) * width as usize;
         let length = masks[tokens.clone()].iter().sum::<i64>() as usize;
         let tokens = tokens.start..tokens.start + length;
-        EncodedRow {
-            row: index,
-            ids: ids[tokens.clone()].iter().map(|&id| id as u32).collect(),
-            trained: labels[tokens].iter().map(|&label| label != -100).collect(),
-            rejected: None,
-        }
+        EncodedRow::of_one_side(
+            index,
+            ids[tokens.clone()].iter().map(|&id| id as u32).collect(),
+            labels[tokens].iter().map(|&label| label != -100).collect(),
+        )
     };
     (0..count as usize)
         .map(|batch| (0..rows as usize).map(|place| row(batch * rows as usize + place)).collect())

@@ -86,12 +86,8 @@ fn training_and_replies_over_the_files_own_blocks_are_those_of_its_dense_form() 
     assert!(stored.weight_bytes() < dense.weight_bytes() / 2, "{}", stored.weight_bytes());
     let ids = &tensors("smollm2/ref.safetensors")["input_ids"];
     let list = Vec::<i64>::try_from(ids.flatten(0, -1)).unwrap();
-    let row = EncodedRow {
-        row: 0,
-        ids: list.iter().map(|&id| id as u32).collect(),
-        trained: vec![true; list.len()],
-        rejected: None,
-    };
+    let ids = list.iter().map(|&id| id as u32).collect();
+    let row = EncodedRow::of_one_side(0, ids, vec![true; list.len()]);
     assert_same_course(&stored, &dense, &[row.clone(), row], Variant::Plain, false);
     let prompt = list[..9].iter().map(|&id| id as u32).collect::<Vec<_>>();
     let prompts = [prompt.clone(), prompt[..3].to_vec()];

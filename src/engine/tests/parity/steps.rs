@@ -111,7 +111,7 @@ fn steps_without_anything_to_learn_or_given_up_change_nothing() {
     let given_up = learner.launch(&Sft, &on_cpu(&[rows.clone()]), &settings, None, &|| true).unwrap();
     assert!(matches!(given_up, Launch::Interrupted), "{given_up:?}");
     for row in &mut rows {
-        row.trained.fill(false);
+        row.sides[0].trained.fill(false);
     }
     let nothing = learner.launch(&Sft, &on_cpu(&[rows]), &settings, None, &|| false).unwrap();
     assert!(matches!(nothing, Launch::NothingTrained), "{nothing:?}");

@@ -96,13 +96,11 @@ pub struct Pairs {
 impl Pairs {
     /// Lays pairs out on `device`.
     pub fn new(rows: &[&EncodedRow], beginnings: Beginnings, device: Device) -> Result<Self> {
-        let chosen =
-            rows.iter().map(|row| Ok(Sequence { row: row.row, ids: &row.ids, trained: &row.trained }));
-        let rejected = rows.iter().map(|row| match &row.rejected {
-            Some(side) => Ok(Sequence { row: row.row, ids: &side.ids, trained: &side.trained }),
-            None => Err(EngineError::Data(format!("row {} is no preference pair", row.row))),
-        });
-        let sequences = chosen.chain(rejected).collect::<Result<Vec<_>>>()?;
+        if let Some(wrong) = rows.iter().find(|row| row.sides.len() != 2) {
+            return Err(EngineError::Data(format!("row {} is no preference pair", wrong.row)));
+        }
+        let side = |side| rows.iter().filter_map(move |row| Sequence::of(row).nth(side));
+        let sequences: Vec<Sequence> = side(0).chain(side(1)).collect();
         let (batch, owners) = lay_out(&sequences, beginnings, device)?;
         Ok(Self { batch, sequences: ops::integers(&owners, device)?, count: rows.len() as i64 })
     }

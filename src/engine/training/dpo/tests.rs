@@ -53,7 +53,7 @@ fn gradients_of_the_loss_are_its_slopes_and_margins_beyond_bounds_stay_finite() 
 
 #[test]
 fn a_row_with_one_side_is_no_pair() {
-    let row = EncodedRow { row: 0, ids: vec![1, 2], trained: vec![false, true], rejected: None };
+    let row = EncodedRow::of_one_side(0, vec![1, 2], vec![false, true]);
     let error = Pairs::new(&[&row], Beginnings::Each, Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("row 0 is no preference pair"), "{error}");
 }

@@ -58,10 +58,8 @@ pub struct Rendered {
     pub row: usize,
     /// Its messages with the project's system prompt; nothing for rows that are no conversation.
     pub messages: Option<Vec<Message>>,
-    /// Its tokens (of a preference pair, those of the chosen side), or why it has none.
-    pub tokens: Result<Vec<TokenPiece>, String>,
-    /// The tokens of a preference pair's rejected side.
-    pub rejected: Option<Vec<TokenPiece>>,
+    /// The tokens of each side, for a preference pair the chosen one first; or why it has none.
+    pub sides: Result<Vec<Vec<TokenPiece>>, String>,
     /// Whether tokens were cut off.
     pub truncated: bool,
 }

@@ -88,7 +88,7 @@ fn rendered(index: usize) -> Rendered {
         Message::new("user", ticket),
         Message::new("assistant", answer),
     ];
-    Rendered { row: index, messages: Some(messages), tokens: Ok(tokens), rejected: None, truncated: false }
+    Rendered { row: index, messages: Some(messages), sides: Ok(vec![tokens]), truncated: false }
 }
 
 fn answers(effect: &Effect) -> Vec<Event> {
@@ -128,8 +128,7 @@ fn pair_answers(effect: &Effect) -> Vec<Event> {
         DataEffect::Render(_) => DataEvent::Rendered(Box::new(Rendered {
             row: 0,
             messages: row.example.messages(),
-            tokens: Ok(side(chosen)),
-            rejected: Some(side(rejected)),
+            sides: Ok(vec![side(chosen), side(rejected)]),
             truncated: false,
         })),
         DataEffect::Quarantine(_) => return Vec::new(),

@@ -250,8 +250,8 @@ fn draw_heading(
     let split = if row.split == Split::Train { "train" } else { "held out" };
     let title = format!("row {}", row.index);
     let mut facts = format!("   {split}");
-    if let Some(Rendered { tokens: Ok(tokens), rejected, .. }) = rendered {
-        let all = || tokens.iter().chain(rejected.iter().flatten());
+    if let Some(Rendered { sides: Ok(sides), .. }) = rendered {
+        let all = || sides.iter().flatten();
         let trained = all().filter(|token| token.trained).count();
         facts = format!("{facts}   {} tokens, {trained} trained", all().count());
     }
@@ -317,8 +317,8 @@ fn conversation(row: &Row, rendered: Option<&Rendered>, width: u16, theme: &Them
 /// The rendered text, with line ends made visible. As tokens, each trained stretch is put between bars, so
 /// that it is readable without colour, and neighbouring tokens alternate in style.
 fn tokens(form: Form, rendered: &Rendered, width: u16, theme: &Theme) -> Vec<Line<'static>> {
-    let tokens = match &rendered.tokens {
-        Ok(tokens) => tokens,
+    let sides = match &rendered.sides {
+        Ok(sides) => sides,
         Err(problem) => {
             return text::layout(
                 &[Piece::new(problem.clone(), theme.style(Role::Error))],
@@ -327,23 +327,20 @@ fn tokens(form: Form, rendered: &Rendered, width: u16, theme: &Theme) -> Vec<Lin
             );
         }
     };
-    let heading = || Piece::new("\n\nrejected\n", theme.style(Role::Removed).bold());
     let mut pieces: Vec<Piece<'static>> = Vec::new();
-    if form == Form::Text {
-        let text = |tokens: &[TokenPiece]| {
-            let all: String = tokens.iter().map(|token| token.text.as_str()).collect();
-            Piece::new(visible(&all), theme.style(Role::Screen))
-        };
-        pieces.push(text(tokens));
-        if let Some(rejected) = &rendered.rejected {
-            pieces.extend([heading(), text(rejected)]);
+    for (index, tokens) in sides.iter().enumerate() {
+        if index > 0 {
+            pieces.push(Piece::new("\n\nrejected\n", theme.style(Role::Removed).bold()));
         }
-        return text::layout(&pieces, width, Wrap::Anywhere);
+        if form == Form::Text {
+            let all: String = tokens.iter().map(|token| token.text.as_str()).collect();
+            pieces.push(Piece::new(visible(&all), theme.style(Role::Screen)));
+        } else {
+            push_tokens(&mut pieces, tokens, theme);
+        }
     }
-    push_tokens(&mut pieces, tokens, theme);
-    if let Some(rejected) = &rendered.rejected {
-        pieces.push(heading());
-        push_tokens(&mut pieces, rejected, theme);
+    if form == Form::Text {
+        return text::layout(&pieces, width, Wrap::Anywhere);
     }
     pieces.push(Piece::new("\n\n", Style::new()));
     pieces.push(Piece::new("▐ trained ▌", theme.style(Role::Trained)));
