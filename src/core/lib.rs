@@ -1,6 +1,7 @@
 //! What the Luthier engine and workbench share: configuration, models as files, data, runs, sweeps and
 //! judgement. Knows neither torch nor terminal.
 
+pub mod algorithms;
 pub mod config;
 pub mod data;
 pub mod eval;

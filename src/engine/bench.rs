@@ -12,17 +12,17 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
 
+use crate::algorithms::sft::Sft;
 use crate::base::{data_error, device_name, model_files};
 use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
 use crate::methods::method_of;
 use crate::models::Model;
 use crate::random::{derive, unit};
-use crate::training::adamw::{AdamW, EPSILON};
-use crate::training::batch::{Beginnings, collate};
-use crate::training::phases::Phases;
-use crate::training::sft::Sft;
-use crate::training::step::{Launch, Launched, Learner, Outcome, Settings};
+use crate::step::adamw::{AdamW, EPSILON};
+use crate::step::batch::{Beginnings, collate};
+use crate::step::phases::Phases;
+use crate::step::{Launch, Launched, Learner, Outcome, Settings};
 use crate::training::trainer::Reading;
 use crate::{csrc, device};
 

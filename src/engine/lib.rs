@@ -1,5 +1,6 @@
 //! The Luthier engine: the only crate that links libtorch.
 
+pub mod algorithms;
 pub mod base;
 pub mod bench;
 pub mod csrc;
@@ -14,6 +15,7 @@ pub mod ops;
 pub mod process;
 pub mod random;
 pub mod serve;
+pub mod step;
 #[cfg(test)]
 mod testing;
 pub mod training;

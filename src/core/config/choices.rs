@@ -138,12 +138,6 @@ choices! {
         LoraOnly = "lora_only", "those of the layers that have an adapter";
     }
 
-    /// `train.algorithm`.
-    pub enum Algorithm {
-        Sft = "sft", "supervised fine-tuning: likelihood of the reply";
-        Dpo = "dpo", "direct preference optimisation: the chosen reply over the rejected one";
-    }
-
     /// `train.schedule`.
     pub enum Schedule {
         Cosine = "cosine", "half a cosine down to min_learning_rate";
@@ -176,6 +170,8 @@ choices! {
         Length = "length", "between `min_length` and `max_length` characters";
     }
 }
+
+crate::algorithms::algorithms!(choices);
 
 #[cfg(test)]
 mod tests {

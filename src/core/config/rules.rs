@@ -1,6 +1,6 @@
 //! Cross-key validation: settings that are legal one by one and contradict each other.
 
-use super::choices::{Algorithm, Bias, Format, MethodKind, OnNan, TrainOn, Variant};
+use super::choices::{Bias, MethodKind, OnNan, TrainOn, Variant};
 use super::resolve::Reader;
 use super::sections::Config;
 use super::toml_text::number;
@@ -16,31 +16,27 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
 }
 
 fn check_algorithm(config: &Config, reader: &mut Reader) {
-    let format = config.data.format;
-    if config.train.algorithm == Algorithm::Sft {
-        if format == Format::Preference {
-            reader.contradict(
-                &["train.algorithm", "data.format"],
-                "preference pairs need `train.algorithm` = \"dpo\"",
-                "set it, or learn the chosen replies alone: format = \"prompt-completion\" with \
-                 columns = { completion = \"chosen\" }",
-            );
-        }
-        return;
+    let algorithm = config.train.algorithm;
+    let rows = algorithm.declaration().rows;
+    if let Some((problem, help)) = rows.refused_format(algorithm, config.data.format) {
+        reader.contradict(&["train.algorithm", "data.format"], &problem, &help);
     }
-    if !matches!(format, Format::Auto | Format::Preference) {
+    if algorithm.declaration().needs_adapter && config.method.kind == MethodKind::Full {
         reader.contradict(
-            &["train.algorithm", "data.format"],
+            &["train.algorithm", "method.kind"],
             &format!(
-                "`train.algorithm` = \"dpo\" learns from preference pairs, and `data.format` is \"{format}\""
+                "`train.algorithm` = \"{algorithm}\" measures each step against the base model, which \
+                 `method.kind` = \"full\" does not keep"
             ),
-            "set format = \"preference\", with fields prompt, chosen and rejected",
+            "set method.kind = \"lora\", or another method with an adapter",
         );
     }
-    if config.data.train_on != TrainOn::Completion {
+    if let Some(learns) = rows.trains_on_completion()
+        && config.data.train_on != TrainOn::Completion
+    {
         reader.contradict(
             &["train.algorithm", "data.train_on"],
-            "`train.algorithm` = \"dpo\" compares the chosen and the rejected reply alone",
+            &format!("`train.algorithm` = \"{algorithm}\" {learns}"),
             "leave data.train_on out",
         );
     }

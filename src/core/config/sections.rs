@@ -189,8 +189,8 @@ settings! {
 
 impl Config {
     /// Whether several examples share a sequence. Preference pairs never do: `train.batch_size` counts pairs, and both
-    /// sides of each lie end to end in the batch, without padding, as they are.
+    /// sides of each lie end to end in the batch, without padding.
     pub fn packs(&self) -> bool {
-        self.data.packing && self.train.algorithm == Algorithm::Sft
+        self.data.packing && self.train.algorithm.declaration().packs
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn encode_whole(
         }
         example => encoder.conversation(&example.messages().unwrap_or_default(), config.data.train_on),
     };
-    only.map(|side| vec![side])
+    only.map(|side| vec![Encoded { label: row.extras.label, ..side }])
 }
 
 /// One row on its way to tokens.

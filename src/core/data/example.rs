@@ -141,6 +141,16 @@ pub struct Extras {
     /// Indices of assistant messages that the row marks `"weight": 0`: never trained on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub untrained: Vec<usize>,
+    /// Whether its answer is a good one, where the row says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<bool>,
+}
+
+impl Extras {
+    /// Whether the answer is a good one, in words; nothing where the row does not say.
+    pub fn label_name(&self) -> Option<&'static str> {
+        self.label.map(|good| if good { "good answer" } else { "bad answer" })
+    }
 }
 
 /// Where a row stands.

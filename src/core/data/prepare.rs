@@ -17,7 +17,7 @@ use super::{
     DataError, DataProblem, EncodedRow, LengthStatistics, Prepared, ProblemKind, Report, Row, RowProblem,
     RowProblemKind, Severity, Split, Template, Tokenizer, read_dataset,
 };
-use crate::config::{Algorithm, Config, EvalSource};
+use crate::config::{Config, EvalSource};
 use crate::model::{Architecture, ModelFiles};
 
 /// Most threads that tokenise.
@@ -30,6 +30,16 @@ const ROWS_AT_ONCE: usize = 16;
 const MAX_NEAR: usize = 100_000;
 /// How often progress is told, at most.
 const PROGRESS_STEPS: usize = 200;
+
+/// A row that can be trained on or held out, as an algorithm's own check sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UsableRow<'a> {
+    pub(crate) row: &'a Row,
+    /// Whether it has several sides, and all are the same tokens.
+    pub(crate) same_sides: bool,
+    /// Whether `data.max_length` cut tokens off.
+    pub(crate) truncated: bool,
+}
 
 /// What became of a row.
 struct Outcome {
@@ -101,7 +111,7 @@ pub(super) fn prepare_with(
     let mut findings = Findings::default();
     unusable_rows(dataset, &outcomes, &mut findings);
     token_findings(&dataset.rows, &outcomes, &mut findings);
-    pair_findings(config, &dataset.rows, &outcomes, &mut findings);
+    algorithm_findings(config, &dataset.rows, &outcomes, &mut findings);
     text_findings(&dataset.rows, &outcomes, &mut findings);
     repeated_rows(&dataset.rows, &outcomes, &mut findings);
     dataset_findings(config, &dataset.rows, &outcomes, &mut findings);
@@ -244,45 +254,17 @@ fn token_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     }
 }
 
-/// Pairs and the algorithm that learns from them need each other, and the sides of a pair must differ.
-fn pair_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
-    let wanted = config.train.algorithm == Algorithm::Dpo;
-    let unfit = rows.iter().filter(|row| row.example.is_pair() != wanted).count();
-    if unfit > 0 {
-        let what = if wanted {
-            format!(
-                "{unfit} of {} rows are no preference pairs, and train.algorithm = \"dpo\" learns from those alone: give \
-                 each row a prompt, a chosen and a rejected reply",
-                rows.len()
-            )
-        } else {
-            format!(
-                "{unfit} of {} rows are preference pairs; set train.algorithm = \"dpo\", or learn the chosen replies \
-                 alone with data.columns = {{ completion = \"chosen\" }}",
-                rows.len()
-            )
-        };
-        findings.add(ProblemKind::NotForAlgorithm, Severity::Blocks, None, &what);
-    }
-    let usable = || {
-        let usable = rows.iter().zip(outcomes);
-        usable
-            .filter_map(|(row, outcome)| Some((row, outcome.encoded.as_ref().ok()?)))
-            .filter(|(row, _)| row.example.is_pair())
+/// Rows must have the shape that the algorithm learns from, and pass its own checks.
+fn algorithm_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+    let algorithm = config.train.algorithm;
+    let declaration = algorithm.declaration();
+    declaration.rows.check(algorithm, rows, findings);
+    let usable = |(row, outcome): (_, &Outcome)| {
+        let (_, tokens, truncated) = outcome.encoded.as_ref().ok()?;
+        Some(UsableRow { row, same_sides: tokens.same_sides, truncated: *truncated })
     };
-    for (row, (_, _, truncated)) in usable().filter(|(_, (_, tokens, _))| tokens.same_sides) {
-        let what = if *truncated {
-            "chosen and rejected are the same up to data.max_length: nothing in it can be preferred"
-        } else {
-            "chosen and rejected are the same: nothing in it can be preferred"
-        };
-        findings.row(ProblemKind::SameSides, Severity::Warning, row, what);
-    }
-    let mut train = usable().filter(|(row, _)| row.split == Split::Train).peekable();
-    if train.peek().is_some() && train.all(|(_, (_, tokens, _))| tokens.same_sides) {
-        let what = "chosen and rejected are the same in every pair: there is nothing to learn";
-        findings.add(ProblemKind::SameSides, Severity::Blocks, None, what);
-    }
+    let usable: Vec<UsableRow> = rows.iter().zip(outcomes).filter_map(usable).collect();
+    (declaration.check)(config, &usable, findings);
 }
 
 fn text_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {

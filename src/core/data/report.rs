@@ -105,6 +105,8 @@ pub enum ProblemKind {
     NotForAlgorithm,
     /// A preference pair whose sides are the same.
     SameSides,
+    /// Good and bad answers that do not balance.
+    UnevenLabels,
     /// A row longer than `data.max_length` under `overflow = "error"`.
     TooLong,
     /// A held-out row that also stands in the training rows.
@@ -150,6 +152,7 @@ impl ProblemKind {
             ProblemKind::NoTrainedTokens => "no trained tokens",
             ProblemKind::NotForAlgorithm => "not for train.algorithm",
             ProblemKind::SameSides => "chosen equals rejected",
+            ProblemKind::UnevenLabels => "good and bad out of balance",
             ProblemKind::TooLong => "over max_length",
             ProblemKind::EvalInTrain => "held-out also in train",
             ProblemKind::EndOfTurnNotTrained => "end of turn not trained",
@@ -215,13 +218,13 @@ impl LengthStatistics {
 
 /// Collects problems; keeps the number of each kind in bounds.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     problems: Vec<DataProblem>,
     counts: HashMap<(ProblemKind, Severity), usize>,
 }
 
 impl Findings {
-    pub(super) fn add(&mut self, kind: ProblemKind, severity: Severity, row: Option<usize>, message: &str) {
+    pub(crate) fn add(&mut self, kind: ProblemKind, severity: Severity, row: Option<usize>, message: &str) {
         let count = self.counts.entry((kind, severity)).or_default();
         *count += 1;
         if *count <= MAX_OF_A_KIND {
@@ -231,7 +234,7 @@ impl Findings {
     }
 
     /// A finding about one row, which its message names by its place.
-    pub(super) fn row(&mut self, kind: ProblemKind, severity: Severity, row: &Row, what: &str) {
+    pub(crate) fn row(&mut self, kind: ProblemKind, severity: Severity, row: &Row, what: &str) {
         self.add(kind, severity, Some(row.index), &format!("{}: {what}", row.origin));
     }
 

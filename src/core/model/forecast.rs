@@ -53,7 +53,7 @@ use super::roles::Role;
 use super::targets::{TargetError, match_targets};
 use super::trained::{copied_tensors, prefix_heads, scaled_layers, trained_count};
 use super::{Held, LinearModule, ModelFiles, ModelKind, Quantisation, Shown};
-use crate::config::{Algorithm, Bias, Config, Device, Dtype, MethodKind, Recompute, Variant};
+use crate::config::{Bias, Config, Device, Dtype, MethodKind, Recompute, Variant};
 use crate::data::{DataSummary, StepOrder};
 use crate::machine::{self, Gpus};
 
@@ -345,8 +345,7 @@ fn longest_row(config: &Config, data: &DataSummary) -> u64 {
 /// Documents in the largest micro-batch: its rows, or with packing as many as fill its sequences on average.
 fn documents(config: &Config, data: &DataSummary) -> u64 {
     if !config.packs() {
-        // A preference pair is two.
-        let each = if config.train.algorithm == Algorithm::Dpo { 2 } else { 1 };
+        let each = config.train.algorithm.declaration().sides as u64;
         return each * config.train.batch_size.min(data.train_lengths.len()) as u64;
     }
     let rows = data.train_lengths.len() as u64;
@@ -560,8 +559,9 @@ impl Shape<'_> {
 
     fn logits(&self, architecture: &Architecture) -> u64 {
         let all = self.batch * architecture.vocabulary as u64;
-        let in_place =
-            self.fused && architecture.logit_cap.is_none() && self.config.train.algorithm == Algorithm::Sft;
+        let in_place = self.fused
+            && architecture.logit_cap.is_none()
+            && self.config.train.algorithm.declaration().token_loss;
         let again = u64::from(self.touched.head > 0)
             + u64::from(self.element == 2 && !architecture.vocabulary.is_multiple_of(2));
         let per_logit = match self.element {
@@ -645,8 +645,8 @@ fn shortened(config: &mut Config, data: &mut DataSummary, _: &Plan) -> Option<St
         return None;
     }
     config.data.max_length = SHORT;
-    // Both sides of a preference pair count as one row's tokens.
-    let most = if config.train.algorithm == Algorithm::Dpo { 2 * SHORT } else { SHORT };
+    // All sides count as one row's tokens.
+    let most = config.train.algorithm.declaration().sides * SHORT;
     for length in &mut data.train_lengths {
         *length = (*length).min(most);
     }

@@ -12,8 +12,14 @@ use super::status::{Failure, State};
 use super::time::{self, millis};
 use crate::json;
 
+/// Metrics by name, as [`crate::algorithms`] declares them, in the order in which they were reported.
+pub type Metrics = IndexMap<String, Number>;
+
 /// Most values kept of a line that this version does not know.
 const UNKNOWN_VALUES: usize = 1 << 18;
+
+/// The keys of a line that are not its body's.
+const LINE_KEYS: [&str; 3] = ["kind", "time", "step"];
 
 /// One line of a run's journal. Written as one flat JSON object: `kind`, `time` and, where it has one,
 /// `step` first, then the body's own keys.
@@ -106,7 +112,7 @@ pub struct ParameterCount {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StepEvent {
-    /// Mean over the step's trained tokens, natural logarithm; under DPO, over its preference pairs.
+    /// The step's loss, as `train.algorithm` defines it: under SFT the mean over the trained tokens, natural logarithm.
     pub loss: Number,
     /// The learning rate this update used.
     pub learning_rate: Number,
@@ -130,54 +136,20 @@ pub struct StepEvent {
     /// How busy the device was, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load: Option<Number>,
-    /// Under DPO, how the step's pairs compare before the update; keys of their own in the line.
-    #[serde(flatten)]
-    pub rewards: Option<PairRewards>,
-}
-
-/// How a model's answers to preference pairs compare, as means over pairs. An answer's reward is β times how much likelier
-/// it is, in natural logarithms, than under the base model (DPO, arXiv 2305.18290).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct PairRewards {
-    /// Mean reward of the chosen answers.
-    pub reward_chosen: Number,
-    /// Mean reward of the rejected answers.
-    pub reward_rejected: Number,
-    /// The former minus the latter.
-    pub reward_margin: Number,
-    /// Share of pairs whose chosen answer has the higher reward, 0 to 1.
-    pub reward_accuracy: Number,
-}
-
-impl PairRewards {
-    /// From sums over so many pairs: rewards of the chosen answers, of the rejected ones, and pairs whose chosen answer has
-    /// the higher reward.
-    pub fn mean(sums: [f64; 3], pairs: u64) -> Self {
-        let [chosen, rejected, right] = sums.map(|sum| sum / pairs as f64);
-        Self {
-            reward_chosen: chosen.into(),
-            reward_rejected: rejected.into(),
-            reward_margin: (chosen - rejected).into(),
-            reward_accuracy: right.into(),
-        }
-    }
+    /// What else `train.algorithm` reports of the step, before the update; keys of their own in the line.
+    #[serde(flatten, deserialize_with = "reported")]
+    pub metrics: Metrics,
 }
 
 /// An evaluation on the held-out examples.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EvalEvent {
-    /// Mean over all trained tokens of the held-out examples, natural logarithm; under DPO, over their pairs.
+    /// The loss of the held-out examples, as `train.algorithm` defines it.
     pub loss: Number,
-    /// `exp(loss)`, where the loss is one of tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub perplexity: Option<Number>,
-    /// Share of trained tokens whose most likely prediction is right, 0 to 1, where the loss is one of tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_accuracy: Option<Number>,
-    /// Under DPO, how the held-out pairs compare; keys of their own in the line.
-    #[serde(flatten)]
-    pub rewards: Option<PairRewards>,
+    /// What else `train.algorithm` reports; keys of their own in the line.
+    #[serde(flatten, deserialize_with = "reported")]
+    pub metrics: Metrics,
     /// The objective's scores by name, 0 to 1, where replies were generated.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub scores: IndexMap<String, Number>,
@@ -401,8 +373,18 @@ fn body<T: DeserializeOwned>(line: &[u8], into: impl Fn(T) -> EventBody) -> Opti
     serde_json::from_slice(line).ok().map(into)
 }
 
+/// The metrics among what a body does not know: all numbers but those of the line itself.
+fn reported<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Metrics, D::Error> {
+    let keys = Map::<String, Value>::deserialize(deserializer)?;
+    let number = |(name, value): (String, Value)| {
+        let is_own = LINE_KEYS.contains(&name.as_str());
+        Some((name, serde_json::from_value(value).ok()?)).filter(|_| !is_own)
+    };
+    Ok(keys.into_iter().filter_map(number).collect())
+}
+
 fn unknown(kind: String, mut keys: Map<String, Value>) -> EventBody {
-    for taken in ["kind", "time", "step"] {
+    for taken in LINE_KEYS {
         keys.shift_remove(taken);
     }
     EventBody::Unknown { kind, keys }
@@ -453,6 +435,10 @@ mod tests {
     use super::*;
     use crate::testing::{changes, damage, damaged, spoilt};
 
+    fn metrics(values: [f64; 2]) -> Metrics {
+        ["reward_margin", "reward_accuracy"].map(str::to_owned).into_iter().zip(values.map(Number)).collect()
+    }
+
     fn one_of_each() -> Vec<Event> {
         let bodies: Vec<EventBody> = vec![
             RunEvent {
@@ -470,22 +456,14 @@ mod tests {
                 ..StepEvent::default()
             }
             .into(),
-            StepEvent {
-                rewards: Some(PairRewards {
-                    reward_margin: f64::NAN.into(),
-                    ..PairRewards::mean([1.0, 0.5, 3.0], 4)
-                }),
-                ..StepEvent::default()
-            }
-            .into(),
+            StepEvent { metrics: metrics([f64::NAN, 0.5]), ..StepEvent::default() }.into(),
             EvalEvent {
                 loss: 0.25.into(),
                 scores: IndexMap::from([("valid".to_owned(), 0.5.into())]),
-                perplexity: Some(1.25.into()),
+                metrics: metrics([1.25, f64::INFINITY]),
                 ..EvalEvent::default()
             }
             .into(),
-            EvalEvent { rewards: Some(PairRewards::mean([1.0, 0.5, 3.0], 4)), ..EvalEvent::default() }.into(),
             SampleEvent {
                 prompt: "a\nb\u{1b}[2J".into(),
                 reply: "\u{2028}".into(),
@@ -540,18 +518,25 @@ mod tests {
     }
 
     #[test]
-    fn rewards_are_keys_of_the_line_itself() {
-        let rewards = PairRewards::mean([1.0, -2.0, 3.0], 4);
-        let line =
-            Event::now(Some(1), StepEvent { rewards: Some(rewards), ..StepEvent::default() }).to_line();
-        let keys: Map<String, Value> = serde_json::from_slice(&line).unwrap();
-        let found = ["reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy"]
-            .map(|key| keys[key].as_f64().unwrap());
-        for (found, wanted) in found.into_iter().zip([0.25, -0.5, 0.75, 0.75]) {
-            assert!((found - wanted).abs() < 1e-9, "{found} {wanted}");
-        }
-        let plain = String::from_utf8(Event::now(Some(1), StepEvent::default()).to_line()).unwrap();
-        assert!(!plain.contains("reward"), "{plain}");
+    fn metrics_are_keys_of_the_line_itself() {
+        let event = Event::now(Some(1), StepEvent { metrics: metrics([0.75, 0.5]), ..StepEvent::default() });
+        let keys: Map<String, Value> = serde_json::from_slice(&event.to_line()).unwrap();
+        assert_eq!(
+            (&keys["reward_margin"], &keys["reward_accuracy"]),
+            (&Value::from(0.75), &Value::from(0.5))
+        );
+        let plain = Event::now(Some(1), StepEvent::default());
+        let EventBody::Step(read) = Event::from_line(&plain.to_line()).unwrap().body else { unreachable!() };
+        assert!(read.metrics.is_empty(), "{read:?}");
+    }
+
+    #[test]
+    fn numbers_that_nobody_declared_are_metrics_too() {
+        let line = r#"{"kind":"eval","time":"2026-08-23T14:02:11.250Z","step":3,"loss":0.5,"kl":"NaN","note":"a","more":[1],"bleu":0.25}"#;
+        let EventBody::Eval(eval) = Event::from_line(line.as_bytes()).unwrap().body else { unreachable!() };
+        let expected =
+            [("kl", f64::NAN), ("bleu", 0.25)].map(|(name, value)| (name.to_owned(), Number(value)));
+        assert_eq!(eval.metrics, Metrics::from(expected));
     }
 
     #[test]

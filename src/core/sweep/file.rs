@@ -8,7 +8,8 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::SweepError;
-use super::goal::{Direction, Goal, Metric};
+use super::goal::{Goal, GoalMetric};
+use crate::algorithms::Direction;
 use crate::config::{Config, KEYS, Problem, Problems, Source, key, nearest};
 use crate::files;
 
@@ -263,12 +264,12 @@ impl Reader<'_> {
             );
             return None;
         };
-        let (mut metric, mut direction) = (Metric::Loss, None);
+        let (mut metric, mut direction) = (GoalMetric::default(), None);
         for (name, value) in in_order(table) {
             match name.get_ref().as_ref() {
                 "metric" => match self.text(value)?.parse() {
                     Ok(found) => metric = found,
-                    Err(help) => self.wrong(value.span(), "is no figure of an evaluation", help),
+                    Err(help) => self.wrong(value.span(), "is no figure of an evaluation", &help),
                 },
                 "direction" => match self.text(value)?.parse::<Direction>() {
                     Ok(found) => direction = Some(found),

@@ -34,7 +34,7 @@ fn keys_stand_in_every_notation_of_toml() {
         (sweep.name.as_str(), sweep.sampler, sweep.seed, sweep.trials),
         ("rates", Sampler::Grid, 17, None)
     );
-    assert_eq!(sweep.goal, Goal { metric: Metric::Score("passed".to_owned()), direction: Direction::Max });
+    assert_eq!(sweep.goal, Goal { metric: "eval.passed".parse().unwrap(), direction: Direction::Max });
     let space: Vec<_> = sweep.space.into_iter().collect();
     let expected = [
         ("train.learning_rate", Distribution::Choice(vec!["1e-4".to_owned(), "2e-4".to_owned()])),

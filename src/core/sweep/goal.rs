@@ -4,125 +4,74 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use crate::algorithms::{Direction, metric, metrics};
 use crate::runs::{EvalEvent, Event, EventBody, JournalReader, Number, RunDir, RunError};
 
 /// Events read at once.
 const EVENTS: usize = 10_000;
 
 /// What a sweep looks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Goal {
     /// The figure.
-    pub metric: Metric,
+    pub metric: GoalMetric,
     /// Which way is better.
     pub direction: Direction,
 }
 
-impl Default for Goal {
+/// A figure of an evaluation on the held-out examples: `eval.loss`, or `eval.` and a metric of the training algorithm or
+/// a score of the objective.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GoalMetric(String);
+
+impl Default for GoalMetric {
     fn default() -> Self {
-        Self { metric: Metric::Loss, direction: Direction::Min }
+        Self("loss".to_owned())
     }
 }
 
-/// A figure of an evaluation on the held-out examples.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Metric {
-    /// `eval.loss`.
-    Loss,
-    /// `eval.perplexity`.
-    Perplexity,
-    /// `eval.token_accuracy`.
-    TokenAccuracy,
-    /// `eval.reward_margin`, under DPO.
-    RewardMargin,
-    /// `eval.reward_accuracy`, under DPO.
-    RewardAccuracy,
-    /// `eval.NAME`: a score of the objective.
-    Score(String),
-}
-
-/// Which way is better.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, strum::Display, strum::EnumString,
-)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum Direction {
-    /// Less is better.
-    #[default]
-    Min,
-    /// More is better.
-    Max,
-}
-
-impl Metric {
-    /// The direction that is meant where none is given.
+impl GoalMetric {
+    /// The direction that is meant where none is given. Of a score of the objective, more is better.
     pub fn usual_direction(&self) -> Direction {
-        match self {
-            Self::Loss | Self::Perplexity => Direction::Min,
-            Self::TokenAccuracy | Self::RewardMargin | Self::RewardAccuracy | Self::Score(_) => {
-                Direction::Max
-            }
+        if self.0 == "loss" {
+            Direction::Min
+        } else {
+            metric(&self.0).map_or(Direction::Max, |metric| metric.better)
         }
     }
 
     fn of(&self, eval: &EvalEvent) -> Option<Number> {
-        match self {
-            Self::Loss => Some(eval.loss),
-            Self::Perplexity => eval.perplexity,
-            Self::TokenAccuracy => eval.token_accuracy,
-            Self::RewardMargin => eval.rewards.map(|rewards| rewards.reward_margin),
-            Self::RewardAccuracy => eval.rewards.map(|rewards| rewards.reward_accuracy),
-            Self::Score(name) => eval.scores.get(name).copied(),
+        let name = self.0.as_str();
+        if name == "loss" {
+            return Some(eval.loss);
         }
+        eval.metrics.get(name).or_else(|| eval.scores.get(name)).copied()
     }
 }
 
-impl fmt::Display for Metric {
+impl fmt::Display for GoalMetric {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Loss => formatter.pad("eval.loss"),
-            Self::Perplexity => formatter.pad("eval.perplexity"),
-            Self::TokenAccuracy => formatter.pad("eval.token_accuracy"),
-            Self::RewardMargin => formatter.pad("eval.reward_margin"),
-            Self::RewardAccuracy => formatter.pad("eval.reward_accuracy"),
-            Self::Score(name) => formatter.pad(&format!("eval.{name}")),
-        }
+        formatter.pad(&format!("eval.{}", self.0))
     }
 }
 
-impl FromStr for Metric {
-    type Err = &'static str;
+impl FromStr for GoalMetric {
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.strip_prefix("eval.") {
-            Some("loss") => Ok(Self::Loss),
-            Some("perplexity") => Ok(Self::Perplexity),
-            Some("token_accuracy") => Ok(Self::TokenAccuracy),
-            Some("reward_margin") => Ok(Self::RewardMargin),
-            Some("reward_accuracy") => Ok(Self::RewardAccuracy),
             Some(name) if !name.is_empty() && crate::text::clean_line(name) == name => {
-                Ok(Self::Score(name.to_owned()))
+                Ok(Self(name.to_owned()))
             }
-            _ => Err(
-                "a goal is \"eval.loss\", \"eval.perplexity\", \"eval.token_accuracy\", under DPO \"eval.reward_margin\" or \
-                 \"eval.reward_accuracy\", or \"eval.\" and a score of the objective, such as \"eval.passed\"",
-            ),
-        }
-    }
-}
-
-impl Direction {
-    /// Whether `one` is better than `other`. NaN is worse than everything.
-    pub fn is_better(self, one: f64, other: f64) -> bool {
-        if one.is_nan() || other.is_nan() {
-            return !one.is_nan();
-        }
-        match self {
-            Self::Min => one < other,
-            Self::Max => one > other,
+            _ => {
+                let metrics: Vec<String> =
+                    metrics().map(|metric| format!("\"eval.{}\"", metric.name)).collect();
+                Err(format!(
+                    "a goal is \"eval.loss\", a metric of the training algorithm ({}), or \"eval.\" and a score of \
+                     the objective, such as \"eval.passed\"",
+                    metrics.join(", ")
+                ))
+            }
         }
     }
 }
@@ -191,7 +140,7 @@ mod tests {
         for event in events {
             journal.append(event);
         }
-        let metric: Metric = goal.parse().unwrap();
+        let metric: GoalMetric = goal.parse().unwrap();
         Goal { direction: metric.usual_direction(), metric }.result_of(&run).unwrap()
     }
 
@@ -223,19 +172,10 @@ mod tests {
             "eval.reward_accuracy",
             "eval.field.category",
         ] {
-            assert_eq!(text.parse::<Metric>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<GoalMetric>().unwrap().to_string(), text);
         }
         for text in ["loss", "eval.", "eval", "eval.a\u{1b}b"] {
-            assert!(text.parse::<Metric>().is_err(), "{text}");
+            assert!(text.parse::<GoalMetric>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn nothing_is_better_than_a_number_by_being_none() {
-        for direction in [Direction::Min, Direction::Max] {
-            assert!(!direction.is_better(f64::NAN, 1.0));
-            assert!(direction.is_better(1.0, f64::NAN));
-        }
-        assert!(Direction::Min.is_better(0.5, 1.0) && !Direction::Max.is_better(0.5, 1.0));
     }
 }

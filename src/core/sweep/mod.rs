@@ -14,7 +14,7 @@ mod trial;
 
 pub use error::SweepError;
 pub use file::{Distribution, Sampler, SweepFile, TRIAL_LIMIT};
-pub use goal::{Direction, Goal, Metric};
+pub use goal::{Goal, GoalMetric};
 pub use queue::{Cancelled, Place, QUEUE_FILE, Queue};
 pub use sampler::{Settings, overrides};
 pub use scheduler::{Scheduler, cancel, start_scheduler};

@@ -497,7 +497,7 @@ fn trial_of(row: &Row<'_>) -> rusqlite::Result<Trial> {
 
 fn sweep_of(row: &Row<'_>) -> rusqlite::Result<Sweep> {
     let goal = Goal {
-        metric: row.get::<_, String>("metric")?.parse().unwrap_or(super::Metric::Loss),
+        metric: row.get::<_, String>("metric")?.parse().unwrap_or_default(),
         direction: row.get::<_, String>("direction")?.parse().unwrap_or_default(),
     };
     Ok(Sweep {

@@ -202,6 +202,6 @@ fn ranking_puts_what_diverged_last() {
     let all = queue.trials().unwrap();
     let numbers =
         |direction| super::super::rank(&all, direction).iter().map(|trial| trial.number).collect::<Vec<_>>();
-    assert_eq!(numbers(super::super::Direction::Min), [3, 0, 1]);
-    assert_eq!(numbers(super::super::Direction::Max), [0, 3, 1]);
+    assert_eq!(numbers(crate::algorithms::Direction::Min), [3, 0, 1]);
+    assert_eq!(numbers(crate::algorithms::Direction::Max), [0, 3, 1]);
 }

@@ -4,8 +4,9 @@ use indexmap::IndexMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::goal::{Direction, Goal};
+use super::goal::Goal;
 use super::sampler::Settings;
+use crate::algorithms::Direction;
 use crate::runs::time::{millis, optional_millis};
 use crate::runs::{Failure, Number};
 

@@ -8,17 +8,17 @@ use indexmap::IndexMap;
 use luthier_core::config::Config;
 use luthier_core::data::{self, EncodedRow, Prepared, Split};
 use luthier_core::eval::{Objective, average_scores};
-use luthier_core::runs::{Number, PairRewards, RunDir, newest_valid};
+use luthier_core::runs::{Metrics, Number, RunDir, newest_valid};
 use serde::Serialize;
 
-use super::{Asked, HeldOut, Question, Replying, answer};
+use super::{Asked, Question, Replying, answer};
+use crate::algorithms::algorithm_of;
 use crate::base::{Base, data_error, model_files};
 use crate::bench::peak_memory;
 use crate::error::{EngineError, Result};
 use crate::generation::Sampling;
 use crate::methods::{self, Adapter};
 use crate::models::Active;
-use crate::training::algorithm::Algorithm;
 
 /// What to evaluate.
 #[derive(Debug, Clone)]
@@ -34,19 +34,13 @@ pub struct Request {
 /// How one side fared.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct SideReport {
-    /// Mean over the trained tokens of the held-out rows, under DPO over their pairs; missing for the baseline, whose
-    /// prompts are others.
+    /// The loss of the held-out rows, as the training algorithm defines it; missing for the baseline, whose prompts are
+    /// others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<Number>,
-    /// `exp(loss)`, where the loss is one of tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub perplexity: Option<Number>,
-    /// Share of trained tokens whose most likely prediction is right, where the loss is one of tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_accuracy: Option<Number>,
-    /// Under DPO, how the held-out pairs compare.
+    /// What else the algorithm reports of them.
     #[serde(flatten)]
-    pub rewards: Option<PairRewards>,
+    pub metrics: Metrics,
     /// Means of the objective's scores by name.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub scores: IndexMap<String, Number>,
@@ -111,14 +105,15 @@ pub fn compare(
         ));
     }
 
-    let mut algorithm = Algorithm::new(&run, &base, &config, &prepared);
+    let mut algorithm = algorithm_of(&run, &base, &config, &prepared);
     let mut reports = vec![SideReport::default(); 2];
     let sides = [("base", Active::Base), ("tuned", Active::All(tuned.as_ref()))];
     for (report, (name, active)) in reports.iter_mut().zip(sides) {
         let what = format!("held-out loss of {name}");
         let heard = &mut |done| progress(Progress { what: &what, done, total: rows.len() });
         let Some(found) = algorithm.held_out(&base.model, active, rows, heard)? else { return Ok(None) };
-        report.hold(&found);
+        report.loss = Some(found.loss.into());
+        report.metrics = found.metrics;
     }
     let with_baseline = !config.review.baseline_system.is_empty();
     if with_baseline {
@@ -142,15 +137,6 @@ pub fn compare(
         seconds: began.elapsed().as_secs_f64(),
         peak_memory_bytes: peak_memory(),
     }))
-}
-
-impl SideReport {
-    fn hold(&mut self, found: &HeldOut) {
-        self.loss = Some(found.loss.into());
-        self.perplexity = found.perplexity().map(Number::from);
-        self.token_accuracy = found.token_accuracy().map(Number::from);
-        self.rewards = found.rewards();
-    }
 }
 
 /// The run's result; while it has none, its newest checkpoint.

@@ -1,4 +1,4 @@
-//! How good a model is: loss on the held-out examples, and replies that the objective scores.
+//! How good a model is: its replies, and the comparison of a run with its base model.
 
 mod compare;
 #[cfg(test)]
@@ -7,8 +7,7 @@ mod tests;
 use std::ops::ControlFlow;
 
 use luthier_core::config::Config;
-use luthier_core::data::{EncodedRow, Message, Row as DataRow};
-use luthier_core::runs::PairRewards;
+use luthier_core::data::{Message, Row as DataRow};
 
 pub use compare::{Comparison, Request, SideReport, compare};
 
@@ -16,150 +15,9 @@ use crate::base::Base;
 use crate::error::Result;
 use crate::generation::{self, Ended, Sampling};
 use crate::methods::Adapter;
-use crate::models::{Active, Model, Pass, head};
-use crate::ops;
-use crate::training::batch::{Beginnings, collate};
-use crate::training::dpo::Dpo;
-use crate::training::reference::{Reference, log_probs};
-
-/// Tokens of held-out rows in one forward pass.
-const TOKENS_AT_ONCE: usize = 4096;
 
 /// Rows that generate at the same time.
 const ROWS_AT_ONCE: usize = 24;
-
-/// Loss on held-out rows.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HeldOut {
-    /// Mean over all trained tokens, or over all preference pairs, natural logarithm.
-    pub loss: f64,
-    /// Rows evaluated.
-    pub rows: u64,
-    /// Trained tokens in them.
-    pub trained_tokens: u64,
-    /// What else is known, depending on what is learned from.
-    pub beside: Beside,
-}
-
-/// What is known of held-out rows beside their loss.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Beside {
-    /// Of replies: the share of trained tokens whose most likely prediction is right.
-    TokenAccuracy(f64),
-    /// Of preference pairs: how their answers compare.
-    Rewards(PairRewards),
-}
-
-impl HeldOut {
-    /// `exp(loss)`, where the loss is one of tokens.
-    pub fn perplexity(&self) -> Option<f64> {
-        self.token_accuracy().map(|_| self.loss.exp())
-    }
-
-    /// Share of trained tokens whose most likely prediction is right, where the loss is one of tokens.
-    pub fn token_accuracy(&self) -> Option<f64> {
-        match self.beside {
-            Beside::TokenAccuracy(share) => Some(share),
-            Beside::Rewards(_) => None,
-        }
-    }
-
-    /// How the answers compare, where rows are preference pairs.
-    pub fn rewards(&self) -> Option<PairRewards> {
-        match self.beside {
-            Beside::TokenAccuracy(_) => None,
-            Beside::Rewards(rewards) => Some(rewards),
-        }
-    }
-}
-
-/// Loss of `rows` under the model with `adapters`. `progress` hears the number of rows done, and may break it off; then,
-/// and where no token is trained on, there is no result.
-pub fn held_out(
-    model: &Model,
-    adapters: Active,
-    rows: &[EncodedRow],
-    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<HeldOut>> {
-    let _guard = tch::no_grad_guard();
-    let (mut sum, mut correct, mut trained, mut done) = (0.0, 0.0, 0, 0);
-    for part in parts(rows) {
-        let batch = collate(part.iter().copied(), Beginnings::of(model), model.device())?;
-        if batch.trained > 0 {
-            let pass = Pass { positions: &batch.positions, mask: batch.mask(), adapters, noise: None };
-            let hidden = model.hidden(&batch.ids, &pass, None)?;
-            let losses = head::loss_sum(model, pass.adapters, &hidden, &batch.targets, true)?;
-            sum += ops::value(&losses.sum)?;
-            correct += ops::value(&losses.correct)?;
-            trained += batch.trained;
-        }
-        done += part.len();
-        if progress(done).is_break() {
-            return Ok(None);
-        }
-    }
-    Ok((trained > 0).then(|| HeldOut {
-        loss: sum / trained as f64,
-        rows: rows.len() as u64,
-        trained_tokens: trained,
-        beside: Beside::TokenAccuracy(correct / trained as f64),
-    }))
-}
-
-/// Loss of preference pairs, and how their answers compare, under the model with `adapters`. `progress` hears the number
-/// of pairs done, and may break it off; then, and without any pair, there is no result.
-pub fn held_out_pairs(
-    model: &Model,
-    adapters: Active,
-    rows: &[EncodedRow],
-    dpo: &Dpo,
-    reference: &mut Reference,
-    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<HeldOut>> {
-    let _guard = tch::no_grad_guard();
-    let (mut loss, mut rewards, mut trained, mut done) = (0.0, [0.0; 3], 0, 0);
-    for part in parts(rows) {
-        let batch = reference.batch(model, &part, Beginnings::of(model))?;
-        let policy = log_probs(model, adapters, &batch.pairs)?;
-        let compared = dpo.compare(&policy, &batch.reference)?;
-        loss += ops::to_doubles(&compared.losses)?.iter().sum::<f64>();
-        let sides = ops::to_doubles(&compared.chosen)?.into_iter().zip(ops::to_doubles(&compared.rejected)?);
-        for (chosen, rejected) in sides {
-            let [all_chosen, all_rejected, right] = &mut rewards;
-            *all_chosen += chosen;
-            *all_rejected += rejected;
-            *right += f64::from(u8::from(chosen > rejected));
-        }
-        trained += batch.as_ref().trained;
-        done += part.len();
-        if progress(done).is_break() {
-            return Ok(None);
-        }
-    }
-    Ok((done > 0).then(|| HeldOut {
-        loss: loss / done as f64,
-        rows: done as u64,
-        trained_tokens: trained,
-        beside: Beside::Rewards(PairRewards::mean(rewards, done as u64)),
-    }))
-}
-
-/// Rows in parts that make one forward pass each; at least one row in each.
-pub fn parts(rows: &[EncodedRow]) -> Vec<Vec<&EncodedRow>> {
-    let mut parts: Vec<Vec<&EncodedRow>> = Vec::new();
-    let mut room = 0;
-    for row in rows {
-        match parts.last_mut() {
-            Some(part) if row.tokens() <= room => part.push(row),
-            _ => {
-                parts.push(vec![row]);
-                room = TOKENS_AT_ONCE;
-            }
-        }
-        room = room.saturating_sub(row.tokens());
-    }
-    parts
-}
 
 /// Something to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,12 +37,13 @@ impl Question {
         Ok(Self { shown, prompt: base.prompt(messages, config)?, expected })
     }
 
-    /// From a row of the dataset whose last message is the model's; none for others.
+    /// From a row of the dataset whose last message is the model's; none for others. An answer labelled as bad is not
+    /// expected.
     pub fn of_row(base: &Base, config: &Config, row: &DataRow) -> Result<Option<Self>> {
         let Some(messages) = row.example.messages() else { return Ok(None) };
         match messages.split_last() {
             Some((reply, before)) if reply.is_assistant() && !before.is_empty() => {
-                Self::new(base, config, before, Some(reply.content.clone())).map(Some)
+                Self::new(base, config, before, expected(row, reply)).map(Some)
             }
             _ => Ok(None),
         }
@@ -202,11 +61,15 @@ impl Question {
         messages.insert(0, Message::new("system", system));
         match messages.split_last() {
             Some((reply, before)) if reply.is_assistant() && before.len() > 1 => {
-                Self::new(base, config, before, Some(reply.content.clone())).map(Some)
+                Self::new(base, config, before, expected(row, reply)).map(Some)
             }
             _ => Ok(None),
         }
     }
+}
+
+fn expected(row: &DataRow, reply: &Message) -> Option<String> {
+    (row.extras.label != Some(false)).then(|| reply.content.clone())
 }
 
 /// How many tokens a reply may have, and how they are chosen.

@@ -6,7 +6,9 @@ use luthier_core::config::Config;
 use luthier_core::data::{self, EncodedRow};
 use luthier_core::runs::ResultForm;
 
-use super::{Request, TOKENS_AT_ONCE, compare, held_out, parts};
+use super::{Request, compare};
+use crate::algorithms::sft::Sft;
+use crate::algorithms::{Algorithm, TOKENS_AT_ONCE, parts};
 use crate::base::{Base, model_files};
 use crate::methods::{self, Purpose, method_of};
 use crate::models::Active;
@@ -61,9 +63,8 @@ fn a_fresh_adapter_prefers_nothing_to_its_base() {
     let comparison = compare(&request, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();
     for side in [&comparison.base, &comparison.tuned] {
         assert!((side.loss.unwrap().get() - std::f64::consts::LN_2).abs() < 1e-6, "{side:?}");
-        assert_eq!((side.perplexity, side.token_accuracy), (None, None));
-        let rewards = side.rewards.unwrap();
-        assert_eq!((rewards.reward_margin.get(), rewards.reward_accuracy.get()), (0.0, 0.0), "{side:?}");
+        let margin = side.metrics["reward_margin"].get();
+        assert_eq!((margin, side.metrics["reward_accuracy"].get()), (0.0, 0.0), "{side:?}");
     }
     let json = serde_json::to_value(&comparison).unwrap();
     assert_eq!((&json["tuned"]["reward_margin"], json["tuned"].get("perplexity")), (&0.0.into(), None));
@@ -78,17 +79,17 @@ fn the_held_out_loss_is_a_mean_over_tokens_however_rows_are_cut() {
     let prepared =
         data::prepare(&config, project.path(), &files, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let base = Base::load(files, &config, project.path()).unwrap();
-    let whole = held_out(&base.model, Active::Base, &prepared.train, &mut go_on).unwrap().unwrap();
+    let whole = Sft.held_out(&base.model, Active::Base, &prepared.train, &mut go_on).unwrap().unwrap();
     let mut sum = 0.0;
     for row in &prepared.train {
         let one =
-            held_out(&base.model, Active::Base, std::slice::from_ref(row), &mut go_on).unwrap().unwrap();
+            Sft.held_out(&base.model, Active::Base, std::slice::from_ref(row), &mut go_on).unwrap().unwrap();
         sum += one.loss * one.trained_tokens as f64;
     }
     assert!((whole.loss - sum / whole.trained_tokens as f64).abs() < 1e-5);
-    assert!((whole.perplexity().unwrap() - whole.loss.exp()).abs() < 1e-9);
-    assert!((0.0..=1.0).contains(&whole.token_accuracy().unwrap()));
-    assert!(held_out(&base.model, Active::Base, &[], &mut go_on).unwrap().is_none());
+    assert!((whole.metrics["perplexity"].get() - whole.loss.exp()).abs() < 1e-9);
+    assert!((0.0..=1.0).contains(&whole.metrics["token_accuracy"].get()));
+    assert!(Sft.held_out(&base.model, Active::Base, &[], &mut go_on).unwrap().is_none());
 }
 
 #[test]

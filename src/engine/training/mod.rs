@@ -1,23 +1,15 @@
-//! Training: one process works on one run until it ends. The loop is in [`trainer`], one step in [`step`]; around them what
+//! Training: one process works on one run until it ends. The loop is in [`trainer`], one step in [`crate::step`]; around them what
 //! people see ([`record`]) and ask for ([`control`], [`edits`]).
 
-pub mod adamw;
 pub mod alerts;
-pub mod algorithm;
-pub mod batch;
 pub mod control;
-pub mod dpo;
 pub mod edits;
 pub mod meter;
 mod observe;
-pub mod phases;
 pub mod record;
-pub mod reference;
 mod result;
 pub mod schedule;
-pub mod sft;
 pub mod state;
-pub mod step;
 #[cfg(test)]
 mod tests;
 pub mod trainer;
@@ -33,11 +25,11 @@ use luthier_core::runs::{
 };
 use tch::{Device, Tensor};
 
+use crate::algorithms::algorithm_of;
 use crate::base::{self, Base, data_error};
 use crate::error::{EngineError, Result};
 use crate::methods::{Form, Method, method_of};
 use crate::process::{Termination, catching_panics};
-use algorithm::Algorithm;
 use control::Control;
 use record::Record;
 use state::{Identity, State};
@@ -127,12 +119,12 @@ fn work(
         seed: config.train.seed,
         fixed: Identity::fixed_of(&config),
     };
-    Algorithm::new(run, &base, &config, &prepared).begin(
+    algorithm_of(run, &base, &config, &prepared).begin(
         &base.model,
         config.method.kind,
         &prepared,
         &mut |done| {
-            record.activity(Some(&format!("asking the base model: {done} pairs")));
+            record.activity(Some(&format!("asking the base model: {done} rows")));
             if control.stopping().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         },
     )?;

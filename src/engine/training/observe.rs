@@ -10,8 +10,8 @@ use luthier_core::eval::{Objective, Suite, SuitePrompt, average_scores};
 use luthier_core::runs::{EvalEvent, Number, SampleEvent};
 use luthier_core::text::clean;
 
-use super::algorithm::Algorithm;
 use super::control::Control;
+use crate::algorithms::Algorithm;
 use crate::base::{Base, data_error};
 use crate::error::{EngineError, Result};
 use crate::evaluate::{Asked, Question, Replying, answer};
@@ -95,7 +95,7 @@ impl Observer<'_> {
     /// run shall end at once.
     pub fn evaluate(
         &self,
-        algorithm: &mut Algorithm,
+        algorithm: &mut dyn Algorithm,
         prepared: &Prepared,
         scored: bool,
     ) -> Result<Option<EvalEvent>> {
@@ -106,9 +106,7 @@ impl Observer<'_> {
         let scores = if scored { self.scores()? } else { Vec::new() };
         Ok(Some(EvalEvent {
             loss: held_out.loss.into(),
-            perplexity: held_out.perplexity().map(Number::from),
-            token_accuracy: held_out.token_accuracy().map(Number::from),
-            rewards: held_out.rewards(),
+            metrics: held_out.metrics,
             scores: scores.into_iter().collect(),
             seconds: began.elapsed().as_secs_f64().into(),
             rows: held_out.rows,

@@ -8,11 +8,11 @@ use luthier_core::config::Config;
 use luthier_core::runs::{Checkpoint, CheckpointError, CheckpointWriter};
 use serde::{Deserialize, Serialize};
 
-use super::adamw::AdamW;
 use super::alerts::{OverfitWatch, SpikeWatch};
 use crate::error::{EngineError, Result};
 use crate::methods::{self, Adapter, Method, Purpose};
 use crate::models::Model;
+use crate::step::adamw::AdamW;
 use crate::weights::safetensors;
 
 /// The optimizer's moments.
@@ -81,8 +81,8 @@ pub struct Identity {
     pub fixed: BTreeMap<String, String>,
 }
 
-/// The keys of [`Identity::fixed`].
-const FIXED: [&str; 19] = [
+/// The keys of [`Identity::fixed`], without those of the algorithm.
+const FIXED: [&str; 17] = [
     "data.max_length",
     "data.packing",
     "data.shuffle",
@@ -96,8 +96,6 @@ const FIXED: [&str; 19] = [
     "method.modules_to_save",
     "method.virtual_tokens",
     "train.algorithm",
-    "train.dpo_beta",
-    "train.dpo_label_smoothing",
     "train.batch_size",
     "train.accumulate",
     "train.betas",
@@ -108,7 +106,8 @@ impl Identity {
     /// What `config` fixes for the life of a run.
     pub fn fixed_of(config: &Config) -> BTreeMap<String, String> {
         let text = |key: &str| config.get(key).map(|value| value.to_string()).unwrap_or_default();
-        FIXED.iter().map(|key| ((*key).to_owned(), text(key))).collect()
+        let own = config.train.algorithm.declaration().settings;
+        FIXED.iter().chain(own).map(|key| ((*key).to_owned(), text(key))).collect()
     }
 
     /// The fixed settings that differ in `other`, one per line: key, value here, value there.

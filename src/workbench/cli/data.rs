@@ -195,6 +195,9 @@ fn show(arguments: &Show) -> Outcome {
             "tokens": first.map(data::row_tokens),
             "truncated": first.map(|side| side.truncated),
         });
+        if let Some(label) = row.extras.label {
+            document["label"] = label.into();
+        }
         if let (Example::Preference { rejected: reply, .. }, Some(side)) = (&row.example, sides.get(1)) {
             document["rejected"] = json!({
                 "reply": reply,
@@ -236,8 +239,9 @@ fn describe_row(row: &Row, messages: Option<&[Message]>, sides: &[Encoded]) -> S
     let tokens: usize = sides.iter().map(|side| side.ids.len()).sum();
     let trained = sides.iter().flat_map(|side| &side.trained).filter(|&&trained| trained).count();
     let cut = sides.iter().any(|side| side.truncated);
+    let label = row.extras.label_name().map_or_else(String::new, |label| format!(", {label}"));
     let mut lines = vec![format!(
-        "row {}, {split}, {}: {tokens} tokens, {trained} trained{}",
+        "row {}, {split}{label}, {}: {tokens} tokens, {trained} trained{}",
         row.index,
         row.origin,
         if cut { ", cut at data.max_length" } else { "" }

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use clap::Args;
 use indexmap::IndexSet;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use luthier_core::algorithms::{Notation, metrics};
 use luthier_core::runs::RunDir;
 use luthier_core::text::clean_line;
 use serde_json::Value;
@@ -84,9 +85,6 @@ fn show(bar: &ProgressBar, progress: &EvaluationProgress) {
     bar.set_message(clean_line(&progress.what).into_owned());
 }
 
-/// How a figure is written.
-type Shown = fn(&Value) -> String;
-
 fn describe(run: &RunDir, result: &Value) -> String {
     let sides: Vec<(&str, &Value)> =
         SIDES.iter().filter_map(|side| Some((*side, result.get(side)?))).collect();
@@ -97,28 +95,19 @@ fn describe(run: &RunDir, result: &Value) -> String {
         cells.extend(sides.iter().map(|(_, side)| cell(side).unwrap_or_else(|| "–".to_owned())));
         cells
     };
-    // Which of these there are depends on the training algorithm.
-    let figures: [(&str, &str, Shown); 7] = [
-        ("held-out loss", "loss", figure),
-        ("perplexity", "perplexity", figure),
-        ("token accuracy", "token_accuracy", share),
-        ("reward of chosen", "reward_chosen", figure),
-        ("reward of rejected", "reward_rejected", figure),
-        ("reward margin", "reward_margin", figure),
-        ("chosen preferred", "reward_accuracy", share),
-    ];
-    let mut rows: Vec<Vec<String>> = figures
-        .iter()
-        .filter(|(_, key, _)| sides.iter().any(|(_, side)| side.get(*key).is_some()))
-        .map(|(label, key, shown)| row(label, &|side| Some(shown(side.get(*key)?))))
-        .collect();
+    let has = |name: &str| sides.iter().any(|(_, side)| side.get(name).is_some());
+    let shown = |side: &Value, name: &str, notation| Some(figure(side.get(name)?, notation));
+    let mut rows = vec![row("held-out loss", &|side| shown(side, "loss", Notation::Number))];
+    for metric in metrics().filter(|metric| has(metric.name)) {
+        rows.push(row(metric.label, &|side| shown(side, metric.name, metric.notation)));
+    }
     let scores: IndexSet<&String> = sides
         .iter()
         .filter_map(|(_, side)| side.get("scores")?.as_object())
         .flat_map(serde_json::Map::keys)
         .collect();
     rows.extend(
-        scores.iter().map(|name| row(name, &|side| Some(share(side.get("scores")?.get(name.as_str())?)))),
+        scores.iter().map(|name| row(name, &|side| shown(side.get("scores")?, name, Notation::Share))),
     );
     let count = result.get("rows").and_then(Value::as_u64).unwrap_or_default();
     format!(
@@ -129,10 +118,7 @@ fn describe(run: &RunDir, result: &Value) -> String {
     )
 }
 
-fn figure(value: &Value) -> String {
-    value.as_f64().map_or_else(|| value.as_str().unwrap_or("–").to_owned(), units::number)
-}
-
-fn share(value: &Value) -> String {
-    value.as_f64().map_or_else(|| value.as_str().unwrap_or("–").to_owned(), units::percent)
+fn figure(value: &Value, notation: Notation) -> String {
+    let word = || value.as_str().unwrap_or("–").to_owned();
+    value.as_f64().map_or_else(word, |value| units::figure(notation, value))
 }

@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use luthier_core::runs::{Event, EventBody, JournalReader, PairRewards, RunDir, State, Status, StepEvent};
+use luthier_core::algorithms::{Metric, metrics};
+use luthier_core::runs::{Event, EventBody, JournalReader, Metrics, RunDir, State, Status, StepEvent};
 use luthier_core::text::{clean_line, indented};
 
 use super::failure::Outcome;
@@ -110,7 +111,7 @@ impl Progress {
                     .filter(|(name, _)| !name.contains('.'))
                     .map(|(name, score)| format!("{name} {}", units::percent(score.get())));
                 let facts: Vec<_> =
-                    std::iter::once(loss).chain(eval.rewards.map(preferred)).chain(scores).collect();
+                    std::iter::once(loss).chain(charted(&eval.metrics)).chain(scores).collect();
                 self.say(&facts.join(" · "));
             }
             EventBody::Sample(sample) => {
@@ -143,9 +144,9 @@ impl Progress {
         let mean = self.seconds.iter().sum::<f64>() / self.seconds.len() as f64;
         let left = mean * self.total.saturating_sub(step) as f64;
         let eta = Duration::try_from_secs_f64(left).map_or_else(|_| "–".to_owned(), units::duration);
-        let rewards = done.rewards.map_or_else(String::new, |rewards| preferred(rewards) + " · ");
+        let metrics: String = charted(&done.metrics).map(|metric| metric + " · ").collect();
         let facts = format!(
-            "loss {} · {rewards}{:.0} tokens/s · ETA {eta}",
+            "loss {} · {metrics}{:.0} tokens/s · ETA {eta}",
             units::number(done.loss.get()),
             done.tokens_per_second.get()
         );
@@ -164,12 +165,13 @@ impl Progress {
     }
 }
 
-fn preferred(rewards: PairRewards) -> String {
-    format!(
-        "chosen preferred {}, margin {}",
-        units::percent(rewards.reward_accuracy.get()),
-        units::number(rewards.reward_margin.get())
-    )
+/// The metrics that have a chart, each in words.
+fn charted(values: &Metrics) -> impl Iterator<Item = String> {
+    let shown = |metric: &Metric| {
+        let value = values.get(metric.name)?.get();
+        Some(format!("{} {}", metric.label, units::figure(metric.notation, value)))
+    };
+    metrics().filter(|metric| metric.chart).filter_map(shown)
 }
 
 fn bar_style() -> ProgressStyle {

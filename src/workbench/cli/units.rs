@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use luthier_core::algorithms::Notation;
 
 /// `4.25 GiB`; three significant digits.
 pub fn bytes(count: u64) -> String {
@@ -80,6 +81,14 @@ pub fn number(value: f64) -> String {
 /// `38 %`, from a share between 0 and 1.
 pub fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.0} %", share * 100.0) } else { "–".to_owned() }
+}
+
+/// A metric's value.
+pub fn figure(notation: Notation, value: f64) -> String {
+    match notation {
+        Notation::Number => number(value),
+        Notation::Share => percent(value),
+    }
 }
 
 fn three_digits(value: f64) -> String {

@@ -150,6 +150,19 @@ fn pairs_and_their_algorithm_need_each_other() {
 }
 
 #[test]
+fn a_bad_answer_is_not_learned_as_a_good_one() {
+    let answer = |label: bool| json!({"prompt": "a", "completion": "b", "label": label});
+    let sft = prepared(&[answer(true), answer(false)], &["data.eval=0"]);
+    let problem = found(&sft, ProblemKind::NotForAlgorithm)[0];
+    assert_eq!((problem.severity, problem.row), (Severity::Blocks, Some(1)));
+    assert!(
+        problem.message.starts_with("a.jsonl:2: its \"label\" is false, which marks a bad answer"),
+        "{problem:?}"
+    );
+    assert!(!prepared(&[answer(true)], &["data.eval=0"]).report.blocks());
+}
+
+#[test]
 fn a_pair_without_a_difference_or_an_answer_is_told() {
     let dpo = ["data.eval=0", "train.algorithm=dpo"];
     let rows = [preference("a", "b", "c"), preference("d", "e", "e"), preference("f", "", "g")];

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::MAX_ROW_VALUES;
+use crate::algorithms::RowShape;
 use crate::config::Format;
 use crate::data::example::shared_beginning;
 use crate::data::{Example, Extras, Message};
@@ -10,7 +11,7 @@ use crate::json;
 use crate::text::clean_line;
 
 /// Fields that `data.columns` may name although a row lacks them.
-pub(super) const OPTIONAL_ROLES: &[&str] = &["input", "system", "labels"];
+pub(super) const OPTIONAL_ROLES: &[&str] = &["input", "system", "labels", "label"];
 /// Fields of a message, not of a row.
 pub(super) const MESSAGE_ROLES: &[&str] = &["role", "content", "from", "value"];
 
@@ -22,10 +23,10 @@ const MAX_ROLE: usize = 64;
 type Fields = Map<String, Value>;
 
 /// The format that a row with the fields `names` has; its values decide between the two sorts of conversation. Some
-/// preference datasets repeat the chosen side as a conversation: `pairs` says which of the two is wanted.
-pub(super) fn detect(names: &[&str], fields: &Fields, pairs: bool) -> Option<Format> {
+/// preference datasets repeat the chosen side as a conversation: `wanted` says which of the two is meant.
+pub(super) fn detect(names: &[&str], fields: &Fields, wanted: RowShape) -> Option<Format> {
     let has = |name: &str| names.contains(&name);
-    if pairs && has("chosen") && has("rejected") {
+    if wanted == RowShape::Pair && has("chosen") && has("rejected") {
         return Some(Format::Preference);
     }
     if has("messages") || has("conversations") {
@@ -49,11 +50,15 @@ pub(super) fn detect(names: &[&str], fields: &Fields, pairs: bool) -> Option<For
     }
 }
 
-/// A row's fields as an example, or what is wrong with them.
-pub(super) fn shape(format: Format, fields: Fields) -> Result<(Example, Extras), String> {
-    if is_answer(format) && marked_bad(&fields) {
-        return Err(MARKED_BAD.to_owned());
-    }
+/// A row's fields as an example, or what is wrong with them. A label is kept where rows with labels are `wanted`, and
+/// where it marks a bad answer.
+pub(super) fn shape(format: Format, fields: Fields, wanted: RowShape) -> Result<(Example, Extras), String> {
+    let label = if is_answer(format) { label(&fields) } else { None };
+    let label = label.filter(|&good| !good || wanted == RowShape::LabelledAnswer);
+    example(format, fields).map(|(example, extras)| (example, Extras { label, ..extras }))
+}
+
+fn example(format: Format, fields: Fields) -> Result<(Example, Extras), String> {
     let mut row = Reader { fields };
     match format {
         Format::Messages => row.conversation(&["messages", "conversations"], openai_message),
@@ -67,20 +72,18 @@ pub(super) fn shape(format: Format, fields: Fields) -> Result<(Example, Extras),
     }
 }
 
-const MARKED_BAD: &str = "its \"label\" is false, which marks a bad answer, and training would learn it as a good one. \
-                          Leave the row out, or rename the field if it means something else";
-
 /// Whether rows of a format end with an answer that is learned.
 fn is_answer(format: Format) -> bool {
     matches!(format, Format::Messages | Format::ShareGpt | Format::Alpaca | Format::PromptCompletion)
 }
 
-/// Whether a row of the unpaired form (TRL's `label`) says that its answer is bad. A table without types has it as text.
-fn marked_bad(fields: &Fields) -> bool {
+/// Whether a row says that its answer is a good one (TRL's `label`). A table without types has it as text.
+fn label(fields: &Fields) -> Option<bool> {
     match fields.get("label") {
-        Some(Value::Bool(good)) => !good,
-        Some(Value::String(text)) => text.trim().eq_ignore_ascii_case("false"),
-        _ => false,
+        Some(Value::Bool(good)) => Some(*good),
+        Some(Value::String(text)) if text.trim().eq_ignore_ascii_case("true") => Some(true),
+        Some(Value::String(text)) if text.trim().eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
     }
 }
 
@@ -292,7 +295,7 @@ fn apart(turns: Vec<Turn>, tools: Option<Value>) -> (Vec<Message>, Extras) {
     let (messages, fields): (Vec<Message>, Vec<Fields>) =
         turns.into_iter().map(|turn| (turn.message, turn.fields)).unzip();
     let fields = if any_fields { fields } else { Vec::new() };
-    (messages, Extras { tools, fields, untrained })
+    (messages, Extras { tools, fields, untrained, label: None })
 }
 
 /// A preference pair of which at least one part is a list of messages, or whose prompt has its own field.

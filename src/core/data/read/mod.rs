@@ -15,7 +15,8 @@ use serde_json::{Map, Value};
 
 use super::quarantine::Quarantine;
 use super::{DataError, Example, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
-use crate::config::{Algorithm, Config, EvalSource, Format};
+use crate::algorithms::RowShape;
+use crate::config::{Config, EvalSource, Format};
 use crate::files;
 use crate::text::clean_line;
 
@@ -48,7 +49,7 @@ pub fn read_rows(config: &Config, project: &Path) -> Result<Vec<Row>, DataError>
 
 /// As [`read_rows`], with the rows that cannot be used beside those that can.
 pub fn read_dataset(config: &Config, project: &Path) -> Result<Dataset, DataError> {
-    let columns = Columns::new(&config.data.columns, config.train.algorithm == Algorithm::Dpo);
+    let columns = Columns::new(&config.data.columns, config.train.algorithm.declaration().rows);
     let quarantine = Quarantine::load(project)?;
     let mut dataset = Dataset::default();
     let eval_paths: &[PathBuf] = match &config.data.eval {
@@ -143,7 +144,7 @@ impl Sink<'_> {
             (Format::Auto, None) => self.columns.detect(&fields)?,
             (wanted, _) => wanted,
         };
-        let row = formats::shape(format, fields)?;
+        let row = formats::shape(format, fields, self.columns.shape)?;
         self.found = Some(format);
         Ok(row)
     }
@@ -156,17 +157,17 @@ struct Columns {
     rows: Vec<(String, String)>,
     /// Role and field, of messages.
     messages: Vec<(String, String)>,
-    /// Whether preference pairs are wanted.
-    pairs: bool,
+    /// The rows that are wanted.
+    shape: RowShape,
 }
 
 impl Columns {
-    fn new(columns: &IndexMap<String, String>, pairs: bool) -> Self {
+    fn new(columns: &IndexMap<String, String>, shape: RowShape) -> Self {
         let (messages, rows) = columns
             .iter()
             .map(|(role, column)| (role.clone(), column.clone()))
             .partition(|(role, _)| formats::MESSAGE_ROLES.contains(&role.as_str()));
-        Columns { rows, messages, pairs }
+        Columns { rows, messages, shape }
     }
 
     fn rename(&self, fields: &mut Map<String, Value>) -> Result<(), String> {
@@ -197,7 +198,7 @@ impl Columns {
     fn detect(&self, fields: &Map<String, Value>) -> Result<Format, String> {
         let roles: Vec<&str> = self.rows.iter().map(|(role, _)| role.as_str()).collect();
         let all: Vec<&str> = fields.keys().map(String::as_str).collect();
-        let detect = |names: &[&str]| formats::detect(names, fields, self.pairs);
+        let detect = |names: &[&str]| formats::detect(names, fields, self.shape);
         detect(&roles).or_else(|| detect(&all)).ok_or_else(|| {
             format!(
                 "its fields ({}) fit no known format. Say which is which, e.g. \

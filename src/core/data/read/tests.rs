@@ -60,35 +60,35 @@ fn refused(value: &Value) -> String {
 }
 
 #[test]
-fn answers_that_are_labelled_bad_are_refused() {
+fn a_label_that_marks_a_bad_answer_is_kept() {
     let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
     let turns = json!([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]);
     let bad = [
         json!({"prompt": "a", "completion": "b", "label": false}),
         json!({"prompt": "a", "completion": "b", "label": "False"}),
-        json!({"prompt": messages[0], "completion": messages[1], "label": false}),
+        json!({"prompt": [messages[0]], "completion": [messages[1]], "label": false}),
         json!({"messages": messages, "label": false}),
         json!({"conversations": turns, "label": false}),
         json!({"instruction": "a", "output": "b", "label": false}),
     ];
     for row in bad {
-        let problem = refused(&row);
-        assert!(problem.starts_with("a.jsonl:1: its \"label\" is false"), "{row}: {problem}");
+        assert_eq!(only(&row).1.label, Some(false), "{row}");
     }
     for label in [json!(true), json!("True"), json!("false friends"), json!(0), json!(null)] {
         let row = json!({"prompt": "a", "completion": "b", "label": label});
-        assert_eq!(only(&row).0, pair("a", "b"), "{row}");
+        assert_eq!(only(&row), (pair("a", "b"), Extras::default()), "{row}");
     }
     // Of a text, a label is no verdict.
-    assert_eq!(only(&json!({"text": "a", "label": false})).0, Example::Text("a".to_owned()));
+    let text = only(&json!({"text": "a", "label": false}));
+    assert_eq!(text, (Example::Text("a".to_owned()), Extras::default()));
 }
 
 #[test]
 fn a_table_labels_answers_in_words() {
     let file = b"prompt,completion,label\na,b,True\nc,d,False\n";
     let dataset = Project::new(&[("a.csv", file)], &["data.eval=0"]).read();
-    assert_eq!((dataset.rows.len(), dataset.unreadable), (1, 1));
-    assert!(dataset.problems[0].to_string().starts_with("a.csv:3: its \"label\" is false"));
+    let labels: Vec<_> = dataset.rows.iter().map(|row| row.extras.label).collect();
+    assert_eq!(labels, [None, Some(false)]);
 }
 
 #[test]

@@ -267,6 +267,7 @@ fn message_fields_and_tools_reach_the_template() {
         tools: Some(serde_json::json!([{"type": "function"}])),
         fields: vec![fields.as_object().unwrap().clone()],
         untrained: Vec::new(),
+        label: None,
     };
     let rendered = template.render_marked(&[Message::new("assistant", "")], &extras, false).unwrap();
     assert_eq!(rendered.text, r#"{"name": "f", "n": 1.5, "big": 18446744073709551615} 1"#);

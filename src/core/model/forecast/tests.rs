@@ -75,7 +75,7 @@ fn bf16_halves_what_the_processors_own_kernels_keep() {
 #[test]
 fn logits_take_more_where_they_do_not_become_their_gradient_in_place() {
     let mut pairs = config();
-    pairs.train.algorithm = Algorithm::Dpo;
+    pairs.train.algorithm = crate::config::Algorithm::Dpo;
     let gpu = Place { gpu: true, ..LARGE };
     let states = 2 * 512 * 576 * 4;
     let logits = |config: &Config, place| of(config, &[512], place).memory.logits - states;

@@ -9,7 +9,7 @@ use luthier_engine::methods::Adapter;
 use luthier_engine::models::head::losses;
 use luthier_engine::models::{Active, Mask, Model, Pass};
 use luthier_engine::ops;
-use luthier_engine::training::batch::{Beginnings, collate};
+use luthier_engine::step::batch::{Beginnings, collate};
 use tch::{Device, Kind, Tensor};
 
 use crate::methods::each;

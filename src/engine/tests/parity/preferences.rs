@@ -1,14 +1,15 @@
 //! Runs over preference pairs against TRL: log-probabilities, losses, rewards, gradient norms and the final adapter.
 
 use luthier_core::data::{EncodedRow, EncodedSide};
+use luthier_engine::algorithms::Algorithm;
+use luthier_engine::algorithms::dpo::{Dpo, DpoLoss, LogProbs, Pairs};
+use luthier_engine::algorithms::reference::{Key, Reference};
 use luthier_engine::methods::lora::Lora;
 use luthier_engine::methods::{Adapter, Parameters};
 use luthier_engine::models::{Active, Model};
-use luthier_engine::training::adamw::{AdamW, EPSILON};
-use luthier_engine::training::batch::Beginnings;
-use luthier_engine::training::dpo::{Dpo, LogProbs, PairBatch, Pairs};
-use luthier_engine::training::reference::{Key, Reference, log_probs};
-use luthier_engine::training::step::{Launch, Learner, Measured, Outcome, Settings};
+use luthier_engine::step::adamw::{AdamW, EPSILON};
+use luthier_engine::step::batch::Beginnings;
+use luthier_engine::step::{Launch, Learner, Measured, Outcome, Settings};
 use luthier_engine::{csrc, ops};
 use serde::Deserialize;
 use tch::{Device, Tensor};
@@ -103,11 +104,11 @@ fn losses_and_rewards_are_a_function_of_four_log_probabilities() {
         };
         let policy = side(&first.policy_logps_chosen, &first.policy_logps_rejected);
         let reference = side(&first.ref_logps_chosen, &first.ref_logps_rejected);
-        let plain = Dpo { beta, label_smoothing: 0.0 }.compare(&policy, &reference).unwrap();
+        let plain = DpoLoss { beta, label_smoothing: 0.0 }.compare(&policy, &reference).unwrap();
         assert!(relative(mean(&plain.losses), first.losses.sigmoid) <= 1e-6);
         nearly(&numbers(&plain.chosen), &first.rewards_chosen, 1e-7, "chosen");
         nearly(&numbers(&plain.rejected), &first.rewards_rejected, 1e-7, "rejected");
-        let smoothed = Dpo { beta, label_smoothing: 0.1 }.compare(&policy, &reference).unwrap();
+        let smoothed = DpoLoss { beta, label_smoothing: 0.1 }.compare(&policy, &reference).unwrap();
         assert!(relative(mean(&smoothed.losses), first.losses.conservative) <= 1e-6);
         assert_eq!(numbers(&smoothed.chosen), numbers(&plain.chosen));
     }
@@ -125,7 +126,7 @@ fn answers_are_as_likely_as_they_are_to_trl() {
             (Active::All(&adapter), &first.policy_logps_chosen, &first.policy_logps_rejected),
             (Active::Base, &first.ref_logps_chosen, &first.ref_logps_rejected),
         ] {
-            let found = log_probs(&model, adapters, &pairs).unwrap();
+            let found = pairs.ask(&model, adapters).unwrap();
             nearly(&numbers(&found.chosen), chosen, 5e-5, "chosen");
             nearly(&numbers(&found.rejected), rejected, 5e-5, "rejected");
         }
@@ -140,7 +141,6 @@ struct Steps<'a> {
     rows: Vec<EncodedRow>,
     adapter: Lora,
     optimizer: AdamW,
-    reference: Reference,
     dpo: Dpo,
     size: usize,
     recompute: bool,
@@ -152,16 +152,13 @@ impl<'a> Steps<'a> {
         let optimizer = AdamW::new(adapter.parameters()).unwrap();
         // Nothing is kept, so the folder need not be there.
         let reference = Reference::open("nowhere".as_ref(), Key::default());
-        let dpo = Dpo { beta: known(run).beta, label_smoothing: 0.0 };
-        Self { model, rows: rows(run), adapter, optimizer, reference, dpo, size, recompute }
+        let dpo = Dpo::new(DpoLoss { beta: known(run).beta, label_smoothing: 0.0 }, reference);
+        Self { model, rows: rows(run), adapter, optimizer, dpo, size, recompute }
     }
 
     fn step(&mut self, learning_rate: f64) -> Measured {
         let rows: Vec<&EncodedRow> = self.rows.iter().collect();
-        let batches: Vec<PairBatch> = rows
-            .chunks(self.size)
-            .map(|part| self.reference.batch(self.model, part, ONCE).unwrap())
-            .collect();
+        let micro_batches: Vec<Vec<&EncodedRow>> = rows.chunks(self.size).map(<[_]>::to_vec).collect();
         let settings = Settings {
             adamw: csrc::AdamW { learning_rate, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
             max_grad_norm: 0.0,
@@ -169,7 +166,7 @@ impl<'a> Steps<'a> {
             seed: 1,
         };
         let learner = Learner { model: self.model, adapter: &self.adapter, optimizer: &self.optimizer };
-        let launch = learner.launch(&self.dpo, &batches, &settings, None, &|| false).unwrap();
+        let launch = self.dpo.launch(&learner, &micro_batches, &settings, None, &|| false).unwrap();
         let Launch::Made(step) = launch else { panic!("{launch:?}") };
         match step.settle(&mut self.optimizer).unwrap() {
             Outcome::Updated(measured) => measured,
@@ -193,14 +190,14 @@ fn every_step_equals_the_reference() {
             let place = format!("{}, {size} pairs at once, recompute {recompute}", run.folder);
             for (index, logged) in known.log.iter().enumerate() {
                 let ours = steps.step(logged.lr);
-                let rewards = ours.rewards.unwrap();
+                let metric = |name: &str| ours.metrics[name].get();
                 // Later steps gather the rounding of those before.
                 let bound = if index == 0 { 1e-5 } else { 1e-4 };
                 assert!(relative(ours.loss, logged.loss) <= bound, "{place}, step {index}: {ours:?}");
                 let norm = relative(ours.grad_norm, logged.grad_norm);
                 assert!(norm <= bound, "{place}, step {index}: {ours:?}");
-                nearly(&[rewards.reward_margin.get()], &[logged.reward_margin], 1e-4, &place);
-                nearly(&[rewards.reward_accuracy.get()], &[logged.accuracy], 1e-9, &place);
+                nearly(&[metric("reward_margin")], &[logged.reward_margin], 1e-4, &place);
+                nearly(&[metric("reward_accuracy")], &[logged.accuracy], 1e-9, &place);
             }
             let distance = furthest(steps.parameters(), expected.parameters());
             assert!(distance <= 1e-4, "{place}: the final adapter is {distance} away");

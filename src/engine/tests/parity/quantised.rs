@@ -7,14 +7,14 @@ use std::path::Path;
 use luthier_core::config::{MethodKind, Variant};
 use luthier_core::data::EncodedRow;
 use luthier_core::model::{Arrangement, ModelFiles, Quantisation, Storage, TensorEntry};
+use luthier_engine::algorithms::sft::Sft;
 use luthier_engine::csrc;
 use luthier_engine::generation::{Row, Sampling, generate};
 use luthier_engine::methods::{Adapter, LoraMethod, Method};
 use luthier_engine::models::{Active, Mask, Model, Pass};
-use luthier_engine::training::adamw::AdamW;
-use luthier_engine::training::batch::{Beginnings, collate};
-use luthier_engine::training::sft::Sft;
-use luthier_engine::training::step::{Launch, Learner, Measured, Outcome, Settings};
+use luthier_engine::step::adamw::AdamW;
+use luthier_engine::step::batch::{Beginnings, collate};
+use luthier_engine::step::{Launch, Learner, Measured, Outcome, Settings};
 use luthier_engine::weights::{Linear, Weight, safetensors};
 use tch::{Device, Kind, Tensor};
 

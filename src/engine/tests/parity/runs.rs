@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 
 use luthier_core::config::{Config, Schedule, TrainSection, Warmup};
 use luthier_core::data::EncodedRow;
+use luthier_engine::algorithms::sft::Sft;
 use luthier_engine::methods::{self, Adapter, FullMethod, Method};
 use luthier_engine::models::{Active, Model};
-use luthier_engine::training::adamw::{AdamW, EPSILON};
-use luthier_engine::training::batch::{Batch, Beginnings, collate};
+use luthier_engine::step::adamw::{AdamW, EPSILON};
+use luthier_engine::step::batch::{Batch, Beginnings, collate};
+use luthier_engine::step::{Launch, Learner, Measured, Outcome, Settings};
 use luthier_engine::training::schedule::learning_rate;
-use luthier_engine::training::sft::Sft;
-use luthier_engine::training::step::{Launch, Learner, Measured, Outcome, Settings};
 use luthier_engine::{csrc, ops};
 use serde::Deserialize;
 use tch::{Device, Tensor};

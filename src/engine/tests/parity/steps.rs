@@ -1,11 +1,11 @@
 //! What a training step promises, however it is cut and whatever goes wrong in it.
 
 use luthier_core::data::EncodedRow;
+use luthier_engine::algorithms::sft::Sft;
 use luthier_engine::methods::Parameters;
 use luthier_engine::ops;
-use luthier_engine::training::adamw::AdamW;
-use luthier_engine::training::sft::Sft;
-use luthier_engine::training::step::{Launch, Learner, Outcome};
+use luthier_engine::step::adamw::AdamW;
+use luthier_engine::step::{Launch, Learner, Outcome};
 use tch::Kind;
 
 use crate::references::Run;

@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 
 use luthier_core::config::{Config, MethodKind};
 use luthier_core::data;
-use luthier_core::runs::PairRewards;
+use luthier_core::runs::Metrics;
 
 use super::*;
+use crate::algorithms::algorithm_of;
 use crate::base::{Base, model_files};
-use crate::training::algorithm::Algorithm;
 
 const REFERENCE: &str = "reference.tsv";
 
@@ -22,12 +22,12 @@ fn run(project: &Project, more: &[&str]) -> RunDir {
     project.run(&[&["data.train=pairs.jsonl", "train.algorithm=dpo"], more].concat())
 }
 
-fn rewards(run: &RunDir) -> Vec<PairRewards> {
-    let rewards = |event: &Event| match &event.body {
-        EventBody::Step(step) => step.rewards,
+fn metrics(run: &RunDir) -> Vec<Metrics> {
+    let metrics = |event: Event| match event.body {
+        EventBody::Step(step) => Some(step.metrics),
         _ => None,
     };
-    events(run).iter().filter_map(rewards).collect()
+    events(run).into_iter().filter_map(metrics).collect()
 }
 
 #[test]
@@ -36,10 +36,11 @@ fn a_run_comes_to_prefer_the_chosen_answers() {
     let run = run(&project, &[]);
     assert_eq!(work_on(&run, Termination::default()).unwrap(), finished());
 
-    let rewards = rewards(&run);
-    assert_eq!(rewards.len(), 8);
-    assert!(rewards[0].reward_margin.get().abs() < 1e-12, "at first the model is its base");
-    assert!(rewards[7].reward_margin.get() > 0.1 && rewards[7].reward_accuracy.get() > 0.9, "{rewards:?}");
+    let metrics = metrics(&run);
+    assert_eq!(metrics.len(), 8);
+    let value = |step: usize, name: &str| metrics[step][name].get();
+    assert!(value(0, "reward_margin").abs() < 1e-12, "at first the model is its base");
+    assert!(value(7, "reward_margin") > 0.1 && value(7, "reward_accuracy") > 0.9, "{metrics:?}");
     let losses = losses(&run);
     assert!((losses[0].1 - std::f64::consts::LN_2).abs() < 1e-6 && losses[7].1 < losses[0].1, "{losses:?}");
 
@@ -52,8 +53,8 @@ fn a_run_comes_to_prefer_the_chosen_answers() {
         .collect();
     assert_eq!(evaluations.len(), 3);
     let (first, last) = (&evaluations[0], &evaluations[2]);
-    assert_eq!((first.perplexity, first.token_accuracy), (None, None));
-    let margin = |eval: &luthier_core::runs::EvalEvent| eval.rewards.unwrap().reward_margin.get();
+    assert!(!first.metrics.contains_key("perplexity"), "{first:?}");
+    let margin = |eval: &luthier_core::runs::EvalEvent| eval.metrics["reward_margin"].get();
     assert!(margin(first).abs() < 1e-6 && margin(last) > 0.1, "{evaluations:?}");
     assert!(last.loss.get() < first.loss.get() && last.scores.contains_key("passed"), "{last:?}");
     assert!(alerts(&run).is_empty(), "{:?}", alerts(&run));
@@ -70,7 +71,7 @@ fn a_resumed_run_asks_the_base_model_nothing_again_and_equals_the_uninterrupted_
     fs::copy(whole.path().join(REFERENCE), resumed.path().join(REFERENCE)).unwrap();
     assert_eq!(work_on(&resumed, Termination::default()).unwrap(), finished());
     assert_eq!(losses(&resumed), losses(&whole)[4..]);
-    assert_eq!(rewards(&resumed), rewards(&whole)[4..]);
+    assert_eq!(metrics(&resumed), metrics(&whole)[4..]);
     assert_eq!(adapter(&resumed), adapter(&whole));
 
     // A reference that is lost is computed again, perhaps with other neighbours in the batch.
@@ -110,7 +111,7 @@ fn where_base_weights_are_trained_every_pair_is_asked_for_before() {
         data::prepare(&config, project.path(), &files, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let base = Base::load(files, &config, project.path()).unwrap();
     let begin = |method, progress: &mut dyn FnMut(usize) -> ControlFlow<()>| {
-        Algorithm::new(&run, &base, &config, &prepared)
+        algorithm_of(&run, &base, &config, &prepared)
             .begin(&base.model, method, &prepared, progress)
             .unwrap();
     };

@@ -11,10 +11,10 @@ use super::{Reading, Trainer};
 use crate::csrc;
 use crate::error::{EngineError, Result};
 use crate::random::{derive, derive_name};
-use crate::training::adamw::EPSILON;
+use crate::step::adamw::EPSILON;
+use crate::step::{self, Launch, Launched, Learner, Measured, Outcome};
 use crate::training::schedule::learning_rate;
 use crate::training::state::State;
-use crate::training::step::{self, Launch, Launched, Learner, Measured, Outcome};
 
 /// Steps in a row without a finite loss after which a run ends whatever `train.on_nan` says.
 const BAD_STEPS: u32 = 10;
@@ -174,7 +174,7 @@ impl<'a> Trainer<'a> {
             memory_bytes: reading.memory_bytes,
             device_memory_bytes: reading.device_memory_bytes,
             load: reading.load.map(Number::from),
-            rewards: measured.rewards,
+            metrics: measured.metrics.clone(),
         });
         self.record.update(|status| {
             status.epoch = epoch;

@@ -19,7 +19,6 @@ use tch::Device;
 use self::advance::InFlight;
 use super::End;
 use super::alerts::DiskWatch;
-use super::algorithm::Algorithm;
 use super::control::Control;
 use super::edits::Settings;
 use super::meter::Meter;
@@ -27,6 +26,7 @@ use super::observe::{Observer, Questions};
 use super::record::Record;
 use super::result::publish;
 use super::state::{Best, Identity, State, checkpoint_error};
+use crate::algorithms::{Algorithm, algorithm_of};
 use crate::base::Base;
 use crate::error::Result;
 use crate::methods::{Adapter, Method};
@@ -72,7 +72,7 @@ pub struct Trainer<'a> {
     prepared: &'a Prepared,
     method: &'a dyn Method,
     settings: Settings,
-    algorithm: Algorithm,
+    algorithm: Box<dyn Algorithm>,
     state: State,
     reading: Reading,
     /// A step whose numbers were not read yet. Nothing but the next step is begun before they were.
@@ -112,7 +112,7 @@ impl<'a> Trainer<'a> {
         Self {
             order: StepOrder::new(&lengths, &config),
             recompute: recomputes(&config, base, prepared),
-            algorithm: Algorithm::new(record.run(), base, &config, prepared),
+            algorithm: algorithm_of(record.run(), base, &config, prepared),
             settings: Settings::new(config),
             questions: Questions::default(),
             meter: Meter::new(base.model.device()),
@@ -327,7 +327,7 @@ impl<'a> Trainer<'a> {
             questions: &self.questions,
             adapter: self.state.adapter.as_ref(),
         };
-        let event = observer.evaluate(&mut self.algorithm, self.prepared, scored)?;
+        let event = observer.evaluate(self.algorithm.as_mut(), self.prepared, scored)?;
         self.record.activity(None);
         let Some(event) = event else { return Ok(()) };
         let step = self.state.progress.step;

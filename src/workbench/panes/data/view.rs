@@ -250,6 +250,9 @@ fn draw_heading(
     let split = if row.split == Split::Train { "train" } else { "held out" };
     let title = format!("row {}", row.index);
     let mut facts = format!("   {split}");
+    if let Some(label) = row.extras.label_name() {
+        facts = format!("{facts}   {label}");
+    }
     if let Some(Rendered { sides: Ok(sides), .. }) = rendered {
         let all = || sides.iter().flatten();
         let trained = all().filter(|token| token.trained).count();

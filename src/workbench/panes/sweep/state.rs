@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use indexmap::IndexMap;
-use luthier_core::sweep::{Direction, Sweep, Trial, TrialState, rank};
+use luthier_core::algorithms::Direction;
+use luthier_core::sweep::{Sweep, Trial, TrialState, rank};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use luthier_core::runs::{Failure, FailureClass};
-use luthier_core::sweep::{Direction, Goal, Metric, Place, Sweep, Trial, TrialState};
+use luthier_core::sweep::{Goal, Place, Sweep, Trial, TrialState};
 
 use super::effect::SweepEffect;
 use super::event::SweepEvent;
@@ -56,7 +56,7 @@ fn queue() -> Snapshot {
         trial(2, TrialState::Finished, Some(0.841), "1.9e-4", "32"),
         failed,
     ];
-    let goal = Goal { metric: Metric::Loss, direction: Direction::Min };
+    let goal = Goal::default();
     let sweep = Sweep {
         id: 1,
         name: "lr × rank".into(),

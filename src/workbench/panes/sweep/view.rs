@@ -6,7 +6,8 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 
-use luthier_core::sweep::{Direction, Sweep, Trial, TrialState};
+use luthier_core::algorithms::Direction;
+use luthier_core::sweep::{Sweep, Trial, TrialState};
 
 use super::state::SweepState;
 use crate::app::Context;

@@ -1,10 +1,12 @@
 //! A run's journal, folded into what is drawn.
 
+use std::sync::LazyLock;
+
 use jiff::Timestamp;
+use luthier_core::algorithms;
 use luthier_core::runs::{
     AlertEvent, EditEvent, EvalEvent, Event, EventBody, Number, RunEvent, SampleEvent, StepEvent,
 };
-use strum::EnumIter;
 
 /// Samples kept; older ones stay in the journal.
 const SAMPLES: usize = 512;
@@ -16,17 +18,15 @@ const NOTICES: usize = 512;
 const PACE: usize = 100;
 
 /// What a chart can show against the step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
     /// Loss of training and held-out examples.
     Loss,
     LearningRate,
     /// Norm of the gradient before clipping.
     GradientNorm,
-    /// How far the rewards of chosen and rejected answers lie apart.
-    RewardMargin,
-    /// Share of pairs whose chosen answer is preferred.
-    RewardAccuracy,
+    /// What the training algorithm reports beside the loss.
+    Reported(&'static algorithms::Metric),
     /// Tokens a second.
     Throughput,
     /// Resident memory of the engine's process.
@@ -43,8 +43,7 @@ impl Metric {
             Self::Loss => "loss",
             Self::LearningRate => "learning rate",
             Self::GradientNorm => "gradient norm",
-            Self::RewardMargin => "reward margin",
-            Self::RewardAccuracy => "preferred",
+            Self::Reported(metric) => metric.label,
             Self::Throughput => "tokens/s",
             Self::Memory => "memory",
             Self::DeviceMemory => "device memory",
@@ -57,8 +56,7 @@ impl Metric {
             Self::Loss => Some(step.loss.get()),
             Self::LearningRate => Some(step.learning_rate.get()),
             Self::GradientNorm => Some(step.grad_norm.get()),
-            Self::RewardMargin => step.rewards.map(|rewards| rewards.reward_margin.get()),
-            Self::RewardAccuracy => step.rewards.map(|rewards| rewards.reward_accuracy.get()),
+            Self::Reported(metric) => step.metrics.get(metric.name).map(|value| value.get()),
             Self::Throughput => Some(step.tokens_per_second.get()),
             Self::Memory => Some(step.memory_bytes as f64),
             Self::DeviceMemory => step.device_memory_bytes.map(|bytes| bytes as f64),
@@ -88,9 +86,10 @@ pub enum Notice {
 }
 
 /// All that is drawn of one run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Curves {
-    series: [Vec<(f64, f64)>; METRICS.len()],
+    /// Of each of [`METRICS`].
+    series: Vec<Vec<(f64, f64)>>,
     seconds: Vec<f64>,
     /// Evaluations, by step.
     pub evaluations: Vec<At<EvalEvent>>,
@@ -103,6 +102,21 @@ pub struct Curves {
     /// The run as last journaled.
     pub run: Option<Box<RunEvent>>,
     pub last: Option<At<StepEvent>>,
+}
+
+impl Default for Curves {
+    fn default() -> Self {
+        Self {
+            series: vec![Vec::new(); METRICS.len()],
+            seconds: Vec::new(),
+            evaluations: Vec::new(),
+            checkpoints: Vec::new(),
+            notices: Vec::new(),
+            samples: Vec::new(),
+            run: None,
+            last: None,
+        }
+    }
 }
 
 impl Curves {
@@ -229,22 +243,16 @@ fn pace(seconds: &[f64]) -> Option<f64> {
     (!middle.is_empty()).then(|| middle.iter().sum::<f64>() / middle.len() as f64)
 }
 
-const METRICS: [Metric; 9] = [
-    Metric::Loss,
-    Metric::LearningRate,
-    Metric::GradientNorm,
-    Metric::RewardMargin,
-    Metric::RewardAccuracy,
-    Metric::Throughput,
-    Metric::Memory,
-    Metric::DeviceMemory,
-    Metric::Load,
-];
+/// Every metric that has a chart, in the order in which they are shown. The loss comes first.
+pub static METRICS: LazyLock<Vec<Metric>> = LazyLock::new(|| {
+    let reported = algorithms::metrics().filter(|metric| metric.chart).map(Metric::Reported);
+    let first = [Metric::Loss, Metric::LearningRate, Metric::GradientNorm];
+    let last = [Metric::Throughput, Metric::Memory, Metric::DeviceMemory, Metric::Load];
+    first.into_iter().chain(reported).chain(last).collect()
+});
 
 #[cfg(test)]
 pub mod tests {
-    use luthier_core::runs::PairRewards;
-
     use super::*;
 
     /// A step's event, `seconds` long.
@@ -301,15 +309,17 @@ pub mod tests {
     }
 
     #[test]
-    fn pairs_have_curves_of_their_own() {
+    fn what_an_algorithm_reports_has_curves() {
+        let reported = |name| Metric::Reported(algorithms::metric(name).unwrap());
         let mut curves = Curves::default();
         curves.add(vec![step(1, 0.7)]);
-        assert!(curves.series(Metric::RewardMargin).is_empty());
-        let rewards = PairRewards::mean([1.0, -1.0, 3.0], 4);
-        let body = StepEvent { rewards: Some(rewards), ..StepEvent::default() };
+        assert!(curves.series(reported("reward_margin")).is_empty());
+        let metrics = [("reward_margin", 0.5), ("reward_accuracy", 0.75), ("of_another_version", 1.0)];
+        let metrics = metrics.map(|(name, value)| (name.to_owned(), value.into())).into();
+        let body = StepEvent { metrics, ..StepEvent::default() };
         curves.add(vec![Event { time: Timestamp::UNIX_EPOCH, step: Some(2), body: body.into() }]);
-        assert_eq!(curves.series(Metric::RewardMargin), [(2.0, 0.5)]);
-        assert_eq!(curves.series(Metric::RewardAccuracy), [(2.0, 0.75)]);
+        assert_eq!(curves.series(reported("reward_margin")), [(2.0, 0.5)]);
+        assert_eq!(curves.series(reported("reward_accuracy")), [(2.0, 0.75)]);
     }
 
     #[test]

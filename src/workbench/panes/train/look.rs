@@ -5,7 +5,7 @@ use std::time::Duration;
 use luthier_core::runs::State;
 
 use super::curves::Metric;
-use crate::cli::units;
+use crate::cli::units::{self, figure};
 use crate::theme::Role;
 
 /// The sign of a state, for places too narrow for its word.
@@ -42,12 +42,13 @@ pub fn value(metric: Metric, value: f64) -> String {
         return units::number(value);
     }
     match metric {
-        Metric::Loss | Metric::GradientNorm | Metric::RewardMargin => units::number(value),
+        Metric::Loss | Metric::GradientNorm => units::number(value),
+        Metric::Reported(metric) => figure(metric.notation, value),
         Metric::LearningRate => format!("{value:.2e}"),
         Metric::Throughput if value >= 10_000.0 => format!("{:.1} k", value / 1000.0),
         Metric::Throughput => format!("{value:.0}"),
         Metric::Memory | Metric::DeviceMemory => units::bytes(value as u64),
-        Metric::RewardAccuracy | Metric::Load => units::percent(value),
+        Metric::Load => units::percent(value),
     }
 }
 

@@ -5,10 +5,9 @@ use luthier_core::config::Config;
 use luthier_core::runs::{Action, RunSummary, State as RunState, Status};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
-use strum::IntoEnumIterator;
 
 use super::command::{COMMANDS, TrainCommand};
-use super::curves::{Curves, Metric};
+use super::curves::{Curves, METRICS, Metric};
 use super::effect::TrainEffect;
 use super::event::TrainEvent;
 use super::question::TrainQuestion;
@@ -156,7 +155,9 @@ impl TrainState {
 
     /// Metrics that the run shown has values of.
     pub fn metrics(&self) -> Vec<Metric> {
-        Metric::iter()
+        METRICS
+            .iter()
+            .copied()
             .filter(|metric| {
                 *metric == Metric::Loss
                     || self.open.as_ref().is_some_and(|open| !open.curves.series(*metric).is_empty())

@@ -1,11 +1,16 @@
-//! One optimiser update, whatever its loss is.
+//! One optimiser update, whatever its loss is: how rows become a batch, and what AdamW does with the gradient.
 
-use luthier_core::runs::PairRewards;
+pub mod adamw;
+pub mod batch;
+pub mod phases;
+
+use luthier_core::runs::Metrics;
 use tch::Tensor;
 
-use super::adamw::AdamW;
-use super::batch::Batch;
-use super::phases::{Marks, Phases};
+use adamw::AdamW;
+use batch::Batch;
+use phases::{Marks, Phases};
+
 use crate::error::Result;
 use crate::methods::{Adapter, Parameters};
 use crate::models::{Active, Model, Noise, Pass};
@@ -23,6 +28,11 @@ pub trait Objective {
 
     /// The loss of a micro-batch, from the final hidden states `[B, T, H]` of its tokens under the model with `adapters`.
     fn loss(&self, model: &Model, adapters: Active, hidden: &Tensor, batch: &Self::Batch) -> Result<Loss>;
+
+    /// The metrics of a step, from its [`Loss::sums`] and its number of units.
+    fn metrics(_sums: &[f64], _units: u64) -> Metrics {
+        Metrics::new()
+    }
 }
 
 /// Sums over the units of a micro-batch.
@@ -30,9 +40,8 @@ pub trait Objective {
 pub struct Loss {
     /// f32, 0-dimensional; carries the gradient of the hidden states.
     pub sum: Tensor,
-    /// Where the units are preference pairs, `[3]` f32 without gradient: rewards of the chosen answers, rewards of the
-    /// rejected ones, pairs whose chosen answer has the higher reward.
-    pub rewards: Option<Tensor>,
+    /// What [`Objective::metrics`] is made from, `[k]` f32 without gradient.
+    pub sums: Option<Tensor>,
 }
 
 /// What one update is made with.
@@ -49,9 +58,9 @@ pub struct Settings {
 }
 
 /// What a step measured.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
-    /// Mean over the step's units: trained tokens, or preference pairs.
+    /// Mean over the step's units.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -59,8 +68,8 @@ pub struct Measured {
     pub tokens: u64,
     /// Tokens trained on.
     pub trained_tokens: u64,
-    /// Where preference pairs were learned from.
-    pub rewards: Option<PairRewards>,
+    /// What else the objective reports.
+    pub metrics: Metrics,
     /// How long the device was at it.
     pub phases: Phases,
 }
@@ -79,12 +88,13 @@ pub enum Launch {
 /// A step whose numbers nobody has read yet: the device may still be at work on it.
 #[derive(Debug)]
 pub struct Launched {
-    /// `[n]` f32: gradient norm, then each micro-batch's loss and rewards; in this process's memory once `marks` are passed.
+    /// `[n]` f32: gradient norm, then each micro-batch's loss and sums; in this process's memory once `marks` are passed.
     values: Tensor,
     /// 0-dimensional f32: 1 where the update was left out.
     left_out: Tensor,
-    /// Whether the loss of each micro-batch has rewards beside it.
-    with_rewards: Vec<bool>,
+    /// How many sums follow the loss of each micro-batch.
+    sums: Vec<usize>,
+    metrics: fn(&[f64], u64) -> Metrics,
     marks: Marks,
     units: u64,
     tokens: u64,
@@ -92,7 +102,7 @@ pub struct Launched {
 }
 
 /// How a step ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// The adapter was updated.
     Updated(Measured),
@@ -172,7 +182,8 @@ impl Learner<'_> {
             values,
             left_out,
             marks,
-            with_rewards: losses.iter().map(|loss| loss.rewards.is_some()).collect(),
+            sums: losses.iter().map(|loss| loss.sums.as_ref().map_or(0, Tensor::numel)).collect(),
+            metrics: O::metrics,
             units,
             tokens: batches.iter().map(|batch| batch.as_ref().tokens).sum(),
             trained_tokens: batches.iter().map(|batch| batch.as_ref().trained).sum(),
@@ -188,22 +199,18 @@ impl Launched {
         let mut values = ops::to_floats(&self.values)?.into_iter().map(f64::from);
         let mut next = || values.next().unwrap_or_default();
         let grad_norm = next();
-        let (mut sum, mut rewards) = (0.0, None);
-        for with_rewards in self.with_rewards {
-            sum += next();
-            if with_rewards {
-                let sums = rewards.get_or_insert([0.0; 3]);
-                for sum in sums.iter_mut() {
-                    *sum += next();
-                }
-            }
+        let mut loss = 0.0;
+        let mut sums = vec![0.0; self.sums.iter().copied().max().unwrap_or(0)];
+        for count in self.sums {
+            loss += next();
+            sums.iter_mut().take(count).for_each(|sum| *sum += next());
         }
         let measured = Measured {
-            loss: sum / self.units as f64,
+            loss: loss / self.units as f64,
             grad_norm,
             tokens: self.tokens,
             trained_tokens: self.trained_tokens,
-            rewards: rewards.map(|sums| PairRewards::mean(sums, self.units)),
+            metrics: (self.metrics)(&sums, self.units),
             phases: self.marks.phases()?,
         };
         if !(measured.loss.is_finite() && measured.grad_norm.is_finite()) {
@@ -250,12 +257,12 @@ fn add_gradients(
     Ok(Loss { sum: ops::detach(&loss.sum)?, ..loss })
 }
 
-/// Gradient norm, losses and rewards as one tensor, so that one transfer reads them.
+/// Gradient norm, losses and sums as one tensor, so that one transfer reads them.
 fn values(losses: &[Loss], norm: &Tensor) -> Result<Tensor> {
     let mut parts = vec![ops::reshape(norm, &[1])?];
     for loss in losses {
         parts.push(ops::reshape(&loss.sum, &[1])?);
-        parts.extend(loss.rewards.as_ref().map(Tensor::shallow_clone));
+        parts.extend(loss.sums.as_ref().map(Tensor::shallow_clone));
     }
     ops::concatenate(&parts, 0)
 }

@@ -1,28 +1,28 @@
-//! DPO's reference: what the base model makes of the answers of preference pairs. The base is the same weights with the
-//! adapter off, so there is no second model; and since it never changes, a run computes each pair once and keeps the result
-//! beside its journal.
+//! What the base model makes of answers. The base is the same weights with the adapter off, so there is no second model;
+//! and since it never changes, a run computes each row once and keeps the result beside its journal.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use luthier_core::config::Config;
+use luthier_core::config::{Config, MethodKind};
 use luthier_core::data::{EncodedRow, Prepared};
 use luthier_core::runs::{RunError, replace_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
-use super::batch::Beginnings;
-use super::dpo::{LogProbs, PairBatch, Pairs};
+use super::answers::{Answers, by_side, split_sides};
+use super::{Progress, parts};
 use crate::base::Base;
 use crate::error::{EngineError, Result};
-use crate::models::{Active, Model, Pass};
+use crate::models::{Active, Model};
 use crate::ops;
+use crate::step::batch::Beginnings;
 
-/// The file in a run's directory: a line of JSON that says what the rest was computed from, then for each pair its row and
-/// the log-probabilities of the chosen and the rejected answer, between tabs, in as many digits as they have.
+/// The file in a run's directory: a line of JSON that says what the rest was computed from, then for each row its index
+/// and the log-probabilities of the answers of its sides, between tabs, in as many digits as they have.
 const FILE: &str = "reference.tsv";
 
 /// What log-probabilities depend on. Those of another key are worth nothing.
@@ -38,26 +38,31 @@ pub struct Key {
     pub data_hash: String,
     /// The chat template.
     pub template_fingerprint: String,
-    /// Token ids and loss masks of all pairs: whatever else decides on them is in here.
+    /// Token ids and loss masks of all rows: whatever else decides on them is in here.
     pub tokens: String,
 }
 
 impl Key {
     /// Of a run with these rows.
-    pub fn new(base: &Base, config: &Config, prepared: &Prepared) -> Self {
+    pub fn new<'a>(
+        base: &Base,
+        config: &Config,
+        prepared: &Prepared,
+        rows: impl IntoIterator<Item = &'a EncodedRow>,
+    ) -> Self {
         Self {
             model_fingerprint: base.files.fingerprint.clone(),
             dtype: base.dtype_name().into(),
             method: config.method.kind.name().into(),
             data_hash: prepared.data_hash.clone(),
             template_fingerprint: base.template.fingerprint.clone(),
-            tokens: digest(prepared.train.iter().chain(&prepared.eval)),
+            tokens: digest(rows),
         }
     }
 }
 
 /// SHA-256 over rows, ids and masks.
-fn digest<'a>(rows: impl Iterator<Item = &'a EncodedRow>) -> String {
+fn digest<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>) -> String {
     let mut hasher = Sha256::new();
     let mut add = |ids: &[u32], trained: &[bool]| {
         hasher.update((ids.len() as u64).to_le_bytes());
@@ -75,24 +80,25 @@ fn digest<'a>(rows: impl Iterator<Item = &'a EncodedRow>) -> String {
     format!("{:x}", hasher.finalize())
 }
 
-/// Log-probabilities of pairs under the base model, by row: chosen answer, rejected answer.
+/// Log-probabilities of answers under the base model, by row and side.
 #[derive(Debug)]
 pub struct Reference {
     path: PathBuf,
     key: Key,
-    known: BTreeMap<usize, [f64; 2]>,
+    known: BTreeMap<usize, Vec<f64>>,
     /// What the device was asked to compute, and nobody has read yet.
     asked: Vec<Asked>,
     /// Whether the file lacks some of them.
     unsaved: bool,
 }
 
-/// Pairs whose log-probabilities may still be in the making.
+/// Rows whose log-probabilities may still be in the making.
 #[derive(Debug)]
 struct Asked {
-    /// Their rows.
+    /// Their indices.
     rows: Vec<usize>,
-    found: LogProbs,
+    /// Of each side, `[R]` f64.
+    found: Vec<Tensor>,
 }
 
 impl Reference {
@@ -103,59 +109,71 @@ impl Reference {
         Self { path, key, known, asked: Vec::new(), unsaved: false }
     }
 
-    /// Number of pairs that are known, or will be.
+    /// Number of rows that are known, or will be.
     pub fn count(&self) -> usize {
         self.known.len() + self.asked.iter().map(|asked| asked.rows.len()).sum::<usize>()
     }
 
-    /// Computes those of `rows` that are not known, in one forward pass without gradient, and waits for them.
-    pub fn fill(&mut self, model: &Model, rows: &[&EncodedRow], beginnings: Beginnings) -> Result<()> {
-        self.ask(model, rows, beginnings)?;
-        self.settle()
-    }
-
-    /// Pairs with their reference, computing what is missing of it. Where none of them was asked for before, or all are
-    /// known, nothing waits for the device.
-    pub fn batch(
+    /// Computes and keeps all of `rows` where `method` trains base weights themselves. `progress` may break it off.
+    pub fn begin<'a>(
         &mut self,
         model: &Model,
-        rows: &[&EncodedRow],
-        beginnings: Beginnings,
-    ) -> Result<PairBatch> {
+        method: MethodKind,
+        rows: impl IntoIterator<Item = &'a EncodedRow>,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        if method != MethodKind::Full {
+            return Ok(());
+        }
+        for part in parts(rows) {
+            self.ask(model, &part, Beginnings::of(model))?;
+            self.settle()?;
+            if progress(self.count()).is_break() {
+                break;
+            }
+        }
+        self.save()
+    }
+
+    /// The log-probabilities of R rows, `[R]` f64 for each side, computing what is missing in one forward pass without
+    /// gradient. Where none of the rows was asked for before, or all are known, nothing waits for the device.
+    pub fn of(&mut self, model: &Model, rows: &[&EncodedRow], beginnings: Beginnings) -> Result<Vec<Tensor>> {
         if self.asked.iter().any(|asked| rows.iter().any(|row| asked.rows.contains(&row.row))) {
             self.settle()?;
         }
-        let places: Vec<i64> = (0..)
-            .zip(rows)
-            .filter(|(_, row)| !self.known.contains_key(&row.row))
-            .map(|(place, _)| place)
-            .collect();
+        let places: Vec<i64> =
+            (0..).zip(rows).filter(|(_, row)| !self.knows(row)).map(|(place, _)| place).collect();
         self.ask(model, rows, beginnings)?;
-        let asked = self.asked.last().filter(|_| !places.is_empty()).map(|asked| &asked.found);
-        let side = |side: usize, found: Option<&Tensor>| {
-            let known = rows.iter().map(|row| self.known.get(&row.row).map_or(0.0, |sides| sides[side]));
+        let asked = self.asked.last().filter(|_| !places.is_empty());
+        let sides = rows.first().map_or(0, |row| row.sides.len());
+        let side = |side: usize| {
+            let known = rows.iter().map(|row| {
+                let known = self.known.get(&row.row).and_then(|sides| sides.get(side));
+                known.copied().unwrap_or_default()
+            });
             let known = ops::doubles(&known.collect::<Vec<_>>(), model.device())?;
-            match found {
+            match asked.and_then(|asked| asked.found.get(side)) {
                 Some(found) => ops::with_rows(&known, &ops::integers(&places, model.device())?, found),
                 None => Ok(known),
             }
         };
-        let chosen = side(0, asked.map(|found| &found.chosen))?;
-        let rejected = side(1, asked.map(|found| &found.rejected))?;
-        let pairs = Pairs::new(rows, beginnings, model.device())?;
-        Ok(PairBatch { pairs, reference: LogProbs { chosen, rejected } })
+        (0..sides).map(side).collect()
+    }
+
+    fn knows(&self, row: &EncodedRow) -> bool {
+        self.known.get(&row.row).is_some_and(|sides| sides.len() == row.sides.len())
     }
 
     /// Asks for those of `rows` that are not known.
     fn ask(&mut self, model: &Model, rows: &[&EncodedRow], beginnings: Beginnings) -> Result<()> {
-        let missing: Vec<&EncodedRow> =
-            rows.iter().copied().filter(|row| !self.known.contains_key(&row.row)).collect();
+        let missing: Vec<&EncodedRow> = rows.iter().copied().filter(|row| !self.knows(row)).collect();
         if missing.is_empty() {
             return Ok(());
         }
         let _guard = tch::no_grad_guard();
-        let pairs = Pairs::new(&missing, beginnings, model.device())?;
-        let found = log_probs(model, Active::Base, &pairs)?;
+        let (sides, sequences) = by_side(&missing)?;
+        let answers = Answers::new(&sequences, beginnings, model.device())?;
+        let found = split_sides(&answers.ask(model, Active::Base)?, sides)?;
         self.asked.push(Asked { rows: missing.iter().map(|row| row.row).collect(), found });
         Ok(())
     }
@@ -163,8 +181,10 @@ impl Reference {
     /// Waits for what was asked for.
     fn settle(&mut self) -> Result<()> {
         for Asked { rows, found } in std::mem::take(&mut self.asked) {
-            let sides = ops::to_doubles(&found.chosen)?.into_iter().zip(ops::to_doubles(&found.rejected)?);
-            self.known.extend(rows.into_iter().zip(sides.map(|(chosen, rejected)| [chosen, rejected])));
+            let sides = found.iter().map(ops::to_doubles).collect::<Result<Vec<_>>>()?;
+            for (place, row) in rows.into_iter().enumerate() {
+                self.known.insert(row, sides.iter().map(|side| side[place]).collect());
+            }
             self.unsaved = true;
         }
         Ok(())
@@ -179,9 +199,13 @@ impl Reference {
         let mut text = serde_json::to_string(&self.key)
             .map_err(|error| EngineError::Data(format!("the reference cannot be written: {error}")))?;
         text.push('\n');
-        for (row, [chosen, rejected]) in &self.known {
+        for (row, sides) in &self.known {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{row}\t{chosen}\t{rejected}");
+            let _ = write!(text, "{row}");
+            for side in sides {
+                let _ = write!(text, "\t{side}");
+            }
+            text.push('\n');
         }
         replace_file(&self.path, text.as_bytes()).map_err(|error| match error {
             RunError::Io { doing, path, source } => EngineError::File { action: doing, path, source },
@@ -192,15 +216,8 @@ impl Reference {
     }
 }
 
-/// What a model makes of pairs, without the noise of training.
-pub fn log_probs(model: &Model, adapters: Active, pairs: &Pairs) -> Result<LogProbs> {
-    let batch = pairs.batch();
-    let pass = Pass { positions: &batch.positions, mask: batch.mask(), adapters, noise: None };
-    pairs.log_probs(model, adapters, &model.hidden(&batch.ids, &pass, None)?)
-}
-
 /// The content of a file that was computed from `key`; none where it was computed from something else or is damaged.
-fn parse(text: &str, key: &Key) -> Option<BTreeMap<usize, [f64; 2]>> {
+fn parse(text: &str, key: &Key) -> Option<BTreeMap<usize, Vec<f64>>> {
     let (head, lines) = text.strip_suffix('\n')?.split_once('\n')?;
     if serde_json::from_str::<Key>(head).ok()? != *key {
         return None;
@@ -208,10 +225,12 @@ fn parse(text: &str, key: &Key) -> Option<BTreeMap<usize, [f64; 2]>> {
     let line = |line: &str| {
         let mut cells = line.split('\t');
         let row = cells.next()?.parse().ok()?;
-        let sides = [cells.next()?.parse().ok()?, cells.next()?.parse().ok()?];
-        cells.next().is_none().then_some((row, sides))
+        Some((row, cells.map(str::parse).collect::<std::result::Result<Vec<f64>, _>>().ok()?))
     };
-    lines.lines().map(line).collect()
+    let known: BTreeMap<usize, Vec<f64>> = lines.lines().map(line).collect::<Option<_>>()?;
+    let mut sides = known.values().map(Vec::len);
+    let first = sides.next();
+    sides.all(|other| Some(other) == first).then_some(known)
 }
 
 #[cfg(test)]
@@ -236,6 +255,11 @@ mod tests {
         rows.iter().collect()
     }
 
+    fn fill(reference: &mut Reference, model: &Model, rows: &[EncodedRow]) {
+        reference.of(model, &all(rows), ONCE).unwrap();
+        reference.settle().unwrap();
+    }
+
     #[test]
     fn what_was_computed_is_read_back_to_the_last_bit() {
         let run = tempfile::tempdir().unwrap();
@@ -244,21 +268,22 @@ mod tests {
         let mut reference = Reference::open(run.path(), key(&rows));
         reference.save().unwrap();
         assert!(!run.path().join(FILE).exists(), "nothing was known yet");
-        reference.fill(&model, &all(&rows[..2]), ONCE).unwrap();
-        reference.fill(&model, &all(&rows[1..4]), ONCE).unwrap();
-        reference.known.insert(9, [f64::NAN, f64::NEG_INFINITY]);
+        fill(&mut reference, &model, &rows[..2]);
+        fill(&mut reference, &model, &rows[1..4]);
+        reference.known.insert(9, vec![f64::NAN, f64::NEG_INFINITY]);
         reference.save().unwrap();
         let mut again = Reference::open(run.path(), key(&rows));
-        let bits = |reference: &Reference| -> Vec<(usize, [u64; 2])> {
-            reference.known.iter().map(|(&row, sides)| (row, sides.map(f64::to_bits))).collect()
+        let bits = |reference: &Reference| -> Vec<(usize, Vec<u64>)> {
+            let bits = |sides: &Vec<f64>| sides.iter().copied().map(f64::to_bits).collect();
+            reference.known.iter().map(|(&row, sides)| (row, bits(sides))).collect()
         };
         assert_eq!(bits(&again), bits(&reference));
         assert_eq!(again.count(), 5);
-        again.known.insert(0, [-1.0, -2.0]);
-        let batch = again.batch(&model, &all(&rows[..5]), ONCE).unwrap();
-        let first = ops::to_doubles(&batch.reference.chosen).unwrap()[0];
+        again.known.insert(0, vec![-1.0, -2.0]);
+        let sides = again.of(&model, &all(&rows[..5]), ONCE).unwrap();
+        let first = ops::to_doubles(&sides[0]).unwrap()[0];
         assert!((first + 1.0).abs() < 1e-12, "what is known is not computed again: {first}");
-        let rejected = ops::to_doubles(&batch.reference.rejected).unwrap();
+        let rejected = ops::to_doubles(&sides[1]).unwrap();
         // The fifth was not known: what was asked for stands in its place, and is kept.
         assert_eq!((rejected.len(), again.count()), (5, 6));
         again.save().unwrap();
@@ -272,7 +297,7 @@ mod tests {
         let model = tiny_llama();
         let rows = [pair(0, 20)];
         let mut reference = Reference::open(run.path(), key(&rows));
-        reference.fill(&model, &all(&rows), ONCE).unwrap();
+        fill(&mut reference, &model, &rows);
         reference.save().unwrap();
         let text = fs::read_to_string(run.path().join(FILE)).unwrap();
         let count = |key: Key| Reference::open(run.path(), key).count();
