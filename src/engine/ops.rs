@@ -305,6 +305,11 @@ pub fn grouped_sums(x: &Tensor, groups: &Tensor, count: i64) -> Result<Tensor> {
     labelled("grouped_sums", &[x, groups], sums)
 }
 
+/// `1 / (1 + exp(-x))`, element by element.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    labelled("sigmoid", &[x], x.f_sigmoid())
+}
+
 /// `log(1 / (1 + exp(-x)))`, element by element.
 pub fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
     labelled("log_sigmoid", &[x], x.f_log_sigmoid())

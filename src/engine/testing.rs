@@ -50,6 +50,17 @@ impl Project {
         std::fs::write(self.path().join(name), rows.concat()).unwrap();
     }
 
+    /// Labelled answers, as many as there are rows to learn: those that count are good, the others bad.
+    pub fn write_labelled(&self, name: &str) {
+        let row = |index: usize| {
+            let good = index.is_multiple_of(2);
+            let answer = if good { format!(" word is {}", index * 7) } else { " no, never".to_owned() };
+            serde_json::json!({ "prompt": format!("the {index} th"), "completion": answer, "label": good })
+        };
+        let rows: Vec<String> = (0..24).map(|index| row(index).to_string() + "\n").collect();
+        std::fs::write(self.path().join(name), rows.concat()).unwrap();
+    }
+
     pub fn path(&self) -> &Path {
         self.folder.path()
     }

@@ -2,6 +2,7 @@
 //! engine has a file of the same name with batch, loss and held-out score.
 
 mod dpo;
+mod kto;
 mod metric;
 mod rows;
 mod sft;
@@ -21,6 +22,7 @@ macro_rules! algorithms {
             pub enum Algorithm {
                 Sft = "sft", "supervised fine-tuning: likelihood of the reply";
                 Dpo = "dpo", "direct preference optimisation: the chosen reply over the rejected one";
+                Kto = "kto", "Kahneman-Tversky optimisation: replies that are labelled good or bad";
             }
         }
     };
@@ -54,6 +56,7 @@ impl Algorithm {
         match self {
             Self::Sft => &sft::DECLARATION,
             Self::Dpo => &dpo::DECLARATION,
+            Self::Kto => &kto::DECLARATION,
         }
     }
 }

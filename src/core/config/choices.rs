@@ -91,7 +91,7 @@ choices! {
     /// `data.format`.
     pub enum Format {
         Auto = "auto", "detected from the first rows";
-        PromptCompletion = "prompt-completion", "fields `prompt` and `completion`";
+        PromptCompletion = "prompt-completion", "fields `prompt` and `completion`, and `label` (true or false) for algorithm \"kto\"";
         Messages = "messages", "field `messages`, a list of {role, content}";
         ShareGpt = "sharegpt", "field `conversations`, a list of {from, value}";
         Alpaca = "alpaca", "fields `instruction`, `input` and `output`";

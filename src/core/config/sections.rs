@@ -67,7 +67,7 @@ settings! {
         max_length: usize [whole(2, 1 << 24)] = 1024, NewRun;
         /// what happens to longer examples
         overflow: Overflow = Overflow::Truncate, NewRun;
-        /// short examples, not pairs, share a sequence without seeing each other
+        /// short examples share a sequence without seeing each other; for sft
         packing: bool = true, NewRun;
         /// a new order of rows in each epoch
         shuffle: bool = true, NewRun;
@@ -105,6 +105,12 @@ settings! {
         dpo_beta: f64 [above(0.0, 1e3)] = 0.1, NewRun;
         /// for dpo: assumed probability that a pair's labels are swapped
         dpo_label_smoothing: f64 [below(0.0, 0.5)] = 0.0, NewRun;
+        /// for kto: how strongly the model is kept near its base
+        kto_beta: f64 [above(0.0, 1e3)] = 0.1, NewRun;
+        /// for kto: what the loss of a good reply counts
+        kto_desirable_weight: f64 [above(0.0, 1e3)] = 1.0, NewRun;
+        /// for kto: what the loss of a bad reply counts
+        kto_undesirable_weight: f64 [above(0.0, 1e3)] = 1.0, NewRun;
         /// passes over the training rows
         epochs: f64 [above(0.0, 1e6)] = 3.0, Now;
         /// end after this many steps instead; 0 = epochs decide

@@ -342,6 +342,13 @@ fn preference_pairs_and_dpo_need_each_other() {
     let all = problems("train_on = \"all\"\n", dpo);
     assert!(all[0].contains("the chosen and the rejected reply alone"), "{all:?}");
     assert_eq!([sft.len(), other.len(), all.len()], [1; 3]);
+    let kto = "[train]\nalgorithm = \"kto\"\n";
+    assert_eq!(problems("format = \"prompt-completion\"\n", kto), [""; 0]);
+    let text = problems("format = \"text\"\n", kto);
+    assert!(text[0].contains("learns from answers with a label"), "{text:?}");
+    let full = problems("", "[train]\nalgorithm = \"kto\"\n[method]\nkind = \"full\"\n");
+    assert!(full[0].contains("`method.kind` = \"full\" does not keep"), "{full:?}");
+    assert_eq!([text.len(), full.len()], [1; 2]);
     let mut config = Config::default();
     assert!(config.packs());
     config.train.algorithm = Algorithm::Dpo;

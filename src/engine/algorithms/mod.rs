@@ -3,6 +3,7 @@
 
 pub mod answers;
 pub mod dpo;
+pub mod kto;
 pub mod reference;
 pub mod sft;
 
@@ -68,6 +69,7 @@ pub fn algorithm_of(run: &RunDir, base: &Base, config: &Config, prepared: &Prepa
     match config.train.algorithm {
         config::Algorithm::Sft => Box::new(sft::Sft),
         config::Algorithm::Dpo => Box::new(dpo::Dpo::of_run(run, base, config, prepared)),
+        config::Algorithm::Kto => Box::new(kto::Kto::of_run(run, base, config, prepared)),
     }
 }
 

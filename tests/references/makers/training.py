@@ -15,7 +15,7 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTun
 from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 from transformers.trainer_pt_utils import get_parameter_names
 
-from . import preferences
+from . import labels, preferences
 from .common import IGNORED, REFERENCES, fresh, load_tiny, write_json, write_tensors
 
 STEPS, ACCUMULATION, WARMUP, CLIP, DECAY, BETAS, EPSILON = 20, 2, 4, 1.0, 0.01, (0.9, 0.999), 1e-8
@@ -252,3 +252,4 @@ def make(family, out):
                                                      **TASK), 1e-2)
     run_nf4(family, out / "qlora-nf4", batches)
     preferences.make_dpo(family, out / "dpo", tokenizer, adapt(family, lora(family)), save)
+    labels.make_kto(family, out / "kto", tokenizer, adapt(family, lora(family)), save)

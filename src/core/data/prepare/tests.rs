@@ -163,6 +163,49 @@ fn a_bad_answer_is_not_learned_as_a_good_one() {
 }
 
 #[test]
+fn labelled_answers_and_their_algorithm_need_each_other() {
+    let kto = ["data.eval=0", "train.algorithm=kto"];
+    let answer = |text: &str, label: bool| json!({"prompt": "a", "completion": text, "label": label});
+    let mixed = [answer("b", true), answer("c", false), answer("d", true), answer("e", false)];
+    let fine = prepared(&mixed, &kto);
+    assert!(!fine.report.blocks() && found(&fine, ProblemKind::UnevenLabels).is_empty(), "{:?}", fine.report);
+    let labels: Vec<_> = fine.train.iter().map(|row| row.sides[0].label).collect();
+    assert_eq!(labels, [Some(true), Some(false), Some(true), Some(false)]);
+    for (rows, told) in [
+        (vec![pair("a", "b"), answer("c", false)], "1 of 2 rows have no label"),
+        (vec![preference("a", "b", "c")], "1 of 1 rows are preference pairs"),
+    ] {
+        let refused = prepared(&rows, &kto);
+        let problem = found(&refused, ProblemKind::NotForAlgorithm)[0];
+        assert!(problem.severity == Severity::Blocks && problem.message.contains(told), "{problem:?}");
+    }
+}
+
+#[test]
+fn good_and_bad_answers_are_weighed() {
+    let answers = |good: usize, bad: usize| -> Vec<_> {
+        let row =
+            |place: usize| json!({"prompt": "a", "completion": format!("{place}"), "label": place < good});
+        (0..good + bad).map(row).collect()
+    };
+    let told = |good, bad, more: &[&str]| {
+        let settings = [&["data.eval=0", "train.algorithm=kto"], more].concat();
+        let prepared = prepared(&answers(good, bad), &settings);
+        assert!(!prepared.report.blocks());
+        found(&prepared, ProblemKind::UnevenLabels).first().map(|problem| problem.message.clone())
+    };
+    assert_eq!(told(4, 4, &[]), None);
+    assert_eq!(told(4, 3, &[]), None, "up to 4/3");
+    let most = told(12, 4, &[]).unwrap();
+    assert!(most.contains("train.kto_desirable_weight between 0.33 and 0.44"), "{most}");
+    assert!(most.contains("train.kto_undesirable_weight between 2.25 and 3.00"), "{most}");
+    assert_eq!(told(12, 4, &["train.kto_undesirable_weight=2.25"]), None);
+    assert_eq!(told(12, 4, &["train.kto_desirable_weight=0.34"]), None);
+    assert!(told(3, 0, &[]).unwrap().contains("labelled good"));
+    assert!(told(0, 3, &[]).unwrap().contains("labelled bad"));
+}
+
+#[test]
 fn a_pair_without_a_difference_or_an_answer_is_told() {
     let dpo = ["data.eval=0", "train.algorithm=dpo"];
     let rows = [preference("a", "b", "c"), preference("d", "e", "e"), preference("f", "", "g")];

@@ -10,6 +10,8 @@ mod generation;
 #[cfg(test)]
 mod gguf;
 #[cfg(test)]
+mod labels;
+#[cfg(test)]
 mod layouts;
 #[cfg(test)]
 mod methods;

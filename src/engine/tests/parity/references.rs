@@ -65,6 +65,13 @@ pub fn preference_runs() -> Vec<Run> {
     found
 }
 
+/// Every training run on labelled answers, as TRL does it.
+pub fn label_runs() -> Vec<Run> {
+    let found = runs_with("kto.json");
+    assert!(!found.is_empty(), "references are missing");
+    found
+}
+
 /// Every folder of `training/<family>` with a file of this name.
 fn runs_with(file: &str) -> Vec<Run> {
     let mut found = Vec::new();

@@ -1,5 +1,6 @@
 //! Whole runs of a tiny model, in this process.
 
+mod labels;
 mod preferences;
 
 use std::fs;

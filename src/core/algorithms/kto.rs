@@ -1,0 +1,54 @@
+//! Kahneman-Tversky optimisation (arXiv 2402.01306).
+
+use super::{Declaration, Metric, RowShape};
+use crate::config::Config;
+use crate::data::{Findings, ProblemKind, Severity, Split, UsableRow};
+
+/// Learns from single answers, each labelled good or bad, measured against the base model.
+pub(super) const DECLARATION: Declaration = Declaration {
+    rows: RowShape::LabelledAnswer,
+    sides: 1,
+    packs: false,
+    token_loss: false,
+    needs_adapter: true,
+    settings: &["train.kto_beta", "train.kto_desirable_weight", "train.kto_undesirable_weight"],
+    metrics: &[
+        Metric::more("reward_desirable", "reward of good"),
+        Metric::less("reward_undesirable", "reward of bad"),
+        Metric::more("reward_margin", "reward margin").with_chart(),
+        Metric::less("kl", "KL to base").with_chart(),
+    ],
+    check,
+};
+
+/// How much more the good answers may weigh in all than the bad ones (equation 8 of the paper).
+const MOST: f64 = 4.0 / 3.0;
+
+/// Good and bad answers must weigh about the same.
+fn check(config: &Config, rows: &[UsableRow], findings: &mut Findings) {
+    let train = || rows.iter().filter(|usable| usable.row.split == Split::Train);
+    let count = |label: bool| train().filter(|usable| usable.row.extras.label == Some(label)).count();
+    let (good, bad) = (count(true), count(false));
+    let mut warn = |what: &str| findings.add(ProblemKind::UnevenLabels, Severity::Warning, None, what);
+    if good == 0 || bad == 0 {
+        if good + bad > 0 {
+            let which = if bad == 0 { "good" } else { "bad" };
+            warn(&format!("every answer to train on is labelled {which}: there is nothing to tell it from"));
+        }
+        return;
+    }
+    let [desirable, undesirable] = [config.train.kto_desirable_weight, config.train.kto_undesirable_weight];
+    let (good, bad) = (good as f64, bad as f64);
+    let ratio = desirable * good / (undesirable * bad);
+    // Weights are written with two digits, and a weight at a rounded bound is within it.
+    if (0.99..=MOST * 1.01).contains(&ratio) {
+        return;
+    }
+    let [least, most] = [1.0, MOST].map(|ratio| ratio * undesirable * bad / good);
+    let [least_bad, most_bad] = [MOST, 1.0].map(|ratio| desirable * good / bad / ratio);
+    warn(&format!(
+        "{good} good answers of weight {desirable} and {bad} bad ones of weight {undesirable} do not balance; set \
+         train.kto_desirable_weight between {least:.2} and {most:.2}, or train.kto_undesirable_weight between \
+         {least_bad:.2} and {most_bad:.2}"
+    ));
+}
