@@ -73,7 +73,7 @@ pub fn settings(train: &str) -> Config {
 pub fn allow_guarded_panics() {
     let aborting = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !luthier_core::data::in_guarded_call() {
+        if !luthier_core::panics::in_guarded_call() {
             aborting(panic);
         }
     }));

@@ -6,11 +6,15 @@ pub mod config;
 pub mod data;
 pub mod eval;
 pub mod files;
+pub mod hash;
 pub mod json;
 pub mod machine;
 pub mod model;
+pub mod panics;
+pub mod random;
 pub mod runs;
 pub mod sweep;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod units;

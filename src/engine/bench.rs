@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use luthier_core::config::{Config, Device as ConfigDevice, Dtype, MethodKind, MethodSection};
 use luthier_core::data::{self, EncodedRow, EncodedSide, StepOrder};
 use luthier_core::model::{ModelFiles, Quantisation};
+use luthier_core::random::{derive, unit};
+use luthier_core::units::median;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
@@ -18,7 +20,6 @@ use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
 use crate::methods::method_of;
 use crate::models::Model;
-use crate::random::{derive, unit};
 use crate::step::adamw::{AdamW, EPSILON};
 use crate::step::batch::{Beginnings, collate};
 use crate::step::phases::Phases;
@@ -272,7 +273,7 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
     let speeds: Vec<f64> =
         tokens.iter().zip(&seconds).map(|(&tokens, seconds): (&u64, _)| tokens as f64 / seconds).collect();
     Ok(TrainFigures {
-        tokens_per_second: median(&speeds),
+        tokens_per_second: median(speeds),
         parts: parts(&seconds)?,
         seconds,
         tokens,
@@ -373,17 +374,6 @@ fn random_row(vocabulary: usize, length: usize, step: usize, row: usize) -> Enco
 fn random_ids(vocabulary: usize, length: usize, step: usize, row: usize) -> Vec<u32> {
     let seed = derive(derive(1, step as u64), row as u64);
     (0..length).map(|place| (unit(derive(seed, place as u64)) * vocabulary as f64) as u32).collect()
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = |place: usize| sorted.get(place).copied().unwrap_or(f64::NAN);
-    match (sorted.len() / 2, sorted.len() % 2) {
-        (0, 0) => f64::NAN,
-        (half, 0) => f64::midpoint(at(half - 1), at(half)),
-        (half, _) => at(half),
-    }
 }
 
 /// `VmHWM` of this process, in bytes; 0 where the system does not say.

@@ -13,7 +13,6 @@ pub mod methods;
 pub mod models;
 pub mod ops;
 pub mod process;
-pub mod random;
 pub mod serve;
 pub mod step;
 #[cfg(test)]

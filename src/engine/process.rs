@@ -1,10 +1,8 @@
-//! What belongs to the process as a whole: signals, panics, where log lines go.
+//! What belongs to the process as a whole: signals and where log lines go.
 
-use std::any::Any;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::panic::{self, AssertUnwindSafe};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,31 +83,5 @@ pub fn log_to_stderr() {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).try_init();
     if let Err(error) = outcome {
         eprintln!("luthier-engine: logging was already set up: {error}");
-    }
-}
-
-/// Runs `work`; a panic inside becomes its message, so that it can be recorded as a failure. The panic
-/// hook has then already written place and backtrace to standard error.
-pub fn catching_panics<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| panic_message(payload.as_ref()))
-}
-
-fn panic_message(payload: &(dyn Any + Send)) -> String {
-    payload
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a message".into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_becomes_its_message() {
-        assert_eq!(catching_panics(|| 7), Ok(7));
-        let message = catching_panics(|| -> () { panic!("tensor {} is lost", 3) });
-        assert_eq!(message, Err("tensor 3 is lost".into()));
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::app::{App, Effect, Ending, Event, Now, Opening, Signal, TerminalEffect};
 use crate::effects::{Performer, QUEUE, Settings};
-use crate::home::settings_folder;
+use crate::paths::settings_folder;
 use crate::project::Host;
 use crate::telemetry::{self, SLOW_TURN};
 use crate::term::{self, FrameLimiter, Terminal, TerminalError};
@@ -93,7 +93,7 @@ fn system(what: &'static str, problem: io::Error) -> OpenError {
 }
 
 async fn run(project: PathBuf) -> Result<Ending, OpenError> {
-    let log = telemetry::path().and_then(|path| telemetry::start(&path).ok());
+    let log = state_folder().and_then(|folder| telemetry::start(&folder.join("luthier.log")).ok());
     term::install_panic_hook();
     let settings = settings(project);
     let clock = Clock::start();

@@ -28,15 +28,6 @@ pub struct Log {
     _guard: WorkerGuard,
 }
 
-/// Where the log lies: `$XDG_STATE_HOME/luthier/luthier.log`.
-pub fn path() -> Option<PathBuf> {
-    let folder = std::env::var_os("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .filter(|folder| folder.is_absolute())
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
-    Some(folder.join("luthier/luthier.log"))
-}
-
 /// Begins to log into the file at `path`. Where something logs already, that stays in force.
 pub fn start(path: &Path) -> io::Result<Log> {
     let file = open(path)?;

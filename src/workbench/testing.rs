@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use luthier_core::config::Config;
+use luthier_core::hash::fnv1a;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
@@ -156,16 +157,15 @@ impl TestApp {
 /// See [`TestApp::screen`].
 pub fn screen(buffer: &Buffer) -> String {
     let mut text = String::new();
-    let mut classes: HashMap<Style, u64> = HashMap::new();
-    // FNV-1a, whose values stay the same from one toolchain to the next.
-    let mut fingerprint: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut classes: HashMap<Style, u8> = HashMap::new();
+    let mut cells = Vec::new();
     for y in buffer.area.top()..buffer.area.bottom() {
         let mut skip = 0;
         for x in buffer.area.left()..buffer.area.right() {
             let cell = &buffer[(x, y)];
-            let next = classes.len() as u64;
+            let next = u8::try_from(classes.len()).unwrap();
             let class = *classes.entry(cell.style()).or_insert(next);
-            fingerprint = (fingerprint ^ class).wrapping_mul(0x0100_0000_01b3);
+            cells.push(class);
             if skip == 0 {
                 text.push_str(cell.symbol());
                 skip = crate::widgets::text::width(cell.symbol()).saturating_sub(1);
@@ -175,7 +175,7 @@ pub fn screen(buffer: &Buffer) -> String {
         }
         text.push_str("|\n");
     }
-    writeln!(text, "styles: {fingerprint:016x}").unwrap();
+    writeln!(text, "styles: {:016x}", fnv1a(cells)).unwrap();
     text
 }
 

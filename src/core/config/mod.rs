@@ -36,7 +36,7 @@ pub use keys::{Change, Key, key};
 pub use kinds::{Bounds, Kind};
 pub use load::{ConfigError, FILE_NAME};
 pub use names::nearest;
-pub use problems::{Problem, Problems, Source};
+pub use problems::{Problem, Problems, Source, headline};
 pub use sections::{
     Config, DataSection, KEYS, MethodSection, ModelSection, ObjectiveSection, ReviewSection, TrainSection,
     UiSection,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-use crate::text::clean_line;
+use crate::text::{clean, clean_line};
 
 /// Most problems written out; the first ones have to be repaired first anyway.
 const MOST_SHOWN: usize = 40;
@@ -14,6 +14,10 @@ const MOST_SHOWN: usize = 40;
 const CONTEXT: usize = 120;
 /// Characters marked by carets.
 const LONGEST_MARK: usize = 120;
+/// How a drawn problem begins.
+const DRAWN: &str = "error: ";
+/// How the line with the place of a drawn problem begins.
+const PLACE: &str = "--> ";
 
 /// A text with the name that its problems are reported under.
 #[derive(Clone, Debug)]
@@ -189,10 +193,33 @@ impl From<Problem> for Problems {
     }
 }
 
+/// The first line of a text; of drawn problems the first message with its place, and how many more there are.
+pub fn headline(text: &str) -> String {
+    let cleaned = clean(text);
+    let mut lines = cleaned.lines().map(str::trim).filter(|line| !line.is_empty());
+    let Some(first) = lines.next() else { return String::new() };
+    let rest: Vec<&str> = lines.collect();
+    let (said, message) = match first.strip_prefix(DRAWN) {
+        Some(message) => (None, Some(message)),
+        None => (Some(first), rest.iter().find_map(|line| line.strip_prefix(DRAWN))),
+    };
+    let Some(message) = message else { return clean_line(first).into_owned() };
+    let said = said.map_or_else(String::new, |said| format!("{}: ", said.trim_end_matches(['.', ':'])));
+    let place = rest.iter().find_map(|line| line.strip_prefix(PLACE));
+    let place = place.map_or_else(String::new, |place| format!(" ({place})"));
+    let drawn = rest.iter().filter(|line| line.starts_with(DRAWN)).count();
+    let more = match if first.starts_with(DRAWN) { drawn } else { drawn.saturating_sub(1) } {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    clean_line(&format!("{said}{message}{place}{more}")).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use pretty_assertions::assert_eq;
 
+    use super::super::Config;
     use super::*;
 
     #[test]
@@ -269,5 +296,29 @@ error: unknown key
         let source = Source::new("a.toml", "x");
         let problems = Problems(vec![Problem::new(&source, 0..1, "m"); MOST_SHOWN + 3]);
         assert!(problems.to_string().ends_with("and 3 more problems"));
+    }
+
+    fn drawn(set: &[&str]) -> String {
+        let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+        let text = "[model]\npath = \"m\"\n[data]\ntrain = \"t.jsonl\"\n";
+        Config::parse(text, Path::new("luthier.toml"), &set).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_drawn_problem_becomes_its_message_and_place() {
+        let one = drawn(&["train.epochs=0"]);
+        let message = "`train.epochs` must be a number above 0 and at most 1000000, not 0 (--set:1:14)";
+        assert_eq!(headline(&one), message);
+        let two = drawn(&["train.epochs=0", "method.rank=0"]);
+        assert!(headline(&two).ends_with("(--set:1:14), and 1 more"), "{}", headline(&two));
+        let led = format!("config.toml is broken, so nothing has changed.\n{one}");
+        assert_eq!(headline(&led), format!("config.toml is broken, so nothing has changed: {message}"));
+    }
+
+    #[test]
+    fn other_texts_give_their_first_line() {
+        assert_eq!(headline(" the disk is full\nmore\u{1b}[2J"), "the disk is full");
+        assert_eq!(headline("\n\n"), "");
+        assert_eq!(headline("a\u{1b}[31m\tb"), "a[31m b");
     }
 }

@@ -4,6 +4,7 @@ use regex::Regex;
 
 use super::near::{Signature, signature};
 use super::{Encoded, Example, Row, Tokenizer};
+use crate::hash::fnv1a;
 
 /// Shortest special token that is looked for in texts, in bytes.
 const MIN_SPECIAL: usize = 3;
@@ -63,7 +64,10 @@ impl<'tokenizer> Checks<'tokenizer> {
 
     pub(super) fn row(&self, row: &Row) -> Facts {
         if let Example::Tokens { input_ids, .. } = &row.example {
-            return Facts { key: hash(input_ids.iter().flat_map(|id| id.to_le_bytes())), ..Facts::default() };
+            return Facts {
+                key: fnv1a(input_ids.iter().flat_map(|id| id.to_le_bytes())),
+                ..Facts::default()
+            };
         }
         let texts = texts(&row.example);
         let normal = normalised(&texts);
@@ -72,7 +76,7 @@ impl<'tokenizer> Checks<'tokenizer> {
             texts.iter().find_map(|text| pattern.find(text)).map(|found| found.as_str().to_owned())
         };
         Facts {
-            key: hash(normal.bytes()),
+            key: fnv1a(normal.bytes()),
             signature: signature(&normal),
             empty_reply: replies(&row.example).any(|reply| reply.trim().is_empty())
                 && row.extras.fields.iter().all(|fields| !fields.contains_key("tool_calls")),
@@ -154,11 +158,6 @@ fn normalised(texts: &[&str]) -> String {
         normal.extend(word.chars().flat_map(char::to_lowercase));
     }
     normal
-}
-
-/// FNV-1a, 64 bits.
-fn hash(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn broken(text: &str) -> Option<&'static str> {

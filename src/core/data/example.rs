@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::hash::hex;
+
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {
@@ -214,7 +216,5 @@ pub(crate) fn short_hash(parts: &[&[u8]]) -> String {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    let digest: [u8; 32] = hasher.finalize().into();
-    let [first, second, third, fourth, fifth, sixth, seventh, eighth, ..] = digest;
-    format!("{:016x}", u64::from_be_bytes([first, second, third, fourth, fifth, sixth, seventh, eighth]))
+    hex(&hasher.finalize()[..8])
 }

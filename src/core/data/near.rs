@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::random::mix;
+use crate::random::mix_pair;
 
 /// Characters in a piece.
 const PIECE: usize = 8;
@@ -33,7 +33,7 @@ pub(super) fn signature(text: &str) -> Option<Signature> {
     }
     let mut least: [Option<u32>; BINS] = [None; BINS];
     for piece in characters.windows(PIECE) {
-        let hash = piece.iter().fold(0, |hash, &character| mix(hash, u64::from(character)));
+        let hash = piece.iter().fold(0, |hash, &character| mix_pair(hash, u64::from(character)));
         let (bin, value) = ((hash >> 57) as usize, hash as u32);
         let least = &mut least[bin];
         *least = Some(least.map_or(value, |known| known.min(value)));
@@ -61,7 +61,7 @@ impl Seen {
         let mut best: Option<(usize, f64)> = None;
         let entry = self.signatures.len();
         for (band, values) in signature.chunks(BAND).enumerate() {
-            let key = values.iter().fold(0, |hash, &value| mix(hash, u64::from(value)));
+            let key = values.iter().fold(0, |hash, &value| mix_pair(hash, u64::from(value)));
             let others = self.bands.entry((band, key)).or_default();
             for &other in others.iter() {
                 let (earlier, known) = &self.signatures[other];
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     fn text(seed: u64, words: usize) -> Vec<String> {
-        (0..words as u64).map(|word| format!("w{}", mix(seed, word) % 5000)).collect()
+        (0..words as u64).map(|word| format!("w{}", mix_pair(seed, word) % 5000)).collect()
     }
 
     #[test]

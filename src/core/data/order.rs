@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::random::Random;
 use crate::config::Config;
+use crate::random::Random;
 
 /// Rows that are packed together.
 const WINDOW: usize = 4096;

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::EvalError;
 use super::error::io_error;
 use crate::data::Message;
+use crate::hash::hex;
 use crate::{files, json};
 
 /// A suite is read by people; anything larger is not one.
@@ -67,7 +68,7 @@ impl Suite {
             problems.push((0, "the suite is empty; write a line such as {\"prompt\": \"…\"}".to_owned()));
         }
         if problems.is_empty() {
-            Ok(Self { path: path.to_owned(), prompts, fingerprint: format!("{:x}", digest.finalize()) })
+            Ok(Self { path: path.to_owned(), prompts, fingerprint: hex(digest.finalize()) })
         } else {
             Err(EvalError::Suite { path: path.to_owned(), problems })
         }

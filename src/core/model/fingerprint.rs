@@ -18,6 +18,7 @@ use super::TensorEntry;
 use super::architecture::Architecture;
 use super::error::ModelError;
 use super::files;
+use crate::hash::hex;
 
 /// Bytes sampled per tensor.
 const SAMPLE: u64 = 256;
@@ -63,7 +64,7 @@ pub(super) fn of(
             field(&mut hash, &sample);
         }
     }
-    Ok(hex(&hash.finalize()))
+    Ok(hex(hash.finalize()))
 }
 
 fn field(hash: &mut Sha256, bytes: &[u8]) {
@@ -79,10 +80,4 @@ fn sample(file: &File, name: &str, entry: &TensorEntry) -> std::io::Result<Vec<u
     let within = place % (entry.bytes - length + 1);
     file.read_exact_at(&mut bytes, entry.offset + within)?;
     Ok(bytes)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 15)]);
-    bytes.iter().flat_map(|&byte| [digit(byte >> 4), digit(byte)]).collect()
 }

@@ -56,6 +56,7 @@ use super::{Held, LinearModule, ModelFiles, ModelKind, Quantisation, Shown};
 use crate::config::{Bias, Config, Device, Dtype, MethodKind, Recompute, Variant};
 use crate::data::{DataSummary, StepOrder};
 use crate::machine::{self, Gpus};
+use crate::units::bytes;
 
 /// Most logits that training and evaluation hold at once.
 pub const LOGITS_AT_ONCE: u64 = 1 << 24;
@@ -656,19 +657,6 @@ fn shortened(config: &mut Config, data: &mut DataSummary, _: &Plan) -> Option<St
 
 /// The length that is suggested where memory is short.
 const SHORT: usize = 256;
-
-/// Bytes as people read them.
-fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    format!("{value:.digits$} {}", UNITS[unit])
-}
 
 #[cfg(test)]
 mod tests;

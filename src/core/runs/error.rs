@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::text::clean_line;
+use crate::text::{clean, clean_line};
 
 /// What can go wrong with run directories, engine processes and their sockets.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,16 @@ pub enum RunError {
     Refused(String),
 }
 
+impl RunError {
+    /// The message with all its lines: the answer of a run may be a drawn problem, whose caret needs them.
+    pub fn full_text(&self) -> String {
+        match self {
+            Self::Answer(answer) => clean(answer).into_owned(),
+            other => other.to_string(),
+        }
+    }
+}
+
 pub(super) fn shown(path: &Path) -> String {
     clean_line(&path.display().to_string()).into_owned()
 }
@@ -107,4 +117,15 @@ fn known_runs(known: &[String]) -> String {
 /// Attaches what was tried to an IO error.
 pub(super) fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> RunError + 'a {
     move |source| RunError::Io { doing, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_keeps_its_lines_in_the_full_text() {
+        let answer = RunError::Answer("error: a\n --> b\u{1b}".to_owned());
+        assert_eq!(answer.full_text(), "error: a\n --> b");
+    }
 }

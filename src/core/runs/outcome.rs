@@ -7,6 +7,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::config::MethodKind;
+use crate::hash;
 use crate::model::ModelFiles;
 
 /// What a folder with trained weights holds.
@@ -71,10 +72,10 @@ pub fn weights_fingerprint(folder: &Path, base: &str) -> io::Result<String> {
                 }
                 io::copy(&mut file, &mut digest)?;
             }
-            format!("{:x}", digest.finalize())
+            hash::hex(digest.finalize())
         }
     };
-    Ok(format!("{:x}", Sha256::digest(format!("{base}\n{content}"))))
+    Ok(hash::sha256(format!("{base}\n{content}")))
 }
 
 #[cfg(test)]
@@ -105,6 +106,6 @@ mod tests {
         assert_eq!(ResultForm::of(path.as_ref()), Some(ResultForm::Model));
         let found = weights_fingerprint(path.as_ref(), "base").unwrap();
         let own = ModelFiles::open(path.as_ref()).unwrap().fingerprint;
-        assert_eq!(found, format!("{:x}", Sha256::digest(format!("base\n{own}"))));
+        assert_eq!(found, hash::sha256(format!("base\n{own}")));
     }
 }

@@ -15,9 +15,9 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::RunError;
-use super::checkpoint::hexadecimal;
 use super::error::{io_error, shown};
 use super::protocol::MESSAGE_LIMIT;
+use crate::hash::hex;
 
 /// Longest path the kernel takes for a socket (`sun_path` of 108 bytes with its end mark, see unix(7)).
 const PATH_LIMIT: usize = 107;
@@ -88,7 +88,7 @@ pub fn serving_socket_path(project: &Path) -> Result<PathBuf, RunError> {
 
 fn named_socket(prefix: &str, of: &Path) -> Result<PathBuf, RunError> {
     let of = of.canonicalize().map_err(io_error("find", of))?;
-    let digest = hexadecimal(&Sha256::digest(of.as_os_str().as_bytes())[..8]);
+    let digest = hex(&Sha256::digest(of.as_os_str().as_bytes())[..8]);
     Ok(socket_folder()?.join(format!("{prefix}-{digest}.sock")))
 }
 

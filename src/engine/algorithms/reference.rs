@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use luthier_core::config::{Config, MethodKind};
 use luthier_core::data::{EncodedRow, Prepared};
+use luthier_core::hash::hex;
 use luthier_core::runs::{RunError, replace_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -77,7 +78,7 @@ fn digest<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>) -> String {
             add(&side.ids, &side.trained);
         }
     }
-    format!("{:x}", hasher.finalize())
+    hex(hasher.finalize())
 }
 
 /// Log-probabilities of answers under the base model, by row and side.

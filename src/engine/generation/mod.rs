@@ -10,12 +10,13 @@ use tch::Tensor;
 
 pub use cache::KvCache;
 pub(crate) use cache::LayerCache;
+use luthier_core::random;
 pub use sample::Sampling;
 
 use crate::error::{EngineError, Result};
 use crate::methods::Adapter;
 use crate::models::{Active, Mask, Model, Pass};
-use crate::{ops, random};
+use crate::ops;
 
 /// What one row of a batch is to be continued with.
 #[derive(Clone, Copy)]

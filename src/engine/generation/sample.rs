@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn top_p_over_many_tokens_equals_a_full_sort() {
-        let logits: Vec<f32> = (0..5000).map(|i| (crate::random::unit(i) * 2.0) as f32).collect();
+        let logits: Vec<f32> = (0..5000).map(|i| (luthier_core::random::unit(i) * 2.0) as f32).collect();
         let candidates = weigh(&logits, 1.0);
         let mut sorted = candidates.clone();
         sorted.sort_by(order);

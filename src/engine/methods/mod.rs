@@ -14,6 +14,7 @@ use std::path::Path;
 use luthier_core::config::{Config, MethodKind};
 use luthier_core::model::adapter::{CONFIG_FILE, WEIGHTS_FILE};
 use luthier_core::model::{LinearModule, TargetError};
+use luthier_core::random;
 use luthier_core::runs::ResultForm;
 use tch::{Kind, Tensor};
 
@@ -27,7 +28,7 @@ use crate::error::{EngineError, Result};
 use crate::models::{Model, Noise};
 use crate::weights::Linear;
 use crate::weights::safetensors::Stored;
-use crate::{csrc, ops, random};
+use crate::{csrc, ops};
 
 /// Trainable tensors by the name and in the shape that they are stored with: leaves that gather gradients, f32.
 pub type Parameters = BTreeMap<String, Tensor>;

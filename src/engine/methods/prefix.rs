@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use luthier_core::config::MethodSection;
 use luthier_core::model::hub;
 use luthier_core::model::trained::prefix_heads;
+use luthier_core::random;
 use serde_json::{Value, json};
 use tch::Tensor;
 
@@ -14,7 +15,7 @@ use super::peft;
 use super::{Adapter, Form, Method, Parameters, normal, trained};
 use crate::error::{EngineError, Result};
 use crate::models::Model;
-use crate::{ops, random};
+use crate::ops;
 
 /// PEFT's name for it.
 pub(super) const PEFT_TYPE: &str = "PREFIX_TUNING";

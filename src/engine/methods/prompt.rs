@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use luthier_core::config::MethodSection;
 use luthier_core::model::hub;
+use luthier_core::random;
 use serde_json::{Value, json};
 use tch::Tensor;
 
@@ -12,7 +13,6 @@ use super::prefix::{EMBEDDINGS, LONGEST};
 use super::{Adapter, Form, Method, Parameters, normal, trained};
 use crate::error::Result;
 use crate::models::Model;
-use crate::random;
 
 /// PEFT's name for it.
 pub(super) const PEFT_TYPE: &str = "PROMPT_TUNING";

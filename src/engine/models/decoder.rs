@@ -392,6 +392,6 @@ impl Model {
 impl Noise {
     /// The seed of the random numbers of one module.
     pub fn at(self, module: &str) -> u64 {
-        crate::random::derive_name(self.seed, module)
+        luthier_core::random::derive_name(self.seed, module)
     }
 }

@@ -161,6 +161,6 @@ fn same(a: Option<&dyn Adapter>, b: Option<&dyn Adapter>) -> bool {
 /// Where in a run a forward stands: everything random in it is a function of this and of the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Noise {
-    /// Derived from the run's seed, the step and the micro-batch with [`crate::random::derive`].
+    /// Derived from the run's seed, the step and the micro-batch with [`luthier_core::random::derive`].
     pub seed: u64,
 }

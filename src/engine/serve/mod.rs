@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use luthier_core::config::{self, Config};
 use luthier_core::data::DecodeStream;
+use luthier_core::panics;
 use luthier_core::runs::serving::{
     DoneReason, GenerateRow, SERVING_VERSION, Sampling as WantedSampling, ServeReply, ServeRequest,
 };
@@ -24,7 +25,7 @@ use crate::base::{Base, device_name, model_files};
 use crate::device;
 use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
-use crate::process::{Termination, catching_panics};
+use crate::process::Termination;
 use adapters::{Adapters, Loaded};
 use clients::{Arrival, ClientId, Clients};
 
@@ -337,5 +338,5 @@ fn read_config(path: &Path) -> Result<Config> {
 
 /// tch panics where a call without a fallible form fails; the server outlives that.
 fn catching<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catching_panics(work).unwrap_or_else(|panic| Err(EngineError::torch("an operation", &panic)))
+    panics::caught(work).unwrap_or_else(|panic| Err(EngineError::torch("an operation", &panic)))
 }

@@ -4,6 +4,7 @@ pub mod adamw;
 pub mod batch;
 pub mod phases;
 
+use luthier_core::random::derive;
 use luthier_core::runs::Metrics;
 use tch::Tensor;
 
@@ -14,7 +15,6 @@ use phases::{Marks, Phases};
 use crate::error::Result;
 use crate::methods::{Adapter, Parameters};
 use crate::models::{Active, Model, Noise, Pass};
-use crate::random::derive;
 use crate::{csrc, ops};
 
 /// What a step's loss is. Units are counted before any forward, so that each micro-batch can add its own sum over the

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use luthier_core::units::median;
 use serde::{Deserialize, Serialize};
 
 /// Steps whose losses a spike is measured against.
@@ -56,17 +57,6 @@ impl SpikeWatch {
         let deviation = ROBUST_DEVIATION * median(self.recent.iter().map(|each| (each - usual).abs()));
         let limit = usual + (DEVIATIONS * deviation).max(SHARE * usual.abs());
         (loss > limit).then_some(Spike { loss, usual })
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match (sorted.get(middle), middle.checked_sub(1).and_then(|below| sorted.get(below))) {
-        (Some(upper), Some(lower)) if sorted.len().is_multiple_of(2) => f64::midpoint(*lower, *upper),
-        (Some(upper), _) => *upper,
-        (None, _) => 0.0,
     }
 }
 

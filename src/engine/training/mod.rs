@@ -19,6 +19,7 @@ use std::path::Path;
 
 use luthier_core::config::{Config, Watcher};
 use luthier_core::data::{self, Prepared};
+use luthier_core::panics;
 use luthier_core::runs::{
     AlertKind, Failure, FailureClass, ParameterCount, RunDir, RunError, RunEvent, Server, State as RunState,
     become_session_leader, newest_valid, sweep_debris,
@@ -29,7 +30,7 @@ use crate::algorithms::algorithm_of;
 use crate::base::{self, Base, data_error};
 use crate::error::{EngineError, Result};
 use crate::methods::{Form, Method, method_of};
-use crate::process::{Termination, catching_panics};
+use crate::process::Termination;
 use control::Control;
 use record::Record;
 use state::{Identity, State};
@@ -60,7 +61,7 @@ pub fn train(path: &Path) -> Result<bool, RunError> {
     sweep_debris(run.path());
     let termination = Termination::listen()
         .map_err(|error| RunError::Engine(format!("signals cannot be handled: {error}")))?;
-    let ended = catching_panics(|| work(&run, &mut record, termination, Reading::of));
+    let ended = panics::caught(|| work(&run, &mut record, termination, Reading::of));
     let failure = match ended {
         Ok(Ok(end)) => {
             record.state(end.state, end.reason);

@@ -7,6 +7,7 @@ use std::time::Instant;
 use luthier_core::config::Config;
 use luthier_core::data::{self, Prepared, Split};
 use luthier_core::eval::{Objective, Suite, SuitePrompt, average_scores};
+use luthier_core::random::derive;
 use luthier_core::runs::{EvalEvent, Number, SampleEvent};
 use luthier_core::text::clean;
 
@@ -18,7 +19,6 @@ use crate::evaluate::{Asked, Question, Replying, answer};
 use crate::generation::Sampling;
 use crate::methods::Adapter;
 use crate::models::Active;
-use crate::random::derive;
 
 /// Prompts of the suite that are answered at a sample point.
 const SUITE_PROMPTS: usize = 4;

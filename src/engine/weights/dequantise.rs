@@ -305,7 +305,7 @@ pub(super) mod tests {
     pub(in crate::weights) fn some_blocks(storage: Storage, elements: usize) -> Vec<u8> {
         let size = storage.block().bytes;
         let byte = |place: u64| {
-            let any = (crate::random::unit(place) * 256.0) as u8;
+            let any = (luthier_core::random::unit(place) * 256.0) as u8;
             let within = place as usize % size;
             let scale = match storage {
                 Storage::Q6K => within == 209,
@@ -321,7 +321,7 @@ pub(super) mod tests {
     #[test]
     fn products_with_stored_matrices_equal_products_with_decoded_ones() {
         let (rows, columns) = (24_usize, 768_usize);
-        let unit = |place: u64| crate::random::unit(place) as f32;
+        let unit = |place: u64| luthier_core::random::unit(place) as f32;
         for storage in Storage::ALL.into_iter().filter(|&storage| csrc::can_multiply(storage)) {
             let bytes = some_blocks(storage, rows * columns);
             let mut dense = vec![0.0; rows * columns];

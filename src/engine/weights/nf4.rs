@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn a_mean_of_many_numbers_is_near_the_exact_one() {
         // Enough for every level, and no whole number of registers.
-        let values: Vec<f32> = (0..4_000_003).map(|i| crate::random::unit(i) as f32).collect();
+        let values: Vec<f32> = (0..4_000_003).map(|i| luthier_core::random::unit(i) as f32).collect();
         let exact = values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len() as f64;
         assert!((f64::from(mean(&values)) - exact).abs() <= 1e-7, "{} {exact}", mean(&values));
         assert_eq!(mean(&[]).to_bits(), 0);
@@ -355,7 +355,8 @@ mod tests {
     #[test]
     fn threads_do_not_change_the_result() {
         let count = 5 * BLOCKS_WORTH_A_THREAD * NF4_BLOCK + 17;
-        let values: Vec<f32> = (0..count as u64).map(|i| crate::random::unit(i) as f32 - 0.5).collect();
+        let values: Vec<f32> =
+            (0..count as u64).map(|i| luthier_core::random::unit(i) as f32 - 0.5).collect();
         let encoded = encode(&values).unwrap();
         let mut codes = vec![0; count.div_ceil(2)];
         for (values, codes) in values.chunks(NF4_BLOCK).zip(codes.chunks_mut(NF4_BLOCK / 2)) {

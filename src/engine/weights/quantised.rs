@@ -317,7 +317,7 @@ mod tests {
 
     fn some_floats(count: usize, seed: u64) -> Vec<f32> {
         let place = |i: usize| seed * 1_000_003 + i as u64;
-        (0..count).map(|i| crate::random::unit(place(i)) as f32 - 0.5).collect()
+        (0..count).map(|i| luthier_core::random::unit(place(i)) as f32 - 0.5).collect()
     }
 
     fn some_tensor(rows: i64, columns: i64, seed: u64) -> Tensor {

@@ -50,15 +50,4 @@ impl Context {
         let local = time.to_zoned_datetime(self.zone.clone());
         format!("{:02}:{:02}", local.hour(), local.minute())
     }
-
-    /// How long ago `time` was: `now`, `4 m ago`, `2 h ago`, `3 d ago`.
-    pub fn ago(&self, time: Timestamp) -> String {
-        let seconds = self.now.wall.duration_since(time).as_secs();
-        match seconds {
-            ..60 => "now".to_owned(),
-            60..3600 => format!("{} m ago", seconds / 60),
-            3600..86400 => format!("{} h ago", seconds / 3600),
-            _ => format!("{} d ago", seconds / 86400),
-        }
-    }
 }

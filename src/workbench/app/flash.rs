@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use luthier_core::config::headline;
 use luthier_core::text;
 
 use super::context::Now;
-use crate::told;
 
 /// Messages kept for the list of messages.
 const KEPT: usize = 500;
@@ -122,7 +122,7 @@ fn in_a_line(text: &str) -> String {
         let line = line.trim_start();
         line.starts_with("--> ") || line.strip_prefix('|').is_some_and(|marks| marks.trim().starts_with('^'))
     };
-    if text.lines().any(drawn) { told::in_a_line(text) } else { text::clean_line(text).into_owned() }
+    if text.lines().any(drawn) { headline(text) } else { text::clean_line(text).into_owned() }
 }
 
 #[cfg(test)]

@@ -6,13 +6,13 @@ use luthier_core::data::{
     read_dataset,
 };
 use luthier_core::text::indented;
+use luthier_core::units;
 use serde_json::json;
 
 use super::failure::{Failure, Outcome};
 use super::output;
 use super::preflight;
 use super::project::Settings;
-use super::units;
 use crate::project::{Project, grouped};
 
 /// Bars of the length histogram are this wide.

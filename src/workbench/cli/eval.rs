@@ -9,13 +9,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::algorithms::{Notation, metrics};
 use luthier_core::runs::RunDir;
 use luthier_core::text::clean_line;
+use luthier_core::units;
 use serde_json::Value;
 
 use super::failure::Outcome;
 use super::interrupts::Interrupts;
 use super::output::{self, Align};
 use super::project::Folder;
-use super::units;
 use crate::project::{EvaluationProgress, Host, evaluate};
 
 /// The sides of a comparison, in the order in which they are shown.

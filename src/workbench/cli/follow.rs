@@ -8,10 +8,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::algorithms::{Metric, metrics};
 use luthier_core::runs::{Event, EventBody, JournalReader, Metrics, RunDir, State, Status, StepEvent};
 use luthier_core::text::{clean_line, indented};
+use luthier_core::units;
 
 use super::failure::Outcome;
 use super::interrupts::Interrupts;
-use super::{output, units};
+use super::output;
 
 /// Interval between reads of a quiet journal.
 const LOOK: Duration = Duration::from_millis(100);

@@ -22,7 +22,6 @@ mod sample;
 mod scheduler;
 mod sweep;
 mod train;
-pub(crate) mod units;
 
 use std::io;
 use std::path::{Path, PathBuf};

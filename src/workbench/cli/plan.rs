@@ -2,12 +2,12 @@
 
 use clap::Args;
 use luthier_core::model::forecast::Plan;
+use luthier_core::units;
 
 use super::failure::Outcome;
 use super::output::{self, Align};
 use super::preflight;
 use super::project::Settings;
-use super::units;
 use crate::project::{Host, plan, unblocked};
 
 /// Forecast what a run would train and need, and refuse what cannot fit

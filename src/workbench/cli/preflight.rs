@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::failure::Outcome;
 use super::output;
-use crate::home::settings_folder;
+use crate::paths::settings_folder;
 use crate::project::{Progress, Project, Refusal};
 use crate::theme::Library;
 

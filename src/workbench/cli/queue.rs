@@ -2,12 +2,13 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use luthier_core::sweep::{Place, Queue, Trial};
+use luthier_core::units;
 use serde_json::json;
 
 use super::failure::Outcome;
 use super::output::{self, Align};
+use super::preflight;
 use super::project::{Folder, Settings};
-use super::{preflight, units};
 use crate::project::{self, Change, Host};
 
 /// See and change the queue of a project's trials

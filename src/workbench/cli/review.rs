@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use luthier_core::eval::{Contender, Tally, Verdicts, tally_against};
+use luthier_core::units;
 use serde_json::json;
 
 use super::failure::Outcome;
 use super::output::{self, Align};
 use super::project::Folder;
-use super::units;
 use crate::project;
 
 /// Count the verdicts of a project: tuned against base, and against the prompt-only baseline

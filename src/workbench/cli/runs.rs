@@ -2,12 +2,12 @@
 
 use jiff::Timestamp;
 use luthier_core::runs::{self, RunSummary};
+use luthier_core::units;
 use serde_json::{Value, json};
 
 use super::failure::Outcome;
 use super::output::{self, Align};
 use super::project::Folder;
-use super::units;
 
 /// List the runs of a project, newest first
 #[derive(Debug, clap::Args)]

@@ -2,15 +2,10 @@
 
 use std::path::PathBuf;
 
-use etcetera::BaseStrategy;
+use crate::paths::cache_folder;
 
 /// The file that `make setup` fetches.
 const FILE: &str = "smollm2-135m-instruct-q4_1.gguf";
-
-/// Luthier's cache, shared by all clones of a user; it need not exist.
-pub fn cache_folder() -> Option<PathBuf> {
-    Some(etcetera::choose_base_strategy().ok()?.cache_dir().join("luthier"))
-}
 
 /// The sample base model, if it is there.
 pub fn cached_model() -> Option<PathBuf> {

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use luthier_core::units;
 use serde_json::json;
 
 use super::failure::Outcome;
 use super::project::Settings;
-use super::{output, preflight, units};
+use super::{output, preflight};
 use crate::project::{Host, Queued, SWEEP_EXAMPLE, sweep};
 
 /// Search for the best settings

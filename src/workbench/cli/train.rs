@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use clap::Args;
 use luthier_core::runs::{Event, EventBody, RunDir, State, Status};
+use luthier_core::units;
 use serde_json::json;
 
 use super::failure::{Failure, Outcome};
 use super::follow::{Ending, Progress, follow};
 use super::interrupts::Interrupts;
 use super::project::Settings;
-use super::{output, preflight, units};
+use super::{output, preflight};
 use crate::project::{Host, ready};
 
 /// Lines of the log shown for a run whose process was lost.

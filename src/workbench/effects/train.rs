@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use luthier_core::config::{Change, Config, Edit};
 use luthier_core::data::{DataError, EncodedRow, Severity, StepOrder};
 use luthier_core::runs::{self, JournalReader, Request, RunDir, Status};
+use luthier_core::units::{bytes, count};
 
 use super::{Job, Worker};
-use crate::cli::units::{bytes, count};
 use crate::panes::train::{self as pane, PlanSummary, TrainEffect as Effect, TrainEvent as Event};
 use crate::project::{self, Difference, Host, Planned, Project, Ready, Refusal, diff};
 

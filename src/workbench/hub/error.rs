@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use luthier_core::model::ModelError;
 use luthier_core::text::clean_line;
-
-use crate::cli::units;
+use luthier_core::units;
 
 /// Files that a message names.
 const NAMED_FILES: usize = 8;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use luthier_core::hash::hex;
 use luthier_core::model::hub::{HubCache, HubModel};
 use sha2::{Digest, Sha256};
 
@@ -205,7 +206,7 @@ impl Partial {
     /// Checks and syncs what is complete. A damaged file is deleted, so that the next attempt starts over.
     fn finish(self, name: &str) -> Result<(), HubError> {
         if let Some(hash) = self.hash
-            && format!("{:x}", hash.finalize()) != self.expected
+            && hex(hash.finalize()) != self.expected
         {
             fs::remove_file(&self.path).map_err(HubError::file("remove", &self.path))?;
             return Err(HubError::Damaged { file: name.to_owned() });

@@ -5,7 +5,7 @@ use std::fmt;
 use indexmap::IndexMap;
 use luthier_core::data::{DataProblem, ProblemKind, Severity};
 
-use crate::cli::units;
+use luthier_core::units;
 
 /// Rows of a group that are named; the rest is counted.
 const NAMED_ROWS: usize = 3;

@@ -14,8 +14,8 @@ use luthier_core::text::{clean, clean_line, indented};
 
 use super::problems::grouped;
 use super::serving::Unserved;
-use crate::cli::units;
 use crate::hub::HubError;
+use luthier_core::units;
 
 /// Problems written out; the rest is counted.
 const SHOWN_PROBLEMS: usize = 20;

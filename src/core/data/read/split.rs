@@ -1,7 +1,7 @@
 //! Which rows are held out.
 
 use super::super::{Row, Split};
-use crate::data::random::mix;
+use crate::random::mix_pair;
 
 /// Marks `fraction` of the rows as held out: at least one and never all, where there are two. The choice depends on the
 /// seed and each row's content alone, so that rows added, removed or moved elsewhere leave nearly all others on their
@@ -16,7 +16,7 @@ pub(super) fn hold_out(rows: &mut [Row], fraction: f64, seed: u64) {
         .enumerate()
         .map(|(position, row)| {
             let content = u64::from_str_radix(&row.hash(), 16).unwrap_or(0);
-            (mix(seed, content), position)
+            (mix_pair(seed, content), position)
         })
         .collect();
     order.sort_unstable();

@@ -13,11 +13,11 @@ use minijinja::{Environment, ErrorKind, Value};
 use serde_json::Map;
 
 use super::example::short_hash;
-use super::guard::guarded;
 use super::{DataError, Extras, Message, Tokenizer};
 use crate::config::Config;
 use crate::files;
 use crate::model::{ModelFiles, SpecialTokens};
+use crate::panics::guarded;
 use crate::text::clean;
 
 /// Largest template source, in bytes: published ones stay below 50 kB.

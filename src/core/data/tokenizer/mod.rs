@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::DataError;
-use super::guard::guarded;
 use crate::model::special::{MAX_TOKENIZER, MAX_TOKENIZER_VALUES};
 use crate::model::{ModelFiles, SpecialToken, SpecialTokens, TokenizerSource};
+use crate::panics::guarded;
 use crate::text::clean_line;
 use crate::{files, json};
 

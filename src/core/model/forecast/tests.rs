@@ -330,14 +330,6 @@ fn a_layout_that_cannot_be_kept_and_wrong_targets_are_errors() {
 }
 
 #[test]
-fn bytes_are_read_at_a_glance() {
-    assert_eq!(bytes(0), "0.00 KiB");
-    assert_eq!(bytes(23 << 20), "23.0 MiB");
-    assert_eq!(bytes(1 << 30), "1.00 GiB");
-    assert_eq!(bytes(512 << 30), "512 GiB");
-}
-
-#[test]
 fn the_json_has_the_fixed_keys() {
     let plan = plan_at(&tiny(), &config(), &data(&[512]), LARGE).unwrap();
     assert!(plan.checkpoint_bytes > plan.parameters.trainable * 12);

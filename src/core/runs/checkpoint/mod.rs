@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::{remedy, shown};
 use super::time::{self, millis};
+use crate::hash::hex;
 use crate::{files, json};
 
 pub use upkeep::{Pruned, prune, sweep_debris};
@@ -95,7 +96,7 @@ impl Manifest {
         for (name, entry) in &self.files {
             digest.update(format!("{name:?} {} {}\n", entry.bytes, entry.sha256));
         }
-        hexadecimal(&digest.finalize())
+        hex(digest.finalize())
     }
 
     /// Size of all files together.
@@ -194,18 +195,9 @@ fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && name != MANIFEST_FILE && !name.contains(['/', '\0'])
 }
 
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 fn hash_file(path: &Path) -> Result<String> {
     let (mut file, _) = files::open(path).map_err(io_error("open", path))?;
     let mut digest = Sha256::new();
     io::copy(&mut file, &mut digest).map_err(io_error("read", path))?;
-    Ok(hexadecimal(&digest.finalize()))
+    Ok(hex(digest.finalize()))
 }

@@ -12,6 +12,7 @@ use luthier_core::config::{Bias, MethodSection, Targets, Variant};
 use luthier_core::model::roles::Part;
 use luthier_core::model::trained::{Copied, copied_tensors};
 use luthier_core::model::{LinearModule, hub, match_targets};
+use luthier_core::random;
 use tch::{Kind, Tensor};
 
 use super::copies::Copies;
@@ -20,7 +21,7 @@ use super::{Adapter, Folded, Form, Method, Parameters, linear_of, names_of, trai
 use crate::error::Result;
 use crate::models::{Model, Noise};
 use crate::weights::Linear;
-use crate::{csrc, ops, random};
+use crate::{csrc, ops};
 use dora::Magnitude;
 use settings::{Patterns, Settings};
 

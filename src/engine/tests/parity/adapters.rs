@@ -20,7 +20,7 @@ fn trained(model: &Model, seed: u64) -> Box<dyn Adapter> {
     for (place, (_, tensor)) in adapter.parameters().iter().enumerate() {
         let noise = Tensor::from_slice(
             &(0..tensor.numel() as u64)
-                .map(|i| luthier_engine::random::unit(seed * 1000 + place as u64 * 7919 + i) as f32 - 0.5)
+                .map(|i| luthier_core::random::unit(seed * 1000 + place as u64 * 7919 + i) as f32 - 0.5)
                 .collect::<Vec<f32>>(),
         );
         tensor.shallow_clone().copy_(&(noise.view(tensor.size().as_slice()) * 0.2));

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use luthier_core::config::{Bias, Config, MethodKind, MethodSection, Targets as Layers, Variant};
 use luthier_core::model::{ModelFiles, Quantisation};
+use luthier_core::random;
+use luthier_engine::csrc;
 use luthier_engine::error::EngineError;
 use luthier_engine::generation::{Row, Sampling, generate};
 use luthier_engine::methods::{self, Adapter, Parameters, Purpose, method_of};
 use luthier_engine::models::head::{Targets, loss_sum};
 use luthier_engine::models::{Active, Mask, Model, Noise, Pass};
 use luthier_engine::weights::safetensors;
-use luthier_engine::{csrc, random};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 

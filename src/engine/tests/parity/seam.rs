@@ -21,7 +21,7 @@ const KINDS: [(Kind, f64); 2] = [(Kind::Float, 5e-6), (Kind::BFloat16, 8e-3)];
 /// Normal numbers; the same for the same seed.
 fn normal(shape: &[i64], seed: u64, kind: Kind) -> Tensor {
     let count: i64 = shape.iter().product();
-    let unit = |place: u64| luthier_engine::random::unit(seed * 1_000_003 + place);
+    let unit = |place: u64| luthier_core::random::unit(seed * 1_000_003 + place);
     let normal =
         |i: u64| (-2.0 * (1.0 - unit(2 * i)).ln()).sqrt() * (std::f64::consts::TAU * unit(2 * i + 1)).cos();
     let values: Vec<f32> = (0..count as u64).map(|i| normal(i) as f32).collect();

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use luthier_core::config::{OnNan, Recompute};
 use luthier_core::data::{EncodedRow, MicroBatch};
+use luthier_core::random::{derive, derive_name};
 use luthier_core::runs::{AlertKind, Number, StepEvent, newest_valid};
 use tch::Device;
 
 use super::{Reading, Trainer};
 use crate::csrc;
 use crate::error::{EngineError, Result};
-use crate::random::{derive, derive_name};
 use crate::step::adamw::EPSILON;
 use crate::step::{self, Launch, Launched, Learner, Measured, Outcome};
 use crate::training::schedule::learning_rate;

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use luthier_core::config::{Config, Recompute};
 use luthier_core::data::{EncodedRow, Prepared, StepOrder};
+use luthier_core::hash;
 use luthier_core::machine::free_disk_bytes;
 use luthier_core::model::forecast::plan;
 use luthier_core::runs::{
     AlertKind, CheckpointEvent, FailureClass, ResultForm, RunEvent, State as RunState, StopWhen,
     list_checkpoints, prune,
 };
-use sha2::{Digest, Sha256};
 use tch::Device;
 
 use self::advance::InFlight;
@@ -151,7 +151,7 @@ impl<'a> Trainer<'a> {
 
     /// SHA-256 of the configuration in force, written out.
     pub fn config_hash(&self) -> String {
-        format!("{:x}", Sha256::digest(self.config().to_toml()))
+        hash::sha256(self.config().to_toml())
     }
 
     /// Journals what was started, and lets the status say where it stands.

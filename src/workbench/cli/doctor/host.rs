@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use luthier_core::machine::{self, Gpus};
 use luthier_core::text::clean_line;
+use luthier_core::units;
 
 use super::{Finding, Standing};
-use crate::cli::{sample, units};
+use crate::cli::sample;
+use crate::paths::cache_folder;
 
 /// Less memory than this is too little for the smallest model worth tuning.
 const LITTLE_MEMORY: u64 = 2 << 30;
@@ -104,7 +106,7 @@ fn disk(folder: &Path) -> Finding {
 }
 
 fn cache() -> Finding {
-    let Some(folder) = sample::cache_folder() else {
+    let Some(folder) = cache_folder() else {
         return Finding::short(
             "cache",
             Standing::Warning,

@@ -10,10 +10,11 @@ use indexmap::IndexMap;
 use luthier_core::config::{Config, MethodKind};
 use luthier_core::data::{Template, Tokenizer};
 use luthier_core::model::{ModelFiles, ModelKind, Quantisation, Storage, TensorEntry};
+use luthier_core::units;
 use serde::Serialize;
 
 use super::failure::Outcome;
-use super::{output, units};
+use super::output;
 
 /// Look at a base model, check it, or fetch one
 #[derive(Debug, Args)]

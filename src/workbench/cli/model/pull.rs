@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::text::clean_line;
+use luthier_core::units;
 
 use crate::cli::failure::Outcome;
 use crate::cli::{output, units};

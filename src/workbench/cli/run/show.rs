@@ -4,13 +4,14 @@ use clap::Args;
 use jiff::Timestamp;
 use luthier_core::runs::{self, EventBody, JournalReader, Number, ResultForm, RunDir, Status};
 use luthier_core::text::indented;
+use luthier_core::units;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::Which;
 use crate::cli::failure::{Failure, Outcome};
-use crate::cli::{output, units};
+use crate::cli::output;
 
 /// Lines of the log shown for a failed run.
 const LOG_LINES: usize = 8;

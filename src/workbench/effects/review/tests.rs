@@ -10,6 +10,7 @@ use std::thread;
 use luthier_core::config::Config;
 use luthier_core::data::Message;
 use luthier_core::eval::{Contender, SuitePrompt, Verdict};
+use luthier_core::hash::sha256;
 use luthier_core::model::ModelFiles;
 use luthier_core::runs::serving::{DoneReason, GenerateRow, SERVING_VERSION, ServeReply, ServeRequest};
 use luthier_core::runs::{
@@ -17,7 +18,6 @@ use luthier_core::runs::{
 };
 use pretty_assertions::assert_eq;
 use rustix::process::{Pid, test_kill_process};
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -150,8 +150,8 @@ fn base_fingerprint() -> String {
 
 /// As the engine names base weights with an adapter over them.
 fn tuned_fingerprint() -> String {
-    let content = format!("{:x}", Sha256::digest("{}weights"));
-    format!("{:x}", Sha256::digest(format!("{}\n{content}", base_fingerprint())))
+    let content = sha256("{}weights");
+    sha256(format!("{}\n{content}", base_fingerprint()))
 }
 
 /// Plays an engine at the project's socket.

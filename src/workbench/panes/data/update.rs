@@ -1,5 +1,7 @@
 //! How the data pane reacts.
 
+use luthier_core::random;
+
 use super::command::DataCommand;
 use super::effect::DataEffect;
 use super::event::DataEvent;
@@ -148,7 +150,7 @@ fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Re
             // Any number that changes between presses will do: nothing depends on it.
             let milliseconds = context.now.wall.as_millisecond().unsigned_abs();
             let length = state.list.length().max(1) as u64;
-            let position = milliseconds.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+            let position = random::mix(milliseconds);
             state.list.select((position % length) as usize);
             selected(state)
         }

@@ -6,10 +6,10 @@ use ratatui::style::Style;
 use ratatui::text::Line;
 
 use luthier_core::data::{Example, Row, Severity, Split, TokenPiece};
+use luthier_core::units;
 
 use super::state::{DataState, Filter, Form, Rendered};
 use crate::app::Context;
-use crate::cli::units;
 use crate::theme::{Role, Theme};
 use crate::ui::layout::{Split as Layout, list_and_detail};
 use crate::widgets::rule;

@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use jiff::Timestamp;
 use luthier_core::data::Message;
 use luthier_core::eval::{self, Contender, Score, Side, SuitePrompt, Verdict, VerdictChoice};
+use luthier_core::hash::fnv1a;
 use luthier_core::runs::serving::DoneReason;
 
 use super::target::Target;
@@ -319,10 +320,7 @@ impl Comparison {
 
 /// FNV-1a over texts and their ends: the same on every machine and in every version.
 fn hash<'a>(texts: impl Iterator<Item = &'a str>) -> u64 {
-    let bytes = texts.flat_map(|text| text.bytes().chain([0xff]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    fnv1a(texts.flat_map(|text| text.bytes().chain([0xff])))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use luthier_core::data::Message as ChatMessage;
 use luthier_core::eval::{Verdict, VerdictChoice};
+use luthier_core::units;
 
 use super::command::ReviewCommand;
 use super::compare::{Answer, Comparison, Stage};
@@ -14,7 +15,6 @@ use super::state::{Draft, ReviewState};
 use super::update::next;
 use super::words;
 use crate::app::{Confirm, Context, Message, Prompt, Question, Reaction, Severity};
-use crate::cli::units;
 use crate::widgets::text::fit;
 
 /// Columns of the prompt and the reply in the question whether to add a row.

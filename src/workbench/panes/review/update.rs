@@ -495,7 +495,7 @@ pub(super) fn answered(state: &mut ReviewState, context: &Context, answer: Revie
         }
         ReviewEvent::Saved(_, Ok(())) => vec![Reaction::Unchanged],
         ReviewEvent::Exported(Ok((count, path))) => {
-            let pairs = crate::cli::units::counted(count, "pair", "pairs");
+            let pairs = luthier_core::units::counted(count, "pair", "pairs");
             vec![
                 Reaction::Entry(Question::from(ReviewQuestion::Export), Entry::Taken),
                 Reaction::Flash(Severity::Success, format!("{pairs} written to {}", path.display())),
@@ -582,7 +582,7 @@ fn verdicts_read(state: &mut ReviewState, found: Verdicts) -> Vec<Reaction> {
     match found.broken_lines {
         0 => Vec::new(),
         count => {
-            let lines = crate::cli::units::counted(count, "line", "lines");
+            let lines = luthier_core::units::counted(count, "line", "lines");
             let text = format!("{lines} of verdicts.jsonl cannot be read and were skipped");
             vec![Reaction::Flash(Severity::Warning, text)]
         }

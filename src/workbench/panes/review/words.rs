@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use luthier_core::eval::{Contender, Tally, VerdictChoice};
 use luthier_core::runs::serving::DoneReason;
+use luthier_core::units;
 
 use super::compare::{Answer, Comparison, Stage};
 use super::state::{Outcome, ReviewState};
 use crate::app::Context;
-use crate::cli::units;
 use crate::theme::Role;
 
 /// Who answered, for a comparison whose sides may be named.

@@ -2,18 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use luthier_core::algorithms::Direction;
+use luthier_core::sweep::{Sweep, Trial, TrialState};
+use luthier_core::units;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 
-use luthier_core::algorithms::Direction;
-use luthier_core::sweep::{Sweep, Trial, TrialState};
-
 use super::state::SweepState;
 use crate::app::Context;
-use crate::cli::units;
 use crate::theme::{Role, Theme};
-use crate::told;
 use crate::widgets::chart::{Chart, Series, Shape};
 use crate::widgets::rule;
 use crate::widgets::text::{put, put_right};
@@ -108,7 +106,7 @@ fn look(trial: &Trial) -> (&'static str, String, Role) {
 /// Why a trial ended, or its run's id.
 fn reason(trial: &Trial) -> String {
     match (&trial.failure, trial.attempts) {
-        (Some(failure), _) => format!("{}: {}", failure.class, told::in_a_line(&failure.message)),
+        (Some(failure), _) => format!("{}: {}", failure.class, headline(&failure.message)),
         (None, attempts) if attempts > 1 => format!("attempt {attempts}"),
         _ => String::new(),
     }
@@ -197,7 +195,7 @@ fn draw_side(state: &SweepState, context: &Context, area: Rect, buffer: &mut Buf
         line(format!("{}{ended}", context.clock(started)), Role::Muted);
     }
     if let Some(failure) = &trial.failure {
-        line(format!("{}: {}", failure.class, told::in_a_line(&failure.message)), Role::Error);
+        line(format!("{}: {}", failure.class, headline(&failure.message)), Role::Error);
         line(failure.remedy.clone(), Role::Screen);
     }
 }

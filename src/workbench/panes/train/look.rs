@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use luthier_core::runs::State;
+use luthier_core::units;
 
 use super::curves::Metric;
-use crate::cli::units::{self, figure};
 use crate::theme::Role;
+use luthier_core::units::{self, figure};
 
 /// The sign of a state, for places too narrow for its word.
 pub fn glyph(state: State) -> &'static str {

@@ -1,5 +1,6 @@
 //! How the train pane reacts.
 
+use luthier_core::config::headline;
 use luthier_core::config::{Change, KEYS};
 use luthier_core::runs::{Request, ResumeWay, RunSummary, State as RunState, StopWhen, resume_way};
 
@@ -15,7 +16,6 @@ use crate::app::{
 };
 use crate::command::{ChartCommand, Command, InputCommand, ListCommand, ViewCommand};
 use crate::panes::{PaneCommand, PaneId};
-use crate::told;
 use crate::widgets::TextLine;
 
 /// Most runs on one chart.
@@ -533,9 +533,7 @@ fn ended(open: &OpenRun, before: Option<RunState>) -> Vec<Reaction> {
     let (severity, text) = match (status.state, &status.failure) {
         (RunState::Finished, _) => (Severity::Success, "the run is finished".to_owned()),
         (RunState::Stopped, _) => (Severity::Note, "the run is stopped".to_owned()),
-        (_, Some(failure)) => {
-            (Severity::Error, format!("{}: {}", failure.class, told::in_a_line(&failure.message)))
-        }
+        (_, Some(failure)) => (Severity::Error, format!("{}: {}", failure.class, headline(&failure.message))),
         (state, None) => (Severity::Error, format!("the run is {state}")),
     };
     vec![Reaction::Flash(severity, text)]

@@ -4,15 +4,15 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 
+use luthier_core::config::headline;
 use luthier_core::runs::{RunSummary, State as RunState};
+use luthier_core::units;
 
 use super::curves::{At, Curves, Metric, Notice};
 use super::look;
 use super::state::{Detail, Focus, OpenRun, TrainState};
 use crate::app::Context;
-use crate::cli::units;
 use crate::theme::{Role, Theme};
-use crate::told;
 use crate::ui::layout::{Split, list_and_detail};
 use crate::widgets::chart::{Chart, Mark, Series, Shape};
 use crate::widgets::sparkline::sparkline;
@@ -242,10 +242,9 @@ fn situation(open: &OpenRun) -> (String, Role) {
         None => "r begins again; it has no checkpoint".to_owned(),
     };
     match (status.state, &status.failure) {
-        (RunState::Failed, Some(failure)) => (
-            format!("{}: {} {}", failure.class, told::in_a_line(&failure.message), failure.remedy),
-            Role::Error,
-        ),
+        (RunState::Failed, Some(failure)) => {
+            (format!("{}: {} {}", failure.class, headline(&failure.message), failure.remedy), Role::Error)
+        }
         (RunState::Lost, _) => (format!("its process is gone and said nothing; {}", goes_on()), Role::Lost),
         (RunState::Stopped, _) => {
             let reason = status.reason.clone().unwrap_or_else(|| "stopped".to_owned());
@@ -461,7 +460,7 @@ fn draw_notices(context: &Context, curves: &Curves, area: Rect, buffer: &mut Buf
                 let rows: Vec<String> = alert.rows.iter().take(4).map(u64::to_string).collect();
                 let rows =
                     if rows.is_empty() { String::new() } else { format!(": rows {}", rows.join(", ")) };
-                ("!", Role::Warning, format!("{}{rows}", told::in_a_line(&alert.message)))
+                ("!", Role::Warning, format!("{}{rows}", headline(&alert.message)))
             }
         };
         let mut x = put(buffer, area.x, y, area.right(), sign, theme.style(role));

@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use super::Sink;
 use crate::data::DataError;
-use crate::data::guard::guarded;
+use crate::panics::guarded;
 
 /// Largest column chunk, uncompressed: it is what the reader may be made to allocate.
 const MAX_COLUMN_BYTES: i64 = 8 << 30;

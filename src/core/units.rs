@@ -1,9 +1,9 @@
-//! Quantities in words.
+//! Quantities as text, and the median.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use luthier_core::algorithms::Notation;
+use crate::algorithms::Notation;
 
 /// `4.25 GiB`; three significant digits.
 pub fn bytes(count: u64) -> String {
@@ -91,6 +91,18 @@ pub fn figure(notation: Notation, value: f64) -> String {
     }
 }
 
+/// The median; the mean of the middle two of an even number of values; NaN of none.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.as_slice() {
+        [] => f64::NAN,
+        values if values.len().is_multiple_of(2) => f64::midpoint(values[middle - 1], values[middle]),
+        values => values[middle],
+    }
+}
+
 fn three_digits(value: f64) -> String {
     if value >= 99.95 {
         format!("{value:.0}")
@@ -162,5 +174,11 @@ mod tests {
         let now = Timestamp::from_second(1_000_000).unwrap();
         let then = |seconds: i64| Timestamp::from_second(1_000_000 - seconds).unwrap();
         assert_eq!([ago(then(-50), now), ago(then(240), now)], ["just now", "4 m ago"]);
+    }
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!([median([3.0, 1.0, 2.0]), median([4.0, 1.0, 2.0, 3.0])], [2.0, 2.5]);
+        assert!(median([]).is_nan());
     }
 }
