@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use crate::algorithms::Notation;
+use jiff::Timestamp;
 
 /// `4.25 GiB`; three significant digits.
 pub fn bytes(count: u64) -> String {

@@ -1,10 +1,6 @@
 //! Changing one key of a file that somebody wrote, with everything else left as it is.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
 
 use toml::Value;
 use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike};
@@ -13,6 +9,7 @@ use super::load::{ConfigError, read};
 use super::problems::{Problem, Problems, Source};
 use super::sections::Config;
 use super::toml_text::literal;
+use crate::files;
 
 /// The name that problems with the new value are reported under.
 const EDIT: &str = "edit";
@@ -30,7 +27,7 @@ pub fn write_key(file: &Path, key: &str, value: &str) -> Result<(), ConfigError>
         if changed == text {
             return Ok(());
         }
-        let replaced = replace(file, &text, &changed)
+        let replaced = files::replace_if(file, text.as_bytes(), changed.as_bytes())
             .map_err(|error| ConfigError::Write { file: file.to_owned(), reason: error.to_string() })?;
         if replaced {
             return Ok(());
@@ -91,48 +88,11 @@ fn put_below(
     put_below(table.get_mut(first)?.as_table_like_mut()?, rest, value, false)
 }
 
-/// Replaces a file's text, if it still is `expected`; whether it was. A link stays one: what it points at
-/// is replaced.
-fn replace(file: &Path, expected: &str, text: &str) -> io::Result<bool> {
-    let file = fs::canonicalize(file)?;
-    let aside = name_aside(&file);
-    let written = write_aside(&file, &aside, text).and_then(|()| {
-        let unchanged = fs::read(&file)? == expected.as_bytes();
-        if unchanged {
-            fs::rename(&aside, &file)?;
-        }
-        Ok(unchanged)
-    });
-    if !matches!(written, Ok(true)) {
-        // The first failure is the one to report; a leftover temporary file does no harm.
-        let _ = fs::remove_file(&aside);
-    }
-    if let (Ok(true), Some(folder)) = (&written, file.parent()) {
-        // Some file systems cannot sync a folder; the new text is in place either way.
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    }
-    written
-}
-
-fn name_aside(file: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut name = OsString::from(".");
-    name.push(file.file_name().unwrap_or_default());
-    name.push(format!(".{}-{count}.tmp", std::process::id()));
-    file.with_file_name(name)
-}
-
-fn write_aside(file: &Path, aside: &Path, text: &str) -> io::Result<()> {
-    let mut output = OpenOptions::new().write(true).create_new(true).open(aside)?;
-    output.set_permissions(fs::metadata(file)?.permissions())?;
-    output.write_all(text.as_bytes())?;
-    output.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
 
     use pretty_assertions::assert_eq;
 

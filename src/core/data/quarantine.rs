@@ -1,13 +1,13 @@
 //! Rows a person has set aside: `quarantine.json` in the project, a JSON list of row hashes.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::DataError;
+use crate::files::{self, Access};
+use crate::json;
 use crate::text::clean_line;
-use crate::{files, json};
 
 const FILE: &str = "quarantine.json";
 /// Largest list that is read: a million rows.
@@ -66,21 +66,17 @@ impl Quarantine {
 
     /// Writes the list, replacing the file at once or not at all.
     pub fn save(&self) -> Result<(), DataError> {
-        let aside = self.path.with_extension(format!("json.{}", std::process::id()));
         let fail = |source| DataError::Write { path: self.path.clone(), source };
-        let text = serde_json::to_string_pretty(&self.hashes).map_err(|error| fail(error.into()))?;
-        let mut file = File::create(&aside).map_err(fail)?;
-        let written = writeln!(file, "{text}").and_then(|()| file.sync_all());
-        written.and_then(|()| fs::rename(&aside, &self.path)).map_err(|error| {
-            // The file aside is only litter; what matters is why the list could not be replaced.
-            let _ = fs::remove_file(&aside);
-            fail(error)
-        })
+        let mut text = serde_json::to_string_pretty(&self.hashes).map_err(|error| fail(error.into()))?;
+        text.push('\n');
+        files::replace(&self.path, text.as_bytes(), Access::Shared).map_err(fail)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

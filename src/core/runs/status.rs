@@ -1,10 +1,7 @@
 //! `status.json`: where a run stands, replaced atomically by the engine.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -15,7 +12,7 @@ use super::RunError;
 use super::number::Number;
 use super::process::{Host, ProcessIdentity};
 use super::time::{self, millis, optional_millis};
-use crate::files;
+use crate::files::{self, Access};
 
 /// How old the heartbeat of a run on another machine may be before the run counts as lost.
 pub const HEARTBEAT_LIMIT: Duration = Duration::from_mins(1);
@@ -307,30 +304,18 @@ impl Status {
     }
 }
 
-static WRITTEN_BESIDE: AtomicU64 = AtomicU64::new(0);
-
-/// Replaces a small file as a whole: written beside it, synced, renamed over it. Readable and writable by
-/// the user alone.
+/// Replaces a small file of a run, readable by the user alone.
 pub fn replace_file(path: &Path, content: &[u8]) -> Result<(), RunError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Two threads may replace the same file at once: each writes beside it under a name of its own.
-    let number = WRITTEN_BESIDE.fetch_add(1, Ordering::Relaxed);
-    let beside = path.with_file_name(format!(".{name}.{}-{number}.tmp", std::process::id()));
-    let written = (|| {
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    })();
-    written.map_err(|source| {
-        // The half-written file is of no use; failing to remove it changes nothing about the error.
-        let _ = fs::remove_file(&beside);
-        RunError::Io { doing: "write", path: path.to_owned(), source }
+    files::replace(path, content, Access::Private).map_err(|source| RunError::Io {
+        doing: "write",
+        path: path.to_owned(),
+        source,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::process::{Command, Stdio};
 
     use jiff::SignedDuration;

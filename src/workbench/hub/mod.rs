@@ -15,6 +15,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use luthier_core::files::{Access, replace};
 use luthier_core::machine;
 use luthier_core::model::hub::{HubCache, HubModel};
 use luthier_core::model::shard_names;
@@ -191,9 +192,5 @@ fn note_commit(root: &Path, reference: &Path, commit: &str) -> Result<(), HubErr
         fs::remove_dir_all(reference).map_err(HubError::file("replace", reference))?;
     }
     fs::create_dir_all(folder).map_err(HubError::file("make", folder))?;
-    let mut aside = reference.as_os_str().to_owned();
-    aside.push(format!(".{}.tmp", std::process::id()));
-    fs::write(&aside, commit)
-        .and_then(|()| fs::rename(&aside, reference))
-        .map_err(HubError::file("write", reference))
+    replace(reference, commit.as_bytes(), Access::Shared).map_err(HubError::file("write", reference))
 }

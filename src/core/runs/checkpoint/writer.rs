@@ -12,6 +12,7 @@ use super::{
     CHECKPOINT_FOLDER, Checkpoint, CheckpointError, MANIFEST_FILE, Manifest, ManifestEntry, Result,
     hash_file, io_error, is_plain_name, time,
 };
+use crate::files;
 
 /// Writes a checkpoint beside the published ones and publishes it whole: until [`CheckpointWriter::finish`]
 /// returns, whatever happens leaves the checkpoints before it as they were. Removed when dropped unfinished.
@@ -71,12 +72,12 @@ impl CheckpointWriter {
         let published = folder.join(format!("step-{}", self.step));
         let mut stage = |stage| watch(stage).map_err(io_error("publish", &published));
         stage(Stage::SyncFolder)?;
-        sync_folder(&self.aside)?;
+        files::sync_folder(&self.aside).map_err(io_error("sync", &self.aside))?;
         stage(Stage::Publish)?;
-        let replaced = exchange(&self.aside, &published).map_err(io_error("publish", &published))?;
+        let replaced = files::exchange(&self.aside, &published).map_err(io_error("publish", &published))?;
         self.published = true;
         stage(Stage::SyncParent)?;
-        sync_folder(&folder)?;
+        files::sync_folder(&folder).map_err(io_error("sync", &folder))?;
         stage(Stage::RemoveReplaced)?;
         if replaced {
             fs::remove_dir_all(&self.aside).map_err(io_error("remove", &self.aside))?;
@@ -143,30 +144,4 @@ pub(super) enum Stage {
     Publish,
     SyncParent,
     RemoveReplaced,
-}
-
-fn sync_folder(path: &Path) -> Result<()> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(io_error("sync", path))
-}
-
-/// Moves `aside` to `published`; where that exists already, the two change places in one operation, and the
-/// answer is `true`.
-fn exchange(aside: &Path, published: &Path) -> io::Result<bool> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-
-    if !published.exists() {
-        return fs::rename(aside, published).map(|()| false);
-    }
-    match renameat_with(CWD, aside, CWD, published, RenameFlags::EXCHANGE) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            // File systems such as NFS know no exchange: the old one is out of sight for a moment, and a
-            // kill in it is mended by the next start's sweep.
-            let old = aside.with_extension("old.tmp");
-            fs::rename(published, &old)?;
-            fs::rename(aside, published)?;
-            fs::rename(&old, aside).map(|()| true)
-        }
-        Err(error) => Err(error.into()),
-    }
 }

@@ -1,13 +1,15 @@
 //! Every function of the C++ seam against plain ATen operations, values and gradients.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use luthier_core::config::Config;
 use luthier_core::runs::FailureClass;
 use luthier_engine::csrc::{Head, Through};
 use luthier_engine::error::EngineError;
-use luthier_engine::{csrc, ops};
+use luthier_engine::{csrc, device, ops};
 use tch::{Device, Kind, Tensor};
 
 use crate::support::distance;
@@ -524,19 +526,24 @@ fn flags_hold_for_the_process_and_can_be_taken_back() {
         let index = Tensor::from_slice(&[0_i64, 0]);
         Tensor::zeros([2], CPU).f_put_(&index, &Tensor::from_slice(&[1.0_f32, 2.0]), false)
     };
+    let prepare = |setting: &str| {
+        let set = ["model.path=m", "data.train=t", setting].map(str::to_owned);
+        let config = Config::parse("", Path::new("luthier.toml"), &set).unwrap();
+        device::prepare(&config, Device::Cuda(0)).unwrap();
+    };
     assert!(twice().is_ok());
-    csrc::set_deterministic(true).unwrap();
+    prepare("train.deterministic=true");
     assert!(twice().unwrap_err().to_string().contains("deterministic"));
-    csrc::set_deterministic(false).unwrap();
+    prepare("train.deterministic=false");
     assert!(twice().is_ok());
     // TF32 is a GPU's: what a CPU computes stays as exact as it was.
     let (a, b) = (normal(&[64, 64], 1, Kind::Float), normal(&[64, 64], 2, Kind::Float));
     let exact = a.matmul(&b);
     assert!(!csrc::tf32().unwrap());
-    csrc::set_tf32(true).unwrap();
+    prepare("model.tf32=true");
     assert!(csrc::tf32().unwrap());
     assert!(distance(&a.matmul(&b), &exact) <= 1e-5);
-    csrc::set_tf32(false).unwrap();
+    prepare("model.tf32=false");
     assert!(!csrc::tf32().unwrap());
     assert_eq!(a.matmul(&b), exact);
 }

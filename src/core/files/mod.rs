@@ -1,11 +1,14 @@
-//! The one place where files that others wrote are opened: ordinary ones only, no more of them than is bounded, and of
-//! a folder only what lies in it.
+//! Opens files that others wrote (ordinary ones only, up to a size limit, and of a folder only what lies in it), and
+//! replaces files and folders as a whole.
+
+mod replace;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
+pub use replace::{Access, exchange, replace, replace_folder, replace_if, sync_folder};
 use rustix::fs::OFlags;
 
 /// Opens an ordinary file for reading and tells its size. Whatever else stands there is refused: a pipe would block
