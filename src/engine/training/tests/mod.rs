@@ -2,6 +2,7 @@
 
 mod labels;
 mod preferences;
+mod settings;
 
 use std::fs;
 use std::path::Path;
