@@ -20,6 +20,7 @@ use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
 use crate::methods::method_of;
 use crate::models::Model;
+use crate::process::peak_memory;
 use crate::step::adamw::{AdamW, EPSILON};
 use crate::step::batch::{Beginnings, collate};
 use crate::step::phases::Phases;
@@ -374,12 +375,4 @@ fn random_row(vocabulary: usize, length: usize, step: usize, row: usize) -> Enco
 fn random_ids(vocabulary: usize, length: usize, step: usize, row: usize) -> Vec<u32> {
     let seed = derive(derive(1, step as u64), row as u64);
     (0..length).map(|place| (unit(derive(seed, place as u64)) * vocabulary as f64) as u32).collect()
-}
-
-/// `VmHWM` of this process, in bytes; 0 where the system does not say.
-pub fn peak_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kilobytes.map_or(0, |kilobytes| kilobytes.saturating_mul(1024))
 }

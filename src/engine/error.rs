@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use luthier_core::model::ModelError;
 use luthier_core::runs::FailureClass;
-use tch::TchError;
+use tch::{TchError, Tensor};
 
 /// Result of engine work.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
@@ -104,6 +104,11 @@ impl EngineError {
         }
     }
 
+    /// Operands of `operation` that do not fit.
+    pub fn mismatch(operation: &str, operands: &[&Tensor], message: &str) -> Self {
+        Self::torch(describe(operation, operands), message)
+    }
+
     /// The same error with the module it happened in.
     #[must_use]
     pub fn within(mut self, module: &str) -> Self {
@@ -159,6 +164,13 @@ fn listed(problems: &[String]) -> String {
         0 => named,
         more => format!("{named}; and {more} more"),
     }
+}
+
+/// An operation with the types and shapes of its operands.
+pub(crate) fn describe(operation: &str, operands: &[&Tensor]) -> String {
+    let shapes: Vec<String> =
+        operands.iter().map(|tensor| format!("{:?} {:?}", tensor.kind(), tensor.size())).collect();
+    if shapes.is_empty() { operation.into() } else { format!("{operation} ({})", shapes.join(", ")) }
 }
 
 /// Sorts a failure of `operation`.

@@ -6,22 +6,11 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::csrc;
-use crate::error::{EngineError, Result, from_tch};
+use crate::error::{EngineError, Result, describe, from_tch};
 
 /// Labels a failure with the operation and the shapes and types of its operands.
 fn labelled<T>(operation: &str, operands: &[&Tensor], result: Result<T, TchError>) -> Result<T> {
     result.map_err(|error| from_tch(describe(operation, operands), &error))
-}
-
-fn describe(operation: &str, operands: &[&Tensor]) -> String {
-    let shapes: Vec<String> =
-        operands.iter().map(|tensor| format!("{:?} {:?}", tensor.kind(), tensor.size())).collect();
-    if shapes.is_empty() { operation.into() } else { format!("{operation} ({})", shapes.join(", ")) }
-}
-
-/// An error for operands that do not fit.
-pub(crate) fn mismatch(operation: &str, operands: &[&Tensor], message: &str) -> EngineError {
-    EngineError::torch(describe(operation, operands), message)
 }
 
 /// Zeros.
@@ -206,7 +195,7 @@ pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
 /// The largest absolute difference in f32, 0 between empty tensors. Waits for the device.
 pub fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
     if a.size() != b.size() {
-        return Err(mismatch("distance", &[a, b], "they differ in shape"));
+        return Err(EngineError::mismatch("distance", &[a, b], "they differ in shape"));
     }
     if a.numel() == 0 {
         return Ok(0.0);

@@ -4,7 +4,8 @@ use luthier_core::data::EncodedRow;
 use tch::{Device, Tensor};
 
 use crate::error::{EngineError, Result};
-use crate::models::{Active, Model, Pass, head};
+use crate::layers::{Active, Pass};
+use crate::models::{Model, head};
 use crate::ops;
 use crate::step::batch::{Batch, Beginnings, Sequence, lay_out};
 

@@ -16,7 +16,8 @@ use luthier_core::runs::{Metrics, RunDir};
 
 use crate::base::Base;
 use crate::error::Result;
-use crate::models::{Active, Model};
+use crate::layers::Active;
+use crate::models::Model;
 use crate::step::{Launch, Launched, Learner, Settings};
 
 /// Tokens of held-out rows in one forward pass.

@@ -18,7 +18,8 @@ use super::answers::{Answers, by_side, split_sides};
 use super::{Progress, parts};
 use crate::base::Base;
 use crate::error::{EngineError, Result};
-use crate::models::{Active, Model};
+use crate::layers::Active;
+use crate::models::Model;
 use crate::ops;
 use crate::step::batch::Beginnings;
 

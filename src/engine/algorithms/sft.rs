@@ -5,7 +5,8 @@ use tch::Tensor;
 
 use super::{Algorithm, HeldOut, Progress, metrics, parts};
 use crate::error::Result;
-use crate::models::{Active, Model, Pass, head};
+use crate::layers::{Active, Pass};
+use crate::models::{Model, head};
 use crate::ops;
 use crate::step::batch::{Batch, Beginnings, collate};
 use crate::step::{Launch, Launched, Learner, Loss, Objective, Settings};

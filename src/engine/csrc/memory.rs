@@ -9,7 +9,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use tch::{Kind, Tensor};
 
 use super::{checked, luthier_borrow, owned};
-use crate::error::Result;
+use crate::error::{EngineError, Result, from_tch};
 
 /// Maps a whole file for reading.
 pub fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
@@ -103,9 +103,14 @@ impl Element for u8 {
     const KIND: Kind = Kind::Uint8;
 }
 
+/// Zeros on the CPU.
+pub(super) fn zeros(shape: &[i64], kind: Kind) -> Result<Tensor> {
+    Tensor::f_zeros(shape, (kind, tch::Device::Cpu)).map_err(|error| from_tch("zeros", &error))
+}
+
 /// A new CPU tensor whose elements `write` sets; they are zero before.
 pub fn fill<T: Element>(shape: &[i64], write: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Tensor> {
-    let tensor = crate::ops::zeros(shape, T::KIND, tch::Device::Cpu)?;
+    let tensor = zeros(shape, T::KIND)?;
     let length = tensor.numel();
     if length > 0 {
         // SAFETY: a new tensor is contiguous, holds `length` elements of `T`'s layout, is zeroed, and has no other
@@ -118,7 +123,11 @@ pub fn fill<T: Element>(shape: &[i64], write: impl FnOnce(&mut [T]) -> Result<()
 /// What `look` makes of the elements of a contiguous f32 tensor on the CPU, in row-major order.
 pub fn with_floats<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
     if x.kind() != Kind::Float || x.device() != tch::Device::Cpu || !x.is_contiguous() {
-        return Err(crate::ops::mismatch("with_floats", &[x], "f32 in row-major order on the CPU is needed"));
+        return Err(EngineError::mismatch(
+            "with_floats",
+            &[x],
+            "f32 in row-major order on the CPU is needed",
+        ));
     }
     if x.numel() == 0 {
         return Ok(look(&[]));

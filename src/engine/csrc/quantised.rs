@@ -96,7 +96,7 @@ pub fn blocks_decode(
     Ok(owned(out))
 }
 
-/// A matrix in NF4 with the tables that decode it, as [`crate::weights::nf4`] describes them; all on one device.
+/// A matrix in NF4 with the tables that decode it, laid out as `weights/nf4.rs` describes; all on one device.
 #[derive(Debug, Clone, Copy)]
 pub struct Nf4Matrix<'a> {
     /// uint8, two elements each.

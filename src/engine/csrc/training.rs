@@ -5,6 +5,7 @@ use std::ptr::null_mut;
 
 use tch::{Kind, Tensor};
 
+use super::memory::zeros;
 use super::{
     Pointer, checked, luthier_adamw, luthier_backward, luthier_clip, luthier_dropout_mask, luthier_grad_norm,
     luthier_linear_cross_entropy, owned, pointer, pointers,
@@ -84,7 +85,7 @@ pub fn adamw(parameters: &[Moments], settings: &AdamW, left_out: &Tensor) -> Res
 /// Euclidean norm of all gradients together: a 0-dimensional f32 tensor on their device, so that nothing waits for it.
 pub fn grad_norm(gradients: &[Tensor]) -> Result<Tensor> {
     if gradients.is_empty() {
-        return crate::ops::zeros(&[], Kind::Float, tch::Device::Cpu);
+        return zeros(&[], Kind::Float);
     }
     let list = pointers(gradients);
     let mut out = null_mut();

@@ -14,11 +14,11 @@ use serde::Serialize;
 use super::{Asked, Question, Replying, answer};
 use crate::algorithms::algorithm_of;
 use crate::base::{Base, data_error, model_files};
-use crate::bench::peak_memory;
 use crate::error::{EngineError, Result};
 use crate::generation::Sampling;
-use crate::methods::{self, Adapter};
-use crate::models::Active;
+use crate::layers::{Active, Adapter};
+use crate::methods;
+use crate::process::peak_memory;
 
 /// What to evaluate.
 #[derive(Debug, Clone)]

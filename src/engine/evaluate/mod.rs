@@ -14,7 +14,7 @@ pub use compare::{Comparison, Request, SideReport, compare};
 use crate::base::Base;
 use crate::error::Result;
 use crate::generation::{self, Ended, Sampling};
-use crate::methods::Adapter;
+use crate::layers::Adapter;
 
 /// Rows that generate at the same time.
 const ROWS_AT_ONCE: usize = 24;

@@ -10,8 +10,8 @@ use super::{Request, compare};
 use crate::algorithms::sft::Sft;
 use crate::algorithms::{Algorithm, TOKENS_AT_ONCE, parts};
 use crate::base::{Base, model_files};
+use crate::layers::Active;
 use crate::methods::{self, Purpose, method_of};
-use crate::models::Active;
 use crate::testing::Project;
 
 fn go_on(_: usize) -> ControlFlow<()> {

@@ -1,6 +1,5 @@
 //! Rows in, tokens out: ids only, several rows and several adapters in one batch over one set of base weights.
 
-mod cache;
 mod sample;
 
 use std::ops::ControlFlow;
@@ -8,14 +7,12 @@ use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
-pub use cache::KvCache;
-pub(crate) use cache::LayerCache;
 use luthier_core::random;
 pub use sample::Sampling;
 
 use crate::error::{EngineError, Result};
-use crate::methods::Adapter;
-use crate::models::{Active, Mask, Model, Pass};
+use crate::layers::{Active, Adapter, KvCache, Mask, Pass};
+use crate::models::Model;
 use crate::ops;
 
 /// What one row of a batch is to be continued with.
@@ -92,7 +89,7 @@ pub fn generate(
     if live.is_empty() {
         return Ok(completions.into_iter().flatten().collect());
     }
-    let mut cache = KvCache::new(model, live.len());
+    let mut cache = model.cache(live.len());
     let prompts: Vec<&[u32]> = live.iter().map(|row| rows[row.index].prompt).collect();
     let mut last = prefill(model, &prompts, &adapters(rows, &live), &mut cache)?;
     loop {
@@ -201,7 +198,7 @@ fn decode(
     };
     for (place, row) in live.iter().enumerate().filter(|(place, _)| grown[*place]) {
         let sequence = [rows[row.index].prompt, &row.tokens].concat();
-        let mut own = KvCache::new(model, 1);
+        let mut own = model.cache(1);
         let hidden = prefill(model, &[&sequence], &adapters[place..=place], &mut own)?;
         cache.adopt(place, &own)?;
         if place < last.len() {

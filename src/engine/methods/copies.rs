@@ -11,9 +11,10 @@ use tch::{Kind, Tensor};
 use super::peft::Weights;
 use super::trained;
 use crate::error::Result;
+use crate::layers::Linear;
 use crate::models::Model;
 use crate::ops;
-use crate::weights::{Linear, Loader};
+use crate::weights::Loader;
 
 /// Trained copies by the Hugging Face name of what they stand for.
 #[derive(Debug, Default)]

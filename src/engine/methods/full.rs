@@ -11,11 +11,12 @@ use tch::{Kind, Tensor};
 
 use super::copies::Copies;
 use super::peft::refusal;
-use super::{Adapter, Form, Method, Parameters, Purpose};
+use super::{Method, Purpose};
 use crate::error::{EngineError, Result};
+use crate::layers::{Adapter, Form, Linear, Parameters};
 use crate::models::Model;
 use crate::ops;
-use crate::weights::{Linear, safetensors};
+use crate::weights::safetensors;
 
 /// The weights of a model folder.
 pub(super) const WEIGHTS: &str = "model.safetensors";

@@ -11,11 +11,11 @@ use tch::{Kind, Tensor};
 
 use super::copies::Copies;
 use super::peft::{self, PREFIX};
-use super::{Adapter, Folded, Form, Method, Parameters, linear_of, names_of, trained, wrong_targets};
+use super::{Method, linear_of, names_of, trained, wrong_targets};
 use crate::error::Result;
-use crate::models::{Model, Noise};
+use crate::layers::{Adapter, Folded, Form, Linear, Noise, Parameters};
+use crate::models::Model;
 use crate::ops;
-use crate::weights::Linear;
 
 /// PEFT's name for it.
 pub(super) const PEFT_TYPE: &str = "IA3";

@@ -11,8 +11,8 @@ use luthier_core::model::{AdapterFiles, families};
 use serde_json::{Map, Value};
 use tch::Tensor;
 
-use super::Parameters;
 use crate::error::{EngineError, Result};
+use crate::layers::Parameters;
 use crate::models::Model;
 use crate::ops;
 use crate::weights::safetensors::{self, Stored};

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use super::peft;
-use super::{Adapter, Form, Method, Parameters, normal, trained};
+use super::{Method, normal, trained};
 use crate::error::{EngineError, Result};
+use crate::layers::{Adapter, Form, Parameters};
 use crate::models::Model;
 use crate::ops;
 

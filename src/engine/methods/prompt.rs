@@ -10,8 +10,9 @@ use tch::Tensor;
 
 use super::peft;
 use super::prefix::{EMBEDDINGS, LONGEST};
-use super::{Adapter, Form, Method, Parameters, normal, trained};
+use super::{Method, normal, trained};
 use crate::error::Result;
+use crate::layers::{Adapter, Form, Parameters};
 use crate::models::Model;
 
 /// PEFT's name for it.

@@ -12,8 +12,8 @@ use super::documents::Documents;
 use super::frame::{Frame, View};
 use super::norm::Norm;
 use crate::error::{EngineError, Result};
-use crate::generation::LayerCache;
-use crate::weights::{Linear, Loader};
+use crate::layers::{LayerCache, Linear};
+use crate::weights::Loader;
 use crate::{csrc, ops};
 
 pub(super) struct Attention {
@@ -54,11 +54,13 @@ impl Attention {
         let bias = spec.input_bias;
         let projections = match spec.qkv {
             Qkv::Split => Projections::Split(Box::new(Split {
-                query: loader.linear(&module(Role::Query)?, bias)?,
-                key: loader.linear(&module(Role::Key)?, bias)?,
-                value: loader.linear(&module(Role::Value)?, bias)?,
+                query: Linear::load(loader, &module(Role::Query)?, bias)?,
+                key: Linear::load(loader, &module(Role::Key)?, bias)?,
+                value: Linear::load(loader, &module(Role::Value)?, bias)?,
             })),
-            Qkv::Fused | Qkv::FusedByGroup => Projections::Fused(loader.linear(&module(Role::Qkv)?, bias)?),
+            Qkv::Fused | Qkv::FusedByGroup => {
+                Projections::Fused(Linear::load(loader, &module(Role::Qkv)?, bias)?)
+            }
         };
         let head_norms = match spec.head_norm {
             Some(norm) => Some((
@@ -71,7 +73,7 @@ impl Attention {
             Position::Linear => Some(ops::floats(&slopes(spec.heads), loader.device())?),
             Position::Rotary(_) | Position::Embedded => None,
         };
-        let output = loader.linear(&module(Role::Output)?, spec.output_bias)?;
+        let output = Linear::load(loader, &module(Role::Output)?, spec.output_bias)?;
         Ok(Self { spec: spec.clone(), layer, rope, slopes, projections, head_norms, output })
     }
 

@@ -19,9 +19,9 @@ use super::frame::Frame;
 use super::mlp::Mlp;
 use super::norm::Norm;
 use crate::error::{EngineError, Result};
-use crate::generation::LayerCache;
+use crate::layers::{LayerCache, Linear};
 use crate::ops;
-use crate::weights::{Linear, Loader};
+use crate::weights::Loader;
 
 /// Names the module of a role in the layer that is loaded.
 pub(super) type Module<'a> = &'a dyn Fn(Role) -> Result<String>;

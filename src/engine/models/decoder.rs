@@ -9,11 +9,9 @@ use super::block::Block;
 use super::frame::Frame;
 use super::norm::Norm;
 use super::rope::Rope;
-use super::{Active, Mask, Noise, Pass};
 use crate::error::{EngineError, Result};
-use crate::generation::KvCache;
-use crate::methods::Adapter;
-use crate::weights::{Linear, Loader};
+use crate::layers::{Active, Adapter, KvCache, Linear, Mask, Pass};
+use crate::weights::Loader;
 use crate::{csrc, ops};
 
 /// A decoder-only language model on one device.
@@ -75,7 +73,7 @@ impl Model {
         let head_name = module(Role::Head)?;
         let head_weight =
             if architecture.tied_head { embedding_name.clone() } else { format!("{head_name}.weight") };
-        let head = loader.head(&head_name, head_weight, architecture.head_bias)?;
+        let head = Linear::load_head(&mut loader, &head_name, head_weight, architecture.head_bias)?;
         let embedding = if architecture.tied_head {
             head.weight().dense(kind)?
         } else {
@@ -147,7 +145,7 @@ impl Model {
             && self.files.architecture.layers.iter().all(|layer| is_usual(&layer.attention))
     }
 
-    /// Every linear layer that an adapter can act on, by [`crate::weights::Site`]; the head is the last.
+    /// Every linear layer that an adapter can act on, by [`crate::layers::Site`]; the head is the last.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(Block::linears).chain([&self.head])
     }
@@ -160,6 +158,11 @@ impl Model {
     /// The token embedding, `[V, H]`.
     pub fn embedding(&self) -> &Tensor {
         &self.embedding
+    }
+
+    /// An empty cache of `rows` rows.
+    pub fn cache(&self, rows: usize) -> KvCache {
+        KvCache::new(self.architecture(), rows, self.kind, self.device)
     }
 
     /// Final hidden states `[B, T, H]` (after the last norm, before the head) of `ids` `[B, T]` int64. With a cache, the
@@ -272,7 +275,7 @@ impl Model {
 
     fn frame<'a>(&self, ids: &Tensor, pass: &'a Pass<'a>, cache: Option<&KvCache>) -> Result<Frame<'a>> {
         let Ok((rows, columns)) = ids.size2() else {
-            return Err(ops::mismatch("hidden", &[ids], "ids must be of shape [rows, columns]"));
+            return Err(EngineError::mismatch("hidden", &[ids], "ids must be of shape [rows, columns]"));
         };
         Frame::new([rows, columns], pass, &self.ropes, self.kind, cache)
     }
@@ -357,7 +360,7 @@ impl Model {
     /// A cache of one row that holds an adapter's virtual tokens, which begin a sequence of `length` tokens.
     fn virtual_tokens(&self, adapter: &dyn Adapter, length: i64) -> Result<KvCache> {
         let count = adapter.virtual_tokens() as i64;
-        let mut cache = KvCache::new(self, 1);
+        let mut cache = self.cache(1);
         let Some(prompt) = adapter.prompt() else {
             let mut prefixes = Vec::with_capacity(self.blocks.len());
             for layer in 0..self.blocks.len() {
@@ -386,12 +389,5 @@ impl Model {
         let x = self.place(ops::to_kind(prompt, self.kind)?, &frame)?;
         drop(self.walk(x, &frame, Some(&mut cache))?);
         Ok(cache)
-    }
-}
-
-impl Noise {
-    /// The seed of the random numbers of one module.
-    pub fn at(self, module: &str) -> u64 {
-        luthier_core::random::derive_name(self.seed, module)
     }
 }

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use tch::{Device, Tensor};
 
-use super::Document;
 use crate::csrc;
 use crate::error::Result;
+use crate::layers::Document;
 use crate::ops;
 
 /// Documents whose own tokens lie end to end; N of those in all. L: tokens of all documents together, each as often as it

@@ -4,10 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::documents::Documents;
 use super::rope::Rope;
-use super::{Active, Mask, Pass};
 use crate::error::{EngineError, Result};
-use crate::generation::KvCache;
-use crate::methods::Adapter;
+use crate::layers::{Active, Adapter, KvCache, Mask, Pass};
 use crate::ops;
 
 /// One forward's view of its tokens. Hidden states are `[N, H]`, N = rows × width, row-major.
@@ -61,7 +59,7 @@ impl<'a> Frame<'a> {
     ) -> Result<Self> {
         if pass.positions.size() != [rows, columns] {
             let message = format!("ids and positions must be of one shape, here [{rows}, {columns}]");
-            return Err(ops::mismatch("hidden", &[pass.positions], &message));
+            return Err(EngineError::mismatch("hidden", &[pass.positions], &message));
         }
         let device = pass.positions.device();
         let view = match (pass.mask, cache) {
@@ -74,7 +72,7 @@ impl<'a> Frame<'a> {
             (Mask::Documents(lengths), None) => {
                 if lengths.iter().any(|&length| length < 1) || lengths.iter().sum::<i64>() != rows * columns {
                     let message = format!("the lengths of documents must sum to {}", rows * columns);
-                    return Err(ops::mismatch("hidden", &[pass.positions], &message));
+                    return Err(EngineError::mismatch("hidden", &[pass.positions], &message));
                 }
                 View::Documents(Documents::alone(lengths.iter().copied(), device)?)
             }
@@ -82,7 +80,7 @@ impl<'a> Frame<'a> {
                 if !Documents::describe(documents, rows * columns) {
                     let message =
                         format!("documents must share what comes before them, and sum to {}", rows * columns);
-                    return Err(ops::mismatch("hidden", &[pass.positions], &message));
+                    return Err(EngineError::mismatch("hidden", &[pass.positions], &message));
                 }
                 View::Documents(Documents::new(documents.to_vec(), device)?)
             }

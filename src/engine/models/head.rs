@@ -2,10 +2,10 @@
 
 use tch::{Device, Tensor};
 
-use super::{Active, Model};
+use super::Model;
 use crate::csrc::{self, CrossEntropy, Through};
 use crate::error::{EngineError, Result};
-use crate::methods::Folded;
+use crate::layers::{Active, Folded};
 use crate::ops;
 
 /// Label of a token that is not trained on, as in transformers.

@@ -4,11 +4,11 @@ use luthier_core::model::architecture::{Activation, Mlp as Spec};
 use luthier_core::model::roles::Role;
 use tch::Tensor;
 
-use super::Pass;
 use super::block::Module;
 use crate::error::Result;
+use crate::layers::{Linear, Pass};
 use crate::ops;
-use crate::weights::{Linear, Loader};
+use crate::weights::Loader;
 
 pub(super) enum Mlp {
     /// `down(activation(gate(x)) · up(x))`
@@ -24,19 +24,19 @@ impl Mlp {
         match spec {
             Spec::Gated { activation, bias, .. } => Ok(Self::Gated {
                 activation,
-                gate: loader.linear(&module(Role::Gate)?, bias)?,
-                up: loader.linear(&module(Role::Up)?, bias)?,
-                down: loader.linear(&module(Role::Down)?, bias)?,
+                gate: Linear::load(loader, &module(Role::Gate)?, bias)?,
+                up: Linear::load(loader, &module(Role::Up)?, bias)?,
+                down: Linear::load(loader, &module(Role::Down)?, bias)?,
             }),
             Spec::GatedFused { activation, bias, .. } => Ok(Self::GatedFused {
                 activation,
-                gate_up: loader.linear(&module(Role::GateUp)?, bias)?,
-                down: loader.linear(&module(Role::Down)?, bias)?,
+                gate_up: Linear::load(loader, &module(Role::GateUp)?, bias)?,
+                down: Linear::load(loader, &module(Role::Down)?, bias)?,
             }),
             Spec::Plain { activation, bias, .. } => Ok(Self::Plain {
                 activation,
-                up: loader.linear(&module(Role::Up)?, bias)?,
-                down: loader.linear(&module(Role::Down)?, bias)?,
+                up: Linear::load(loader, &module(Role::Up)?, bias)?,
+                down: Linear::load(loader, &module(Role::Down)?, bias)?,
             }),
         }
     }

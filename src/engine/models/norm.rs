@@ -3,8 +3,8 @@
 use luthier_core::model::architecture::Norm as Spec;
 use tch::{Kind, Tensor};
 
-use super::Pass;
 use crate::error::Result;
+use crate::layers::Pass;
 use crate::ops;
 use crate::weights::Loader;
 

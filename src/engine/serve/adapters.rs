@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use luthier_core::runs::weights_fingerprint;
 
 use crate::error::{EngineError, Result};
-use crate::methods::{self, Adapter};
+use crate::layers::Adapter;
+use crate::methods;
 use crate::models::Model;
 
 /// Adapters kept at a time.

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use crate::csrc::{self, Moments};
 use crate::error::{EngineError, Result};
-use crate::methods::Parameters;
+use crate::layers::Parameters;
 use crate::ops;
 
 /// Added to the root of the second moment, as in PyTorch and transformers.

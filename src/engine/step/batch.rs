@@ -10,9 +10,9 @@ use luthier_core::data::EncodedRow;
 use tch::{Device, Tensor};
 
 use crate::error::{EngineError, Result};
-use crate::methods::Adapter;
+use crate::layers::{Adapter, Document, Mask};
+use crate::models::Model;
 use crate::models::head::Targets;
-use crate::models::{Document, Mask, Model};
 use crate::ops;
 
 /// Tokens are shared where that spares at least one in so many, and attention, too, is computed once for them: laying out

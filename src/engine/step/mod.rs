@@ -13,8 +13,8 @@ use batch::Batch;
 use phases::{Marks, Phases};
 
 use crate::error::Result;
-use crate::methods::{Adapter, Parameters};
-use crate::models::{Active, Model, Noise, Pass};
+use crate::layers::{Active, Adapter, Noise, Parameters, Pass};
+use crate::models::Model;
 use crate::{csrc, ops};
 
 /// What a step's loss is. Units are counted before any forward, so that each micro-batch can add its own sum over the

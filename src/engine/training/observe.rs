@@ -17,8 +17,7 @@ use crate::base::{Base, data_error};
 use crate::error::{EngineError, Result};
 use crate::evaluate::{Asked, Question, Replying, answer};
 use crate::generation::Sampling;
-use crate::methods::Adapter;
-use crate::models::Active;
+use crate::layers::{Active, Adapter};
 
 /// Prompts of the suite that are answered at a sample point.
 const SUITE_PROMPTS: usize = 4;

@@ -6,7 +6,8 @@ use std::path::Path;
 use luthier_core::files::replace_folder;
 
 use crate::error::{EngineError, Result};
-use crate::methods::{self, Adapter, Purpose};
+use crate::layers::Adapter;
+use crate::methods::{self, Purpose};
 
 /// Why a folder could not be replaced.
 enum Refused {

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::alerts::{OverfitWatch, SpikeWatch};
 use crate::error::{EngineError, Result};
-use crate::methods::{self, Adapter, Method, Purpose};
+use crate::layers::Adapter;
+use crate::methods::{self, Method, Purpose};
 use crate::models::Model;
 use crate::step::adamw::AdamW;
 use crate::weights::safetensors;

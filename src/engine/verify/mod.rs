@@ -13,9 +13,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::base::{device_name, dtype_name};
 use crate::error::{EngineError, Result};
-use crate::generation::{KvCache, Row, Sampling, generate};
+use crate::generation::{Row, Sampling, generate};
+use crate::layers::{Active, Mask, Pass};
+use crate::models::Model;
 use crate::models::head::{IGNORED, Targets, loss_sum};
-use crate::models::{Active, Mask, Model, Pass};
 use crate::ops;
 use reference::{Continuation, Reference};
 
@@ -175,7 +176,7 @@ fn cached(model: &Model, reference: &Reference) -> Result<Tensor> {
     let longest = reference.lengths.iter().copied().max().unwrap_or_default();
     let mut parts = Vec::new();
     for (row, &length) in reference.lengths.iter().enumerate() {
-        let mut cache = KvCache::new(model, 1);
+        let mut cache = model.cache(1);
         cache.expect(&[longest]);
         let half = (length / 2).max(1);
         let pieces = std::iter::once((0, half)).chain((half..length).map(|start| (start, 1)));

@@ -9,7 +9,7 @@ use memmap2::Mmap;
 use tch::{Device, Kind, Tensor};
 
 use super::dequantise::decode;
-use super::linear::{Dense, Linear, Site, Weight};
+use super::matrix::{Dense, Weight};
 use super::nf4;
 use super::quantised::{Nf4, Stored, Tables};
 use crate::error::{EngineError, Result};
@@ -22,7 +22,7 @@ pub struct Loader<'a> {
     device: Device,
     kind: Kind,
     quantiser: Quantiser,
-    sites: usize,
+    numbered: usize,
     bytes: Cell<u64>,
 }
 
@@ -54,7 +54,7 @@ impl<'a> Loader<'a> {
             Quantisation::Nf4 => Quantiser::Nf4(Tables::new(device)?),
             Quantisation::AsStored => Quantiser::AsStored,
         };
-        Ok(Self { files, maps, device, kind, quantiser, sites: 0, bytes: Cell::new(0) })
+        Ok(Self { files, maps, device, kind, quantiser, numbered: 0, bytes: Cell::new(0) })
     }
 
     /// Where tensors go.
@@ -74,21 +74,34 @@ impl<'a> Loader<'a> {
         Ok(tensor)
     }
 
-    /// The next linear layer, of this module name, its weight held as the quantisation says; layers must be asked for in the
-    /// order of their sites.
-    pub fn linear(&mut self, module: &str, has_bias: bool) -> Result<Linear> {
-        let name = format!("{module}.weight");
-        let weight = match self.quantised(&name)? {
-            Some(weight) => weight,
-            None => Weight::Dense(self.dense(&name)?),
-        };
-        self.with_bias(module, name, weight, has_bias)
+    /// The matrix of this Hugging Face name, held as the quantisation says.
+    pub fn matrix(&self, name: &str) -> Result<Weight> {
+        match self.quantised(name)? {
+            Some(weight) => Ok(weight),
+            None => self.dense_matrix(name),
+        }
     }
 
-    /// As [`Loader::linear`], for the head, which is always dense; a tied one has the embedding's weight.
-    pub fn head(&mut self, module: &str, weight_name: String, has_bias: bool) -> Result<Linear> {
-        let weight = Weight::Dense(self.dense(&weight_name)?);
-        self.with_bias(module, weight_name, weight, has_bias)
+    /// As [`Loader::matrix`], but dense whatever the quantisation.
+    pub fn dense_matrix(&self, name: &str) -> Result<Weight> {
+        let elements = self.tensor(name)?;
+        let beside = self.device == Device::Cpu;
+        let stored = self.stored(name)?.filter(|stored| beside && stored.can_multiply());
+        Ok(Weight::Dense(Dense::new(elements, stored)))
+    }
+
+    /// Rows and columns of a matrix.
+    pub fn features(&self, name: &str) -> Result<[usize; 2]> {
+        match self.entry(name)?.shape[..] {
+            [out_features, in_features] => Ok([out_features, in_features]),
+            _ => Err(self.damaged(format!("{name} is no matrix"))),
+        }
+    }
+
+    /// Counts the layers of the model that is being loaded: 0, then 1, and so on.
+    pub fn next_number(&mut self) -> usize {
+        self.numbered += 1;
+        self.numbered - 1
     }
 
     /// Bytes of everything that was handed out; of what stays mapped, in its file.
@@ -98,29 +111,6 @@ impl<'a> Loader<'a> {
 
     fn count(&self, bytes: u64) {
         self.bytes.set(self.bytes.get() + bytes);
-    }
-
-    fn with_bias(&mut self, module: &str, name: String, weight: Weight, has_bias: bool) -> Result<Linear> {
-        let features = self.features(&name)?;
-        let bias = has_bias.then(|| self.tensor(&format!("{module}.bias"))).transpose()?;
-        let site = Site(self.sites);
-        self.sites += 1;
-        Ok(Linear::new(site, module, features, weight, bias, name))
-    }
-
-    /// Rows and columns of a matrix.
-    fn features(&self, name: &str) -> Result<[usize; 2]> {
-        match self.entry(name)?.shape[..] {
-            [out_features, in_features] => Ok([out_features, in_features]),
-            _ => Err(self.damaged(format!("{name} is no matrix"))),
-        }
-    }
-
-    fn dense(&self, name: &str) -> Result<Dense> {
-        let elements = self.tensor(name)?;
-        let beside = self.device == Device::Cpu;
-        let stored = self.stored(name)?.filter(|stored| beside && stored.can_multiply());
-        Ok(Dense::new(elements, stored))
     }
 
     /// A matrix as the quantisation holds it; `None` where that is dense.

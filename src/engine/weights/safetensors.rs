@@ -83,7 +83,8 @@ pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Te
     for (name, tensor) in &tensors {
         let start = end;
         end += tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let dtype = dtype(tensor.kind()).ok_or_else(|| ops::mismatch("write", &[tensor], "no such dtype"))?;
+        let dtype =
+            dtype(tensor.kind()).ok_or_else(|| EngineError::mismatch("write", &[tensor], "no such dtype"))?;
         header.insert(
             (*name).to_owned(),
             json!({ "dtype": dtype, "shape": tensor.size(), "data_offsets": [start, end] }),

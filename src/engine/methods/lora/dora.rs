@@ -4,9 +4,9 @@ use tch::{Kind, Tensor};
 
 use super::super::trained;
 use crate::error::Result;
+use crate::layers::Linear;
 use crate::models::Model;
 use crate::ops;
-use crate::weights::Linear;
 
 /// The trained lengths of one layer's rows.
 #[derive(Debug)]

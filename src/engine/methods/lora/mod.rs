@@ -17,10 +17,10 @@ use tch::{Kind, Tensor};
 
 use super::copies::Copies;
 use super::peft::{self, PREFIX, Weights};
-use super::{Adapter, Folded, Form, Method, Parameters, linear_of, names_of, trained, wrong_targets};
+use super::{Method, linear_of, names_of, trained, wrong_targets};
 use crate::error::Result;
-use crate::models::{Model, Noise};
-use crate::weights::Linear;
+use crate::layers::{Adapter, Folded, Form, Linear, Noise, Parameters};
+use crate::models::Model;
 use crate::{csrc, ops};
 use dora::Magnitude;
 use settings::{Patterns, Settings};

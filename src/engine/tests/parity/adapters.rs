@@ -2,10 +2,11 @@
 
 use luthier_engine::csrc;
 use luthier_engine::error::EngineError;
+use luthier_engine::layers::{Active, Adapter, Mask, Noise, Pass};
 use luthier_engine::methods::lora::Lora;
-use luthier_engine::methods::{self, Adapter, LoraMethod, Method, Purpose};
+use luthier_engine::methods::{self, LoraMethod, Method, Purpose};
+use luthier_engine::models::Model;
 use luthier_engine::models::head::{Targets as LossTargets, loss_sum};
-use luthier_engine::models::{Active, Mask, Model, Noise, Pass};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 

@@ -4,8 +4,9 @@ use std::ops::ControlFlow;
 
 use luthier_core::model::Quantisation;
 use luthier_engine::generation::{Completion, Ended, Row, Sampling, generate};
-use luthier_engine::methods::{Adapter, Method};
-use luthier_engine::models::{Active, Model};
+use luthier_engine::layers::{Active, Adapter};
+use luthier_engine::methods::Method;
+use luthier_engine::models::Model;
 use tch::{Kind, Tensor};
 
 use crate::methods::each;

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use luthier_core::model::safetensors::Header;
 use luthier_core::model::{ModelFiles, Quantisation, Storage};
-use luthier_engine::models::{Active, Model};
+use luthier_engine::layers::Active;
+use luthier_engine::models::Model;
 use luthier_engine::weights::safetensors;
 use tch::{Device, Kind};
 

@@ -1,6 +1,6 @@
 //! The same tokens laid out in other ways: end to end, padded on the left, in pieces through a cache.
 
-use luthier_engine::models::{Active, Mask, Pass};
+use luthier_engine::layers::{Active, Mask, Pass};
 use tch::{Kind, Tensor};
 
 use crate::support::{columns, distance, distance_where, hidden, logits, logits_in_pieces, tensors, tiny};

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::csrc;
+use luthier_engine::layers::{Active, Mask, Pass};
 use luthier_engine::methods::{FullMethod, Method};
+use luthier_engine::models::Model;
 use luthier_engine::models::head::{Targets, loss_sum};
-use luthier_engine::models::{Active, Mask, Model, Pass};
 use luthier_engine::verify::{Report, Request, usual_tolerance, verify};
 use tch::{Device, Kind, Tensor};
 

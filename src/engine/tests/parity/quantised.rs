@@ -10,12 +10,13 @@ use luthier_core::model::{Arrangement, ModelFiles, Quantisation, Storage, Tensor
 use luthier_engine::algorithms::sft::Sft;
 use luthier_engine::csrc;
 use luthier_engine::generation::{Row, Sampling, generate};
-use luthier_engine::methods::{Adapter, LoraMethod, Method};
-use luthier_engine::models::{Active, Mask, Model, Pass};
+use luthier_engine::layers::{Active, Adapter, Linear, Mask, Pass};
+use luthier_engine::methods::{LoraMethod, Method};
+use luthier_engine::models::Model;
 use luthier_engine::step::adamw::AdamW;
 use luthier_engine::step::batch::{Beginnings, collate};
 use luthier_engine::step::{Launch, Learner, Measured, Outcome, Settings};
-use luthier_engine::weights::{Linear, Weight, safetensors};
+use luthier_engine::weights::{Weight, safetensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::references::families;

@@ -9,10 +9,10 @@ use luthier_core::data::EncodedRow;
 use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::csrc;
 use luthier_engine::generation::{Row, Sampling, generate};
-use luthier_engine::methods::Adapter;
+use luthier_engine::layers::{Active, Adapter};
 use luthier_engine::methods::lora::Lora;
+use luthier_engine::models::Model;
 use luthier_engine::models::head::{Targets, loss_sum};
-use luthier_engine::models::{Active, Model};
 use tch::{Device, Kind, Tensor};
 
 use crate::quantised::{assert_same_course, greedy};

@@ -2,7 +2,7 @@
 
 use luthier_core::data::EncodedRow;
 use luthier_engine::algorithms::sft::Sft;
-use luthier_engine::methods::Parameters;
+use luthier_engine::layers::Parameters;
 use luthier_engine::ops;
 use luthier_engine::step::adamw::AdamW;
 use luthier_engine::step::{Launch, Learner, Outcome};

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use luthier_core::config::{Config, MethodSection, Targets};
 use luthier_core::model::{ModelFiles, Quantisation};
-use luthier_engine::generation::KvCache;
-use luthier_engine::methods::{Adapter, Folded, Form, LoraMethod, Parameters};
-use luthier_engine::models::{Active, Mask, Model, Pass};
-use luthier_engine::weights::{Linear, safetensors};
+use luthier_engine::layers::{Active, Adapter, Folded, Form, Linear, Mask, Parameters, Pass};
+use luthier_engine::methods::LoraMethod;
+use luthier_engine::models::Model;
+use luthier_engine::weights::safetensors;
 use tch::{Device, Kind, Tensor};
 
 use crate::references::open;
@@ -175,7 +175,7 @@ pub fn logits_in_pieces(model: &Model, ids: &Tensor, pieces: &[i64]) -> Tensor {
     let _guard = tch::no_grad_guard();
     let (rows, width) = ids.size2().unwrap();
     let positions = columns(rows, width);
-    let mut cache = KvCache::new(model, rows as usize);
+    let mut cache = model.cache(rows as usize);
     let mut start = 0;
     let parts: Vec<Tensor> = pieces
         .iter()

@@ -29,7 +29,8 @@ use super::state::{Best, Identity, State, checkpoint_error};
 use crate::algorithms::{Algorithm, algorithm_of};
 use crate::base::Base;
 use crate::error::Result;
-use crate::methods::{Adapter, Method};
+use crate::layers::Adapter;
+use crate::methods::Method;
 
 /// How often the free space of the disk is looked at.
 const DISK_INTERVAL: Duration = Duration::from_secs(10);

@@ -2,90 +2,15 @@
 
 use tch::{Kind, Tensor};
 
-use super::quantised::{self, Nf4, Quantised, Stored};
+use super::pass::Run;
+use super::{Active, Adapter, Folded, Pass};
 use crate::error::Result;
-use crate::methods::{Adapter, Folded};
-use crate::models::{Active, Pass, Run};
-use crate::{csrc, ops};
+use crate::ops;
+use crate::weights::{Loader, Weight};
 
 /// Names a linear layer of one model by number, counted from 0 in the order of [`crate::models::Model::linears`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site(pub usize);
-
-/// A weight matrix `[out, in]`, in whichever way it is held.
-#[derive(Debug)]
-pub enum Weight {
-    /// One element after the other.
-    Dense(Dense),
-    /// In NF4.
-    Nf4(Nf4),
-    /// In the blocks that the file has it in.
-    Stored(Stored),
-}
-
-/// A matrix, one element after the other.
-#[derive(Debug)]
-pub struct Dense {
-    elements: Tensor,
-    /// The same numbers as the file has them, before they were rounded to the type of the others, which takes a fraction of
-    /// the memory traffic: generation multiplies with that.
-    stored: Option<Stored>,
-}
-
-impl Weight {
-    /// `x · weightᵀ + bias`: `[N, in]` → `[N, out]`
-    pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        match self {
-            Self::Dense(weight) => weight.linear(x, bias),
-            Self::Nf4(weight) => quantised::linear(weight, x, bias),
-            Self::Stored(weight) => quantised::linear(weight, x, bias),
-        }
-    }
-
-    /// The matrix with elements of type `kind`; a quantised one is decoded again each time.
-    pub fn dense(&self, kind: Kind) -> Result<Tensor> {
-        match self {
-            Self::Dense(weight) => ops::to_kind(&weight.elements, kind),
-            Self::Nf4(weight) => weight.dense(kind),
-            Self::Stored(weight) => weight.dense(kind),
-        }
-    }
-
-    /// Bytes it takes; of a mapped one, in its file.
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Self::Dense(weight) => ops::bytes_of(&weight.elements),
-            Self::Nf4(weight) => weight.bytes(),
-            Self::Stored(weight) => weight.bytes(),
-        }
-    }
-}
-
-impl Dense {
-    /// `stored` holds the same numbers.
-    pub(super) fn new(elements: Tensor, stored: Option<Stored>) -> Self {
-        Self { elements, stored }
-    }
-
-    /// The product with what an adapter adds, made at once; `None` where few tokens are better multiplied with what is
-    /// stored.
-    fn adapted(&self, x: &Tensor, bias: Option<&Tensor>, low_rank: csrc::LowRank) -> Result<Option<Tensor>> {
-        let few = x.size().first().is_some_and(|&tokens| tokens <= quantised::FEW_TOKENS);
-        if few || self.elements.kind() != x.kind() {
-            return Ok(None);
-        }
-        csrc::adapted_linear(x, &self.elements, bias, low_rank).map(Some)
-    }
-
-    fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let few = self.stored.as_ref().map(|stored| quantised::few(stored, x)).transpose()?.flatten();
-        match (few, bias) {
-            (Some(y), Some(bias)) => ops::add(&y, bias),
-            (Some(y), None) => Ok(y),
-            (None, bias) => ops::linear(x, &self.elements, bias),
-        }
-    }
-}
 
 /// A linear layer of the base model. Every product of activations with a block's weights, and with the head's, goes
 /// through [`Linear::forward`].
@@ -106,16 +31,32 @@ pub struct Linear {
 }
 
 impl Linear {
-    pub(super) fn new(
-        site: Site,
+    /// The layer of this module name, its weight held as the loader's quantisation says. Layers are loaded in the order of
+    /// their sites.
+    pub fn load(loader: &mut Loader, name: &str, has_bias: bool) -> Result<Self> {
+        let weight_name = format!("{name}.weight");
+        let weight = loader.matrix(&weight_name)?;
+        Self::with_bias(loader, name, weight_name, weight, has_bias)
+    }
+
+    /// As [`Linear::load`], for the head, which is always dense; a tied one has the embedding's weight.
+    pub fn load_head(loader: &mut Loader, name: &str, weight_name: String, has_bias: bool) -> Result<Self> {
+        let weight = loader.dense_matrix(&weight_name)?;
+        Self::with_bias(loader, name, weight_name, weight, has_bias)
+    }
+
+    fn with_bias(
+        loader: &mut Loader,
         name: &str,
-        [out_features, in_features]: [usize; 2],
-        weight: Weight,
-        bias: Option<Tensor>,
         weight_name: String,
-    ) -> Self {
+        weight: Weight,
+        has_bias: bool,
+    ) -> Result<Self> {
+        let [out_features, in_features] = loader.features(&weight_name)?;
         let tensors = [weight_name, format!("{name}.bias")];
-        Self { site, name: name.into(), in_features, out_features, weight, bias, tensors }
+        let bias = has_bias.then(|| loader.tensor(&tensors[1])).transpose()?;
+        let site = Site(loader.next_number());
+        Ok(Self { site, name: name.into(), in_features, out_features, weight, bias, tensors })
     }
 
     /// `[N, in]` → `[N, out]`, with the adapters of `pass`.
@@ -177,15 +118,15 @@ impl Linear {
         let x = input.as_ref().unwrap_or(x);
         let bias = self.bias_with(Some(adapter), x.kind())?;
         let noise = pass.noise.as_ref();
-        let y = match (adapter.weight(self), adapter.low_rank(self, noise), &self.weight) {
-            (Some(weight), ..) => ops::linear(x, &ops::to_kind(weight, x.kind())?, bias.as_ref())?,
-            (None, Some(low_rank), Weight::Dense(weight)) => {
-                if let Some(y) = weight.adapted(x, bias.as_ref(), low_rank)? {
-                    return Ok(y);
-                }
-                self.weight.linear(x, bias.as_ref())?
+        let y = if let Some(weight) = adapter.weight(self) {
+            ops::linear(x, &ops::to_kind(weight, x.kind())?, bias.as_ref())?
+        } else {
+            if let Some(low_rank) = adapter.low_rank(self, noise)
+                && let Some(y) = self.weight.adapted(x, bias.as_ref(), low_rank)?
+            {
+                return Ok(y);
             }
-            (None, ..) => self.weight.linear(x, bias.as_ref())?,
+            self.weight.linear(x, bias.as_ref())?
         };
         adapter.output(self, x, y, noise)
     }

@@ -1,9 +1,9 @@
 //! Keys and values of tokens already seen, by layer and row.
 
+use luthier_core::model::Architecture;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{EngineError, Result};
-use crate::models::Model;
 use crate::{csrc, ops};
 
 /// Room is made for this many more tokens at a time.
@@ -23,17 +23,17 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// For `rows` rows, all empty.
-    pub fn new(model: &Model, rows: usize) -> Self {
-        let specs = model.architecture().layers.iter().map(|layer| &layer.attention);
+    /// For `rows` empty rows of a model of this architecture, with elements of type `kind` on `device`.
+    pub fn new(architecture: &Architecture, rows: usize, kind: Kind, device: Device) -> Self {
+        let specs = architecture.layers.iter().map(|layer| &layer.attention);
         let shapes = specs.map(|spec| [spec.key_value_heads as i64, spec.head_size as i64]);
         Self {
-            layers: model.architecture().layers.iter().map(|_| None).collect(),
+            layers: architecture.layers.iter().map(|_| None).collect(),
             shapes: shapes.collect(),
             lengths: vec![0; rows],
             expected: None,
             capacity: 0,
-            options: (model.kind(), model.device()),
+            options: (kind, device),
         }
     }
 
