@@ -1,6 +1,8 @@
 //! The one place where untrusted text is made fit for a terminal or a log.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// Most combining marks kept on one base character: real scripts need a few, piles of them only
 /// deface the screen.
@@ -76,6 +78,50 @@ fn is_combining(character: char) -> bool {
             | '\u{fe00}'..='\u{fe0f}'
             | '\u{fe20}'..='\u{fe2f}'
     )
+}
+
+/// Untrusted text made fit for a message: one line, cleaned, cut short.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Shown(String);
+
+/// Longest untrusted text a message repeats, in characters: enough for a path.
+const MAX_SHOWN: usize = 400;
+
+impl Shown {
+    /// Cleans `text`.
+    pub fn new(text: &str) -> Self {
+        // Cut first: the text may be as long as a file.
+        let end = text.char_indices().nth(MAX_SHOWN).map_or(text.len(), |(at, _)| at);
+        let mut shown = clean_line(&text[..end]).into_owned();
+        if end < text.len() {
+            shown.push('…');
+        }
+        Self(shown)
+    }
+}
+
+impl From<&Path> for Shown {
+    fn from(path: &Path) -> Self {
+        Self::new(&path.to_string_lossy())
+    }
+}
+
+impl From<&PathBuf> for Shown {
+    fn from(path: &PathBuf) -> Self {
+        Self::from(path.as_path())
+    }
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
 }
 
 #[cfg(test)]

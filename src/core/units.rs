@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::algorithms::Notation;
 use jiff::Timestamp;
 
 /// `4.25 GiB`; three significant digits.
@@ -81,14 +80,6 @@ pub fn number(value: f64) -> String {
 /// `38 %`, from a share between 0 and 1.
 pub fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.0} %", share * 100.0) } else { "–".to_owned() }
-}
-
-/// A metric's value.
-pub fn figure(notation: Notation, value: f64) -> String {
-    match notation {
-        Notation::Number => number(value),
-        Notation::Share => percent(value),
-    }
 }
 
 /// The median; the mean of the middle two of an even number of values; NaN of none.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use luthier_core::config::{self, Config};
+use luthier_core::plan::{is_half, wanted_gpu};
 use tch::{Cuda, Device, Kind};
 
 use crate::csrc;
@@ -23,20 +24,16 @@ pub fn load_cuda() {
 /// The device a configuration names. `auto` is the first CUDA device, or else the CPU.
 pub fn choose(device: config::Device) -> Result<Device> {
     load_cuda();
-    match device {
-        config::Device::Auto if driver_present() && Cuda::is_available() => Ok(Device::Cuda(0)),
-        config::Device::Auto | config::Device::Cpu => Ok(Device::Cpu),
-        config::Device::Cuda(index) => {
-            let count = if driver_present() { Cuda::device_count() } else { 0 };
-            if i64::try_from(index).is_ok_and(|index| index < count) {
-                Ok(Device::Cuda(index))
-            } else {
-                Err(EngineError::Device(format!(
-                    "cuda:{index} is asked for (model.device, or --device), but this machine has {count} usable CUDA \
-                     devices"
-                )))
-            }
-        }
+    let Some(index) = wanted_gpu(device) else { return Ok(Device::Cpu) };
+    let count = if driver_present() { Cuda::device_count() } else { 0 };
+    if i64::try_from(index).is_ok_and(|index| index < count) {
+        Ok(Device::Cuda(index))
+    } else if device == config::Device::Auto {
+        Ok(Device::Cpu)
+    } else {
+        Err(EngineError::Device(format!(
+            "cuda:{index} is asked for (model.device, or --device), but this machine has {count} usable CUDA devices"
+        )))
     }
 }
 
@@ -49,11 +46,7 @@ pub fn prepare(config: &Config, device: Device) -> Result<()> {
     Ok(())
 }
 
-/// The type that activations and frozen weights have. `auto` is bf16 on a GPU and f32 on the CPU.
+/// The type that activations and frozen weights have.
 pub fn compute_kind(dtype: config::Dtype, device: Device) -> Kind {
-    match dtype {
-        config::Dtype::Bf16 => Kind::BFloat16,
-        config::Dtype::Auto if device.is_cuda() => Kind::BFloat16,
-        config::Dtype::F32 | config::Dtype::Auto => Kind::Float,
-    }
+    if is_half(dtype, device.is_cuda()) { Kind::BFloat16 } else { Kind::Float }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::units;
+
 /// Which way a figure is better.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, strum::Display, strum::EnumString,
@@ -38,6 +40,16 @@ pub struct Metric {
     pub better: Direction,
     /// Whether it is worth a chart and a place in the line of a running step.
     pub chart: bool,
+}
+
+impl Notation {
+    /// A value in this notation.
+    pub fn write(self, value: f64) -> String {
+        match self {
+            Self::Number => units::number(value),
+            Self::Share => units::percent(value),
+        }
+    }
 }
 
 impl Direction {

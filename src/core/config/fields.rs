@@ -12,7 +12,7 @@ use super::kinds::{Bounds, Kind, MOST};
 use super::names::nearest;
 use super::problems::Source;
 use super::raw::{Located, Raw};
-use crate::model::hub::{HUB_NAME_FORM, HubModel};
+use crate::hub::{HUB_NAME_FORM, HubModel};
 
 /// What a column of a dataset may be used as.
 const ROLES: &[&str] = &[

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::text;
+use crate::text::Shown;
 
-use super::hub::{HubModel, HubNameError};
 use super::storage::Storage;
+use crate::hub::{HubModel, HubNameError};
 
 /// Why a model cannot be opened. Untrusted names inside messages are cleaned and cut short.
 #[derive(Debug, thiserror::Error)]
@@ -194,50 +194,6 @@ impl Fault {
                 ModelError::Unsupported { file, feature, remedy: remedy.to_owned() }
             }
         }
-    }
-}
-
-/// Untrusted text made fit for a message: one line, cleaned, cut short.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Shown(String);
-
-/// Longest untrusted text a message repeats, in characters: enough for a path.
-const MAX_SHOWN: usize = 400;
-
-impl Shown {
-    /// Cleans `text`.
-    pub fn new(text: &str) -> Self {
-        // Cut first: the text may be as long as a file.
-        let end = text.char_indices().nth(MAX_SHOWN).map_or(text.len(), |(at, _)| at);
-        let mut shown = text::clean_line(&text[..end]).into_owned();
-        if end < text.len() {
-            shown.push('…');
-        }
-        Self(shown)
-    }
-}
-
-impl From<&Path> for Shown {
-    fn from(path: &Path) -> Self {
-        Self::new(&path.to_string_lossy())
-    }
-}
-
-impl From<&PathBuf> for Shown {
-    fn from(path: &PathBuf) -> Self {
-        Self::from(path.as_path())
-    }
-}
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
     }
 }
 

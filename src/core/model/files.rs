@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::error::{ModelError, Shown};
+use super::error::ModelError;
 use crate::files::{self, Folder, FolderError};
 use crate::json;
+use crate::text::Shown;
 
 /// Most values in one JSON object. The largest real files describe some 30,000 added tokens with seven values each.
 const MAX_VALUES: usize = 1 << 19;

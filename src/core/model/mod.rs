@@ -8,7 +8,6 @@ pub mod families;
 mod files;
 mod fingerprint;
 mod folder;
-pub mod forecast;
 mod gguf;
 pub mod hub;
 mod quantisation;
@@ -27,11 +26,12 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 
+use crate::text::Shown;
 use roles::Role;
 
 pub use adapter::AdapterFiles;
 pub use architecture::Architecture;
-pub use error::{ModelError, Shown, TensorProblems};
+pub use error::{ModelError, TensorProblems};
 pub use folder::{is_pickle, shard_names};
 pub use quantisation::{Held, NF4_BLOCK, NF4_SCALES, Quantisation, nf4_bytes};
 pub use settings::Settings;

@@ -11,9 +11,10 @@ use indexmap::map::Entry;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::error::{Fault, ModelError, Shown};
+use super::error::{Fault, ModelError};
 use super::files;
 use super::storage::Storage;
+use crate::text::Shown;
 
 /// Largest header the format allows.
 const MAX_HEADER: u64 = 100_000_000;

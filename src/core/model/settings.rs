@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::error::{ModelError, Shown};
+use super::error::ModelError;
 use super::files;
+use crate::text::Shown;
 
 /// Largest `config.json` that is read; real ones have a few thousand bytes.
 const MAX_CONFIG: u64 = 1 << 20;

@@ -6,11 +6,12 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::error::{ModelError, Shown};
+use super::error::ModelError;
 use super::settings::Settings;
 use super::{SpecialToken, SpecialTokens, files};
 use crate::files::Folder;
 use crate::json;
+use crate::text::Shown;
 
 /// Largest `generation_config.json` and `special_tokens_map.json` that are read.
 const MAX_SMALL: u64 = 4 << 20;

@@ -3,9 +3,9 @@
 use regex::Regex;
 
 use super::LinearModule;
-use super::error::Shown;
 use super::roles::Role;
 use crate::config::{Targets, nearest};
+use crate::text::Shown;
 
 /// Why `method.targets` cannot be used with a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

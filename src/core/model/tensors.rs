@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 
 use super::architecture::{Architecture, Parameter};
-use super::error::{ModelError, Shown, TensorProblems};
+use super::error::{ModelError, TensorProblems};
 use super::roles::{Part, Role};
 use super::storage::Storage;
 use super::{Arrangement, TensorEntry};
+use crate::text::Shown;
 
 /// A tensor in a file.
 #[derive(Debug, Clone)]

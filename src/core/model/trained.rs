@@ -1,11 +1,11 @@
 //! What each method trains in a model, as names and shapes: the forecast counts it, the engine makes it.
 
 use super::architecture::{Architecture, AttentionSpec, Parameter, Qkv};
-use super::error::Shown;
 use super::roles::{Part, Role};
 use super::targets::{TargetError, match_targets};
 use super::{Arrangement, LinearModule};
 use crate::config::{Bias, MethodKind, MethodSection, Targets, Variant, nearest};
+use crate::text::Shown;
 
 /// A base tensor of which a method trains a copy, used in the base's place.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! From final hidden states to losses and log-probabilities, without ever holding all logits.
 
+use luthier_core::plan::LOGITS_AT_ONCE;
 use tch::{Device, Tensor};
 
 use super::Model;
@@ -10,9 +11,6 @@ use crate::ops;
 
 /// Label of a token that is not trained on, as in transformers.
 pub const IGNORED: i64 = -100;
-
-/// Logits held at once, in elements: large enough for efficient products, small enough to stay out of the way.
-const LOGITS_AT_ONCE: i64 = 1 << 24;
 
 /// Which hidden states predict which token. Made on the host, where batches are made, so that nothing waits for the
 /// device.
@@ -92,7 +90,7 @@ fn cross_entropy(
         }
     };
     let vocabulary = model.architecture().vocabulary as i64;
-    let chunk = (LOGITS_AT_ONCE / vocabulary.max(1)).max(1);
+    let chunk = (LOGITS_AT_ONCE as i64 / vocabulary.max(1)).max(1);
     let head = csrc::Head { weight: &weight, bias: bias.as_ref(), cap: model.architecture().logit_cap };
     csrc::linear_cross_entropy(&chosen, &head, &targets.ids, chunk, count_correct, through)
         .map_err(|error| error.within("the head"))

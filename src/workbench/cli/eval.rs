@@ -120,5 +120,5 @@ fn describe(run: &RunDir, result: &Value) -> String {
 
 fn figure(value: &Value, notation: Notation) -> String {
     let word = || value.as_str().unwrap_or("–").to_owned();
-    value.as_f64().map_or_else(word, |value| units::figure(notation, value))
+    value.as_f64().map_or_else(word, |value| notation.write(value))
 }

@@ -170,7 +170,7 @@ impl Progress {
 fn charted(values: &Metrics) -> impl Iterator<Item = String> {
     let shown = |metric: &Metric| {
         let value = values.get(metric.name)?.get();
-        Some(format!("{} {}", metric.label, units::figure(metric.notation, value)))
+        Some(format!("{} {}", metric.label, metric.notation.write(value)))
     };
     metrics().filter(|metric| metric.chart).filter_map(shown)
 }

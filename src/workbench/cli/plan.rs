@@ -1,7 +1,7 @@
 //! `luthier plan`.
 
 use clap::Args;
-use luthier_core::model::forecast::Plan;
+use luthier_core::plan::Plan;
 use luthier_core::units;
 
 use super::failure::Outcome;

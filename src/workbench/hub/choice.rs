@@ -1,6 +1,6 @@
 //! Which files of a repository are fetched: those that loading needs, and none that could run code.
 
-use luthier_core::model::hub::{HubModel, is_plain_file_name};
+use luthier_core::hub::{HubModel, is_plain_file_name};
 use luthier_core::model::is_pickle;
 use std::path::Path;
 

@@ -16,8 +16,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use luthier_core::files::{Access, replace};
+use luthier_core::hub::HubModel;
 use luthier_core::machine;
-use luthier_core::model::hub::{HubCache, HubModel};
+use luthier_core::model::hub::HubCache;
 use luthier_core::model::shard_names;
 use serde::Serialize;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, Repo, RepoType};
-use luthier_core::model::hub::{HubModel, is_plain_file_name};
+use luthier_core::hub::{HubModel, is_plain_file_name};
 use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
 use ureq::{Agent, Body};
 

@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use luthier_core::hash::hex;
-use luthier_core::model::hub::{HubCache, HubModel};
+use luthier_core::hub::HubModel;
+use luthier_core::model::hub::HubCache;
 use sha2::{Digest, Sha256};
 
 use super::Event;

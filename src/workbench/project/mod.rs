@@ -22,7 +22,7 @@ use luthier_core::config::Config;
 use luthier_core::data::{self, Prepared};
 use luthier_core::machine;
 use luthier_core::model::ModelFiles;
-use luthier_core::model::forecast::{Place, PlanError};
+use luthier_core::plan::{Place, PlanError};
 use luthier_core::runs::{self, RunError};
 
 pub use control::{ask, edit, resume, write_setting};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use luthier_core::config::MethodKind;
 use luthier_core::data::{Prepared, Report, Severity};
 use luthier_core::eval::{Objective, Suite};
-use luthier_core::model::forecast::{self, Place, Plan};
 use luthier_core::model::{AdapterFiles, ModelFiles};
+use luthier_core::plan::{Place, Plan, plan_at};
 use luthier_core::runs::{RunDir, start_detached_with};
 
 use super::{Host, Progress, Project, Refusal};
@@ -85,7 +85,7 @@ impl Project {
         place: Place,
     ) -> Result<Plan, Refusal> {
         prepared.check_warmup(&self.config)?;
-        let plan = forecast::plan_at(files, &self.config, &prepared.summary(), place)?;
+        let plan = plan_at(files, &self.config, &prepared.summary(), place)?;
         self.check_init()?;
         // The run needs these only at its first evaluation: too late to learn that they are wrong.
         Objective::from_config(&self.config, &self.folder)?;

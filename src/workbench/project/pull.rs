@@ -1,7 +1,8 @@
 //! A model fetched from the hub.
 
+use luthier_core::hub::HubModel;
 use luthier_core::model::ModelError;
-use luthier_core::model::hub::{HubCache, HubFolders, HubModel};
+use luthier_core::model::hub::{HubCache, HubFolders};
 
 use super::Refusal;
 use crate::hub::{self, Endpoint, Event, Hub, Pulled, Token};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use luthier_core::config::{Config, ConfigError, EvalSource};
-use luthier_core::model::forecast::Place;
+use luthier_core::plan::Place;
 use luthier_core::sweep::{self, Place as QueuePlace, Queue, Settings, SweepFile, label, overrides};
 
 use super::plan::unblocked;

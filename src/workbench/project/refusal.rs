@@ -7,7 +7,7 @@ use luthier_core::config::ConfigError;
 use luthier_core::data::{DataError, DataProblem};
 use luthier_core::eval::EvalError;
 use luthier_core::model::ModelError;
-use luthier_core::model::forecast::PlanError;
+use luthier_core::plan::PlanError;
 use luthier_core::runs::RunError;
 use luthier_core::sweep::SweepError;
 use luthier_core::text::{clean, clean_line, indented};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use luthier_core::config::Config;
-use luthier_core::model::forecast::Place;
+use luthier_core::plan::Place;
 use luthier_core::runs::{Request, RunDir, RunError};
 use luthier_core::sweep::Place as QueuePlace;
 use pretty_assertions::assert_eq;

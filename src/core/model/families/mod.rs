@@ -20,9 +20,10 @@ mod rope;
 use serde_json::Value;
 
 use super::architecture::Architecture;
-use super::error::{ModelError, Shown};
+use super::error::ModelError;
 use super::roles::Names;
 use super::settings::Settings;
+use crate::text::Shown;
 pub(super) use rope::ROTATED;
 
 /// What a family's checkpoints are.

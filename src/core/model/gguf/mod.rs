@@ -8,6 +8,7 @@ mod vocabulary;
 #[cfg(test)]
 pub(in crate::model) mod writer;
 
+use crate::text::Shown;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -15,7 +16,7 @@ use std::path::Path;
 use indexmap::IndexMap;
 
 use super::architecture::{Architecture, Norm, Parameter};
-use super::error::{ModelError, Shown};
+use super::error::ModelError;
 use super::families::{self, Family, GgufRows, GgufStyle};
 use super::roles::Role;
 use super::tensors::{self, Found};

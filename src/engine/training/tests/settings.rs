@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use luthier_core::config::{Config, KEYS};
 use luthier_core::data;
-use luthier_core::model::forecast::plan;
+use luthier_core::plan::plan;
 use serde_json::Value;
 
 use super::*;

@@ -9,7 +9,7 @@ use luthier_core::config::{Config, Recompute};
 use luthier_core::data::{EncodedRow, Prepared, StepOrder};
 use luthier_core::hash;
 use luthier_core::machine::free_disk_bytes;
-use luthier_core::model::forecast::plan;
+use luthier_core::plan::plan;
 use luthier_core::runs::{
     AlertKind, CheckpointEvent, FailureClass, ResultForm, RunEvent, State as RunState, StopWhen,
     list_checkpoints, prune,

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use clap::{Args, ValueEnum};
 use luthier_core::config::{Config, Device};
-use luthier_core::model::forecast::{Place, PlanError};
+use luthier_core::plan::{Place, PlanError};
 use luthier_core::runs::engine_executable;
 use luthier_core::text::clean_line;
 use serde::{Deserialize, Serialize};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use luthier_core::config::{FILE_NAME, template};
-use luthier_core::model::hub::HubModel;
+use luthier_core::hub::HubModel;
 
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::{output, sample};

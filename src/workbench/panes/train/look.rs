@@ -7,7 +7,7 @@ use luthier_core::units;
 
 use super::curves::Metric;
 use crate::theme::Role;
-use luthier_core::units::{self, figure};
+use luthier_core::units;
 
 /// The sign of a state, for places too narrow for its word.
 pub fn glyph(state: State) -> &'static str {
@@ -44,7 +44,7 @@ pub fn value(metric: Metric, value: f64) -> String {
     }
     match metric {
         Metric::Loss | Metric::GradientNorm => units::number(value),
-        Metric::Reported(metric) => figure(metric.notation, value),
+        Metric::Reported(metric) => metric.notation.write(value),
         Metric::LearningRate => format!("{value:.2e}"),
         Metric::Throughput if value >= 10_000.0 => format!("{:.1} k", value / 1000.0),
         Metric::Throughput => format!("{value:.0}"),

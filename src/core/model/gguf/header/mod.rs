@@ -8,8 +8,10 @@ use indexmap::IndexMap;
 use indexmap::map::Entry;
 
 use super::value::{ARRAY, Array, Number, TEXT, Value};
-use crate::model::error::{Fault, Shown};
+use crate::model::error::Fault;
 use crate::model::storage::Storage;
+use crate::text::Shown;
+use crate::text::Shown;
 
 /// Largest header that is read; real ones, vocabulary included, stay below 30 MB.
 const MAX_HEADER: u64 = 128 << 20;

@@ -10,7 +10,7 @@ use indexmap::{IndexMap, IndexSet};
 use serde::Deserialize;
 
 use super::architecture::{Architecture, Parameter};
-use super::error::{ModelError, Shown, TensorProblems};
+use super::error::{ModelError, TensorProblems};
 use super::families;
 use super::roles::Role;
 use super::safetensors::{Dtype, Header};
@@ -20,6 +20,7 @@ use super::tensors::{self, Found};
 use super::{ModelFiles, ModelKind, TokenizerSource, files, fingerprint};
 use crate::files::{Folder, FolderError};
 use crate::json;
+use crate::text::Shown;
 
 /// Largest shard index that is read; those of the largest models have some 9 MB.
 const MAX_INDEX: u64 = 32 << 20;

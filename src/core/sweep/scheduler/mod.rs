@@ -257,5 +257,4 @@ pub fn start_scheduler(project: &Path, program: &Path) -> Result<Option<u32>, Sw
 }
 
 #[cfg(test)]
-#[path = "scheduler_tests.rs"]
 mod tests;

@@ -44,26 +44,24 @@
 //! `batch_size` full sequences. All its tokens count as trained, and as if no two rows began alike. On the processor a
 //! prompt's or prefix's virtual tokens are there once; on a GPU attention lays them out before every document.
 
+mod place;
+#[cfg(test)]
+mod tests;
+
 use serde::Serialize;
 
-use super::architecture::{
+pub use place::{DECODING, LOGITS_AT_ONCE, Place, is_half, wanted_gpu};
+
+use crate::config::{Bias, Config, MethodKind, Recompute, Variant};
+use crate::data::{DataSummary, StepOrder};
+use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Norm, Position, Residual,
 };
-use super::roles::Role;
-use super::targets::{TargetError, match_targets};
-use super::trained::{copied_tensors, prefix_heads, scaled_layers, trained_count};
-use super::{Held, LinearModule, ModelFiles, ModelKind, Quantisation, Shown};
-use crate::config::{Bias, Config, Device, Dtype, MethodKind, Recompute, Variant};
-use crate::data::{DataSummary, StepOrder};
-use crate::machine::{self, Gpus};
+use crate::model::roles::Role;
+use crate::model::trained::{copied_tensors, prefix_heads, scaled_layers, trained_count};
+use crate::model::{Held, LinearModule, ModelFiles, ModelKind, Quantisation, TargetError, match_targets};
+use crate::text::Shown;
 use crate::units::bytes;
-
-/// Most logits that training and evaluation hold at once.
-pub const LOGITS_AT_ONCE: u64 = 1 << 24;
-
-/// Bytes that an element takes beside its result while a GPU decodes it: its value in f32, and the numbers it is looked
-/// up by.
-pub const DECODING: u64 = 8;
 
 /// What a run would train and need.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -114,48 +112,6 @@ pub struct Memory {
     pub runtime: u64,
     /// All of the above.
     pub total: u64,
-}
-
-/// Where a run would compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// Whether on a GPU.
-    pub gpu: bool,
-    /// Bytes that are free there.
-    pub available: u64,
-}
-
-impl Place {
-    /// Where this machine would run what the configuration asks for: the GPU it names, by `auto` the first, else the
-    /// processor.
-    ///
-    /// # Errors
-    ///
-    /// [`PlanError::NoGpu`] where it names one that is not there.
-    pub fn here(config: &Config) -> Result<Self, PlanError> {
-        let wanted = match config.model.device {
-            Device::Cpu => None,
-            Device::Auto => Some(0),
-            Device::Cuda(index) => Some(index),
-        };
-        if let Some(index) = wanted {
-            let gpus = Gpus::open().map(|gpus| gpus.read()).unwrap_or_default();
-            let gpu = gpus.iter().find(|gpu| gpu.index as usize == index);
-            if let Some(gpu) = gpu {
-                let available = gpu.memory_total.saturating_sub(gpu.memory_used);
-                return Ok(Self { gpu: true, available });
-            }
-            if config.model.device != Device::Auto {
-                return Err(PlanError::NoGpu { index });
-            }
-        }
-        Ok(Self { gpu: false, available: machine::memory().available })
-    }
-
-    /// Memory that the libraries take by themselves.
-    pub fn runtime_bytes(self) -> u64 {
-        if self.gpu { 700 << 20 } else { 250 << 20 }
-    }
 }
 
 /// Why there is no plan.
@@ -275,11 +231,7 @@ impl Model<'_> {
         };
         let trainable = trained_count(&config.method, self.architecture)?;
         let touched = Touched::of(config, self.architecture)?;
-        let half = match config.model.dtype {
-            Dtype::F32 => false,
-            Dtype::Bf16 => true,
-            Dtype::Auto => place.gpu,
-        };
+        let half = is_half(config.model.dtype, place.gpu);
         let element = if half { 2 } else { 4 };
         let batch = largest_batch(config, data);
         let fused = !place.gpu;
@@ -657,6 +609,3 @@ fn shortened(config: &mut Config, data: &mut DataSummary, _: &Plan) -> Option<St
 
 /// The length that is suggested where memory is short.
 const SHORT: usize = 256;
-
-#[cfg(test)]
-mod tests;

@@ -553,5 +553,4 @@ fn on_network(file: &Path) -> bool {
 }
 
 #[cfg(test)]
-#[path = "queue_tests.rs"]
 mod tests;

@@ -461,5 +461,4 @@ fn suggestion<'a>(name: &str, known: impl IntoIterator<Item = &'a str> + Clone) 
 }
 
 #[cfg(test)]
-#[path = "file_tests.rs"]
 mod tests;
