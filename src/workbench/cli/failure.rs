@@ -102,7 +102,9 @@ impl Exit {
             | Refusal::NoQueue
             | Refusal::NoCheckpoint(_)
             | Refusal::Exists(_) => Self::Usage,
-            Refusal::NotEvaluated | Refusal::Serving(Unserved::Cancelled) => Self::Interrupted,
+            Refusal::NotEvaluated
+            | Refusal::Serving(Unserved::Cancelled)
+            | Refusal::Hub(HubError::Cancelled) => Self::Interrupted,
             Refusal::Blocked(_) => Self::Check,
             Refusal::Model(error) | Refusal::Init(error) | Refusal::Hub(HubError::Model(error)) => {
                 Self::of_model(error)

@@ -14,6 +14,9 @@ const NAMED_FILES: usize = 8;
 /// Why a model could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
+    /// The caller cancelled it.
+    #[error("cancelled; what was fetched is kept, and the same command continues from there")]
+    Cancelled,
     /// A variable or a file that says where the hub is or who asks.
     #[error("{} {problem}", shown(variable))]
     Environment {

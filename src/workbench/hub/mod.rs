@@ -13,6 +13,7 @@ mod transfer;
 
 use std::fs;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use luthier_core::files::{Access, replace};
@@ -76,13 +77,16 @@ pub enum Event<'a> {
     Done { file: &'a str, bytes: u64 },
 }
 
-/// Fetches what Luthier needs of `model`, unless it is there, and passes its progress to `see`.
-pub fn pull(
-    hub: &Hub,
-    cache: &HubCache,
-    model: &HubModel,
-    see: &mut dyn FnMut(Event),
-) -> Result<Pulled, HubError> {
+/// Is called with the progress of a pull, and may cancel it.
+pub type See<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
+
+fn go_on(answer: ControlFlow<()>) -> Result<(), HubError> {
+    if answer.is_break() { Err(HubError::Cancelled) } else { Ok(()) }
+}
+
+/// Fetches what Luthier needs of `model`, unless it is there, and passes its progress to `see`. What was fetched before
+/// `see` cancels stays, and the next pull continues from it.
+pub fn pull(hub: &Hub, cache: &HubCache, model: &HubModel, see: &mut See) -> Result<Pulled, HubError> {
     let listing = hub.list(model)?;
     let Choice { mut files, index } = choice::choose(model, &listing.files)?;
     let mut pull = Pull { hub, cache, model, listing: &listing, done: Vec::new() };
@@ -120,7 +124,7 @@ impl Pull<'_> {
     }
 
     /// Fetches those of these files that are missing in the commit's folder.
-    fn fetch(&mut self, names: &[String], see: &mut dyn FnMut(Event)) -> Result<(), HubError> {
+    fn fetch(&mut self, names: &[String], see: &mut See) -> Result<(), HubError> {
         let snapshot = self.snapshot();
         let mut missing = Vec::new();
         for name in names {
@@ -137,13 +141,13 @@ impl Pull<'_> {
         let bytes = transfers.iter().map(Transfer::lacking).sum();
         self.check_room(bytes)?;
         if !transfers.is_empty() {
-            see(Event::Planned { files: transfers.len(), bytes });
+            go_on(see(Event::Planned { files: transfers.len(), bytes }))?;
         }
         for transfer in transfers {
             let fetched_bytes = transfer.run(self.hub, self.model, see)?;
             let RemoteFile { name, bytes, etag, .. } = transfer.file;
             link(&snapshot, &name, &etag)?;
-            see(Event::Done { file: &name, bytes });
+            go_on(see(Event::Done { file: &name, bytes }))?;
             self.done.push(PulledFile { name, bytes, fetched_bytes });
         }
         Ok(())

@@ -11,9 +11,9 @@ use luthier_core::hub::HubModel;
 use luthier_core::model::hub::HubCache;
 use sha2::{Digest, Sha256};
 
-use super::Event;
 use super::error::HubError;
 use super::remote::{Hub, Interruption, RemoteFile};
+use super::{Event, See, go_on};
 
 /// Bytes read at a time.
 const CHUNK: usize = 256 << 10;
@@ -51,13 +51,13 @@ impl Transfer {
 
     /// Fetches the content into the cache and returns the number of bytes that came over the network. A part from an
     /// earlier attempt, also another tool's, is continued.
-    pub fn run(&self, hub: &Hub, model: &HubModel, see: &mut dyn FnMut(Event)) -> Result<u64, HubError> {
+    pub fn run(&self, hub: &Hub, model: &HubModel, see: &mut See) -> Result<u64, HubError> {
         let _lock = self.take_lock(see)?;
         if self.blob.is_file() {
             return Ok(0);
         }
         let mut partial = Partial::open(&self.partial, &self.file)?;
-        see(Event::Begun { file: &self.file.name, held: partial.held, bytes: self.file.bytes });
+        go_on(see(Event::Begun { file: &self.file.name, held: partial.held, bytes: self.file.bytes }))?;
         let fetched = self.complete(hub, model, &mut partial, see)?;
         partial.finish(&self.file.name)?;
         fs::rename(&self.partial, &self.blob).map_err(HubError::file("move", &self.partial))?;
@@ -65,7 +65,7 @@ impl Transfer {
     }
 
     /// Takes the lock that huggingface_hub uses too: its holder writes the part.
-    fn take_lock(&self, see: &mut dyn FnMut(Event)) -> Result<File, HubError> {
+    fn take_lock(&self, see: &mut See) -> Result<File, HubError> {
         make_folder_of(&self.lock)?;
         let failed = HubError::file("lock", &self.lock);
         let file =
@@ -73,7 +73,7 @@ impl Transfer {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                see(Event::Waiting(&self.file.name));
+                go_on(see(Event::Waiting(&self.file.name)))?;
                 file.lock().map_err(failed)?;
             }
             // A file system without locks: the hash shows if two processes wrote at once.
@@ -89,7 +89,7 @@ impl Transfer {
         hub: &Hub,
         model: &HubModel,
         partial: &mut Partial,
-        see: &mut dyn FnMut(Event),
+        see: &mut See,
     ) -> Result<u64, HubError> {
         let (mut fetched, mut fruitless, mut furthest) = (0, 0, partial.held);
         while partial.held < self.file.bytes {
@@ -105,7 +105,7 @@ impl Transfer {
                 let held = partial.held;
                 return Err(HubError::Broken { file: name.clone(), held, bytes: *bytes, reason });
             }
-            see(Event::Broken(&reason));
+            go_on(see(Event::Broken(&reason)))?;
             if fruitless > 0 {
                 thread::sleep(PAUSE * 2_u32.pow(fruitless - 1));
             }
@@ -119,7 +119,7 @@ impl Transfer {
         model: &HubModel,
         partial: &mut Partial,
         fetched: &mut u64,
-        see: &mut dyn FnMut(Event),
+        see: &mut See,
     ) -> Result<(), Interruption> {
         let (body, start) = hub.read(model, &self.file, partial.held)?;
         if start != partial.held {
@@ -141,7 +141,7 @@ impl Transfer {
             }
             partial.append(&chunk[..count]).map_err(Interruption::Lasting)?;
             *fetched += count as u64;
-            see(Event::Received(partial.held));
+            go_on(see(Event::Received(partial.held))).map_err(Interruption::Lasting)?;
         }
     }
 }

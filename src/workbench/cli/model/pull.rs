@@ -1,6 +1,7 @@
 //! `luthier model pull`.
 
 use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -9,7 +10,7 @@ use luthier_core::text::clean_line;
 use luthier_core::units;
 
 use crate::cli::failure::Outcome;
-use crate::cli::{output, units};
+use crate::cli::output;
 use crate::hub::{Event, Pulled};
 use crate::project;
 
@@ -39,7 +40,11 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Outcome {
     let mut progress = Progress::new();
-    let pulled = project::pull(&arguments.model, &mut |event| progress.see(event));
+    // Ctrl-C ends the process at once, also while the network is silent; what was fetched is kept.
+    let pulled = project::pull(&arguments.model, &mut |event| {
+        progress.see(event);
+        ControlFlow::Continue(())
+    });
     progress.end();
     let pulled = pulled?;
     if arguments.json { output::document(&pulled) } else { output::line(&describe(&pulled)) }
