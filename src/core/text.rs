@@ -154,4 +154,12 @@ mod tests {
     fn one_line_form_shows_line_ends() {
         assert_eq!(clean_line("a\nb\tc"), "a⏎b c");
     }
+
+    #[test]
+    fn untrusted_text_is_cleaned_and_cut() {
+        let shown = Shown::new(&format!("a\x1b[2J\n{}", "x".repeat(10_000)));
+        let text = shown.to_string();
+        assert!(text.starts_with("a[2J⏎x") && text.ends_with('…'), "{text}");
+        assert!(text.chars().count() <= MAX_SHOWN + 1);
+    }
 }

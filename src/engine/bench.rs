@@ -24,7 +24,7 @@ use crate::process::peak_memory;
 use crate::step::adamw::{AdamW, EPSILON};
 use crate::step::batch::{Beginnings, collate};
 use crate::step::phases::Phases;
-use crate::step::{Launch, Launched, Learner, Outcome, Settings};
+use crate::step::{Launch, Launched, Learner, Outcome, StepSettings};
 use crate::training::trainer::Reading;
 use crate::{csrc, device};
 
@@ -244,7 +244,7 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
             collate(rows, Beginnings::under(model, adapter.as_ref()), model.device())
         };
         let batches = rows.iter().map(batch).collect::<Result<Vec<_>>>()?;
-        let settings = Settings {
+        let settings = StepSettings {
             adamw: csrc::AdamW {
                 learning_rate: 1e-4,
                 betas: [0.9, 0.999],

@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_impossible_allocation_is_out_of_memory() {
-        let result = tch::Tensor::f_zeros([1_i64 << 55], (tch::Kind::Float, tch::Device::Cpu));
+        let result = Tensor::f_zeros([1_i64 << 55], (tch::Kind::Float, tch::Device::Cpu));
         let error = from_tch("zeros", &result.err().unwrap());
         assert_eq!(error.class(), FailureClass::Oom, "{error}");
     }

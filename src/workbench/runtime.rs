@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::app::{App, Effect, Ending, Event, Now, Opening, Signal, TerminalEffect};
 use crate::effects::{Performer, QUEUE, Settings};
-use crate::paths::settings_folder;
+use crate::paths::{settings_folder, state_folder};
 use crate::project::Host;
 use crate::telemetry::{self, SLOW_TURN};
 use crate::term::{self, FrameLimiter, Terminal, TerminalError};

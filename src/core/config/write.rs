@@ -231,14 +231,6 @@ theme = \"luthier\"
     }
 
     #[test]
-    fn a_file_changed_meanwhile_is_not_overwritten() {
-        let (folder, file) = project(FILE);
-        assert!(!replace(&file, "something else", "x").expect("readable"));
-        assert_eq!(fs::read_to_string(&file).expect("read"), FILE);
-        assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 1);
-    }
-
-    #[test]
     fn what_cannot_be_written_says_so() {
         let (folder, file) = project(FILE);
         fs::remove_file(&file).expect("remove");

@@ -19,7 +19,7 @@ mod storage;
 mod targets;
 mod tensors;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod trained;
 
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use super::families;
 use super::settings::Settings;
 
 /// A llama of the shape of SmolLM2-135M with this many layers.
-pub(super) fn architecture(layers: usize) -> Architecture {
+pub(crate) fn architecture(layers: usize) -> Architecture {
     of_config(&json!({
         "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
         "num_hidden_layers": layers, "num_attention_heads": 9, "num_key_value_heads": 3,
@@ -19,7 +19,7 @@ pub(super) fn architecture(layers: usize) -> Architecture {
 }
 
 /// The architecture of a `config.json`.
-pub(super) fn of_config(config: &Value) -> Architecture {
+pub(crate) fn of_config(config: &Value) -> Architecture {
     let values = config.as_object().unwrap().clone();
     let settings = Settings::new(Path::new("config.json"), values, Vec::new());
     families::of_config(&settings).unwrap().1

@@ -52,7 +52,7 @@ use serde::Serialize;
 
 pub use place::{DECODING, LOGITS_AT_ONCE, Place, is_half, wanted_gpu};
 
-use crate::config::{Bias, Config, MethodKind, Recompute, Variant};
+use crate::config::{Bias, Config, Dtype, MethodKind, Recompute, Variant};
 use crate::data::{DataSummary, StepOrder};
 use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Norm, Position, Residual,

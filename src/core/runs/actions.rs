@@ -1,6 +1,6 @@
 //! What can be done with a run in which state, and why not.
 
-use super::status::{State, Status};
+use super::status::{RunState, Status};
 
 /// What a person can do with a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::Display, strum::EnumIter)]
@@ -41,41 +41,41 @@ impl Action {
         match self {
             Self::Resume => resume_way(status, newest_checkpoint).map(|_| ()),
             Self::Pause => match status.state {
-                State::Paused => Err("it is paused already"),
-                State::Starting => Err("it is still preparing; pause it once it makes steps"),
+                RunState::Paused => Err("it is paused already"),
+                RunState::Starting => Err("it is still preparing; pause it once it makes steps"),
                 _ => live(status.state),
             },
             Self::Stop | Self::Edit => live(status.state),
             Self::Checkpoint | Self::Evaluate | Self::Sample => match status.state {
-                State::Starting => Err("it is still preparing and has no trained weights yet"),
+                RunState::Starting => Err("it is still preparing and has no trained weights yet"),
                 _ => live(status.state),
             },
         }
     }
 }
 
-fn live(state: State) -> Result<(), &'static str> {
+fn live(state: RunState) -> Result<(), &'static str> {
     match state {
-        State::Queued => Err("it has not started yet"),
-        State::Starting | State::Running | State::Paused => Ok(()),
-        State::Stopping => Err("it is stopping already"),
-        State::Finished => Err("it is finished"),
-        State::Stopped => Err("it was stopped"),
-        State::Failed => Err("it failed; its process is gone"),
-        State::Lost => Err("its process is gone; resume it first"),
+        RunState::Queued => Err("it has not started yet"),
+        RunState::Starting | RunState::Running | RunState::Paused => Ok(()),
+        RunState::Stopping => Err("it is stopping already"),
+        RunState::Finished => Err("it is finished"),
+        RunState::Stopped => Err("it was stopped"),
+        RunState::Failed => Err("it failed; its process is gone"),
+        RunState::Lost => Err("its process is gone; resume it first"),
     }
 }
 
 /// How a run that stands so is made to go on; an error says why it cannot, in words for the user.
 pub fn resume_way(status: &Status, newest_checkpoint: Option<u64>) -> Result<ResumeWay, &'static str> {
     match status.state {
-        State::Paused => Ok(ResumeWay::Ask),
-        State::Starting | State::Running => Err("it is running already"),
-        State::Stopping => Err("it is stopping; resume it once it has stopped"),
-        State::Finished => {
+        RunState::Paused => Ok(ResumeWay::Ask),
+        RunState::Starting | RunState::Running => Err("it is running already"),
+        RunState::Stopping => Err("it is stopping; resume it once it has stopped"),
+        RunState::Finished => {
             Err("it came to its planned end; start a new run, with more epochs or another seed")
         }
-        State::Queued | State::Stopped | State::Failed | State::Lost => {
+        RunState::Queued | RunState::Stopped | RunState::Failed | RunState::Lost => {
             Ok(ResumeWay::Start { from_step: newest_checkpoint })
         }
     }
@@ -87,33 +87,33 @@ mod tests {
 
     use super::*;
 
-    fn status(state: State) -> Status {
+    fn status(state: RunState) -> Status {
         Status { state, ..Status::default() }
     }
 
     #[test]
     fn a_running_run_takes_everything_but_resume() {
         for action in Action::iter() {
-            let answer = action.check(&status(State::Running), Some(10));
+            let answer = action.check(&status(RunState::Running), Some(10));
             assert_eq!(answer.is_ok(), action != Action::Resume, "{action}: {answer:?}");
         }
     }
 
     #[test]
     fn what_is_over_takes_nothing_but_resume() {
-        for state in [State::Stopped, State::Failed, State::Lost] {
+        for state in [RunState::Stopped, RunState::Failed, RunState::Lost] {
             for action in Action::iter() {
                 let answer = action.check(&status(state), Some(10));
                 assert_eq!(answer.is_ok(), action == Action::Resume, "{state} {action}: {answer:?}");
             }
         }
-        assert!(Action::iter().all(|action| action.check(&status(State::Finished), Some(10)).is_err()));
+        assert!(Action::iter().all(|action| action.check(&status(RunState::Finished), Some(10)).is_err()));
     }
 
     #[test]
     fn a_paused_run_is_asked_and_a_lost_one_started_from_its_checkpoint() {
-        assert_eq!(resume_way(&status(State::Paused), Some(3)), Ok(ResumeWay::Ask));
-        assert_eq!(resume_way(&status(State::Lost), Some(3)), Ok(ResumeWay::Start { from_step: Some(3) }));
-        assert_eq!(resume_way(&status(State::Lost), None), Ok(ResumeWay::Start { from_step: None }));
+        assert_eq!(resume_way(&status(RunState::Paused), Some(3)), Ok(ResumeWay::Ask));
+        assert_eq!(resume_way(&status(RunState::Lost), Some(3)), Ok(ResumeWay::Start { from_step: Some(3) }));
+        assert_eq!(resume_way(&status(RunState::Lost), None), Ok(ResumeWay::Start { from_step: None }));
     }
 }

@@ -17,7 +17,7 @@ use super::error::io_error;
 use super::number::Number;
 use super::outcome::ResultForm;
 use super::process::Host;
-use super::status::{Failure, State, Status, replace_file};
+use super::status::{Failure, RunState, Status, replace_file};
 use super::time;
 use crate::config::Config;
 use crate::files;
@@ -90,7 +90,7 @@ impl RunDir {
                 Err(source) => return Err(RunError::Io { doing: "make", path, source }),
             }
             let run = Self { id, path, project };
-            let mut status = Status { state: State::Queued, started: now, ..Status::default() };
+            let mut status = Status { state: RunState::Queued, started: now, ..Status::default() };
             status.host = Host::this().name;
             status.write_atomic(&run.path)?;
             // Last, since it is what makes the folder a run.
@@ -291,7 +291,7 @@ pub struct RunSummary {
     /// The run directory.
     pub path: PathBuf,
     /// As seen from here and now.
-    pub state: State,
+    pub state: RunState,
     /// What is trained, in short: `lora r16`.
     pub method: String,
     /// Optimiser updates made.
@@ -325,7 +325,7 @@ fn summary(id: String, runs: &Path, host: &Host) -> RunSummary {
         Ok(status) => status.unwrap_or_default(),
         Err(error) => {
             let failure = Failure { message: error.to_string(), ..Failure::default() };
-            Status { state: State::Lost, failure: Some(failure), ..Status::default() }
+            Status { state: RunState::Lost, failure: Some(failure), ..Status::default() }
         }
     };
     let config = files::read_text(&path.join(CONFIG_FILE), LARGEST_CONFIG).unwrap_or_default();
@@ -447,7 +447,7 @@ mod tests {
         let config = config(&["method.rank=8"]);
         let run = RunDir::create(project.path(), &config, None).unwrap();
         assert_eq!(Config::load_file(&run.config_path(), &[]).unwrap(), config);
-        assert_eq!(run.status().unwrap().state, State::Queued);
+        assert_eq!(run.status().unwrap().state, RunState::Queued);
         assert_eq!(fs::metadata(run.path()).unwrap().permissions().mode() & 0o777, 0o700);
         assert!(run.id().ends_with("-lora-r8"), "{}", run.id());
         assert_eq!(RunDir::open(run.path()).unwrap(), run);
@@ -533,7 +533,7 @@ mod tests {
         let project = tempfile::tempdir().unwrap();
         assert!(list(project.path()).unwrap().is_empty());
         let run = at(project.path(), "2026-08-23T14:02:11Z", "a");
-        let mut status = Status::of_this_process(State::Running);
+        let mut status = Status::of_this_process(RunState::Running);
         status.step = 412;
         status.loss = Some(0.871.into());
         status.write_atomic(run.path()).unwrap();
@@ -541,11 +541,11 @@ mod tests {
         fs::write(broken.path().join("status.json"), "{").unwrap();
         fs::write(broken.config_path(), "not toml").unwrap();
         let listed = list(project.path()).unwrap();
-        assert_eq!((listed[0].state, listed[0].method.as_str()), (State::Lost, "unknown"));
+        assert_eq!((listed[0].state, listed[0].method.as_str()), (RunState::Lost, "unknown"));
         assert!(listed[0].failure.as_ref().unwrap().message.contains("status.json"));
         assert_eq!(
             (listed[1].state, listed[1].step, listed[1].method.as_str()),
-            (State::Running, 412, "lora r16")
+            (RunState::Running, 412, "lora r16")
         );
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::number::Number;
-use super::status::{Failure, State};
+use super::status::{Failure, RunState};
 use super::time::{self, millis};
 use crate::json;
 
@@ -265,7 +265,7 @@ pub enum AlertKind {
 #[serde(default)]
 pub struct StateEvent {
     /// The new state.
-    pub state: State,
+    pub state: RunState,
     /// Why, in words: who asked, or what ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -481,7 +481,7 @@ mod tests {
             .into(),
             AlertEvent { alert: AlertKind::Spike, message: "up".into(), rows: vec![1, 2] }.into(),
             StateEvent {
-                state: State::Failed,
+                state: RunState::Failed,
                 reason: None,
                 failure: Some(Failure { message: "out of memory".into(), ..Failure::default() }),
             }

@@ -58,5 +58,5 @@ pub use spawn::{
 };
 pub(crate) use spawn::{reap, spawn};
 pub use status::{
-    Failure, FailureClass, HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, STATUS_FILE, State, Status, replace_file,
+    Failure, FailureClass, HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, RunState, STATUS_FILE, Status, replace_file,
 };

@@ -14,7 +14,7 @@ use super::directory::{RUNS_FOLDER, RunDir};
 use super::error::{io_error, shown};
 use super::process::ProcessIdentity;
 use super::socket::serving_socket_path;
-use super::status::{Failure, FailureClass, State, Status};
+use super::status::{Failure, FailureClass, RunState, Status};
 use super::{RunError, time};
 
 /// Names another engine executable than the one beside ours.
@@ -79,7 +79,7 @@ pub fn start_detached_with(
     let _lock = run.lock()?;
     // A status that cannot be read is as good as none: the journal is the truth.
     let mut status = Status::read(run.path()).ok().flatten().unwrap_or_default();
-    status.state = State::Starting;
+    status.state = RunState::Starting;
     status.failure = None;
     status.ended = None;
     status.reason = None;
@@ -89,7 +89,7 @@ pub fn start_detached_with(
     let child = match spawn(command, engine, run.project(), &run.log_path()) {
         Ok(child) => child,
         Err(error) => {
-            status.state = State::Failed;
+            status.state = RunState::Failed;
             status.ended = Some(time::now());
             status.failure = Some(Failure {
                 class: FailureClass::Config,
@@ -256,7 +256,7 @@ mod tests {
         let (project, run) = run();
         let engine = script(project.path(), "engine", "echo cannot load libtorch.so; exit 127");
         start_detached_with(&engine, &run, &[]).unwrap();
-        wait_until("it is lost", || run.status().unwrap().state == State::Lost);
+        wait_until("it is lost", || run.status().unwrap().state == RunState::Lost);
         assert_eq!(run.log_tail(1), ["cannot load libtorch.so"]);
     }
 
@@ -266,7 +266,7 @@ mod tests {
         let error = start_detached_with(&project.path().join("gone"), &run, &[]).unwrap_err().to_string();
         assert!(error.contains("gone") && error.contains("could not be started"), "{error}");
         let status = run.status().unwrap();
-        assert_eq!(status.state, State::Failed);
+        assert_eq!(status.state, RunState::Failed);
         assert!(status.failure.unwrap().remedy.contains("make build"));
     }
 
@@ -276,7 +276,7 @@ mod tests {
         let engine = script(project.path(), "engine", "true");
         let _lock = run.lock().unwrap();
         assert!(matches!(start_detached_with(&engine, &run, &[]), Err(RunError::Locked { .. })));
-        assert_eq!(run.status().unwrap().state, State::Queued);
+        assert_eq!(run.status().unwrap().state, RunState::Queued);
     }
 
     /// Plays two parts: started by itself as a leader of a process group, it becomes a session leader and

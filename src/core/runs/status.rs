@@ -42,7 +42,7 @@ pub const STATUS_FILE: &str = "status.json";
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
-pub enum State {
+pub enum RunState {
     /// Made, not started.
     #[default]
     Queued,
@@ -64,7 +64,7 @@ pub enum State {
     Lost,
 }
 
-impl State {
+impl RunState {
     /// Whether no process works on the run any more.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Finished | Self::Stopped | Self::Failed | Self::Lost)
@@ -130,7 +130,7 @@ pub enum FailureClass {
 #[serde(default)]
 pub struct Status {
     /// The run's state. Use [`Status::observed`] before showing it: a dead process cannot say it is lost.
-    pub state: State,
+    pub state: RunState,
     /// Process of the engine; 0 before there is one.
     pub pid: u32,
     /// When that process started, in clock ticks since boot, so that a recycled pid is not taken for it.
@@ -200,7 +200,7 @@ pub struct Status {
 impl Default for Status {
     fn default() -> Self {
         Self {
-            state: State::Queued,
+            state: RunState::Queued,
             pid: 0,
             process_start: 0,
             host: String::new(),
@@ -231,7 +231,7 @@ impl Default for Status {
 
 impl Status {
     /// A status that names the calling process as the one that works on the run.
-    pub fn of_this_process(state: State) -> Self {
+    pub fn of_this_process(state: RunState) -> Self {
         let mut status = Self { state, started: time::now(), ..Self::default() };
         status.claim(&ProcessIdentity::this());
         status
@@ -263,7 +263,7 @@ impl Status {
         match look()? {
             // Between the reading and the looking the process may have said its last word and ended: now
             // that it is gone, the word stands.
-            Some(status) if status.state == State::Lost => look(),
+            Some(status) if status.state == RunState::Lost => look(),
             seen => Ok(seen),
         }
     }
@@ -284,7 +284,7 @@ impl Status {
     #[must_use]
     pub fn observed(mut self, host: &Host, now: Timestamp) -> Self {
         if self.state.is_live() && !self.is_alive(host, now) {
-            self.state = State::Lost;
+            self.state = RunState::Lost;
             self.socket = None;
             self.activity = None;
         }
@@ -330,7 +330,7 @@ mod tests {
     fn it_reads_back_equal_and_leaves_nothing_beside() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Status::read(folder.path()).unwrap(), None);
-        let mut status = Status::of_this_process(State::Running);
+        let mut status = Status::of_this_process(RunState::Running);
         status.loss = Some(f64::NAN.into());
         status.best_step = Some(40);
         status.failure = Some(Failure { class: FailureClass::Oom, message: "m".into(), remedy: "r".into() });
@@ -364,21 +364,24 @@ mod tests {
         )
         .unwrap();
         let status = Status::read(folder.path()).unwrap().unwrap();
-        assert_eq!((status.state, status.pid, status.step), (State::Paused, 4, 0));
+        assert_eq!((status.state, status.pid, status.step), (RunState::Paused, 4, 0));
         assert_eq!(status.failure.unwrap().class, FailureClass::Bug);
     }
 
-    fn seen(status: &Status) -> State {
+    fn seen(status: &Status) -> RunState {
         status.clone().observed(&Host::this(), Timestamp::now()).state
     }
 
     #[test]
     fn this_process_is_alive_and_its_look_alikes_are_not() {
-        let status = Status::of_this_process(State::Running);
-        assert_eq!(seen(&status), State::Running);
-        assert_eq!(seen(&Status { process_start: status.process_start + 1, ..status.clone() }), State::Lost);
-        assert_eq!(seen(&Status { boot_id: "before".into(), ..status.clone() }), State::Lost);
-        for state in [State::Queued, State::Finished, State::Stopped, State::Failed] {
+        let status = Status::of_this_process(RunState::Running);
+        assert_eq!(seen(&status), RunState::Running);
+        assert_eq!(
+            seen(&Status { process_start: status.process_start + 1, ..status.clone() }),
+            RunState::Lost
+        );
+        assert_eq!(seen(&Status { boot_id: "before".into(), ..status.clone() }), RunState::Lost);
+        for state in [RunState::Queued, RunState::Finished, RunState::Stopped, RunState::Failed] {
             assert_eq!(
                 seen(&Status { state, process_start: 0, boot_id: "before".into(), ..status.clone() }),
                 state
@@ -389,23 +392,26 @@ mod tests {
     #[test]
     fn a_killed_process_is_lost_even_before_its_parent_looked() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let mut status = Status { state: State::Paused, ..Status::default() };
+        let mut status = Status { state: RunState::Paused, ..Status::default() };
         status.claim(&ProcessIdentity::of(child.id()));
-        assert_eq!(seen(&status), State::Paused);
+        assert_eq!(seen(&status), RunState::Paused);
         child.kill().unwrap();
-        wait_until("the zombie counts as gone", || seen(&status) == State::Lost);
+        wait_until("the zombie counts as gone", || seen(&status) == RunState::Lost);
         child.wait().unwrap();
-        assert_eq!(seen(&status), State::Lost);
+        assert_eq!(seen(&status), RunState::Lost);
     }
 
     #[test]
     fn on_another_machine_the_heartbeat_decides() {
-        let mut status = Status::of_this_process(State::Running);
+        let mut status = Status::of_this_process(RunState::Running);
         status.host = "elsewhere".into();
         let now = Timestamp::now();
-        for (age, state) in
-            [(0, State::Running), (59, State::Running), (61, State::Lost), (-3600, State::Running)]
-        {
+        for (age, state) in [
+            (0, RunState::Running),
+            (59, RunState::Running),
+            (61, RunState::Lost),
+            (-3600, RunState::Running),
+        ] {
             status.heartbeat = now - SignedDuration::from_secs(age);
             assert_eq!(status.clone().observed(&Host::this(), now).state, state, "{age} s old");
         }
@@ -418,7 +424,7 @@ mod tests {
         fn a_spoilt_status_is_refused_or_observed(changes in changes(), damage in damage()) {
             let run = tempfile::tempdir().unwrap();
             let path = run.path().join(STATUS_FILE);
-            let mut whole = Status::of_this_process(State::Running);
+            let mut whole = Status::of_this_process(RunState::Running);
             whole.failure = Some(Failure::default());
             whole.write_atomic(run.path()).unwrap();
             let text = fs::read(&path).unwrap();
@@ -429,7 +435,7 @@ mod tests {
                     let elsewhere = Host { name: "elsewhere".into(), boot_id: String::new() };
                     for host in [Host::this(), elsewhere] {
                         let seen = status.clone().observed(&host, Timestamp::now());
-                        prop_assert!(seen.state == status.state || seen.state == State::Lost);
+                        prop_assert!(seen.state == status.state || seen.state == RunState::Lost);
                     }
                 }
             }

@@ -25,7 +25,7 @@ use crate::layers::Active;
 use crate::models::Model;
 use crate::ops;
 use crate::step::batch::{Batch, Beginnings, Sequence};
-use crate::step::{Launch, Launched, Learner, Loss, Objective, Settings};
+use crate::step::{Launch, Launched, Learner, Loss, Objective, StepSettings};
 
 /// The algorithm: the loss, and what the base model makes of the rows.
 #[derive(Debug)]
@@ -253,7 +253,7 @@ impl Algorithm for Kto {
         &mut self,
         learner: &Learner,
         micro_batches: &[Vec<&EncodedRow>],
-        settings: &Settings,
+        settings: &StepSettings,
         before: Option<&Launched>,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Launch> {

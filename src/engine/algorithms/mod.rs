@@ -18,7 +18,7 @@ use crate::base::Base;
 use crate::error::Result;
 use crate::layers::Active;
 use crate::models::Model;
-use crate::step::{Launch, Launched, Learner, Settings};
+use crate::step::{Launch, Launched, Learner, StepSettings};
 
 /// Tokens of held-out rows in one forward pass.
 pub const TOKENS_AT_ONCE: usize = 4096;
@@ -44,7 +44,7 @@ pub trait Algorithm: Debug {
         &mut self,
         learner: &Learner,
         micro_batches: &[Vec<&EncodedRow>],
-        settings: &Settings,
+        settings: &StepSettings,
         before: Option<&Launched>,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Launch>;

@@ -9,7 +9,7 @@ use crate::layers::{Active, Pass};
 use crate::models::{Model, head};
 use crate::ops;
 use crate::step::batch::{Batch, Beginnings, collate};
-use crate::step::{Launch, Launched, Learner, Loss, Objective, Settings};
+use crate::step::{Launch, Launched, Learner, Loss, Objective, StepSettings};
 
 /// Cross entropy, averaged over all trained tokens of a step, natural logarithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Algorithm for Sft {
         &mut self,
         learner: &Learner,
         micro_batches: &[Vec<&EncodedRow>],
-        settings: &Settings,
+        settings: &StepSettings,
         before: Option<&Launched>,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Launch> {

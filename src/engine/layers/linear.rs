@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::ops;
 use crate::weights::{Loader, Weight};
 
-/// Names a linear layer of one model by number, counted from 0 in the order of [`crate::models::Model::linears`].
+/// Names a linear layer of one model by number, counted from 0 in the order of `Model::linears`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site(pub usize);
 

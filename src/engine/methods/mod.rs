@@ -24,7 +24,7 @@ pub use prefix::PrefixMethod;
 pub use prompt::PromptMethod;
 
 use crate::error::{EngineError, Result};
-use crate::layers::{Adapter, Form, Linear, Parameters};
+use crate::layers::{Adapter, Form, Linear};
 use crate::models::Model;
 use crate::weights::safetensors::Stored;
 use crate::{csrc, ops};

@@ -46,7 +46,7 @@ pub struct Loss {
 
 /// What one update is made with.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Settings {
+pub struct StepSettings {
     /// Learning rate and the like.
     pub adamw: csrc::AdamW,
     /// Gradients are scaled down to this norm; 0 leaves them as they are.
@@ -133,7 +133,7 @@ impl Learner<'_> {
         &self,
         objective: &O,
         batches: &[O::Batch],
-        settings: &Settings,
+        settings: &StepSettings,
         before: Option<&Launched>,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Launch> {
@@ -224,7 +224,7 @@ impl Launched {
 /// How a micro-batch's gradient is made.
 #[derive(Clone, Copy)]
 struct Backward<'a> {
-    /// As in [`Settings::recompute`].
+    /// As in [`StepSettings::recompute`].
     recompute: bool,
     /// What its loss counts by.
     share: &'a Tensor,

@@ -9,7 +9,7 @@ use super::control::refusal;
 use super::record::Record;
 
 /// The configuration in force, and what was refused to change it.
-pub struct Settings {
+pub struct LiveSettings {
     config: Config,
     refused: BTreeSet<(String, String)>,
     broken: Option<String>,
@@ -17,7 +17,7 @@ pub struct Settings {
     editors: BTreeMap<String, String>,
 }
 
-impl Settings {
+impl LiveSettings {
     /// Begins with what the file says at the start of the process.
     pub fn new(config: Config) -> Self {
         Self { config, refused: BTreeSet::new(), broken: None, editors: BTreeMap::new() }
@@ -87,7 +87,7 @@ mod tests {
 
     struct Live {
         record: Record,
-        settings: Settings,
+        settings: LiveSettings,
         reader: JournalReader,
         _project: tempfile::TempDir,
     }
@@ -102,7 +102,7 @@ mod tests {
             let record = Record::open(&run).unwrap();
             let mut reader = JournalReader::new(&run.journal_path());
             reader.read(100, Duration::from_secs(5)).unwrap();
-            Self { record, settings: Settings::new(config), reader, _project: project }
+            Self { record, settings: LiveSettings::new(config), reader, _project: project }
         }
 
         fn replace(&mut self, from: &str, to: &str) {

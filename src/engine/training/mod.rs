@@ -21,7 +21,7 @@ use luthier_core::config::{Config, Watcher};
 use luthier_core::data::{self, Prepared};
 use luthier_core::panics;
 use luthier_core::runs::{
-    AlertKind, Failure, FailureClass, ParameterCount, RunDir, RunError, RunEvent, Server, State as RunState,
+    AlertKind, Failure, FailureClass, ParameterCount, RunDir, RunError, RunEvent, RunState, Server,
     become_session_leader, newest_valid, sweep_debris,
 };
 use tch::{Device, Tensor};

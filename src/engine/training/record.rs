@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use luthier_core::runs::{
     AlertEvent, AlertKind, Event, EventBody, Failure, HEARTBEAT_INTERVAL, JournalWriter, ProcessIdentity,
-    RunDir, RunError, Server, State, StateEvent, Status, time,
+    RunDir, RunError, RunState, Server, StateEvent, Status, time,
 };
 use luthier_core::text::clean;
 
@@ -47,7 +47,7 @@ impl Record {
             step: status.step,
             pulse: Pulse::start(run.clone(), status),
         };
-        record.state(State::Starting, None);
+        record.state(RunState::Starting, None);
         Ok(record)
     }
 
@@ -103,17 +103,17 @@ impl Record {
     }
 
     /// Changes the run's state: journaled, and written to the status at once.
-    pub fn state(&mut self, state: State, reason: Option<String>) {
+    pub fn state(&mut self, state: RunState, reason: Option<String>) {
         self.change_state(state, reason, None);
     }
 
     /// Ends the run as failed.
     pub fn fail(&mut self, failure: Failure) {
         tracing::error!(class = %failure.class, "{}", failure.message);
-        self.change_state(State::Failed, None, Some(failure));
+        self.change_state(RunState::Failed, None, Some(failure));
     }
 
-    fn change_state(&mut self, state: State, reason: Option<String>, failure: Option<Failure>) {
+    fn change_state(&mut self, state: RunState, reason: Option<String>, failure: Option<Failure>) {
         self.event(StateEvent { state, reason: reason.clone(), failure: failure.clone() });
         if state.is_over() {
             self.journal.sync();
@@ -242,7 +242,7 @@ mod tests {
         drop(record);
 
         let status = Status::read(run.path()).unwrap().unwrap();
-        assert_eq!((status.state, status.step), (State::Failed, 3));
+        assert_eq!((status.state, status.step), (RunState::Failed, 3));
         assert!(status.ended.is_some() && status.socket.is_none());
         assert_eq!(status.failure.unwrap().class, FailureClass::Nan);
         assert_eq!(status.pid, std::process::id());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::algorithms::{Metric, metrics};
-use luthier_core::runs::{Event, EventBody, JournalReader, Metrics, RunDir, State, Status, StepEvent};
+use luthier_core::runs::{Event, EventBody, JournalReader, Metrics, RunDir, RunState, Status, StepEvent};
 use luthier_core::text::{clean_line, indented};
 use luthier_core::units;
 
@@ -124,7 +124,7 @@ impl Progress {
             )),
             EventBody::Alert(alert) => self.say(&format!("step {step}: {}", alert.message)),
             EventBody::State(changed) => {
-                if matches!(changed.state, State::Paused | State::Stopping) {
+                if matches!(changed.state, RunState::Paused | RunState::Stopping) {
                     self.say(&format!("step {step}: {}", changed.state));
                 }
             }

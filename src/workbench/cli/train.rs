@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use luthier_core::runs::{Event, EventBody, RunDir, State, Status};
+use luthier_core::runs::{Event, EventBody, RunDir, RunState, Status};
 use luthier_core::units;
 use serde_json::json;
 
@@ -100,7 +100,7 @@ fn watch(run: &RunDir, json: bool, interrupts: &Interrupts) -> Outcome {
 
 fn conclude(run: &RunDir, status: &Status, first_loss: Option<f64>, json: bool) -> Outcome {
     match status.state {
-        State::Failed | State::Lost => Err(Failure::work(complaint(run, status))),
+        RunState::Failed | RunState::Lost => Err(Failure::work(complaint(run, status))),
         _ if json => Ok(()),
         _ => output::line(&summary(run, status, first_loss)),
     }
@@ -140,7 +140,7 @@ fn complaint(run: &RunDir, status: &Status) -> String {
         None => lines
             .push(format!("run {id}: its process exited without reporting an error at step {}", status.step)),
     }
-    if status.state == State::Lost {
+    if status.state == RunState::Lost {
         lines.extend(run.log_tail(LOG_LINES).iter().map(|line| format!("log: {line}")));
     }
     lines.push(format!("its log: {}", run.log_path().display()));

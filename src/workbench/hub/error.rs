@@ -200,6 +200,7 @@ impl HubError {
             | Self::Damaged { .. }
             | Self::DiskFull { .. }
             | Self::File { .. }
+            | Self::Cancelled
             | Self::Model(_) => false,
         }
     }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use luthier_core::runs::{RunDir, RunError, State, Status};
+use luthier_core::runs::{RunDir, RunError, RunState, Status};
 use luthier_core::text::{clean_line, indented};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
@@ -167,21 +167,21 @@ fn no_such_checkpoint(id: &str, wanted: u64, steps: &[u64], has_result: bool) ->
 fn nothing_to_measure(id: &str, status: &Status) -> String {
     let again = format!("start it again from the beginning: luthier run resume {id}");
     let (why, remedy) = match status.state {
-        State::Failed => ("it failed before its first checkpoint", format!("fix that, then {again}")),
-        State::Lost => (
+        RunState::Failed => ("it failed before its first checkpoint", format!("fix that, then {again}")),
+        RunState::Lost => (
             "its process exited without reporting an error before its first checkpoint",
             format!("see why: luthier run show {id}\n  {again}"),
         ),
-        State::Stopped => ("it was stopped before its first checkpoint", again),
-        State::Queued => ("it has not started yet", format!("start it: luthier run resume {id}")),
-        State::Starting | State::Running | State::Paused | State::Stopping => (
+        RunState::Stopped => ("it was stopped before its first checkpoint", again),
+        RunState::Queued => ("it has not started yet", format!("start it: luthier run resume {id}")),
+        RunState::Starting | RunState::Running | RunState::Paused | RunState::Stopping => (
             "it has no checkpoint yet",
             format!(
                 "wait for its first checkpoint, or for its end; it is {}, at step {} of {}",
                 status.state, status.step, status.total_steps
             ),
         ),
-        State::Finished => (
+        RunState::Finished => (
             "it is finished, but neither its result nor a checkpoint is left in its folder",
             "start a new run: luthier train".to_owned(),
         ),
@@ -219,7 +219,7 @@ mod tests {
             message: "error: unknown key\n ^^^".to_owned(),
             remedy: "correct it".to_owned(),
         };
-        let status = Status { state: State::Failed, failure: Some(failure), ..Status::default() };
+        let status = Status { state: RunState::Failed, failure: Some(failure), ..Status::default() };
         let told = nothing_to_measure("r1", &status);
         let expected = "\
 run r1 has nothing to evaluate: it failed before its first checkpoint
@@ -228,7 +228,7 @@ run r1 has nothing to evaluate: it failed before its first checkpoint
   remedy: correct it
   fix that, then start it again from the beginning: luthier run resume r1";
         assert_eq!(told, expected);
-        let status = Status { state: State::Running, step: 3, total_steps: 9, ..Status::default() };
+        let status = Status { state: RunState::Running, step: 3, total_steps: 9, ..Status::default() };
         let told = nothing_to_measure("r1", &status);
         assert!(told.contains("wait for its first") && told.contains("step 3 of 9"), "{told}");
     }

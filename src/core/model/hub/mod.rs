@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::ModelError;
 use super::files;
-use crate::hub::HubModel;
+use crate::hub::{HubModel, is_plain_file_name};
 
 /// Largest file below `refs` that is read.
 const LARGEST_REFERENCE: u64 = 1024;
@@ -140,7 +140,7 @@ pub fn locate(path: &Path, project: &Path) -> Result<PathBuf, ModelError> {
 /// What `model.path` is called in an adapter's folder: other tools know a model of the hub as `org/name`.
 pub fn public_name(path: &Path) -> String {
     match path.to_str().and_then(|name| HubModel::parse(name).ok()) {
-        Some(model) => model.repository,
+        Some(model) => model.repository().to_owned(),
         None => path.display().to_string(),
     }
 }

@@ -12,7 +12,7 @@ use super::sampler::overrides;
 use super::trial::{Trial, TrialState};
 use crate::config::Config;
 use crate::runs::{
-    Client, Failure, FailureClass, FolderLock, RUNS_FOLDER, Request, RunDir, RunError, State, Status,
+    Client, Failure, FailureClass, FolderLock, RUNS_FOLDER, Request, RunDir, RunError, RunState, Status,
     StopWhen, engine_executable, reap, spawn, start_detached_with,
 };
 
@@ -153,22 +153,22 @@ impl Scheduler {
             }
         };
         match status.state {
-            State::Queued if trial.cancelling => self.end(trial, &run, TrialState::Cancelled, None),
-            State::Queued => self.start(trial, &run),
-            State::Starting | State::Running | State::Paused | State::Stopping => {
+            RunState::Queued if trial.cancelling => self.end(trial, &run, TrialState::Cancelled, None),
+            RunState::Queued => self.start(trial, &run),
+            RunState::Starting | RunState::Running | RunState::Paused | RunState::Stopping => {
                 if trial.cancelling {
                     self.ask_to_stop(trial, &status);
                 }
                 Ok(())
             }
-            State::Finished => self.end(trial, &run, TrialState::Finished, None),
-            State::Stopped | State::Lost if trial.cancelling => {
+            RunState::Finished => self.end(trial, &run, TrialState::Finished, None),
+            RunState::Stopped | RunState::Lost if trial.cancelling => {
                 self.end(trial, &run, TrialState::Cancelled, None)
             }
-            State::Stopped => self.end(trial, &run, TrialState::Stopped, None),
-            State::Failed => self.end(trial, &run, TrialState::Failed, status.failure.as_ref()),
-            State::Lost if trial.attempts < ATTEMPTS => self.start(trial, &run),
-            State::Lost => {
+            RunState::Stopped => self.end(trial, &run, TrialState::Stopped, None),
+            RunState::Failed => self.end(trial, &run, TrialState::Failed, status.failure.as_ref()),
+            RunState::Lost if trial.attempts < ATTEMPTS => self.start(trial, &run),
+            RunState::Lost => {
                 let log = run.log_tail(LOG_LINES).join("\n");
                 let failure = Failure {
                     class: FailureClass::Killed,
@@ -198,7 +198,7 @@ impl Scheduler {
     }
 
     fn ask_to_stop(&mut self, trial: &Trial, status: &Status) {
-        if self.asked.contains(&trial.id) || status.state == State::Stopping {
+        if self.asked.contains(&trial.id) || status.state == RunState::Stopping {
             return;
         }
         match stop(status) {

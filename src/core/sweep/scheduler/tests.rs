@@ -240,7 +240,7 @@ fn live_run(project: &Project) -> (RunDir, Status, i64) {
     let trial = project.queue().claim().unwrap().unwrap();
     let run = RunDir::create(project.path(), &config(&[]), None).unwrap();
     project.queue().set_run(trial.id, run.id()).unwrap();
-    let mut status = Status::of_this_process(State::Running);
+    let mut status = Status::of_this_process(RunState::Running);
     status.write_atomic(run.path()).unwrap();
     let mut journal = JournalWriter::open(&run.journal_path()).unwrap();
     journal.append(&crate::runs::Event::now(Some(5), EvalEvent { loss: 0.7.into(), ..EvalEvent::default() }));
@@ -266,7 +266,7 @@ fn cancelling_a_running_trial_stops_its_run_with_or_without_a_scheduler() {
             let call = calls.recv().unwrap();
             asked.send(call.request.clone()).unwrap();
             call.reply(Reply::ok("stopping"));
-            status.state = State::Stopped;
+            status.state = RunState::Stopped;
             status.write_atomic(run.path()).unwrap();
         });
         if !with_scheduler {
@@ -285,7 +285,7 @@ fn cancelling_a_running_trial_stops_its_run_with_or_without_a_scheduler() {
 fn a_run_that_someone_stopped_stops_its_trial() {
     let project = Project::new("0.1", "");
     let (run, mut status, _) = live_run(&project);
-    status.state = State::Stopped;
+    status.state = RunState::Stopped;
     status.write_atomic(run.path()).unwrap();
     project.schedule();
     assert_eq!(project.states(), [TrialState::Stopped]);

@@ -10,7 +10,7 @@ use luthier_engine::layers::{Active, Adapter};
 use luthier_engine::methods::lora::Lora;
 use luthier_engine::models::Model;
 use luthier_engine::step::adamw::{AdamW, EPSILON};
-use luthier_engine::step::{Launch, Learner, Measured, Outcome, Settings};
+use luthier_engine::step::{Launch, Learner, Measured, Outcome, StepSettings};
 use luthier_engine::{csrc, ops};
 use serde::Deserialize;
 use tch::Tensor;
@@ -94,7 +94,7 @@ impl<'a> Steps<'a> {
     fn step(&mut self, rows: &[EncodedRow], learning_rate: f64) -> Measured {
         let rows: Vec<&EncodedRow> = rows.iter().collect();
         let micro_batches: Vec<Vec<&EncodedRow>> = rows.chunks(self.size).map(<[_]>::to_vec).collect();
-        let settings = Settings {
+        let settings = StepSettings {
             adamw: csrc::AdamW { learning_rate, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
             max_grad_norm: 0.0,
             recompute: self.recompute,

@@ -9,7 +9,7 @@ use luthier_engine::methods::lora::Lora;
 use luthier_engine::models::Model;
 use luthier_engine::step::adamw::{AdamW, EPSILON};
 use luthier_engine::step::batch::Beginnings;
-use luthier_engine::step::{Launch, Learner, Measured, Outcome, Settings};
+use luthier_engine::step::{Launch, Learner, Measured, Outcome, StepSettings};
 use luthier_engine::{csrc, ops};
 use serde::Deserialize;
 use tch::{Device, Tensor};
@@ -159,7 +159,7 @@ impl<'a> Steps<'a> {
     fn step(&mut self, learning_rate: f64) -> Measured {
         let rows: Vec<&EncodedRow> = self.rows.iter().collect();
         let micro_batches: Vec<Vec<&EncodedRow>> = rows.chunks(self.size).map(<[_]>::to_vec).collect();
-        let settings = Settings {
+        let settings = StepSettings {
             adamw: csrc::AdamW { learning_rate, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
             max_grad_norm: 0.0,
             recompute: self.recompute,

@@ -15,7 +15,7 @@ use luthier_engine::methods::{LoraMethod, Method};
 use luthier_engine::models::Model;
 use luthier_engine::step::adamw::AdamW;
 use luthier_engine::step::batch::{Beginnings, collate};
-use luthier_engine::step::{Launch, Learner, Measured, Outcome, Settings};
+use luthier_engine::step::{Launch, Learner, Measured, Outcome, StepSettings};
 use luthier_engine::weights::{Weight, safetensors};
 use tch::{Device, Kind, Tensor};
 
@@ -123,7 +123,7 @@ fn train(
     let adapter = LoraMethod { variant, ..lora(4, &[]) }.create(model, 7).unwrap();
     let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
     // With the usual epsilon the first updates are as large where a gradient is nothing but its rounding as anywhere else.
-    let settings = Settings {
+    let settings = StepSettings {
         adamw: csrc::AdamW { learning_rate: 5e-3, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: 1e-4 },
         max_grad_norm: 1.0,
         recompute,

@@ -11,7 +11,7 @@ use luthier_engine::methods::{self, FullMethod, Method};
 use luthier_engine::models::Model;
 use luthier_engine::step::adamw::{AdamW, EPSILON};
 use luthier_engine::step::batch::{Batch, Beginnings, collate};
-use luthier_engine::step::{Launch, Learner, Measured, Outcome, Settings};
+use luthier_engine::step::{Launch, Learner, Measured, Outcome, StepSettings};
 use luthier_engine::training::schedule::learning_rate;
 use luthier_engine::{csrc, ops};
 use serde::Deserialize;
@@ -68,10 +68,10 @@ impl Trajectory {
         }
     }
 
-    pub fn settings(&self, step: u64) -> Settings {
+    pub fn settings(&self, step: u64) -> StepSettings {
         let learning_rate = learning_rate(&self.train(), step, self.steps);
         let (betas, weight_decay) = (self.betas, self.weight_decay);
-        Settings {
+        StepSettings {
             adamw: csrc::AdamW { learning_rate, betas, weight_decay, epsilon: EPSILON },
             max_grad_norm: self.clip,
             recompute: false,
@@ -121,7 +121,7 @@ pub fn make_step(
     adapter: &dyn Adapter,
     optimizer: &mut AdamW,
     batches: &[Batch],
-    settings: &Settings,
+    settings: &StepSettings,
 ) -> Measured {
     match settle(model, adapter, optimizer, batches, settings) {
         Outcome::Updated(measured) => measured,
@@ -134,7 +134,7 @@ pub fn settle(
     adapter: &dyn Adapter,
     optimizer: &mut AdamW,
     batches: &[Batch],
-    settings: &Settings,
+    settings: &StepSettings,
 ) -> Outcome {
     let learner = Learner { model, adapter, optimizer };
     match learner.launch(&Sft, batches, settings, None, &|| false).unwrap() {
@@ -154,7 +154,7 @@ pub fn follow(run: &Run, model: &Model, recompute: bool) -> (Box<dyn Adapter>, V
         .take(reference.steps as usize)
         .enumerate()
         .map(|(index, rows)| {
-            let settings = Settings { recompute, ..reference.settings(index as u64) };
+            let settings = StepSettings { recompute, ..reference.settings(index as u64) };
             make_step(model, adapter.as_ref(), &mut optimizer, &on_cpu(rows), &settings)
         })
         .collect();

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use luthier_core::runs::{
-    AlertKind, Event, EventBody, FailureClass, JournalReader, ResultForm, RunDir, State as RunState, Status,
+    AlertKind, Event, EventBody, FailureClass, JournalReader, ResultForm, RunDir, RunState, Status,
 };
 use tch::Device;
 

@@ -12,7 +12,7 @@ use super::{Reading, Trainer};
 use crate::csrc;
 use crate::error::{EngineError, Result};
 use crate::step::adamw::EPSILON;
-use crate::step::{self, Launch, Launched, Learner, Measured, Outcome};
+use crate::step::{Launch, Launched, Learner, Measured, Outcome, StepSettings};
 use crate::training::schedule::learning_rate;
 use crate::training::state::State;
 
@@ -39,7 +39,7 @@ impl<'a> Trainer<'a> {
         let number = self.state.progress.step + u64::from(self.in_flight.is_some());
         let config = &self.settings.config().train;
         let learning_rate = learning_rate(config, number, self.total_steps());
-        let settings = step::Settings {
+        let settings = StepSettings {
             adamw: csrc::AdamW {
                 learning_rate,
                 betas: config.betas,
@@ -127,7 +127,7 @@ impl<'a> Trainer<'a> {
         self.record.alert(AlertKind::Data, message, self.rows_of(number));
     }
 
-    fn launch(&mut self, number: u64, settings: &step::Settings) -> Result<Launch> {
+    fn launch(&mut self, number: u64, settings: &StepSettings) -> Result<Launch> {
         let micro_batches = self.micro_batches(number);
         let State { adapter, optimizer, progress: _ } = &self.state;
         let learner = Learner { model: &self.base.model, adapter: adapter.as_ref(), optimizer };

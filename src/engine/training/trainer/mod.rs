@@ -11,8 +11,8 @@ use luthier_core::hash;
 use luthier_core::machine::free_disk_bytes;
 use luthier_core::plan::plan;
 use luthier_core::runs::{
-    AlertKind, CheckpointEvent, FailureClass, ResultForm, RunEvent, State as RunState, StopWhen,
-    list_checkpoints, prune,
+    AlertKind, CheckpointEvent, FailureClass, ResultForm, RunEvent, RunState, StopWhen, list_checkpoints,
+    prune,
 };
 use tch::Device;
 
@@ -20,7 +20,7 @@ use self::advance::InFlight;
 use super::End;
 use super::alerts::DiskWatch;
 use super::control::Control;
-use super::edits::Settings;
+use super::edits::LiveSettings;
 use super::meter::Meter;
 use super::observe::{Observer, Questions};
 use super::record::Record;
@@ -72,7 +72,7 @@ pub struct Trainer<'a> {
     base: &'a Base,
     prepared: &'a Prepared,
     method: &'a dyn Method,
-    settings: Settings,
+    settings: LiveSettings,
     algorithm: Box<dyn Algorithm>,
     state: State,
     reading: Reading,
@@ -114,7 +114,7 @@ impl<'a> Trainer<'a> {
             order: StepOrder::new(&lengths, &config),
             recompute: recomputes(&config, base, prepared),
             algorithm: algorithm_of(record.run(), base, &config, prepared),
-            settings: Settings::new(config),
+            settings: LiveSettings::new(config),
             questions: Questions::default(),
             meter: Meter::new(base.model.device()),
             disk: DiskWatch::default(),

@@ -163,7 +163,7 @@ fn describe(run: &RunDir, status: &Status, history: &History, now: Timestamp) ->
             line("remedy", &failure.remedy);
         }
     }
-    if matches!(status.state, runs::State::Failed | runs::State::Lost) {
+    if matches!(status.state, runs::RunState::Failed | runs::RunState::Lost) {
         for logged in run.log_tail(LOG_LINES) {
             line("log", &logged);
         }

@@ -326,7 +326,7 @@ fn hash<'a>(texts: impl Iterator<Item = &'a str>) -> u64 {
 #[cfg(test)]
 pub mod tests {
     use luthier_core::eval::Score;
-    use luthier_core::runs::State as RunState;
+    use luthier_core::runs::RunState;
 
     use super::super::target::tests::candidate;
     use super::*;

@@ -1,7 +1,7 @@
 //! What can be compared with the base model: a run's result, or one of its checkpoints.
 
 use jiff::Timestamp;
-use luthier_core::runs::State as RunState;
+use luthier_core::runs::RunState;
 
 /// Weights written by a run.
 #[derive(Clone, Debug, PartialEq, Eq)]

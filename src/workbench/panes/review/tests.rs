@@ -7,7 +7,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use luthier_core::data::Message;
 use luthier_core::eval::{Contender, Score, SuitePrompt, Verdict, VerdictChoice, Verdicts};
-use luthier_core::runs::State as RunState;
+use luthier_core::runs::RunState;
 use luthier_core::runs::serving::DoneReason;
 use pretty_assertions::assert_eq;
 use ratatui::buffer::Buffer;

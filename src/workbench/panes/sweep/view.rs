@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use luthier_core::algorithms::Direction;
+use luthier_core::config::headline;
 use luthier_core::sweep::{Sweep, Trial, TrialState};
 use luthier_core::units;
 use ratatui::buffer::Buffer;

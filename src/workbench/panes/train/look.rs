@@ -2,38 +2,37 @@
 
 use std::time::Duration;
 
-use luthier_core::runs::State;
-use luthier_core::units;
+use luthier_core::runs::RunState;
 
 use super::curves::Metric;
 use crate::theme::Role;
 use luthier_core::units;
 
 /// The sign of a state, for places too narrow for its word.
-pub fn glyph(state: State) -> &'static str {
+pub fn glyph(state: RunState) -> &'static str {
     match state {
-        State::Queued => "·",
-        State::Starting => "◌",
-        State::Running => "▶",
-        State::Paused => "‖",
-        State::Stopping => "◍",
-        State::Finished => "✓",
-        State::Stopped => "■",
-        State::Failed => "✗",
-        State::Lost => "?",
+        RunState::Queued => "·",
+        RunState::Starting => "◌",
+        RunState::Running => "▶",
+        RunState::Paused => "‖",
+        RunState::Stopping => "◍",
+        RunState::Finished => "✓",
+        RunState::Stopped => "■",
+        RunState::Failed => "✗",
+        RunState::Lost => "?",
     }
 }
 
 /// The role that a state is drawn in.
-pub fn role(state: State) -> Role {
+pub fn role(state: RunState) -> Role {
     match state {
-        State::Queued | State::Starting => Role::Waiting,
-        State::Running => Role::Running,
-        State::Paused => Role::Paused,
-        State::Stopping | State::Stopped => Role::Stopped,
-        State::Finished => Role::Finished,
-        State::Failed => Role::Failed,
-        State::Lost => Role::Lost,
+        RunState::Queued | RunState::Starting => Role::Waiting,
+        RunState::Running => Role::Running,
+        RunState::Paused => Role::Paused,
+        RunState::Stopping | RunState::Stopped => Role::Stopped,
+        RunState::Finished => Role::Finished,
+        RunState::Failed => Role::Failed,
+        RunState::Lost => Role::Lost,
     }
 }
 

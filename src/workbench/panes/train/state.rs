@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 use luthier_core::config::Config;
-use luthier_core::runs::{Action, RunSummary, State as RunState, Status};
+use luthier_core::runs::{Action, RunState, RunSummary, Status};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 

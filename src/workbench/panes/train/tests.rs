@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use luthier_core::runs::{
     AlertEvent, AlertKind, EditEvent, EvalEvent, Event as JournalEvent, EventBody, Failure, FailureClass,
-    Number, Request, RunEvent, RunSummary, SampleEvent, State as RunState, Status, StepEvent, StopWhen,
+    Number, Request, RunEvent, RunState, RunSummary, SampleEvent, Status, StepEvent, StopWhen,
 };
 
 use super::effect::TrainEffect;

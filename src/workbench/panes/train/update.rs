@@ -2,7 +2,7 @@
 
 use luthier_core::config::headline;
 use luthier_core::config::{Change, KEYS};
-use luthier_core::runs::{Request, ResumeWay, RunSummary, State as RunState, StopWhen, resume_way};
+use luthier_core::runs::{Request, ResumeWay, RunState, RunSummary, StopWhen, resume_way};
 
 use super::command::TrainCommand;
 use super::curves::Curves;

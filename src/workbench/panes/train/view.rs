@@ -5,7 +5,7 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 
 use luthier_core::config::headline;
-use luthier_core::runs::{RunSummary, State as RunState};
+use luthier_core::runs::{RunState, RunSummary};
 use luthier_core::units;
 
 use super::curves::{At, Curves, Metric, Notice};

@@ -11,7 +11,6 @@ use super::value::{ARRAY, Array, Number, TEXT, Value};
 use crate::model::error::Fault;
 use crate::model::storage::Storage;
 use crate::text::Shown;
-use crate::text::Shown;
 
 /// Largest header that is read; real ones, vocabulary included, stay below 30 MB.
 const MAX_HEADER: u64 = 128 << 20;
