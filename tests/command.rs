@@ -1,4 +1,4 @@
-//! Running `luthier` with a deadline, and judging how it ended.
+//! Runs `luthier` with a deadline and checks how it ended.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +13,7 @@ use crate::process::send;
 use crate::programs::luthier;
 use crate::wait::{PATIENCE, wait_for};
 
-/// What the surroundings of a test may say, and must not.
+/// Environment variables of the caller that must not reach a test.
 const FOREIGN: [&str; 17] = [
     "LUTHIER_ENGINE",
     "LUTHIER_LOG",
@@ -40,7 +40,7 @@ pub struct Luthier {
     input: Vec<u8>,
 }
 
-/// A `luthier` that works.
+/// A running `luthier`.
 pub struct Running {
     child: Child,
     said: String,
@@ -49,14 +49,12 @@ pub struct Running {
     described: String,
 }
 
-/// A `luthier` that has ended.
+/// A `luthier` that has exited.
 #[derive(Debug)]
 pub struct Finished {
     described: String,
     status: ExitStatus,
-    /// Everything on stdout.
     pub stdout: String,
-    /// Everything on stderr.
     pub stderr: String,
 }
 
@@ -70,21 +68,19 @@ impl Luthier {
         Self { command, input: Vec::new() }
     }
 
-    /// Adds arguments.
     #[must_use]
     pub fn arguments<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         self.command.args(arguments);
         self
     }
 
-    /// Sets an environment variable.
     #[must_use]
     pub fn variable(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
         self
     }
 
-    /// Ends it where it asks for more memory, or takes more time of a processor.
+    /// Limits its address space (MiB) and CPU time (seconds); it is killed beyond them.
     #[must_use]
     pub fn within(mut self, mebibytes: u64, seconds: u64) -> Self {
         let limits = format!("ulimit -v {} && ulimit -t {seconds} && exec \"$@\"", mebibytes << 10);
@@ -102,20 +98,19 @@ impl Luthier {
         self
     }
 
-    /// What the program will read on stdin.
+    /// What the program reads on stdin.
     #[must_use]
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();
         self
     }
 
-    /// Starts it.
     pub fn start(mut self) -> Running {
         let described = format!("{:?}", self.command);
         let mut child = self.command.spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let input = self.input;
-        // Whoever does not read its input may end before all of it is written.
+        // A program that does not read its input may exit before all of it is written.
         thread::spawn(move || drop(stdin.write_all(&input)));
         let (sender, lines) = channel();
         let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -136,19 +131,18 @@ impl Luthier {
         Running { child, said: String::new(), lines, errors, described }
     }
 
-    /// Runs it to its end.
+    /// Runs it and waits for its end.
     pub fn run(self) -> Finished {
         self.start().finish()
     }
 }
 
 impl Running {
-    /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for a line on stdout for which `wanted` holds.
+    /// Waits for a line on stdout for which `wanted` is true.
     pub fn line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         loop {
             match self.lines.recv_timeout(PATIENCE) {
@@ -159,7 +153,7 @@ impl Running {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("{}: waited in vain for {what}:\n{}", self.described, self.said)
+                    panic!("{}: timed out waiting for {what}:\n{}", self.described, self.said)
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("{}: ended without {what}:\n{}", self.described, self.said)
@@ -168,17 +162,15 @@ impl Running {
         }
     }
 
-    /// Stops reading stdout: the pipe closes with the next line.
+    /// Stops reading stdout, so that the next line meets a closed pipe.
     pub fn close(&mut self) {
         self.lines = channel().1;
     }
 
-    /// Presses ctrl-C.
     pub fn interrupt(&self) {
         send("INT", self.pid());
     }
 
-    /// Waits for its end.
     pub fn finish(mut self) -> Finished {
         while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
             self.said.push_str(&line);
@@ -193,7 +185,7 @@ impl Running {
     }
 }
 
-#[expect(clippy::return_self_not_must_use, reason = "what is expected has been checked by then")]
+#[expect(clippy::return_self_not_must_use, reason = "the checks have been made by then")]
 impl Finished {
     /// Expects this exit status.
     pub fn expect(self, status: i32) -> Self {

@@ -1,6 +1,6 @@
-//! What the command line says and with which status it ends, where no run comes of it.
+//! Output and exit status of commands that start no run.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+#![expect(clippy::unwrap_used, reason = "a test fails at the first surprise")]
 
 use std::fs;
 use std::io::Read;
@@ -10,12 +10,12 @@ use luthier_tests::{Finished, Project, json_lines, luthier, reference, tiny_rows
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 use serde_json::{Value, json};
 
-/// Runs `luthier` in the tiny project with something set over its settings.
+/// Runs `luthier` in the tiny project with one setting overridden.
 fn with(project: &Project, command: &[&str], set: &str) -> Finished {
     project.luthier(command.iter().copied().chain(["--set", set])).run()
 }
 
-/// A copy of the tiny model in the project, to be broken.
+/// Copies the tiny model into the project, so that a test can break it.
 fn copied_model(project: &Project) {
     for name in [
         "config.json",
@@ -61,7 +61,7 @@ fn help_and_completions_work_everywhere() {
 }
 
 #[test]
-fn bad_usage_is_told_apart_from_failed_work() {
+fn bad_usage_and_failed_work_have_different_statuses() {
     let project = Project::empty();
     project.luthier(["plan", "--no-such-flag"]).run().expect(2).complains(&["--no-such-flag"]);
     project.luthier(["trian"]).run().expect(2).complains(&["did you mean `luthier train`"]);
@@ -71,7 +71,7 @@ fn bad_usage_is_told_apart_from_failed_work() {
 }
 
 #[test]
-fn the_workbench_asks_for_a_terminal() {
+fn the_workbench_needs_a_terminal() {
     let project = Project::tiny();
     let told = project.luthier(["."]).variable("TERM", "xterm-256color").run().expect(2);
     let told = told.complains(&["standard output is not", "luthier train"]);
@@ -79,7 +79,7 @@ fn the_workbench_asks_for_a_terminal() {
 }
 
 #[test]
-fn the_workbench_asks_for_more_than_a_dumb_terminal() {
+fn the_workbench_needs_more_than_a_dumb_terminal() {
     let project = Project::tiny();
     let terminal = native_pty_system().openpty(PtySize::default()).unwrap();
     let mut command = CommandBuilder::new(luthier());
@@ -88,7 +88,7 @@ fn the_workbench_asks_for_more_than_a_dumb_terminal() {
     let mut child = terminal.slave.spawn_command(command).unwrap();
     drop(terminal.slave);
     let mut shown = String::new();
-    // A pseudo-terminal whose other side is closed is an error to read from.
+    // Reading from a pseudo-terminal whose other side is closed is an error.
     let _ = terminal.master.try_clone_reader().unwrap().read_to_string(&mut shown);
     assert_eq!(child.wait().unwrap().exit_code(), 2, "{shown}");
     assert!(shown.contains("TERM"), "{shown}");
@@ -96,9 +96,9 @@ fn the_workbench_asks_for_more_than_a_dumb_terminal() {
 }
 
 #[test]
-fn a_new_project_is_commented_valid_and_never_written_over() {
+fn a_new_project_is_commented_valid_and_not_overwritten() {
     let project = Project::empty();
-    // The tiny model with positions for as many tokens as a real one.
+    // The tiny model with as many positions as a real one.
     for entry in fs::read_dir(reference("tiny/llama")).unwrap().map(Result::unwrap) {
         let name = format!("model/{}", entry.file_name().to_str().unwrap());
         project.write(&name, fs::read(entry.path()).unwrap());
@@ -123,7 +123,7 @@ fn a_new_project_is_commented_valid_and_never_written_over() {
 }
 
 #[test]
-fn all_mistakes_of_a_file_are_shown_at_once_with_carets() {
+fn all_mistakes_of_a_file_are_shown_with_carets() {
     let project = Project::tiny();
     let settings = Project::tiny_settings()
         .replace("max_length = 96", "max_lenght = 96")
@@ -144,7 +144,7 @@ fn all_mistakes_of_a_file_are_shown_at_once_with_carets() {
 }
 
 #[test]
-fn a_model_tells_what_it_is() {
+fn a_model_can_be_inspected() {
     let project = Project::empty();
     let model = reference("tiny/llama");
     let told =
@@ -164,7 +164,7 @@ fn a_model_tells_what_it_is() {
 }
 
 #[test]
-fn models_of_other_families_and_quantised_ones_tell_what_they_are() {
+fn other_families_and_quantised_models_can_be_inspected() {
     let project = Project::empty();
     let inspect = |path: &str| {
         let path = reference(path);
@@ -202,7 +202,7 @@ fn rows_beyond_the_models_positions_are_found_before_a_run() {
 }
 
 #[test]
-fn a_model_that_cannot_be_used_says_why() {
+fn an_unusable_model_is_an_error_with_its_reason() {
     let project = Project::tiny();
     with(&project, &["plan"], "model.path=nowhere").expect(2).complains(&[
         "nowhere",
@@ -233,7 +233,7 @@ fn a_model_that_cannot_be_used_says_why() {
 }
 
 #[test]
-fn the_plan_has_its_fixed_shape() {
+fn the_plan_has_its_documented_keys() {
     let project = Project::tiny();
     let plan = project.luthier(["plan", "--json"]).run().expect(0).json();
     for key in ["parameters", "memory", "steps", "tokens", "checkpoint_bytes"] {
@@ -249,14 +249,14 @@ fn the_plan_has_its_fixed_shape() {
 }
 
 #[test]
-fn what_cannot_fit_is_refused_before_anything_is_written() {
+fn a_run_that_does_not_fit_is_refused_before_anything_is_written() {
     let project = Project::tiny();
-    // Adapters of this rank keep megabytes for each of two hundred thousand tokens at once.
+    // Adapters of this rank keep megabytes for each of two hundred thousand tokens.
     project.write_rows("train.jsonl", &tiny_rows(5000));
     let large = ["--set", "method.rank=65536", "--set", "train.batch_size=5000"];
     let told = project.luthier(["train"].into_iter().chain(large)).run().expect(2);
     let told = told.complains(&["memory", "train.batch_size"]);
-    // A disk for a thousand million checkpoints does not exist.
+    // No disk has room for a thousand million checkpoints.
     let checkpoints = ["train.max_steps=1000000000", "train.checkpoint_every=1", "train.keep_checkpoints=0"];
     let set = checkpoints.iter().flat_map(|set| ["--set", set]);
     project
@@ -268,7 +268,7 @@ fn what_cannot_fit_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn the_check_of_sound_data_has_its_fixed_shape() {
+fn the_check_of_good_data_has_its_documented_keys() {
     let project = Project::tiny();
     let report = project.luthier(["data", "check", "--json"]).run().expect(0).json();
     assert_eq!(report["rows"], 30);
@@ -300,7 +300,7 @@ fn a_row_is_shown_with_its_loss_mask() {
 }
 
 #[test]
-fn text_of_the_data_cannot_steer_the_terminal() {
+fn text_of_the_data_cannot_control_the_terminal() {
     let project = Project::tiny();
     let evil = "red\u{1b}]52;c;ZXZpbA==\u{7}\u{9b}2J\u{202e}gnp.\u{200b}";
     project.write_rows(
@@ -320,7 +320,7 @@ fn text_of_the_data_cannot_steer_the_terminal() {
 }
 
 #[test]
-fn data_that_would_spoil_a_run_blocks_it() {
+fn broken_data_blocks_a_run() {
     let no_json = "{\"messages\": [{\"role\"\n".to_owned();
     let no_reply = json!({"messages": [{"role": "user", "content": "anyone there?"}]}).to_string() + "\n";
     let sound = json_lines(&tiny_rows(3));
@@ -346,7 +346,7 @@ fn data_that_would_spoil_a_run_blocks_it() {
 }
 
 #[test]
-fn a_missing_data_file_is_named() {
+fn a_missing_data_file_is_reported() {
     let project = Project::tiny();
     with(&project, &["data", "check"], "data.train=gone.jsonl")
         .expect(2)
@@ -354,7 +354,7 @@ fn a_missing_data_file_is_named() {
 }
 
 #[test]
-fn a_project_that_cannot_be_written_to_is_left_alone() {
+fn a_read_only_project_is_not_changed() {
     let project = Project::tiny();
     project.write("runs", "a file where the folder of runs should be");
     project.luthier(["train"]).run().expect(1).complains(&["runs"]);
@@ -362,7 +362,7 @@ fn a_project_that_cannot_be_written_to_is_left_alone() {
 
     let closed = Project::tiny();
     fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o555)).unwrap();
-    // Permissions do not bind root.
+    // Permissions do not restrict root.
     if fs::write(closed.path().join("probe"), "").is_err() {
         closed.luthier(["train"]).run().expect(1).complains(&["runs", "permission"]);
     }
@@ -370,7 +370,7 @@ fn a_project_that_cannot_be_written_to_is_left_alone() {
 }
 
 #[test]
-fn without_an_engine_nothing_is_begun() {
+fn without_an_engine_nothing_is_started() {
     let project = Project::tiny();
     let told = project.luthier(["train"]).variable("LUTHIER_ENGINE", "/nowhere/engine").run().expect(1);
     let told = told.complains(&["LUTHIER_ENGINE", "/nowhere/engine", "make build"]);
@@ -390,7 +390,7 @@ fn without_an_engine_nothing_is_begun() {
 }
 
 #[test]
-fn the_doctor_finds_the_engine_in_order() {
+fn the_doctor_finds_the_engine() {
     let project = Project::tiny();
     let told = project.luthier(["doctor", "--json"]).run().expect(0).json();
     assert_eq!(told["pass"], true);
@@ -406,14 +406,14 @@ fn the_doctor_finds_the_engine_in_order() {
 }
 
 #[test]
-fn a_project_may_lie_behind_a_link() {
+fn a_project_may_be_reached_through_a_link() {
     let project = Project::tiny();
     symlink(project.path(), project.beside("link")).unwrap();
     let linked = project.beside("link");
     project.luthier(["plan", "-C", linked.to_str().unwrap()]).run().expect(0);
 }
 
-/// A run directory as a run leaves it that ended badly before its first checkpoint.
+/// A run directory of a run that failed before its first checkpoint.
 fn failed_run(project: &Project) {
     project.write("runs/20260102-150405-lora/config.toml", Project::tiny_settings());
     let message = "error: unknown key `wurmup`\n --> config.toml:9:1\n  |\n9 | wurmup = 1\n  | ^^^^^^";
@@ -425,7 +425,7 @@ fn failed_run(project: &Project) {
 }
 
 #[test]
-fn problems_of_several_lines_are_shown_on_several_lines() {
+fn multi_line_problems_keep_their_lines() {
     let project = Project::tiny();
     failed_run(&project);
     let told = project.luthier(["run", "show", "latest"]).run().expect(0);
@@ -463,7 +463,7 @@ fn a_warm_up_longer_than_the_run_is_refused() {
 }
 
 #[test]
-fn a_theme_that_there_is_not_is_named_and_keeps_nothing_from_being_done() {
+fn an_unknown_theme_is_reported_and_does_not_stop_the_command() {
     let project = Project::tiny();
     fs::create_dir_all(project.beside("config").join("luthier/themes")).unwrap();
     fs::write(project.beside("config").join("luthier/themes/mine.toml"), "inherits = \"luthier\"\n").unwrap();
@@ -497,7 +497,7 @@ fn a_run_without_a_checkpoint_has_nothing_to_evaluate() {
 }
 
 #[test]
-fn what_a_model_is_held_against_must_be_there() {
+fn the_reference_of_a_comparison_must_exist() {
     let project = Project::tiny();
     let model = reference("tiny/llama");
     let verify = |reference: &str, device: &str| {
@@ -512,7 +512,7 @@ fn what_a_model_is_held_against_must_be_there() {
 }
 
 #[test]
-fn one_problem_of_many_rows_is_told_once() {
+fn one_problem_of_many_rows_is_reported_once() {
     let project = Project::tiny();
     let row = |number: usize| {
         let asked = json!({ "role": "user", "content": format!("item {number} is white") });
@@ -529,7 +529,7 @@ fn one_problem_of_many_rows_is_told_once() {
 }
 
 #[test]
-fn the_lengths_begin_with_the_shortest_rows() {
+fn the_lengths_start_with_the_shortest_rows() {
     let project = Project::tiny();
     let told = project.luthier(["data", "stats"]).run().expect(0);
     let bars: Vec<&str> = told.stdout.lines().filter(|line| line.contains('–')).collect();

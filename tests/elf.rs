@@ -1,9 +1,9 @@
-//! The dynamic section of an ELF file: which libraries the loader will look for.
+//! Reads the dynamic section of an ELF file: the libraries that the loader looks for.
 
 use std::fs;
 use std::path::Path;
 
-/// Kinds of program header and dynamic entry, see elf(5).
+/// Kinds of program headers and dynamic entries, see elf(5).
 const LOAD: u32 = 1;
 const DYNAMIC: u32 = 2;
 const NEEDED: u64 = 1;

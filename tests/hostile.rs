@@ -1,7 +1,8 @@
-//! Files made to do harm, before the real program: each is refused in words, in no more than half a gibibyte of memory and
+//! Malicious files, given to the real program. Each is refused with an error, within half a GiB of memory and
+//! two seconds of CPU time.
 //! two seconds of a processor.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+#![expect(clippy::unwrap_used, reason = "a test fails at the first surprise")]
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 const MEBIBYTES: u64 = 512;
 const SECONDS: u64 = 2;
 
-/// A copy of the tiny model with one file replaced, or made.
+/// A copy of the tiny model with one file replaced or added.
 fn with(project: &Project, name: &str, content: &[u8]) {
     for entry in fs::read_dir(reference("tiny/llama")).unwrap() {
         let path = entry.unwrap().path();
@@ -25,18 +26,18 @@ fn with(project: &Project, name: &str, content: &[u8]) {
     project.write(&format!("model/{name}"), content);
 }
 
-/// `luthier model inspect` refuses it with these words: the work failed.
+/// `luthier model inspect` refuses it with these words and status 1: the work failed.
 fn refused(project: &Project, path: &str, words: &[&str]) {
     ends(project, path, 1, words);
 }
 
-/// It does so with this exit status: 2 where something else was to be named.
+/// As `refused`, with this exit status; 2 means that the user must name something else.
 fn ends(project: &Project, path: &str, status: i32, words: &[&str]) {
     let told = project.luthier(["model", "inspect", path]).within(MEBIBYTES, SECONDS).run();
     told.expect(status).complains(words);
 }
 
-/// A safetensors file: a header, and so many zeros behind it.
+/// A safetensors file: a header, followed by this many zeros.
 fn safetensors(header: &str, data: u64) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());
@@ -73,7 +74,7 @@ impl Gguf {
         self.entry(key, U32, &value.to_le_bytes())
     }
 
-    /// An array that claims so many elements.
+    /// An array that claims this many elements.
     fn array(self, key: &str, kind: u32, count: u64, elements: &[u8]) -> Self {
         let value = [&kind.to_le_bytes(), count.to_le_bytes().as_slice(), elements].concat();
         self.entry(key, ARRAY, &value)
@@ -95,7 +96,7 @@ impl Gguf {
         bytes
     }
 
-    /// The settings of a small llama with so many layers.
+    /// The settings of a small llama with this many layers.
     fn llama(layers: u32) -> Self {
         Self::default()
             .entry("general.architecture", TEXT, &text("llama"))
@@ -138,15 +139,15 @@ fn safetensors_headers() {
             "more than 8 dimensions",
         ),
         (safetensors(&two("[2,6]"), 6), "overlaps"),
-        (safetensors(&two("[6,10]"), 10), "leaves a hole"),
-        (safetensors(&format!("{{\"a\":{small},\"a\":{small}}}"), 0), "stands there twice"),
+        (safetensors(&two("[6,10]"), 10), "leaves a gap"),
+        (safetensors(&format!("{{\"a\":{small},\"a\":{small}}}"), 0), "appears twice"),
         (safetensors(&format!("{{{}}}", many.join(",")), 0), "more than 131072 tensors"),
     ];
     for (content, words) in cases {
         with(&project, "model.safetensors", &content);
         refused(&project, "model", &["model.safetensors is damaged", words]);
     }
-    // A header as long as the format allows, of a file that takes no room on the disk.
+    // A header of the largest length that the format allows, in a sparse file.
     let mut file = File::create(project.path().join("model/model.safetensors")).unwrap();
     file.write_all(&100_000_000_u64.to_le_bytes()).unwrap();
     file.set_len(1 << 40).unwrap();
@@ -176,11 +177,11 @@ fn gguf_headers() {
         (one(Gguf::default().entry(&"k".repeat(1 << 20), U32, &[0; 4])), "a metadata key is 1048576 bytes"),
         (one(Gguf::default().number("general.alignment", 0)), "not a power of two"),
         (one(Gguf::default().number("general.alignment", 24)), "not a power of two"),
-        (one(Gguf::default().number("x", 1).number("x", 1)), "stands there twice"),
+        (one(Gguf::default().number("x", 1).number("x", 1)), "appears twice"),
         (tensor(&[1 << 32, 1 << 32], 0), "impossible shape"),
         (tensor(&[1 << 40], 0), "beyond the end of the file"),
         (tensor(&[8], u64::MAX - 31), "beyond the end of the file"),
-        ([one(two), vec![0; 64]].concat(), "stands there twice"),
+        ([one(two), vec![0; 64]].concat(), "appears twice"),
     ];
     for (content, words) in cases {
         project.write("model.gguf", content);
@@ -188,7 +189,7 @@ fn gguf_headers() {
     }
 }
 
-/// As much of everything as a header may hold: what is accepted must fit as well.
+/// Everything at the limits of a header: what is accepted must still fit into memory.
 #[test]
 fn gguf_headers_of_the_largest_size() {
     let project = Project::empty();
@@ -197,7 +198,7 @@ fn gguf_headers_of_the_largest_size() {
     project.write("model.gguf", bytes);
     refused(&project, "model.gguf", &["`general.architecture` is missing"]);
 
-    // Every tensor there may be, none of which is wanted, for a model of as many layers as there may be.
+    // The most tensors allowed, none of them needed, for a model with the most layers allowed.
     let tensors = (0..(1 << 17) - 1)
         .fold(Gguf::llama(4096), |gguf, number| gguf.tensor(&format!("t{number}"), &[0], 0, 0));
     project.write("model.gguf", tensors.tensor("token_embd.weight", &[64, 0], 0, 0).build());
@@ -232,7 +233,7 @@ fn shard_indices_and_links() {
     }
     project.write("model/model.safetensors.index.json", index("inner.safetensors"));
     symlink(&absolute, project.path().join("model/inner.safetensors")).unwrap();
-    refused(&project, "model", &["inner.safetensors leads to", "outside of its folder"]);
+    refused(&project, "model", &["inner.safetensors is a link to", "outside of its folder"]);
     project.write("model/model.safetensors.index.json", index("model.pt"));
     ends(&project, "model", 2, &["model.pt is a pickle file", "save_pretrained"]);
     let many: Value = (0..2_000_000).map(|number| (number.to_string(), json!("x"))).collect();
@@ -241,7 +242,7 @@ fn shard_indices_and_links() {
 }
 
 #[test]
-fn files_that_are_none_and_files_without_end() {
+fn special_files_and_endless_files() {
     let project = Project::empty();
     for name in [
         "config.json",

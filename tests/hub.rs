@@ -1,6 +1,6 @@
-//! Models of a hub: fetched from one on this machine, found in the cache, trained from.
+//! Models of a hub: downloaded from a fake hub on this machine, found in the cache, trained.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+#![expect(clippy::unwrap_used, reason = "a test fails at the first surprise")]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use serde_json::Value;
 const TOKEN: &str = "hf_NobodyMaySeeThis";
 const WEIGHTS: &str = "model.safetensors";
 
-/// What Luthier needs of the tiny llama.
+/// The files of the tiny llama that Luthier needs.
 const NEEDED: [&str; 5] =
     ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json"];
 
@@ -21,7 +21,7 @@ fn content(name: &str) -> Vec<u8> {
     fs::read(reference("tiny/llama").join(name)).unwrap()
 }
 
-/// The tiny llama with what a repository holds besides.
+/// The tiny llama with other files that a repository usually has.
 fn tiny() -> Repository {
     let needed = NEEDED.map(|name| (name, content(name)));
     let besides =
@@ -41,7 +41,7 @@ fn pull(project: &Project, hub: &FakeHub, model: &str) -> Luthier {
     project.luthier(["model", "pull", model, "--json"]).variable("HF_ENDPOINT", hub.endpoint())
 }
 
-/// The files that were asked for, with the bytes that were sent of them.
+/// The files requested, with the number of bytes sent for each.
 fn files(requests: &[Request]) -> Vec<(String, usize)> {
     let name = |request: &Request| {
         let path = request.path.split('?').next().unwrap();
@@ -64,14 +64,14 @@ fn fetched(pulled: &Value, name: &str) -> u64 {
     files.iter().find(|file| file["name"] == name).unwrap()["fetched_bytes"].as_u64().unwrap()
 }
 
-/// Everything below a folder.
+/// All paths below a folder.
 fn all_below(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.flat_map(|path| if path.is_dir() { all_below(&path) } else { vec![path] }).collect()
 }
 
 #[test]
-fn a_model_is_fetched_once_and_found_without_network() {
+fn a_model_is_downloaded_once_and_found_without_network() {
     let project = Project::tiny();
     let hub = FakeHub::with("org/tiny", tiny());
     let commit = tiny().commit;
@@ -116,7 +116,7 @@ fn a_model_is_fetched_once_and_found_without_network() {
 }
 
 #[test]
-fn words_say_what_came_of_it() {
+fn the_output_says_what_was_downloaded() {
     let project = Project::empty();
     let hub = FakeHub::with("org/tiny", tiny());
     let told = project.luthier(["model", "pull", "hf:org/tiny"]).variable("HF_ENDPOINT", hub.endpoint());
@@ -127,7 +127,7 @@ fn words_say_what_came_of_it() {
 }
 
 #[test]
-fn a_transfer_goes_on_where_an_earlier_one_broke_off() {
+fn a_download_continues_where_an_earlier_one_stopped() {
     let project = Project::empty();
     let hub = FakeHub::with("org/tiny", tiny());
     hub.behaviour().cut = Some((300_000, usize::MAX));
@@ -155,7 +155,7 @@ fn a_transfer_goes_on_where_an_earlier_one_broke_off() {
 }
 
 #[test]
-fn a_connection_that_breaks_is_taken_up_again_at_once() {
+fn a_broken_connection_is_retried() {
     let project = Project::empty();
     let hub = FakeHub::with("org/tiny", tiny());
     hub.behaviour().cut = Some((200_000, 1));
@@ -168,7 +168,7 @@ fn a_connection_that_breaks_is_taken_up_again_at_once() {
 }
 
 #[test]
-fn a_part_is_no_harm_where_it_cannot_be_gone_on_from() {
+fn a_part_that_cannot_be_continued_does_no_harm() {
     let whole = content(WEIGHTS);
     let partial_of = |project: &Project, part: &[u8]| {
         let path = repository(project).join(format!("blobs/{}.incomplete", etag(WEIGHTS, &whole)));
@@ -181,7 +181,7 @@ fn a_part_is_no_harm_where_it_cannot_be_gone_on_from() {
         fs::read(Path::new(pulled["path"].as_str().unwrap()).join(WEIGHTS)).unwrap() == whole
     };
 
-    // The server begins at the beginning, whatever is asked for.
+    // The server sends the whole file, even if a range is requested.
     let project = Project::empty();
     partial_of(&project, &whole[..1000]);
     hub.behaviour().without_ranges = true;
@@ -189,7 +189,7 @@ fn a_part_is_no_harm_where_it_cannot_be_gone_on_from() {
     assert!(is_whole(&pulled));
     hub.behaviour().without_ranges = false;
 
-    // Complete but for its renaming.
+    // Complete, but not renamed yet.
     let project = Project::empty();
     partial_of(&project, &whole);
     let pulled = pull(&project, &hub, "hf:org/tiny").run().expect(0).json();
@@ -201,7 +201,7 @@ fn a_part_is_no_harm_where_it_cannot_be_gone_on_from() {
     let pulled = pull(&project, &hub, "hf:org/tiny").run().expect(0).json();
     assert!(is_whole(&pulled), "{pulled}");
 
-    // The beginning of another file: the hash shows it.
+    // The beginning of another file, as the hash shows.
     let project = Project::empty();
     let partial = partial_of(&project, &[7; 1000]);
     let told = pull(&project, &hub, "hf:org/tiny").run().expect(1);
@@ -221,7 +221,7 @@ fn two_processes_do_not_write_one_file() {
     lock.lock().unwrap();
     let waiting = pull(&project, &hub, "hf:org/tiny").start();
     let blobs = repository(&project).join("blobs");
-    // The file comes after what is smaller in name.
+    // Other files have smaller names and come first.
     wait_for("the first files", || {
         let count = fs::read_dir(&blobs).into_iter().flatten().count();
         if count >= 1 { Ok(()) } else { Err(format!("{count} files")) }
@@ -229,11 +229,11 @@ fn two_processes_do_not_write_one_file() {
     fs::write(blobs.join(&etag), content(WEIGHTS)).unwrap();
     lock.unlock().unwrap();
     let pulled = waiting.finish().expect(0).json();
-    assert_eq!(fetched(&pulled, WEIGHTS), 0, "the other process's is taken");
+    assert_eq!(fetched(&pulled, WEIGHTS), 0, "the other process's file is used");
 }
 
 #[test]
-fn shards_are_those_of_the_index() {
+fn only_the_shards_in_the_index_are_downloaded() {
     let project = Project::empty();
     let index = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
     let files = [
@@ -256,7 +256,7 @@ fn shards_are_those_of_the_index() {
 }
 
 #[test]
-fn a_gguf_file_is_fetched_where_it_is_named() {
+fn a_gguf_file_is_downloaded_if_named() {
     let project = Project::empty();
     let files =
         [("config.json", b"{}".to_vec()), ("tiny-Q8_0.gguf", vec![8; 900]), ("tiny-F16.gguf", vec![16; 900])];
@@ -280,7 +280,7 @@ fn files_only(hub: &FakeHub, name: &str) -> bool {
 }
 
 #[test]
-fn pickle_is_refused_before_anything_is_fetched() {
+fn pickle_is_refused_before_any_download() {
     let project = Project::empty();
     let repository = Repository::new(
         tiny()
@@ -296,7 +296,7 @@ fn pickle_is_refused_before_anything_is_fetched() {
 }
 
 #[test]
-fn the_token_reaches_the_hub_and_nothing_else() {
+fn the_token_is_sent_only_to_the_hub() {
     let project = Project::empty();
     let hub = FakeHub::with("org/tiny", tiny());
     hub.behaviour().token = Some(TOKEN.to_owned());
@@ -342,7 +342,7 @@ fn a_revision_may_have_slashes() {
         project.luthier(["model", "inspect", "hf:org/tiny@refs/pr/1", "--json"]).run().expect(0).json();
     assert_eq!(inspected["family"], "llama");
     pull(&project, &hub, "hf:org/tiny@refs/pr/2").run().expect(2).complains(&["no revision `refs/pr/2`"]);
-    // A branch gives way to one below it, and the other way round.
+    // A branch's file is replaced by the folder of a branch below it, and the other way round.
     for revision in ["next", "next/week", "next"] {
         hub.behaviour().repositories.get_mut("org/tiny").unwrap().revisions.push(revision.to_owned());
         pull(&project, &hub, &format!("hf:org/tiny@{revision}")).run().expect(0);
@@ -353,7 +353,7 @@ fn a_revision_may_have_slashes() {
 }
 
 #[test]
-fn what_the_hub_does_not_give_says_what_to_do() {
+fn errors_of_the_hub_say_what_to_do() {
     let project = Project::empty();
     let hub = FakeHub::with("org/tiny", tiny());
     let told = |model: &str, token: Option<&str>, status: i32, said: &[&str]| {
@@ -392,7 +392,7 @@ fn what_the_hub_does_not_give_says_what_to_do() {
 }
 
 #[test]
-fn a_hostile_hub_writes_nowhere_but_into_its_folder() {
+fn a_hostile_hub_writes_only_into_its_folder() {
     let project = Project::empty();
     let hub = FakeHub::with("org/tiny", tiny());
     for etag in ["../../../../evil", "..", "/tmp/evil", ".hidden", "a/b", "", "a b"] {
@@ -410,7 +410,7 @@ fn a_hostile_hub_writes_nowhere_but_into_its_folder() {
 }
 
 #[test]
-fn names_are_checked_before_anything_is_asked() {
+fn names_are_checked_before_any_request() {
     let project = Project::tiny();
     let hub = FakeHub::with("org/tiny", tiny());
     for name in [
@@ -438,7 +438,7 @@ fn names_are_checked_before_anything_is_asked() {
 }
 
 #[test]
-fn the_cache_lies_where_the_hubs_tools_look() {
+fn the_cache_is_where_other_tools_look() {
     let project = Project::empty();
     let hub = FakeHub::with("org/tiny", tiny());
     let home = project.beside("home/hf");

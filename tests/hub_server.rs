@@ -1,4 +1,4 @@
-//! A hub on this machine, which speaks as much of the hub's API as downloads need, and misbehaves on request.
+//! A fake hub on this machine, with the part of the hub's API that downloads need. It misbehaves on request.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -11,56 +11,53 @@ use std::thread::{self, JoinHandle};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-/// A hub, with a second address from which it has large files sent, as the public one has.
+/// A hub with a second address for large files, like the public one.
 pub struct FakeHub {
     shared: Arc<Shared>,
     listeners: Vec<JoinHandle<()>>,
 }
 
-/// What a fake hub holds and how it behaves.
+/// The content and behaviour of a fake hub.
 #[derive(Default)]
 pub struct Behaviour {
     /// Repositories by `org/name`.
     pub repositories: BTreeMap<String, Repository>,
-    /// The token without which, or with another, nothing is shown.
+    /// The required token. Without it, or with another, nothing is shown.
     pub token: Option<String>,
-    /// Ranges are not heeded: all of a file is sent.
+    /// Ranges are ignored: the whole file is sent.
     pub without_ranges: bool,
-    /// Large files are sent up to this byte, then the connection is cut; so many times.
+    /// Large files are sent up to this byte, then the connection is cut; this many times.
     pub cut: Option<(usize, usize)>,
     /// Every request is answered with this status.
     pub status: Option<u16>,
-    /// Every file's content is named thus.
+    /// The ETag of every file.
     pub etag: Option<String>,
 }
 
-/// A repository of a fake hub.
 #[derive(Clone, Default)]
 pub struct Repository {
     /// Its only commit.
     pub commit: String,
-    /// Its branches and tags; all stand for the commit.
+    /// Its branches and tags; all point to the commit.
     pub revisions: Vec<String>,
-    /// Its files.
     pub files: BTreeMap<String, Vec<u8>>,
-    /// Its description is shown to everyone, its files to those whose conditions were accepted: nobody.
+    /// Everyone sees its description, but nobody may download its files: no conditions were accepted.
     pub gated: bool,
 }
 
-/// A request as it came, and what was sent.
+/// A request and what was sent.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Whether it went to the second address.
     pub elsewhere: bool,
-    /// The path.
     pub path: String,
-    /// The bytes asked for.
+    /// The bytes requested.
     pub range: Option<String>,
-    /// What identified its sender.
+    /// The `Authorization` header.
     pub authorization: Option<String>,
-    /// The status of the answer.
+    /// The status of the response.
     pub status: u16,
-    /// Bytes of the answer's body.
+    /// Bytes of the response's body.
     pub sent: usize,
 }
 
@@ -85,14 +82,14 @@ fn is_large(name: &str) -> bool {
     extension == "safetensors" || extension == "gguf"
 }
 
-/// The name that the hub gives a content: its SHA-256 in large-file storage, else 40 digits.
+/// The hub's name for a content: its SHA-256 in large-file storage, otherwise 40 digits.
 pub fn etag(name: &str, content: &[u8]) -> String {
     let hash = format!("{:x}", Sha256::digest(content));
     if is_large(name) { hash } else { hash[..40].to_owned() }
 }
 
 impl Repository {
-    /// A repository with these files, at a commit made of its name, as `main`.
+    /// A repository with these files, at a commit computed from their names, as `main`.
     pub fn new<'a>(files: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -> Self {
         let files: BTreeMap<String, Vec<u8>> =
             files.into_iter().map(|(name, content)| (name.to_owned(), content)).collect();
@@ -103,7 +100,7 @@ impl Repository {
 }
 
 impl FakeHub {
-    /// A hub that holds one repository.
+    /// A hub with one repository.
     pub fn with(name: &str, repository: Repository) -> Self {
         let bound = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let addresses = [0, 1].map(|index: usize| format!("http://{}", bound[index].local_addr().unwrap()));
@@ -125,12 +122,11 @@ impl FakeHub {
         Self { shared, listeners }
     }
 
-    /// Its address.
     pub fn endpoint(&self) -> &str {
         &self.shared.addresses[0]
     }
 
-    /// What it holds and how it behaves, to be changed.
+    /// Its content and behaviour, to be changed.
     pub fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
         self.shared.behaviour.lock().unwrap()
     }
@@ -146,11 +142,11 @@ impl Drop for FakeHub {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
         for address in &self.shared.addresses {
-            // Wakes whoever waits for a connection.
+            // Wakes the thread that waits for a connection.
             let _ = TcpStream::connect(address.trim_start_matches("http://"));
         }
         for listener in self.listeners.drain(..) {
-            // It has no more to say by now.
+            // An error of that thread no longer matters.
             let _ = listener.join();
         }
     }
@@ -163,7 +159,7 @@ impl Shared {
                 return;
             }
             let shared = Arc::clone(self);
-            // A client may go away at any time.
+            // A client may disconnect at any time.
             thread::spawn(move || connection.and_then(|connection| shared.serve(connection, elsewhere)));
         }
     }
@@ -260,7 +256,7 @@ fn parts<'a>(behaviour: &'a Behaviour, path: &'a str) -> Result<(&'a str, &'a Re
 fn describe(behaviour: &Behaviour, asked: &str) -> Answer {
     let (name, revision) = asked.split_once("/revision/").unwrap_or((asked, "main"));
     let Some(repository) = behaviour.repositories.get(name) else { return refused(404, "RepoNotFound") };
-    // A slash of a revision's own is written otherwise than those of the path.
+    // A slash within a revision is escaped, unlike those of the path.
     let revision = if revision.contains('/') { "" } else { &revision.replace("%2F", "/") };
     if revision != repository.commit && !repository.revisions.iter().any(|known| known == revision) {
         return refused(404, "RevisionNotFound");
@@ -319,7 +315,7 @@ fn header(name: &str, value: &str) -> String {
 }
 
 fn refused(status: u16, code: &str) -> Answer {
-    // A hub may say anything in its message; none of it belongs on a screen.
+    // A hub may send any message; none of it may reach the screen.
     let mut headers = vec![("X-Error-Message", "message of the server".to_owned())];
     if !code.is_empty() {
         headers.push(("X-Error-Code", code.to_owned()));

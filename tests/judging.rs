@@ -1,6 +1,6 @@
-//! What is made of runs: sweeps, evaluations, chats and verdicts.
+//! Sweeps, evaluations, chats and verdicts.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+#![expect(clippy::unwrap_used, reason = "a test fails at the first surprise")]
 
 use std::fs;
 use std::path::Path;
@@ -28,14 +28,14 @@ fn wait_for_trials(project: &Project, state: &str) -> Vec<Value> {
     })
 }
 
-/// The process that holds a lock file, as the file says.
+/// The process that holds a lock file, according to the file.
 fn holder(lock: &Path) -> Option<u32> {
     let text = fs::read_to_string(lock).ok()?;
     text.split_whitespace().find_map(|word| word.parse().ok())
 }
 
 #[test]
-fn a_sweep_turns_its_trials_into_runs_one_after_another() {
+fn a_sweep_runs_its_trials_one_after_another() {
     let project = Project::tiny();
     project.write(
         "rates.toml",
@@ -54,13 +54,13 @@ fn a_sweep_turns_its_trials_into_runs_one_after_another() {
     let words = project.luthier(["queue", "list"]).run().expect(0);
     assert!(words.stdout.contains("rates") && words.stdout.contains("learning_rate="), "{words}");
     wait_for("the scheduler to end", || match holder(&project.path().join("runs/scheduler.lock")) {
-        Some(pid) if is_alive(pid) => Err(format!("process {pid} lives")),
+        Some(pid) if is_alive(pid) => Err(format!("process {pid} is alive")),
         _ => Ok(()),
     });
 }
 
 #[test]
-fn the_queue_is_changed_while_it_is_worked_off() {
+fn the_queue_can_be_changed_while_trials_run() {
     let project = Project::tiny();
     let long = ["queue", "add", "--set", "train.max_steps=100000", "--set", "train.eval_every=0"];
     project.luthier(long).run().expect(0);
@@ -109,7 +109,7 @@ fn mistakes_of_a_sweep_file_are_shown_with_carets() {
 }
 
 #[test]
-fn an_evaluation_sets_base_beside_tuned() {
+fn an_evaluation_compares_base_and_tuned() {
     let project = trained();
     let settings = "baseline_system = \"Say the colour.\"\n";
     let config = project.run().join("config.toml");
@@ -127,7 +127,7 @@ fn an_evaluation_sets_base_beside_tuned() {
 }
 
 #[test]
-fn a_chat_answers_each_line_and_sets_base_beside_tuned() {
+fn a_chat_answers_each_line_and_compares_base_and_tuned() {
     let project = trained();
     let alone =
         project.luthier(["chat", "latest"]).input("item 3 is white\nitem 4 is black\n").run().expect(0);
@@ -141,7 +141,7 @@ fn a_chat_answers_each_line_and_sets_base_beside_tuned() {
 }
 
 #[test]
-fn a_run_without_result_cannot_be_talked_to() {
+fn a_chat_needs_a_run_with_a_result() {
     let project = Project::tiny();
     project.luthier(["chat", "latest"]).run().expect(2).complains(&["no runs yet"]);
     project.luthier(["eval", "latest"]).run().expect(2).complains(&["no runs yet"]);

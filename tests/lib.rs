@@ -1,9 +1,10 @@
-//! Harness for whole-program tests: the built programs, small projects to let them loose on, and patience.
+//! Harness of the whole-program tests: finds the built programs, makes small projects, and waits with
+//! deadlines.
 
 #![expect(
     clippy::unwrap_used,
     clippy::missing_panics_doc,
-    reason = "whatever goes wrong here fails the test that met it"
+    reason = "any error here fails the test that caused it"
 )]
 
 mod command;

@@ -1,4 +1,4 @@
-//! Preference pairs, from their file to a run that has learned from them.
+//! Preference pairs, from their file to a trained run.
 
 use std::fs;
 
@@ -32,7 +32,7 @@ fn number(event: &Value, key: &str) -> f64 {
 }
 
 #[test]
-fn a_run_comes_to_prefer_the_chosen_answers() {
+fn a_run_learns_to_prefer_the_chosen_answers() {
     let project = project();
     let told = project.luthier(["train", "--json"]).run().expect(0);
     let events = told.json_lines();
@@ -66,7 +66,7 @@ fn a_run_comes_to_prefer_the_chosen_answers() {
 }
 
 #[test]
-fn every_method_learns_from_pairs_and_is_measured_beside_its_base() {
+fn every_method_learns_from_pairs() {
     for (kind, learning_rate) in
         [("full", "1e-3"), ("qlora", "1e-2"), ("ia3", "3e-1"), ("prefix", "3e-2"), ("prompt", "3e-1")]
     {
@@ -83,7 +83,7 @@ fn every_method_learns_from_pairs_and_is_measured_beside_its_base() {
         let steps = of_kind(&events, "step");
         assert!(number(steps.last().unwrap(), "reward_margin") > 0.02, "{kind}: {told}");
         if ["full", "ia3"].contains(&kind) {
-            // What is trained starts as what changes nothing.
+            // The trained model starts equal to the base.
             assert!((number(steps[0], "loss") - std::f64::consts::LN_2).abs() < 1e-4, "{kind}: {told}");
         }
         let compared = project.luthier(["eval", "latest", "--json"]).run().expect(0).json();
@@ -97,7 +97,7 @@ fn every_method_learns_from_pairs_and_is_measured_beside_its_base() {
 }
 
 #[test]
-fn a_run_in_the_foreground_says_what_is_preferred() {
+fn a_foreground_run_reports_preferences() {
     let project = project();
     let told = project.luthier(["train"]).run().expect(0);
     assert!(told.stderr.contains("held-out loss") && told.stderr.contains("chosen preferred 100"), "{told}");
@@ -134,7 +134,7 @@ fn both_sides_of_a_pair_are_checked_counted_and_shown() {
     assert!(!project.path().join("runs").exists());
 }
 
-/// Losses, gradient norms and margins of TRL over the same pairs, through the command line: see
+/// Losses, gradient norms and margins of TRL on the same pairs, through the command line: see
 /// `tests/references/training/llama/dpo`.
 #[test]
 fn ten_steps_equal_trl() {

@@ -1,25 +1,23 @@
-//! Where the programs under test and the reference data lie.
+//! Paths of the programs under test and of the reference data.
 
 use std::path::{Path, PathBuf};
 
-/// The built `luthier`.
 pub fn luthier() -> PathBuf {
     program("luthier")
 }
 
-/// The built `luthier-engine`.
 pub fn engine() -> PathBuf {
     program("luthier-engine")
 }
 
-/// A path below `tests/references`.
+/// A path in `tests/references`.
 pub fn reference(path: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("references").join(path);
     assert!(path.exists(), "{} is missing from the repository", path.display());
     path
 }
 
-/// Test executables lie in `target/PROFILE/deps`, programs in `target/PROFILE`.
+/// Test executables are in `target/PROFILE/deps`, programs in `target/PROFILE`.
 fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let folder = own.parent().and_then(Path::parent).unwrap();

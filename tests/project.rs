@@ -10,7 +10,7 @@ use crate::command::Luthier;
 use crate::process::{send, works_on};
 use crate::programs::reference;
 
-/// A project of its own, with sockets and cache of its own. Whatever still runs in it ends with it.
+/// A project with its own sockets and cache. Processes that still run in it are killed when it is dropped.
 pub struct Project {
     home: TempDir,
 }
@@ -29,13 +29,12 @@ pub fn tiny_rows(count: usize) -> Vec<Value> {
         .collect()
 }
 
-/// JSON values, a line each.
+/// JSON values, one per line.
 pub fn json_lines(rows: &[Value]) -> String {
     rows.iter().map(Value::to_string).flat_map(|row| [row, "\n".to_owned()]).collect()
 }
 
 impl Project {
-    /// An empty folder.
     pub fn empty() -> Self {
         let project = Self { home: TempDir::with_prefix("luthier-").unwrap() };
         for folder in ["project", "run", "cache"] {
@@ -44,7 +43,7 @@ impl Project {
         project
     }
 
-    /// The tiny llama with 24 rows to learn and 6 held out; a run of 12 steps takes a second or two.
+    /// The tiny llama with 24 training rows and 6 held-out rows; a run of 12 steps takes a second or two.
     pub fn tiny() -> Self {
         let project = Self::empty();
         project.write_rows("train.jsonl", &tiny_rows(24));
@@ -96,29 +95,26 @@ max_new_tokens = 12
         )
     }
 
-    /// The project folder.
     pub fn path(&self) -> PathBuf {
         self.home.path().join("project")
     }
 
-    /// A folder beside the project, for what does not belong into it.
+    /// A folder next to the project, for files that are not part of it.
     pub fn beside(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
-    /// Writes a file of the project.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let path = self.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
-    /// Writes a JSONL file of the project.
     pub fn write_rows(&self, name: &str, rows: &[Value]) {
         self.write(name, json_lines(rows));
     }
 
-    /// What keeps a program started here away from the rest of the machine.
+    /// Environment variables that separate programs started here from the rest of the machine.
     pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
         [
             ("XDG_RUNTIME_DIR", "run"),
@@ -174,9 +170,9 @@ impl Drop for Project {
         let lock = fs::read_to_string(self.path().join("runs/scheduler.lock")).unwrap_or_default();
         let scheduler = lock.split_whitespace().find_map(|word| word.parse().ok());
         let engines = self.runs().into_iter().filter_map(|run| Self::status(&run)["pid"].as_u64());
-        // First who would start the next run.
+        // The scheduler first, because it would start the next run.
         for pid in scheduler.into_iter().chain(engines.map(|pid| pid as u32)) {
-            // The number may be another process's by now.
+            // The pid may belong to another process by now.
             if works_on(pid, self.home.path()) {
                 send("KILL", pid);
             }

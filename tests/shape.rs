@@ -1,15 +1,17 @@
-//! Invariants of the whole: what may depend on what.
+//! Which crates may depend on what.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+#![expect(clippy::unwrap_used, reason = "a test fails at the first surprise")]
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use luthier_tests::{engine, luthier, needed_libraries};
 use serde_json::Value;
 
 #[test]
-fn the_workbench_links_no_libtorch_and_the_engine_does() {
+fn only_the_engine_links_libtorch() {
     let torch =
         |libraries: &[String]| libraries.iter().any(|name| name.contains("torch") || name.contains("c10"));
     let workbench = needed_libraries(&luthier());
@@ -20,7 +22,7 @@ fn the_workbench_links_no_libtorch_and_the_engine_does() {
 }
 
 #[test]
-fn core_knows_neither_torch_nor_terminal_and_the_workbench_no_torch() {
+fn core_needs_no_torch_or_terminal_and_the_workbench_no_torch() {
     let graph = Graph::read();
     let core = graph.dependencies("luthier-core");
     for forbidden in ["tch", "torch-sys", "ratatui", "crossterm", "indicatif", "clap"] {
@@ -37,12 +39,103 @@ fn core_knows_neither_torch_nor_terminal_and_the_workbench_no_torch() {
     }
 }
 
-/// Who needs whom to run, by package name.
+/// The rooms of the engine, each importing only from those before it.
+const ENGINE_ROOMS: [&str; 18] = [
+    "error",
+    "csrc",
+    "ops",
+    "weights",
+    "layers",
+    "models",
+    "methods",
+    "device",
+    "process",
+    "base",
+    "step",
+    "algorithms",
+    "generation",
+    "evaluate",
+    "verify",
+    "training",
+    "serve",
+    "bench",
+];
+
+/// The rooms of core. `config`, `algorithms`, `model` and `data` are one floor: a setting takes an algorithm, an algorithm
+/// checks rows, and rows are read as settings say.
+const CORE_ROOMS: [&str; 14] = [
+    "text", "hash", "random", "panics", "units", "json", "files", "machine", "hub", "config", "plan", "runs",
+    "eval", "sweep",
+];
+
+/// Rooms that count as one.
+fn floor(room: &str) -> &str {
+    match room {
+        "algorithms" | "model" | "data" => "config",
+        other => other,
+    }
+}
+
+#[test]
+fn rooms_of_core_and_engine_import_only_from_those_before_them() {
+    check_order("src/engine", &ENGINE_ROOMS);
+    check_order("src/core", &CORE_ROOMS);
+}
+
+fn check_order(folder: &str, order: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder);
+    let place_of = |room: &str| order.iter().position(|known| *known == floor(room));
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    let mut seen = 0;
+    for path in files {
+        let inside = path.strip_prefix(&root).unwrap();
+        let room = inside.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
+        let Some(place) = place_of(room) else { continue };
+        let text = fs::read_to_string(&path).unwrap();
+        // Tests may import what they like.
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        for imported in code.split("crate::").skip(1).flat_map(names) {
+            let Some(other) = place_of(&imported) else { continue };
+            seen += 1;
+            assert!(other <= place, "{} imports {imported}, which comes after {room}", inside.display());
+        }
+    }
+    assert!(seen > 50, "{folder}: only {seen} imports were found");
+}
+
+/// The first names of a path behind `crate::`, of all paths in braces.
+fn names(path: &str) -> Vec<String> {
+    let first = |path: &str| path.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    match path.strip_prefix('{') {
+        Some(list) => list.split('}').next().unwrap().split(',').map(first).collect(),
+        None => vec![first(path)],
+    }
+}
+
+/// The sources below a folder, without those of tests.
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() && name != "tests" {
+            collect(&path, files);
+        } else if name.ends_with(".rs")
+            && !["tests.rs", "testing.rs", "lib.rs", "main.rs", "build.rs"].contains(&name)
+        {
+            files.push(path);
+        }
+    }
+}
+
+/// Dependencies at run time, by package name.
 struct Graph(HashMap<String, Vec<String>>);
 
 impl Graph {
     fn read() -> Self {
-        // Without the filter cargo asks for the crates of every platform, and a build fetches only this one's.
+        // Without the filter cargo needs the crates of every platform, and a build downloads only those of
+        // this one.
         let version = cargo(&["-vV"]);
         let platform = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
         let arguments =

@@ -1,4 +1,4 @@
-//! A pseudo-terminal with a person in front: sees the screen, presses keys, waits for what must come.
+//! A pseudo-terminal for tests: reads the screen, presses keys, waits with deadlines.
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use crate::programs::luthier;
 use crate::project::Project;
 use crate::wait::PATIENCE;
 
-/// What has come from the program, and a bell for those who wait for more.
+/// The output of the program so far; waiters are notified of more.
 struct Shown {
     state: Mutex<State>,
     changed: Condvar,
@@ -25,7 +25,7 @@ struct State {
     closed: bool,
 }
 
-/// A `luthier` on a terminal of its own.
+/// A `luthier` in its own terminal.
 pub struct Terminal {
     shown: Arc<Shown>,
     keys: Box<dyn Write + Send>,
@@ -81,12 +81,12 @@ impl Terminal {
         self
     }
 
-    /// Waits until the screen satisfies `wanted`; its text then.
+    /// Waits until `wanted` is true for the screen; returns its text.
     pub fn wait(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         self.wait_for(what, |screen| wanted(&screen.contents())).contents()
     }
 
-    /// Waits until the screen shows `text`; all of its text then.
+    /// Waits until the screen shows `text`; returns all of its text.
     pub fn see(&self, text: &str) -> String {
         self.wait(&format!("`{text}`"), |screen| screen.contains(text))
     }
@@ -100,14 +100,13 @@ impl Terminal {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let screen = state.parser.screen().contents();
-            assert!(!left.is_zero(), "waited in vain for {what}; the screen shows:\n{screen}");
+            assert!(!left.is_zero(), "timed out waiting for {what}; the screen shows:\n{screen}");
             assert!(!state.closed, "the program ended before {what}; the screen shows:\n{screen}");
             let waited = self.shown.changed.wait_timeout(state, left.min(Duration::from_secs(1)));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Changes the size of the terminal.
     pub fn resize(&mut self, columns: u16, rows: u16) {
         let mut state = self.shown.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.parser.screen_mut().set_size(nonzero(rows), nonzero(columns));
@@ -120,18 +119,17 @@ impl Terminal {
         self.shown.state.lock().unwrap_or_else(PoisonError::into_inner).bytes
     }
 
-    /// Kills the program as a lost connection or the kernel would, without a chance to tidy up.
+    /// Kills the program with SIGKILL, so that it cannot clean up.
     pub fn kill(mut self) {
         send("KILL", self.child.process_id().unwrap());
         self.child.wait().unwrap();
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: &str) {
         send(signal, self.child.process_id().unwrap());
     }
 
-    /// Waits for the end of the program and checks that it gave the terminal back as it was; its exit status.
+    /// Waits for the end of the program and checks that it restored the terminal; returns the exit status.
     pub fn ended(mut self) -> u32 {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.shown.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! How the engine's OpenMP threads wait, and how many there are.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+#![expect(clippy::unwrap_used, reason = "a test fails at the first surprise")]
 
 use std::process::Command;
 
@@ -18,10 +18,10 @@ fn engine_with(environment: &[(&str, &str)]) -> Command {
     command
 }
 
-/// The spin count that libgomp says it works with: in the last of its reports, that of the process that does the work.
+/// The spin count that libgomp reports. The last report is that of the process that does the work.
 fn spin_count(environment: &[(&str, &str)]) -> String {
     let mut command = engine_with(environment);
-    // A model that is not there ends the process as soon as it has begun to work.
+    // A missing model ends the process soon after its start.
     command.env("OMP_DISPLAY_ENV", "VERBOSE").args(["verify", "no-model", "--reference", "no-reference"]);
     let output = command.output().unwrap();
     assert!(!output.status.success());
@@ -35,14 +35,14 @@ fn spin_count(environment: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn threads_wait_busily_for_a_short_time_unless_the_environment_says_how() {
+fn threads_spin_briefly_unless_the_environment_decides() {
     assert_eq!(spin_count(&[]), "10000");
     assert_eq!(spin_count(&[("GOMP_SPINCOUNT", "777")]), "777");
     assert_eq!(spin_count(&[("OMP_WAIT_POLICY", "PASSIVE")]), "0");
 }
 
 #[test]
-fn the_number_of_threads_is_the_environments_where_it_says_one() {
+fn the_environment_can_set_the_number_of_threads() {
     let threads = |environment: &[(&str, &str)]| {
         let output = engine_with(environment).args(["doctor", "--json"]).output().unwrap();
         serde_json::from_slice::<Value>(&output.stdout).unwrap()["threads"].as_u64()

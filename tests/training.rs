@@ -1,6 +1,6 @@
-//! Runs from the command line, from their start to what comes of them.
+//! Runs from the command line, from their start to their results.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it meets what it did not expect")]
+#![expect(clippy::unwrap_used, reason = "a test fails at the first surprise")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,8 +9,7 @@ use std::path::Path;
 use luthier_tests::{Project, is_alive, reference, send, wait_for};
 use serde_json::{Value, json};
 
-/// Settings under which a run takes far longer than any test looks at it, with a checkpoint and an evaluation
-/// every now and then.
+/// Settings with which a run takes far longer than any test, with regular checkpoints and evaluations.
 const LONG: [&str; 6] =
     ["--set", "train.max_steps=100000", "--set", "train.eval_every=0", "--set", "train.checkpoint_every=25"];
 
@@ -40,7 +39,7 @@ fn wait_for_step(run: &Path, step: u64) -> Value {
     })
 }
 
-/// Starts a long run and waits until it makes steps.
+/// Starts a long run and waits for its first steps.
 fn start_long(project: &Project) -> std::path::PathBuf {
     let started =
         project.luthier(["train", "--detach", "--json"].into_iter().chain(LONG)).run().expect(0).json();
@@ -91,7 +90,7 @@ fn a_run_streams_its_journal_and_learns() {
 }
 
 #[test]
-fn qlora_holds_less_and_learns_all_the_same() {
+fn qlora_needs_less_memory_and_learns_as_well() {
     let project = Project::tiny();
     let qlora = ["--set", "method.kind=qlora"];
     let weights = |set: &[&str]| {
@@ -106,7 +105,7 @@ fn qlora_holds_less_and_learns_all_the_same() {
 }
 
 #[test]
-fn a_run_in_the_foreground_ends_with_what_came_of_it() {
+fn a_foreground_run_ends_with_a_summary() {
     let project = Project::tiny();
     let told = project.luthier(["train"]).run().expect(0);
     assert!(told.stdout.contains("finished after 12 steps") && told.stdout.contains("adapter"), "{told}");
@@ -114,7 +113,7 @@ fn a_run_in_the_foreground_ends_with_what_came_of_it() {
 }
 
 #[test]
-fn control_from_outside_reaches_a_detached_run() {
+fn a_detached_run_can_be_controlled() {
     let project = Project::tiny();
     let run = start_long(&project);
     let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
@@ -152,12 +151,12 @@ fn control_from_outside_reaches_a_detached_run() {
 
     project.luthier(["run", "stop", "latest"]).run().expect(0);
     wait_for_state(&run, "stopped");
-    wait_for("the engine to end", || if is_alive(pid) { Err("it lives".to_owned()) } else { Ok(()) });
+    wait_for("the engine to end", || if is_alive(pid) { Err("it is alive".to_owned()) } else { Ok(()) });
     assert!(run.join("adapter/adapter_model.safetensors").is_file());
 }
 
 #[test]
-fn a_stopped_run_goes_on_where_it_was() {
+fn a_stopped_run_continues_where_it_was() {
     let project = Project::tiny();
     let run = start_long(&project);
     project.luthier(["run", "stop", "latest"]).run().expect(0);
@@ -175,7 +174,7 @@ fn a_stopped_run_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_killed_run_is_found_lost_and_resumed_from_its_checkpoint() {
+fn a_killed_run_is_lost_and_resumes_from_its_checkpoint() {
     let project = Project::tiny();
     let run = start_long(&project);
     let status = wait_for_step(&run, 30);
@@ -194,7 +193,7 @@ fn a_killed_run_is_found_lost_and_resumed_from_its_checkpoint() {
 }
 
 #[test]
-fn ctrl_c_leaves_the_run_and_tells_the_way_back() {
+fn ctrl_c_leaves_the_run_and_says_how_to_stop_it() {
     let project = Project::tiny();
     let mut followed = project.luthier(["train", "--json"].into_iter().chain(LONG)).start();
     followed.line("a step", |line| line.contains("\"kind\":\"step\""));
@@ -206,9 +205,9 @@ fn ctrl_c_leaves_the_run_and_tells_the_way_back() {
 }
 
 #[test]
-fn a_run_that_fails_says_so_and_ends_with_status_1() {
+fn a_failed_run_ends_with_status_1() {
     let project = Project::tiny();
-    // The last tensor of the file, without a single number in it.
+    // The last tensor of the file is set to NaN.
     let mut weights = fs::read(reference("tiny/llama/model.safetensors")).unwrap();
     let length = weights.len();
     for value in weights[length - 256..].chunks_exact_mut(4) {
@@ -226,7 +225,7 @@ fn a_run_that_fails_says_so_and_ends_with_status_1() {
 }
 
 #[test]
-fn an_engine_that_dies_without_a_word_is_told_with_its_log() {
+fn an_engine_that_dies_silently_is_reported_with_its_log() {
     let project = Project::tiny();
     let engine = project.beside("engine");
     fs::write(&engine, "#!/bin/sh\necho 'libtorch_cpu.so: cannot open shared object file' >&2\nexit 127\n")
@@ -241,7 +240,7 @@ fn an_engine_that_dies_without_a_word_is_told_with_its_log() {
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_the_command_and_not_the_run() {
+fn a_closed_pipe_ends_the_command_but_not_the_run() {
     let project = Project::tiny();
     let mut follower = project.luthier(["train", "--json"].into_iter().chain(LONG)).start();
     follower.line("the first event", |_| true);
@@ -252,7 +251,8 @@ fn a_reader_that_goes_away_ends_the_command_and_not_the_run() {
     wait_for_step(&project.run(), left + 2);
 }
 
-/// Rows of the reference's batches for `format = "tokens"`, padding taken off: two to a micro-batch, two of those to a step.
+/// Rows of the reference's batches for `format = "tokens"`, without padding: two per micro-batch, two
+/// micro-batches per step.
 fn reference_rows(family: &str) -> Vec<Value> {
     let bytes = fs::read(reference(&format!("training/{family}/batches.safetensors"))).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -274,7 +274,7 @@ fn reference_rows(family: &str) -> Vec<Value> {
         .collect()
 }
 
-/// The largest difference between two safetensors files of f32, which must hold the same names.
+/// The largest difference between two safetensors files of f32 with the same tensor names.
 fn furthest(ours: &Path, expected: &Path) -> f64 {
     let read = |path: &Path| {
         let bytes = fs::read(path).unwrap();
@@ -297,7 +297,7 @@ fn furthest(ours: &Path, expected: &Path) -> f64 {
     pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
 }
 
-/// The families of the runs that transformers and PEFT made, and the settings of each method among them.
+/// The families in the reference runs of transformers and PEFT, and the settings of each method in them.
 const FAMILIES: [&str; 3] = ["llama", "phi", "falcon-40b"];
 const METHODS: [(&str, &str); 11] = [
     ("lora", "rank = 8\nalpha = 16"),
@@ -316,9 +316,9 @@ const METHODS: [(&str, &str); 11] = [
     ("full", "kind = \"full\""),
 ];
 
-/// Those runs, made again from the command line: same start, same batches, same settings.
+/// The reference runs, repeated from the command line with the same start, batches and settings.
 #[test]
-fn runs_of_every_kind_of_method_follow_the_reference() {
+fn runs_of_every_method_equal_the_reference() {
     let runs = FAMILIES
         .iter()
         .flat_map(|family| METHODS.iter().map(move |(name, settings)| (*family, *name, *settings)));
@@ -383,7 +383,7 @@ fn runs_of_every_kind_of_method_follow_the_reference() {
     assert_eq!(made, 27);
 }
 
-/// A model that was trained whole is evaluated, talked to and gone on with like an adapter.
+/// Evaluating, chatting and continuing work for a fully trained model as for an adapter.
 #[test]
 fn a_fully_trained_model_is_used_like_an_adapter() {
     let project = Project::tiny();

@@ -1,22 +1,23 @@
-//! Waiting for what must come, with a deadline.
+//! Waits for conditions, with a deadline.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long anything may take: far more than it does, so that only what never comes fails a test.
+/// The longest wait. Far more than anything needs, so that only a condition that never comes true fails a
+/// test.
 pub const PATIENCE: Duration = Duration::from_mins(3);
 
-/// How often a condition is looked at.
+/// Interval between checks of a condition.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Waits until `look` finds something; panics with `what` and the last description once patience ends.
+/// Waits until `look` returns a value. Panics with `what` and the last description after the deadline.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match look() {
             Ok(found) => return found,
             Err(instead) => {
-                assert!(Instant::now() < deadline, "waited in vain for {what}; at last: {instead}");
+                assert!(Instant::now() < deadline, "timed out waiting for {what}; last seen: {instead}");
                 thread::sleep(LOOK);
             }
         }

@@ -1,16 +1,16 @@
-//! The workbench as a person uses it: the real programs in a pseudo-terminal, on a tiny model.
+//! The workbench as a person uses it: the real programs in a pseudo-terminal, with a tiny model.
 
 use std::fs;
 
 use luthier_tests::{Project, Terminal, is_alive, wait_for};
 
-/// The train loss in the legend of the chart.
+/// The training loss in the legend of the chart.
 fn train_loss(screen: &str) -> Option<f64> {
     let after = screen.split("train ").nth(1)?;
     after.split_whitespace().next()?.parse().ok()
 }
 
-/// A tiny project whose runs last until they are told to stop.
+/// A tiny project whose runs last until they are stopped.
 fn long_project() -> Project {
     let project = Project::tiny();
     let settings = Project::tiny_settings()
@@ -27,7 +27,7 @@ fn from_the_data_to_a_verdict() {
     let project = long_project();
     let mut terminal = Terminal::open(&project, 120, 32);
 
-    // Inspect.
+    // Inspect the data.
     terminal.see("1 Data");
     terminal.keys("1");
     terminal.wait("the checked rows", |screen| screen.contains("24 train, 6 held out"));
@@ -45,11 +45,12 @@ fn from_the_data_to_a_verdict() {
         screen.contains("▶ running") && train_loss(screen).is_some()
     });
     let run = project.run();
-    // Of the journal: a run of a hundred steps a second may have learned all there is before the first frame.
+    // From the journal: at a hundred steps per second, a run may have learned everything before the first
+    // frame.
     let first = Project::journal(&run).iter().find_map(|event| event["loss"].as_f64()).unwrap();
     terminal.wait("a falling loss", |screen| train_loss(screen).is_some_and(|loss| loss < first - 0.5));
 
-    // The workbench dies; the run does not notice.
+    // Kill the workbench; the run is not affected.
     let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
     terminal.kill();
     assert!(is_alive(pid));
@@ -59,12 +60,12 @@ fn from_the_data_to_a_verdict() {
         if step > before + 5 { Ok(()) } else { Err(format!("step {step}")) }
     });
 
-    // Opened again it shows the run live, with its history.
+    // Opened again, the workbench shows the run live, with its history.
     let mut terminal = Terminal::open(&project, 120, 32);
     terminal.keys("2");
     terminal.wait("the live run", |screen| screen.contains("▶ running") && train_loss(screen).is_some());
 
-    // An edited learning rate reaches it and is marked.
+    // An edited learning rate reaches the run and is marked.
     let file = run.join("config.toml");
     let settings = fs::read_to_string(&file).unwrap();
     let line = settings.lines().find(|line| line.starts_with("learning_rate")).unwrap();
@@ -73,14 +74,14 @@ fn from_the_data_to_a_verdict() {
         screen.contains("▲") && screen.contains("train.learning_rate 2e-3 → 1.5e-3")
     });
 
-    // A broken file changes nothing and is told.
+    // A broken file changes nothing and is reported.
     let good = fs::read_to_string(&file).unwrap();
     fs::write(&file, good.replace("learning_rate = 0.0015", "learning_rate = oops")).unwrap();
     terminal.see("config.toml is broken, so nothing has changed");
     fs::write(&file, &good).unwrap();
     terminal.see("▶ running");
 
-    // Finish it, saved.
+    // Stop the run and save.
     terminal.keys("s\r");
     terminal.see("■ stopped");
     wait_for("the end of the engine", || if is_alive(pid) { Err("alive".to_owned()) } else { Ok(()) });
@@ -104,7 +105,7 @@ fn from_the_data_to_a_verdict() {
 }
 
 #[test]
-fn every_pane_fits_every_size_and_a_small_one_is_told() {
+fn every_pane_fits_every_size_and_a_small_one_is_reported() {
     let project = Project::tiny();
     let mut terminal = Terminal::open(&project, 80, 24);
     for (key, title) in [("1", "all rows"), ("2", "no runs yet"), ("3", "Nothing is queued"), ("4", "Review")]
@@ -138,7 +139,7 @@ fn nothing_is_written_while_nothing_happens() {
     let mut terminal = Terminal::open(&project, 80, 24);
     terminal.keys("3");
     terminal.see("Nothing is queued");
-    // Each round trip of a key without an effect takes the program through its loop again.
+    // Each key without an effect makes one round trip through the program's loop.
     terminal.keys("j");
     let settled = terminal.bytes();
     terminal.keys("jjjj2");
@@ -165,7 +166,7 @@ fn broken_settings_are_shown_with_their_place() {
 }
 
 #[test]
-fn an_unknown_theme_is_told_with_those_there_are() {
+fn an_unknown_theme_is_reported_with_the_known_ones() {
     let project = Project::tiny();
     project.write("luthier.toml", format!("{}\n[ui]\ntheme = \"nonsense\"\n", Project::tiny_settings()));
     let mut terminal = Terminal::open(&project, 80, 24);
@@ -188,7 +189,7 @@ fn a_refused_setting_stays_in_its_box() {
     terminal.wait("the key at fault below what was typed", |screen| {
         screen.contains("method.rank=4 method.rnak=3") && screen.contains("unknown key `rnak`")
     });
-    // What is typed next mends the setting and is no command.
+    // Typing now edits the setting; it is not a command.
     terminal.keys("\x15method.rank=4 method.alpha=3\r");
     terminal.see("Start lora r4?");
     terminal.keys("n");

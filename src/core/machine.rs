@@ -1,5 +1,5 @@
-//! What this machine has and how busy it is: cores, memory, processes, GPUs, disk. Control groups count, since inside
-//! them the machine's own figures are not what a process may use.
+//! The machine's cores, memory, processes, GPUs and disk, and how busy they are. Control groups are included,
+//! because a process inside one may not use all that the machine has.
 
 use std::fs;
 use std::io;
@@ -16,9 +16,9 @@ use crate::text;
 /// Memory in bytes, within the tightest control group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// All that this process and its group may ever have.
+    /// The limit for this process and its group.
     pub total: u64,
-    /// What can still be taken without swapping; page cache counts as free.
+    /// What can still be allocated without swapping; page cache counts as free.
     pub available: u64,
 }
 
@@ -27,73 +27,73 @@ pub struct Memory {
 pub struct Process {
     /// Resident memory in bytes; 0 for a zombie.
     pub resident_bytes: u64,
-    /// User and system time of all its threads so far, in seconds; waited-for children do not count.
+    /// User and system time of all its threads so far, in seconds, without that of children.
     pub cpu_seconds: f64,
-    /// When it started, in clock ticks since boot: with the boot id it tells a process from a later one of the same pid.
+    /// When it started, in clock ticks since boot. With the boot id this distinguishes it from a later
+    /// process with the same pid.
     pub start: u64,
 }
 
-/// One GPU at one moment. What the driver does not tell (on MIG slices, for instance) is `None`.
+/// One GPU at one moment. Values that the driver does not report (on MIG slices, for instance) are `None`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Gpu {
-    /// NVML's index: all GPUs of the machine in PCI order, whatever `CUDA_VISIBLE_DEVICES` says.
+    /// NVML's index: all GPUs of the machine in PCI order, independent of `CUDA_VISIBLE_DEVICES`.
     pub index: u32,
-    /// Product name.
     pub name: String,
-    /// `GPU-…`, as `CUDA_VISIBLE_DEVICES` takes it.
+    /// `GPU-…`, in the form used in `CUDA_VISIBLE_DEVICES`.
     pub uuid: Option<String>,
     /// Major and minor compute capability.
     pub capability: Option<(i32, i32)>,
-    /// Bytes.
+    /// In bytes.
     pub memory_total: u64,
-    /// Bytes, all processes together.
+    /// In bytes, over all processes.
     pub memory_used: u64,
     /// Share of the last sampling period in which a kernel ran, in percent.
     pub load_percent: Option<u32>,
-    /// Degrees Celsius.
+    /// In degrees Celsius.
     pub temperature: Option<u32>,
-    /// Watts.
+    /// In watts.
     pub power: Option<f64>,
-    /// Watts.
+    /// In watts.
     pub power_limit: Option<f64>,
 }
 
-/// User-space clock ticks per second in `/proc`: `USER_HZ`, 100 on every architecture libtorch exists for.
+/// User-space clock ticks per second in `/proc`: `USER_HZ`, which is 100 on every architecture that libtorch
+/// supports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Cores this process may use: scheduler affinity and control-group quota count.
+/// Cores this process may use, limited by scheduler affinity and control-group quota.
 pub fn cores() -> usize {
     thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Memory this process may use; zeros where the system does not say.
+/// Memory this process may use; zeros if the system does not report it.
 pub fn memory() -> Memory {
     memory_below(Path::new("/"))
 }
 
-/// The host's name; empty where the system does not say.
+/// Empty if the system does not report it.
 pub fn host_name() -> String {
     kernel_line("hostname")
 }
 
-/// The random id of this boot; empty where the system does not say.
+/// The random id of this boot; empty if the system does not report it.
 pub fn boot_id() -> String {
     kernel_line("random/boot_id")
 }
 
-/// The process with this id; `None` where there is none.
+/// The process with this id; `None` if there is none.
 pub fn process(pid: u32) -> Option<Process> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     parse_process(&stat, &status)
 }
 
-/// This process.
 pub fn own_process() -> Option<Process> {
     process(std::process::id())
 }
 
-/// Bytes an unprivileged user may still write to the file system that holds `path`, or would hold it if it existed.
+/// Bytes an unprivileged user may still write to the file system of `path`, which need not exist.
 pub fn free_disk_bytes(path: &Path) -> io::Result<u64> {
     let mut place = std::path::absolute(path)?;
     loop {
@@ -105,13 +105,13 @@ pub fn free_disk_bytes(path: &Path) -> io::Result<u64> {
     }
 }
 
-/// The NVIDIA driver's own measurements. Keeps the library open, since opening takes tens of milliseconds.
+/// The measurements of the NVIDIA driver. Keeps the library open, because opening takes tens of milliseconds.
 pub struct Gpus {
     library: Nvml,
 }
 
 impl Gpus {
-    /// Opens NVML; `None` on a machine without NVIDIA driver.
+    /// Opens NVML; `None` on a machine without an NVIDIA driver.
     pub fn open() -> Option<Self> {
         Some(Self { library: Nvml::init().ok()? })
     }
@@ -121,13 +121,14 @@ impl Gpus {
         self.library.sys_driver_version().ok().map(|version| text::clean_line(&version).into_owned())
     }
 
-    /// All GPUs now; those that fail to answer (fallen off the bus) are left out.
+    /// All GPUs now, without those that fail to answer (fallen off the bus).
     pub fn read(&self) -> Vec<Gpu> {
         let count = self.library.device_count().unwrap_or(0);
         (0..count).filter_map(|index| self.read_one(index)).collect()
     }
 
-    /// Bytes of GPU memory a process holds, over all GPUs; 0 where it holds none or the driver does not say.
+    /// Bytes of GPU memory used by a process, over all GPUs; 0 if it uses none or the driver does not report
+    /// it.
     pub fn memory_of(&self, pid: u32) -> u64 {
         let count = self.library.device_count().unwrap_or(0);
         (0..count)
@@ -165,7 +166,8 @@ fn kernel_line(name: &str) -> String {
     text::clean_line(line.trim()).into_owned()
 }
 
-/// Field numbers as in proc(5). The command name may hold spaces and brackets, so fields count from the last bracket.
+/// Field numbers as in proc(5). The command name may contain spaces and brackets, so fields are counted from
+/// the last bracket.
 fn parse_process(stat: &str, status: &str) -> Option<Process> {
     let (_, fields) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
@@ -178,7 +180,7 @@ fn parse_process(stat: &str, status: &str) -> Option<Process> {
     })
 }
 
-/// Bytes of a `Name:   123 kB` line.
+/// Bytes in a line `Name:   123 kB`.
 fn kilobytes(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
@@ -211,7 +213,7 @@ fn memory_below(root: &Path) -> Memory {
     memory
 }
 
-/// Where a control-group version keeps its memory figures.
+/// Where a control-group version has its memory figures.
 struct Hierarchy {
     mount: &'static str,
     limit: &'static str,
@@ -234,8 +236,8 @@ const V1: Hierarchy = Hierarchy {
 };
 
 impl Hierarchy {
-    /// The limits of `group` and of all groups around it. Inside a container the path named in `/proc` may not exist
-    /// below the mount; the mount itself is then the container's own group.
+    /// The limits of `group` and of all groups around it. Inside a container the path named in `/proc` may
+    /// not exist below the mount; the mount itself is then the container's own group.
     fn limits(&self, root: &Path, group: &str) -> Vec<Memory> {
         let mount = root.join(self.mount);
         let inside: PathBuf = Path::new(group)
@@ -252,7 +254,7 @@ impl Hierarchy {
 
     fn limit(&self, folder: &Path) -> Option<Memory> {
         let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
-        // `max` does not parse: no limit.
+        // `max` does not parse and means no limit.
         let total = number(self.limit)?;
         let usage = number(self.usage)?;
         let statistics = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
@@ -283,13 +285,13 @@ mod tests {
         ("proc/meminfo", "MemTotal:       1000 kB\nMemFree:  1 kB\nMemAvailable:    600 kB\n");
 
     #[test]
-    fn memory_without_groups_is_the_machines() {
+    fn memory_without_groups_is_that_of_the_machine() {
         let root = tree(&[MEMINFO]);
         assert_eq!(memory_below(root.path()), Memory { total: 1000 * 1024, available: 600 * 1024 });
     }
 
     #[test]
-    fn the_tightest_group_of_version_2_counts_and_cache_is_free() {
+    fn the_tightest_group_of_version_2_is_used_and_cache_is_free() {
         let root = tree(&[
             MEMINFO,
             ("proc/self/cgroup", "0::/job/step\n"),
@@ -346,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn disk_of_a_folder_yet_to_be_made_is_its_parents() {
+    fn disk_space_of_a_missing_folder_is_its_parents() {
         let root = tempfile::tempdir().unwrap();
         assert!(free_disk_bytes(&root.path().join("not/yet/there")).unwrap() > 0);
     }

@@ -1,16 +1,15 @@
-//! The one place where untrusted text is made fit for a terminal or a log.
+//! Makes untrusted text safe for a terminal or a log.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Most combining marks kept on one base character: real scripts need a few, piles of them only
-/// deface the screen.
+/// Most combining marks kept on one base character. Real scripts need a few; piles of them only make the
+/// screen unreadable.
 const MAX_COMBINING: usize = 4;
 
-/// Strips what could steer a terminal or hide text from its reader: control and escape characters,
-/// bidi overrides and isolates, tag characters, zero-width characters and floods of combining marks.
-/// Newlines and tabs stay.
+/// Removes what could control a terminal or hide text: control and escape characters, bidi overrides and
+/// isolates, tag characters, zero-width characters, and too many combining marks. Newlines and tabs stay.
 pub fn clean(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
@@ -41,8 +40,8 @@ pub fn clean_line(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// As [`clean`], with all lines but the first indented by `columns`: where the first one is printed at that column,
-/// carets stay below what they point at.
+/// As [`clean`], with all lines but the first indented by `columns`. If the first line is printed at that
+/// column, carets stay below what they point at.
 pub fn indented(text: &str, columns: usize) -> String {
     clean(text).trim_end().replace('\n', &format!("\n{:columns$}", ""))
 }
@@ -140,12 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn hidden_and_reordering_characters_go() {
+    fn hidden_and_reordering_characters_are_removed() {
         assert_eq!(clean("a\u{202e}b\u{2066}c\u{200b}d\u{e0041}e\u{feff}"), "abcde");
     }
 
     #[test]
-    fn combining_floods_are_bounded() {
+    fn combining_marks_are_limited() {
         let flood = format!("e{}x", "\u{301}".repeat(500));
         assert_eq!(clean(&flood).chars().count(), 1 + MAX_COMBINING + 1);
     }

@@ -1,4 +1,4 @@
-//! What each row is looked at for, by itself.
+//! Checks of single rows.
 
 use regex::Regex;
 
@@ -6,12 +6,13 @@ use super::near::{Signature, signature};
 use super::{Encoded, Example, Row, Tokenizer};
 use crate::hash::fnv1a;
 
-/// Shortest special token that is looked for in texts, in bytes.
+/// Shortest special token that is searched for in texts, in bytes.
 const MIN_SPECIAL: usize = 3;
-/// Tokens at the end of a reply among which its end-of-turn token must be: templates may put white space behind it.
+/// The end-of-turn token must be among this many tokens at the end of a reply: templates may write white
+/// space after it.
 const REPLY_END: usize = 3;
 
-/// Patterns that all rows share.
+/// The patterns searched for in every row.
 pub(super) struct Checks<'tokenizer> {
     tokenizer: &'tokenizer Tokenizer,
     email: Option<Regex>,
@@ -19,30 +20,31 @@ pub(super) struct Checks<'tokenizer> {
     stop: Vec<u32>,
 }
 
-/// What a row was found to be.
+/// What the checks found in a row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Facts {
-    /// A hash of the row's texts without system messages, case and spacing: equal for rows that say the same.
+    /// A hash of the row's texts without system messages, case and spacing; equal for rows with the same
+    /// words.
     pub(super) key: u64,
     pub(super) signature: Option<Signature>,
-    /// Whether the row has a reply, and it is empty; of a preference pair, either.
+    /// Whether the row has a reply and it is empty; for a preference pair, whether either reply is.
     pub(super) empty_reply: bool,
     /// What is broken in its text.
     pub(super) broken: Option<&'static str>,
-    /// A special token that its text spells.
+    /// A special token that its text contains.
     pub(super) special: Option<String>,
     pub(super) email: bool,
 }
 
-/// What a row's tokens were found to be.
+/// What the checks found in a row's tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct TokenFacts {
-    /// Trained tokens of the side that has fewest.
+    /// Number of trained tokens; for several sides, that of the side with the fewest.
     pub(super) trained: usize,
-    /// Whether the row has several sides, and all are the same tokens.
+    /// Whether the row has several sides, all with the same tokens.
     pub(super) same_sides: bool,
     pub(super) double_bos: bool,
-    /// `None` where the row has no reply that could end.
+    /// `None` if the row has no reply.
     pub(super) end_trained: Option<bool>,
 }
 
@@ -120,7 +122,7 @@ impl<'tokenizer> Checks<'tokenizer> {
     }
 }
 
-/// What the model is to say last, or to prefer not to say.
+/// The texts that the model is to prefer or avoid: the last reply, or both sides' replies.
 fn replies(example: &Example) -> impl Iterator<Item = &str> {
     let rejected = match example {
         Example::Preference { rejected, .. } => Some(rejected.as_str()),
@@ -129,7 +131,7 @@ fn replies(example: &Example) -> impl Iterator<Item = &str> {
     example.reply().into_iter().chain(rejected)
 }
 
-/// What the row says, system messages left out: they are the same in all rows.
+/// The texts of a row without system messages, which are often the same in all rows.
 fn texts(example: &Example) -> Vec<&str> {
     match example {
         Example::Messages(messages) => messages
@@ -162,9 +164,9 @@ fn normalised(texts: &[&str]) -> String {
 
 fn broken(text: &str) -> Option<&'static str> {
     text.chars().find_map(|character| match character {
-        '\u{fffd}' => Some("holds U+FFFD, which stands where text was decoded wrongly"),
+        '\u{fffd}' => Some("contains U+FFFD, which marks text that was decoded wrongly"),
         '\n' | '\r' | '\t' => None,
-        control if control.is_control() => Some("holds control characters"),
+        control if control.is_control() => Some("contains control characters"),
         _ => None,
     })
 }
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_words_have_an_equal_key() {
+    fn equal_words_have_the_same_key() {
         let key = |messages: &[(&str, &str)]| talk(messages).key;
         let one = key(&[("user", "Hello  there"), ("assistant", "Hi")]);
         assert_eq!(one, key(&[("system", "Be brief."), ("user", "hello\nthere"), ("assistant", "hi")]));
@@ -202,16 +204,16 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_looked_at() {
+    fn texts_are_checked() {
         assert!(talk(&[("user", "write to ann.b+c@mail.example.org!")]).email);
         assert!(!talk(&[("user", "@ann, see a@b and 3@4.5")]).email);
         assert_eq!(talk(&[("user", "say <|im_end|> now")]).special.as_deref(), Some("<|im_end|>"));
         assert_eq!(talk(&[("user", "say im_end")]).special, None);
         assert_eq!(
             talk(&[("user", "caf\u{fffd}")]).broken,
-            Some("holds U+FFFD, which stands where text was decoded wrongly")
+            Some("contains U+FFFD, which marks text that was decoded wrongly")
         );
-        assert_eq!(talk(&[("user", "a\u{1b}[0m")]).broken, Some("holds control characters"));
+        assert_eq!(talk(&[("user", "a\u{1b}[0m")]).broken, Some("contains control characters"));
         assert_eq!(talk(&[("user", "a\r\n\tb")]).broken, None);
         assert!(talk(&[("user", "a"), ("assistant", " \n")]).empty_reply);
         assert!(!talk(&[("user", "a"), ("assistant", "b")]).empty_reply);

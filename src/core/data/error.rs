@@ -1,36 +1,22 @@
-//! What can go wrong between a dataset file and a token sequence.
+//! Errors between a dataset file and a token sequence.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use super::Origin;
 
-/// Row problems named in one error message; more are counted.
+/// Most row problems listed in one error message; the rest are counted.
 const SHOWN_PROBLEMS: usize = 10;
 
-/// A dataset that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// A file that cannot be opened or read.
     #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file that cannot be written.
+    Read { path: PathBuf, source: std::io::Error },
     #[error("cannot write {}: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file whose kind or content is not what it should be as a whole.
+    Write { path: PathBuf, source: std::io::Error },
+    /// A file with the wrong type or content.
     #[error("{}: {message}", path.display())]
     File {
-        /// The file.
         path: PathBuf,
         /// What is wrong and what to do.
         message: String,
@@ -44,15 +30,14 @@ pub enum DataError {
     /// A chat template that cannot be found, compiled or rendered.
     #[error("chat template {name}: {message}")]
     Template {
-        /// Its name.
         name: String,
         /// What is wrong and what to do.
         message: String,
     },
-    /// Settings that do not fit this data or model.
+    /// Settings that do not suit the data or the model.
     #[error("{0}")]
     Settings(String),
-    /// Whoever follows the progress broke the work off.
+    /// The progress callback asked to cancel.
     #[error("the data check was cancelled")]
     Cancelled,
 }
@@ -71,30 +56,27 @@ impl DataError {
     }
 }
 
-/// A row that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{origin}: {message}")]
 pub struct RowProblem {
-    /// What sort of problem.
     pub kind: RowProblemKind,
-    /// Where the row stands.
     pub origin: Origin,
-    /// [`super::Row::index`], once the row could be read.
+    /// [`super::Row::index`], if the row could be read.
     pub row: Option<usize>,
     /// What is wrong and what to do.
     pub message: String,
 }
 
-/// Sorts of [`RowProblem`].
+/// Kinds of [`RowProblem`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowProblemKind {
-    /// It does not parse or lacks what its format needs.
+    /// It does not parse, or its format needs a field that it lacks.
     Unreadable,
-    /// The chat template refuses or mistreats it.
+    /// The chat template refuses it or renders it wrongly.
     Template,
     /// It cannot be tokenised.
     Tokenizer,
-    /// The loss mask cannot be found without doubt.
+    /// The loss mask is uncertain.
     Mask,
     /// It is longer than `data.max_length` and `data.overflow` is `drop`.
     Dropped,

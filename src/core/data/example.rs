@@ -1,4 +1,4 @@
-//! Rows of a dataset, whatever file they come from.
+//! Rows of a dataset, independent of their file format.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,52 +12,45 @@ use crate::hash::hex;
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user`, `assistant` or `tool`; templates may know more.
+    /// `system`, `user`, `assistant` or `tool`; a template may know others.
     pub role: String,
-    /// What is said.
     pub content: String,
 }
 
 impl Message {
-    /// A message of any role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Message { role: role.into(), content: content.into() }
     }
 
-    /// Whether the model says it.
     pub fn is_assistant(&self) -> bool {
         self.role == "assistant"
     }
 }
 
-/// One row of a dataset.
+/// The content of a row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", content = "value", rename_all = "snake_case")]
 pub enum Example {
     /// A conversation.
     Messages(Vec<Message>),
-    /// What is asked and what is to be answered.
     PromptCompletion {
-        /// What is asked.
         prompt: String,
-        /// What is to be answered.
         completion: String,
     },
     /// Plain text.
     Text(String),
-    /// Two answers to one conversation, the first preferred.
+    /// Two answers to the same conversation, the first preferred.
     Preference {
-        /// The conversation up to the answer. Empty where both sides are plain texts that hold the prompt themselves: what
-        /// they share at their beginning ([`shared_beginning`]).
+        /// The conversation up to the answer. Empty if both sides are plain texts that include the prompt: it
+        /// is then their common beginning ([`shared_beginning`]).
         prompt: Vec<Message>,
         /// The better answer.
         chosen: String,
         /// The worse answer.
         rejected: String,
     },
-    /// Token ids with labels as in transformers: -100 = not trained, shifted inside the loss.
+    /// Token ids and labels as in transformers: -100 is not trained; the loss shifts the labels.
     Tokens {
-        /// Token ids.
         input_ids: Vec<u32>,
         /// One per id: the id itself, or -100.
         labels: Vec<i64>,
@@ -65,8 +58,8 @@ pub enum Example {
 }
 
 impl Example {
-    /// The row as a conversation, where it is one: prompt and completion become user and assistant, the preferred answer
-    /// closes a preference pair.
+    /// The row as a conversation, if it is one: prompt and completion become user and assistant, and a
+    /// preference pair ends with its preferred answer.
     pub fn messages(&self) -> Option<Vec<Message>> {
         match self {
             Example::Messages(messages) => Some(messages.clone()),
@@ -82,12 +75,12 @@ impl Example {
         }
     }
 
-    /// Whether it is a preference pair.
     pub fn is_pair(&self) -> bool {
         matches!(self, Example::Preference { .. })
     }
 
-    /// What the model is to say last: the final assistant reply, the completion or the preferred answer.
+    /// The last text the model is to learn: the final assistant reply, the completion or the preferred
+    /// answer.
     pub fn reply(&self) -> Option<&str> {
         match self {
             Example::Messages(messages) => messages
@@ -101,7 +94,7 @@ impl Example {
         }
     }
 
-    /// All that is said, a line each: for search, lists and comparison.
+    /// All texts, each on its own line: for search, lists and comparison.
     pub fn plain_text(&self) -> String {
         match self {
             Example::Messages(messages) => {
@@ -119,8 +112,8 @@ impl Example {
     }
 }
 
-/// Bytes of the prompt that two plain texts share: their common beginning, without a space at its end and without taking
-/// all of either (TRL's `extract_prompt`).
+/// Length in bytes of the prompt that two plain texts share: their common beginning without a space at its
+/// end, and never all of either text (TRL's `extract_prompt`).
 pub(crate) fn shared_beginning(chosen: &str, rejected: &str) -> usize {
     let most = chosen.chars().count().min(rejected.chars().count()).saturating_sub(1);
     let same = chosen.char_indices().zip(rejected.chars()).take(most);
@@ -130,37 +123,36 @@ pub(crate) fn shared_beginning(chosen: &str, rejected: &str) -> usize {
     shared.strip_suffix(' ').unwrap_or(shared).len()
 }
 
-/// What a row says beside its [`Example`].
+/// What a row has in addition to its [`Example`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Extras {
     /// Tools offered to the model, passed to the chat template as `tools`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Value>,
-    /// Further fields of each message (`tool_calls`, `name`, `reasoning_content` …), passed to the chat template. Empty,
-    /// or one per message.
+    /// Other fields of each message (`tool_calls`, `name`, `reasoning_content` …), passed to the chat
+    /// template. Empty, or one per message.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<Map<String, Value>>,
-    /// Indices of assistant messages that the row marks `"weight": 0`: never trained on.
+    /// Indices of assistant messages with `"weight": 0`, which are never trained on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub untrained: Vec<usize>,
-    /// Whether its answer is a good one, where the row says so.
+    /// Whether its answer is good, if the row has a label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<bool>,
 }
 
 impl Extras {
-    /// Whether the answer is a good one, in words; nothing where the row does not say.
+    /// The label in words; `None` if the row has none.
     pub fn label_name(&self) -> Option<&'static str> {
         self.label.map(|good| if good { "good answer" } else { "bad answer" })
     }
 }
 
-/// Where a row stands.
+/// The place of a row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Origin {
-    /// The file.
     pub file: PathBuf,
-    /// Its first line in the file, from 1; the row's number in a file without lines.
+    /// Its first line in the file, from 1. In a file without lines, the row's number.
     pub line: usize,
 }
 
@@ -170,7 +162,6 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Which part of the dataset a row belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
@@ -183,33 +174,30 @@ pub enum Split {
 /// One row of a dataset, with its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Row {
-    /// Its number in reading order over all files, from 0: training files first, then evaluation files. Rows that cannot
-    /// be read and rows in quarantine do not count, so that it is the row's place in the list of rows.
+    /// Its number in reading order over all files, from 0: training files first, then evaluation files. Rows
+    /// that cannot be read and rows in quarantine do not count, so this is the row's index in the list of
+    /// rows.
     pub index: usize,
-    /// Where it stands.
     pub origin: Origin,
-    /// Trained on or held out.
     pub split: Split,
-    /// What it says.
     pub example: Example,
-    /// What it says beside.
     pub extras: Extras,
 }
 
 impl Row {
-    /// 16 hex digits that name the row's content wherever it stands: what the quarantine lists.
+    /// 16 hex digits that depend only on the row's content. The quarantine lists rows by this.
     pub fn hash(&self) -> String {
         content_hash(&self.example, &self.extras)
     }
 }
 
-/// SHA-256 over the canonical JSON of a row's content, its first 16 hex digits.
+/// The first 16 hex digits of the SHA-256 of the canonical JSON of a row's content.
 pub(crate) fn content_hash(example: &Example, extras: &Extras) -> String {
     let canonical = serde_json::to_vec(&(example, extras)).unwrap_or_default();
     short_hash(&[&canonical])
 }
 
-/// The first 16 hex digits of the SHA-256 over `parts`, each preceded by its length.
+/// The first 16 hex digits of the SHA-256 of `parts`, each preceded by its length.
 pub(crate) fn short_hash(parts: &[&[u8]]) -> String {
     let mut hasher = Sha256::new();
     for part in parts {

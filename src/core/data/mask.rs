@@ -1,10 +1,11 @@
-//! The loss mask, decided once: which part of a rendered conversation the model is to learn.
+//! The loss mask: which part of a rendered conversation the model is to learn.
 //!
-//! * `{% generation %}` blocks say it where the template has them (as transformers' `return_assistant_tokens_mask`).
-//! * Otherwise by rendering the conversation up to each reply, with the generation prompt: that text must be how the
-//!   whole begins, and the reply must stand right behind it. The reply ends with its end-of-turn token; white space that
-//!   the template writes behind that token is not trained, since generation stops before it. What cannot be verified so
-//!   is a problem of the row, never a guess.
+//! * If the template has `{% generation %}` blocks, they mark it (as in transformers'
+//!   `return_assistant_tokens_mask`).
+//! * Otherwise the conversation is rendered up to each reply, with the generation prompt. The whole must begin
+//!   with that text, and the reply must follow directly. A reply ends with its end-of-turn token. White space
+//!   that the template writes after that token is not trained, because generation stops before it. If this
+//!   cannot be verified, it is a problem of the row; nothing is guessed.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -13,15 +14,15 @@ use super::template::Rendered;
 use super::{DataError, Extras, Message, Template, Tokenizer};
 use crate::config::TrainOn;
 
-/// Most replies of a row that are looked for: finding one renders everything up to it.
+/// Most replies of a row that are located: each needs a rendering of everything before it.
 const MAX_SEARCHED: usize = 1024;
 
-/// Why a mask cannot be given.
+/// Why there is no mask.
 #[derive(Debug)]
 pub(super) enum MaskError {
     /// The template failed on a part of the conversation.
     Template(DataError),
-    /// What it rendered does not fit together.
+    /// The renderings do not agree.
     Uncertain(String),
 }
 
@@ -53,9 +54,7 @@ pub(super) fn trained_spans(
     let finder = Finder { template, tokenizer, messages, extras, whole };
     let searched = if template.marks_generation() { &replies } else { &wanted };
     if searched.len() > MAX_SEARCHED {
-        return Err(
-            finder.uncertain(searched[MAX_SEARCHED], "is too far behind in its conversation to be found")
-        );
+        return Err(finder.uncertain(searched[MAX_SEARCHED], "has too many replies before it to be located"));
     }
     if !template.marks_generation() {
         return wanted.into_iter().map(|index| finder.reply(index)).collect();
@@ -81,8 +80,8 @@ struct Finder<'row> {
 }
 
 impl Finder<'_> {
-    /// Where the reply `index` begins: the conversation before it, with the generation prompt, must be how the whole
-    /// begins.
+    /// Where the reply `index` begins. The whole must begin with the rendering of the messages before it,
+    /// with the generation prompt.
     fn start(&self, index: usize) -> Result<usize, MaskError> {
         if index == 0 {
             return self.first_start();
@@ -91,11 +90,11 @@ impl Finder<'_> {
         if self.whole.text.starts_with(&before) {
             return Ok(before.len());
         }
-        Err(self.uncertain(index, "renders otherwise when the conversation goes on"))
+        Err(self.uncertain(index, "renders differently when the conversation continues"))
     }
 
-    /// Where a reply begins that nothing precedes. Templates may write a begin of text or a system prompt only where there
-    /// are messages, so the generation prompt is looked for, with the reply right behind it.
+    /// Where a reply without messages before it begins. Templates may write a begin-of-text token or a system
+    /// prompt only if there are messages, so the generation prompt followed by the reply is searched for.
     fn first_start(&self) -> Result<usize, MaskError> {
         let content = self.messages[0].content.trim();
         let prompt = self.render(0, true).unwrap_or_default();
@@ -106,7 +105,7 @@ impl Finder<'_> {
         {
             return Ok(at + prompt.len());
         }
-        Err(self.uncertain(0, "has nothing before it, which the template does not provide for"))
+        Err(self.uncertain(0, "has no message before it, and the template cannot render that"))
     }
 
     /// The text of the reply `index` with its end-of-turn token.
@@ -117,13 +116,13 @@ impl Finder<'_> {
         if whole.starts_with(&through) && through.len() >= start {
             return Ok(start..start + self.without_trailing_space(&whole[start..through.len()]));
         }
-        // The template closes a conversation otherwise than a turn; the reply must then stand where it begins, word for
-        // word, and ends with the special token behind it.
+        // The template ends a conversation in another way than a turn. The reply must then follow word for
+        // word, and ends with the special token after it.
         let content = self.messages[index].content.trim();
         let behind = &whole[start..];
         let lead = behind.len() - behind.trim_start().len();
         if !behind[lead..].starts_with(content) {
-            return Err(self.uncertain(index, "is not written as it stands in the row"));
+            return Err(self.uncertain(index, "is not rendered word for word"));
         }
         let end = lead + content.len();
         let gap = behind[end..].len() - behind[end..].trim_start().len();
@@ -139,7 +138,7 @@ impl Finder<'_> {
             .map_err(MaskError::Template)
     }
 
-    /// Length of `reply` without the white space behind its last token, if that is a special one.
+    /// Length of `reply` without the white space after its last token, if that is a special token.
     fn without_trailing_space(&self, reply: &str) -> usize {
         let trimmed = reply.trim_end();
         if self.tokenizer.special_at_end(trimmed).is_some() { trimmed.len() } else { reply.len() }
@@ -156,13 +155,14 @@ impl Finder<'_> {
     }
 }
 
-/// One per token: whether it touches a trained span. The first token is never trained: nothing precedes it.
+/// Whether each token touches a trained span. The first token is never trained, because nothing precedes it.
 pub(super) fn trained_tokens(offsets: &[(usize, usize)], spans: &[Range<usize>]) -> Vec<bool> {
     offsets
         .iter()
         .enumerate()
         .map(|(index, &(start, end))| {
-            // Spans stand in order: where the first that ends behind the token's start lies behind the token, all do.
+            // Spans are sorted: if the first span that ends after the token's start begins after the token,
+            // all later ones do.
             let next = spans.partition_point(|span| span.end <= start);
             index > 0 && start < end && spans.get(next).is_some_and(|span| span.start < end)
         })

@@ -1,31 +1,32 @@
-//! Rows that are nearly equal, found without comparing all with all.
+//! Finds nearly equal rows without comparing every pair.
 //!
-//! Each text becomes a set of overlapping pieces of eight characters; one-permutation MinHash (Li, Owen and Zhang 2012),
-//! with empty bins filled from the next (Shrivastava and Li 2014), turns it into a signature whose share of equal places
-//! estimates the share of common pieces (Jaccard). Bands of the signature that agree make two rows candidates.
+//! Each text becomes a set of overlapping pieces of eight characters. One-permutation MinHash (Li, Owen and
+//! Zhang 2012), with empty bins filled from the next (Shrivastava and Li 2014), turns the set into a
+//! signature. The fraction of equal entries in two signatures estimates the fraction of common pieces
+//! (Jaccard). Two rows are compared if they agree in a band of the signature.
 
 use std::collections::HashMap;
 
 use crate::random::mix_pair;
 
-/// Characters in a piece.
 const PIECE: usize = 8;
-/// Characters of a text that are looked at.
+/// Only this many characters of a text are used.
 const MAX_CHARACTERS: usize = 20_000;
-/// Shortest text that is looked at: fewer pieces say too little.
+/// Shortest text compared: fewer pieces give too poor an estimate.
 const MIN_CHARACTERS: usize = 40;
 const BINS: usize = 128;
-/// Bins in a band: with 16 bands, two rows with a share of 0.8 become candidates in 95 of 100 cases, with 0.5 in 6.
+/// Bins in a band. With 16 bands, two rows with 0.8 of their pieces in common are compared in 95 of 100
+/// cases, with 0.5 in 6.
 const BAND: usize = 8;
-/// Rows of one band value that a new row is compared with.
+/// Most earlier rows with the same band value that a new row is compared with.
 const MAX_CANDIDATES: usize = 8;
-/// Share of common pieces from which rows count as nearly equal.
+/// Fraction of common pieces from which rows count as nearly equal.
 const NEARLY: f64 = 0.8;
 
-/// What is left of a text for comparison.
+/// The MinHash signature of a text.
 pub(super) type Signature = Box<[u32; BINS]>;
 
-/// The signature of a normalised text; `None` where it is too short.
+/// The signature of a normalised text; `None` if it is too short.
 pub(super) fn signature(text: &str) -> Option<Signature> {
     let characters: Vec<u32> = text.chars().take(MAX_CHARACTERS).map(u32::from).collect();
     if characters.len() < MIN_CHARACTERS {
@@ -48,7 +49,6 @@ pub(super) fn signature(text: &str) -> Option<Signature> {
     Some(signature)
 }
 
-/// Rows seen so far.
 #[derive(Default)]
 pub(super) struct Seen {
     bands: HashMap<(usize, u64), Vec<usize>>,
@@ -56,7 +56,8 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// The nearest earlier row that is nearly equal, with the share of common pieces; then `row` counts as seen too.
+    /// The nearest earlier row that is nearly equal, with the fraction of common pieces. Adds `row` to the
+    /// rows seen.
     pub(super) fn nearest(&mut self, row: usize, signature: Signature) -> Option<(usize, f64)> {
         let mut best: Option<(usize, f64)> = None;
         let entry = self.signatures.len();

@@ -1,13 +1,14 @@
-//! Which rows a step takes: a pure function of seed, epoch and step.
+//! Which rows a step uses: a pure function of seed, epoch and step.
 //!
-//! Nothing here depends on the machine, on what ran before or on the standard library's random numbers, and nothing may
-//! change: runs are resumed, and old steps explained, by computing their rows again.
+//! Nothing here depends on the machine, on earlier work or on the standard library's random numbers, and
+//! nothing may change: runs are resumed, and old steps explained, by computing their rows again.
 //!
-//! An epoch's order is Fisher and Yates's shuffle of all rows by SplitMix64, seeded by `train.seed` and the epoch's number
-//! from 0. With `data.packing` it is then cut into windows of [`WINDOW`] rows; within each, rows are put into sequences of
-//! at most `data.max_length` tokens, longest first, each where it leaves the least room (best-fit decreasing), and the
-//! window's sequences are shuffled by the same stream. Without `data.shuffle` rows and sequences keep the file's order.
-//! Steps take `train.accumulate` micro-batches of `train.batch_size` sequences; an epoch's last step takes what is left.
+//! The order of an epoch is a Fisher-Yates shuffle of all rows by SplitMix64, seeded by `train.seed` and the
+//! epoch's number from 0. With `data.packing` it is then cut into windows of [`WINDOW`] rows. In each window,
+//! rows are put into sequences of at most `data.max_length` tokens, longest first, each where it leaves the
+//! least room (best-fit decreasing), and the window's sequences are shuffled by the same stream. Without
+//! `data.shuffle` rows and sequences keep the file's order. Steps use `train.accumulate` micro-batches of
+//! `train.batch_size` sequences; the last step of an epoch uses the rest.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,18 +17,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::config::Config;
 use crate::random::Random;
 
-/// Rows that are packed together.
+/// Number of rows that are packed together.
 const WINDOW: usize = 4096;
 
-/// Sequences that pass through the model together.
+/// Sequences that go through the model together.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MicroBatch {
-    /// Each sequence's rows, as indices into [`super::Prepared::train`], first to last. Rows of one sequence are packed
-    /// block-diagonally: they never see each other. Without packing a sequence has one row.
+    /// Each sequence's rows in order, as indices into [`super::Prepared::train`]. Rows of one sequence are
+    /// packed block-diagonally: they do not attend to each other. Without packing a sequence has one row.
     pub sequences: Vec<Vec<usize>>,
 }
 
-/// The order in which a run takes its rows.
+/// The order in which a run uses its rows.
 pub struct StepOrder {
     lengths: Vec<usize>,
     seed: u64,
@@ -40,10 +41,10 @@ pub struct StepOrder {
     known: Mutex<Known>,
 }
 
-/// What was computed before, so that neighbouring steps cost little.
+/// Earlier results, so that neighbouring steps cost little.
 #[derive(Default)]
 struct Known {
-    /// Steps up to and with each epoch, from the first on.
+    /// Steps up to and including each epoch, from the first on.
     ends: Vec<u64>,
     /// An epoch and its sequences.
     plan: Option<(u64, Plan)>,
@@ -82,13 +83,13 @@ impl StepOrder {
         order
     }
 
-    /// Steps of the whole run: `train.max_steps`, else those of `train.epochs`; a fraction of an epoch is rounded up to
-    /// whole steps. 0 without rows.
+    /// Steps of the whole run: `train.max_steps` if set, otherwise those of `train.epochs`. A fraction of an
+    /// epoch is rounded up to whole steps. 0 without rows.
     pub fn total_steps(&self) -> u64 {
         self.total
     }
 
-    /// Epochs that are done after `steps` steps.
+    /// Epochs completed after `steps` steps.
     pub fn epoch_of(&self, steps: u64) -> f64 {
         if self.lengths.is_empty() {
             return 0.0;
@@ -97,8 +98,8 @@ impl StepOrder {
         epoch as f64 + (steps - start) as f64 / (end - start) as f64
     }
 
-    /// The micro-batches of a step, counted from 0. Steps beyond [`StepOrder::total_steps`] go on with further epochs;
-    /// without rows there are no micro-batches.
+    /// The micro-batches of a step, counted from 0. Steps after [`StepOrder::total_steps`] continue with
+    /// further epochs; without rows there are no micro-batches.
     pub fn step(&self, step: u64) -> Vec<MicroBatch> {
         if self.lengths.is_empty() {
             return Vec::new();
@@ -136,7 +137,7 @@ impl StepOrder {
         before + ((partial as f64 * rest).ceil() as u64).min(partial)
     }
 
-    /// Steps up to and with `epoch`.
+    /// Steps up to and including `epoch`.
     fn end_of(&self, epoch: u64) -> u64 {
         if self.packing.is_none() {
             return (epoch + 1) * self.steps_for(self.lengths.len());
@@ -148,7 +149,7 @@ impl StepOrder {
         known.ends[epoch as usize]
     }
 
-    /// The epoch that takes `step`, and the steps before and with it.
+    /// The epoch of `step`, the steps before that epoch, and the steps up to and including it.
     fn epoch_at(&self, step: u64) -> (u64, u64, u64) {
         if self.packing.is_none() {
             let steps = self.steps_for(self.lengths.len());
@@ -210,8 +211,8 @@ impl StepOrder {
     }
 }
 
-/// Best-fit decreasing. Sequences are ordered by their first row's place in `window`, rows within one by theirs. A row
-/// longer than `capacity` stands alone.
+/// Best-fit decreasing. Sequences are ordered by the position of their first row in `window`, rows within one
+/// by theirs. A row longer than `capacity` gets its own sequence.
 fn pack(window: &[usize], lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let mut places: Vec<usize> = (0..window.len()).collect();
     places.sort_by_key(|&place| std::cmp::Reverse(lengths[window[place]]));
@@ -264,12 +265,12 @@ mod tests {
         );
     }
 
-    // Computed by a second implementation of the rules above, in Python.
+    // Computed by a second implementation of these rules, in Python.
     const GOLDEN_PLAIN: [[usize; 4]; 3] = [[5, 1, 7, 0], [3, 4, 2, 6], [0, 4, 5, 6]];
     const GOLDEN_PACKED: [&[&[usize]]; 3] = [&[&[1, 7], &[2, 6]], &[&[0, 3], &[5, 4]], &[&[4, 5], &[7, 1]]];
 
     #[test]
-    fn without_shuffle_or_packing_rows_come_as_they_stand() {
+    fn without_shuffle_or_packing_rows_keep_their_order() {
         let lengths = vec![24; 80];
         let settings = [
             "data.packing=false",
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_step_of_an_epoch_takes_what_is_left() {
+    fn the_last_step_of_an_epoch_uses_the_rest() {
         let order = order(
             &[5; 10],
             &["data.packing=false", "train.batch_size=4", "train.accumulate=1", "train.epochs=2"],
@@ -327,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_far_step_needs_no_walk_through_the_others() {
+    fn a_far_step_does_not_need_those_before_it() {
         let lengths: Vec<usize> = (0..500).map(|row| 1 + row * 7 % 90).collect();
         let settings = ["data.max_length=100", "train.max_steps=100000"];
         let near = order(&lengths, &settings);
@@ -340,7 +341,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_epoch_takes_each_row_once(
+        fn every_epoch_uses_each_row_once(
             lengths in prop::collection::vec(1_usize..64, 1..300),
             seed in 0_u64..1000,
             batch in 1_usize..5,

@@ -1,4 +1,4 @@
-//! Rows a person has set aside: `quarantine.json` in the project, a JSON list of row hashes.
+//! Rows that the user has excluded: `quarantine.json` in the project, a JSON list of row hashes.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,11 +10,11 @@ use crate::json;
 use crate::text::clean_line;
 
 const FILE: &str = "quarantine.json";
-/// Largest list that is read: a million rows.
+/// Largest file that is read; enough for a million rows.
 const MAX_BYTES: u64 = 32 << 20;
 const MAX_ROWS: usize = 1 << 20;
 
-/// The hashes ([`super::Row::hash`]) of rows that are left out of everything.
+/// The hashes ([`super::Row::hash`]) of rows that are not used at all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Quarantine {
     path: PathBuf,
@@ -22,7 +22,7 @@ pub struct Quarantine {
 }
 
 impl Quarantine {
-    /// The project's list; empty where there is no file.
+    /// The project's list; empty if there is no file.
     pub fn load(project: &Path) -> Result<Self, DataError> {
         let path = project.join(FILE);
         let text = match files::read(&path, MAX_BYTES) {
@@ -41,22 +41,19 @@ impl Quarantine {
         Ok(Quarantine { path, hashes })
     }
 
-    /// Whether the row with this hash is left out.
     pub fn contains(&self, hash: &str) -> bool {
         self.hashes.contains(hash)
     }
 
-    /// Number of hashes.
     pub fn len(&self) -> usize {
         self.hashes.len()
     }
 
-    /// Whether nothing is left out.
     pub fn is_empty(&self) -> bool {
         self.hashes.is_empty()
     }
 
-    /// Puts a hash in, or takes it out where it is in; returns whether it is in now.
+    /// Adds a hash, or removes it if it is listed. Returns whether it is listed now.
     pub fn toggle(&mut self, hash: &str) -> bool {
         if self.hashes.remove(hash) {
             return false;
@@ -64,7 +61,7 @@ impl Quarantine {
         self.hashes.insert(hash.to_owned())
     }
 
-    /// Writes the list, replacing the file at once or not at all.
+    /// Replaces the file atomically.
     pub fn save(&self) -> Result<(), DataError> {
         let fail = |source| DataError::Write { path: self.path.clone(), source };
         let mut text = serde_json::to_string_pretty(&self.hashes).map_err(|error| fail(error.into()))?;
@@ -80,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_survives_saving() {
+    fn a_saved_list_reads_back_equal() {
         let project = tempfile::tempdir().unwrap();
         let mut quarantine = Quarantine::load(project.path()).unwrap();
         assert!(quarantine.is_empty());
@@ -95,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_list_is_named() {
+    fn a_broken_list_is_reported() {
         let project = tempfile::tempdir().unwrap();
         fs::write(project.path().join(FILE), "{}").unwrap();
         let error = Quarantine::load(project.path()).unwrap_err().to_string();

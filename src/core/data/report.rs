@@ -1,4 +1,4 @@
-//! The pre-flight: what a dataset is like and what is wrong with it.
+//! The pre-flight report of a dataset: its statistics and problems.
 
 use std::collections::HashMap;
 
@@ -7,97 +7,87 @@ use serde::Serialize;
 use super::Row;
 use crate::text::clean_line;
 
-/// Findings of one kind that are kept; more are counted.
+/// Most findings of one kind that are kept; the rest are counted.
 const MAX_OF_A_KIND: usize = 1000;
-/// Bars of a length histogram, at most.
+/// Most bars in a length histogram.
 const BARS: usize = 20;
 
-/// The pre-flight of a dataset: `data check --json`.
+/// The pre-flight report of a dataset; `data check --json` prints it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// Rows found, quarantined ones not counted.
+    /// Rows found, without quarantined ones.
     pub rows: usize,
-    /// Rows that will be trained on.
     pub train_rows: usize,
-    /// Held-out rows.
     pub eval_rows: usize,
     /// Rows left out because the project's quarantine lists them.
     pub quarantined: usize,
-    /// Tokens of all usable rows, all their sides counted.
+    /// Tokens of all usable rows, in all their sides.
     pub tokens: u64,
-    /// Those of them that are targets of the loss.
+    /// Those tokens that are targets of the loss.
     pub trained_tokens: u64,
-    /// Rows cut at `data.max_length`.
+    /// Rows truncated to `data.max_length`.
     pub truncated: usize,
-    /// Rows left out because they are longer.
+    /// Rows left out because they are longer than `data.max_length`.
     pub dropped: usize,
-    /// Gravest first, then by kind and row.
+    /// Most severe first, then by kind and row.
     pub problems: Vec<DataProblem>,
-    /// Tokens per row.
     pub lengths: LengthStatistics,
-    /// Name of the chat template.
     pub template: String,
-    /// Its fingerprint.
     pub template_fingerprint: String,
 }
 
 impl Report {
-    /// Whether a problem forbids training.
+    /// Whether a problem prevents training.
     pub fn blocks(&self) -> bool {
         self.problems.iter().any(|problem| problem.severity == Severity::Blocks)
     }
 
-    /// Number of problems of one severity.
     pub fn count(&self, severity: Severity) -> usize {
         self.problems.iter().filter(|problem| problem.severity == severity).count()
     }
 
-    /// Share of tokens that are targets of the loss, 0 to 1; 0 without tokens.
+    /// Fraction of tokens that are targets of the loss, 0 to 1; 0 without tokens.
     pub fn trained_share(&self) -> f64 {
         if self.tokens == 0 { 0.0 } else { self.trained_tokens as f64 / self.tokens as f64 }
     }
 }
 
-/// One finding.
+/// One problem found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DataProblem {
-    /// What sort.
     pub kind: ProblemKind,
-    /// How grave.
     pub severity: Severity,
-    /// [`super::Row::index`]; `None` where it concerns the dataset or a row that could not be read.
+    /// [`super::Row::index`]; `None` if it is about the dataset or a row that could not be read.
     pub row: Option<usize>,
-    /// What is wrong and what to do; untrusted text in it is cleaned.
+    /// What is wrong and what to do. Untrusted text in it is cleaned.
     pub message: String,
 }
 
-/// How grave a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// A run must not start.
     Blocks,
-    /// A run will work, perhaps not as meant.
+    /// A run will work, but perhaps not as intended.
     Warning,
-    /// Worth knowing.
+    /// Good to know.
     Note,
 }
 
-/// Sorts of findings.
+/// Kinds of problems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemKind {
-    /// No row at all.
     EmptyDataset,
     /// Every row is longer than `data.max_length`.
     AllTooLong,
-    /// A row that does not parse or lacks what its format needs.
+    /// A row that does not parse, or lacks a field that its format needs.
     UnreadableRow,
     /// A row that the chat template refuses.
     TemplateFailed,
     /// A row that cannot be tokenised.
     TokenizerFailed,
-    /// A row whose loss mask cannot be found without doubt.
+    /// A row whose loss mask is uncertain.
     MaskUncertain,
     /// A row without a token to learn.
     NoTrainedTokens,
@@ -105,23 +95,23 @@ pub enum ProblemKind {
     NotForAlgorithm,
     /// A preference pair whose sides are the same.
     SameSides,
-    /// Good and bad answers that do not balance.
+    /// Numbers of good and bad answers that are out of balance.
     UnevenLabels,
     /// A row longer than `data.max_length` under `overflow = "error"`.
     TooLong,
-    /// A held-out row that also stands in the training rows.
+    /// A held-out row that is also a training row.
     EvalInTrain,
     /// A reply whose end-of-turn token is not trained: the model will not learn to stop.
     EndOfTurnNotTrained,
     /// Two begin-of-text tokens.
     DoubleBos,
-    /// A row cut at `data.max_length`.
+    /// A row truncated to `data.max_length`.
     Truncated,
     /// A row left out because it is longer than `data.max_length`.
     Dropped,
-    /// Rows longer than the positions that the model has or was made for.
+    /// Rows longer than the positions that the model has or was trained for.
     BeyondPositions,
-    /// A row that stands in the dataset before.
+    /// A row equal to an earlier one.
     Duplicate,
     /// A row nearly equal to an earlier one.
     NearDuplicate,
@@ -129,13 +119,13 @@ pub enum ProblemKind {
     EmptyReply,
     /// Replacement or control characters.
     BrokenText,
-    /// Text that spells a special token.
+    /// Text that contains a special token.
     SpecialTokenInText,
     /// An e-mail address.
     EmailAddress,
     /// The split leaves no row to evaluate on.
     NoEvalRows,
-    /// The dataset is larger than a check looks at.
+    /// The dataset is larger than the limit of a check.
     CheckLimited,
 }
 
@@ -172,38 +162,33 @@ impl ProblemKind {
     }
 }
 
-/// Tokens per row over all usable rows, before truncation where it happened; of a row with several sides, of its longest.
+/// Tokens per row over all usable rows, before truncation. For a row with several sides, the longest counts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct LengthStatistics {
-    /// Shortest.
     pub min: usize,
-    /// Median.
     pub p50: usize,
     /// 95 of 100 rows are at most this long.
     pub p95: usize,
-    /// Longest.
     pub max: usize,
     /// Equal-width bins from 0 to the longest row; empty without rows.
     pub histogram: Vec<HistogramBin>,
 }
 
-/// One bar of a length histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct HistogramBin {
-    /// Fewest tokens that fall in.
+    /// Fewest tokens of a row in this bin.
     pub from: usize,
-    /// Most tokens that fall in.
+    /// Most tokens of a row in this bin.
     pub to: usize,
-    /// Rows that fall in.
+    /// Number of rows in this bin.
     pub rows: usize,
 }
 
 impl LengthStatistics {
-    /// Of these lengths.
     pub(super) fn of(mut lengths: Vec<usize>) -> Self {
         lengths.sort_unstable();
         let (Some(&min), Some(&max)) = (lengths.first(), lengths.last()) else { return Self::default() };
-        // The nearest rank: the smallest length that at least this share of rows does not exceed.
+        // Nearest rank: the smallest length that at least this share of rows does not exceed.
         let at = |percent: usize| lengths[(lengths.len() * percent).div_ceil(100).max(1) - 1];
         let width = (max + 1).div_ceil(BARS);
         let mut histogram: Vec<HistogramBin> = (0..=max / width)
@@ -216,7 +201,7 @@ impl LengthStatistics {
     }
 }
 
-/// Collects problems; keeps the number of each kind in bounds.
+/// Collects problems, up to a limit for each kind.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     problems: Vec<DataProblem>,
@@ -233,12 +218,12 @@ impl Findings {
         }
     }
 
-    /// A finding about one row, which its message names by its place.
+    /// A problem of one row; the message begins with the row's place.
     pub(crate) fn row(&mut self, kind: ProblemKind, severity: Severity, row: &Row, what: &str) {
         self.add(kind, severity, Some(row.index), &format!("{}: {what}", row.origin));
     }
 
-    /// Gravest first, then by kind and row, findings without a row last.
+    /// Most severe first, then by kind and row; problems without a row last.
     pub(super) fn sorted(mut self) -> Vec<DataProblem> {
         for ((kind, severity), count) in self.counts {
             if count > MAX_OF_A_KIND {
@@ -259,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statistics_are_nearest_ranks() {
+    fn statistics_use_nearest_ranks() {
         let statistics = LengthStatistics::of((1..=100).rev().collect());
         assert_eq!((statistics.min, statistics.p50, statistics.p95, statistics.max), (1, 50, 95, 100));
         assert_eq!(statistics.histogram.iter().map(|bar| bar.rows).sum::<usize>(), 100);
@@ -271,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_are_bounded_cleaned_and_sorted() {
+    fn findings_are_limited_cleaned_and_sorted() {
         let mut findings = Findings::default();
         for row in 0..1500 {
             findings.add(ProblemKind::EmailAddress, Severity::Note, Some(row), "x\u{1b}[0m");

@@ -8,17 +8,17 @@ use super::Tokenizer;
 use crate::config::Config;
 use crate::model::{SpecialToken, SpecialTokens};
 
-/// A file below `tests/references`.
+/// A file in `tests/references`.
 pub(crate) fn reference(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references")).join(path)
 }
 
-/// A JSON file below `tests/references`.
+/// A JSON file in `tests/references`.
 pub(crate) fn reference_json(path: &str) -> Value {
     serde_json::from_slice(&std::fs::read(reference(path)).unwrap()).unwrap()
 }
 
-/// The rows of a two-dimensional int64 tensor in a safetensors file below `tests/references`.
+/// The rows of a two-dimensional int64 tensor in a safetensors file in `tests/references`.
 pub(crate) fn reference_integers(path: &str, name: &str) -> Vec<Vec<i64>> {
     let bytes = std::fs::read(reference(path)).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -31,7 +31,7 @@ pub(crate) fn reference_integers(path: &str, name: &str) -> Vec<Vec<i64>> {
     numbers.chunks(width).map(<[i64]>::to_vec).collect()
 }
 
-/// The special tokens a tiny tokenizer's `tokenizer_config.json` names.
+/// The special tokens in a tiny tokenizer's `tokenizer_config.json`.
 pub(crate) fn tiny_special(name: &str) -> SpecialTokens {
     let config = reference_json(&format!("tiny/_tokenizers/{name}/tokenizer_config.json"));
     let token =
@@ -57,7 +57,7 @@ pub(crate) fn config(train: &str, settings: &[&str]) -> Config {
     Config::parse(&text, "luthier.toml".as_ref(), &settings).unwrap()
 }
 
-/// The sample base model that `make setup` fetches.
+/// The sample base model that `make setup` downloads.
 pub(crate) fn sample_model() -> PathBuf {
     if let Some(path) = std::env::var_os("LUTHIER_SAMPLE_MODEL") {
         return path.into();
@@ -67,7 +67,7 @@ pub(crate) fn sample_model() -> PathBuf {
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
         .unwrap_or_default();
     let path = cache.join("luthier/models/smollm2-135m-instruct-q4_1.gguf");
-    assert!(path.is_file(), "{} is missing; `make setup` fetches it", path.display());
+    assert!(path.is_file(), "{} is missing; `make setup` downloads it", path.display());
     path
 }
 

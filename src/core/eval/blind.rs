@@ -1,11 +1,11 @@
-//! Which answer stands on which side.
+//! Which answer is shown on which side.
 
 use sha2::{Digest, Sha256};
 
 use super::verdict::Contender;
 
-/// Left and right of a blind comparison: a function of seed and prompt only,
-/// and as unpredictable as a coin to the person who judges.
+/// The left and right answer of a blind comparison. They depend only on seed and prompt, and the judge cannot
+/// predict them.
 pub fn sides(seed: u64, prompt: u64, contenders: [Contender; 2]) -> [Contender; 2] {
     let mut digest = Sha256::new();
     digest.update(b"luthier review side");
@@ -22,7 +22,7 @@ mod tests {
     const PAIR: [Contender; 2] = [Contender::Tuned, Contender::Base];
 
     #[test]
-    fn the_same_for_ever_and_fair() {
+    fn sides_are_reproducible_and_fair() {
         let tuned_left =
             |seed| (0..1000).filter(|prompt| sides(seed, *prompt, PAIR)[0] == Contender::Tuned).count();
         for seed in 0..5 {

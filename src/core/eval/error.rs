@@ -1,29 +1,24 @@
-//! What can go wrong with objectives, suites and verdicts, in words for the user.
+//! Errors of objectives, suites and verdicts, written for the user.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::text::clean_line;
 
-/// What can go wrong with objectives, suites and verdicts.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// The file system refused something.
     #[error("cannot {doing} `{}`: {source}", shown(path))]
     Io {
-        /// What was tried.
+        /// The operation that failed: `read`, `write` …
         doing: &'static str,
-        /// The file.
         path: PathBuf,
-        /// Why not.
         source: io::Error,
     },
     /// The schema of a `json` objective cannot be used.
     #[error("objective.schema: `{}` cannot be used: {reason}", shown(path))]
     Schema {
-        /// The schema file.
         path: PathBuf,
-        /// What is wrong, and what to do.
+        /// What is wrong and what to do.
         reason: String,
     },
     /// A key of `[objective]` is missing or wrong.
@@ -31,23 +26,22 @@ pub enum EvalError {
     Objective {
         /// Dotted key.
         key: &'static str,
-        /// What is wrong, and what to do.
+        /// What is wrong and what to do.
         reason: String,
     },
     /// Rows of a suite cannot be read.
     #[error("{}", lines(path, problems))]
     Suite {
-        /// The suite file.
         path: PathBuf,
-        /// Line (from 1) and what is wrong with it; line 0 is the file as a whole.
+        /// Line (from 1) and what is wrong with it. Line 0 stands for the whole file.
         problems: Vec<(usize, String)>,
     },
-    /// A file to be written is there already, or cannot be replaced.
+    /// A file to be written exists already or cannot be replaced.
     #[error("{0}")]
     Export(String),
 }
 
-/// Problems written out at most.
+/// Most problems listed in a message.
 const SHOWN_PROBLEMS: usize = 20;
 
 fn shown(path: &Path) -> String {
@@ -70,7 +64,7 @@ fn lines(path: &Path, problems: &[(usize, String)]) -> String {
     text.join("\n")
 }
 
-/// Attaches what was tried to an IO error.
+/// Adds the operation and path to an IO error.
 pub(super) fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> EvalError + 'a {
     move |source| EvalError::Io { doing, path: path.to_owned(), source }
 }

@@ -1,5 +1,5 @@
-//! What "better" means and whether it was reached: objectives that score replies, suites of prompts, people's
-//! verdicts on A/B comparisons, and the statistics of both.
+//! What "better" means, and whether it was reached: objectives that score replies, suites of prompts,
+//! people's verdicts on A/B comparisons, and the statistics of both.
 
 mod blind;
 mod error;

@@ -11,13 +11,13 @@ use super::schema::{Schema, Violation};
 use crate::config::{Config, Goal};
 use crate::text::clean_line;
 
-/// Name of the overall result among averaged scores.
+/// The key of the overall result in averaged scores.
 const PASSED: &str = "passed";
 
 /// Longest explanation of a failed check, in characters.
 const REASON_LIMIT: usize = 200;
 
-/// What the project wants replies to be.
+/// The check that replies should pass.
 #[derive(Debug)]
 pub struct Objective {
     check: Check,
@@ -33,21 +33,20 @@ enum Check {
     Length { least: usize, most: usize },
 }
 
-/// How one reply fared.
+/// The scores of one reply.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Score {
-    /// Whether the reply is what the objective asks for.
     pub passed: bool,
-    /// Scores by name, each 0 to 1. `json`: `valid`, `conforms`, and with an expected reply
-    /// `fields` (share of its top-level fields that are equal), `equal` (all of it), and `field.NAME` for each;
-    /// `regex`: `matches`; `exact`: `equal`; `contains`: `contained` (share); `length`: `length`.
+    /// Scores by name, each from 0 to 1. `json`: `valid`, `conforms` and, with an expected reply, `fields`
+    /// (share of its top-level fields that are equal), `equal` (the whole value) and `field.NAME` for each.
+    /// `regex`: `matches`. `exact`: `equal`. `contains`: `contained` (share). `length`: `length`.
     pub details: IndexMap<String, f64>,
-    /// Why it did not pass, in a line fit for a terminal.
+    /// Why it did not pass, in one line that is safe for a terminal.
     pub reason: Option<String>,
 }
 
 impl Objective {
-    /// The objective of a configuration. Paths in it are relative to the project folder.
+    /// The objective of a configuration. Its paths are relative to the project folder.
     pub fn from_config(config: &Config, project: &Path) -> Result<Self, EvalError> {
         let goal = config.objective.goal().map_err(|missing| EvalError::Objective {
             key: missing.key,
@@ -74,8 +73,8 @@ impl Objective {
         matches!(self.check, Check::Exact)
     }
 
-    /// Scores one reply. `None` where there is nothing to check: no objective, or one that compares with an
-    /// expected reply where none is known. White space around a reply does not count.
+    /// Scores one reply. `None` if there is nothing to check: no objective, or an objective that needs an
+    /// expected reply that is not known. White space around a reply is ignored.
     pub fn score(&self, reply: &str, expected: Option<&str>) -> Option<Score> {
         let reply = reply.trim();
         let expected = expected.map(str::trim);
@@ -96,9 +95,9 @@ impl Objective {
                 let fits = (*least..=*most).contains(&length);
                 Some(Score::one("length", fits, || {
                     if length < *least {
-                        format!("{length} characters long, at least {least} asked for")
+                        format!("{length} characters long, must be at least {least}")
                     } else {
-                        format!("{length} characters long, at most {most} asked for")
+                        format!("{length} characters long, must be at most {most}")
                     }
                 }))
             }
@@ -116,7 +115,7 @@ impl Score {
     }
 }
 
-/// Means over many replies, by name, with `passed` first. A detail is averaged over the replies that have it.
+/// Means over replies, by name, with `passed` first. A detail is averaged over the replies that have it.
 /// Empty without replies.
 pub fn average_scores<'a>(scores: impl IntoIterator<Item = &'a Score>) -> IndexMap<String, f64> {
     let mut sums: IndexMap<&str, (f64, usize)> = IndexMap::new();
@@ -151,7 +150,7 @@ fn score_contains(reply: &str, texts: &[String]) -> Score {
     Score {
         passed: missing.is_empty(),
         details: IndexMap::from([("contained".to_owned(), contained)]),
-        reason: missing.first().map(|text| brief(&format!("does not hold {text:?}"))),
+        reason: missing.first().map(|text| brief(&format!("does not contain {text:?}"))),
     }
 }
 
@@ -177,7 +176,7 @@ fn score_json(reply: &str, expected: Option<&str>, schema: &Schema) -> Score {
     score
 }
 
-/// Adds how the reply compares with what is expected: the whole, and each top-level field of it.
+/// Compares the reply with the expected one: the whole, and each top-level field.
 fn compare(reply: Option<&Value>, expected: &Value, details: &mut IndexMap<String, f64>) {
     if let Value::Object(fields) = expected
         && !fields.is_empty()
@@ -200,7 +199,7 @@ fn compare(reply: Option<&Value>, expected: &Value, details: &mut IndexMap<Strin
     }
 }
 
-/// Equality of JSON values: the order of an object's fields does not count, and 1 equals 1.0.
+/// Equality of JSON values. The order of an object's fields is ignored, and 1 equals 1.0.
 fn same(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Number(left), Value::Number(right)) => left == right || left.as_f64() == right.as_f64(),
@@ -218,7 +217,7 @@ fn same(left: &Value, right: &Value) -> bool {
 fn compiled(pattern: &str) -> Result<Regex, EvalError> {
     Regex::new(pattern).map_err(|error| EvalError::Objective {
         key: "objective.pattern",
-        reason: format!("is no regular expression: {error}"),
+        reason: format!("is not a regular expression: {error}"),
     })
 }
 
@@ -260,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_judged_step_by_step() {
+    fn json_is_scored_in_stages() {
         let expected = r#"{"category": "hardware", "location": "floor 3"}"#;
         let right =
             json().score(" {\"location\":\"floor 3\",\"category\":\"hardware\"}\n", Some(expected)).unwrap();
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_setting_is_named() {
+    fn a_missing_setting_is_reported() {
         let mut config = config(&["objective.kind=contains", "objective.contains=a"]);
         config.objective.contains.clear();
         let error = Objective::from_config(&config, Path::new("/nowhere")).unwrap_err().to_string();
@@ -306,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_that_cannot_be_used_says_why() {
+    fn an_unusable_schema_is_an_error_with_its_reason() {
         for (file, word) in [
             ("broken.json", "not JSON"),
             ("wrong.json", "strnig"),
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn no_reply_holds_a_schemas_pattern_up() {
+    fn no_reply_makes_a_schemas_pattern_slow() {
         let objective = objective(&["objective.kind=json", "objective.schema=slow.json"]).unwrap();
         let begun = Instant::now();
         let reply = format!("\"{}!\"", "a".repeat(5_000));
@@ -346,7 +345,7 @@ mod tests {
         let one = contains.score("only a", None).unwrap();
         assert_eq!(
             (one.passed, details(&one), one.reason.as_deref()),
-            (false, vec![("contained", 0.5)], Some("does not hold \"b\""))
+            (false, vec![("contained", 0.5)], Some("does not contain \"b\""))
         );
         let length =
             objective(&["objective.kind=length", "objective.min_length=2", "objective.max_length=4"])
@@ -368,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn means_are_over_the_replies_that_have_the_score() {
+    fn means_use_only_replies_with_the_score() {
         let expected = r#"{"category": "hardware", "location": null}"#;
         let scores = [json().score(expected, Some(expected)).unwrap(), json().score("no", None).unwrap()];
         let means = average_scores(&scores);

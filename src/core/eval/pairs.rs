@@ -10,19 +10,17 @@ use super::verdict::Verdict;
 use crate::data::Message;
 use crate::runs::replace_file;
 
-/// Two replies to one conversation, one better: a row of the `preference` format.
+/// Two replies to one conversation, one better than the other: a row of the `preference` format.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PreferencePair {
-    /// The conversation that was answered.
+    /// The conversation up to the reply.
     pub prompt: Vec<Message>,
-    /// The better reply.
     pub chosen: String,
-    /// The worse reply.
     pub rejected: String,
 }
 
-/// The pairs that verdicts imply: the better side over the worse one; and where a person rewrote the reply,
-/// the rewritten one over each side's that differs from it. Equal replies make no pair.
+/// The pairs that follow from verdicts: the better side over the worse. If a person rewrote the reply, also
+/// the rewritten reply over each side that differs from it. Equal replies make no pair.
 pub fn preference_pairs(verdicts: &[Verdict]) -> Vec<PreferencePair> {
     let mut pairs = IndexSet::new();
     for verdict in verdicts {
@@ -56,7 +54,7 @@ pub fn edited_examples(verdicts: &[Verdict]) -> Vec<Vec<Message>> {
     verdicts.iter().filter_map(with_reply).collect()
 }
 
-/// Writes the pairs of verdicts as JSON lines, replacing the file as a whole. Returns how many.
+/// Writes the pairs of verdicts as JSON lines and replaces the file atomically. Returns the number of pairs.
 pub fn export_pairs(verdicts: &[Verdict], path: &Path) -> Result<usize, EvalError> {
     let pairs = preference_pairs(verdicts);
     let mut text = Vec::new();

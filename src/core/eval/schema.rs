@@ -1,4 +1,4 @@
-//! The JSON Schema that a reply is checked against.
+//! The JSON Schema against which a reply is checked.
 
 use std::error::Error;
 use std::path::Path;
@@ -10,26 +10,26 @@ use super::EvalError;
 use crate::files;
 use crate::text::clean_line;
 
-/// A schema is written by hand; anything larger is not one.
+/// A schema is written by hand; anything larger is not a schema.
 const SCHEMA_LIMIT: u64 = 1 << 20;
 
-/// The name that the schema has among the documents it may refer to.
+/// The URI of the schema among the documents to which it may refer.
 const ITSELF: &str = "schema:/project";
 
-/// A compiled schema: draft 4, 6, 7, 2019-09 or 2020-12, as its `$schema` says; the newest where it says nothing.
+/// A compiled schema of draft 4, 6, 7, 2019-09 or 2020-12, chosen by its `$schema`; without it, the newest.
 pub(super) struct Schema {
     schemas: Schemas,
     index: SchemaIndex,
 }
 
-/// Where a value breaks a schema, and how.
+/// Where and how a value breaks a schema.
 pub(super) struct Violation {
     /// A JSON pointer; empty for the whole value.
     pub place: String,
     pub problem: String,
 }
 
-/// A schema may refer to itself and to the published drafts, never to other files or the network.
+/// A schema may refer to itself and to the published drafts, but not to other files or the network.
 struct NoOther;
 
 impl UrlLoader for NoOther {
@@ -68,7 +68,7 @@ impl std::fmt::Debug for Schema {
     }
 }
 
-/// Errors nest by keyword; the first one that has no cause of its own says what is wrong.
+/// Errors are nested by keyword; the innermost first one says what is wrong.
 fn first_cause<'a, 's, 'v>(mut error: &'a ValidationError<'s, 'v>) -> &'a ValidationError<'s, 'v> {
     while let Some(cause) = error.causes.first() {
         error = cause;

@@ -1,4 +1,4 @@
-//! Suites: prompts that are asked again and again.
+//! Suites: prompts that every evaluation uses.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -12,38 +12,36 @@ use crate::data::Message;
 use crate::hash::hex;
 use crate::{files, json};
 
-/// A suite is read by people; anything larger is not one.
+/// A suite is read by people; anything larger is not a suite.
 const SUITE_LIMIT: u64 = 64 << 20;
 
 /// Most values in one line.
 const ROW_VALUES: usize = 1 << 20;
 
 /// A file of prompts: JSON lines, each `{"prompt": TEXT}` or `{"messages": [{"role", "content"} …]}`, with
-/// `"expected"` (a text, or any JSON value) where the right reply is known. Where `messages` end with the
-/// assistant's, that one is the expected reply.
+/// `"expected"` (a text, or any JSON value) if the right reply is known. If `messages` ends with the
+/// assistant's message, that is the expected reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suite {
-    /// The file.
     pub path: PathBuf,
-    /// Its prompts, in order; at least one.
+    /// In order; at least one.
     pub prompts: Vec<SuitePrompt>,
     /// SHA-256 of the file.
     pub fingerprint: String,
 }
 
-/// One prompt of a suite.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SuitePrompt {
     /// The conversation to be answered; ends with the user's message.
     pub messages: Vec<Message>,
-    /// The right reply, where one is known.
+    /// The right reply, if it is known.
     pub expected: Option<String>,
     /// Line in the file, from 1.
     pub line: usize,
 }
 
 impl Suite {
-    /// Reads a suite; all its problems come at once.
+    /// Reads a suite. All problems are reported together.
     pub fn load(path: &Path) -> Result<Self, EvalError> {
         let (file, _) = files::open(path).map_err(io_error("read", path))?;
         let mut reader = BufReader::new(file.take(SUITE_LIMIT));
@@ -76,17 +74,17 @@ impl Suite {
 }
 
 impl SuitePrompt {
-    /// A prompt that a person typed.
+    /// A prompt typed by the user.
     pub fn typed(text: impl Into<String>) -> Self {
         Self { messages: vec![Message::new("user", text)], expected: None, line: 0 }
     }
 
-    /// The last message: what is asked.
+    /// The text of the last message.
     pub fn text(&self) -> &str {
         self.messages.last().map_or("", |message| &message.content)
     }
 
-    /// The conversation with a system prompt before it, unless it has one of its own or `system` is empty.
+    /// The conversation, with a system prompt before it unless it has one or `system` is empty.
     pub fn conversation(&self, system: &str) -> Vec<Message> {
         let has_own = self.messages.first().is_some_and(|message| message.role == "system");
         let before = (!has_own && !system.is_empty()).then(|| Message::new("system", system));
@@ -107,7 +105,7 @@ fn prompt(text: &[u8], line: usize) -> Result<SuitePrompt, String> {
         (None, Some(messages)) => serde_json::from_value(messages.clone())
             .map_err(|error| format!("`messages` is not a list of {{\"role\", \"content\"}}: {error}"))?,
         (Some(_), Some(_)) => return Err("has both `prompt` and `messages`; keep one".to_owned()),
-        (Some(_), None) => return Err("`prompt` is not a text".to_owned()),
+        (Some(_), None) => return Err("`prompt` is not a string".to_owned()),
         (None, None) => return Err("has neither `prompt` nor `messages`".to_owned()),
     };
     if messages.last().is_some_and(Message::is_assistant)
@@ -142,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_come_in_either_form() {
+    fn prompts_may_have_either_form() {
         let suite = load(concat!(
             r#"{"prompt": "hi", "expected": {"a": 1}}"#,
             "\n\n",
@@ -164,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn all_problems_come_at_once_with_their_lines() {
+    fn all_problems_are_reported_with_their_lines() {
         let error = load(concat!(
             "nonsense\n",
             "[1]\n",
@@ -189,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sample_projects_suite_is_one() {
+    fn the_sample_projects_suite_is_valid() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../sample-data/tickets/prompts.jsonl");
         let suite = Suite::load(Path::new(path)).unwrap();
         assert_eq!(suite.prompts.len(), 12);

@@ -1,4 +1,4 @@
-//! What verdicts amount to.
+//! Counts verdicts and computes their statistics.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use super::verdict::{Contender, Verdict, VerdictChoice};
 /// The normal distribution's 97.5 % point: two-sided 95 %.
 const Z_95: f64 = 1.959_963_984_540_054;
 
-/// Counts of verdicts, and how sure they make us.
+/// Counts of verdicts, with win rate and significance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Tally {
     /// The tuned model was better.
@@ -16,34 +16,32 @@ pub struct Tally {
     pub base: u64,
     /// Neither was better.
     pub tie: u64,
-    /// Neither would do.
+    /// Neither was good enough.
     pub both_bad: u64,
     /// Not judged.
     pub skipped: u64,
-    /// `tuned / (tuned + base)`; missing while nothing is decided.
+    /// `tuned / (tuned + base)`; `None` while both are 0.
     pub win_rate: Option<f64>,
-    /// 95 % interval of the win rate.
+    /// 95 % confidence interval of the win rate.
     pub interval: Option<Interval>,
-    /// Two-sided p of the sign test: how likely a split this uneven is between equals. 1 while nothing is
-    /// decided.
+    /// Two-sided p-value of the sign test: the probability of a split at least this uneven if both sides are
+    /// equally good. 1 while `tuned` and `base` are 0.
     pub p: f64,
 }
 
-/// An interval of a share, 0 to 1.
+/// A confidence interval of a share, 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
-    /// Lower end.
     pub low: f64,
-    /// Upper end.
     pub high: f64,
 }
 
-/// Counts the verdicts between the tuned and the base model; others are left out.
+/// Counts the verdicts between the tuned and the base model; others are ignored.
 pub fn tally(verdicts: &[Verdict]) -> Tally {
     tally_against(verdicts, Contender::Base)
 }
 
-/// Counts the verdicts between the tuned model and `other`. Ties take no part in win rate and p.
+/// Counts the verdicts between the tuned model and `other`. Ties do not enter win rate and p.
 pub fn tally_against<'a>(verdicts: impl IntoIterator<Item = &'a Verdict>, other: Contender) -> Tally {
     let mut tally = Tally { p: 1.0, ..Tally::default() };
     for verdict in verdicts.into_iter().filter(|verdict| verdict.is_between(Contender::Tuned, other)) {
@@ -77,16 +75,16 @@ pub fn wilson_interval(successes: u64, trials: u64) -> Option<Interval> {
     Some(Interval { low: (centre - half).max(0.0), high: (centre + half).min(1.0) })
 }
 
-/// The exact two-sided sign test: the probability that `wins + losses` throws of a fair coin fall at least as
-/// unevenly as this, `min(1, 2 · P(X ≤ min(wins, losses)))` with X binomial(n, ½).
+/// The exact two-sided sign test: the probability that `wins + losses` throws of a fair coin are at least as
+/// uneven, `min(1, 2 · P(X ≤ min(wins, losses)))` with X binomial(n, ½).
 pub fn sign_test(wins: u64, losses: u64) -> f64 {
     let n = wins + losses;
     let fewer = wins.min(losses);
     if n == 0 || wins == losses {
         return 1.0;
     }
-    // Terms are taken as logarithms, since ½ⁿ alone underflows past n = 1074; from the largest (the last)
-    // down, until they no longer count.
+    // Terms are computed as logarithms, because ½ⁿ alone underflows beyond n = 1074. They are added from the
+    // largest (the last) down, until they no longer change the sum.
     let mut log_last = -(n as f64) * std::f64::consts::LN_2;
     for k in 1..=fewer {
         log_last += ((n - k + 1) as f64 / k as f64).ln();
@@ -113,9 +111,9 @@ mod tests {
         assert!((found - expected).abs() <= within, "{found}, expected {expected}");
     }
 
-    /// Figures of R: `binom.test(k, n)$p.value`, `prop.test(k, n, correct = FALSE)$conf.int`.
+    /// Computed with R: `binom.test(k, n)$p.value`, `prop.test(k, n, correct = FALSE)$conf.int`.
     #[test]
-    fn figures_are_those_of_the_books() {
+    fn figures_equal_those_of_r() {
         for (wins, losses, p) in [
             (8, 2, 0.109_375),
             (10, 0, 0.001_953_125),
@@ -149,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_counted_by_who_stood_where() {
+    fn choices_are_counted_for_the_right_contender() {
         let mut swapped = verdict("a", "b", VerdictChoice::Left);
         std::mem::swap(&mut swapped.left, &mut swapped.right);
         let mut baseline = verdict("a", "b", VerdictChoice::Left);
@@ -175,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_sign_test_equals_the_plain_sum(wins in 0_u64..60, losses in 0_u64..60) {
+        fn the_sign_test_equals_a_direct_sum(wins in 0_u64..60, losses in 0_u64..60) {
             let n = wins + losses;
             let mut choose = 1_u128;
             let mut tail = 0_u128;
@@ -188,7 +186,7 @@ mod tests {
         }
 
         #[test]
-        fn the_interval_holds_the_share(trials in 1_u64..10_000, part in 0.0_f64..=1.0) {
+        fn the_interval_contains_the_share(trials in 1_u64..10_000, part in 0.0_f64..=1.0) {
             let successes = (trials as f64 * part) as u64;
             let interval = wilson_interval(successes, trials).unwrap();
             let share = successes as f64 / trials as f64;

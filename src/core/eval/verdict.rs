@@ -19,7 +19,7 @@ use crate::runs::time::millis;
 /// Name of the file in the project folder.
 pub const VERDICT_FILE: &str = "verdicts.jsonl";
 
-/// Most that is read of it: some hundred thousand judgements.
+/// Most bytes read from the file: some hundred thousand judgements.
 const VERDICTS_LIMIT: u64 = 1 << 30;
 
 /// Who answers in a comparison.
@@ -29,33 +29,32 @@ const VERDICTS_LIMIT: u64 = 1 << 30;
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum Contender {
-    /// The base model as it is.
+    /// The base model alone.
     Base,
     /// The base model given a system prompt instead of training.
     Baseline,
-    /// The base model with what a run trained.
+    /// The base model with the weights trained by a run.
     Tuned,
 }
 
 /// One answer of a comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Side {
-    /// Whose it is.
+    /// Who gave the answer.
     pub who: Contender,
-    /// What was answered.
     pub reply: String,
-    /// Fingerprint of the weights that answered.
+    /// Fingerprint of the weights used.
     #[serde(default)]
     pub weights: String,
-    /// Seed of its choices.
+    /// Seed used for sampling.
     #[serde(default)]
     pub seed: u64,
-    /// The objective's scores by name, where there are any.
+    /// The objective's scores by name, if there are any.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub scores: IndexMap<String, f64>,
 }
 
-/// What a person chose.
+/// A person's choice.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, strum::Display, strum::EnumString,
 )]
@@ -66,9 +65,9 @@ pub enum VerdictChoice {
     Left,
     /// The right answer is better.
     Right,
-    /// Neither is better, and at least one would do.
+    /// Neither is better, and at least one is good enough.
     Tie,
-    /// Neither would do.
+    /// Neither is good enough.
     BothBad,
     /// Not judged.
     Skip,
@@ -77,7 +76,6 @@ pub enum VerdictChoice {
 /// A person's judgement of one comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// When it was given.
     #[serde(with = "millis")]
     pub time: Timestamp,
     /// The tuned side's run.
@@ -85,32 +83,29 @@ pub struct Verdict {
     /// Step of the tuned side's checkpoint; missing for the run's result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<u64>,
-    /// The conversation that was answered.
+    /// The conversation up to the answer.
     pub prompt: Vec<Message>,
-    /// The answer shown on the left.
     pub left: Side,
-    /// The answer shown on the right.
     pub right: Side,
-    /// What was chosen.
     pub choice: VerdictChoice,
     /// Whether the sides were hidden until the choice.
     #[serde(default)]
     pub blind: bool,
-    /// What the person noted.
+    /// A note by the judge.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
-    /// The reply as the person would have it, where they wrote it.
+    /// A better reply written by the judge, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edited: Option<String>,
 }
 
 impl Verdict {
-    /// Who won, where someone did.
+    /// Who won, if there is a winner.
     pub fn winner(&self) -> Option<Contender> {
         self.preferred().map(|(chosen, _)| chosen.who)
     }
 
-    /// The better and the worse side, where one is better.
+    /// The better and the worse side, if one is better.
     pub fn preferred(&self) -> Option<(&Side, &Side)> {
         match self.choice {
             VerdictChoice::Left => Some((&self.left, &self.right)),
@@ -119,25 +114,24 @@ impl Verdict {
         }
     }
 
-    /// Whether these two answered.
+    /// Whether the sides are these two contenders.
     pub fn is_between(&self, one: Contender, other: Contender) -> bool {
         let found = [self.left.who, self.right.who];
         found == [one, other] || found == [other, one]
     }
 }
 
-/// A project's verdicts: one JSON object a line, only ever appended to.
+/// A project's verdicts: one JSON object per line, append-only.
 #[derive(Clone, Debug)]
 pub struct VerdictStore {
     path: PathBuf,
 }
 
-/// What a store holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdicts {
-    /// The verdicts, oldest first.
+    /// Oldest first.
     pub verdicts: Vec<Verdict>,
-    /// Lines that are none and were passed over.
+    /// Number of lines that could not be parsed and were skipped.
     pub broken_lines: usize,
 }
 
@@ -147,12 +141,11 @@ impl VerdictStore {
         Self { path: project.join(VERDICT_FILE) }
     }
 
-    /// Its file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Appends a verdict and has the disk hold it before returning. A line torn by a former kill is closed
+    /// Appends a verdict and syncs the file. If a killed process left a torn last line, a line end is added
     /// first.
     pub fn append(&self, verdict: &Verdict) -> Result<(), EvalError> {
         let failed = io_error("write", &self.path);
@@ -172,7 +165,7 @@ impl VerdictStore {
         file.write_all(&line).and_then(|()| file.sync_data()).map_err(&failed)
     }
 
-    /// Reads all verdicts; lines that are none are counted, not fatal.
+    /// Reads all verdicts. Lines that cannot be parsed are counted, not fatal.
     pub fn load(&self) -> Result<Verdicts, EvalError> {
         let text = match files::read(&self.path, VERDICTS_LIMIT) {
             Ok(text) => text,
@@ -201,7 +194,7 @@ mod tests {
     use crate::testing::{damage, damaged};
 
     #[test]
-    fn what_is_appended_is_read_back_in_order() {
+    fn appended_verdicts_are_read_in_order() {
         let project = tempfile::tempdir().unwrap();
         let store = VerdictStore::of(project.path());
         assert_eq!(store.load().unwrap(), Verdicts::default());
@@ -215,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_line_costs_only_itself() {
+    fn a_torn_line_loses_only_itself() {
         let project = tempfile::tempdir().unwrap();
         let store = VerdictStore::of(project.path());
         store.append(&verdict("a", "b", VerdictChoice::Left)).unwrap();
@@ -231,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_winner_is_who_stood_on_the_chosen_side() {
+    fn the_winner_is_the_contender_on_the_chosen_side() {
         let with = |choice| verdict("a", "b", choice).winner();
         assert_eq!(with(VerdictChoice::Left), Some(Contender::Tuned));
         assert_eq!(with(VerdictChoice::Right), Some(Contender::Base));

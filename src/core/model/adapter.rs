@@ -1,4 +1,4 @@
-//! What an adapter folder as PEFT writes it says about itself, without its weights.
+//! Reads an adapter folder in PEFT layout: settings and tensor headers, not weights.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,31 +9,29 @@ use super::error::ModelError;
 use super::safetensors::{Header, Tensor};
 use super::{files, folder};
 
-/// Name of the settings in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 
-/// Name of the weights in an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// Largest `adapter_config.json` that is read; real ones have a few thousand bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// An adapter on disk: everything its files say about it, no weights. Nothing of it fits a base model by that.
+/// An adapter on disk: everything its files say about it, without the weights. Not yet checked against a base
+/// model.
 #[derive(Debug)]
 pub struct AdapterFiles {
-    /// The folder.
     pub folder: PathBuf,
     /// Content of `adapter_config.json`.
     pub config: Map<String, Value>,
-    /// The tensors of `adapter_model.safetensors`, in the order of the file.
+    /// The tensors of `adapter_model.safetensors`, in file order.
     pub tensors: Vec<Tensor>,
     /// `adapter_model.safetensors`, opened.
     pub weights: File,
 }
 
 impl AdapterFiles {
-    /// Reads what the folder says. Both files must lie in it: a link out of it is refused, pickles are, and so is what
-    /// is no ordinary file or larger than it may be.
+    /// Reads a folder. Both files must be regular files inside it and within their size limits: links out of
+    /// the folder and pickles are refused.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let found = files::folder(folder)?;
         let missing = |missing| ModelError::NotAnAdapter { folder: folder.into(), missing };
@@ -50,7 +48,7 @@ impl AdapterFiles {
     }
 }
 
-/// A pickle in the folder; the one that PEFT writes goes first.
+/// A pickle in the folder; PEFT's `adapter_model.bin` first if there is one.
 fn pickle(root: &Path) -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(root)
         .into_iter()
@@ -104,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_a_pickle_is_said_with_the_remedy() {
+    fn missing_files_and_pickles_are_reported_with_a_remedy() {
         let folder = good();
         fs::rename(folder.path().join(WEIGHTS_FILE), folder.path().join("x.pt")).unwrap();
         assert!(refusal(folder.path()).contains("x.pt is a pickle file"));
@@ -157,7 +155,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn no_bytes_whatever_panic(
+        fn no_bytes_cause_a_panic(
             config in prop::collection::vec(any::<u8>(), 0..100),
             header in prop::collection::vec(any::<u8>(), 0..100),
         ) {

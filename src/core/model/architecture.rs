@@ -1,13 +1,13 @@
-//! What a decoder is made of, as plain values. Variation points are closed enums, so that code that runs or measures a
-//! model fails to compile where it does not handle a new one.
+//! The structure of a decoder, as plain values. Each way in which families differ is a closed enum, so that
+//! code that runs or measures a model does not compile until it handles a new variant.
 
 use serde::Serialize;
 
 use super::LinearModule;
 use super::roles::{Names, Part, Role};
 
-/// A decoder-only language model. Built by a [`super::families::Family`], which refuses what
-/// [`Architecture::contradiction`] finds.
+/// A decoder-only language model. Built by a [`super::families::Family`], which rejects values for which
+/// [`Architecture::contradiction`] finds a problem.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Architecture {
     /// The family's name, e.g. `llama`.
@@ -19,27 +19,25 @@ pub struct Architecture {
     pub vocabulary: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Longest context the model was made for, in tokens.
+    /// Longest context that the model was trained for, in tokens.
     pub positions: usize,
-    /// First to last.
     pub layers: Vec<LayerSpec>,
     /// The norm between the last layer and the head.
     pub final_norm: Norm,
     /// Whether the head is the embedding, so that no head is stored.
     pub tied_head: bool,
-    /// Whether the head has a bias.
     #[serde(skip_serializing_if = "is_false")]
     pub head_bias: bool,
     /// Logits `z` become `cap · tanh(z / cap)` (Gemma 2, arXiv 2408.00118, section 2).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logit_cap: Option<f64>,
-    /// What token embeddings are multiplied with before the first layer, rounded to the compute type first.
+    /// Factor on the token embeddings before the first layer; it is rounded to the compute dtype first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_scale: Option<f64>,
     /// Rows of a learned position embedding that is added to the token embeddings (GPT-2).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learned_positions: Option<usize>,
-    /// Whether linear weights are stored `[in, out]`, as GPT-2's `Conv1D` has them.
+    /// Whether linear weights are stored `[in, out]`, as in GPT-2's `Conv1D`.
     #[serde(skip_serializing_if = "is_false")]
     pub transposed: bool,
 }
@@ -56,9 +54,7 @@ pub struct LayerSpec {
     pub residual: Residual,
     /// The norms before both parts.
     pub norm: Norm,
-    /// Self-attention.
     pub attention: AttentionSpec,
-    /// Feed-forward part.
     pub mlp: Mlp,
 }
 
@@ -70,15 +66,15 @@ pub enum Residual {
     PreNorm,
     /// `x + norm(attention(norm(x)))`, then `x + norm(mlp(norm(x)))`: four norms a layer (Gemma 2).
     Sandwich,
-    /// `x + attention(norm(x)) + mlp(norm(x))`, side by side.
+    /// `x + attention(norm(x)) + mlp(norm(x))`
     Parallel {
-        /// Whether both parts read the same norm; else each has its own.
+        /// Whether both parts use the same norm; otherwise each has its own.
         shared_norm: bool,
     },
 }
 
 impl Residual {
-    /// The norms of a layer, in the order in which they act.
+    /// The norms of a layer, in the order in which they are applied.
     pub fn norms(self) -> &'static [Role] {
         match self {
             Self::PreNorm | Self::Parallel { shared_norm: false } => &[Role::AttentionNorm, Role::MlpNorm],
@@ -94,13 +90,14 @@ impl Residual {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Norm {
-    /// `weight · x / sqrt(mean(x²) + epsilon)`, statistics in f32, rounded to the input's type before the product with
-    /// `weight` (`LlamaRMSNorm`).
+    /// `weight · x / sqrt(mean(x²) + epsilon)`. Statistics in f32; the result is rounded to the input's dtype
+    /// before it is multiplied by `weight` (`LlamaRMSNorm`).
     Rms {
         /// Added to the mean square.
         epsilon: f64,
     },
-    /// `(1 + weight) · x / sqrt(mean(x²) + epsilon)`, all of it in f32 and rounded last (`GemmaRMSNorm`).
+    /// `(1 + weight) · x / sqrt(mean(x²) + epsilon)`, computed in f32 and rounded at the end
+    /// (`GemmaRMSNorm`).
     RmsPlusOne {
         /// Added to the mean square.
         epsilon: f64,
@@ -115,26 +112,26 @@ pub enum Norm {
 /// Causal self-attention.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AttentionSpec {
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key-value heads; divides `heads`.
+    /// Number of key-value heads; divides `heads`.
     pub key_value_heads: usize,
-    /// Width of a head; `heads × head_size` need not be the hidden width.
+    /// Dimensions of a head; `heads × head_size` may differ from the hidden width.
     pub head_size: usize,
-    /// How query, key and value are stored.
+    /// How the query, key and value projections are stored.
     pub qkv: Qkv,
-    /// Whether query, key and value projections have a bias.
+    /// Whether the query, key and value projections have a bias.
     pub input_bias: bool,
     /// Whether the output projection has a bias.
     pub output_bias: bool,
     /// Factor on query · key.
     pub scale: f64,
-    /// How attention knows where tokens stand.
+    /// How attention knows token positions.
     pub position: Position,
-    /// The norm of each query and key head before positions are applied.
+    /// The norm on each query and key head, before the position embedding.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head_norm: Option<Norm>,
-    /// A token sees only so many tokens, itself among them; `None` sees all before it.
+    /// Number of tokens that a token attends to, including itself; `None` for all before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
     /// Scores `s` become `cap · tanh(s / cap)` before the softmax (Gemma 2).
@@ -142,20 +139,20 @@ pub struct AttentionSpec {
     pub score_cap: Option<f64>,
 }
 
-/// How attention knows where tokens stand.
+/// How attention knows token positions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Position {
     /// Queries and keys are rotated.
     Rotary(RopeSpec),
-    /// Scores get a bias that is linear in the key's place, by head (ALiBi, arXiv 2108.12409, as transformers' Falcon has
-    /// it: in bf16, scaled like the scores).
+    /// Scores get a bias that is linear in the key's position, with a slope for each head (ALiBi, arXiv
+    /// 2108.12409). As in transformers' Falcon, the bias is in bf16 and scaled like the scores.
     Linear,
-    /// It does not: the embedding says so.
+    /// It does not: the embedding contains the positions.
     Embedded,
 }
 
-/// How query, key and value projections are stored.
+/// How the query, key and value projections are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Qkv {
@@ -167,12 +164,12 @@ pub enum Qkv {
     FusedByGroup,
 }
 
-/// Rotary position embedding in the rotate-half form: dimension `i` is paired with `i + rotated/2` within a head.
+/// Rotary position embedding in the rotate-half form: dimension `i` of a head is paired with `i + rotated/2`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RopeSpec {
     /// Base of the frequencies: `theta^(-2i / rotated)`.
     pub theta: f64,
-    /// Leading dimensions of a head that are rotated; even.
+    /// Number of rotated dimensions at the start of a head; even.
     pub rotated: usize,
     /// How the frequencies are changed for longer contexts.
     pub scaling: RopeScaling,
@@ -182,15 +179,16 @@ pub struct RopeSpec {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RopeScaling {
-    /// Not at all.
+    /// Unchanged.
     None,
-    /// Each frequency divided by `factor`.
+    /// Each frequency is divided by `factor`.
     Linear {
         /// ≥ 1.
         factor: f64,
     },
-    /// Wavelengths beyond `original_positions / low_frequency_factor` are divided by `factor`, those below
-    /// `original_positions / high_frequency_factor` kept, the rest interpolated (LLaMA 3.1).
+    /// Frequencies with wavelengths above `original_positions / low_frequency_factor` are divided by
+    /// `factor`, those with wavelengths below `original_positions / high_frequency_factor` are unchanged, the
+    /// rest interpolated (LLaMA 3.1).
     Llama3 {
         /// ≥ 1.
         factor: f64,
@@ -201,22 +199,22 @@ pub enum RopeScaling {
         /// Context length of pre-training.
         original_positions: usize,
     },
-    /// Base of the frequencies grown with the longest sequence of a forward, once it is longer than `original_positions`
-    /// ("dynamic NTK").
+    /// The base grows with the longest sequence of a forward pass, once that is longer than
+    /// `original_positions` ("dynamic NTK").
     Dynamic {
         /// ≥ 1.
         factor: f64,
         /// Context length of pre-training.
         original_positions: usize,
     },
-    /// Frequencies between the plain ones and those divided by `factor`, by how often they turn within
-    /// `original_positions` (YaRN, arXiv 2309.00071, section 3).
+    /// Interpolates between unchanged frequencies and those divided by `factor`, by the number of turns they
+    /// make within `original_positions` (YaRN, arXiv 2309.00071, section 3).
     Yarn {
         /// ≥ 1.
         factor: f64,
-        /// Turns from which a frequency is kept.
+        /// With at least this many turns a frequency is unchanged.
         beta_fast: f64,
-        /// Turns up to which a frequency is divided.
+        /// With at most this many turns a frequency is divided by `factor`.
         beta_slow: f64,
         /// Context length of pre-training.
         original_positions: usize,
@@ -225,8 +223,8 @@ pub enum RopeScaling {
         /// Whether the bounds of the ramp are rounded to whole dimensions.
         truncate: bool,
     },
-    /// Frequency `i` divided by `short[i]`, in a forward whose longest sequence is beyond `original_positions` by
-    /// `long[i]`; `rotated / 2` each (LongRoPE, arXiv 2402.13753).
+    /// Frequency `i` is divided by `short[i]`, or by `long[i]` if the longest sequence of the forward pass
+    /// exceeds `original_positions`. Both have `rotated / 2` elements (LongRoPE, arXiv 2402.13753).
     Long {
         /// Divisors up to the context length of pre-training.
         short: Vec<f32>,
@@ -237,45 +235,45 @@ pub enum RopeScaling {
         /// Factor on cosine and sine.
         attention_factor: f64,
     },
-    /// Frequency `i` divided by `divisors[i]`, `rotated / 2` of them: GGUF stores the result of the LLaMA 3 rule so.
+    /// Frequency `i` is divided by `divisors[i]`; `rotated / 2` elements. GGUF stores the result of the LLaMA
+    /// 3 rule like this.
     Divisors(Vec<f32>),
 }
 
-/// Feed-forward part.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mlp {
     /// `down(activation(gate(x)) · up(x))`
     Gated {
-        /// On the gate.
+        /// Applied to the gate.
         activation: Activation,
-        /// Width between up and down.
+        /// Output width of gate and up.
         width: usize,
-        /// Whether all three have a bias.
+        /// Whether all three matrices have a bias.
         bias: bool,
     },
-    /// As gated; gate and up are one matrix, the gate first.
+    /// As `Gated`, but gate and up are one matrix, with the gate first.
     GatedFused {
-        /// On the gate.
+        /// Applied to the gate.
         activation: Activation,
-        /// Width between up and down.
+        /// Output width of gate and up each.
         width: usize,
         /// Whether both matrices have a bias.
         bias: bool,
     },
     /// `down(activation(up(x)))`
     Plain {
-        /// Between the two.
+        /// Applied between the two.
         activation: Activation,
-        /// Width between up and down.
+        /// Output width of up.
         width: usize,
-        /// Whether both have a bias.
+        /// Whether both matrices have a bias.
         bias: bool,
     },
 }
 
 impl Mlp {
-    /// Width between up and down.
+    /// Input width of the down projection.
     pub fn width(self) -> usize {
         match self {
             Self::Gated { width, .. } | Self::GatedFused { width, .. } | Self::Plain { width, .. } => width,
@@ -283,32 +281,30 @@ impl Mlp {
     }
 }
 
-/// Pointwise nonlinearity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `x · sigmoid(x)`
     Silu,
-    /// `x · Φ(x)`, Φ the normal distribution (arXiv 1606.08415)
+    /// `x · Φ(x)`, where Φ is the normal distribution function (arXiv 1606.08415)
     Gelu,
-    /// Its approximation `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))`
+    /// The tanh approximation of GELU, `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))`
     GeluTanh,
     /// `max(x, 0)`
     Relu,
 }
 
-/// A tensor the architecture needs.
+/// A tensor that the architecture needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
     /// Hugging Face tensor name.
     pub name: String,
-    /// What its module is for.
+    /// The role of its module.
     pub role: Role,
-    /// Its layer, for roles that each layer has.
+    /// Its layer, for roles that exist in each layer.
     pub layer: Option<usize>,
-    /// Weight or bias.
     pub part: Part,
-    /// Row-major, as torch; a linear weight is `[out, in]`, also where the file has it transposed.
+    /// Row-major, as in torch. A linear weight is `[out, in]`, even if the file stores it transposed.
     pub shape: Vec<usize>,
 }
 
@@ -321,12 +317,12 @@ impl AttentionSpec {
         }
     }
 
-    /// Width of all query heads together.
+    /// Total width of all query heads.
     pub fn query_width(&self) -> usize {
         self.heads * self.head_size
     }
 
-    /// Width of all key (or value) heads together.
+    /// Total width of all key (or value) heads.
     pub fn key_value_width(&self) -> usize {
         self.key_value_heads * self.head_size
     }
@@ -357,7 +353,7 @@ impl Norm {
         }
     }
 
-    /// Whether it has a bias beside its weight.
+    /// Whether it has a bias as well as a weight.
     pub fn has_bias(self) -> bool {
         matches!(self, Self::Layer { .. })
     }
@@ -420,17 +416,17 @@ impl RopeSpec {
 }
 
 impl Architecture {
-    /// The module's Hugging Face name without `.weight`; `None` where the family has no such module.
+    /// The module's Hugging Face name without `.weight`; `None` if the family has no such module.
     pub fn module(&self, role: Role, layer: usize) -> Option<String> {
         self.names.module(role, layer)
     }
 
-    /// The first value that contradicts another, as its Hugging Face configuration key and what is wrong with it.
+    /// The first value that contradicts another, as its Hugging Face key and the problem.
     pub fn contradiction(&self) -> Option<(&'static str, &'static str)> {
         self.layers.iter().find_map(LayerSpec::contradiction).or_else(|| self.final_norm.contradiction())
     }
 
-    /// Every tensor the architecture needs, embedding first; a tied head has none.
+    /// Every tensor the architecture needs, the embedding first. A tied head has no tensor.
     pub fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = Vec::new();
         let mut add = |role: Role, layer: usize, shape: &[usize], bias: bool| {
@@ -493,7 +489,7 @@ impl Architecture {
         parameters
     }
 
-    /// All linear layers, layer by layer, the head last (also a tied one).
+    /// All linear layers in order; the head comes last, even if it is tied.
     pub fn linear_modules(&self) -> Vec<LinearModule> {
         let tied_head = self.tied_head.then_some([self.vocabulary, self.hidden]);
         let tied_head = tied_head.and_then(|[out_features, in_features]| {

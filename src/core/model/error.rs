@@ -1,4 +1,4 @@
-//! What can be wrong with a model on disk, in words for its user.
+//! Errors about models on disk, written for the user.
 
 use std::fmt;
 use std::path::Path;
@@ -8,166 +8,122 @@ use crate::text::Shown;
 use super::storage::Storage;
 use crate::hub::{HubModel, HubNameError};
 
-/// Why a model cannot be opened. Untrusted names inside messages are cleaned and cut short.
+/// Why a model cannot be opened. Untrusted names in messages are cleaned and shortened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// Nothing is there.
     #[error("{path} does not exist; check model.path")]
     NotFound {
-        /// As given.
+        /// As given by the user.
         path: Shown,
     },
-    /// What is meant as the name of a hub's model is none.
+    /// A name that begins like a hub model's but is malformed.
     #[error(transparent)]
     HubName(HubNameError),
-    /// A model of a hub that has not been downloaded, or not all of it.
+    /// A hub model that is not in the cache, or only in part.
     #[error("{model} is not in the download cache {cache}; fetch it with `luthier model pull {model}`")]
-    NotInCache {
-        /// The model.
-        model: HubModel,
-        /// The cache.
-        cache: Shown,
-    },
-    /// The hub's download cache has no place.
-    #[error(
-        "no home folder is known in which models of the hub could lie; set HF_HOME to a folder of your own"
-    )]
+    NotInCache { model: HubModel, cache: Shown },
+    /// The folder of the hub's download cache is unknown.
+    #[error("no folder for models of the hub: there is no home folder; set HF_HOME to a folder of your own")]
     NoHubCache,
-    /// A file could not be read.
     #[error("cannot read {file}: {source}")]
-    Read {
-        /// The file.
-        file: Shown,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    Read { file: Shown, source: std::io::Error },
     /// Neither a model folder nor a GGUF file.
     #[error(
         "{path} is not a model: {found}; give a folder with config.json and model.safetensors, or a .gguf file"
     )]
     NotAModel {
-        /// As given.
+        /// As given by the user.
         path: Shown,
         /// What was found instead.
         found: String,
     },
-    /// Weights are there, but only as pickle.
+    /// The weights are there, but only as a pickle.
     #[error(
         "{file} is a pickle file, which can run code when it is opened; Luthier reads only safetensors and GGUF. \
          Convert it where you trust it: python3 -c \"from transformers import AutoModelForCausalLM as M; \
          M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
     )]
     Pickle {
-        /// The pickle file.
         file: Shown,
-        /// Its folder.
+        /// The folder of the file.
         folder: Shown,
     },
-    /// The same of an adapter.
+    /// As `Pickle`, for an adapter.
     #[error(
         "{file} is a pickle file, which can run code when it is opened; Luthier reads only safetensors. Convert it \
          where you trust it: python3 -c \"import torch; from safetensors.torch import save_file as s; \
          s(torch.load('{file}', weights_only=True), '{folder}/adapter_model.safetensors')\""
     )]
     AdapterPickle {
-        /// The pickle file.
         file: Shown,
-        /// Its folder.
+        /// The folder of the file.
         folder: Shown,
     },
-    /// A folder without an adapter.
     #[error("{folder} is not an adapter: it holds no {missing}; give a folder that PEFT or Luthier saved")]
     NotAnAdapter {
-        /// The folder.
         folder: Shown,
-        /// The file that is needed.
+        /// The name of the missing file.
         missing: &'static str,
     },
-    /// A link that leads out of the folder it stands in.
+    /// A link to a file outside of its folder.
     #[error(
-        "{file} leads to {target}, outside of its folder, and is not opened; put the file itself into the folder"
+        "{file} is a link to {target}, outside of its folder, and is not opened; put the file into the folder"
     )]
-    Outside {
-        /// The link.
-        file: Shown,
-        /// Where it leads.
-        target: Shown,
-    },
-    /// A folder without weights.
+    Outside { file: Shown, target: Shown },
     #[error(
-        "{folder} holds no weights: neither model.safetensors nor model.safetensors.index.json is there; \
+        "{folder} holds no weights: it has neither model.safetensors nor model.safetensors.index.json; \
          was it downloaded completely?"
     )]
-    NoWeights {
-        /// The folder.
-        folder: Shown,
-    },
+    NoWeights { folder: Shown },
     /// A value in a configuration file is missing or wrong.
     #[error("{file}: {problem}")]
     Settings {
-        /// The file.
         file: Shown,
-        /// What is wrong with which key.
+        /// The key and what is wrong with it.
         problem: String,
     },
-    /// A model that Luthier does not know.
     #[error("{file}: unknown architecture `{found}`; supported: {}", supported.join(", "))]
     UnknownArchitecture {
         /// The file that names it.
         file: Shown,
         /// `model_type` or `general.architecture`.
         found: Shown,
-        /// What would be known.
         supported: Vec<&'static str>,
     },
-    /// A known family in a form that Luthier does not have.
+    /// A known family with an option that Luthier does not have.
     #[error("{file}: {feature} is not available in this version of Luthier; {remedy}")]
     Unsupported {
-        /// The file that asks for it.
+        /// The file that has the option.
         file: Shown,
-        /// What it asks for.
+        /// The option.
         feature: String,
         /// What to do instead.
         remedy: String,
     },
-    /// A header that contradicts its format, or its file.
+    /// A header that contradicts its format or the size of its file.
     #[error("{file} is damaged or was not downloaded completely: {problem}")]
-    Damaged {
-        /// The file.
-        file: Shown,
-        /// What contradicts what.
-        problem: String,
-    },
+    Damaged { file: Shown, problem: String },
     /// A tensor in an encoding that Luthier does not read.
     #[error("{file}: tensor `{tensor}` is stored as {found}; readable: {}", Storage::ALL.map(Storage::name).join(", "))]
     TensorType {
-        /// The file.
         file: Shown,
-        /// The tensor.
         tensor: Shown,
         /// Name or number of the encoding.
         found: Shown,
     },
-    /// Tensors do not fit the architecture.
-    #[error("{root} does not hold the tensors that its configuration asks for:{problems}")]
-    Tensors {
-        /// The model.
-        root: Shown,
-        /// All of them.
-        problems: TensorProblems,
-    },
-    /// The tokenizer is missing or unreadable.
+    /// The tensors do not match the architecture.
+    #[error("{root} does not have the tensors that its configuration needs:{problems}")]
+    Tensors { root: Shown, problems: TensorProblems },
     #[error("{file}: {problem}")]
     Tokenizer {
-        /// The file.
         file: Shown,
         /// What is wrong, and the remedy.
         problem: String,
     },
 }
 
-/// What a parser finds wrong before it knows, or has to know, which file it reads.
+/// A problem found by a parser that does not know the file's path.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// See [`ModelError::Read`].
@@ -197,25 +153,24 @@ impl Fault {
     }
 }
 
-/// All differences between the tensors an architecture needs and those that were found.
+/// All differences between the tensors that an architecture needs and those in the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TensorProblems {
-    /// Needed, not found.
+    /// Needed but not found.
     pub missing: Vec<String>,
-    /// Found, not needed.
+    /// Found but not needed.
     pub unexpected: Vec<String>,
-    /// Found with another shape: name, needed, found.
+    /// Found with another shape: name, needed shape, found shape.
     pub shapes: Vec<(String, Vec<usize>, Vec<usize>)>,
 }
 
 impl TensorProblems {
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.shapes.is_empty()
     }
 }
 
-/// Names listed per kind of problem before the rest is only counted.
+/// Most names listed for each kind of problem; the rest are only counted.
 const MAX_LISTED: usize = 20;
 
 impl fmt::Display for TensorProblems {
@@ -249,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_problems_are_named_and_floods_counted() {
+    fn all_problems_are_listed_up_to_a_limit() {
         let problems = TensorProblems {
             missing: vec!["a.weight".into()],
             unexpected: (0..25).map(|n| format!("extra{n}")).collect(),

@@ -1,4 +1,4 @@
-//! [`crate::files`] and [`crate::json`] with a model's errors.
+//! [`crate::files`] and [`crate::json`] with the errors of a model.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,11 @@ use crate::files::{self, Folder, FolderError};
 use crate::json;
 use crate::text::Shown;
 
-/// Most values in one JSON object. The largest real files describe some 30,000 added tokens with seven values each.
+/// Most values in one JSON object. The largest real files describe some 30,000 added tokens with seven values
+/// each.
 const MAX_VALUES: usize = 1 << 19;
 
-/// Opens an ordinary file and tells its size.
+/// Opens a regular file and returns its size.
 pub(super) fn open(path: &Path) -> Result<(File, u64), ModelError> {
     files::open(path).map_err(unreadable(path))
 }
@@ -36,17 +37,17 @@ pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, ModelError> {
     files::read_text(path, limit).map_err(unreadable(path))
 }
 
-/// Looks into the folder of a model or an adapter.
+/// Opens the folder of a model or an adapter.
 pub(super) fn folder(path: &Path) -> Result<Folder, ModelError> {
     Folder::open(path).map_err(|error| misplaced(path, error))
 }
 
-/// The path of a file in the folder; `None` where nothing is there.
+/// The path of a file in the folder; `None` if it does not exist.
 pub(super) fn find(folder: &Folder, name: &str) -> Result<Option<PathBuf>, ModelError> {
     folder.find(name).map_err(|error| misplaced(&folder.path().join(name), error))
 }
 
-/// The error of a file that does not lie in its folder.
+/// The error for a file that is not inside its folder.
 pub(super) fn misplaced(file: &Path, error: FolderError) -> ModelError {
     match error {
         FolderError::Follow { path, source } => ModelError::Read { file: (&path).into(), source },

@@ -1,11 +1,15 @@
-//! A name for base weights that is quick to find: an adapter belongs to the weights it was trained on.
+//! A fingerprint of base weights that is fast to compute. It ties an adapter to the weights on which it was
+//! trained.
 //!
-//! SHA-256 over, in this order and with lengths before everything of variable length: a version line, the architecture
-//! as JSON, the sizes of the weight files, and per tensor in order of name its name, encoding, shape and length with up
-//! to [`SAMPLE`] bytes of its data, from a place that depends on its name alone. With more than [`MAX_SAMPLED`] tensors
-//! evenly spread ones of them are sampled. A model of 16 GB has some 300 tensors: 75 KB are read, whatever its size.
-//! Paths, names of files and spelling of the configuration do not count, so that a moved copy keeps its fingerprint;
-//! weights that differ only outside all samples cannot be told apart, which training or quantising does not bring about.
+//! It is the SHA-256 of the following, in this order, with its length before everything of variable length: a
+//! version line, the architecture as JSON, the sizes of the weight files, and for each tensor in order of
+//! name its name, encoding, shape and length and up to [`SAMPLE`] bytes of its data, from a place that
+//! depends only on its name. If there are more than [`MAX_SAMPLED`] tensors, evenly spaced ones are sampled.
+//! A model of 16 GB has some 300 tensors, so 75 KB are read.
+//!
+//! Paths, file names and the spelling of the configuration are left out, so a moved copy keeps its
+//! fingerprint. Weights that differ only outside all samples have the same fingerprint; training and
+//! quantising change more than that.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,5 @@
-//! What a model folder, a GGUF file or an adapter folder says about itself, read without torch: architecture, tensors and
-//! where they lie, tokenizer, chat template, special tokens.
+//! Reads model folders, GGUF files and adapter folders without torch: architecture, where each tensor is,
+//! tokenizer, chat template, special tokens.
 
 pub mod adapter;
 pub mod architecture;
@@ -38,30 +38,28 @@ pub use settings::Settings;
 pub use storage::{Block, Storage};
 pub use targets::{TargetError, match_targets};
 
-/// A base model on disk: everything its files say about it, no weights.
+/// A base model on disk: everything its files say about it, without the weights.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
     /// The folder, or the GGUF file.
     pub root: PathBuf,
-    /// Which of the two.
     pub kind: ModelKind,
-    /// What it is made of.
     pub architecture: Architecture,
     /// Exactly the tensors of [`Architecture::parameters`], by Hugging Face name.
     pub tensors: IndexMap<String, TensorEntry>,
-    /// The files that hold tensors; [`TensorEntry::file`] counts in here.
+    /// The files with tensors; [`TensorEntry::file`] is an index into this list.
     pub files: Vec<PathBuf>,
-    /// How text becomes tokens.
     pub tokenizer: TokenizerSource,
     /// The model's own Jinja template, if it has one.
     pub chat_template: Option<String>,
-    /// Tokens with a meaning of their own.
+    /// Tokens with a special meaning.
     pub special: SpecialTokens,
-    /// 64 hex digits that name these weights: equal for a moved or copied model, other for other weights.
+    /// 64 hex digits that identify the weights: the same for a moved or copied model, different for other
+    /// weights.
     pub fingerprint: String,
 }
 
-/// The layout a model has on disk.
+/// The format of a model on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelKind {
@@ -71,20 +69,19 @@ pub enum ModelKind {
     Gguf,
 }
 
-/// Where a tensor lies and how it is to be read.
+/// Where a tensor is and how to read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// As the architecture has it, row-major (GGUF lists dimensions the other way round).
+    /// Shape in the architecture, row-major (GGUF lists dimensions in reverse).
     pub shape: Vec<usize>,
-    /// Encoding of its elements.
     pub storage: Storage,
     /// Index into [`ModelFiles::files`].
     pub file: usize,
     /// First byte, from the start of the file.
     pub offset: u64,
-    /// Length in bytes; `offset + bytes` lies within the file.
+    /// Length in bytes; `offset + bytes` is within the file.
     pub bytes: u64,
-    /// How its elements lie in the file.
+    /// The order of its elements in the file.
     pub arrangement: Arrangement,
 }
 
@@ -95,31 +92,33 @@ impl TensorEntry {
     }
 }
 
-/// How the elements of a weight or bias lie in their file, compared with what the architecture has.
+/// The order of a weight's or bias's elements in the file, compared with the architecture's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrangement {
     /// The same.
     Plain,
-    /// `[in, out]` instead of `[out, in]`, as GPT-2's `Conv1D` stores its weight.
+    /// `[in, out]` instead of `[out, in]`, as in the weight of GPT-2's `Conv1D`.
     Transposed,
-    /// Rows of a query or key projection whose rotary pairs lie side by side, as llama.cpp stores llama: row `2i + j` of a
-    /// head holds what Hugging Face has in row `j · head_size/2 + i` (`LlamaModel.permute` in `convert_hf_to_gguf.py`).
+    /// Rows of a query or key projection whose rotary pairs are adjacent, as llama.cpp stores llama:
+    /// row `2i + j` of a head is Hugging Face's row `j · head_size/2 + i` (`LlamaModel.permute` in
+    /// `convert_hf_to_gguf.py`).
     RotaryPairs {
         /// Heads of this projection; the number of rows is a multiple of it.
         heads: usize,
     },
-    /// Rows of a fused projection that lie query heads first, then key heads, then value heads, where the architecture has
-    /// them by group ([`architecture::Qkv::FusedByGroup`]), as llama.cpp stores Falcon and GPT-NeoX.
+    /// A fused projection with all query heads first, then all key heads, then all value heads, where the
+    /// architecture has them by group ([`architecture::Qkv::FusedByGroup`]). This is how llama.cpp stores
+    /// Falcon and GPT-NeoX.
     ByPart {
-        /// Key-value heads.
+        /// Number of key-value heads.
         groups: usize,
-        /// Query heads of each.
+        /// Number of query heads for each.
         shared: usize,
     },
 }
 
 impl Arrangement {
-    /// The row of the file that holds row `row` of `rows`, for arrangements that keep rows whole.
+    /// The row in the file that is row `row` of `rows`, for arrangements that keep rows whole.
     pub fn source_row(self, row: usize, rows: usize) -> usize {
         match self {
             Self::Plain | Self::Transposed => row,
@@ -143,12 +142,12 @@ impl Arrangement {
     }
 }
 
-/// How text becomes tokens.
+/// Where the tokenizer comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenizerSource {
     /// A `tokenizer.json`.
     HuggingFace {
-        /// Path of it; exists.
+        /// Its path; the file exists.
         tokenizer_json: PathBuf,
         /// Content of `tokenizer_config.json`; always an object.
         config: Option<serde_json::Value>,
@@ -157,7 +156,7 @@ pub enum TokenizerSource {
     Gguf(GgufVocabulary),
 }
 
-/// The vocabulary of a GGUF file (`tokenizer.ggml.*`), untranslated.
+/// The vocabulary of a GGUF file (`tokenizer.ggml.*`), as stored.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GgufVocabulary {
     /// `tokenizer.ggml.model`: `gpt2` is byte-level BPE, `llama` SentencePiece-like.
@@ -166,13 +165,13 @@ pub struct GgufVocabulary {
     pub pre: Option<String>,
     /// By id.
     pub tokens: Vec<String>,
-    /// By id; empty where the file has none.
+    /// By id; empty if the file has none.
     pub scores: Vec<f32>,
-    /// By id; empty where the file has none.
+    /// By id; empty if the file has none.
     pub types: Vec<GgufTokenType>,
-    /// `left right`, best first; empty where the file has none.
+    /// `left right`, best first; empty if the file has none.
     pub merges: Vec<String>,
-    /// `tokenizer.ggml.bos_token_id`; each id below lies within `tokens`.
+    /// `tokenizer.ggml.bos_token_id`; this id and those below are within `tokens`.
     pub bos: Option<u32>,
     /// End of text.
     pub eos: Option<u32>,
@@ -182,53 +181,53 @@ pub struct GgufVocabulary {
     pub unknown: Option<u32>,
     /// Padding.
     pub pad: Option<u32>,
-    /// Whether encoding starts with `bos`, where the file says.
+    /// Whether encoding starts with `bos`, if the file says so.
     pub add_bos: Option<bool>,
-    /// Whether encoding ends with `eos`, where the file says.
+    /// Whether encoding ends with `eos`, if the file says so.
     pub add_eos: Option<bool>,
-    /// Whether a space is put before the text (SentencePiece), where the file says.
+    /// Whether a space is put before the text (SentencePiece), if the file says so.
     pub add_space_prefix: Option<bool>,
 }
 
-/// `tokenizer.ggml.token_type`, numbered as `llama_token_type`.
+/// `tokenizer.ggml.token_type`, with the numbers of `llama_token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GgufTokenType {
     /// 1: ordinary.
     Normal,
-    /// 2: stands for what cannot be encoded.
+    /// 2: used for text that cannot be encoded.
     Unknown,
     /// 3: special; never produced from text.
     Control,
-    /// 4: added, found in text as a whole.
+    /// 4: added; found in text as a whole.
     UserDefined,
     /// 5: never used.
     Unused,
     /// 6: one byte, written `<0xNN>`.
     Byte,
-    /// 0 or a number of a later format.
+    /// 0, or a number of a later format.
     Undefined,
 }
 
-/// A token with a meaning of its own, as far as the files say.
+/// A token with a special meaning, as far as the files define it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
 pub struct SpecialToken {
-    /// Its id; within the vocabulary.
+    /// Within the vocabulary.
     pub id: Option<u32>,
     /// Its text, as chat templates use it.
     pub text: Option<String>,
 }
 
-/// The special tokens a model declares.
+/// The special tokens that a model declares.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
 pub struct SpecialTokens {
-    /// Begin of text.
+    /// Beginning of text.
     pub bos: Option<SpecialToken>,
-    /// All tokens that end a generation: first the tokenizer's own `eos_token` (which templates mean), then those of
-    /// `generation_config.json`, or without it of `config.json`.
+    /// All tokens that end a generation: first the tokenizer's `eos_token` (the one templates use), then
+    /// those of `generation_config.json`, or of `config.json` if that file is missing.
     pub eos: Vec<SpecialToken>,
     /// Padding.
     pub pad: Option<SpecialToken>,
-    /// What cannot be encoded.
+    /// Used for text that cannot be encoded.
     pub unknown: Option<SpecialToken>,
 }
 
@@ -239,14 +238,13 @@ impl SpecialTokens {
     }
 }
 
-/// A linear layer: what adapters can be put on.
+/// A linear layer, to which an adapter can be added.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct LinearModule {
     /// Hugging Face module name, e.g. `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// What it is for.
     pub role: Role,
-    /// Its layer; the head has none.
+    /// Its layer; `None` for the head.
     pub layer: Option<usize>,
     /// Columns of the weight.
     pub in_features: usize,
@@ -255,8 +253,8 @@ pub struct LinearModule {
 }
 
 impl ModelFiles {
-    /// Reads what the files at `path` say: a folder with `config.json`, or a `.gguf` file. Reads headers and a bounded
-    /// sample of the weights, never more.
+    /// Reads the files at `path`: a folder with `config.json`, or a `.gguf` file. Reads only headers and a
+    /// bounded sample of the weights.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         if !path.exists() {
             return Err(ModelError::NotFound { path: path.into() });
@@ -276,18 +274,18 @@ impl ModelFiles {
         gguf::open(path)
     }
 
-    /// Opens the model that `model.path` names: a path, relative to `project` unless absolute, or a model of the hub, in
-    /// its download cache. See [`hub::locate`].
+    /// Opens the model in `model.path`: a path, relative to `project` unless absolute, or a hub model in its
+    /// download cache. See [`hub::locate`].
     pub fn find(path: impl AsRef<Path>, project: &Path) -> Result<Self, ModelError> {
         Self::open(&hub::locate(path.as_ref(), project)?)
     }
 
-    /// All linear layers, layer by layer, the head last (also a tied one).
+    /// All linear layers in order; the head comes last, even if it is tied.
     pub fn linear_modules(&self) -> Vec<LinearModule> {
         self.architecture.linear_modules()
     }
 
-    /// Number of elements of all tensors; a tied head counts once.
+    /// Number of elements in all tensors; a tied head counts once.
     pub fn parameters(&self) -> u64 {
         self.tensors.values().map(TensorEntry::elements).sum()
     }

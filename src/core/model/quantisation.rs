@@ -1,4 +1,4 @@
-//! How the weights of a base model are held in memory, and the bytes that takes.
+//! How the weights of a base model are held in memory, and their size.
 
 use std::collections::HashSet;
 
@@ -8,34 +8,35 @@ use crate::config::MethodKind;
 /// Elements of an NF4 matrix that share a scale (arXiv 2305.14314, section 3).
 pub const NF4_BLOCK: usize = 64;
 
-/// Scales of an NF4 matrix that share a scale of their own (double quantisation, same section).
+/// Scales of an NF4 matrix that share a second-level scale (double quantisation, same section).
 pub const NF4_SCALES: usize = 256;
 
 /// How the linear layers of a model's blocks are held. Embedding, head, norms and biases are always dense, as
-/// bitsandbytes and PEFT leave them.
+/// in bitsandbytes and PEFT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantisation {
-    /// Dense, in the type that is computed in.
+    /// Dense, in the compute dtype.
     None,
-    /// Encoded to NF4 with double quantisation as they are loaded.
+    /// Encoded to NF4 with double quantisation at loading.
     Nf4,
-    /// In the block format that the file has them in; what lies unquantised in the file is dense.
+    /// In the block format of the file; weights that are not quantised in the file stay dense.
     AsStored,
 }
 
-/// What a model takes under a [`Quantisation`].
+/// The size of a model under a [`Quantisation`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
     /// Elements that are held dense.
     pub dense: u64,
-    /// Bytes of everything else.
+    /// Bytes of all other elements.
     pub quantised: u64,
-    /// Elements of the largest matrix that is decoded for each product.
+    /// Elements of the largest matrix that is decoded for a product.
     pub largest_decoded: u64,
 }
 
 impl Quantisation {
-    /// What a method trains over: QLoRA takes a model whose blocks are quantised as it is, and any other in NF4.
+    /// The quantisation for a method. For QLoRA, blocks that are quantised in the file stay as they are;
+    /// others become NF4.
     pub fn of(method: MethodKind, files: &ModelFiles) -> Self {
         if method != MethodKind::Qlora {
             return Self::None;
@@ -46,7 +47,7 @@ impl Quantisation {
         if quantised { Self::AsStored } else { Self::Nf4 }
     }
 
-    /// What the model's weights take.
+    /// The size of the model's weights.
     pub fn held(self, files: &ModelFiles) -> Held {
         let linear = block_weights(files);
         let mut held = Held::dense(0);
@@ -67,19 +68,19 @@ impl Quantisation {
 }
 
 impl Held {
-    /// So many elements, all of them dense.
+    /// This many elements, all dense.
     pub const fn dense(elements: u64) -> Self {
         Self { dense: elements, quantised: 0, largest_decoded: 0 }
     }
 
-    /// Bytes of all of it, where a dense element takes so many.
+    /// Total bytes, if a dense element takes `element` bytes.
     pub const fn bytes(&self, element: u64) -> u64 {
         self.dense.saturating_mul(element).saturating_add(self.quantised)
     }
 }
 
-/// Bytes of a matrix of so many elements in NF4: half a byte each, a byte for every block's scale, and for these an f32
-/// scale for every 256 and one f32 offset.
+/// Bytes of a matrix with this many elements in NF4: half a byte each, one byte for every block's scale, and
+/// for these an f32 scale for every 256 and one f32 offset.
 pub const fn nf4_bytes(elements: u64) -> u64 {
     let scales = elements.div_ceil(NF4_BLOCK as u64);
     elements.div_ceil(2) + scales + 4 * scales.div_ceil(NF4_SCALES as u64) + 4
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn only_qlora_quantises_and_keeps_what_is_quantised_already() {
+    fn only_qlora_quantises_and_it_keeps_quantised_files() {
         let mut files = tiny();
         assert_eq!(Quantisation::of(MethodKind::Lora, &files), Quantisation::None);
         assert_eq!(Quantisation::of(MethodKind::Qlora, &files), Quantisation::Nf4);
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_a_block_stays_dense() {
+    fn weights_outside_of_blocks_stay_dense() {
         let mut files = tiny();
         let all = files.parameters();
         assert_eq!(Quantisation::None.held(&files), Held::dense(all));

@@ -1,8 +1,8 @@
-//! What a module is for, whatever a format calls it: the vocabulary that loading, adapter targets and export share.
+//! Roles of modules, independent of the names in a format. Loading, adapter targets and export use them.
 
 use serde::Serialize;
 
-/// What a module of a decoder is for.
+/// The role of a module in a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -26,7 +26,7 @@ pub enum Role {
     KeyNorm,
     /// Attention output projection, `[hidden, heads × head size]`.
     Output,
-    /// Norm of what attention adds, `[hidden]`.
+    /// Norm of the output of attention, `[hidden]`.
     PostAttentionNorm,
     /// Norm before the feed-forward part, `[hidden]`.
     MlpNorm,
@@ -38,7 +38,7 @@ pub enum Role {
     GateUp,
     /// Feed-forward down projection, `[hidden, width]`.
     Down,
-    /// Norm of what the feed-forward part adds, `[hidden]`.
+    /// Norm of the output of the feed-forward part, `[hidden]`.
     PostMlpNorm,
     /// Norm after the last layer, `[hidden]`.
     FinalNorm,
@@ -46,7 +46,6 @@ pub enum Role {
     Head,
 }
 
-/// Which tensor of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -57,7 +56,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// The last component of a tensor's name; Hugging Face and GGUF agree on it.
+    /// The last component of a tensor's name, the same in Hugging Face and GGUF.
     pub const fn suffix(self) -> &'static str {
         match self {
             Self::Weight => "weight",
@@ -67,7 +66,6 @@ impl Part {
 }
 
 impl Role {
-    /// Every role.
     pub const ALL: [Self; 19] = [
         Self::Embedding,
         Self::PositionEmbedding,
@@ -95,7 +93,7 @@ impl Role {
         !matches!(self, Self::Embedding | Self::PositionEmbedding | Self::FinalNorm | Self::Head)
     }
 
-    /// Whether it is a linear layer, and so a possible adapter target.
+    /// Whether it is a linear layer, so that an adapter can be added.
     pub const fn is_linear(self) -> bool {
         matches!(
             self,
@@ -112,7 +110,7 @@ impl Role {
         )
     }
 
-    /// The module's name in GGUF (`gguf-py/gguf/constants.py`, `TENSOR_NAMES`), `{}` standing for the layer.
+    /// The module's name in GGUF (`gguf-py/gguf/constants.py`, `TENSOR_NAMES`), with `{}` for the layer.
     pub const fn gguf_template(self) -> &'static str {
         match self {
             Self::Embedding => "token_embd",
@@ -136,19 +134,19 @@ impl Role {
         }
     }
 
-    /// The module's name in GGUF for a layer (ignored where the role is not per layer).
+    /// The module's name in GGUF. `layer` is ignored if the role is not per layer.
     pub fn gguf_module(self, layer: usize) -> String {
         fill(self.gguf_template(), layer)
     }
 }
 
-/// A family's Hugging Face module names by role, `{}` standing for the layer.
+/// A family's Hugging Face module names by role, with `{}` for the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names(pub &'static [(Role, &'static str)]);
 
 impl Names {
-    /// The module's name without `.weight`; `None` where the family has no such module. `layer` is ignored where the
-    /// role is not per layer.
+    /// The module's name without `.weight`; `None` if the family has no such module. `layer` is ignored if
+    /// the role is not per layer.
     pub fn module(&self, role: Role, layer: usize) -> Option<String> {
         self.0.iter().find(|(candidate, _)| *candidate == role).map(|(_, template)| fill(template, layer))
     }

@@ -1,4 +1,4 @@
-//! The header of a safetensors file, checked against the format and the file before anything trusts it
+//! The header of a safetensors file, checked against the format and the file's size before it is used
 //! (<https://github.com/huggingface/safetensors#format>).
 
 use std::fmt;
@@ -16,37 +16,36 @@ use super::files;
 use super::storage::Storage;
 use crate::text::Shown;
 
-/// Largest header the format allows.
+/// Largest header that the format allows.
 const MAX_HEADER: u64 = 100_000_000;
 
 /// Most dimensions a tensor may have.
 const MAX_RANK: usize = 8;
 
-/// Most tensors of one file. Each takes some 200 bytes of memory, more than it need take in the header; the largest
-/// models have some 92,000 in all their files together.
+/// Most tensors in one file. Each takes some 200 bytes of memory, which is more than it needs in the header.
+/// The largest models have some 92,000 in all their files together.
 const MAX_TENSORS: usize = 1 << 17;
 
-/// What the header of one file says.
+/// The header of one file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
-    /// In the order of the header. They fill the file behind it without holes and overlaps.
+    /// In the order of the header. They fill the rest of the file without gaps or overlaps.
     pub tensors: Vec<Tensor>,
     /// Bytes before the data.
     pub bytes: u64,
 }
 
-/// A tensor as the header names it.
+/// A tensor in the header.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
     /// Unique in the file.
     pub name: String,
     /// Row-major.
     pub shape: Vec<usize>,
-    /// Encoding of its elements.
     pub dtype: Dtype,
     /// First byte, from the start of the file.
     pub offset: u64,
-    /// Length in bytes: what `shape` and `dtype` take; `offset + bytes` lies within the file.
+    /// Length in bytes, as `shape` and `dtype` require; `offset + bytes` is within the file.
     pub bytes: u64,
 }
 
@@ -77,7 +76,7 @@ const OTHER: [(&str, u64); 14] = [
 ];
 
 impl Dtype {
-    /// The name that the format gives it.
+    /// The name in the format.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Weight(storage) => storage.name(),
@@ -133,7 +132,7 @@ impl Header {
         Self::parse(&json, room - length)
     }
 
-    /// `room` is the number of bytes behind the header.
+    /// `room` is the number of bytes after the header.
     fn parse(json: &[u8], room: u64) -> Result<Self, Fault> {
         if json.first() != Some(&b'{') {
             return Err(Fault::Damaged("its header does not begin with `{`".to_owned()));
@@ -151,8 +150,8 @@ impl Header {
         Ok(header)
     }
 
-    /// Tensors must fill the space behind the header without holes and overlaps: what else lies in a file could be
-    /// anything, and bytes used twice point to a crafted file.
+    /// Tensors must fill the space after the header without gaps or overlaps: other bytes in the file could
+    /// be anything, and bytes that are used twice suggest a crafted file.
     fn check_layout(&self, start: u64, room: u64) -> Result<(), Fault> {
         let mut order: Vec<&Tensor> = self.tensors.iter().collect();
         order.sort_by_key(|tensor| (tensor.offset, tensor.bytes));
@@ -160,7 +159,7 @@ impl Header {
         for tensor in order {
             if tensor.offset != end {
                 let what =
-                    if tensor.offset < end { "overlaps the one before" } else { "leaves a hole before it" };
+                    if tensor.offset < end { "overlaps the one before" } else { "leaves a gap before it" };
                 return Err(Fault::Damaged(format!("tensor `{}` {what}", Shown::new(&tensor.name))));
             }
             end += tensor.bytes;
@@ -210,8 +209,8 @@ impl RawTensor {
     }
 }
 
-/// The dimensions of a tensor: a list of numbers takes more memory than the text it is read from, so that one of
-/// millions must not be made.
+/// The dimensions of a tensor. Limited while it is read: a list of numbers takes more memory than its text,
+/// so a list of millions must not be created.
 struct Shape(Vec<u64>);
 
 impl<'de> Deserialize<'de> for Shape {
@@ -243,7 +242,7 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// The header object with its order and without silently dropped duplicates.
+/// The header object in its order, with duplicate keys as errors.
 struct RawHeader {
     tensors: IndexMap<String, RawTensor>,
 }
@@ -261,7 +260,7 @@ impl<'de> Deserialize<'de> for RawHeader {
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<RawHeader, M::Error> {
                 let twice =
-                    |name: &str| M::Error::custom(format_args!("`{}` stands there twice", Shown::new(name)));
+                    |name: &str| M::Error::custom(format_args!("`{}` appears twice", Shown::new(name)));
                 let mut has_metadata = false;
                 let mut tensors = IndexMap::new();
                 while let Some(name) = map.next_key::<String>()? {
@@ -288,7 +287,7 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
-/// The member that is no tensor.
+/// The key that is not a tensor.
 const METADATA: &str = "__metadata__";
 
 #[cfg(test)]
@@ -320,7 +319,7 @@ mod tests {
         "b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]},"c":{"dtype":"I64","shape":[0,7],"data_offsets":[26,26]}}  "#;
 
     #[test]
-    fn a_good_header_names_its_tensors_in_order() {
+    fn a_good_header_lists_its_tensors_in_order() {
         let header = read(&file(GOOD, 26)).unwrap();
         let start = 8 + GOOD.len() as u64;
         let [a, b, c] = header.tensors.as_slice() else { panic!("{header:?}") };
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_refused() {
+    fn other_text_than_json_is_refused() {
         assert!(refusal(&file("[1]", 0)).contains("does not begin"));
         assert!(refusal(&file(&format!("{{\"a\":{}", "[".repeat(100_000)), 0)).contains("its header"));
         assert!(
@@ -377,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn overlaps_holes_and_leftovers_are_refused() {
+    fn overlaps_gaps_and_leftovers_are_refused() {
         let two = |b: &str| {
             format!(
                 r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}},"b":{{"dtype":"U8","shape":[4],"data_offsets":{b}}}}}"#
@@ -385,13 +384,13 @@ mod tests {
         };
         assert!(read(&file(&two("[4,8]"), 8)).is_ok());
         assert!(refusal(&file(&two("[2,6]"), 8)).contains("`b` overlaps"));
-        assert!(refusal(&file(&two("[5,9]"), 9)).contains("`b` leaves a hole"));
+        assert!(refusal(&file(&two("[5,9]"), 9)).contains("`b` leaves a gap"));
         assert!(refusal(&file(&two("[4,8]"), 9)).contains("9 bytes follow the header"));
         assert!(refusal(&file(&two("[8,4]"), 9)).contains("claims bytes 8 to 4"));
     }
 
     #[test]
-    fn a_size_other_than_shape_and_type_say_is_refused() {
+    fn a_size_that_contradicts_shape_and_type_is_refused() {
         let json = r#"{"a":{"dtype":"F16","shape":[4],"data_offsets":[0,4]}}"#;
         assert!(refusal(&file(json, 4)).contains("needs 8 bytes, but claims 4"));
     }

@@ -1,4 +1,4 @@
-//! `config.json`, or GGUF metadata under the same keys, with errors that name the key as the file spells it.
+//! `config.json`, or GGUF metadata under the same keys. Errors use the key's spelling in the file.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -12,20 +12,20 @@ use crate::text::Shown;
 /// Largest `config.json` that is read; real ones have a few thousand bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Largest size a configuration may name. Real models stay below 2^21; two such sizes multiply without overflow.
+/// Largest size in a configuration. Real models stay below 2^21; two such sizes multiply without overflow.
 const MAX_SIZE: u64 = 1 << 28;
 
-/// Most layers a configuration may name: each is described by itself, so that it must not be asked for by the million.
+/// Most layers in a configuration. Each gets its own description, so millions of them must not be created.
 const MAX_LAYERS: usize = 4096;
 
-/// What a model's configuration says, under the keys that most Hugging Face families use. A `null` counts as absent.
+/// A model's configuration, under the keys that most Hugging Face families use. A `null` counts as absent.
 #[derive(Debug, Clone)]
 pub struct Settings {
     file: PathBuf,
     values: Map<String, Value>,
     /// Usual key → key in the file, where they differ.
     spelling: Vec<(&'static str, String)>,
-    /// The key of the nested object that this is.
+    /// The key of the nested object that these settings are, if they are one.
     section: Option<&'static str>,
 }
 
@@ -35,13 +35,13 @@ impl Settings {
         Ok(Self::new(file, files::read_object(file, MAX_CONFIG)?, Vec::new()))
     }
 
-    /// Values from elsewhere; `spelling` tells what the file calls them.
+    /// Values from elsewhere; `spelling` has the names in the file.
     pub fn new(file: &Path, values: Map<String, Value>, spelling: Vec<(&'static str, String)>) -> Self {
         Self { file: file.to_owned(), values, spelling, section: None }
     }
 
-    /// The same values under the usual keys, for a file that has keys of its own: pairs of a usual key and the file's.
-    /// The file's meaning of the usual key is lost.
+    /// The same values under the usual keys, for a family with its own keys: pairs of a usual key and the
+    /// family's. If the file has the usual key with another meaning, that value is lost.
     #[must_use]
     pub fn renamed(&self, keys: &[(&'static str, &'static str)]) -> Self {
         let mut renamed = self.clone();
@@ -60,27 +60,26 @@ impl Settings {
         &self.file
     }
 
-    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// The value, if it is there.
+    /// The value, if present.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether the key is there, be it as `null`.
+    /// Whether the key is present, even as `null`.
     pub fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)
     }
 
-    /// A size above 0, which must be there.
+    /// A size above 0; required.
     pub fn size(&self, key: &str) -> Result<usize, ModelError> {
         self.size_if_any(key)?.ok_or_else(|| self.wrong(key, "is missing"))
     }
 
-    /// A size above 0, if it is there.
+    /// A size above 0, if present.
     pub fn size_if_any(&self, key: &str) -> Result<Option<usize>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
@@ -89,12 +88,12 @@ impl Settings {
         }
     }
 
-    /// A size above 0 that is `default` where the key is absent, and none where it is `null`.
+    /// A size above 0; `default` if the key is absent, `None` if it is `null`.
     pub fn size_or(&self, key: &str, default: usize) -> Result<Option<usize>, ModelError> {
         if self.has(key) { self.size_if_any(key) } else { Ok(Some(default)) }
     }
 
-    /// A number of layers, which must be there.
+    /// A number of layers; required.
     pub fn layers(&self, key: &str) -> Result<usize, ModelError> {
         match self.size(key)? {
             layers @ ..=MAX_LAYERS => Ok(layers),
@@ -102,7 +101,7 @@ impl Settings {
         }
     }
 
-    /// A finite number, if it is there.
+    /// A finite number, if present.
     pub fn number_if_any(&self, key: &str) -> Result<Option<f64>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_f64() {
@@ -111,32 +110,32 @@ impl Settings {
         }
     }
 
-    /// A finite number that is `default` where the key is absent, and none where it is `null`.
+    /// A finite number; `default` if the key is absent, `None` if it is `null`.
     pub fn number_or(&self, key: &str, default: f64) -> Result<Option<f64>, ModelError> {
         if self.has(key) { self.number_if_any(key) } else { Ok(Some(default)) }
     }
 
-    /// A truth value, if it is there.
+    /// A truth value, if present.
     pub fn flag_if_any(&self, key: &str) -> Result<Option<bool>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_bool().map(Some).ok_or_else(|| self.wrong(key, "must be true or false"))
     }
 
-    /// A text, if it is there.
+    /// A string, if present.
     pub fn text_if_any(&self, key: &str) -> Result<Option<&str>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| self.wrong(key, "must be a text"))
+        value.as_str().map(Some).ok_or_else(|| self.wrong(key, "must be a string"))
     }
 
-    /// A list of finite numbers, if it is there.
+    /// A list of finite numbers, if present.
     pub fn numbers_if_any(&self, key: &str) -> Result<Option<Vec<f64>>, ModelError> {
         let number = |value: &Value| value.as_f64().filter(|number| number.is_finite());
         self.list_if_any(key, "must be a list of numbers", number)
     }
 
-    /// A list of texts, if it is there.
+    /// A list of strings, if present.
     pub fn texts_if_any(&self, key: &str) -> Result<Option<Vec<String>>, ModelError> {
-        self.list_if_any(key, "must be a list of texts", |value| value.as_str().map(str::to_owned))
+        self.list_if_any(key, "must be a list of strings", |value| value.as_str().map(str::to_owned))
     }
 
     fn list_if_any<T>(
@@ -150,7 +149,7 @@ impl Settings {
         elements.map(Some).ok_or_else(|| self.wrong(key, problem))
     }
 
-    /// A nested object, if it is there; errors about its keys name `key` too.
+    /// A nested object, if present; errors about its keys include `key`.
     pub fn section_if_any(&self, key: &'static str) -> Result<Option<Self>, ModelError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let Value::Object(values) = value else { return Err(self.wrong(key, "must be an object")) };
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_named_with_what_was_found() {
+    fn errors_show_the_value_found() {
         let settings = settings(r#"{"hidden_size": -4, "tie": "yes", "eps": "small"}"#);
         for (error, words) in [
             (settings.size("hidden_size").unwrap_err(), "`hidden_size` must be a whole number from 1"),
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_a_family_are_read_and_named_as_the_file_has_them() {
+    fn a_familys_own_keys_are_read_and_named_in_errors() {
         let renamed =
             settings(r#"{"n_embd": 64, "n_head": 0, "hidden_size": 7, "vocab_size": 5}"#).renamed(&[
                 ("hidden_size", "n_embd"),
@@ -250,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_whole_or_wrong() {
+    fn lists_with_one_wrong_element_are_wrong() {
         let settings = settings(r#"{"long": [1, 2.5], "kinds": ["a"], "mixed": [1, "a"], "none": null}"#);
         assert_eq!(settings.numbers_if_any("long").unwrap(), Some(vec![1.0, 2.5]));
         assert_eq!(settings.texts_if_any("kinds").unwrap(), Some(vec!["a".to_owned()]));

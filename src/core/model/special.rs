@@ -1,4 +1,4 @@
-//! The special tokens of a Hugging Face folder: texts stand in one file, ids in others.
+//! The special tokens of a Hugging Face folder. Their texts are in one file and their ids in others.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,14 +19,15 @@ const MAX_SMALL: u64 = 4 << 20;
 /// Largest `tokenizer.json` that is read; the largest real ones have some 35 MB.
 pub(crate) const MAX_TOKENIZER: u64 = 64 << 20;
 
-/// Most values in one. The largest real ones have 262,000 tokens and 515,000 merges of two parts: 1.9 million values.
+/// Most values in a `tokenizer.json`. The largest real ones have 262,000 tokens and 515,000 merges of two
+/// parts: 1.9 million values.
 pub(crate) const MAX_TOKENIZER_VALUES: usize = 1 << 22;
 
 /// Most tokens that may end a generation.
 const MAX_ENDS: usize = 256;
 
-/// Reads what the folder says. `vocabulary` is the number of rows of the embedding; ids beyond it count as absent, since
-/// configurations name such ids for tokens that they do not have.
+/// Reads the special tokens of a folder. `vocabulary` is the number of rows of the embedding. Ids beyond it
+/// count as absent, because configurations name such ids for tokens that they do not have.
 pub(super) fn read(
     folder: &Folder,
     config: &Settings,
@@ -66,15 +67,15 @@ pub(super) fn read(
         let id = added.iter().find(|token| token.content == text).map(|token| token.id);
         id.filter(|&id| (id as usize) < vocabulary)
     };
-    // Where two have one id, the first counts.
+    // If two tokens have the same id, the first is used.
     let texts: HashMap<u32, &str> =
         added.iter().rev().map(|token| (token.id, token.content.as_str())).collect();
     let by_id = |id: u32| SpecialToken { id: Some(id), text: texts.get(&id).map(|&text| text.to_owned()) };
     let token = |name: &str| -> Option<SpecialToken> {
         let configured = ids(&format!("{name}_id")).first().copied();
         match text(name) {
-            // The tokenizer decides which token its text means; a configured id is the next best thing for one that
-            // is not among the added tokens.
+            // The tokenizer decides the id of a token's text. If the text is not among the added tokens, the
+            // configured id is used.
             Some(text) => Some(SpecialToken { id: id_of(&text).or(configured), text: Some(text) }),
             None => configured.map(by_id),
         }
@@ -82,7 +83,7 @@ pub(super) fn read(
     let mut eos = Vec::new();
     let ends = ids("eos_token_id");
     if ends.len() > MAX_ENDS {
-        let problem = format!("`eos_token_id` names {} tokens; at most {MAX_ENDS} are taken", ends.len());
+        let problem = format!("`eos_token_id` names {} tokens; at most {MAX_ENDS} are read", ends.len());
         return Err(ModelError::Settings { file: folder.path().into(), problem });
     }
     if let Some(text) = text("eos_token") {
@@ -97,7 +98,7 @@ pub(super) fn read(
     Ok(SpecialTokens { bos: token("bos_token"), eos, pad: token("pad_token"), unknown: token("unk_token") })
 }
 
-/// A token stands there as its text or as an object with its text.
+/// A token is given as its text or as an object with its text.
 fn token_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -118,8 +119,8 @@ struct AddedToken {
     content: String,
 }
 
-/// The added tokens as `tokenizer_config.json` lists them, where it does: this spares reading a `tokenizer.json` of many
-/// megabytes.
+/// The added tokens listed in `tokenizer_config.json`, if it has them. This avoids reading a `tokenizer.json`
+/// of many megabytes.
 fn listed_tokens(config: &Map<String, Value>) -> Option<Vec<AddedToken>> {
     let listed = config.get("added_tokens_decoder")?.as_object()?;
     let token = |(id, token): (&String, &Value)| {
@@ -128,7 +129,7 @@ fn listed_tokens(config: &Map<String, Value>) -> Option<Vec<AddedToken>> {
     listed.iter().map(token).collect()
 }
 
-/// The added tokens of a `tokenizer.json`; all else in it is skipped, which is fast.
+/// The added tokens of a `tokenizer.json`; the rest is skipped, which is fast.
 fn added_tokens(path: &Path) -> Result<Vec<AddedToken>, ModelError> {
     let bytes = files::read(path, MAX_TOKENIZER)?;
     let tokens = json::from_slice::<AddedTokens>(&bytes, MAX_TOKENIZER_VALUES);

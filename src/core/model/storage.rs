@@ -1,4 +1,4 @@
-//! How a tensor's elements lie in a file.
+//! The encoding of a tensor's elements in a file.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ pub enum Storage {
     F32,
     /// IEEE half precision.
     F16,
-    /// The upper half of a single.
+    /// The upper half of a single-precision number.
     BF16,
     /// 32 signed bytes and one f16 scale.
     Q8_0,
@@ -33,17 +33,15 @@ pub enum Storage {
     Q6K,
 }
 
-/// The smallest piece of a tensor that can be decoded alone.
+/// The smallest part of a tensor that can be decoded alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
-    /// Elements it holds, consecutive along the last (fastest) dimension.
+    /// Number of elements, consecutive along the last (fastest) dimension.
     pub elements: usize,
-    /// Bytes it takes.
     pub bytes: usize,
 }
 
 impl Storage {
-    /// Every encoding Luthier reads.
     pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
@@ -58,7 +56,7 @@ impl Storage {
         Self::Q6K,
     ];
 
-    /// Elements and bytes per block, as in `ggml-common.h`; unquantised encodings have blocks of one element.
+    /// Elements and bytes per block, as in `ggml-common.h`; dense encodings have blocks of one element.
     pub const fn block(self) -> Block {
         let (elements, bytes) = match self {
             Self::F32 => (1, 4),
@@ -75,7 +73,7 @@ impl Storage {
         Block { elements, bytes }
     }
 
-    /// Bytes that `elements` elements take; `None` where they do not fill whole blocks, or overflow.
+    /// Bytes of `elements` elements; `None` if they do not fill whole blocks, or on overflow.
     pub const fn bytes(self, elements: u64) -> Option<u64> {
         let block = self.block();
         if !elements.is_multiple_of(block.elements as u64) {
@@ -84,12 +82,12 @@ impl Storage {
         (elements / block.elements as u64).checked_mul(block.bytes as u64)
     }
 
-    /// Whether elements share scales, so that single ones cannot be addressed.
+    /// Whether elements share scales, so that single elements cannot be addressed.
     pub const fn is_quantised(self) -> bool {
         self.block().elements > 1
     }
 
-    /// The name users know it by, e.g. `Q4_K`.
+    /// The name that users know, e.g. `Q4_K`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -131,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_what_is_serialised() {
+    fn names_equal_the_serialised_names() {
         for storage in Storage::ALL {
             assert_eq!(serde_json::to_value(storage).unwrap(), storage.name());
         }

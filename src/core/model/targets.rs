@@ -10,45 +10,40 @@ use crate::text::Shown;
 /// Why `method.targets` cannot be used with a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// Names that no linear layer has; all of them.
+    /// All listed names that match no linear layer.
     #[error("method.targets names {}; linear layers of this model: {}", list(names), valid.join(", "))]
     Unmatched {
-        /// Each with the nearest name that exists.
+        /// Each with the nearest existing name.
         names: Vec<(Shown, Option<String>)>,
-        /// The last parts of all linear layers' names.
+        /// The last parts of the linear layers' names.
         valid: Vec<String>,
     },
-    /// A regular expression that no whole name matches.
+    /// A regular expression that matches no whole name.
     #[error(
         "method.targets = \"{pattern}\" matches no linear layer of this model; it must match whole names such as {}",
         examples.join(", ")
     )]
     Nothing {
-        /// As written.
         pattern: Shown,
         /// Some whole names.
         examples: Vec<String>,
     },
-    /// Names in `method.modules_to_save` that no module's name ends with; all of them.
+    /// All names in `method.modules_to_save` with which no module's name ends.
     #[error("method.modules_to_save names {}", list(names))]
     Unsaved {
-        /// Each with the nearest name that exists.
+        /// Each with the nearest existing name.
         names: Vec<(Shown, Option<String>)>,
     },
-    /// A module that would have an adapter and be trained whole.
+    /// A module that would both have an adapter and be trained itself.
     #[error(
         "method.modules_to_save names a module that method.targets names too: {module} has an adapter already"
     )]
-    Twice {
-        /// Its name.
-        module: Shown,
-    },
-    /// Not a regular expression.
+    Twice { module: Shown },
     #[error(
         "method.targets is not a regular expression (without look-around and back-references): {problem}"
     )]
     Pattern {
-        /// What the parser says, with a caret.
+        /// The error of the parser, with a caret.
         problem: String,
     },
 }
@@ -61,11 +56,11 @@ fn list(names: &[(Shown, Option<String>)]) -> String {
     each.collect::<Vec<_>>().join(", ")
 }
 
-/// The linear layers that `targets` chooses, in the order of `modules`; never none.
+/// The linear layers that `targets` selects, in the order of `modules`; never empty.
 ///
-/// A name chooses the layers whose whole name it is, or whose name ends with `.` and it. A pattern chooses those whose
-/// whole name it matches. `all-linear` chooses all but the output head. Unlike PEFT, a listed name that chooses nothing
-/// is an error even where others choose something.
+/// A name selects the layers with that name and those whose name ends with `.` and the name. A pattern
+/// selects the layers whose whole name it matches. `all-linear` selects all but the output head. Unlike in
+/// PEFT, a listed name that selects nothing is an error even if other names select something.
 pub fn match_targets(targets: &Targets, modules: &[LinearModule]) -> Result<Vec<LinearModule>, TargetError> {
     let choose = |wanted: &dyn Fn(&LinearModule) -> bool| -> Vec<LinearModule> {
         modules.iter().filter(|module| wanted(module)).cloned().collect()
@@ -87,7 +82,7 @@ pub fn match_targets(targets: &Targets, modules: &[LinearModule]) -> Result<Vec<
             Ok(choose(&|module| names.iter().any(|name| is_named(module, name))))
         }
         Targets::Pattern(pattern) => {
-            // The pattern must be whole by itself: `a)|(b` is not.
+            // The pattern must be valid by itself: `a)|(b` is not.
             let whole = Regex::new(pattern)
                 .and_then(|_| Regex::new(&format!(r"\A(?:{pattern})\z")))
                 .map_err(|error| TargetError::Pattern { problem: error.to_string() })?;
@@ -134,14 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn all_linear_leaves_out_the_head() {
+    fn all_linear_excludes_the_head() {
         let chosen = chosen(&Targets::AllLinear).unwrap();
         assert_eq!(chosen.len(), 2 * 7);
         assert!(!chosen.contains(&"lm_head".to_owned()));
     }
 
     #[test]
-    fn names_match_whole_or_behind_a_dot() {
+    fn names_match_whole_or_after_a_dot() {
         let layers = |part: &str| vec![format!("model.layers.0.{part}"), format!("model.layers.1.{part}")];
         assert_eq!(chosen(&names(&["q_proj"])).unwrap(), layers("self_attn.q_proj"));
         assert_eq!(chosen(&names(&["mlp.up_proj"])).unwrap(), layers("mlp.up_proj"));
@@ -153,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_choose_nothing_are_all_named_with_the_nearest() {
+    fn names_that_select_nothing_are_all_reported() {
         let error = chosen(&names(&["q_proj", "qproj", "query_key_value"])).unwrap_err().to_string();
         assert!(error.contains("`qproj`, which does not exist (did you mean `q_proj`?)"), "{error}");
         assert!(error.contains("`query_key_value`, which does not exist;"), "{error}");

@@ -1,4 +1,4 @@
-//! Brings together the tensors an architecture needs and those that files hold.
+//! Matches the tensors that an architecture needs with those in the files.
 
 use std::path::{Path, PathBuf};
 
@@ -22,8 +22,9 @@ pub(super) struct Found {
     pub(super) bytes: u64,
 }
 
-/// Finds each parameter's tensor under the name `in_file` gives it. All missing, unexpected and misshapen tensors are
-/// reported together; unexpected ones that end with one of `harmless` are not, nor is a stored copy of a tied head.
+/// Finds each parameter's tensor under the name given by `in_file`. All missing, unexpected and wrongly
+/// shaped tensors are reported together. Unexpected tensors whose name ends with one of `harmless`, and a
+/// stored copy of a tied head, are not reported.
 pub(super) fn assign(
     root: &Path,
     files: &[PathBuf],

@@ -8,7 +8,7 @@ use super::architecture::Architecture;
 use super::families;
 use super::settings::Settings;
 
-/// A llama of the shape of SmolLM2-135M with this many layers.
+/// A llama with the shape of SmolLM2-135M and this many layers.
 pub(crate) fn architecture(layers: usize) -> Architecture {
     of_config(&json!({
         "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,

@@ -1,4 +1,4 @@
-//! What each method trains in a model, as names and shapes: the forecast counts it, the engine makes it.
+//! The tensors that each method trains, by name and shape. The forecast counts them; the engine creates them.
 
 use super::architecture::{Architecture, AttentionSpec, Parameter, Qkv};
 use super::roles::{Part, Role};
@@ -7,16 +7,15 @@ use super::{Arrangement, LinearModule};
 use crate::config::{Bias, MethodKind, MethodSection, Targets, Variant, nearest};
 use crate::text::Shown;
 
-/// A base tensor of which a method trains a copy, used in the base's place.
+/// A base tensor whose copy a method trains and uses instead of the base's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copied {
     /// The module's Hugging Face name.
     pub module: String,
-    /// Weight or bias.
     pub part: Part,
-    /// As the architecture has it.
+    /// Shape in the architecture.
     pub shape: Vec<usize>,
-    /// As Hugging Face stores it.
+    /// Arrangement in Hugging Face's files.
     pub arrangement: Arrangement,
 }
 
@@ -42,13 +41,12 @@ impl Copied {
 /// A linear layer with IA3's scales (arXiv 2205.05638).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScaledLayer {
-    /// The layer.
     pub module: LinearModule,
-    /// Whether its input is scaled, as that of the way down from the feed-forward part; else its output.
+    /// Whether its input is scaled, as for the down projection; otherwise its output.
     pub input: bool,
 }
 
-/// Every tensor of the model, as full fine-tuning trains it; a tied head once, as the embedding.
+/// Every tensor of the model, as trained by full fine-tuning; a tied head only once, as the embedding.
 pub fn every_tensor(architecture: &Architecture) -> Vec<Copied> {
     architecture.parameters().iter().filter_map(|parameter| copied(architecture, parameter)).collect()
 }
@@ -58,10 +56,12 @@ fn copied(architecture: &Architecture, parameter: &Parameter) -> Option<Copied> 
     Some(Copied::new(architecture, parameter, module))
 }
 
-/// The tensors of `modules` and the biases that LoRA trains beside its factors on `targets`; none is there twice.
+/// The tensors of `modules`, and the biases that LoRA trains in addition to its factors on `targets`, without
+/// duplicates.
 ///
-/// A name chooses the modules whose name ends with it, as PEFT's `modules_to_save`; `bias` is PEFT's of LoRA. A tied head
-/// that is named gets a weight of its own, and a named embedding leaves a tied head as it is.
+/// A name selects the modules whose name ends with it, as in PEFT's `modules_to_save`; `bias` is that of
+/// PEFT's LoRA. A tied head that is named gets its own weight, and a named embedding does not change a tied
+/// head.
 pub fn copied_tensors(
     modules: &[String],
     bias: Bias,
@@ -100,8 +100,8 @@ pub fn copied_tensors(
     Ok(all)
 }
 
-/// The layers that IA3 scales: those that `targets` chooses, by default keys, values and the way down from the
-/// feed-forward part (section 3.3 of the paper), where query, key and value are one layer that one.
+/// The layers that IA3 scales: those that `targets` selects, by default keys, values and the down projection
+/// (section 3.3 of the paper). If query, key and value are one layer, that layer.
 pub fn scaled_layers(
     targets: &Targets,
     architecture: &Architecture,
@@ -118,14 +118,15 @@ pub fn scaled_layers(
     Ok(chosen.into_iter().map(scaled).collect())
 }
 
-/// Heads of a prefix's keys and values in a layer, as PEFT has them: the key-value heads, but for Falcon with grouped ones,
-/// whose keys and values transformers repeats for every head before it caches them (`FalconAttention._split_heads`).
+/// Heads of a prefix's keys and values in a layer, as in PEFT: the key-value heads, except for Falcon with
+/// grouped heads, where transformers repeats keys and values for every head before it caches them
+/// (`FalconAttention._split_heads`).
 pub fn prefix_heads(attention: &AttentionSpec) -> usize {
     let repeated = attention.qkv == Qkv::FusedByGroup && attention.key_value_heads > 1;
     if repeated { attention.heads } else { attention.key_value_heads }
 }
 
-/// How many numbers a method trains.
+/// Number of parameters that a method trains.
 pub fn trained_count(method: &MethodSection, architecture: &Architecture) -> Result<u64, TargetError> {
     let sum = |copies: &[Copied]| copies.iter().map(Copied::elements).sum::<u64>();
     let virtual_tokens = method.virtual_tokens as u64;
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_those_that_peft_prints_for_smollm2() {
+    fn counts_equal_those_of_peft_for_smollm2() {
         assert_eq!(count(|method| method.kind = MethodKind::Full), 134_515_008);
         assert_eq!(count(|_| ()), 4_884_480);
         let outputs = 30 * (576 + 2 * 192 + 576 + 2 * 1536 + 576);
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_to_save_are_found_by_the_end_of_their_name_and_once() {
+    fn modules_to_save_match_the_end_of_names_without_duplicates() {
         let architecture = testing::architecture(2);
         let copies = |names: &[&str], targets: &[LinearModule]| {
             let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn ia3_scales_what_the_paper_scales_unless_told_otherwise() {
+    fn ia3_scales_the_papers_layers_by_default() {
         let architecture = testing::architecture(1);
         let layers = |targets: &Targets| -> Vec<(String, bool)> {
             let layers = scaled_layers(targets, &architecture).unwrap();

@@ -1,48 +1,51 @@
-//! What a run would train and need, before it starts.
+//! Forecasts what a run would train and how much memory it needs, before it starts.
 //!
-//! Bytes follow from how the engine computes. With e the bytes of a weight and activation (4 in f32, 2 in bf16):
+//! The byte counts follow from how the engine computes. Let e be the bytes of a weight or activation (4 in f32,
+//! 2 in bf16):
 //!
-//! - *weights*: every parameter once, e each, also those that lie quantised on disk; for QLoRA what [`Quantisation`] says.
-//! - *adapter*, *gradients*, *optimizer*: per trained parameter 4 bytes each for its value and its gradient, 8 for
-//!   AdamW's two moments: all in f32. Full fine-tuning trains a copy of every weight beside the base's own.
-//! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the width, Q and K the
-//!   widths of all query heads and of all key heads, h query heads, F the feed-forward width, and a tensor that only an
-//!   adapter reads back counted only where one reads it:
-//!   - each norm keeps its input: eH, once for two that read the same; an RMS norm keeps it in f32: 4H, where the
-//!     engine's own kernels for the processor do not serve (on a GPU, for Gemma's, and where the norm itself is
-//!     trained: then eH more in bf16 for what its weight reads back); for adapters on query, key or value and on gate
-//!     or up their outputs: eH each, once where both parts read the same. The norms of query and key heads keep Q + K
-//!     alike;
-//!   - attention keeps query, key, value and result: e(2Q + 2K), and 4h for the normalisers of its softmax. Where scores are
-//!     capped or biased they stand in memory, so that with L tokens in the longest row h · L · (4, e more in bf16, and e
-//!     more for a cap) are kept instead, keys and values are repeated for each query head: e · 4Q, and the mask takes L.
-//!     A window that is shorter than L makes a mask: eL;
-//!   - the feed-forward part keeps gate and up: 2eF, without a gate only up: eF; and what goes into down for an adapter
-//!     there: eF;
-//!   - on a GPU, or where the gate's activation is not SiLU, the activated gate too: eF; on a GPU, and where attention
-//!     has scores or masks in memory, also its result once more, laid end to end, for an adapter on the output
-//!     projection: eQ;
-//!   - each LoRA adapter keeps its input times A: e · rank; dropout keeps mask and masked input: 2e · in, in place of the
-//!     shared input; DoRA keeps the output that it scales: e · out;
-//!   - IA3 keeps what it scales: the input that a scaled input reads back, or the output: e · out;
-//!   - full fine-tuning reads every layer's input back;
-//!   - a prefix lies before the keys and values of each document once more: e · 2K per token, its own tokens included;
-//!   - in bf16 what is trained in the place of weights, or as an adapter's factors, once more in bf16.
+//! - *weights*: e for every parameter, even if the file stores it quantised; for QLoRA, see [`Quantisation`].
+//! - *adapter*, *gradients*, *optimizer*: for each trained parameter 4 bytes for its value, 4 for its gradient and
+//!   8 for AdamW's two moments, all in f32. Full fine-tuning trains a copy of every weight and keeps the base's
+//!   own as well.
+//! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the hidden width,
+//!   Q and K the widths of all query heads and of all key heads, h the number of query heads, and F the
+//!   feed-forward width. A tensor that only an adapter needs in the backward pass is counted only if there is one:
+//!   - Each norm keeps its input: eH, once for two norms with the same input. An RMS norm keeps it in f32, 4H, where
+//!     the engine's own CPU kernels are not used: on a GPU, for Gemma's norm, and if the norm is trained (which takes
+//!     another eH in bf16, for the gradient of its weight). For adapters on query, key or value, and on gate or up,
+//!     the norm's output is kept: eH each, once if both parts have the same input. The norms of query and key heads
+//!     keep Q + K in the same way.
+//!   - Attention keeps query, key, value and result: e(2Q + 2K), and 4h for the normalisers of its softmax. Scores
+//!     that are capped or biased are held in memory: with L tokens in the longest row, h · L · 4 is kept for them
+//!     (e more in bf16, and e more for a cap), keys and values are repeated for each query head, e · 4Q, and the
+//!     mask takes L. A window shorter than L needs a mask: eL.
+//!   - The feed-forward part keeps gate and up, 2eF, or only up, eF, if it has no gate. For an adapter on down its
+//!     input is kept: eF.
+//!   - On a GPU, or if the gate's activation is not SiLU, the activated gate is kept: eF. On a GPU, and if
+//!     attention holds scores or masks in memory, an adapter on the output projection needs a contiguous copy of
+//!     attention's result: eQ.
+//!   - Each LoRA adapter keeps its input times A: e · rank. Dropout keeps the mask and the masked input, 2e · in,
+//!     instead of the shared input. DoRA keeps the output that it scales: e · out.
+//!   - IA3 keeps what it scales: an input that is scaled (for its gradient), or the output: e · out.
+//!   - Full fine-tuning needs the input of every layer.
+//!   - A prefix needs a copy of the keys and values of each document, which follow its own: e · 2K per token, its
+//!     own tokens included.
+//!   - In bf16, trained weights that replace base weights, and an adapter's factors, have a copy in bf16.
 //!
-//!   Gradients on their way through one layer take, beside that, e · max(3F + 2H, 4Q + 2K + 2H) per token, with 2F in
-//!   place of 3F where there is no gate, and 8hL for scores that stand in memory. With recompute only each layer's
-//!   input is kept, eH per token, and one layer at a time is as above. QLoRA decodes one matrix at a time: the largest
-//!   of them, e each, and on a GPU [`DECODING`] bytes more for every element.
-//! - *logits*: the head works through the trained tokens in parts of at most [`LOGITS_AT_ONCE`] logits: e each on the
-//!   processor, where they become their gradient in place; 8 bytes in f32 (logits, and a copy that the normaliser
-//!   takes) and 10 in bf16 on a GPU, under a cap, and for preference pairs; on the processor e more for a head that is
-//!   trained, and in bf16 for an odd vocabulary; and twice eH per trained token.
-//!   A trained head keeps its gradient twice while the parts are worked through: 8 bytes for each of its weights.
+//!   Gradients that pass through one layer take another e · max(3F + 2H, 4Q + 2K + 2H) per token, with 2F instead of
+//!   3F if there is no gate, and 8hL for scores that are held in memory. With recompute only each layer's input is
+//!   kept, eH per token, and the above is needed for one layer at a time. QLoRA decodes one matrix at a time: e for
+//!   each element of the largest, and on a GPU [`DECODING`] more bytes.
+//! - *logits*: the head handles the trained tokens in parts of at most [`LOGITS_AT_ONCE`] logits. They take e each on
+//!   the CPU, where the gradient overwrites them. On a GPU, with a cap, and for losses over whole answers, they take
+//!   8 bytes in f32 (the logits and a copy for the normaliser) and 10 in bf16. On the CPU they take e more if the
+//!   head is trained, and in bf16 if the vocabulary is odd. Each trained token takes another 2eH. A trained head has
+//!   its gradient twice meanwhile: 8 bytes for each of its weights.
 //! - *runtime*: libtorch, its kernels and their workspaces ([`Place::runtime_bytes`]), measured, not derived.
 //!
-//! The micro-batch is the largest that can come up: without packing the `batch_size` longest rows together, with packing
-//! `batch_size` full sequences. All its tokens count as trained, and as if no two rows began alike. On the processor a
-//! prompt's or prefix's virtual tokens are there once; on a GPU attention lays them out before every document.
+//! The micro-batch is the largest possible: the `batch_size` longest rows together or, with packing, `batch_size` full
+//! sequences. All its tokens count as trained, and no prefix counts as shared. On the CPU the virtual tokens of a
+//! prompt or prefix exist once; on a GPU attention copies them for every document.
 
 mod place;
 #[cfg(test)]
@@ -66,30 +69,29 @@ use crate::units::bytes;
 /// What a run would train and need.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// How many numbers.
+    /// Numbers of parameters.
     pub parameters: Parameters,
-    /// At its highest.
+    /// At its peak.
     pub memory: Memory,
-    /// Optimiser updates.
+    /// Number of optimiser updates.
     pub steps: u64,
-    /// Tokens read over the whole run.
+    /// Tokens read in the whole run.
     pub tokens: u64,
-    /// Size of one checkpoint.
+    /// Size of one checkpoint, in bytes.
     pub checkpoint_bytes: u64,
-    /// The number format that weights and activations would have: `f32` or `bf16`.
+    /// The dtype of weights and activations: `f32` or `bf16`.
     pub dtype: &'static str,
-    /// Whether activations would be computed again in the backward pass.
+    /// Whether activations would be recomputed in the backward pass.
     pub recompute: bool,
-    /// Bytes that are free where the run would compute.
+    /// Free bytes on the device of the run.
     pub available: u64,
 }
 
-/// How many numbers a run has to do with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Parameters {
     /// Of the base model; a tied head counts once.
     pub total: u64,
-    /// Trained.
+    /// Trained by the method.
     pub trainable: u64,
 }
 
@@ -100,66 +102,60 @@ pub struct Memory {
     pub weights: u64,
     /// Trained weights.
     pub adapter: u64,
-    /// Of the trained weights.
+    /// Gradients of the trained weights.
     pub gradients: u64,
-    /// The optimizer's state.
+    /// The state of AdamW.
     pub optimizer: u64,
-    /// What the backward pass of one micro-batch needs.
+    /// Kept for the backward pass of one micro-batch.
     pub activations: u64,
-    /// Of as many tokens as the head takes at once.
+    /// Logits of as many tokens as the head handles at once.
     pub logits: u64,
     /// Libraries and their workspaces.
     pub runtime: u64,
-    /// All of the above.
+    /// The sum of the above.
     pub total: u64,
 }
 
-/// Why there is no plan.
+/// Why there is no forecast.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// The targets do not fit the model.
+    /// The targets do not match the model.
     #[error(transparent)]
     Targets(#[from] TargetError),
-    /// The configuration names a GPU that is not there.
+    /// The configuration names a GPU that does not exist.
     #[error(
-        "model.device = \"cuda:{index}\" names a GPU that cannot be seen on this machine (`luthier doctor` tells what can); set \
-         it to \"auto\" or \"cpu\""
+        "model.device = \"cuda:{index}\" names a GPU that is not visible on this machine; see `luthier doctor`, or \
+         set it to \"auto\" or \"cpu\""
     )]
-    NoGpu {
-        /// Its number.
-        index: usize,
-    },
-    /// Full fine-tuning over a GGUF file, whose layout its result could not have.
+    NoGpu { index: usize },
+    /// Full fine-tuning of a GGUF file: its result is a folder in the layout of the base model, which a GGUF
+    /// file does not have.
     #[error(
-        "method.kind = \"full\" leaves a model folder behind, laid out as its base, and {file} is a GGUF file; give \
+        "method.kind = \"full\" writes a model folder with the layout of its base, but {file} is a GGUF file; give \
          model.path the model's Hugging Face folder, or use method.kind = \"lora\""
     )]
-    Layout {
-        /// The base model.
-        file: Shown,
-    },
-    /// The run would not fit.
+    Layout { file: Shown },
+    /// The run would not fit into memory.
     #[error(
         "the run needs about {} of memory, but {} are free{}; {remedy}",
         bytes(plan.memory.total), bytes(plan.available), if *gpu { " on the GPU" } else { "" }
     )]
     TooLarge {
-        /// What was forecast.
         plan: Box<Plan>,
-        /// Whether a GPU is what is too small.
+        /// Whether the memory of a GPU is too small, not the machine's.
         gpu: bool,
-        /// What to change, with what each change saves.
+        /// What to change, and the memory needed after it.
         remedy: String,
     },
 }
 
-/// Forecasts a run on this machine; refuses one that cannot fit.
+/// Forecasts a run on this machine; an error if it cannot fit.
 pub fn plan(files: &ModelFiles, config: &Config, data: &DataSummary) -> Result<Plan, PlanError> {
     plan_at(files, config, data, Place::here(config)?)
 }
 
-/// As [`plan`], for another place.
+/// As [`plan`], for a given device.
 pub fn plan_at(
     files: &ModelFiles,
     config: &Config,
@@ -178,7 +174,7 @@ pub fn plan_at(
         memory,
         steps,
         tokens,
-        // Weights, two moments each, and little else.
+        // Weights, two moments each, and a little more.
         checkpoint_bytes: trainable * 12 + CHECKPOINT_EXTRAS,
         dtype: if half { "bf16" } else { "f32" },
         recompute,
@@ -191,9 +187,10 @@ pub fn plan_at(
     Err(PlanError::TooLarge { plan: Box::new(plan), gpu: place.gpu, remedy })
 }
 
-/// Steps of the run and tokens read in them.
+/// Number of steps of the run, and tokens read in them.
 fn course(config: &Config, data: &DataSummary) -> (u64, u64) {
-    /// Enough steps to tell the tokens per step; finding the epoch of a far step means packing all before it.
+    /// Enough steps to know the tokens per step. The epoch of a later step would need packing of all steps
+    /// before it.
     const MOST: u64 = 10_000;
     let order = StepOrder::new(&data.train_lengths, config);
     let steps = order.total_steps();
@@ -205,7 +202,7 @@ fn course(config: &Config, data: &DataSummary) -> (u64, u64) {
     (steps, (per_step * steps as f64).round() as u64)
 }
 
-/// The base model, as far as sizes go.
+/// The sizes of the base model.
 struct Model<'a> {
     architecture: &'a Architecture,
     parameters: u64,
@@ -213,7 +210,7 @@ struct Model<'a> {
     quantised: Held,
 }
 
-/// What a run takes.
+/// The sizes of a run.
 struct Sizes {
     trainable: u64,
     memory: Memory,
@@ -268,7 +265,7 @@ impl Model<'_> {
     }
 }
 
-/// Manifest, configuration and headers of a checkpoint.
+/// Bytes of a checkpoint's manifest, configuration and headers.
 const CHECKPOINT_EXTRAS: u64 = 64 << 10;
 
 impl Memory {
@@ -278,7 +275,7 @@ impl Memory {
     }
 }
 
-/// Tokens of the largest micro-batch that can come up.
+/// Tokens of the largest possible micro-batch.
 fn largest_batch(config: &Config, data: &DataSummary) -> u64 {
     let rows = config.train.batch_size;
     if config.packs() {
@@ -290,12 +287,12 @@ fn largest_batch(config: &Config, data: &DataSummary) -> u64 {
     lengths.iter().take(rows).map(|&length| length as u64).sum()
 }
 
-/// Tokens of the longest row that comes up.
+/// Tokens of the longest row used.
 fn longest_row(config: &Config, data: &DataSummary) -> u64 {
     data.train_lengths.iter().map(|&length| length.min(config.data.max_length) as u64).max().unwrap_or(0)
 }
 
-/// Documents in the largest micro-batch: its rows, or with packing as many as fill its sequences on average.
+/// Documents in the largest micro-batch: its rows; with packing, the average number that fill its sequences.
 fn documents(config: &Config, data: &DataSummary) -> u64 {
     if !config.packs() {
         let each = config.train.algorithm.declaration().sides as u64;
@@ -305,15 +302,15 @@ fn documents(config: &Config, data: &DataSummary) -> u64 {
     (largest_batch(config, data) * rows).div_ceil(data.train_tokens.max(1))
 }
 
-/// The layers that a method acts on, by what it keeps of them.
+/// The layers that a method changes, by what must be kept for them.
 struct Touched {
-    /// Their input is read back in the backward pass.
+    /// Their input is read in the backward pass.
     read: Vec<LinearModule>,
     /// They have low-rank factors.
     factors: Vec<LinearModule>,
-    /// Their output is kept to be scaled.
+    /// Their output is kept in order to be scaled.
     scaled: Vec<LinearModule>,
-    /// Elements used in the type of the activations in the place of base weights.
+    /// Elements that replace base weights, in the dtype of activations.
     replaced: u64,
     /// Elements of a trained head.
     head: u64,
@@ -367,20 +364,20 @@ impl Touched {
 struct Shape<'a> {
     /// Bytes per element.
     element: u64,
-    /// Whether the engine's own kernels for the processor serve.
+    /// Whether the engine's own CPU kernels are used.
     fused: bool,
     /// Tokens of a micro-batch.
     batch: u64,
     /// Tokens of its longest row.
     longest: u64,
-    /// Virtual tokens before its documents.
+    /// Virtual tokens before each of its documents.
     virtual_tokens: u64,
     config: &'a Config,
     touched: &'a Touched,
 }
 
 impl Shape<'_> {
-    /// See the module's documentation.
+    /// See the documentation of the module.
     fn activations(&self, architecture: &Architecture, recompute: bool) -> u64 {
         let hidden = architecture.hidden as u64;
         let layers: Vec<u64> = (0..architecture.layers.len())
@@ -404,7 +401,7 @@ impl Shape<'_> {
             modules.iter().filter(move |module| module.layer == Some(index))
         }
         let dropout = self.config.method.dropout > 0.0;
-        // An adapter reads its input back; with dropout it reads its own masked copy instead.
+        // An adapter reads its input in the backward pass; with dropout it reads its own masked copy instead.
         let reads = |roles: &[Role]| {
             let is_read = within(&self.touched.read, index).any(|module| roles.contains(&module.role));
             u64::from(!dropout && is_read)
@@ -447,7 +444,7 @@ impl Shape<'_> {
         norms + 4 * attention.heads as u64 + self.scores(attention) + self.element * elements
     }
 
-    /// Bytes that a norm keeps of so many elements.
+    /// Bytes that a norm keeps for this many elements.
     fn normed(&self, norm: Norm, elements: u64) -> u64 {
         let trained = self.config.method.kind == MethodKind::Full;
         match norm {
@@ -458,12 +455,12 @@ impl Shape<'_> {
         }
     }
 
-    /// Whether a window is shorter than what it moves over.
+    /// Whether the window is shorter than the longest row, so that a mask is needed.
     fn is_masked(&self, attention: &AttentionSpec) -> bool {
         attention.window.is_some_and(|window| (window as u64) < self.longest)
     }
 
-    /// Bytes per token of scores that stand in memory, and of masks.
+    /// Bytes per token of scores and masks that are held in memory.
     fn scores(&self, attention: &AttentionSpec) -> u64 {
         let longest = self.longest;
         if !has_open_scores(attention) {
@@ -474,7 +471,7 @@ impl Shape<'_> {
         longest + attention.heads as u64 * longest * (4 + half + capped)
     }
 
-    /// Bytes per token of gradients on their way through a layer.
+    /// Bytes per token of gradients while they pass through a layer.
     fn passing(&self, hidden: u64, layer: &LayerSpec) -> u64 {
         let attention = &layer.attention;
         let (query, key) = (attention.query_width() as u64, attention.key_value_width() as u64);
@@ -487,7 +484,7 @@ impl Shape<'_> {
         self.element * (mlp.max(4 * query + 2 * key) + 2 * hidden) + scores
     }
 
-    /// Bytes of what is trained in the type of the activations, where that is another than its own.
+    /// Bytes of trained weights copied to the dtype of activations, if it differs from their own.
     fn copied_weights(&self, architecture: &Architecture, recompute: bool) -> u64 {
         if self.element == 4 {
             return 0;
@@ -498,7 +495,7 @@ impl Shape<'_> {
         if recompute { all / (architecture.layers.len() as u64).max(1) } else { all }
     }
 
-    /// Bytes of keys and values that are laid behind a prefix.
+    /// Bytes of keys and values that are copied to follow a prefix.
     fn prefixed(&self, architecture: &Architecture, recompute: bool) -> u64 {
         if self.config.method.kind != MethodKind::Prefix {
             return 0;
@@ -529,12 +526,13 @@ impl Shape<'_> {
     }
 }
 
-/// Whether no fused attention serves, because scores are changed before the softmax.
+/// Whether fused attention cannot be used, because scores are changed before the softmax.
 fn has_open_scores(attention: &AttentionSpec) -> bool {
     attention.score_cap.is_some() || attention.position == Position::Linear
 }
 
-/// What to change, in order of how little it changes the result: each change is tried on top of those before it.
+/// What to change, beginning with the changes that affect the result least. Each is tried in addition to
+/// those before it.
 fn remedy(
     model: &Model,
     config: &Config,
@@ -562,7 +560,7 @@ fn remedy(
     ))
 }
 
-/// Makes one change and says how it is written; `None` where it is made already.
+/// Makes one change and returns it as the user would write it; `None` if it is made already.
 type Change = fn(&mut Config, &mut DataSummary, &Plan) -> Option<String>;
 
 fn recomputed(config: &mut Config, _: &mut DataSummary, plan: &Plan) -> Option<String> {
@@ -607,5 +605,5 @@ fn shortened(config: &mut Config, data: &mut DataSummary, _: &Plan) -> Option<St
     Some(format!("data.max_length = {SHORT}"))
 }
 
-/// The length that is suggested where memory is short.
+/// The length that is suggested if memory is short.
 const SHORT: usize = 256;

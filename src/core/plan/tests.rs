@@ -9,7 +9,7 @@ use crate::model::testing;
 /// Parameters of SmolLM2-135M.
 const TOTAL: u64 = 134_515_008;
 
-/// The same in NF4, to the byte: embedding and norms stay dense.
+/// The same model in NF4, exact; embedding and norms stay dense.
 const QUANTISED: Held = Held { dense: 28_346_688, quantised: 54_770_040, largest_decoded: 1536 * 576 };
 
 fn config() -> Config {
@@ -41,7 +41,7 @@ fn of(config: &Config, lengths: &[usize], place: Place) -> Sizes {
 }
 
 #[test]
-fn parameters_are_those_that_peft_counts() {
+fn parameters_are_counted_as_in_peft() {
     assert_eq!(of(&config(), &[512], LARGE).trainable, 4_884_480);
     let mut queries = config();
     queries.method.targets = Targets::Names(vec!["q_proj".to_owned()]);
@@ -62,18 +62,18 @@ fn parts_follow_the_documented_sizes() {
 }
 
 #[test]
-fn bf16_halves_what_the_processors_own_kernels_keep() {
+fn bf16_halves_what_our_cpu_kernels_keep() {
     let mut half = config();
     half.model.dtype = Dtype::Bf16;
     let (full, half) = (of(&config(), &[512], LARGE).memory, of(&half, &[512], LARGE).memory);
-    // The normalisers of attention stay f32, and the factors are there in bf16 besides.
+    // The normalisers of attention stay f32, and there is a bf16 copy of the factors.
     let normalisers = 512 * 30 * 4 * 9;
     assert_eq!(half.activations, (full.activations - normalisers) / 2 + normalisers + 2 * 4_884_480);
     assert_eq!(half.logits, full.logits / 2);
 }
 
 #[test]
-fn logits_take_more_where_they_do_not_become_their_gradient_in_place() {
+fn logits_take_more_if_their_gradient_is_not_in_place() {
     let mut pairs = config();
     pairs.train.algorithm = crate::config::Algorithm::Dpo;
     let gpu = Place { gpu: true, ..LARGE };
@@ -96,8 +96,8 @@ fn only_what_adapters_read_back_is_kept() {
     let queries = |config: &mut Config| config.method.targets = Targets::Names(vec!["q_proj".to_owned()]);
     let all = |_: &mut Config| ();
     let gpu = Place { gpu: true, ..LARGE };
-    // Read by others than the query: the norm before the feed-forward part, its product, six times the rank, and where
-    // no fused kernel serves attention's result.
+    // Layers other than the query need the norm before the feed-forward part, its product, six times the
+    // rank, and, without a fused kernel, the result of attention.
     let per_layer = 576 + 1536 + 6 * 16;
     assert_eq!(kept(all, LARGE) - kept(queries, LARGE), 512 * 30 * 4 * per_layer);
     assert_eq!(kept(all, gpu) - kept(queries, gpu), 512 * 30 * 4 * (per_layer + 576));
@@ -107,7 +107,8 @@ fn only_what_adapters_read_back_is_kept() {
     assert_eq!(kept(dropped, gpu) - kept(all, gpu), 512 * 30 * 4 * (2 * inputs - shared));
 }
 
-/// What one layer of this `config.json` keeps for rows of these lengths, in bytes per token, by a LoRA of rank 1 on a GPU.
+/// Bytes per token that a layer of this `config.json` keeps for rows of these lengths, with a LoRA of rank 1
+/// on a GPU.
 fn kept_by(config_json: &Value, dtype: Dtype, lengths: &[usize]) -> u64 {
     let mut config = config();
     config.model.dtype = dtype;
@@ -123,7 +124,7 @@ fn kept_by(config_json: &Value, dtype: Dtype, lengths: &[usize]) -> u64 {
         let model = Model { architecture: &architecture, parameters: TOTAL, quantised };
         model.sizes(&config, &data(lengths), gpu).unwrap().memory.activations
     };
-    // What passes through, and what is there once, falls out of the difference.
+    // The difference of two layer counts removes gradients in passing and everything that exists once.
     let factors = testing::of_config(config_json).linear_modules();
     let factors = factors.iter().filter(|module| module.role != Role::Head);
     let factors: usize = factors.map(|module| module.in_features + module.out_features).sum();
@@ -137,7 +138,8 @@ fn every_kind_of_block_keeps_what_its_forward_needs() {
     let (h, f) = (64, 256);
     let neox = json!({"model_type": "gpt_neox", "vocab_size": 99, "hidden_size": h, "num_attention_heads": 4,
         "intermediate_size": f, "num_hidden_layers": 1});
-    // One input for both norms, both outputs, query, key, value and result, the latter once more; up and its activation.
+    // One input for both norms, both outputs, query, key, value and result (the result twice), up and its
+    // activation.
     let elements = h + 2 * h + 4 * h + h + 2 * f + 4;
     assert_eq!(kept_by(&neox, Dtype::F32, &[100]), 4 * elements + 4 * 4);
     assert_eq!(kept_by(&neox, Dtype::Bf16, &[100]), 2 * elements + 4 * 4);
@@ -152,7 +154,7 @@ fn every_kind_of_block_keeps_what_its_forward_needs() {
     let gated = 2 * h + 2 * h + 4 * h + h + 4 * f + 4;
     assert_eq!(kept_by(&phi3, Dtype::F32, &[100]), 4 * gated + 4 * 4);
     assert_eq!(kept_by(&phi3, Dtype::Bf16, &[100]), 2 * gated + 2 * 2 * h + 4 * 4);
-    // A window takes a mask where a row is longer.
+    // A window needs a mask if a row is longer.
     let mut windowed = phi3.clone();
     windowed["sliding_window"] = json!(60);
     assert_eq!(kept_by(&windowed, Dtype::F32, &[100]), kept_by(&phi3, Dtype::F32, &[100]) + 4 * 100);
@@ -160,7 +162,7 @@ fn every_kind_of_block_keeps_what_its_forward_needs() {
 }
 
 #[test]
-fn scores_that_stand_in_memory_grow_with_the_row() {
+fn scores_held_in_memory_grow_with_the_row() {
     let (h, f) = (64, 256);
     let gemma = json!({"model_type": "gemma2", "vocab_size": 99, "hidden_size": h, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": f, "num_hidden_layers": 1});
@@ -175,13 +177,13 @@ fn scores_that_stand_in_memory_grow_with_the_row() {
     assert_eq!(kept_by(&falcon, Dtype::F32, &[100]), 4 * layer + 4 * 4 + scores(100, 4));
     let qwen = json!({"model_type": "qwen3", "vocab_size": 99, "hidden_size": h, "num_attention_heads": 4,
         "num_key_value_heads": 4, "head_dim": 16, "intermediate_size": f, "num_hidden_layers": 1});
-    // Norms of query and key heads keep both before they are turned.
+    // Norms of query and key heads keep both before they are rotated.
     let layer = 2 * h + 2 * h + 2 * h + 4 * h + h + 4 * f + 7;
     assert_eq!(kept_by(&qwen, Dtype::F32, &[100]), 4 * layer + 4 * 4);
 }
 
 #[test]
-fn each_method_keeps_what_it_reads_back() {
+fn each_method_keeps_what_its_backward_pass_reads() {
     let of = |change: fn(&mut Config)| {
         let mut config = config();
         config.model.dtype = Dtype::F32;
@@ -190,7 +192,7 @@ fn each_method_keeps_what_it_reads_back() {
     };
     let lora = of(|_| ());
     let full = of(|config| config.method.kind = MethodKind::Full);
-    // The same inputs are read back, without factors in between.
+    // The same inputs are read, without low-rank inputs.
     assert_eq!(lora.activations - full.activations, 512 * 30 * 4 * 7 * 16);
     assert_eq!((full.adapter, full.optimizer), (TOTAL * 4, TOTAL * 8));
     assert_eq!(full.logits - lora.logits, 8 * 49_152 * 576);
@@ -209,7 +211,7 @@ fn each_method_keeps_what_it_reads_back() {
 }
 
 #[test]
-fn recompute_keeps_one_layer_and_is_chosen_where_memory_is_short() {
+fn recompute_keeps_one_layer_and_is_used_if_memory_is_short() {
     let full = of(&config(), &[512], LARGE);
     let mut again = config();
     again.train.recompute = Recompute::On;
@@ -232,7 +234,7 @@ fn bf16_halves_weights_and_is_the_default_on_a_gpu() {
 }
 
 #[test]
-fn qlora_takes_its_weights_quantised_and_decodes_one_at_a_time() {
+fn qlora_weights_are_quantised_and_decoded_one_at_a_time() {
     let mut qlora = config();
     qlora.method.kind = MethodKind::Qlora;
     for (place, element, decoding) in [(LARGE, 4, 4), (Place { gpu: true, ..LARGE }, 2, 2 + DECODING)] {
@@ -292,7 +294,7 @@ fn refusal(config: &Config, lengths: &[usize], available: u64) -> String {
 }
 
 #[test]
-fn what_cannot_fit_is_refused_with_what_would_help() {
+fn a_run_that_does_not_fit_is_refused_with_a_remedy() {
     let runtime = LARGE.runtime_bytes();
     let mut config = config();
     config.train.batch_size = 8;
@@ -316,7 +318,7 @@ fn what_cannot_fit_is_refused_with_what_would_help() {
 }
 
 #[test]
-fn a_layout_that_cannot_be_kept_and_wrong_targets_are_errors() {
+fn full_over_gguf_and_wrong_targets_are_errors() {
     let mut gguf = tiny();
     gguf.kind = ModelKind::Gguf;
     let mut full = config();

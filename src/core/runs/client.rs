@@ -1,4 +1,4 @@
-//! The workbench's end of the control socket.
+//! The client of the control socket, used by the workbench.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,34 +11,32 @@ use super::protocol::{PROTOCOL_VERSION, Reply, Request};
 use super::socket::{LineReader, LineWriter, connect_checked};
 use super::status::Status;
 
-/// How long a greeting may take: the server answers it without the engine's help.
+/// The server answers a greeting without the engine, so this can be short.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a run has to answer a request by default. A step on a slow machine can take that long.
+/// Default timeout of a request. A step on a slow machine can take that long.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A conversation with a live run: one request, one answer.
+/// A connection to a live run; each request gets one reply.
 pub struct Client {
     writer: LineWriter,
     reader: LineReader,
-    /// What the run said of itself.
+    /// What the run sent when we connected.
     pub greeting: Greeting,
 }
 
-/// What a run says of itself when a client connects.
+/// What a run sends to a client that connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
-    /// The run's id.
     pub run: String,
-    /// The engine's process.
+    /// Process id of the engine.
     pub pid: u32,
-    /// The engine's version.
     pub engine: String,
 }
 
 impl Client {
-    /// Connects to the run that stands so. Take the status from [`RunDir::status`], so that a dead run is
-    /// known as such.
+    /// Connects to the run with this status. Take the status from [`RunDir::status`], which detects a dead
+    /// run.
     pub fn connect(status: &Status) -> Result<Self, RunError> {
         let host = Host::this().name;
         if !status.state.is_live() {
@@ -56,13 +54,13 @@ impl Client {
         Self::connect_to(socket)
     }
 
-    /// Connects to a control socket.
     pub fn connect_to(socket: &Path) -> Result<Self, RunError> {
         let stream = connect_checked(socket)?;
         let mut writer = LineWriter::new(&stream)?;
         let mut reader = LineReader::new(stream);
         let sent = writer.send(&Request::Hello { version: PROTOCOL_VERSION });
-        // A run that turns its client away may have hung up before the greeting: why comes first.
+        // A run that refuses a client may have closed the connection before our greeting; its reason comes
+        // first.
         let answer = reader.receive(Some(HELLO_TIMEOUT)).map_err(|unheard| sent.err().unwrap_or(unheard))?;
         match answer {
             Some(Reply::Hello { run, pid, engine, .. }) => {
@@ -74,7 +72,7 @@ impl Client {
         }
     }
 
-    /// Asks, and waits for the answer: its message, or the run's refusal as an error.
+    /// Sends a request and waits for the reply: its message, or the run's refusal as an error.
     pub fn request(&mut self, request: &Request, timeout: Duration) -> Result<String, RunError> {
         self.writer.send(request)?;
         let deadline = Instant::now() + timeout;
@@ -89,28 +87,26 @@ impl Client {
         }
     }
 
-    /// Turns the conversation into a stream of the run's events from now on.
+    /// Turns the connection into a stream of the run's events from now on.
     pub fn subscribe(mut self) -> Result<Subscription, RunError> {
         self.request(&Request::Subscribe, HELLO_TIMEOUT)?;
         Ok(Subscription(self.reader))
     }
 }
 
-/// The events of a live run. Only a hint that there is something new: slow readers miss events, the journal
-/// has all of them.
+/// The events of a live run. Use it only as a hint that there is something new: slow readers miss events, but
+/// the journal has all of them.
 pub struct Subscription(LineReader);
 
-/// What a subscriber hears.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Heard {
-    /// An event.
     Event(Box<Event>),
-    /// That many events were dropped.
+    /// This many events were dropped.
     Missed(u64),
 }
 
 impl Subscription {
-    /// What comes next, or `Ok(None)` where nothing came within `timeout`. An error where the run is gone.
+    /// The next event, or `Ok(None)` if none came within `timeout`. An error if the run is gone.
     pub fn next(&mut self, timeout: Duration) -> Result<Option<Heard>, RunError> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -125,7 +121,7 @@ impl Subscription {
     }
 }
 
-/// Asks a run one thing over its control socket.
+/// Connects to a run and sends one request.
 pub fn ask(run: &RunDir, request: &Request) -> Result<String, RunError> {
     Client::connect(&run.status()?)?.request(request, REQUEST_TIMEOUT)
 }

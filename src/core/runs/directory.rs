@@ -1,4 +1,4 @@
-//! Run directories: made, found, listed, locked.
+//! Run directories: create, find, list, lock.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
@@ -22,37 +22,35 @@ use super::time;
 use crate::config::Config;
 use crate::files;
 
-/// Folder of a project's runs.
+/// The folder with a project's runs.
 pub const RUNS_FOLDER: &str = "runs";
 
-/// Everything the run uses, defaults written out.
+/// All settings of the run, with defaults written out.
 pub const CONFIG_FILE: &str = "config.toml";
 
-/// The journal.
 pub const JOURNAL_FILE: &str = "events.jsonl";
 
-/// What the process and the native libraries print.
+/// The output of the process and of native libraries.
 pub const ENGINE_LOG: &str = "engine.log";
 
-/// Held by the process that works on the run.
+/// Locked by the process that works on the run.
 const LOCK_FILE: &str = "run.lock";
 
-/// The starter holds the lock for the moment between starting the engine and noting its pid.
+/// The starter holds the lock only between starting the engine and writing its pid.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Longest slug in a run's id.
 const SLUG_LIMIT: usize = 40;
 
-/// How many runs of one second are told apart.
+/// How many runs with the same second and slug can exist.
 const RUNS_A_SECOND: u32 = 10_000;
 
-/// Larger files are no configuration.
+/// A larger file is not a configuration.
 const LARGEST_CONFIG: u64 = 1 << 20;
 
-/// How many runs an error names.
+/// How many runs an error lists.
 const NAMED_RUNS: usize = 5;
 
-/// One run's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunDir {
     id: String,
@@ -61,9 +59,9 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes a run directory with its `config.toml` and a status of `queued`. Its id is
-    /// `YYYYMMDD-HHMMSS-SLUG` in UTC, with a number after it where two runs would share it; the slug is
-    /// made from the method where none is given.
+    /// Creates a run directory with its `config.toml` and a status of `queued`. The id is
+    /// `YYYYMMDD-HHMMSS-SLUG` in UTC, with a number appended if the id is taken. Without a slug, the method's
+    /// name is used.
     pub fn create(project: &Path, config: &Config, slug: Option<&str>) -> Result<Self, RunError> {
         let text = config.to_toml();
         let label = slug.map_or_else(|| method_label(&text), str::to_owned);
@@ -93,7 +91,7 @@ impl RunDir {
             let mut status = Status { state: RunState::Queued, started: now, ..Status::default() };
             status.host = Host::this().name;
             status.write_atomic(&run.path)?;
-            // Last, since it is what makes the folder a run.
+            // Last, because a folder with a `config.toml` counts as a run.
             replace_file(&run.config_path(), config.as_bytes())?;
             return Ok(run);
         }
@@ -114,7 +112,7 @@ impl RunDir {
         }
     }
 
-    /// Finds a run of a project by the beginning of its id, by any part of it that only one run has, or as
+    /// Finds a run of a project by the beginning of its id, by any part of the id that is unique, or as
     /// `latest`.
     pub fn find(project: &Path, wanted: &str) -> Result<Self, RunError> {
         let ids = ids(project)?;
@@ -151,12 +149,12 @@ impl RunDir {
         &self.id
     }
 
-    /// The run directory, absolute.
+    /// Absolute.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The project it belongs to, absolute.
+    /// The project the run belongs to, absolute.
     pub fn project(&self) -> &Path {
         &self.project
     }
@@ -176,29 +174,29 @@ impl RunDir {
         self.path.join(ENGINE_LOG)
     }
 
-    /// The folder of a result: `adapter` of a parameter-efficient method, in PEFT layout, `model` of full fine-tuning, in
-    /// Hugging Face layout.
+    /// The folder of the result: `adapter` (PEFT layout) for a parameter-efficient method, `model` (Hugging
+    /// Face layout) for full fine-tuning.
     pub fn result_path(&self, form: ResultForm) -> PathBuf {
         self.path.join(form.folder())
     }
 
-    /// The result, where the run has left one behind.
+    /// The result, if the run has written one.
     pub fn result(&self) -> Option<(ResultForm, PathBuf)> {
         let found = ResultForm::ALL.map(|form| (form, self.result_path(form)));
         found.into_iter().find(|(form, path)| ResultForm::of(path) == Some(*form))
     }
 
-    /// Where the run stands, as seen from here and now: a dead one is `lost`.
+    /// The status as seen from this machine now; the state of a dead run is `lost`.
     pub fn status(&self) -> Result<Status, RunError> {
         Ok(Status::look(&self.path, &Host::this())?.unwrap_or_default())
     }
 
-    /// Its published checkpoints by step, unverified.
+    /// The published checkpoints by step, unverified.
     pub fn checkpoints(&self) -> Vec<Checkpoint> {
         list_checkpoints(&self.path)
     }
 
-    /// Takes the run for this process alone; an error names the process that has it.
+    /// Locks the run for this process. The error names the process that holds the lock.
     pub fn lock(&self) -> Result<RunLock, RunError> {
         self.lock_within(LOCK_PATIENCE)
     }
@@ -209,7 +207,7 @@ impl RunDir {
             .map_err(|holder| RunError::Locked { run: self.id.clone(), holder })
     }
 
-    /// The end of `engine.log`: its last whole lines, at most `lines`, cleaned for showing.
+    /// The last `lines` whole lines of `engine.log` at most, cleaned for the screen.
     pub fn log_tail(&self, lines: usize) -> Vec<String> {
         const TAIL: u64 = 64 * 1024;
         let Ok((mut file, length)) = files::open(&self.log_path()) else { return Vec::new() };
@@ -229,16 +227,16 @@ impl RunDir {
     }
 }
 
-/// Keeps every other process from working on the run, until dropped. Dies with the process that holds it.
+/// Keeps other processes from working on the run until dropped. The lock ends with its process.
 #[derive(Debug)]
 pub struct RunLock(#[expect(dead_code, reason = "held for its flock alone")] FolderLock);
 
-/// An advisory lock on a file whose content names the holder.
+/// An advisory lock on a file; the file's content names the holder.
 #[derive(Debug)]
 pub(crate) struct FolderLock(File);
 
 impl FolderLock {
-    /// Takes the lock, waiting at most `patience`; the inner error names the holder.
+    /// Takes the lock, waiting at most `patience`. The inner error names the holder.
     pub(crate) fn take(path: &Path, patience: Duration) -> Result<Result<Self, String>, RunError> {
         let deadline = Instant::now() + patience;
         let mut file = File::options()
@@ -257,7 +255,7 @@ impl FolderLock {
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let mut holder = String::new();
-                    // Who holds it is only for the message.
+                    // The holder's name is only for the message.
                     let _ = (&mut file).take(256).read_to_string(&mut holder);
                     let holder = crate::text::clean_line(holder.trim()).into_owned();
                     return Ok(Err(if holder.is_empty() { "another process".to_owned() } else { holder }));
@@ -267,7 +265,7 @@ impl FolderLock {
                 }
             }
         }
-        // What the file says is for people; the lock holds without it.
+        // The content is only for people; the lock works without it.
         let _ = file.set_len(0).and_then(|()| {
             file.write_all(format!("process {} on {}\n", std::process::id(), Host::this().name).as_bytes())
         });
@@ -277,26 +275,24 @@ impl FolderLock {
 
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        // Closing alone would leave the lock with a child that was forked meanwhile and has not reached its
-        // program yet.
+        // Closing the file is not enough: a child that was forked meanwhile and has not called exec yet would
+        // keep the lock.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
-/// What a list of runs shows of each.
+/// One run in a list of runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSummary {
-    /// The run's id.
     pub id: String,
-    /// The run directory.
     pub path: PathBuf,
-    /// As seen from here and now.
+    /// As seen from this machine now.
     pub state: RunState,
     /// What is trained, in short: `lora r16`.
     pub method: String,
-    /// Optimiser updates made.
+    /// Number of optimiser updates made.
     pub step: u64,
-    /// Optimiser updates planned; 0 while unknown.
+    /// Number of optimiser updates planned; 0 while unknown.
     pub total_steps: u64,
     /// Loss of the last step.
     pub loss: Option<Number>,
@@ -304,14 +300,13 @@ pub struct RunSummary {
     pub eval_loss: Option<Number>,
     /// Lowest loss of any evaluation.
     pub best_eval_loss: Option<Number>,
-    /// When it was started first.
+    /// When the run was first started.
     pub started: Timestamp,
-    /// What went wrong.
     pub failure: Option<Failure>,
 }
 
-/// A project's runs, newest first. Reads each run's status and the few lines of its configuration that name
-/// it, never its journal. A run whose status cannot be read is listed as lost, with the reason.
+/// A project's runs, newest first. Reads each run's status and a few lines of its configuration, never its
+/// journal. A run whose status cannot be read is listed as lost, with the reason.
 pub fn list(project: &Path) -> Result<Vec<RunSummary>, RunError> {
     let host = Host::this();
     let runs = project.join(RUNS_FOLDER);
@@ -363,7 +358,7 @@ fn ids(project: &Path) -> Result<Vec<String>, RunError> {
     for id in &ids {
         *of_a_second.entry(stamp_of(id).to_owned()).or_default() += 1;
     }
-    // Names tell runs of one second apart, but not which was first.
+    // The names of runs of the same second do not say which came first.
     ids.sort_by_cached_key(|id| {
         let shared = of_a_second.get(stamp_of(id)).is_some_and(|&count| count > 1);
         let status = if shared { Status::read(&runs.join(id)).ok().flatten() } else { None };
@@ -372,7 +367,7 @@ fn ids(project: &Path) -> Result<Vec<String>, RunError> {
     Ok(ids)
 }
 
-/// The second in which a run was made.
+/// The second in which a run was created.
 fn stamp_of(id: &str) -> &str {
     id.get(..STAMP).unwrap_or(id)
 }
@@ -380,14 +375,14 @@ fn stamp_of(id: &str) -> &str {
 /// Bytes of `YYYYMMDD-HHMMSS`.
 const STAMP: usize = 15;
 
-/// Runs of one second and name sort by their number, `_2` before `_10`.
+/// Sort key: ids that differ only in their number sort by it, `_2` before `_10`.
 fn order_of(id: &str) -> (String, u32) {
     let (base, number) = id.rsplit_once('_').unwrap_or((id, "1"));
     (base.to_owned(), number.parse().unwrap_or(1))
 }
 
-/// What a configuration trains, in short: `lora r16`, `dora r8`, `prefix 20`, `full`. It is read loosely: a list must show
-/// runs of other versions too.
+/// What a configuration trains, in short: `lora r16`, `dora r8`, `prefix 20`, `full`. Does not validate the
+/// configuration, because a list must show runs of other versions too.
 pub fn method_label(config: &str) -> String {
     let table: toml::Table = config.parse().unwrap_or_default();
     let Some(method) = table.get("method").and_then(toml::Value::as_table) else {
@@ -410,7 +405,7 @@ pub fn method_label(config: &str) -> String {
     }
 }
 
-/// Small letters, digits and single hyphens.
+/// Lower-case letters, digits and single hyphens.
 fn slug_of(text: &str) -> String {
     let mut slug = String::new();
     for character in text.chars() {
@@ -442,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_has_its_configuration_and_is_the_users_alone() {
+    fn a_run_has_its_configuration_and_only_its_user_may_read_it() {
         let project = tempfile::tempdir().unwrap();
         let config = config(&["method.rank=8"]);
         let run = RunDir::create(project.path(), &config, None).unwrap();
@@ -455,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_one_second_differ_and_sort_as_made() {
+    fn ids_of_one_second_differ_and_sort_by_creation() {
         let project = tempfile::tempdir().unwrap();
         let made: Vec<_> = (0..12)
             .map(|_| at(project.path(), "2026-08-23T14:02:11.9Z", "LoRA, rank 16!").id().to_owned())
@@ -479,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn methods_are_named_in_short() {
+    fn methods_have_short_labels() {
         for (set, label) in [
             ("method.variant=rslora", "rslora r16"),
             ("method.variant=plain", "lora r16"),
@@ -510,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_found_by_the_beginning_or_a_part_of_their_id() {
+    fn runs_are_found_by_part_of_their_id() {
         let project = tempfile::tempdir().unwrap();
         let missing = RunDir::find(project.path(), "latest").unwrap_err().to_string();
         assert!(missing.contains("no runs yet"), "{missing}");
@@ -529,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_shows_what_the_status_says() {
+    fn a_list_shows_the_status() {
         let project = tempfile::tempdir().unwrap();
         assert!(list(project.path()).unwrap().is_empty());
         let run = at(project.path(), "2026-08-23T14:02:11Z", "a");
@@ -550,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn one_process_at_a_time_works_on_a_run() {
+    fn only_one_process_can_lock_a_run() {
         let project = tempfile::tempdir().unwrap();
         let run = at(project.path(), "2026-08-23T14:02:11Z", "a");
         let lock = run.lock().unwrap();
@@ -561,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_log_is_shown_clean() {
+    fn the_end_of_the_log_is_cleaned() {
         let project = tempfile::tempdir().unwrap();
         let run = at(project.path(), "2026-08-23T14:02:11Z", "a");
         assert!(run.log_tail(5).is_empty());

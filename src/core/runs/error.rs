@@ -1,84 +1,68 @@
-//! What can go wrong with runs, in words for the user.
+//! Errors of runs, written for the user.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::text::{clean, clean_line};
 
-/// What can go wrong with run directories, engine processes and their sockets.
+/// Errors of run directories, engine processes and their sockets.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The file system refused something.
     #[error("cannot {doing} `{}`: {source}{}", shown(path), remedy(source))]
     Io {
-        /// What was tried: `read`, `write` …
+        /// The operation that failed: `read`, `write` …
         doing: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// Why not.
         source: io::Error,
     },
-    /// `status.json` is not what the engine writes.
+    /// `status.json` cannot be parsed.
     #[error(
         "`{}` is not a status file: {source}; the run's journal `events.jsonl` is still the truth about it",
         shown(path)
     )]
-    Status {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// The configuration of the run cannot be used.
+    Status { path: PathBuf, source: serde_json::Error },
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
-    /// Not a run directory.
     #[error("`{}` is not a run directory: it has no `config.toml`", shown(.0))]
     NotARun(PathBuf),
-    /// No run of that name.
     #[error("no run in this project begins with `{}`{}", clean_line(wanted), known_runs(known))]
     NotFound {
-        /// What was asked for.
+        /// The name that was searched for.
         wanted: String,
-        /// The newest runs there are.
+        /// The newest runs of the project.
         known: Vec<String>,
     },
-    /// The name fits several runs.
-    #[error("`{}` fits several runs: {}; write more of the name", clean_line(wanted), known.join(", "))]
+    /// The name matches several runs.
+    #[error("`{}` matches several runs: {}; write more of the name", clean_line(wanted), known.join(", "))]
     Ambiguous {
-        /// What was asked for.
+        /// The name that was searched for.
         wanted: String,
-        /// The runs it fits.
+        /// The runs it matches.
         known: Vec<String>,
     },
-    /// Another process works on the run.
+    /// Another process has the run's lock.
     #[error(
-        "run {run} is being worked on by {holder}; stop that one first, or attach to it with `luthier run show {run}`"
+        "run {run} is in use by {holder}; stop that process first, or watch the run with `luthier run show {run}`"
     )]
     Locked {
-        /// The run's id.
         run: String,
         /// The process that holds the lock.
         holder: String,
     },
-    /// There is no engine to start.
+    /// The engine is missing or cannot be started.
     #[error("{0}")]
     Engine(String),
     /// The control socket cannot be used.
     #[error("{0}")]
     Socket(String),
-    /// The other end answered with an error.
+    /// The other end replied with an error.
     #[error("{}", clean_line(.0))]
     Answer(String),
-    /// The other end did not answer in time.
     #[error(
-        "the run did not answer within {seconds} s; it may be in the middle of a long step, and does what it was asked after it"
+        "the run did not answer within {seconds} s; it may be in a long step, and will handle the request afterwards"
     )]
-    NoAnswer {
-        /// How long was waited.
-        seconds: u64,
-    },
-    /// What was asked for is not possible in the run's state.
+    NoAnswer { seconds: u64 },
+    /// The run's state does not allow the request.
     #[error("{0}")]
     Refused(String),
 }
@@ -114,7 +98,7 @@ fn known_runs(known: &[String]) -> String {
     }
 }
 
-/// Attaches what was tried to an IO error.
+/// Adds the operation and path to an IO error.
 pub(super) fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> RunError + 'a {
     move |source| RunError::Io { doing, path: path.to_owned(), source }
 }

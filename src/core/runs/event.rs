@@ -1,4 +1,4 @@
-//! What a journal line says.
+//! The events in a run's journal.
 
 use indexmap::IndexMap;
 use jiff::Timestamp;
@@ -12,58 +12,54 @@ use super::status::{Failure, RunState};
 use super::time::{self, millis};
 use crate::json;
 
-/// Metrics by name, as [`crate::algorithms`] declares them, in the order in which they were reported.
+/// Metrics by name, as declared in [`crate::algorithms`], in the order in which they were reported.
 pub type Metrics = IndexMap<String, Number>;
 
-/// Most values kept of a line that this version does not know.
+/// Limit on the values kept from a line that this version cannot read.
 const UNKNOWN_VALUES: usize = 1 << 18;
 
-/// The keys of a line that are not its body's.
+/// The keys that belong to the line, not to its body.
 const LINE_KEYS: [&str; 3] = ["kind", "time", "step"];
 
-/// One line of a run's journal. Written as one flat JSON object: `kind`, `time` and, where it has one,
-/// `step` first, then the body's own keys.
+/// One line of a run's journal. Written as one flat JSON object: first `kind`, `time` and, if present,
+/// `step`, then the keys of the body.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// When it happened, to the millisecond.
     pub time: Timestamp,
-    /// The optimiser update it belongs to: the number of updates made so far (the first is 1). What
-    /// happens between two updates carries the number of the one before.
+    /// The number of optimiser updates made so far; the first update is 1. An event between two updates has
+    /// the number of the earlier one.
     pub step: Option<u64>,
-    /// What happened.
     pub body: EventBody,
 }
 
-/// What happened, by kind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EventBody {
-    /// `run`: a process began to work on this run, fresh or resumed.
+    /// `run`: a process started or resumed the run.
     Run(Box<RunEvent>),
     /// `step`: one optimiser update.
     Step(StepEvent),
     /// `eval`: an evaluation on the held-out examples.
     Eval(EvalEvent),
-    /// `sample`: one reply to one prompt of the suite, or to one a person asked for.
+    /// `sample`: one reply to a prompt of the suite or of a user.
     Sample(SampleEvent),
     /// `checkpoint`: a checkpoint was published.
     Checkpoint(CheckpointEvent),
-    /// `edit`: a setting was changed while the run lived.
+    /// `edit`: a setting was changed during the run.
     Edit(EditEvent),
-    /// `alert`: something a person should look at.
+    /// `alert`: something that needs attention.
     Alert(AlertEvent),
     /// `state`: the run's state changed.
     State(StateEvent),
-    /// A kind this version does not know, or a known kind in a shape it cannot read. Kept whole: `keys`
-    /// are all keys but `kind`, `time` and `step`.
+    /// An unknown kind, or a known kind with a body that this version cannot read. Kept whole.
     Unknown {
-        /// The line's `kind`.
         kind: String,
-        /// Everything else the line said.
+        /// All keys but `kind`, `time` and `step`.
         keys: Map<String, Value>,
     },
 }
 
-/// What was started.
+/// Body of `run`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunEvent {
@@ -79,147 +75,145 @@ pub struct RunEvent {
     pub versions: IndexMap<String, String>,
     /// `cpu`, `cuda:0` …
     pub device: String,
-    /// The type computed in: `f32`, `bf16`.
+    /// The dtype of computation: `f32`, `bf16`.
     pub dtype: String,
-    /// How many weights there are.
     pub parameters: ParameterCount,
-    /// Rows trained on.
+    /// Number of training rows.
     pub train_rows: u64,
-    /// Rows held out.
+    /// Number of held-out rows.
     pub eval_rows: u64,
-    /// Steps until the end.
+    /// Number of steps planned.
     pub total_steps: u64,
-    /// Seed of everything random in the run.
+    /// Seed of all randomness in the run.
     pub seed: u64,
-    /// The checkpoint's step that this process goes on from. `step`, `eval` and `sample` events of a later
-    /// step that stand *before* this line were lost with the former process and happen again: a reader
-    /// of curves drops them.
+    /// The step of the checkpoint from which this process continues. `step`, `eval` and `sample` events of
+    /// later steps *before* this line were lost with the former process and are repeated; readers of curves
+    /// drop them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resumed_from: Option<u64>,
 }
 
-/// How many weights there are.
+/// Number of weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ParameterCount {
-    /// All of them, the adapter's included.
+    /// All, including the adapter's.
     pub total: u64,
     /// Those that the method trains.
     pub trainable: u64,
 }
 
-/// One optimiser update.
+/// Body of `step`: one optimiser update.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StepEvent {
-    /// The step's loss, as `train.algorithm` defines it: under SFT the mean over the trained tokens, natural logarithm.
+    /// The step's loss, as `train.algorithm` defines it. For SFT the mean over trained tokens, natural
+    /// logarithm.
     pub loss: Number,
     /// The learning rate this update used.
     pub learning_rate: Number,
     /// Norm of the gradient before clipping.
     pub grad_norm: Number,
-    /// Tokens read in this step, padding excluded.
+    /// Tokens in this step, without padding.
     pub tokens: u64,
     /// Tokens trained on in this step.
     pub trained_tokens: u64,
     /// `tokens / seconds`.
     pub tokens_per_second: Number,
-    /// Wall time of the step; pauses, evaluations and checkpoints excluded.
+    /// Wall time of the step, without pauses, evaluations and checkpoints.
     pub seconds: Number,
     /// Position in the data: 1.5 is the middle of the second epoch.
     pub epoch: Number,
     /// Resident memory of the process.
     pub memory_bytes: u64,
-    /// Memory allocated on the device, where it is not the CPU.
+    /// Memory allocated on the device, if it is not the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_memory_bytes: Option<u64>,
     /// How busy the device was, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load: Option<Number>,
-    /// What else `train.algorithm` reports of the step, before the update; keys of their own in the line.
+    /// The other metrics that `train.algorithm` reports, measured before the update. Keys of their own in the
+    /// line.
     #[serde(flatten, deserialize_with = "reported")]
     pub metrics: Metrics,
 }
 
-/// An evaluation on the held-out examples.
+/// Body of `eval`: an evaluation on the held-out examples.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EvalEvent {
-    /// The loss of the held-out examples, as `train.algorithm` defines it.
+    /// The loss on the held-out examples, as `train.algorithm` defines it.
     pub loss: Number,
-    /// What else `train.algorithm` reports; keys of their own in the line.
+    /// The other metrics that `train.algorithm` reports. Keys of their own in the line.
     #[serde(flatten, deserialize_with = "reported")]
     pub metrics: Metrics,
-    /// The objective's scores by name, 0 to 1, where replies were generated.
+    /// The objective's scores by name, 0 to 1, if replies were generated.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub scores: IndexMap<String, Number>,
-    /// How long it took.
+    /// Wall time.
     pub seconds: Number,
-    /// Held-out rows evaluated.
+    /// Number of held-out rows evaluated.
     pub rows: u64,
 }
 
-/// One reply to one prompt.
+/// Body of `sample`: one reply to one prompt.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SampleEvent {
-    /// What was asked (the last user message).
+    /// The last user message.
     pub prompt: String,
-    /// What the model answered.
     pub reply: String,
-    /// Position in the suite, from 0; missing where a person asked.
+    /// Position in the suite, from 0; missing if a user sent the prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
     /// The objective's scores of this reply by name, 0 to 1.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub scores: IndexMap<String, Number>,
-    /// Whether the objective's check passed, where there is one.
+    /// Whether the objective's check passed, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passed: Option<bool>,
 }
 
-/// A checkpoint was published.
+/// Body of `checkpoint`: a checkpoint was published.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CheckpointEvent {
     /// Folder, relative to the run directory.
     pub path: String,
-    /// Size of all its files.
+    /// Total size of its files.
     pub bytes: u64,
-    /// How long training stood still for it.
+    /// How long training waited for it.
     pub seconds: Number,
 }
 
-/// A setting was changed while the run lived.
+/// Body of `edit`: a setting was changed during the run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EditEvent {
-    /// Dotted key, as `train.learning_rate`.
+    /// Dotted key, such as `train.learning_rate`.
     pub key: String,
-    /// The value before, as TOML.
+    /// The old value, as TOML.
     pub old: String,
-    /// The value after, as TOML.
+    /// The new value, as TOML.
     pub new: String,
-    /// Who changed it and where: `config.toml`, or what the client of the control socket said.
+    /// Who changed it: `config.toml`, or the name that the client of the control socket gave.
     pub who: String,
     /// The first step that uses the new value.
     pub applied_at_step: u64,
 }
 
-/// Something a person should look at.
+/// Body of `alert`: something that needs attention.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AlertEvent {
-    /// What sort of thing.
     pub alert: AlertKind,
-    /// One or two sentences for the person.
+    /// One or two sentences for the user.
     pub message: String,
-    /// The rows behind it, where it has any (indices into the dataset).
+    /// The rows that caused it, if any (indices into the dataset).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rows: Vec<u64>,
 }
 
-/// Sorts of alert.
 #[derive(
     Clone,
     Copy,
@@ -240,48 +234,47 @@ pub enum AlertKind {
     Nan,
     /// The loss jumped.
     Spike,
-    /// Held-out loss rises while train loss falls.
+    /// The held-out loss rises while the training loss falls.
     Overfitting,
     /// The disk is full or nearly so.
     DiskLow,
     /// Memory ran out and the micro-batch was split.
     OomSplit,
-    /// Journal lines were kept back or lost.
+    /// Journal lines were delayed or lost.
     JournalGap,
-    /// A configuration edit was refused.
+    /// A configuration edit was rejected.
     EditRefused,
-    /// A checkpoint was unreadable and passed over, or could not be written.
+    /// A checkpoint was unreadable and skipped, or could not be written.
     Checkpoint,
-    /// Something about the data.
+    /// A problem in the data.
     Data,
-    /// A sort this version does not know.
+    /// A kind this version does not know.
     #[default]
     #[serde(other)]
     Other,
 }
 
-/// The run's state changed.
+/// Body of `state`: the run's state changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StateEvent {
-    /// The new state.
     pub state: RunState,
-    /// Why, in words: who asked, or what ended it.
+    /// The reason, in words: who asked, or why the run ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What went wrong, with `state` `failed`.
+    /// The failure, if `state` is `failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
 }
 
 impl Event {
-    /// An event of now.
+    /// An event with the current time.
     pub fn now(step: Option<u64>, body: impl Into<EventBody>) -> Self {
         Self { time: time::now(), step, body: body.into() }
     }
 
-    /// Reads one journal line (without or with its line end). Unknown kinds are kept, unknown keys of
-    /// known kinds are ignored.
+    /// Reads one journal line, with or without its line end. Unknown kinds are kept; unknown keys of known
+    /// kinds are ignored.
     pub fn from_line(line: &[u8]) -> Result<Self, serde_json::Error> {
         let head: Head = serde_json::from_slice(line)?;
         let known = match head.kind.as_str() {
@@ -302,7 +295,7 @@ impl Event {
         Ok(Self { time: head.time, step: head.step, body })
     }
 
-    /// The journal line, ending in a newline. Text inside is escaped by JSON, so a line is one line.
+    /// The journal line, ending in a newline. JSON escapes newlines in text, so it is always one line.
     pub fn to_line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).unwrap_or_else(|error| {
             let alert = AlertEvent {
@@ -321,7 +314,7 @@ impl Event {
 }
 
 impl EventBody {
-    /// The word in `kind`.
+    /// The value of `kind`.
     pub fn kind(&self) -> &str {
         match self {
             Self::Run(_) => "run",
@@ -367,13 +360,13 @@ struct Head {
     step: Option<u64>,
 }
 
-/// `time` and `step` have been read already; a body is looked for in the same line a second time, which
-/// costs less than serde's buffering for flattened enums.
+/// `time` and `step` have been read already. The line is parsed a second time for the body, which costs less
+/// than serde's buffering for flattened enums.
 fn body<T: DeserializeOwned>(line: &[u8], into: impl Fn(T) -> EventBody) -> Option<EventBody> {
     serde_json::from_slice(line).ok().map(into)
 }
 
-/// The metrics among what a body does not know: all numbers but those of the line itself.
+/// The metrics among the unknown keys of a body: all numbers, except the keys of the line itself.
 fn reported<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Metrics, D::Error> {
     let keys = Map::<String, Value>::deserialize(deserializer)?;
     let number = |(name, value): (String, Value)| {
@@ -495,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_reads_back_equal_from_one_line() {
+    fn every_kind_reads_back_equal() {
         for event in one_of_each() {
             let line = event.to_line();
             assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
@@ -518,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_keys_of_the_line_itself() {
+    fn metrics_are_keys_of_the_line() {
         let event = Event::now(Some(1), StepEvent { metrics: metrics([0.75, 0.5]), ..StepEvent::default() });
         let keys: Map<String, Value> = serde_json::from_slice(&event.to_line()).unwrap();
         assert_eq!(
@@ -531,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_nobody_declared_are_metrics_too() {
+    fn undeclared_numbers_are_metrics_too() {
         let line = r#"{"kind":"eval","time":"2026-08-23T14:02:11.250Z","step":3,"loss":0.5,"kl":"NaN","note":"a","more":[1],"bleu":0.25}"#;
         let EventBody::Eval(eval) = Event::from_line(line.as_bytes()).unwrap().body else { unreachable!() };
         let expected =
@@ -540,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_kept() {
+    fn unknown_kinds_and_bodies_are_kept() {
         for line in [
             r#"{"kind":"rung","time":"2026-08-23T14:02:11.250Z","step":3,"place":{"of":[1,2]}}"#,
             r#"{"kind":"step","time":"2026-08-23T14:02:11.250Z","step":3,"loss":["a","shape","of","the","future"]}"#,
@@ -559,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_line_is_no_event() {
+    fn a_torn_line_is_an_error() {
         for event in one_of_each() {
             let line = event.to_line();
             for end in 0..line.len() - 2 {
@@ -595,7 +588,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_line_is_refused_or_becomes_an_event_that_can_be_written(
+        fn a_damaged_line_is_refused_or_can_be_written(
             which in any::<prop::sample::Index>(),
             changes in changes(),
             damage in damage(),
@@ -604,7 +597,7 @@ mod tests {
             let spoilt = spoilt(&serde_json::from_slice(&line).unwrap(), &changes).to_string();
             for line in [spoilt.into_bytes(), damaged(&line, &damage)] {
                 let Ok(event) = Event::from_line(&line) else { continue };
-                // Finer times and repeated keys are lost the first time.
+                // The first reading drops digits below a millisecond and repeated keys.
                 let once = Event::from_line(&event.to_line()).unwrap();
                 prop_assert_eq!(Event::from_line(&once.to_line()).unwrap(), once);
             }

@@ -1,4 +1,4 @@
-//! Writing a run's journal without ever failing the run.
+//! Writes a run's journal. A failing disk never fails the run.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,13 +13,13 @@ use super::error::io_error;
 use super::event::{AlertEvent, AlertKind, Event};
 use super::time;
 
-/// Lines kept back at most while the disk refuses them.
+/// Most lines kept in memory while the disk fails.
 const KEPT_LINES: usize = 4096;
 
-/// Bytes kept back at most while the disk refuses them.
+/// Most bytes kept in memory while the disk fails.
 const KEPT_BYTES: usize = 4 << 20;
 
-/// Where journal lines go.
+/// Where journal lines are written.
 trait Sink: Write + Send {
     fn sync(&mut self) -> io::Result<()>;
 }
@@ -30,12 +30,12 @@ impl Sink for File {
     }
 }
 
-/// Appends events to `events.jsonl`, each with one write of one whole line. Where the disk refuses a line
-/// (full, failing), it is kept back, at most 4096 of them, and written as soon as the disk takes lines again,
-/// followed by an `alert` that marks the gap. The run goes on whatever happens.
+/// Appends events to `events.jsonl`, each with one write of one whole line. If the disk is full or failing,
+/// up to 4096 lines are kept in memory. They are written once the disk works again, followed by an `alert`
+/// that marks the gap. The run continues in any case.
 pub struct JournalWriter {
     sink: Box<dyn Sink>,
-    /// Lines the disk has not taken yet, oldest first.
+    /// Lines not written yet, oldest first.
     kept: VecDeque<Vec<u8>>,
     kept_bytes: usize,
     gap: Option<Gap>,
@@ -51,8 +51,8 @@ struct Gap {
 }
 
 impl JournalWriter {
-    /// Opens the journal for appending; makes it if there is none. A torn last line, left by a process that
-    /// was killed, is closed so that the next event stands on a line of its own.
+    /// Opens the journal for appending and creates it if missing. If a killed process left a torn last line,
+    /// a line end is added, so that the next event starts on its own line.
     pub fn open(path: &Path) -> Result<Self, RunError> {
         let mut file = File::options()
             .read(true)
@@ -82,13 +82,13 @@ impl JournalWriter {
         self.flush();
     }
 
-    /// What keeps the journal from being written at present, in words.
+    /// Why the journal cannot be written at present, in words.
     pub fn problem(&self) -> Option<&str> {
         self.gap.as_ref().map(|gap| gap.error.as_str())
     }
 
-    /// Tries again to write what was kept back, and asks the disk to hold everything so far. Meant for
-    /// checkpoints and the end of a run.
+    /// Writes the lines kept in memory, if the disk allows it, and syncs the file. For checkpoints and the
+    /// end of a run.
     pub fn sync(&mut self) {
         self.flush();
         if self.gap.is_none()
@@ -99,7 +99,7 @@ impl JournalWriter {
     }
 
     fn begin_gap(&mut self, error: &io::Error) {
-        tracing::warn!(%error, "the journal cannot be written; its lines are kept back");
+        tracing::warn!(%error, "the journal cannot be written; its lines are kept in memory");
         self.gap = Some(Gap { since: time::now(), error: error.to_string(), delayed: 0, lost: 0 });
     }
 
@@ -137,8 +137,8 @@ impl JournalWriter {
         }
     }
 
-    /// One write of one line. What the disk took only a part of is closed by a line end next time, so that
-    /// a torn line never swallows its successor.
+    /// Writes one line with one write. If only a part was written, the next write begins with a line end, so
+    /// that the torn line does not swallow the next.
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let joined;
         let bytes = if self.torn {
@@ -154,16 +154,16 @@ impl JournalWriter {
                     return Ok(());
                 }
                 Ok(count) if count + 1 == bytes.len() => {
-                    // The event is whole; only its line end is missing.
+                    // The event is complete; only its line end is missing.
                     self.torn = true;
                     return Ok(());
                 }
                 Ok(count) => {
-                    // A lone line end closes the torn line; anything longer begins one.
+                    // A single line end closes the torn line; anything longer begins a new one.
                     self.torn = if self.torn { count != 1 } else { count > 0 };
                     return Err(io::Error::new(
                         io::ErrorKind::StorageFull,
-                        "only a part of a line was written",
+                        "only part of a line was written",
                     ));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -196,7 +196,7 @@ impl Gap {
     }
 }
 
-/// Whether a file of lines ends in the middle of one.
+/// Whether a file ends in the middle of a line.
 pub(crate) fn ends_torn(file: &mut File) -> io::Result<bool> {
     if file.metadata()?.len() == 0 {
         return Ok(false);
@@ -214,8 +214,8 @@ mod tests {
     use super::*;
     use crate::runs::event::{EventBody, StepEvent};
 
-    /// What the disk does with each write in turn: takes that many bytes, or fails. After the script it
-    /// takes everything.
+    /// The result of each write in turn: the number of bytes accepted, or an error. After the script, every
+    /// write succeeds.
     #[derive(Default)]
     struct Disk {
         script: VecDeque<Result<usize, io::ErrorKind>>,
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_written_in_part_never_swallows_another() {
+    fn a_partly_written_line_never_swallows_another() {
         let line = step(1).to_line().len();
         for taken in 0..=line {
             let (_, disk) = write_all(vec![Ok(taken)], 3);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_back_is_bounded_and_the_loss_is_told() {
+    fn kept_lines_are_bounded_and_the_loss_is_reported() {
         let script = vec![Err(io::ErrorKind::StorageFull); 2 * KEPT_LINES];
         let (mut writer, disk) = write_all(script, KEPT_LINES as u64 + 100);
         assert!(writer.problem().is_some());
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_really_full_disk_fails_nothing() {
+    fn a_full_device_does_not_fail_the_run() {
         let mut writer = JournalWriter::open(Path::new("/dev/full")).unwrap();
         writer.append(&step(1));
         writer.append(&step(2));

@@ -1,8 +1,8 @@
-//! Runs as others see them: the run directory and its files, the journal written and read, the status,
-//! checkpoints, the control socket's two ends, and the start of engine processes.
+//! Run directories and their files: the journal (written and read), the status, checkpoints, both ends of the
+//! control socket, and starting engine processes.
 //!
-//! The journal is the truth about a run, the status file its summary, the socket a shortcut: everything can
-//! be seen and, through `config.toml`, edited without it.
+//! The journal is the truth about a run and the status file its summary. The socket is only a shortcut:
+//! without it a run can still be followed, and edited through `config.toml`.
 
 mod actions;
 mod checkpoint;

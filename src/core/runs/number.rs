@@ -1,4 +1,4 @@
-//! Numbers that stay honest in JSON.
+//! Numbers in JSON, including NaN and infinities.
 
 use std::fmt;
 
@@ -6,18 +6,16 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A measured number. JSON has no NaN and no infinity, so those are written as the strings `"NaN"`,
-/// `"Infinity"` and `"-Infinity"`; everything else is a plain JSON number. Two NaN compare equal, so that
-/// what was written can be compared with what was read.
+/// `"Infinity"` and `"-Infinity"`; all other values are plain JSON numbers. Two NaN compare equal, so that
+/// tests can compare what was written with what was read.
 #[derive(Clone, Copy, Default)]
 pub struct Number(pub f64);
 
 impl Number {
-    /// The number as a float.
     pub fn get(self) -> f64 {
         self.0
     }
 
-    /// Whether it is neither NaN nor an infinity.
     pub fn is_finite(self) -> bool {
         self.0.is_finite()
     }
@@ -30,7 +28,7 @@ impl From<f64> for Number {
 }
 
 impl From<f32> for Number {
-    /// Keeps the digits that the 32-bit number has: `0.1f32` becomes `0.1`, not `0.10000000149011612`.
+    /// Keeps the digits of the 32-bit number: `0.1f32` becomes `0.1`, not `0.10000000149011612`.
     fn from(value: f32) -> Self {
         Self(value.to_string().parse().unwrap_or_else(|_| f64::from(value)))
     }
@@ -130,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_json_cannot_hold_is_written_as_a_word() {
+    fn nan_and_infinities_are_written_as_strings() {
         for (value, text) in [
             (f64::NAN, "\"NaN\""),
             (f64::INFINITY, "\"Infinity\""),

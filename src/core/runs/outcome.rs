@@ -1,4 +1,4 @@
-//! The weights that a run leaves behind: in its result's folder, and in each checkpoint's.
+//! The trained weights that a run writes: in its result folder and in each checkpoint.
 
 use std::fs::File;
 use std::io;
@@ -13,17 +13,16 @@ use crate::model::ModelFiles;
 /// What a folder with trained weights holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResultForm {
-    /// An adapter, as PEFT lays it out.
+    /// An adapter in PEFT layout.
     Adapter,
-    /// A whole model, as Hugging Face lays it out.
+    /// A whole model in Hugging Face layout.
     Model,
 }
 
 impl ResultForm {
-    /// Both.
     pub const ALL: [Self; 2] = [Self::Adapter, Self::Model];
 
-    /// What a method leaves behind.
+    /// What a method writes.
     pub fn of_method(method: MethodKind) -> Self {
         match method {
             MethodKind::Full => Self::Model,
@@ -35,12 +34,12 @@ impl ResultForm {
         }
     }
 
-    /// What a folder holds, by the files in it.
+    /// What a folder holds, by its file names.
     pub fn of(folder: &Path) -> Option<Self> {
         Self::ALL.into_iter().find(|form| form.files().iter().all(|name| folder.join(name).is_file()))
     }
 
-    /// The folder in a run directory that holds the result.
+    /// The name of the result folder in a run directory.
     pub const fn folder(self) -> &'static str {
         match self {
             Self::Adapter => "adapter",
@@ -48,7 +47,7 @@ impl ResultForm {
         }
     }
 
-    /// The files that make it what it is.
+    /// The files by which the form is recognised.
     const fn files(self) -> [&'static str; 2] {
         match self {
             Self::Adapter => ["adapter_config.json", "adapter_model.safetensors"],
@@ -57,8 +56,8 @@ impl ResultForm {
     }
 }
 
-/// Names the weights that answer with those in `folder`, over the base weights of the fingerprint `base`: 64 hex digits,
-/// which follow from all bytes of an adapter's files, and from [`ModelFiles::fingerprint`] of a whole model.
+/// Identifies the weights in `folder` over the base weights with fingerprint `base`, as 64 hex digits. For an
+/// adapter it is computed from all bytes of its files, for a whole model from [`ModelFiles::fingerprint`].
 pub fn weights_fingerprint(folder: &Path, base: &str) -> io::Result<String> {
     let content = match ResultForm::of(folder) {
         Some(ResultForm::Model) => ModelFiles::open(folder).map_err(io::Error::other)?.fingerprint,
@@ -68,7 +67,7 @@ pub fn weights_fingerprint(folder: &Path, base: &str) -> io::Result<String> {
                 let path = folder.join(name);
                 let mut file = File::open(&path)?;
                 if !file.metadata()?.is_file() {
-                    return Err(io::Error::other(format!("{} is no ordinary file", path.display())));
+                    return Err(io::Error::other(format!("{} is not a regular file", path.display())));
                 }
                 io::copy(&mut file, &mut digest)?;
             }
@@ -85,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_known_by_its_files_and_its_weights_by_every_byte() {
+    fn the_fingerprint_depends_on_every_byte() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(ResultForm::of(folder.path()), None);
         assert!(weights_fingerprint(folder.path(), "base").is_err());

@@ -1,31 +1,28 @@
-//! Which process is which: a pid alone is not enough, since pids are used again.
+//! Process identity. A pid alone is not enough, since pids are reused.
 
 use crate::machine;
 
-/// A process that cannot be mistaken for another one.
+/// Identifies a process even after its pid was reused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessIdentity {
-    /// Process id.
     pub pid: u32,
     /// Start time in clock ticks since boot (field 22 of `/proc/PID/stat`, see proc(5)); 0 if unknown.
     pub start: u64,
-    /// Machine.
+    /// Host name.
     pub host: String,
-    /// Boot of that machine.
+    /// Boot id of that machine.
     pub boot_id: String,
 }
 
-/// A machine in one of its boots.
+/// A machine since its last boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// Host name.
     pub name: String,
     /// Random id of the boot.
     pub boot_id: String,
 }
 
 impl Host {
-    /// The machine we are on.
     pub fn this() -> Self {
         Self { name: machine::host_name(), boot_id: machine::boot_id() }
     }
@@ -37,7 +34,7 @@ impl ProcessIdentity {
         Self::of(std::process::id())
     }
 
-    /// A process of this machine.
+    /// A process on this machine.
     pub fn of(pid: u32) -> Self {
         let host = Host::this();
         Self {
@@ -49,8 +46,8 @@ impl ProcessIdentity {
     }
 }
 
-/// Whether the process that had this pid and start time on this machine still lives. A zombie, which holds
-/// no memory, does not.
+/// Whether the process with this pid and start time on this machine is still alive. A zombie holds no memory
+/// and counts as dead.
 pub fn is_alive(pid: u32, start: u64) -> bool {
     machine::process(pid)
         .is_some_and(|process| process.resident_bytes > 0 && (start == 0 || process.start == start))

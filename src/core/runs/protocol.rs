@@ -1,57 +1,50 @@
-//! What is said over a run's control socket: one JSON object a line, each way.
+//! The messages on a run's control socket: one JSON object per line, in both directions.
 
 use serde::{Deserialize, Serialize};
 
 use super::event::Event;
 
-/// Version of the protocol. Raised when a request or reply changes its meaning; added ones do not count.
+/// Protocol version. Raised when a request or reply changes its meaning, not when one is added.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Longest line either side accepts, in bytes.
+/// Longest line that either side accepts, in bytes.
 pub const MESSAGE_LIMIT: usize = 1 << 20;
 
-/// What a client asks of a run. The first request of a connection must be `Hello`.
+/// Requests to a run. The first request on a connection must be `Hello`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
-    /// Opens the conversation.
+    /// Opens the connection.
     Hello {
         /// [`PROTOCOL_VERSION`] of the client.
         version: u32,
     },
-    /// Hold still after the current step.
+    /// Wait after the current step.
     Pause,
-    /// Go on after a pause.
+    /// Continue after a pause.
     Resume,
     /// Write a checkpoint after the current step.
     Checkpoint,
     /// End the run.
-    Stop {
-        /// How.
-        when: StopWhen,
-    },
+    Stop { when: StopWhen },
     /// Change a setting.
     Edit {
-        /// Dotted key, as `train.learning_rate`.
+        /// Dotted key, such as `train.learning_rate`.
         key: String,
-        /// The new value, written as TOML.
+        /// The new value, as TOML.
         value: String,
-        /// Who asks, for the journal.
+        /// The client's name, for the journal.
         #[serde(default)]
         who: Option<String>,
     },
     /// Evaluate after the current step.
     Evaluate,
-    /// Answer a prompt with the weights of now.
-    Sample {
-        /// The user's message.
-        prompt: String,
-    },
-    /// Send every journal event from now on as well.
+    /// Answer a prompt with the current weights.
+    Sample { prompt: String },
+    /// Also send every journal event from now on.
     Subscribe,
 }
 
-/// How a run is ended.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, strum::Display, strum::EnumString,
 )]
@@ -61,56 +54,40 @@ pub enum StopWhen {
     /// After the current step, with a checkpoint and the adapter saved.
     #[default]
     Save,
-    /// After one more evaluation, saved as well.
+    /// After one more evaluation, and saved as well.
     AfterEval,
-    /// At once, without saving: what is past the last checkpoint is lost.
+    /// Immediately, without saving: steps after the last checkpoint are lost.
     Now,
 }
 
-/// What a run answers.
+/// Replies of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// Answer to `Hello`.
+    /// Reply to `Hello`.
     Hello {
         /// [`PROTOCOL_VERSION`] of the engine.
         version: u32,
-        /// The run's id.
         run: String,
-        /// The engine's process.
+        /// Process id of the engine.
         pid: u32,
-        /// The engine's version.
         engine: String,
     },
     /// Done, or will be done; in words for the user.
-    Ok {
-        /// What is done.
-        message: String,
-    },
-    /// Not done; in words for the user.
-    Error {
-        /// Why not.
-        message: String,
-    },
-    /// A journal event, to subscribers.
-    Event {
-        /// The event.
-        event: Box<Event>,
-    },
-    /// The subscriber was too slow: events before the next one were dropped. They are in the journal.
-    Missed {
-        /// How many.
-        events: u64,
-    },
+    Ok { message: String },
+    /// Refused; in words for the user.
+    Error { message: String },
+    /// A journal event, for subscribers.
+    Event { event: Box<Event> },
+    /// The subscriber was too slow: events before the next one were dropped. The journal has them.
+    Missed { events: u64 },
 }
 
 impl Reply {
-    /// `Ok` with a message.
     pub fn ok(message: impl Into<String>) -> Self {
         Self::Ok { message: message.into() }
     }
 
-    /// `Error` with a message.
     pub fn error(message: impl Into<String>) -> Self {
         Self::Error { message: message.into() }
     }
@@ -143,7 +120,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_texts_survive_the_wire(key in "\\PC*", value in "[\\PC\n\u{0}-\u{1f}]*", who in prop::option::of("\\PC*")) {
+        fn any_text_reads_back_equal(key in "\\PC*", value in "[\\PC\n\u{0}-\u{1f}]*", who in prop::option::of("\\PC*")) {
             let requests = [
                 Request::Edit { key: key.clone(), value: value.clone(), who },
                 Request::Sample { prompt: value.clone() },
@@ -160,7 +137,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_line_is_refused_or_understood(which in 0..4_usize, damage in damage()) {
+        fn a_damaged_line_is_refused_or_parsed(which in 0..4_usize, damage in damage()) {
             let lines = [
                 r#"{"request":"edit","key":"train.learning_rate","value":"1e-4","who":null}"#,
                 r#"{"request":"stop","when":"after_eval"}"#,

@@ -1,4 +1,4 @@
-//! Reading a journal that another process is writing.
+//! Reads a journal while another process writes it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -11,42 +11,40 @@ use super::error::io_error;
 use super::event::Event;
 use crate::files;
 
-/// Bytes read at once.
 const CHUNK: usize = 256 * 1024;
 
-/// A line longer than this is passed over: no event is that long.
+/// A longer line is skipped; no event is that long.
 const LINE_LIMIT: usize = 4 << 20;
 
-/// Bytes before the read position that are compared before reading on: enough to hold the time of a usual
-/// last line.
+/// Number of bytes before the read position that are compared before reading on. Usually enough to include
+/// the time of the last line.
 const WITNESS: usize = 1024;
 
-/// How many lines are read between two looks at the clock.
+/// Lines read between two checks of the time limit.
 const LINES_PER_LOOK: usize = 64;
 
-/// What one [`JournalReader::read`] found.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// New events, oldest first.
     pub events: Vec<Event>,
-    /// The file was replaced or cut short: these events are from its beginning, and what was read before
-    /// no longer counts.
+    /// The file was replaced or truncated: these events are from its beginning, and those read earlier are
+    /// void.
     pub restarted: bool,
-    /// Lines that were no events and passed over, such as those torn by a kill.
+    /// Lines that could not be parsed and were skipped, such as those torn by a kill.
     pub broken_lines: u64,
-    /// More is there already: read again without waiting.
+    /// More data is available: read again without waiting.
     pub more: bool,
 }
 
-/// Follows a journal from its beginning. A line is given out once it is whole; a last line without its end
-/// waits for the rest.
+/// Follows a journal from its beginning. A line is returned once it is complete; an unfinished last line
+/// waits.
 pub struct JournalReader {
     path: PathBuf,
     open: Option<Open>,
-    /// Bytes read and not given out yet; lines begin at `begin`.
+    /// Bytes read and not returned yet; the next line begins at `begin`.
     buffer: Vec<u8>,
     begin: usize,
-    /// Everything up to here was searched for a line end.
+    /// No line end before this position.
     searched: usize,
     /// In the middle of a line that is too long.
     skipping: bool,
@@ -56,20 +54,20 @@ struct Open {
     file: File,
     device: u64,
     inode: u64,
-    /// Where the next bytes come from.
+    /// File position of the next read.
     offset: u64,
     /// The last bytes before `offset`.
     witness: Vec<u8>,
 }
 
 impl JournalReader {
-    /// A reader at the beginning of the journal, which need not exist yet.
+    /// Starts at the beginning of the journal, which need not exist yet.
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), open: None, buffer: Vec::new(), begin: 0, searched: 0, skipping: false }
     }
 
-    /// Reads what is new: at most `max_events`, and for not much longer than `max_time`. Where nothing is
-    /// new, or no journal is there yet, the batch is empty.
+    /// Reads new events: at most `max_events`, and for not much longer than `max_time`. The batch is empty if
+    /// there is nothing new or no journal yet.
     pub fn read(&mut self, max_events: usize, max_time: Duration) -> Result<Batch, RunError> {
         let begun = Instant::now();
         let mut batch = Batch { restarted: self.follow()?, ..Batch::default() };
@@ -99,8 +97,8 @@ impl JournalReader {
         }
     }
 
-    /// Makes sure that the open file is the one at the path and still holds what was read of it; `true`
-    /// where reading started over.
+    /// Checks that the open file is still the one at the path and still has the bytes that were read. `true`
+    /// if reading started over.
     fn follow(&mut self) -> Result<bool, RunError> {
         let found = match fs::metadata(&self.path) {
             Ok(found) => found,
@@ -226,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_given_out_once_it_is_whole() {
+    fn a_line_is_returned_once_it_is_complete() {
         let journal = journal();
         let mut reader = JournalReader::new(&journal.path);
         assert!(reader.read(10, LONG).unwrap().events.is_empty());
@@ -241,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn count_and_time_bound_a_batch() {
+    fn a_batch_is_limited_by_count_and_time() {
         let journal = journal();
         append(&journal.path, &lines(1..=1000));
         let mut reader = JournalReader::new(&journal.path);
@@ -261,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_lines_are_counted_and_passed_over() {
+    fn broken_lines_are_counted_and_skipped() {
         let journal = journal();
         let mut bytes = lines([1]);
         bytes.extend_from_slice(b"{\"kind\":\"st\n\n\xff\xfe\nnull\n");
@@ -289,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_or_cut_journal_is_read_anew() {
+    fn a_replaced_or_truncated_journal_is_read_again() {
         let journal = journal();
         append(&journal.path, &lines(1..=5));
         let mut reader = JournalReader::new(&journal.path);
@@ -321,7 +319,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn however_it_is_written_and_read_every_event_comes_once(
+        fn every_event_is_returned_once(
             kinds in prop::collection::vec(0..3_u8, 0..40),
             cuts in prop::collection::vec(1..400_usize, 1..60),
             most in 1..7_usize,
@@ -351,7 +349,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_whatever_stop_the_reader(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        fn no_bytes_stop_the_reader(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
             let journal = journal();
             append(&journal.path, &bytes);
             append(&journal.path, b"\n");

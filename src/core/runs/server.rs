@@ -1,4 +1,4 @@
-//! The engine's end of the control socket.
+//! The server of the control socket, used by the engine.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -16,48 +16,47 @@ use super::socket::{
     Closer, LineReader, LineWriter, OwnListener, Peer, control_socket_path, sweep_stale_sockets,
 };
 
-/// Clients at a time.
+/// Most clients at the same time.
 const CLIENTS: usize = 32;
 
-/// Requests that may wait for the engine.
+/// Most requests that wait for the engine.
 const WAITING_REQUESTS: usize = 64;
 
-/// Events that may wait for a slow subscriber; the oldest are dropped beyond it.
+/// Most events that wait for a slow subscriber; beyond that the oldest are dropped.
 const WAITING_EVENTS: usize = 256;
 
-/// A client that says nothing for this long after connecting is sent away.
+/// A client that sends nothing for this long after connecting is disconnected.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A request that waits for the engine's answer.
+/// A request that the engine must answer.
 #[derive(Debug)]
 pub struct Call {
-    /// What is asked. Never `Hello` or `Subscribe`, which the server answers itself.
+    /// Never `Hello` or `Subscribe`, which the server answers itself.
     pub request: Request,
-    /// Who asks.
+    /// Who sent the request.
     pub peer: Peer,
-    /// Takes the answer; dropping it unanswered tells the client that the run ended.
+    /// Sends the reply. Dropping it unused tells the client that the run ended.
     pub responder: Responder,
 }
 
 impl Call {
-    /// Answers.
     pub fn reply(self, reply: Reply) {
         self.responder.reply(reply);
     }
 }
 
-/// Takes the answer to one request.
+/// Sends the reply to one request.
 #[derive(Debug)]
 pub struct Responder(SyncSender<Reply>);
 
 impl Responder {
-    /// Answers. The client may be gone, which is no concern of the run.
+    /// Sends the reply. The client may be gone, which does not matter to the run.
     pub fn reply(self, reply: Reply) {
         let _ = self.0.try_send(reply);
     }
 }
 
-/// Listens at a run's control socket, in threads of its own, until dropped.
+/// Listens on a run's control socket, in its own threads, until dropped.
 pub struct Server {
     path: PathBuf,
     closer: Closer,
@@ -78,8 +77,8 @@ struct Client {
 }
 
 impl Server {
-    /// Listens at the run's control socket. `engine` is the engine's version, for clients. The caller holds
-    /// the run's lock, answers what arrives at the receiver, and notes [`Server::path`] in the status.
+    /// Listens on the run's control socket. `engine` is the engine's version, for clients. The caller holds
+    /// the run's lock, answers the calls from the receiver, and writes [`Server::path`] to the status.
     pub fn start(run: &RunDir, engine: &str) -> Result<(Self, Receiver<Call>), RunError> {
         let path = control_socket_path(run.path())?;
         if let Some(folder) = path.parent() {
@@ -90,7 +89,7 @@ impl Server {
 
     pub(crate) fn start_at(path: &Path, run: &str, engine: &str) -> Result<(Self, Receiver<Call>), RunError> {
         let listener = OwnListener::bind(path)?;
-        let broke = |error| RunError::Socket(format!("the control socket cannot be served: {error}"));
+        let broke = |error| RunError::Socket(format!("the control socket cannot be opened: {error}"));
         let closer = listener.closer().map_err(broke)?;
         let (calls, receiver) = mpsc::sync_channel(WAITING_REQUESTS);
         let shared = Arc::new(Shared {
@@ -109,12 +108,12 @@ impl Server {
         Ok((Self { path: path.to_owned(), closer, shared, listening: Some(listening) }, receiver))
     }
 
-    /// The socket's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Sends an event to every subscriber. Never waits: a slow subscriber misses events, and is told how many.
+    /// Sends an event to every subscriber. Never waits: a slow subscriber misses events and gets their
+    /// number.
     pub fn publish(&self, event: &Event) {
         let clients: Vec<_> =
             self.shared.clients().iter().filter(|client| client.outbox.is_subscriber()).cloned().collect();
@@ -134,7 +133,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.closer.close();
         if let Some(listening) = self.listening.take() {
-            // A panic there has nothing to do with the run.
+            // A panic in that thread must not affect the run.
             let _ = listening.join();
         }
         for client in self.shared.clients().drain(..) {
@@ -163,7 +162,7 @@ impl Shared {
     }
 
     fn admit(self: &Arc<Self>, stream: UnixStream, peer: Peer) -> Result<(), RunError> {
-        let broke = |error| RunError::Socket(format!("no thread for a connection: {error}"));
+        let broke = |error| RunError::Socket(format!("cannot start a thread for a connection: {error}"));
         let mut writer = LineWriter::new(&stream)?;
         let reading = stream.try_clone().map_err(broke)?;
         let client = Arc::new(Client { stream, outbox: Outbox::default() });
@@ -269,12 +268,12 @@ impl Shared {
 
 impl Client {
     fn end(&self) {
-        // A connection that is closed already is what was wanted.
+        // An error means that the connection is closed already.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
 
-/// What waits to be written to one client.
+/// Lines to write to one client.
 #[derive(Default)]
 struct Outbox {
     waiting: Mutex<Waiting>,
@@ -283,7 +282,7 @@ struct Outbox {
 
 #[derive(Default)]
 struct Waiting {
-    /// Answers; few, since a client waits for each.
+    /// Replies; few, because a client waits for each.
     replies: VecDeque<Vec<u8>>,
     events: VecDeque<Arc<[u8]>>,
     missed: u64,
@@ -322,7 +321,7 @@ impl Outbox {
         self.changed.notify_one();
     }
 
-    /// What was pushed before is still written.
+    /// Lines pushed earlier are still written.
     fn close(&self) {
         self.waiting().closed = true;
         self.changed.notify_one();
@@ -393,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_reaches_the_engine_and_its_answer_the_client() {
+    fn a_request_gets_the_engines_reply() {
         let running = start();
         let engine = thread::spawn({
             let calls = running.calls;
@@ -424,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_in_a_long_step_is_waited_for_only_so_long() {
+    fn a_request_times_out_during_a_long_step() {
         let running = start();
         let mut client = Caller::connect_to(&running.path).unwrap();
         let error = client.request(&Request::Pause, Duration::from_millis(20)).unwrap_err();
@@ -433,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_greet_properly_is_sent_away() {
+    fn a_client_without_a_proper_hello_is_disconnected() {
         let running = start();
         let answer = raw(&running.path, "{\"request\":\"pause\"}\n");
         assert!(answer.contains("first request must be `hello`"), "{answer}");
@@ -444,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_not_understood_ends_nothing() {
+    fn an_unknown_request_does_not_end_the_connection() {
         let running = start();
         let answer = raw(
             &running.path,
@@ -457,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn subscribers_hear_events_and_others_do_not() {
+    fn only_subscribers_get_events() {
         let running = start();
         let mut subscription = Caller::connect_to(&running.path).unwrap().subscribe().unwrap();
         let mut other = Caller::connect_to(&running.path).unwrap();
@@ -469,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_that_does_not_read_holds_nobody_up() {
+    fn a_subscriber_that_does_not_read_blocks_nobody() {
         const EVENTS: u64 = 20_000;
         let running = start();
         let mut subscription = Caller::connect_to(&running.path).unwrap().subscribe().unwrap();
@@ -493,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_clients_at_a_time() {
+    fn the_number_of_clients_is_limited() {
         let running = start();
         let clients: Vec<_> = (0..CLIENTS).map(|_| Caller::connect_to(&running.path).unwrap()).collect();
         let refused = Caller::connect_to(&running.path).err().unwrap();
@@ -503,12 +502,12 @@ mod tests {
     }
 
     #[test]
-    fn its_end_is_heard_and_leaves_no_socket() {
+    fn its_end_closes_connections_and_removes_the_socket() {
         let Running { _folder, path, server, calls: _calls } = start();
         let mut subscription = Caller::connect_to(&path).unwrap().subscribe().unwrap();
         server.publish(&step(1));
         drop(server);
-        assert!(subscription.next(LONG).unwrap().is_some(), "what was published before is still heard");
+        assert!(subscription.next(LONG).unwrap().is_some(), "events published earlier still arrive");
         assert!(subscription.next(LONG).is_err());
         assert!(!path.exists());
         assert!(Server::start_at(&path, "again", "0.1.0").is_ok());

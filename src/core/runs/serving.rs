@@ -1,5 +1,5 @@
-//! What is said between the workbench and `luthier-engine serve`: one JSON object a line, each way, over a
-//! Unix socket.
+//! The messages between the workbench and `luthier-engine serve`: one JSON object per line, in both
+//! directions, over a Unix socket.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,62 +15,57 @@ use super::socket::{LineReader, LineWriter, connect_checked};
 /// Version of the serving protocol.
 pub const SERVING_VERSION: u32 = 1;
 
-/// What is asked of the server. The first request of a connection must be `Hello`.
+/// Requests to the server. The first request on a connection must be `Hello`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum ServeRequest {
-    /// Opens the conversation; answered with `Ready` once the base model is loaded.
+    /// Opens the connection; answered with `Ready` once the base model is loaded.
     Hello {
         /// [`SERVING_VERSION`] of the client.
         version: u32,
     },
-    /// Load the base model of a run (its `config.toml`), or of the project where `run` is missing. Answered
+    /// Load the base model of a run (from its `config.toml`), or of the project if `run` is missing. Answered
     /// with `Ready`, or with `Error` with id 0.
     Load {
         /// Run directory.
         run: Option<PathBuf>,
     },
-    /// Answer prompts, each row with the base model or with an adapter over it, as one batch.
+    /// Answer prompts as one batch, each row with the base model or an adapter over it.
     Generate {
-        /// Chosen by the client; comes back with every token.
+        /// Chosen by the client; returned with every token.
         id: u64,
-        /// What to answer.
         rows: Vec<GenerateRow>,
-        /// How to choose tokens.
         sampling: Sampling,
     },
-    /// Give up a generation; its rows end with `Cancelled`.
-    Cancel {
-        /// The generation's id.
-        id: u64,
-    },
+    /// Cancel a generation; its rows end with `Cancelled`.
+    Cancel { id: u64 },
 }
 
 /// One conversation to answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerateRow {
-    /// PEFT adapter folder; missing for the base model as it is.
+    /// PEFT adapter folder; missing for the base model alone.
     pub adapter: Option<PathBuf>,
-    /// The conversation so far, the system prompt included.
+    /// The conversation so far, including the system prompt.
     pub messages: Vec<Message>,
-    /// Seed of this row's choices.
+    /// Seed for sampling this row.
     pub seed: u64,
 }
 
-/// How tokens are chosen.
+/// How tokens are sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// 0 takes the most likely token each time.
+    /// 0 always takes the most likely token.
     pub temperature: f64,
-    /// Smallest set of tokens that holds this much probability.
+    /// Samples from the smallest set of tokens with this total probability.
     pub top_p: f64,
-    /// Most likely tokens considered; 0 considers all.
+    /// Samples from this many most likely tokens; 0 from all.
     pub top_k: usize,
-    /// Longest reply.
+    /// Limit on the length of a reply.
     pub max_new_tokens: usize,
 }
 
-/// What the server says.
+/// Replies of the server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum ServeReply {
@@ -83,73 +78,69 @@ pub enum ServeReply {
         /// `cpu`, `cuda:0` …
         device: String,
     },
-    /// The model is being loaded: sent so that waiting can be shown.
+    /// The model is being loaded. Sent so that the client can show progress.
     Loading {
-        /// What is being done.
+        /// What is being done, in words.
         message: String,
     },
     /// A piece of a reply.
     Token {
-        /// The generation.
+        /// The generation's id.
         id: u64,
-        /// Row within it.
+        /// Row in the generation.
         row: usize,
         /// Text to append.
         text: String,
     },
     /// A row is finished.
     Done {
-        /// The generation.
+        /// The generation's id.
         id: u64,
-        /// Row within it.
+        /// Row in the generation.
         row: usize,
-        /// Why it ended.
         reason: DoneReason,
-        /// Tokens generated.
+        /// Number of tokens generated.
         tokens: usize,
         /// Time from the request to the last token.
         seconds: f64,
-        /// Fingerprint of what answered: of the base weights, or of the adapter's over them.
+        /// Fingerprint of the weights used: of the base model, or of the adapter over it.
         weights: String,
     },
-    /// A generation (or, with id 0, a load) failed, in words for the user.
+    /// A generation (or, with id 0, a load) failed.
     Error {
-        /// The generation.
+        /// The generation's id.
         id: u64,
-        /// Why.
+        /// The reason, in words for the user.
         message: String,
     },
 }
 
-/// Why a reply ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::Display, strum::EnumString)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum DoneReason {
     /// The model ended it.
     Stop,
-    /// It reached the longest length.
+    /// It reached `max_new_tokens`.
     Length,
-    /// The client gave up.
+    /// The client cancelled it.
     Cancelled,
 }
 
-/// The workbench's end: a sender and a receiver that may live in different threads.
+/// The client's end: a sender and a receiver, which can be used in different threads.
 pub struct ServingClient {
-    /// Sends requests.
     pub sender: ServingSender,
-    /// Receives replies.
     pub receiver: ServingReceiver,
 }
 
 /// Sends requests to the server.
 pub struct ServingSender(LineWriter);
 
-/// Receives what the server says.
+/// Receives replies from the server.
 pub struct ServingReceiver(LineReader);
 
 impl ServingClient {
-    /// Connects to a server of the same user. Says nothing yet.
+    /// Connects to a server of the same user. Sends nothing yet.
     pub fn connect(socket: &Path) -> Result<Self, RunError> {
         Self::over(connect_checked(socket)?)
     }
@@ -161,14 +152,13 @@ impl ServingClient {
 }
 
 impl ServingSender {
-    /// Sends one request.
     pub fn send(&mut self, request: &ServeRequest) -> Result<(), RunError> {
         self.0.send(request)
     }
 }
 
 impl ServingReceiver {
-    /// The next reply; `Ok(None)` where none came within `timeout`. An error where the server is gone.
+    /// The next reply; `Ok(None)` if none came within `timeout`. An error if the server is gone.
     pub fn receive(&mut self, timeout: Duration) -> Result<Option<ServeReply>, RunError> {
         self.0.receive(Some(timeout))
     }

@@ -1,4 +1,4 @@
-//! Unix sockets of the user's own: where they live, who may speak, and how lines travel over them.
+//! Unix sockets that only their user may use: where they are, who may connect, and how lines are sent.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Read, Write};
@@ -19,23 +19,23 @@ use super::error::{io_error, shown};
 use super::protocol::MESSAGE_LIMIT;
 use crate::hash::hex;
 
-/// Longest path the kernel takes for a socket (`sun_path` of 108 bytes with its end mark, see unix(7)).
+/// Longest socket path the kernel accepts (`sun_path` of 108 bytes with its terminating zero, see unix(7)).
 const PATH_LIMIT: usize = 107;
 
-/// A peer that takes nothing off its socket for this long is given up.
+/// A peer that reads nothing for this long is disconnected.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A timeout of zero would mean none to the kernel.
+/// The kernel takes a timeout of zero as no timeout.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
-/// The folder of this user's sockets: `$XDG_RUNTIME_DIR/luthier`, or `/tmp/luthier-UID`. Made if missing
-/// (0700) and refused if it is not a real folder of the user's own that nobody else may enter.
+/// The folder of this user's sockets: `$XDG_RUNTIME_DIR/luthier`, or `/tmp/luthier-UID`. Created with mode
+/// 0700 if missing. Refused unless it is a real folder that belongs to the user and is closed to others.
 pub fn socket_folder() -> Result<PathBuf, RunError> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     socket_folder_in(runtime.as_deref(), Path::new("/tmp"))
 }
 
-/// Longest file name we make: `serve-`, 16 hexadecimal digits, `.sock`.
+/// Longest file name used: `serve-`, 16 hexadecimal digits, `.sock`.
 const NAME_LENGTH: usize = 27;
 
 fn socket_folder_in(runtime: Option<&Path>, temporary: &Path) -> Result<PathBuf, RunError> {
@@ -65,7 +65,7 @@ fn check_folder(folder: &Path, uid: u32) -> Result<(), RunError> {
     } else if found.uid() != uid {
         "it belongs to another user"
     } else if found.mode() & 0o077 != 0 {
-        "others may enter it"
+        "other users may enter it"
     } else {
         return Ok(());
     };
@@ -75,13 +75,13 @@ fn check_folder(folder: &Path, uid: u32) -> Result<(), RunError> {
     )))
 }
 
-/// Where the control socket of a run is: a short name made from the run directory's path, since socket
-/// paths are limited to 107 bytes.
+/// The path of a run's control socket. The name is a hash of the run directory's path, because socket paths
+/// are limited to 107 bytes.
 pub fn control_socket_path(run: &Path) -> Result<PathBuf, RunError> {
     named_socket("run", run)
 }
 
-/// Where the serving socket of a project is.
+/// The path of a project's serving socket.
 pub fn serving_socket_path(project: &Path) -> Result<PathBuf, RunError> {
     named_socket("serve", project)
 }
@@ -92,22 +92,22 @@ fn named_socket(prefix: &str, of: &Path) -> Result<PathBuf, RunError> {
     Ok(socket_folder()?.join(format!("{prefix}-{digest}.sock")))
 }
 
-/// Who is at the other end of a connection.
+/// The process at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// User.
+    /// User id.
     pub uid: u32,
-    /// Process.
+    /// Process id.
     pub pid: u32,
 }
 
-/// The other end as the kernel saw it when it connected (`SO_PEERCRED`).
+/// The other end as the kernel recorded it when it connected (`SO_PEERCRED`).
 fn peer_of(stream: &UnixStream) -> io::Result<Peer> {
     let found = socket_peercred(stream)?;
     Ok(Peer { uid: found.uid.as_raw(), pid: found.pid.as_raw_nonzero().get().unsigned_abs() })
 }
 
-/// A listening socket that only its owner may use: 0600, and every peer's uid is checked. Removed when
+/// A listening socket that only its owner may use: mode 0600, and every peer's uid is checked. Removed when
 /// dropped.
 pub struct OwnListener {
     listener: UnixListener,
@@ -115,8 +115,7 @@ pub struct OwnListener {
 }
 
 impl OwnListener {
-    /// Listens at `path`. A socket left there by a process that is gone is replaced; a living one is an
-    /// error.
+    /// Listens at `path`. A socket left by a dead process is replaced; one that is in use is an error.
     pub fn bind(path: &Path) -> Result<Self, RunError> {
         if path.as_os_str().len() > PATH_LIMIT {
             return Err(RunError::Socket(format!(
@@ -133,12 +132,11 @@ impl OwnListener {
         Ok(own)
     }
 
-    /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Waits for the next connection of the same user; others are turned away. An error once
+    /// Waits for the next connection of the same user and refuses others. Returns an error once
     /// [`OwnListener::closer`] was used.
     pub fn accept(&self) -> io::Result<(UnixStream, Peer)> {
         let uid = getuid().as_raw();
@@ -151,9 +149,9 @@ impl OwnListener {
             match peer_of(&stream) {
                 Ok(peer) if peer.uid == uid => return Ok((stream, peer)),
                 Ok(peer) => {
-                    tracing::warn!(uid = peer.uid, "turned away a connection of another user");
+                    tracing::warn!(uid = peer.uid, "refused a connection of another user");
                 }
-                Err(error) => tracing::warn!(%error, "cannot tell who connects"),
+                Err(error) => tracing::warn!(%error, "cannot find out who connects"),
             }
         }
     }
@@ -164,42 +162,41 @@ impl OwnListener {
     }
 }
 
-/// Ends an [`OwnListener`]'s waiting, from another thread.
+/// Stops an [`OwnListener`] from another thread.
 pub struct Closer(UnixListener);
 
 impl Closer {
-    /// Ends it.
     pub fn close(&self) {
-        // An already closed socket is what was wanted.
+        // An error means that the socket is closed already.
         let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
     }
 }
 
 impl Drop for OwnListener {
     fn drop(&mut self) {
-        // Gone already is what was wanted.
+        // An error means that it is removed already.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Whether nobody listens at a socket file any more.
+/// Whether no process listens on a socket file any more.
 fn is_stale(path: &Path) -> bool {
     UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// Removes the sockets in the user's folder that nobody listens at any more.
+/// Removes the sockets in the user's folder on which no process listens any more.
 pub fn sweep_stale_sockets(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let path = entry.path();
         if path.extension().is_some_and(|extension| extension == "sock") && is_stale(&path) {
-            // Whoever else removed it did our work.
+            // Another process may have removed it already.
             let _ = fs::remove_file(&path);
         }
     }
 }
 
-/// Connects to a socket and makes sure that a process of the same user answers there.
+/// Connects to a socket and checks that the process there belongs to the same user.
 pub fn connect_checked(path: &Path) -> Result<UnixStream, RunError> {
     let stream = UnixStream::connect(path).map_err(io_error("connect to", path))?;
     let peer = peer_of(&stream).map_err(io_error("check", path))?;
@@ -213,11 +210,11 @@ pub fn connect_checked(path: &Path) -> Result<UnixStream, RunError> {
     )))
 }
 
-/// Writes JSON lines to a socket; gives up a peer that takes nothing for five seconds.
+/// Writes JSON lines to a socket. Fails if the peer reads nothing for five seconds.
 pub struct LineWriter(UnixStream);
 
 impl LineWriter {
-    /// A writer over a handle of its own to the same connection.
+    /// Duplicates the handle, so that the connection can be read elsewhere.
     pub fn new(stream: &UnixStream) -> Result<Self, RunError> {
         let gone = |error| RunError::Socket(format!("cannot use the connection: {error}"));
         let stream = stream.try_clone().map_err(gone)?;
@@ -225,7 +222,6 @@ impl LineWriter {
         Ok(Self(stream))
     }
 
-    /// Sends one message.
     pub fn send<T: Serialize>(&mut self, message: &T) -> Result<(), RunError> {
         let mut line = serde_json::to_vec(message)
             .map_err(|error| RunError::Socket(format!("cannot write the message as JSON: {error}")))?;
@@ -233,7 +229,7 @@ impl LineWriter {
         self.send_line(&line)
     }
 
-    /// Sends one message that is a line already.
+    /// Sends a message that is already serialised.
     pub fn send_line(&mut self, line: &[u8]) -> Result<(), RunError> {
         if line.len() > MESSAGE_LIMIT {
             return Err(RunError::Socket(format!(
@@ -248,22 +244,20 @@ impl LineWriter {
 /// Reads JSON lines from a socket, each at most [`MESSAGE_LIMIT`] bytes long.
 pub struct LineReader {
     stream: UnixStream,
-    /// Bytes read and not given out yet; the next line begins at `begin`.
+    /// Bytes read and not returned yet; the next line begins at `begin`.
     buffer: Vec<u8>,
     begin: usize,
-    /// Everything up to here was searched for a line end.
+    /// No line end before this position.
     searched: usize,
 }
 
 impl LineReader {
-    /// A reader over the connection.
     pub fn new(stream: UnixStream) -> Self {
         Self { stream, buffer: Vec::new(), begin: 0, searched: 0 }
     }
 
-    /// The next message, or `Ok(None)` where none came within `timeout` (`None` waits for ever). An error
-    /// where the connection ended or the line is no such message; after the latter the next line can still
-    /// be read.
+    /// The next message, or `Ok(None)` if none came within `timeout` (`None` waits for ever). An error if the
+    /// connection ended or the line cannot be parsed; after the latter the next line can still be read.
     pub fn receive<T: DeserializeOwned>(&mut self, timeout: Option<Duration>) -> Result<Option<T>, RunError> {
         let Some(line) = self.line(timeout)? else { return Ok(None) };
         serde_json::from_slice(&line)
@@ -296,7 +290,7 @@ impl LineReader {
         }
     }
 
-    /// Reads what is there; `false` once the deadline has passed, but not before having looked once.
+    /// Reads the available bytes. `false` once the deadline has passed, but only after at least one read.
     fn fill(&mut self, deadline: Option<Instant>, looked: bool) -> Result<bool, RunError> {
         let broke = |error: io::Error| RunError::Socket(format!("the connection broke: {error}"));
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -306,7 +300,7 @@ impl LineReader {
         self.stream.set_read_timeout(left.map(|left| left.max(SHORTEST_WAIT))).map_err(broke)?;
         let mut chunk = [0; 16 * 1024];
         match self.stream.read(&mut chunk) {
-            Ok(0) => Err(RunError::Socket("the other side ended the connection".to_owned())),
+            Ok(0) => Err(RunError::Socket("the other side closed the connection".to_owned())),
             Ok(count) => {
                 self.buffer.extend_from_slice(&chunk[..count]);
                 Ok(true)
@@ -333,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_is_made_for_its_user_alone() {
+    fn only_its_user_may_enter_the_folder() {
         let base = folder();
         let own = socket_folder_in(Some(base.path()), Path::new("/nowhere")).unwrap();
         assert_eq!(own, base.path().join("luthier"));
@@ -342,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_usable_runtime_folder_it_is_made_under_tmp() {
+    fn without_a_runtime_folder_it_is_created_in_tmp() {
         let base = folder();
         let expected = base.path().join(format!("luthier-{}", getuid().as_raw()));
         let long = base.path().join("x".repeat(100));
@@ -365,7 +359,8 @@ mod tests {
                 fs::set_permissions(place, fs::Permissions::from_mode(0o755)).unwrap();
             },
         ];
-        for (plant, complaint) in plant.iter().zip(["not a folder", "not a folder", "others may enter"]) {
+        for (plant, complaint) in plant.iter().zip(["not a folder", "not a folder", "other users may enter"])
+        {
             let base = folder();
             plant(&base.path().join("luthier"), target.path());
             let error = socket_folder_in(Some(base.path()), Path::new("/nowhere")).unwrap_err().to_string();
@@ -381,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+    fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
         let base = folder();
         let path = base.path().join("a.sock");
         drop(UnixListener::bind(&path).unwrap());
@@ -401,14 +396,14 @@ mod tests {
     }
 
     #[test]
-    fn a_path_too_long_for_a_socket_is_refused_in_words() {
+    fn a_path_too_long_for_a_socket_is_refused() {
         let base = folder();
         let error = OwnListener::bind(&base.path().join("x".repeat(120))).err().unwrap().to_string();
         assert!(error.contains("too long for a socket"), "{error}");
     }
 
     #[test]
-    fn lines_travel_whole_whatever_their_pieces() {
+    fn lines_sent_in_pieces_are_joined() {
         let (here, there) = UnixStream::pair().unwrap();
         let mut reader = LineReader::new(there);
         assert_eq!(reader.receive::<Value>(Some(Duration::from_millis(1))).unwrap(), None);

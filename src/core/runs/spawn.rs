@@ -1,4 +1,4 @@
-//! Starting engine processes that outlive the process that started them.
+//! Starts engine processes that outlive the process that started them.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -17,16 +17,17 @@ use super::socket::serving_socket_path;
 use super::status::{Failure, FailureClass, RunState, Status};
 use super::{RunError, time};
 
-/// Names another engine executable than the one beside ours.
+/// Names an engine executable to use instead of the one next to this program.
 pub const ENGINE_VARIABLE: &str = "LUTHIER_ENGINE";
 
 const ENGINE_NAME: &str = "luthier-engine";
 
-/// What no engine needs and no log should be able to hold.
+/// Secrets that the engine does not need and that must not reach its log.
 const SECRETS: [&str; 4] =
     ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY"];
 
-/// The engine's executable: what `LUTHIER_ENGINE` names, else `luthier-engine` beside the running one.
+/// The engine's executable: `LUTHIER_ENGINE` if set, otherwise `luthier-engine` in the folder of this
+/// program.
 pub fn engine_executable() -> Result<PathBuf, RunError> {
     let own = std::env::current_exe().ok();
     engine_among(std::env::var_os(ENGINE_VARIABLE).map(PathBuf::from), own.as_deref())
@@ -38,8 +39,8 @@ fn engine_among(named: Option<PathBuf>, own: Option<&Path>) -> Result<PathBuf, R
             std::path::absolute(&named).map_err(io_error("find", &named))
         } else {
             Err(RunError::Engine(format!(
-                "{ENGINE_VARIABLE} names `{}`, which is not an executable file; unset it, or let it name the \
-                 engine (`make build` leaves one at target/release/{ENGINE_NAME})",
+                "{ENGINE_VARIABLE} names `{}`, which is not an executable file; unset it, or set it to the \
+                 engine's path (`make build` leaves one at target/release/{ENGINE_NAME})",
                 shown(&named)
             )))
         };
@@ -48,12 +49,12 @@ fn engine_among(named: Option<PathBuf>, own: Option<&Path>) -> Result<PathBuf, R
     match beside {
         Some(beside) if is_executable(&beside) => Ok(beside),
         Some(beside) => Err(RunError::Engine(format!(
-            "the engine is missing: `{}` is not there; build it with `make build`, or let {ENGINE_VARIABLE} name it",
+            "the engine is missing: `{}` does not exist; build it with `make build`, or set {ENGINE_VARIABLE}",
             shown(&beside)
         ))),
         None => Err(RunError::Engine(format!(
-            "the engine cannot be found, since this program does not know where it lies itself; let \
-             {ENGINE_VARIABLE} name it"
+            "the engine cannot be found, since the path of this program is unknown; set \
+             {ENGINE_VARIABLE} to the engine's path"
         ))),
     }
 }
@@ -62,9 +63,8 @@ fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// Starts the engine on a run, detached: a process group of its own, nothing on stdin, everything it prints
-/// in `engine.log`, no pipe. Notes its pid in the status, so that its death is seen from the first moment on.
-/// Returns the pid.
+/// Starts the engine on a run, detached: its own process group, no stdin, no pipes, all output in
+/// `engine.log`. Writes its pid to the status, so that its death is noticed from the start. Returns the pid.
 pub fn start_detached(run: &RunDir) -> Result<u32, RunError> {
     start_detached_with(&engine_executable()?, run, &[])
 }
@@ -75,9 +75,9 @@ pub fn start_detached_with(
     run: &RunDir,
     environment: &[(String, String)],
 ) -> Result<u32, RunError> {
-    // Held until the pid is noted: the engine waits for the lock before it writes a status itself.
+    // Held until the pid is written: the engine waits for the lock before it writes a status itself.
     let _lock = run.lock()?;
-    // A status that cannot be read is as good as none: the journal is the truth.
+    // An unreadable status is treated as missing: the journal is the truth.
     let mut status = Status::read(run.path()).ok().flatten().unwrap_or_default();
     status.state = RunState::Starting;
     status.failure = None;
@@ -107,8 +107,8 @@ pub fn start_detached_with(
     Ok(pid)
 }
 
-/// Starts `luthier-engine serve` for a project and returns it with the socket it will listen at. The caller
-/// owns it: it ends when told to, or by itself some time after its last client has gone. What it prints goes
+/// Starts `luthier-engine serve` for a project. Returns the child and the socket it will listen on. The
+/// caller owns the child; it ends on a signal, or some time after its last client has gone. Its output goes
 /// to `runs/serve.log`.
 pub fn start_serving(project: &Path) -> Result<(Child, PathBuf), RunError> {
     let engine = engine_executable()?;
@@ -122,8 +122,8 @@ pub fn start_serving(project: &Path) -> Result<(Child, PathBuf), RunError> {
     Ok((child, socket))
 }
 
-/// Starts a process that outlives its starter: process group of its own, no stdin, both outputs appended to
-/// a log, no secrets.
+/// Starts a process that outlives its parent: its own process group, no stdin, both outputs appended to a
+/// log, no secrets in the environment.
 pub(crate) fn spawn(
     mut command: Command,
     program: &Path,
@@ -146,30 +146,30 @@ pub(crate) fn spawn(
         .map_err(|error| RunError::Engine(format!("`{}` could not be started: {error}", shown(program))))
 }
 
-/// Takes note of the child's end in a thread of its own, so that it does not stay behind as a zombie.
+/// Waits for the child in its own thread, so that it does not stay a zombie.
 pub(crate) fn reap(mut child: Child) {
     let waiting = std::thread::Builder::new().name("reap".to_owned()).spawn(move || {
-        // How it ended stands in its status.
+        // The status says how it ended.
         let _ = child.wait();
     });
     if let Err(error) = waiting {
-        tracing::warn!(%error, "no thread to wait for the engine's end");
+        tracing::warn!(%error, "cannot start a thread that waits for the engine");
     }
 }
 
-/// Makes the calling process independent of the terminal and the session it was started from: it leads a
-/// session of its own from now on, and a hang-up no longer ends it. For the engine's first moment.
+/// Makes the calling process independent of its terminal and session: it becomes the leader of a new session
+/// and ignores SIGHUP. Called first by the engine.
 pub fn become_session_leader() -> Result<(), RunError> {
-    // A handler that does nothing, rather than SIG_IGN, which needs unsafe code.
+    // A handler that does nothing, because SIG_IGN needs unsafe code.
     signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::new(AtomicBool::new(false))).map_err(
         |error| {
-            RunError::Engine(format!("cannot ignore hang-ups: {error}; the run would end with its terminal"))
+            RunError::Engine(format!("cannot ignore SIGHUP: {error}; the run would end with its terminal"))
         },
     )?;
     if rustix::process::setsid().is_ok() {
         return Ok(());
     }
-    // The leader of a process group may not begin a session: join another group of this session first.
+    // A process group leader may not start a session, so join another group of this session first.
     let own = rustix::process::getpgrp();
     let others = [
         rustix::process::getppid().and_then(|parent| group_and_session(parent.as_raw_nonzero().get())?[0]),
@@ -182,14 +182,14 @@ pub fn become_session_leader() -> Result<(), RunError> {
     let leads = joined && rustix::process::setsid().is_ok();
     let session = group_and_session(std::process::id() as i32).and_then(|[_, session]| session);
     if !leads && session != Some(rustix::process::getpid()) {
-        // A group of its own and deafness to hang-ups are nearly as good.
-        tracing::warn!("cannot begin a session of its own");
+        // Its own process group and ignoring SIGHUP are nearly as good.
+        tracing::warn!("cannot start a new session");
     }
     Ok(())
 }
 
-/// Process group and session of a process (fields 5 and 6 of `/proc/PID/stat`, see proc(5)). Either is missing where it
-/// lies outside our process namespace: the kernel then says 0, which rustix takes for impossible.
+/// Process group and session of a process (fields 5 and 6 of `/proc/PID/stat`, see proc(5)). One is missing
+/// if it is outside our process namespace: the kernel then reports 0, which rustix does not accept.
 fn group_and_session(pid: i32) -> Option<[Option<Pid>; 2]> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(2);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_engine_is_looked_for_beside_us_unless_named() {
+    fn the_engine_is_next_to_us_unless_named() {
         let folder = tempfile::tempdir().unwrap();
         let own = folder.path().join("luthier");
         fs::write(&own, b"").unwrap();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_started_engine_stands_alone() {
+    fn a_started_engine_is_independent() {
         let (project, run) = run();
         let body = r#"
             echo "arguments $1 $2"
@@ -241,7 +241,7 @@ mod tests {
         let environment =
             [("HF_TOKEN", "secret"), ("MARK", "yes")].map(|(key, value)| (key.into(), value.into()));
         let pid = start_detached_with(&engine, &run, &environment).unwrap();
-        wait_until("the engine is through", || run.path().join("went").exists());
+        wait_until("the engine is done", || run.path().join("went").exists());
         let log = fs::read_to_string(run.log_path()).unwrap();
         assert!(log.contains(&format!("arguments train {}", run.path().display())), "{log}");
         assert!(log.contains("token none marked yes"), "{log}");
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_dies_at_once_is_seen_to_be_lost() {
+    fn an_engine_that_dies_at_once_is_lost() {
         let (project, run) = run();
         let engine = script(project.path(), "engine", "echo cannot load libtorch.so; exit 127");
         start_detached_with(&engine, &run, &[]).unwrap();
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_worked_on_is_not_started_again() {
+    fn a_locked_run_is_not_started_again() {
         let (project, run) = run();
         let engine = script(project.path(), "engine", "true");
         let _lock = run.lock().unwrap();
@@ -279,8 +279,8 @@ mod tests {
         assert_eq!(run.status().unwrap().state, RunState::Queued);
     }
 
-    /// Plays two parts: started by itself as a leader of a process group, it becomes a session leader and
-    /// says so.
+    /// The test starts itself as a child in its own process group; the child becomes a session leader and
+    /// checks that.
     #[test]
     fn a_group_leader_becomes_a_session_leader() {
         const PART: &str = "LUTHIER_TEST_SESSION";

@@ -1,4 +1,4 @@
-//! `status.json`: where a run stands, replaced atomically by the engine.
+//! `status.json`: the state of a run, replaced atomically by the engine.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,19 +14,17 @@ use super::process::{Host, ProcessIdentity};
 use super::time::{self, millis, optional_millis};
 use crate::files::{self, Access};
 
-/// How old the heartbeat of a run on another machine may be before the run counts as lost.
+/// A run on another machine counts as lost once its heartbeat is older than this.
 pub const HEARTBEAT_LIMIT: Duration = Duration::from_mins(1);
 
 /// How often a running engine should renew its heartbeat.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A status file is small; anything larger is not one.
+/// A status file is small; anything larger is not a status file.
 const STATUS_LIMIT: u64 = 1 << 20;
 
-/// Name of the file in the run directory.
 pub const STATUS_FILE: &str = "status.json";
 
-/// Run states.
 #[derive(
     Clone,
     Copy,
@@ -43,24 +41,22 @@ pub const STATUS_FILE: &str = "status.json";
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum RunState {
-    /// Made, not started.
+    /// Created, not started.
     #[default]
     Queued,
-    /// The process exists and prepares.
+    /// The process exists and is preparing.
     Starting,
-    /// Steps are made.
     Running,
-    /// Holds still between two steps, memory kept.
+    /// Waiting between two steps, with its memory kept.
     Paused,
     /// Was asked to stop and is saving.
     Stopping,
-    /// Came to its planned end.
+    /// Reached its planned end.
     Finished,
-    /// Ended before its planned end because someone asked, or by early stop.
+    /// Ended before its planned end, on request or by early stopping.
     Stopped,
-    /// Ended by an error.
     Failed,
-    /// The process is gone and said nothing. Never written: found by looking.
+    /// The process is gone and wrote no final status. Never written to the file; see [`Status::observed`].
     Lost,
 }
 
@@ -76,19 +72,17 @@ impl RunState {
     }
 }
 
-/// Why a run failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Failure {
-    /// Sort of failure.
     pub class: FailureClass,
-    /// What happened.
+    /// What happened, for the user.
     pub message: String,
     /// What to do about it.
     pub remedy: String,
 }
 
-/// Sorts of failure.
+/// Kinds of failure.
 #[derive(
     Clone,
     Copy,
@@ -117,50 +111,48 @@ pub enum FailureClass {
     Config,
     /// A signal ended the process.
     Killed,
-    /// The device failed.
     Device,
-    /// A defect of Luthier, or something nobody foresaw.
+    /// A bug in Luthier, or any other unexpected error.
     #[default]
     #[serde(other)]
     Bug,
 }
 
-/// Where a run stands.
+/// The content of `status.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// The run's state. Use [`Status::observed`] before showing it: a dead process cannot say it is lost.
+    /// Use [`Status::observed`] before showing it: a dead process cannot report that it is lost.
     pub state: RunState,
-    /// Process of the engine; 0 before there is one.
+    /// Process id of the engine; 0 before there is one.
     pub pid: u32,
-    /// When that process started, in clock ticks since boot, so that a recycled pid is not taken for it.
+    /// When that process started, in clock ticks since boot, so that a reused pid is not mistaken for it.
     pub process_start: u64,
-    /// Machine the process runs on.
+    /// Host name of the machine it runs on.
     pub host: String,
-    /// Boot of that machine.
+    /// Boot id of that machine.
     pub boot_id: String,
-    /// Optimiser updates made.
+    /// Number of optimiser updates made.
     pub step: u64,
-    /// Optimiser updates planned; 0 while unknown.
+    /// Number of optimiser updates planned; 0 while unknown.
     pub total_steps: u64,
-    /// Position in the data.
+    /// Position in the data: 1.5 is the middle of the second epoch.
     pub epoch: f64,
-    /// When the run was started first.
+    /// When the run was first started.
     #[serde(with = "millis")]
     pub started: Timestamp,
-    /// When it ended.
     #[serde(with = "optional_millis", skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
-    /// When the engine last said that it lives. Set by [`Status::write_atomic`].
+    /// When the engine last reported that it is alive. Set by [`Status::write_atomic`].
     #[serde(with = "millis")]
     pub heartbeat: Timestamp,
-    /// Control socket, while there is one.
+    /// The control socket, while there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
-    /// What went wrong, with state `failed`.
+    /// The failure, if the state is `failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// Why it is in this state, in words, where that is of interest.
+    /// Why the run is in this state, in words, if that is useful to know.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Loss of the last step.
@@ -172,7 +164,7 @@ pub struct Status {
     /// Lowest loss of any evaluation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_eval_loss: Option<Number>,
-    /// Step of that evaluation.
+    /// Step of the evaluation with the lowest loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_step: Option<u64>,
     /// The objective's scores at the last evaluation, by name.
@@ -184,7 +176,7 @@ pub struct Status {
     /// Recent throughput.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<Number>,
-    /// Seconds spent in steps, pauses excluded, over all processes of the run.
+    /// Seconds spent in steps, without pauses, over all processes of the run.
     pub train_seconds: f64,
     /// Step of the newest checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -192,7 +184,7 @@ pub struct Status {
     /// `cpu`, `cuda:0` …
     #[serde(skip_serializing_if = "String::is_empty")]
     pub device: String,
-    /// What the engine is doing beside training, in words: `evaluating`, `loading the model` …
+    /// What the engine is doing other than training, in words: `evaluating`, `loading the model` …
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activity: Option<String>,
 }
@@ -230,14 +222,14 @@ impl Default for Status {
 }
 
 impl Status {
-    /// A status that names the calling process as the one that works on the run.
+    /// A status with the calling process as the one that works on the run.
     pub fn of_this_process(state: RunState) -> Self {
         let mut status = Self { state, started: time::now(), ..Self::default() };
         status.claim(&ProcessIdentity::this());
         status
     }
 
-    /// Names the process that works on the run from now on.
+    /// Sets the process that works on the run.
     pub fn claim(&mut self, process: &ProcessIdentity) {
         self.pid = process.pid;
         self.process_start = process.start;
@@ -245,7 +237,7 @@ impl Status {
         self.boot_id.clone_from(&process.boot_id);
     }
 
-    /// Reads `status.json` of a run directory as it stands. `Ok(None)` where there is none.
+    /// Reads `status.json` of a run directory unchanged. `Ok(None)` if there is none.
     pub fn read(run: &Path) -> Result<Option<Self>, RunError> {
         let path = run.join(STATUS_FILE);
         let text = match files::read(&path, STATUS_LIMIT) {
@@ -256,20 +248,19 @@ impl Status {
         serde_json::from_slice(&text).map(Some).map_err(|source| RunError::Status { path, source })
     }
 
-    /// Where the run stands as seen from `host`, now: see [`Status::observed`]. `Ok(None)` where there is no
-    /// status.
+    /// The current status as seen from `host`: see [`Status::observed`]. `Ok(None)` if there is none.
     pub fn look(run: &Path, host: &Host) -> Result<Option<Self>, RunError> {
         let look = || Ok(Self::read(run)?.map(|status| status.observed(host, Timestamp::now())));
         match look()? {
-            // Between the reading and the looking the process may have said its last word and ended: now
-            // that it is gone, the word stands.
+            // After we read the file, the process may have written its final status and exited. It is gone
+            // now, so a second read is final.
             Some(status) if status.state == RunState::Lost => look(),
             seen => Ok(seen),
         }
     }
 
-    /// Replaces `status.json` in a run directory with this, heartbeat set to now: a reader finds the old
-    /// file or the new one, whole, whatever happens meanwhile.
+    /// Replaces `status.json` in a run directory, with the heartbeat set to now. A reader sees the old file
+    /// or the new one, never a part.
     pub fn write_atomic(&mut self, run: &Path) -> Result<(), RunError> {
         self.heartbeat = time::now();
         let mut text = serde_json::to_vec_pretty(self)
@@ -278,9 +269,9 @@ impl Status {
         replace_file(&run.join(STATUS_FILE), &text)
     }
 
-    /// The status as an onlooker on `host` at `now` must take it: a run whose process is gone without a
-    /// word is `lost`. On the same machine the process decides (pid, start time and boot), elsewhere the
-    /// age of the heartbeat.
+    /// The status as `host` must see it at `now`: a run whose process is gone without a final status is
+    /// `lost`. On the same machine this is decided by the process (pid, start time and boot), on another by
+    /// the age of the heartbeat.
     #[must_use]
     pub fn observed(mut self, host: &Host, now: Timestamp) -> Self {
         if self.state.is_live() && !self.is_alive(host, now) {
@@ -298,7 +289,7 @@ impl Status {
         self.boot_id == host.boot_id && super::process::is_alive(self.pid, self.process_start)
     }
 
-    /// How long ago the engine last gave a sign of life; zero where the clock went backwards.
+    /// How long ago the engine last reported that it is alive; zero if the clock went backwards.
     pub fn silence(&self, now: Timestamp) -> Duration {
         Duration::try_from(now.duration_since(self.heartbeat)).unwrap_or_default()
     }
@@ -327,7 +318,7 @@ mod tests {
     use crate::testing::{changes, damage, damaged, spoilt};
 
     #[test]
-    fn it_reads_back_equal_and_leaves_nothing_beside() {
+    fn it_reads_back_equal_and_leaves_no_other_file() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Status::read(folder.path()).unwrap(), None);
         let mut status = Status::of_this_process(RunState::Running);
@@ -352,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_status_is_an_error_and_an_older_or_newer_one_is_read() {
+    fn a_broken_status_is_an_error_and_other_versions_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(STATUS_FILE);
         fs::write(&file, b"{\"state\":\"runn").unwrap();
@@ -373,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_alive_and_its_look_alikes_are_not() {
+    fn only_the_same_process_counts_as_alive() {
         let status = Status::of_this_process(RunState::Running);
         assert_eq!(seen(&status), RunState::Running);
         assert_eq!(
@@ -390,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_is_lost_even_before_its_parent_looked() {
+    fn a_zombie_counts_as_lost() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let mut status = Status { state: RunState::Paused, ..Status::default() };
         status.claim(&ProcessIdentity::of(child.id()));
@@ -421,7 +412,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn a_spoilt_status_is_refused_or_observed(changes in changes(), damage in damage()) {
+        fn a_damaged_status_is_refused_or_observed(changes in changes(), damage in damage()) {
             let run = tempfile::tempdir().unwrap();
             let path = run.path().join(STATUS_FILE);
             let mut whole = Status::of_this_process(RunState::Running);
@@ -443,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_that_is_no_ordinary_file_does_not_block() {
+    fn a_pipe_as_status_does_not_block() {
         let run = tempfile::tempdir().unwrap();
         let path = run.path().join(STATUS_FILE);
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();

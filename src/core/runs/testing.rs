@@ -10,23 +10,22 @@ use crate::config::Config;
 /// How long a condition may take to come true on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Waits until the condition holds.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         std::thread::park_timeout(Duration::from_millis(1));
     }
 }
 
-/// A configuration that is valid without any file.
+/// A valid configuration that needs no files.
 pub(crate) fn config(set: &[&str]) -> Config {
     let set: Vec<_> = set.iter().map(|set| (*set).to_owned()).collect();
     let text = "[model]\npath = \"model\"\n[data]\ntrain = \"train.jsonl\"\n";
     Config::parse(text, Path::new("luthier.toml"), &set).unwrap()
 }
 
-/// An executable shell script; `body` is run with `$1` `$2` … as the engine gets them.
+/// An executable shell script. `body` gets the engine's arguments as `$1` `$2` …
 pub(crate) fn script(folder: &Path, name: &str, body: &str) -> PathBuf {
     let path = folder.join(name);
     let beside = folder.join(format!("{name}.new"));

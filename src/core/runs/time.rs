@@ -1,9 +1,9 @@
-//! Time stamps as they stand in journals: RFC 3339, UTC, milliseconds.
+//! Time stamps in journals: RFC 3339, UTC, milliseconds.
 
 use jiff::{Timestamp, Unit};
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// Now, rounded to milliseconds, so that what is written equals what is read back.
+/// The current time, rounded to milliseconds, so that it reads back equal.
 pub fn now() -> Timestamp {
     let now = Timestamp::now();
     now.round(Unit::Millisecond).unwrap_or(now)
@@ -18,7 +18,7 @@ pub fn text(time: Timestamp) -> String {
 pub mod millis {
     use super::{Deserialize, Deserializer, Serializer, Timestamp};
 
-    /// Writes three fractional digits, always.
+    /// Always writes three fractional digits.
     pub fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{time:.3}"))
     }
@@ -33,7 +33,7 @@ pub mod millis {
 pub mod optional_millis {
     use super::{Deserialize, Deserializer, Serializer, Timestamp};
 
-    /// As [`super::millis::serialize`], or `null`.
+    /// Like [`super::millis::serialize`], or `null`.
     pub fn serialize<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
         match time {
             Some(time) => super::millis::serialize(time, serializer),
@@ -41,7 +41,7 @@ pub mod optional_millis {
         }
     }
 
-    /// As [`super::millis::deserialize`], or `null`.
+    /// Like [`super::millis::deserialize`], or `null`.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
         Option::<Timestamp>::deserialize(deserializer)
     }

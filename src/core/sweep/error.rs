@@ -1,4 +1,4 @@
-//! What can go wrong with sweeps and the queue, in words for the user.
+//! Errors of sweeps and the queue, written for the user.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,17 +7,10 @@ use crate::config::{ConfigError, Problems};
 use crate::runs::RunError;
 use crate::text::clean_line;
 
-/// What can go wrong with sweeps and the queue.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
-    /// A file could not be read.
     #[error("cannot read `{}`: {source}", clean_line(&file.display().to_string()))]
-    Read {
-        /// The file.
-        file: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Read { file: PathBuf, source: io::Error },
     /// The sweep file is wrong.
     #[error(transparent)]
     Problems(#[from] Problems),
@@ -29,35 +22,33 @@ pub enum SweepError {
     Queue {
         /// The database.
         file: PathBuf,
-        /// What SQLite says.
+        /// The error of SQLite.
         source: rusqlite::Error,
-        /// What to do.
         remedy: &'static str,
     },
-    /// The queue was written by a newer version.
+    /// The queue was written by a newer version of Luthier.
     #[error("the queue `{}` was written by a newer version of Luthier (format {found}, this one knows {known}); use that version",
         clean_line(&file.display().to_string()))]
     Newer {
         /// The database.
         file: PathBuf,
-        /// Its format.
+        /// The format number of the file.
         found: i64,
-        /// Ours.
+        /// The newest format number that this version knows.
         known: i64,
     },
-    /// There is no such trial.
     #[error("there is no trial {0}; `luthier queue list` shows all")]
     NoTrial(i64),
-    /// What was asked for is not possible in the trial's state.
+    /// The trial's state does not allow the action.
     #[error("{0}")]
     Refused(String),
-    /// Another scheduler works on the project.
-    #[error("the queue of this project is being worked on already, by {holder}")]
+    /// Another scheduler has the project's lock.
+    #[error("the queue of this project is already in use by {holder}")]
     Busy {
         /// The process that holds the lock.
         holder: String,
     },
-    /// A run could not be made or started.
+    /// A run could not be created or started.
     #[error(transparent)]
     Run(#[from] RunError),
 }

@@ -1,4 +1,4 @@
-//! What a sweep looks for.
+//! The goal of a sweep.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,17 +10,16 @@ use crate::runs::{EvalEvent, Event, EventBody, JournalReader, Number, RunDir, Ru
 /// Events read at once.
 const EVENTS: usize = 10_000;
 
-/// What a sweep looks for.
+/// What a sweep optimises.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Goal {
-    /// The figure.
     pub metric: GoalMetric,
-    /// Which way is better.
+    /// Which direction is better.
     pub direction: Direction,
 }
 
-/// A figure of an evaluation on the held-out examples: `eval.loss`, or `eval.` and a metric of the training algorithm or
-/// a score of the objective.
+/// A metric of an evaluation on the held-out examples: `eval.loss`, or `eval.` and the name of a metric of
+/// the training algorithm or of a score of the objective.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoalMetric(String);
 
@@ -31,7 +30,7 @@ impl Default for GoalMetric {
 }
 
 impl GoalMetric {
-    /// The direction that is meant where none is given. Of a score of the objective, more is better.
+    /// The direction if none is given. Scores of the objective are maximised.
     pub fn usual_direction(&self) -> Direction {
         if self.0 == "loss" {
             Direction::Min
@@ -77,8 +76,8 @@ impl FromStr for GoalMetric {
 }
 
 impl Goal {
-    /// The best value that any evaluation of the run reached after at least one step; NaN only where all of
-    /// them were. `None` where there was none. What was lost before a resume does not count.
+    /// The best value of the run's evaluations after at least one step; NaN only if all are. `None` if there
+    /// was no evaluation. Evaluations that were lost before a resume are ignored.
     pub fn result_of(&self, run: &RunDir) -> Result<Option<Number>, RunError> {
         let mut reader = JournalReader::new(&run.journal_path());
         let mut found: Vec<(u64, Number)> = Vec::new();
@@ -99,7 +98,7 @@ impl Goal {
     fn note(&self, event: &Event, found: &mut Vec<(u64, Number)>) {
         match &event.body {
             EventBody::Run(run) => {
-                // A process that went on from no checkpoint began again.
+                // A process that did not resume from a checkpoint started from the beginning.
                 let from = run.resumed_from.unwrap_or(0);
                 found.retain(|(step, _)| *step <= from);
             }
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_evaluation_counts() {
+    fn the_best_evaluation_is_the_result() {
         let events = [eval(0, 0.1), eval(50, 0.9), eval(100, 0.4), eval(150, f64::NAN), eval(200, 0.6)];
         assert_eq!(result("eval.loss", &events), Some(Number(0.4)));
         assert_eq!(result("eval.passed", &events), Some(Number(0.6)));
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_took_back_does_not_count() {
+    fn evaluations_lost_in_a_crash_are_ignored() {
         let events = [resumed(0), eval(50, 0.5), eval(100, 0.1), resumed(50), eval(100, 0.3)];
         assert_eq!(result("eval.loss", &events), Some(Number(0.3)));
         let again = Event::now(None, RunEvent::default());
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_named_as_in_the_journal() {
+    fn metrics_have_the_names_of_the_journal() {
         for text in [
             "eval.loss",
             "eval.perplexity",

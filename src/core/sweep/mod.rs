@@ -1,7 +1,7 @@
-//! Searches over settings: the space and its samplers, the queue of trials, and the scheduler that turns queued
-//! trials into runs.
+//! Searches over settings: the space and its samplers, the queue of trials, and the scheduler that starts a
+//! run for each trial.
 //!
-//! The queue is one SQLite file, `luthier.db`, in the project folder. Whoever likes may read and edit it; only
+//! The queue is one SQLite file, `luthier.db`, in the project folder. Any process may read and edit it; only
 //! the scheduler, one process per project, starts runs.
 
 mod error;

@@ -1,5 +1,5 @@
-//! Settings of trials: pure functions of the sweep's seed and the trial's number, so that a restart neither
-//! repeats nor skips any.
+//! Chooses the settings of trials. They are pure functions of the sweep's seed and the trial's number, so a
+//! restart neither repeats nor skips any.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::file::{Distribution, Sampler, SweepFile, TRIAL_LIMIT};
 
-/// What differs from the configuration a sweep starts from: dotted key to TOML value.
+/// The settings that differ from the configuration of the sweep: dotted key to TOML value.
 pub type Settings = IndexMap<String, String>;
 
 /// Settings as `KEY=VALUE`.
@@ -16,19 +16,19 @@ pub fn overrides(settings: &Settings) -> Vec<String> {
     settings.iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
-/// Digits kept of a drawn number: enough for any setting, few enough to read.
+/// Digits kept of a drawn number: precise enough for any setting, and short enough to read.
 const DIGITS: usize = 4;
 
-/// How often a point is drawn again because an earlier trial has it already.
+/// How often a point is drawn again if an earlier trial has it already.
 const REDRAWS: u64 = 100;
 
 impl SweepFile {
-    /// Points of the grid; `None` for spaces that are none, or past counting.
+    /// Number of points in the grid; `None` if the space is continuous or the number overflows.
     pub fn grid_size(&self) -> Option<u64> {
         self.space.values().try_fold(1_u64, |size, distribution| size.checked_mul(distribution.points()?))
     }
 
-    /// The settings of trial `index`, from 0; `None` past a grid's end.
+    /// The settings of trial `index`, counted from 0; `None` after the end of a grid.
     pub fn settings(&self, index: u64) -> Option<Settings> {
         match self.sampler {
             Sampler::Grid => self.grid_point(index),
@@ -36,8 +36,8 @@ impl SweepFile {
         }
     }
 
-    /// The settings of all trials. Of a random sweep none comes twice: a point that an earlier trial has is
-    /// drawn again, and where the space has no more points there are fewer trials.
+    /// The settings of all trials. A random sweep repeats none: a point that an earlier trial has is drawn
+    /// again. If the space has too few points, there are fewer trials.
     pub fn expand(&self) -> Vec<Settings> {
         match self.sampler {
             Sampler::Grid => {
@@ -80,7 +80,7 @@ impl SweepFile {
 }
 
 impl Distribution {
-    /// How many values it has; `None` for a continuous one.
+    /// Number of values; `None` for a continuous distribution.
     fn points(&self) -> Option<u64> {
         match self {
             Self::Fixed(_) => Some(1),
@@ -90,7 +90,7 @@ impl Distribution {
         }
     }
 
-    /// Value `index` of those it has.
+    /// The value with this index.
     fn point(&self, index: u64) -> String {
         match self {
             Self::Choice(values) => values.get(index as usize).cloned().unwrap_or_default(),
@@ -100,7 +100,7 @@ impl Distribution {
         }
     }
 
-    /// The value at a share of the way through, 0 up to but not 1.
+    /// The value at the fraction `share` of the range, 0 ≤ `share` < 1.
     fn at(&self, share: f64) -> String {
         match self {
             Self::Fixed(_) | Self::Choice(_) | Self::Int(..) => {
@@ -116,13 +116,13 @@ impl Distribution {
     }
 }
 
-/// A number with a few digits, within its bounds.
+/// A number rounded to a few digits, within its bounds.
 fn number(value: f64, least: f64, most: f64) -> String {
     let rounded = format!("{value:.*e}", DIGITS - 1).parse().unwrap_or(value);
     toml::Value::Float(rounded.clamp(least, most)).to_string()
 }
 
-/// A number from 0 up to but not 1: 53 bits of a hash over everything that names the draw.
+/// A number in [0, 1): 53 bits of a hash over everything that identifies the draw.
 fn share(seed: u64, index: u64, attempt: u64, key: &str) -> f64 {
     let mut digest = Sha256::new();
     digest.update(b"luthier sweep");
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grid_goes_through_every_combination_once() {
+    fn a_grid_has_every_combination_once() {
         let sweep = sweep(
             "sampler = \"grid\"\n[space]\n\"method.rank\" = { choice = [8, 16] }\n\"train.epochs\" = 2\n\"train.seed\" = { int = [5, 7] }\n",
         );
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_depend_on_seed_and_number_alone() {
+    fn draws_depend_only_on_seed_and_number() {
         let text = "trials = 50\nseed = 3\n[space]\n\"train.learning_rate\" = { log_uniform = [1e-6, 1e-2] }\n\"train.weight_decay\" = { uniform = [0.0, 0.5] }\n";
         let first = sweep(text).expand();
         assert_eq!(first, sweep(text).expand());
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_stay_within_their_bounds_and_fill_them() {
+    fn draws_cover_their_range() {
         let sweep = sweep(
             "trials = 400\n[space]\n\"train.learning_rate\" = { log_uniform = [1e-6, 1e-2] }\n\"method.rank\" = { int = [1, 4] }\n\"train.schedule\" = { choice = [\"linear\", \"cosine\"] }\n",
         );
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn no_point_comes_twice_and_a_small_space_ends() {
+    fn points_are_not_repeated_and_a_small_space_ends() {
         let sweep = sweep(
             "trials = 100\n[space]\n\"method.rank\" = { choice = [8, 16, 32] }\n\"train.seed\" = { int = [1, 2] }\n",
         );
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_as_wide_as_numbers_go_do_not_overflow() {
+    fn the_widest_bounds_do_not_overflow() {
         for (least, most) in [(i64::MIN, i64::MAX), (i64::MAX - 1, i64::MAX)] {
             let distribution = Distribution::Int(least, most);
             for share in [0.0, 0.5, 1.0 - f64::EPSILON] {

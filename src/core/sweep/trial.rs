@@ -1,4 +1,4 @@
-//! Sweeps and trials as the queue knows them.
+//! Sweeps and trials in the queue.
 
 use indexmap::IndexMap;
 use jiff::Timestamp;
@@ -10,7 +10,6 @@ use crate::algorithms::Direction;
 use crate::runs::time::{millis, optional_millis};
 use crate::runs::{Failure, Number};
 
-/// Trial states.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, strum::Display, strum::EnumString, strum::EnumIter,
 )]
@@ -19,17 +18,16 @@ use crate::runs::{Failure, Number};
 pub enum TrialState {
     /// Waits for its turn.
     Queued,
-    /// Waits, and is passed over until released.
+    /// Waits, and is skipped until it is released.
     Held,
     /// A run works on it.
     Running,
-    /// Its run came to its planned end.
+    /// Its run reached its planned end.
     Finished,
-    /// Its run was stopped by someone.
+    /// Its run was stopped by a user.
     Stopped,
-    /// Its run failed.
     Failed,
-    /// It is not to be run, or its run was ended for that reason.
+    /// It will not run, or its run was stopped because it was cancelled.
     Cancelled,
 }
 
@@ -39,7 +37,7 @@ impl TrialState {
         matches!(self, Self::Queued | Self::Held)
     }
 
-    /// Whether nothing more will happen to it by itself.
+    /// Whether its state changes only by user action.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Finished | Self::Stopped | Self::Failed | Self::Cancelled)
     }
@@ -48,15 +46,12 @@ impl TrialState {
 /// A search over settings, or a single queued run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sweep {
-    /// Its number in the queue.
     pub id: i64,
-    /// Its name.
     pub name: String,
     /// `grid`, `random`, or `single`.
     pub sampler: String,
-    /// What it looks for.
     pub goal: Goal,
-    /// The configuration its trials start from, every key written out.
+    /// The configuration from which its trials start, with every key.
     pub config: String,
     /// When it was queued.
     pub created: Timestamp,
@@ -65,37 +60,31 @@ pub struct Sweep {
 /// One run of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Trial {
-    /// Its number in the queue: what commands name it by.
+    /// The number by which commands name it.
     pub id: i64,
-    /// The sweep's id.
     pub sweep: i64,
-    /// The sweep's name.
     pub sweep_name: String,
-    /// Its number within the sweep, from 0.
+    /// Number within the sweep, from 0.
     pub number: u64,
-    /// Its place among those that wait: lower is earlier.
+    /// Place among waiting trials: lower is earlier.
     pub position: i64,
-    /// Where it stands.
     pub state: TrialState,
     /// Whether its run was asked to stop because the trial is cancelled.
     pub cancelling: bool,
-    /// What differs from the sweep's configuration: dotted key to TOML value.
+    /// The settings that differ from the sweep's configuration: dotted key to TOML value.
     pub settings: IndexMap<String, String>,
-    /// Id of its run.
     pub run: Option<String>,
     /// The goal's value.
     pub result: Option<Number>,
-    /// Why it failed.
     pub failure: Option<Failure>,
     /// How often a process was started for it.
     pub attempts: u64,
     /// When it was queued.
     #[serde(with = "millis")]
     pub created: Timestamp,
-    /// When its run was started first.
+    /// When its run was first started.
     #[serde(with = "optional_millis")]
     pub started: Option<Timestamp>,
-    /// When it was over.
     #[serde(with = "optional_millis")]
     pub ended: Option<Timestamp>,
 }
@@ -114,7 +103,7 @@ pub fn label(settings: &Settings) -> String {
     crate::text::clean_line(&parts.join(" ")).into_owned()
 }
 
-/// The trials that have a result, best first; those of equal result by number.
+/// The trials that have a result, best first; equal results are ordered by number.
 pub fn rank(trials: &[Trial], direction: Direction) -> Vec<&Trial> {
     let mut ranked: Vec<_> = trials.iter().filter_map(|trial| Some((trial, trial.result?.get()))).collect();
     ranked.sort_by(|(left, left_result), (right, right_result)| {

@@ -1,4 +1,4 @@
-//! What the fields of a row mean.
+//! The meaning of a row's fields.
 
 use serde_json::{Map, Value};
 
@@ -10,20 +10,20 @@ use crate::data::{Example, Extras, Message};
 use crate::json;
 use crate::text::clean_line;
 
-/// Fields that `data.columns` may name although a row lacks them.
+/// Fields that a row may lack even if `data.columns` names them.
 pub(super) const OPTIONAL_ROLES: &[&str] = &["input", "system", "labels", "label"];
 /// Fields of a message, not of a row.
 pub(super) const MESSAGE_ROLES: &[&str] = &["role", "content", "from", "value"];
 
-/// Field names shown in one message.
+/// Most field names in one message.
 const SHOWN_FIELDS: usize = 8;
 /// Longest role of a message, in bytes.
 const MAX_ROLE: usize = 64;
 
 type Fields = Map<String, Value>;
 
-/// The format that a row with the fields `names` has; its values decide between the two sorts of conversation. Some
-/// preference datasets repeat the chosen side as a conversation: `wanted` says which of the two is meant.
+/// The format of a row with the fields `names`; values distinguish the two kinds of conversation. Some
+/// preference datasets repeat the chosen side as a conversation: `wanted` decides between the two.
 pub(super) fn detect(names: &[&str], fields: &Fields, wanted: RowShape) -> Option<Format> {
     let has = |name: &str| names.contains(&name);
     if wanted == RowShape::Pair && has("chosen") && has("rejected") {
@@ -50,8 +50,8 @@ pub(super) fn detect(names: &[&str], fields: &Fields, wanted: RowShape) -> Optio
     }
 }
 
-/// A row's fields as an example, or what is wrong with them. A label is kept where rows with labels are `wanted`, and
-/// where it marks a bad answer.
+/// A row's fields as an example, or what is wrong with them. A label is kept if rows with labels are
+/// `wanted`, or if it marks a bad answer.
 pub(super) fn shape(format: Format, fields: Fields, wanted: RowShape) -> Result<(Example, Extras), String> {
     let label = if is_answer(format) { label(&fields) } else { None };
     let label = label.filter(|&good| !good || wanted == RowShape::LabelledAnswer);
@@ -68,7 +68,7 @@ fn example(format: Format, fields: Fields) -> Result<(Example, Extras), String> 
         Format::Text => Ok((Example::Text(row.text("text")?), Extras::default())),
         Format::Preference => row.preference(),
         Format::Tokens => row.tokens(),
-        Format::Auto => Err("its format is not known".to_owned()),
+        Format::Auto => Err("its format is unknown".to_owned()),
     }
 }
 
@@ -77,7 +77,7 @@ fn is_answer(format: Format) -> bool {
     matches!(format, Format::Messages | Format::ShareGpt | Format::Alpaca | Format::PromptCompletion)
 }
 
-/// Whether a row says that its answer is a good one (TRL's `label`). A table without types has it as text.
+/// Whether the row's answer is labelled good (TRL's `label`). A table without types has the label as text.
 fn label(fields: &Fields) -> Option<bool> {
     match fields.get("label") {
         Some(Value::Bool(good)) => Some(*good),
@@ -97,7 +97,7 @@ pub(super) fn names(fields: &Fields) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// What a JSON value is, in words.
+/// The type of a JSON value, in words.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -109,7 +109,7 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A list or object that a table holds as JSON text, parsed; anything else as it is.
+/// A list or object that a table stores as JSON text, parsed; other values unchanged.
 fn parsed(value: &Value) -> Value {
     match value {
         Value::String(text) if text.trim_start().starts_with(['[', '{']) => {
@@ -119,7 +119,7 @@ fn parsed(value: &Value) -> Value {
     }
 }
 
-/// A message with the fields a template may use, and whether it is trained on.
+/// A message with its fields for the template, and whether it is trained on.
 struct Turn {
     message: Message,
     fields: Fields,
@@ -138,7 +138,7 @@ impl Reader {
     fn needed(&mut self, name: &str) -> Result<Value, String> {
         self.take(name).ok_or_else(|| {
             format!(
-                "no {name:?} (has {}). If it has another name, say data.columns = {{ {name} = \"…\" }}",
+                "no {name:?} (has {}). If it has another name, set data.columns = {{ {name} = \"…\" }}",
                 names(&self.fields)
             )
         })
@@ -228,7 +228,7 @@ impl Reader {
         Ok(assemble(all, None))
     }
 
-    /// As TRL's preference format: the prompt stands in a field of its own, or at the beginning of both sides.
+    /// TRL's preference format: the prompt is in its own field, or at the beginning of both sides.
     fn preference(&mut self) -> Result<(Example, Extras), String> {
         let chosen = parsed_list(self.needed("chosen")?);
         let rejected = parsed_list(self.needed("rejected")?);
@@ -249,7 +249,7 @@ impl Reader {
         let mut input_ids: Vec<u32> = integers(&ids, "input_ids")?
             .into_iter()
             .map(|id| {
-                u32::try_from(id).map_err(|_| format!("\"input_ids\" holds {id}, which is no token id"))
+                u32::try_from(id).map_err(|_| format!("\"input_ids\" contains {id}, which is not a token id"))
             })
             .collect::<Result<_, _>>()?;
         let mut labels = match self.take("labels") {
@@ -273,7 +273,7 @@ impl Reader {
         for (position, (&id, &label)) in input_ids.iter().zip(&labels).enumerate() {
             if label != -100 && label != i64::from(id) {
                 return Err(format!(
-                    "label {label} at position {position} is neither -100 nor the id {id} that stands there (labels \
+                    "label {label} at position {position} is neither -100 nor the id {id} at the same place (labels \
                      are shifted inside the loss)"
                 ));
             }
@@ -287,7 +287,7 @@ fn assemble(turns: Vec<Turn>, tools: Option<Value>) -> (Example, Extras) {
     (Example::Messages(messages), extras)
 }
 
-/// Messages, and what turns say beside them.
+/// Splits turns into messages and the additional data of turns.
 fn apart(turns: Vec<Turn>, tools: Option<Value>) -> (Vec<Message>, Extras) {
     let untrained =
         turns.iter().enumerate().filter(|(_, turn)| !turn.trained).map(|(index, _)| index).collect();
@@ -298,7 +298,7 @@ fn apart(turns: Vec<Turn>, tools: Option<Value>) -> (Vec<Message>, Extras) {
     (messages, Extras { tools, fields, untrained, label: None })
 }
 
-/// A preference pair of which at least one part is a list of messages, or whose prompt has its own field.
+/// A preference pair in which at least one part is a list of messages, or whose prompt has its own field.
 fn preference_of_messages(
     prompt: Option<&Value>,
     chosen: &Value,
@@ -313,7 +313,7 @@ fn preference_of_messages(
     let mut before: Vec<Turn> = chosen.drain(..shared).collect();
     rejected.drain(..shared);
     let prompt = match prompt {
-        // A text beside whole conversations is there for people to read.
+        // A text prompt given with whole conversations is only for people to read.
         Some(prompt) if prompt.is_array() || before.is_empty() => {
             let mut turns = conversation_or_text(prompt, "prompt", "user")?;
             let repeated = before.len() >= turns.len()
@@ -338,9 +338,9 @@ fn preference_of_messages(
     Ok((Example::Preference { prompt, chosen, rejected }, extras))
 }
 
-const NO_PROMPT: &str = "no \"prompt\", and \"chosen\" and \"rejected\" share no beginning";
+const NO_PROMPT: &str = "no \"prompt\", and \"chosen\" and \"rejected\" have no common beginning";
 
-/// The one reply that a side has of its own.
+/// The one reply that only this side has.
 fn answer(turns: Vec<Turn>, name: &str) -> Result<String, String> {
     let mut turns = turns.into_iter();
     match (turns.next(), turns.next()) {
@@ -348,7 +348,9 @@ fn answer(turns: Vec<Turn>, name: &str) -> Result<String, String> {
             Err(format!("{name:?} calls tools, and replies of a pair can only be texts; leave the row out"))
         }
         (Some(turn), None) if turn.message.is_assistant() => Ok(turn.message.content),
-        _ => Err(format!("{name:?} must end in exactly one assistant message of its own")),
+        _ => Err(format!(
+            "{name:?} must end in exactly one assistant message that differs from the other side"
+        )),
     }
 }
 
@@ -372,7 +374,7 @@ fn turns(list: &Value, key: &str, message: fn(Fields) -> Result<Turn, String>) -
         .collect()
 }
 
-/// A list of objects that a table holds as JSON text; a text that merely begins with a bracket stays a text.
+/// A list of objects that a table stores as JSON text. A text that only begins with a bracket stays a text.
 pub(super) fn parsed_list(value: Value) -> Value {
     let list = parsed(&value);
     let holds_objects = list.as_array().and_then(|list| list.first()).is_some_and(Value::is_object);
@@ -387,8 +389,8 @@ fn conversation_or_text(value: &Value, name: &str, role: &str) -> Result<Vec<Tur
     Ok(vec![Turn { message: Message::new(role, content), fields: Fields::new(), trained: true }])
 }
 
-/// `{"role", "content"}` as OpenAI writes it: content may be a list of text parts, and missing beside tool calls;
-/// `"weight": 0` keeps a message from being trained on.
+/// OpenAI's `{"role", "content"}`. The content may be a list of text parts, or missing if there are tool
+/// calls. A message with `"weight": 0` is not trained on.
 fn openai_message(mut fields: Fields) -> Result<Turn, String> {
     let role = match fields.shift_remove("role") {
         Some(Value::String(role)) => role,
@@ -403,7 +405,7 @@ fn openai_message(mut fields: Fields) -> Result<Turn, String> {
     turn(&role, content, fields)
 }
 
-/// `{"from", "value"}` with the names of speakers that are in use.
+/// `{"from", "value"}`, with the speaker names in common use.
 fn sharegpt_message(mut fields: Fields) -> Result<Turn, String> {
     if fields.contains_key("role") && !fields.contains_key("from") {
         return openai_message(fields);
@@ -418,7 +420,7 @@ fn sharegpt_message(mut fields: Fields) -> Result<Turn, String> {
         "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" | "function_call" => "assistant",
         "system" => "system",
         "tool" | "observation" | "function_response" => "tool",
-        _ => return Err(format!("is from {:?}, which is no known speaker", clean_line(&from))),
+        _ => return Err(format!("is from {:?}, which is not a known speaker", clean_line(&from))),
     };
     let value = fields.shift_remove("value").unwrap_or_default();
     let content = content(&value).map_err(|reason| format!("has a value that {reason}"))?;
@@ -434,7 +436,7 @@ fn turn(role: &str, content: String, mut fields: Fields) -> Result<Turn, String>
     Ok(Turn { message: Message::new(role, content), fields, trained: weight != Some(0.0) })
 }
 
-/// A text, or a list of text parts (`"…"` or `{"type": "text", "text": "…"}`) joined.
+/// A text, or a list of text parts (`"…"` or `{"type": "text", "text": "…"}`), joined.
 fn content(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),

@@ -1,4 +1,5 @@
-//! A JSON file: an array of objects, objects one after the other, or one object whose only list holds the rows.
+//! JSON files: an array of objects, objects one after the other, or one object whose only list holds the
+//! rows.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +10,7 @@ use super::Sink;
 use crate::data::DataError;
 use crate::json;
 
-/// Largest `.json` file, which must be held in memory whole, and most values in it; JSON Lines has no such limits.
+/// Largest `.json` file, which must fit into memory, and most values in it. JSON Lines has no such limits.
 const MAX_FILE_BYTES: u64 = 2 << 30;
 const MAX_FILE_VALUES: usize = 1 << 26;
 
@@ -21,10 +22,10 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(DataError::file(
             sink.path,
-            format!("larger than {} GiB; write it as .jsonl, one object a line", MAX_FILE_BYTES >> 30),
+            format!("larger than {} GiB; write it as .jsonl, one object per line", MAX_FILE_BYTES >> 30),
         ));
     }
-    let too_many = "holds too many values; write it as .jsonl, one object a line";
+    let too_many = "contains too many values; write it as .jsonl, one object per line";
     json::check(&bytes, MAX_FILE_VALUES).map_err(|_| DataError::file(sink.path, too_many))?;
     let text = std::str::from_utf8(&bytes)
         .map_err(|error| DataError::file(sink.path, super::lines::not_utf8(error.valid_up_to())))?;
@@ -39,7 +40,7 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
     }
 }
 
-/// A place in the text, with its line.
+/// A position in the text, with its line.
 struct Rows<'text> {
     text: &'text str,
     at: usize,
@@ -47,7 +48,7 @@ struct Rows<'text> {
 }
 
 impl Rows<'_> {
-    /// The next byte that is no white space; the place moves there.
+    /// Moves to the next byte that is not white space, and returns it.
     fn next_byte(&mut self) -> Option<u8> {
         let rest = &self.text.as_bytes()[self.at..];
         let blank = rest.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
@@ -60,7 +61,7 @@ impl Rows<'_> {
         self.at += bytes;
     }
 
-    /// The value at this place; the place moves behind it.
+    /// Reads the value at this position and moves past it.
     fn value(&mut self) -> Result<Value, serde_json::Error> {
         let mut stream = Deserializer::from_str(&self.text[self.at..]).into_iter::<Value>();
         match stream.next() {
@@ -74,7 +75,7 @@ impl Rows<'_> {
         }
     }
 
-    /// What is wrong, with its line in the file.
+    /// The error with its line in the file.
     fn broken(&self, error: &serde_json::Error) -> String {
         let text = error.to_string();
         let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);

@@ -1,4 +1,5 @@
-//! Files of lines: JSON Lines and plain text. A line is bounded in length, so that no file can fill memory.
+//! Files of lines: JSON Lines and plain text. The length of a line is limited, so that no file can fill
+//! memory.
 
 use std::io::{self, BufRead};
 
@@ -10,21 +11,21 @@ use crate::json;
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// What the next line is.
+/// What was read as the next line.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
-    /// It stands in the buffer, without its end.
+    /// A line, in the buffer without its line end.
     Text,
-    /// It is longer than [`MAX_ROW_BYTES`] and was passed over.
+    /// A line longer than [`MAX_ROW_BYTES`], which was skipped.
     TooLong,
 }
 
-/// One JSON object a line; blank lines are passed over.
+/// One JSON object per line; blank lines are skipped.
 pub(super) fn read_json_lines(reader: impl BufRead, sink: &mut Sink) -> Result<(), DataError> {
     each_line(reader, sink, |line| json::from_slice(line, MAX_ROW_VALUES).map_err(|error| describe(&error)))
 }
 
-/// One text a line; blank lines are passed over.
+/// One text per line; blank lines are skipped.
 pub(super) fn read_text_lines(reader: impl BufRead, sink: &mut Sink) -> Result<(), DataError> {
     each_line(reader, sink, |line| {
         let text = std::str::from_utf8(line).map_err(|error| not_utf8(error.valid_up_to()))?;
@@ -38,7 +39,7 @@ pub(super) fn not_utf8(column: usize) -> String {
     format!("not UTF-8 at byte {}", column + 1)
 }
 
-/// A JSON error without its line, which the row's place says already.
+/// A JSON error without its line number, which the row's place already gives.
 fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rsplit_once(" at line ") {

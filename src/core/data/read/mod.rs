@@ -1,4 +1,4 @@
-//! Dataset files → rows: `.jsonl .json .csv .tsv .parquet .txt`, in any of the known formats.
+//! Reads rows from dataset files: `.jsonl .json .csv .tsv .parquet .txt`, in any of the known formats.
 
 mod formats;
 mod json;
@@ -24,30 +24,31 @@ use crate::text::clean_line;
 const MAX_ROW_BYTES: usize = 64 << 20;
 /// Most values in a row: a million tokens with labels and mask are three million.
 const MAX_ROW_VALUES: usize = 1 << 22;
-/// Row problems kept; more are counted.
+/// Most row problems kept; the rest are counted.
 const MAX_PROBLEMS: usize = 1000;
 
-/// Everything the files of a project hold.
+/// The content of a project's dataset files.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Dataset {
-    /// Usable rows in reading order; [`Row::index`] counts in here.
+    /// Usable rows in reading order; [`Row::index`] is an index into this list.
     pub rows: Vec<Row>,
-    /// Rows left out because the project's quarantine lists them. Their `index` says where they would stand.
+    /// Rows left out because the project's quarantine lists them. Their `index` is the place they would have
+    /// had.
     pub quarantined: Vec<Row>,
-    /// Rows that cannot be used, the first 1000.
+    /// Rows that cannot be used; only the first 1000.
     pub problems: Vec<RowProblem>,
-    /// How many rows cannot be used.
+    /// Number of rows that cannot be used.
     pub unreadable: usize,
 }
 
-/// The project's rows: training files first, then evaluation files. Fails where a row cannot be used, and names every
-/// such row.
+/// The project's rows: training files first, then evaluation files. If a row cannot be used, the error lists
+/// every such row.
 pub fn read_rows(config: &Config, project: &Path) -> Result<Vec<Row>, DataError> {
     let dataset = read_dataset(config, project)?;
     if dataset.problems.is_empty() { Ok(dataset.rows) } else { Err(DataError::Rows(dataset.problems)) }
 }
 
-/// As [`read_rows`], with the rows that cannot be used beside those that can.
+/// As [`read_rows`], but returns the usable rows and the others.
 pub fn read_dataset(config: &Config, project: &Path) -> Result<Dataset, DataError> {
     let columns = Columns::new(&config.data.columns, config.train.algorithm.declaration().rows);
     let quarantine = Quarantine::load(project)?;
@@ -94,14 +95,14 @@ fn read_file(path: &Path, sink: &mut Sink) -> Result<(), DataError> {
     }
 }
 
-/// Takes what a reader finds in one file.
+/// Receives the rows of one file.
 struct Sink<'read> {
-    /// As the config names it.
+    /// As written in the configuration.
     path: &'read Path,
     split: Split,
     columns: &'read Columns,
     wanted: Format,
-    /// What the file's first usable row is, under `format = "auto"`.
+    /// The format of the file's first usable row, with `format = "auto"`.
     found: Option<Format>,
     quarantine: &'read Quarantine,
     dataset: &'read mut Dataset,
@@ -150,14 +151,14 @@ impl Sink<'_> {
     }
 }
 
-/// `data.columns`: which column plays which role.
+/// `data.columns`: the column for each role.
 #[derive(Debug)]
 struct Columns {
-    /// Role and column, of rows.
+    /// Role and column of rows.
     rows: Vec<(String, String)>,
-    /// Role and field, of messages.
+    /// Role and field of messages.
     messages: Vec<(String, String)>,
-    /// The rows that are wanted.
+    /// The rows that the algorithm needs.
     shape: RowShape,
 }
 
@@ -194,14 +195,14 @@ impl Columns {
         Ok(())
     }
 
-    /// The format of a row: what the mapped roles say, else what all its fields say.
+    /// The format of a row: from the mapped roles, otherwise from all its fields.
     fn detect(&self, fields: &Map<String, Value>) -> Result<Format, String> {
         let roles: Vec<&str> = self.rows.iter().map(|(role, _)| role.as_str()).collect();
         let all: Vec<&str> = fields.keys().map(String::as_str).collect();
         let detect = |names: &[&str]| formats::detect(names, fields, self.shape);
         detect(&roles).or_else(|| detect(&all)).ok_or_else(|| {
             format!(
-                "its fields ({}) fit no known format. Say which is which, e.g. \
+                "its fields ({}) match no known format. Say which is which, e.g. \
                  data.columns = {{ prompt = \"question\", completion = \"answer\" }}",
                 formats::names(fields)
             )
@@ -209,7 +210,7 @@ impl Columns {
     }
 }
 
-/// Gives the value of each column to its role, whatever had the role's name before.
+/// Moves the value of each column to its role; an earlier field with the role's name is replaced.
 fn rename(names: &[(String, String)], fields: &mut Map<String, Value>) {
     let values: Vec<(&String, Value)> =
         names.iter().filter_map(|(role, column)| Some((role, fields.get(column)?.clone()))).collect();

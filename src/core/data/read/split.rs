@@ -1,11 +1,11 @@
-//! Which rows are held out.
+//! Chooses the held-out rows.
 
 use super::super::{Row, Split};
 use crate::random::mix_pair;
 
-/// Marks `fraction` of the rows as held out: at least one and never all, where there are two. The choice depends on the
-/// seed and each row's content alone, so that rows added, removed or moved elsewhere leave nearly all others on their
-/// side; equal rows stand together wherever the numbers allow it.
+/// Marks `fraction` of the rows as held out: at least one and never all, if there are two or more. The choice
+/// depends only on the seed and on each row's content. Adding, removing or moving rows therefore keeps nearly
+/// all others in their part. Equal rows are kept in the same part if the numbers allow it.
 pub(super) fn hold_out(rows: &mut [Row], fraction: f64, seed: u64) {
     if fraction <= 0.0 || rows.len() < 2 {
         return;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::{MAX_ROW_BYTES, Sink};
 use crate::data::DataError;
 
-/// Bytes the reader may look ahead of the row it is at.
+/// Bytes that the reader may read ahead of the current row.
 const READ_AHEAD: usize = 1 << 20;
 
 pub(super) fn read(file: File, delimiter: u8, sink: &mut Sink) -> Result<(), DataError> {
@@ -54,7 +54,8 @@ fn fields(header: &[String], record: &ByteRecord) -> Result<Value, String> {
     Ok(Value::from(fields))
 }
 
-/// Fails once more than the budget was read: a quote that is never closed would take the rest of the file.
+/// Fails once more than the budget was read. Otherwise a quote that is never closed would take the rest of
+/// the file.
 struct Bounded<R> {
     inner: R,
     budget: Rc<Cell<usize>>,

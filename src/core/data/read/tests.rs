@@ -60,7 +60,7 @@ fn refused(value: &Value) -> String {
 }
 
 #[test]
-fn a_label_that_marks_a_bad_answer_is_kept() {
+fn a_bad_label_is_kept() {
     let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
     let turns = json!([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]);
     let bad = [
@@ -78,13 +78,13 @@ fn a_label_that_marks_a_bad_answer_is_kept() {
         let row = json!({"prompt": "a", "completion": "b", "label": label});
         assert_eq!(only(&row), (pair("a", "b"), Extras::default()), "{row}");
     }
-    // Of a text, a label is no verdict.
+    // For a text, a label does not mark an answer.
     let text = only(&json!({"text": "a", "label": false}));
     assert_eq!(text, (Example::Text("a".to_owned()), Extras::default()));
 }
 
 #[test]
-fn a_table_labels_answers_in_words() {
+fn labels_of_a_table_are_words() {
     let file = b"prompt,completion,label\na,b,True\nc,d,False\n";
     let dataset = Project::new(&[("a.csv", file)], &["data.eval=0"]).read();
     let labels: Vec<_> = dataset.rows.iter().map(|row| row.extras.label).collect();
@@ -92,7 +92,7 @@ fn a_table_labels_answers_in_words() {
 }
 
 #[test]
-fn json_lines_survive_bom_crlf_blank_lines_and_a_missing_last_newline() {
+fn json_lines_may_have_bom_crlf_blank_lines_and_no_last_newline() {
     let file = b"\xef\xbb\xbf{\"text\": \"one\"}\r\n\r\n   \n{\"text\": \"two\"}\n{\"text\": \"three\"}";
     let dataset = Project::new(&[("a.jsonl", file)], &["data.eval=0"]).read();
     let places: Vec<(usize, usize)> = dataset.rows.iter().map(|row| (row.index, row.origin.line)).collect();
@@ -101,7 +101,7 @@ fn json_lines_survive_bom_crlf_blank_lines_and_a_missing_last_newline() {
 }
 
 #[test]
-fn broken_rows_are_named_and_the_rest_is_read() {
+fn broken_rows_are_reported_and_the_rest_is_read() {
     let file =
         b"{\"text\": \"one\"}\n{\"text\": \xff}\n[1]\n{\"text\": 5}\n{\"txt\": \"x\"}\n{\"text\": \"two\"}\n";
     let project = Project::new(&[("a.jsonl", file)], &["data.eval=0"]);
@@ -131,7 +131,7 @@ fn a_line_without_end_does_not_fill_memory() {
 }
 
 #[test]
-fn json_files_hold_rows_in_three_ways() {
+fn json_files_have_rows_in_three_layouts() {
     let rows = [pair("a", "b"), pair("c", "d")];
     let array = b"\xef\xbb\xbf[\n {\"prompt\": \"a\", \"completion\": \"b\"},\n {\"prompt\": \"c\", \"completion\": \"d\"}\n]\n";
     let dataset = Project::new(&[("a.json", array)], &["data.eval=0"]).read();
@@ -177,7 +177,7 @@ fn tables_are_read_by_their_header() {
 }
 
 #[test]
-fn text_files_hold_a_text_a_line() {
+fn text_files_have_one_text_per_line() {
     let texts = examples("a.txt", "eins\n\nzwei \ndrei".as_bytes(), &["data.eval=0"]);
     assert_eq!(texts, ["eins", "zwei ", "drei"].map(|text| Example::Text(text.to_owned())));
     assert!(Project::new(&[("a.txt", b"\xff\xfea\0")], &[]).error().contains("UTF-16"));
@@ -231,7 +231,7 @@ fn parquet_is_read_with_its_lists() {
 }
 
 #[test]
-fn conversations_come_in_the_ways_that_are_in_use() {
+fn conversations_are_read_in_all_common_formats() {
     let (example, extras) = only(&json!({
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},
@@ -320,11 +320,11 @@ fn preferences_and_tokens() {
         refused(&json!({"input_ids": [1, 2], "labels": [2, -100]})).contains("neither -100 nor the id 1")
     );
     assert!(refused(&json!({"input_ids": [1, 2], "labels": [1]})).contains("2 input_ids, but 1 labels"));
-    assert!(refused(&json!({"input_ids": [-1], "labels": [1]})).contains("no token id"));
+    assert!(refused(&json!({"input_ids": [-1], "labels": [1]})).contains("not a token id"));
 }
 
 #[test]
-fn the_prompt_of_two_texts_is_how_they_begin() {
+fn the_prompt_of_two_texts_is_their_common_beginning() {
     let texts = |chosen: &str, rejected: &str| only(&json!({"chosen": chosen, "rejected": rejected})).0;
     let example = texts("The sky is blue.", "The sky is green.");
     let Example::Preference { prompt, chosen, rejected } = &example else { panic!("{example:?}") };
@@ -360,7 +360,7 @@ fn pairs_keep_tools_and_message_fields_of_their_prompt() {
 }
 
 #[test]
-fn a_dataset_that_repeats_its_chosen_side_is_read_as_the_algorithm_needs() {
+fn a_dataset_with_two_formats_is_read_as_the_algorithm_needs() {
     let talk =
         |reply: &str| json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": reply}]);
     let row = json!({"prompt": "a", "chosen": talk("b"), "rejected": talk("c"), "messages": talk("b")});
@@ -377,7 +377,7 @@ fn a_dataset_that_repeats_its_chosen_side_is_read_as_the_algorithm_needs() {
 }
 
 #[test]
-fn misshapen_conversations_are_refused_with_their_place() {
+fn malformed_conversations_are_refused_with_their_place() {
     let message = |value: Value| refused(&json!({"messages": value}));
     assert!(message(json!([])).contains("is empty"));
     assert!(message(json!("x")).contains("text where a list of messages"));
@@ -389,10 +389,12 @@ fn misshapen_conversations_are_refused_with_their_place() {
     let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
     assert!(message(image).contains("only text can be trained on"));
     assert!(
-        refused(&json!({"question": "x", "answer": "y"})).contains("(question, answer) fit no known format")
+        refused(&json!({"question": "x", "answer": "y"}))
+            .contains("(question, answer) match no known format")
     );
     assert!(
-        refused(&json!({"conversations": [{"from": "nobody", "value": "x"}]})).contains("no known speaker")
+        refused(&json!({"conversations": [{"from": "nobody", "value": "x"}]}))
+            .contains("not a known speaker")
     );
 }
 
@@ -411,7 +413,7 @@ fn columns_are_checked_and_renamed() {
 }
 
 #[test]
-fn columns_reach_into_messages() {
+fn columns_can_name_fields_of_messages() {
     let file = br#"{"talk": [{"speaker": "user", "says": "a"}, {"speaker": "assistant", "says": "b"}]}"#;
     let settings =
         ["data.eval=0", "data.columns={ messages = \"talk\", role = \"speaker\", content = \"says\" }"];
@@ -422,7 +424,7 @@ fn columns_reach_into_messages() {
 }
 
 #[test]
-fn unusable_files_are_named() {
+fn unusable_files_are_reported() {
     let unknown = Project::new(&[("a.xlsx", b"x")], &[]);
     assert!(unknown.error().starts_with("a.xlsx: not a known kind of dataset"), "{}", unknown.error());
     let mut project = Project::new(&[("a.jsonl", b"{}")], &[]);
@@ -442,7 +444,7 @@ fn held_out(dataset: &Dataset) -> Vec<String> {
 }
 
 #[test]
-fn the_split_depends_on_seed_and_content_alone() {
+fn the_split_depends_only_on_seed_and_content() {
     let project = Project::new(&[("a.jsonl", &numbered(100))], &["data.eval=0.1"]);
     let first = held_out(&project.read());
     assert_eq!(first.len(), 10);
@@ -459,7 +461,7 @@ fn the_split_depends_on_seed_and_content_alone() {
 }
 
 #[test]
-fn equal_rows_stand_on_one_side() {
+fn equal_rows_are_in_one_part() {
     let file = [numbered(50), numbered(50)].concat();
     let dataset = Project::new(&[("a.jsonl", &file)], &["data.eval=0.2"]).read();
     let out = held_out(&dataset);
@@ -524,7 +526,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_written_is_read_back(texts in prop::collection::vec(("\\PC{1,20}", "[a\"',;\t\r\né{}\\[\\]]{1,20}"), 1..8)) {
+    fn written_rows_read_back_equal(texts in prop::collection::vec(("\\PC{1,20}", "[a\"',;\t\r\né{}\\[\\]]{1,20}"), 1..8)) {
         let rows: Vec<Value> =
             texts.iter().map(|(prompt, completion)| json!({"prompt": prompt, "completion": completion})).collect();
         let wanted: Vec<Example> =

@@ -1,23 +1,24 @@
-//! Jinja as chat templates use it: what `transformers` adds to the language, over minijinja.
+//! The Jinja dialect of chat templates: minijinja with the additions of `transformers`.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 
-/// Stand around what `{% generation %}` blocks write. Noncharacters: Unicode keeps them out of interchanged text.
+/// Put around the output of `{% generation %}` blocks. Unicode noncharacters, which text for interchange must
+/// not contain.
 pub(super) const GENERATION_START: char = '\u{fdd0}';
 pub(super) const GENERATION_END: char = '\u{fdd1}';
 
 const GENERATION_FILTER: &str = "luthier_generation";
-/// Longest date pattern given to `strftime_now`, in bytes.
+/// Longest date pattern for `strftime_now`, in bytes.
 const MAX_DATE_PATTERN: usize = 256;
 
-/// What a template says through `raise_exception`.
+/// The message of a template's `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Raised(pub(super) String);
 
-/// An environment with the settings and functions `transformers` renders chat templates with.
+/// An environment with the settings and functions with which `transformers` renders chat templates.
 pub(super) fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(
@@ -32,7 +33,7 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     });
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
-    // Both write nested values at a cost that grows with the cube of their depth and is paid by no fuel.
+    // Both take time cubic in the depth of nested values, and no fuel.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
     environment
@@ -49,8 +50,8 @@ fn strftime_now(pattern: &str) -> Result<String, Error> {
     })
 }
 
-/// A template's source with `{% generation %}` blocks turned into a scope with a filter that marks what they write, and
-/// whether there are any.
+/// A template's source in which `{% generation %}` blocks are replaced by a scope with a filter that marks
+/// their output, and whether there are any.
 pub(super) fn with_marked_generation(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len());
     let mut found = false;
@@ -96,7 +97,7 @@ pub(super) fn with_marked_generation(source: &str) -> (String, bool) {
     (out, found)
 }
 
-/// Length up to and with `closer`, which does not count inside string literals.
+/// Length up to and including `closer`, which is ignored inside string literals.
 fn end_of_expression(text: &str, closer: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -114,8 +115,8 @@ fn end_of_expression(text: &str, closer: &str) -> Option<usize> {
     None
 }
 
-/// `tojson` as `transformers` defines it: `json.dumps` with its own separators, no HTML escapes, text left as it is
-/// unless `ensure_ascii`.
+/// `tojson` as in `transformers`: `json.dumps` with its separators, no HTML escapes, and non-ASCII text
+/// unchanged unless `ensure_ascii`.
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands keyword arguments over by value")]
 fn to_json(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let separators: Option<Value> = kwargs.get("separators")?;
@@ -151,7 +152,7 @@ fn to_json(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error
 struct JsonWriter<'render> {
     state: &'render State<'render, 'render>,
     out: String,
-    /// Bytes written that no fuel was taken for yet.
+    /// Bytes written for which no fuel was taken yet.
     unpaid: usize,
     indent: Option<String>,
     item: String,
@@ -160,10 +161,10 @@ struct JsonWriter<'render> {
     sorted: bool,
 }
 
-/// Deepest nesting `tojson` follows.
+/// Deepest nesting that `tojson` writes.
 const MAX_DEPTH: usize = 128;
 
-/// Bytes that cost one fuel, as everywhere in minijinja.
+/// Bytes per unit of fuel, as everywhere in minijinja.
 const BYTES_PER_FUEL: usize = 64;
 
 impl JsonWriter<'_> {
@@ -219,7 +220,8 @@ impl JsonWriter<'_> {
         Ok(())
     }
 
-    /// Takes fuel for bytes that are about to be written: one long text in many places is much output for little work.
+    /// Takes fuel for bytes before they are written: one long text used in many places gives much output for
+    /// little work.
     fn pay(&mut self, bytes: usize) -> Result<(), Error> {
         self.unpaid += bytes;
         self.state.consume_fuel((self.unpaid / BYTES_PER_FUEL) as u64)?;
@@ -286,7 +288,8 @@ fn json_key(key: &Value) -> String {
     }
 }
 
-/// A number as Python's `json` writes it: shortest form that reads back, exponent from 1e16 on.
+/// A number as Python's `json` writes it: the shortest form that reads back equal, with an exponent from 1e16
+/// on.
 fn number(value: &Value) -> String {
     if value.is_integer() {
         return value.to_string();

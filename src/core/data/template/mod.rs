@@ -20,25 +20,28 @@ use crate::model::{ModelFiles, SpecialTokens};
 use crate::panics::guarded;
 use crate::text::clean;
 
-/// Largest template source, in bytes: published ones stay below 50 kB.
+/// Largest template source, in bytes; published ones stay below 50 kB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
-/// What a render may cost, in minijinja's fuel (an instruction, or 64 bytes of data): a base, for each message, for each
-/// so many bytes of the messages; and at most. Published templates take 25 to 75 for a message.
+/// Limits on the work of a rendering, in minijinja's fuel (an instruction, or 64 bytes of data): a base, an
+/// amount per message and per number of bytes in the messages, and a maximum. Published templates take 25 to
+/// 75 per message.
 const FUEL_BASE: u64 = 100_000;
 const FUEL_PER_MESSAGE: u64 = 1_000;
 const BYTES_PER_FUEL: u64 = 4;
 const MAX_FUEL: u64 = 8_000_000;
-/// Stack, in bytes, that each fuel may come to need: a list put into a list, again and again, costs one an instruction,
-/// and minijinja drops, compares and writes nested values by calling itself, with up to 505 bytes a level.
+/// Stack in bytes that one unit of fuel may need. Putting a list into a list again and again costs one unit
+/// per instruction, and minijinja drops, compares and writes nested values recursively, with up to 505 bytes
+/// per level.
 const STACK_PER_FUEL: u64 = 1024;
-/// Fuel that every thread of ours has the stack for. More is spent on a thread made for it.
+/// Fuel for which every thread of ours has enough stack. With more, a thread is started for the rendering.
 const FUEL_HERE: u64 = 1_000;
-/// What a render may write, in bytes: a base, for each message, for each byte of the messages.
+/// Limits on the output of a rendering, in bytes: a base, and amounts per message and per byte of the
+/// messages.
 const OUTPUT_BASE: usize = 1 << 20;
 const OUTPUT_PER_MESSAGE: usize = 4 << 10;
 const OUTPUT_PER_BYTE: usize = 8;
 
-/// Templates that come with Luthier: name and source.
+/// Templates included in Luthier: name and source.
 const BUILT_IN: &[(&str, &str)] = &[
     ("alpaca", include_str!("builtin/alpaca.jinja")),
     ("chatml", include_str!("builtin/chatml.jinja")),
@@ -51,7 +54,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("zephyr", include_str!("builtin/zephyr.jinja")),
 ];
 
-/// `data.template` for no template at all.
+/// `data.template` for no template.
 const NONE: &str = "none";
 
 /// Turns messages into text. Clones share one compiled template.
@@ -59,14 +62,14 @@ const NONE: &str = "none";
 pub struct Template {
     /// `model` for the model's own, a built-in name, a file's name, or `none`.
     pub name: String,
-    /// 16 hex digits of the source's SHA-256, `none` without a template.
+    /// 16 hex digits of the source's SHA-256; `none` without a template.
     pub fingerprint: String,
     compiled: Option<Arc<Compiled>>,
 }
 
 struct Compiled {
     environment: Environment<'static>,
-    /// Special tokens by the names templates know them by.
+    /// Special tokens by their names in templates.
     tokens: Vec<(&'static str, String)>,
     marks_generation: bool,
 }
@@ -75,7 +78,7 @@ struct Compiled {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Rendered {
     pub(crate) text: String,
-    /// Byte ranges of `text` that `{% generation %}` blocks wrote, in order, without overlap.
+    /// Byte ranges of `text` written by `{% generation %}` blocks, in order, without overlap.
     pub(crate) generation: Vec<Range<usize>>,
 }
 
@@ -90,12 +93,12 @@ impl fmt::Debug for Template {
 }
 
 impl Template {
-    /// Names of the templates that come with Luthier.
+    /// Names of the templates included in Luthier.
     pub fn built_in_names() -> impl Iterator<Item = &'static str> {
         BUILT_IN.iter().map(|&(name, _)| name)
     }
 
-    /// The template that `data.template` means: `auto` is the model's own, or none where the model has none.
+    /// The template for `data.template`. `auto` is the model's own, or none if it has none.
     pub fn resolve(config: &Config, project: &Path, files: &ModelFiles) -> Result<Self, DataError> {
         let wanted = config.data.template.as_str();
         match wanted {
@@ -116,7 +119,7 @@ impl Template {
                     return Err(DataError::template(
                         wanted,
                         format!(
-                            "not known. Use \"auto\" (the model's own), \"none\", one of {}, or the path of a .jinja file",
+                            "unknown. Use \"auto\" (the model's own), \"none\", one of {}, or the path of a .jinja file",
                             Self::built_in_names().collect::<Vec<_>>().join(", ")
                         ),
                     ));
@@ -127,17 +130,16 @@ impl Template {
         }
     }
 
-    /// No template: texts are joined as they are.
+    /// No template: texts are joined unchanged.
     pub(crate) fn none() -> Self {
         Template { name: NONE.to_owned(), fingerprint: NONE.to_owned(), compiled: None }
     }
 
-    /// Whether there is no template.
     pub fn is_none(&self) -> bool {
         self.compiled.is_none()
     }
 
-    /// Whether `{% generation %}` blocks say what the model writes.
+    /// Whether `{% generation %}` blocks mark the model's output.
     pub(crate) fn marks_generation(&self) -> bool {
         self.compiled.as_ref().is_some_and(|compiled| compiled.marks_generation)
     }
@@ -175,14 +177,14 @@ impl Template {
         })
     }
 
-    /// The text of a conversation; with `add_generation_prompt` up to where the model is to go on. Without a template
-    /// the contents, joined as they are.
+    /// The text of a conversation; with `add_generation_prompt`, up to where the model continues. Without a
+    /// template, the contents joined unchanged.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, DataError> {
         Ok(self.render_marked(messages, &Extras::default(), add_generation_prompt)?.text)
     }
 
-    /// Token ids from which the model is to answer `messages`, with `data.system` before them where they have no system
-    /// message: exactly what training puts before a reply.
+    /// Token ids of the prompt for an answer to `messages`, with `data.system` before them if they have no
+    /// system message. Training puts exactly these ids before a reply.
     pub fn prompt_ids(
         &self,
         messages: &[Message],
@@ -198,7 +200,8 @@ impl Template {
         Ok(ids)
     }
 
-    /// Ids that end a reply: the model's own end tokens, then the special token that this template puts behind one.
+    /// Ids that end a reply: the model's own end tokens, then the special token that this template writes
+    /// after a reply.
     pub fn stop_tokens(&self, tokenizer: &Tokenizer, files: &ModelFiles) -> Vec<u32> {
         let mut stop = files.special.eos_ids();
         stop.extend(tokenizer.eos());
@@ -212,7 +215,7 @@ impl Template {
         stop
     }
 
-    /// The special token that this template puts behind a reply.
+    /// The special token that this template writes after a reply.
     pub(crate) fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
         let reply = "Certainly";
         let messages = [Message::new("user", "Hello"), Message::new("assistant", reply)];
@@ -221,7 +224,8 @@ impl Template {
         tokenizer.special_at_start(behind.trim_start()).map(|(_, id)| id)
     }
 
-    /// As [`Template::render`], with the row's tools and further message fields, and the ranges of generation blocks.
+    /// As [`Template::render`], with the row's tools and other message fields, and the ranges of generation
+    /// blocks.
     pub(crate) fn render_marked(
         &self,
         messages: &[Message],
@@ -267,7 +271,7 @@ impl Template {
     }
 }
 
-/// `messages` with `system` before them, unless it is empty or they have a system message of their own.
+/// `messages` with `system` before them, unless it is empty or they have a system message.
 pub fn with_system(messages: &[Message], system: &str) -> Vec<Message> {
     let mut all = Vec::with_capacity(messages.len() + 1);
     if !system.is_empty() && messages.first().is_none_or(|message| message.role != "system") {
@@ -277,7 +281,7 @@ pub fn with_system(messages: &[Message], system: &str) -> Vec<Message> {
     all
 }
 
-/// The variables a template sees, and their size in bytes.
+/// The variables of a template, and their size in bytes.
 fn context(
     compiled: &Compiled,
     messages: &[Message],
@@ -344,7 +348,7 @@ fn from_map(fields: &Map<String, serde_json::Value>, size: &mut usize) -> Value 
     Value::from_pairs(pairs)
 }
 
-/// Takes the marks of generation blocks out; `None` where they do not pair.
+/// Removes the marks of generation blocks; `None` if they are not in pairs.
 fn without_marks(marked: &str) -> Option<Rendered> {
     let mut rendered = Rendered { text: String::with_capacity(marked.len()), generation: Vec::new() };
     let mut start = None;
@@ -359,7 +363,7 @@ fn without_marks(marked: &str) -> Option<Rendered> {
     start.is_none().then_some(rendered)
 }
 
-/// Whether a template's fuel was used up, wherever in it.
+/// Whether a template used up its fuel, at any depth.
 fn ran_out(error: &minijinja::Error) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = source {
@@ -374,16 +378,16 @@ fn ran_out(error: &minijinja::Error) -> bool {
     false
 }
 
-/// Runs `call` on a thread with a stack of so many bytes. They are only set aside until they are used.
+/// Runs `call` on a thread with a stack of this size. Memory is only reserved until it is used.
 fn with_stack<T: Send>(bytes: usize, call: impl FnOnce() -> T + Send) -> Result<T, String> {
     thread::scope(|scope| {
         let worker = thread::Builder::new().stack_size(bytes).spawn_scoped(scope, call);
         let worker = worker.map_err(|error| format!("cannot start a thread to render it: {error}"))?;
-        worker.join().map_err(|_| "rendering stopped on an internal fault".to_owned())
+        worker.join().map_err(|_| "rendering stopped with an internal error".to_owned())
     })
 }
 
-/// A template's failure in words for its user.
+/// A template's error, in words for the user.
 fn describe(error: &minijinja::Error) -> String {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = source {
@@ -394,8 +398,8 @@ fn describe(error: &minijinja::Error) -> String {
     }
     let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
     let reason = match error.kind() {
-        ErrorKind::OutOfFuel => "does more work than a template may".to_owned(),
-        ErrorKind::WriteFailure => "writes more text than a template may".to_owned(),
+        ErrorKind::OutOfFuel => "does more work than allowed".to_owned(),
+        ErrorKind::WriteFailure => "writes more text than allowed".to_owned(),
         kind => match error.detail() {
             Some(detail) => format!("{kind}: {detail}"),
             None => kind.to_string(),

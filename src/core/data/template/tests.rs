@@ -31,7 +31,7 @@ fn failure(source: &str, messages: &[Message]) -> String {
 }
 
 #[test]
-fn every_reference_conversation_renders_as_transformers_renders_it() {
+fn reference_conversations_render_as_in_transformers() {
     let reference = reference_json("chat/chat.json");
     let conversations = reference["conversations"].as_array().unwrap();
     let cases = reference["cases"].as_array().unwrap();
@@ -63,7 +63,7 @@ fn every_reference_conversation_renders_as_transformers_renders_it() {
 }
 
 #[test]
-fn generation_blocks_mark_the_spans_that_transformers_finds() {
+fn generation_blocks_mark_the_spans_of_transformers() {
     let reference = reference_json("chat/chat.json");
     let conversations = reference["conversations"].as_array().unwrap();
     let masks = reference_json("chat/masks.json");
@@ -104,7 +104,7 @@ fn generation_blocks_mark_the_spans_that_transformers_finds() {
 }
 
 #[test]
-fn built_in_templates_write_what_the_published_ones_write() {
+fn built_in_templates_equal_the_published_ones() {
     let reference = reference_json("chat/chat.json");
     let conversations = reference["conversations"].as_array().unwrap();
     let mut compared = 0;
@@ -126,8 +126,8 @@ fn built_in_templates_write_what_the_published_ones_write() {
         let rendered =
             template.render(&messages(conversation), case["add_generation_prompt"].as_bool().unwrap());
         match case["text"].as_str() {
-            // Published Mistral templates put the system prompt into the last turn, which a growing conversation
-            // contradicts; ours puts it into the first.
+            // Published Mistral templates put the system prompt into the last turn, which does not work for a
+            // growing conversation; ours puts it into the first.
             Some(_) if ours == "mistral" && conversation["messages"][0]["role"] == "system" => {
                 assert!(rendered.is_ok());
             }
@@ -140,7 +140,7 @@ fn built_in_templates_write_what_the_published_ones_write() {
 }
 
 #[test]
-fn every_built_in_template_marks_replies_and_nothing_else() {
+fn every_built_in_template_marks_only_replies() {
     let special = SpecialTokens {
         bos: Some(SpecialToken { id: None, text: Some("<s>".to_owned()) }),
         eos: vec![SpecialToken { id: None, text: Some("</s>".to_owned()) }],
@@ -192,7 +192,7 @@ fn limits_hold() {
 }
 
 #[test]
-fn values_nested_as_deep_as_fuel_allows_are_dropped_and_written() {
+fn values_nested_as_deep_as_fuel_allows_do_no_harm() {
     let hello = [Message::new("user", "hello")];
     for (open, close) in [("[", "]"), ("{'x': ", "}"), ("namespace(x=", ")")] {
         for (levels, used) in [
@@ -209,7 +209,7 @@ fn values_nested_as_deep_as_fuel_allows_are_dropped_and_written() {
                 "{{% set ns = namespace(a=0, b=0) %}}{{% for i in range({levels}) %}}{{% set ns.a = {open}ns.a{close} %}}\
                  {second}{{% endfor %}}{used}"
             );
-            // Whether it succeeds is the template's affair; the process must not end.
+            // Whether it succeeds does not matter; the process must not end.
             let _ = compile(&source).render(&hello, true);
         }
     }
@@ -219,7 +219,7 @@ fn values_nested_as_deep_as_fuel_allows_are_dropped_and_written() {
         deep.replace("messages", "ns.a")
     );
     let said = failure(&source, &hello);
-    assert!(said.contains("does more work than a template may"), "{said}");
+    assert!(said.contains("does more work than allowed"), "{said}");
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn failures_say_where_and_why() {
 }
 
 #[test]
-fn the_dialect_knows_what_templates_use() {
+fn the_dialect_has_what_templates_use() {
     let hello = [Message::new("user", " hello ")];
     let render = |source: &str| compile(source).render(&hello, true).unwrap();
     assert_eq!(
@@ -260,7 +260,7 @@ fn the_dialect_knows_what_templates_use() {
 }
 
 #[test]
-fn message_fields_and_tools_reach_the_template() {
+fn templates_get_message_fields_and_tools() {
     let template = compile("{{ messages[0].tool_calls[0].function | tojson }} {{ tools | length }}");
     let fields = serde_json::json!({"tool_calls": [{"function": {"name": "f", "n": 1.5, "big": 18_446_744_073_709_551_615_u64}}]});
     let extras = Extras {
@@ -283,7 +283,7 @@ fn the_end_of_turn_is_found_by_rendering() {
 }
 
 #[test]
-fn the_system_prompt_stands_before_conversations_without_one() {
+fn the_system_prompt_is_added_if_there_is_none() {
     let hello = [Message::new("user", "hello")];
     assert_eq!(with_system(&hello, ""), hello);
     assert_eq!(with_system(&hello, "Be brief.")[0], Message::new("system", "Be brief."));

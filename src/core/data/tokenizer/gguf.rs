@@ -1,8 +1,9 @@
-//! The vocabulary of a GGUF file, described as a `tokenizer.json`.
+//! Turns the vocabulary of a GGUF file into a `tokenizer.json`.
 //!
-//! `gpt2` vocabularies are byte-level BPE; the pre-tokenizer is chosen by name as llama.cpp does. `llama` vocabularies
-//! are SentencePiece pieces with scores, which become BPE merges: joining the pair whose piece scores best, first the
-//! leftmost, is what BPE does with merges ordered by the score of their result.
+//! `gpt2` vocabularies are byte-level BPE; the pre-tokenizer is chosen by name, as in llama.cpp. `llama`
+//! vocabularies are SentencePiece pieces with scores, which become BPE merges. SentencePiece joins the pair
+//! whose piece scores best, the leftmost first; BPE does the same if merges are ordered by the score of their
+//! result.
 
 use std::collections::HashMap;
 
@@ -12,26 +13,25 @@ use crate::data::DataError;
 use crate::model::{GgufTokenType, GgufVocabulary};
 use crate::text::clean_line;
 
-/// Marks a space in SentencePiece pieces.
+/// Stands for a space in SentencePiece pieces.
 const SPACE: char = '▁';
 
-/// Most that may be done to find the merges of a SentencePiece vocabulary: the sum of the squares of its pieces' lengths
-/// in bytes. Those of real ones stay below a quarter of it.
+/// Limit on the work of finding the merges of a SentencePiece vocabulary: the sum of the squares of its
+/// pieces' lengths in bytes. Real vocabularies stay below a quarter of it.
 const MAX_WORK: u64 = 1 << 27;
 
-/// Llama 3's pre-tokenizer (`tokenizer.json` of the published models).
+/// The pre-tokenizer of Llama 3 (`tokenizer.json` of the published models).
 const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Qwen 2's, which differs in taking digits one by one.
+/// That of Qwen 2, which differs only in splitting numbers into single digits.
 const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How byte-level BPE cuts text into words.
+/// How byte-level BPE splits text into words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PreTokenizer {
-    /// GPT-2's words.
     Gpt2,
-    /// Digits one by one, then GPT-2's words.
+    /// Single digits, then GPT-2's words.
     DigitsGpt2,
-    /// Llama 3's words; whole words that are tokens are taken as they are.
+    /// Llama 3's words; a whole word that is a token is not split.
     Llama3,
     /// Qwen 2's words, over text in normal form C.
     Qwen2,
@@ -57,7 +57,7 @@ impl PreTokenizer {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|&(_, found)| found).ok_or_else(|| {
             let known: Vec<&str> = Self::NAMES.iter().map(|&(name, _)| name).collect();
             DataError::Tokenizer(format!(
-                "the GGUF file cuts words in a way named {:?}, which is not known here (known: {}). Use the model's \
+                "the GGUF file has the pre-tokenizer {:?}, which is unknown here (known: {}). Use the model's \
                  Hugging Face folder instead",
                 clean_line(name),
                 known.join(", ")
@@ -85,7 +85,7 @@ impl PreTokenizer {
     }
 }
 
-/// A `tokenizer.json` that encodes as the file's vocabulary means.
+/// A `tokenizer.json` that encodes like the file's vocabulary.
 pub(super) fn describe(vocabulary: &GgufVocabulary) -> Result<Value, DataError> {
     if vocabulary.tokens.is_empty() {
         return Err(DataError::Tokenizer("the GGUF file has no vocabulary".to_owned()));
@@ -94,7 +94,7 @@ pub(super) fn describe(vocabulary: &GgufVocabulary) -> Result<Value, DataError> 
         "gpt2" => byte_level(vocabulary),
         "llama" => sentence_piece(vocabulary),
         other => Err(DataError::Tokenizer(format!(
-            "the GGUF file has a vocabulary of kind {:?}; known are \"gpt2\" and \"llama\". Use the model's Hugging Face \
+            "the GGUF file has a {:?} vocabulary; known kinds are \"gpt2\" and \"llama\". Use the model's Hugging Face \
              folder instead",
             clean_line(other)
         ))),
@@ -110,11 +110,12 @@ fn byte_level(vocabulary: &GgufVocabulary) -> Result<Value, DataError> {
         .merges
         .iter()
         .map(|merge| {
-            // A token may itself start with a space, so the separator is looked for behind its first character.
+            // A token may itself start with a space, so the separator is searched for after its first
+            // character.
             let first = merge.chars().next().map_or(0, char::len_utf8);
             match merge[first..].find(' ') {
                 Some(at) => Ok(json!([&merge[..first + at], &merge[first + at + 1..]])),
-                None => Err(DataError::Tokenizer(format!("merge {:?} has one part only", clean_line(merge)))),
+                None => Err(DataError::Tokenizer(format!("merge {:?} has only one part", clean_line(merge)))),
             }
         })
         .collect::<Result<_, _>>()?;
@@ -140,7 +141,7 @@ fn byte_level(vocabulary: &GgufVocabulary) -> Result<Value, DataError> {
 
 fn sentence_piece(vocabulary: &GgufVocabulary) -> Result<Value, DataError> {
     if vocabulary.scores.len() != vocabulary.tokens.len() {
-        return Err(DataError::Tokenizer("the GGUF file's vocabulary lacks scores".to_owned()));
+        return Err(DataError::Tokenizer("the GGUF file's vocabulary has no scores".to_owned()));
     }
     let square = |token: &String| (token.len() as u64).saturating_pow(2);
     if vocabulary.tokens.iter().map(square).fold(0, u64::saturating_add) > MAX_WORK {
@@ -187,8 +188,8 @@ fn sentence_piece(vocabulary: &GgufVocabulary) -> Result<Value, DataError> {
     }))
 }
 
-/// Every way to put a piece together from two others, best piece first; among equal pieces those of the lower ids, as
-/// transformers' `generate_merges`.
+/// Every way to make a piece from two others, best piece first; among equal pieces those with the lower ids,
+/// as in transformers' `generate_merges`.
 fn merges_by_score(vocabulary: &GgufVocabulary) -> Vec<Value> {
     let ids: HashMap<&str, usize> =
         vocabulary.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();

@@ -1,4 +1,4 @@
-//! Text ↔ token ids, over the `tokenizers` crate: from a `tokenizer.json` or from the vocabulary of a GGUF file.
+//! Text ↔ token ids with the `tokenizers` crate, from a `tokenizer.json` or the vocabulary of a GGUF file.
 
 mod gguf;
 mod stream;
@@ -28,24 +28,23 @@ pub struct Tokenizer {
 struct Inner {
     tokenizer: tokenizers::Tokenizer,
     vocabulary: usize,
-    /// Rows of the model's embedding: no id may reach it.
+    /// Rows of the model's embedding; all ids must be below.
     limit: u32,
     bos: Option<u32>,
     eos: Option<u32>,
-    /// Ids that encoding with special tokens puts before and after a text.
+    /// Ids that encoding with special tokens adds before and after a text.
     before: Vec<u32>,
     after: Vec<u32>,
     /// Text and id of each special token, longest text first.
     special: Vec<(String, u32)>,
 }
 
-/// Token ids with their places in the text.
+/// Token ids and their places in the text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Encoding {
-    /// First to last.
     pub ids: Vec<u32>,
-    /// One per id: start and end in bytes of the text. Tokens that share one character share its range; tokens that
-    /// are put in have an empty range.
+    /// For each id, its start and end in bytes of the text. Tokens that share a character have the same
+    /// range; tokens that were added have an empty one.
     pub offsets: Vec<(usize, usize)>,
 }
 
@@ -76,7 +75,7 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// From the content of a `tokenizer.json`, with the special tokens the model declares.
+    /// Reads the content of a `tokenizer.json`, with the special tokens that the model declares.
     pub(crate) fn from_json(json: &[u8], special: &SpecialTokens) -> Result<Self, DataError> {
         let mut tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(json))
             .map_err(|panic| broken(&panic))?
@@ -116,8 +115,8 @@ impl Tokenizer {
         Ok(Tokenizer { inner: Arc::new(inner) })
     }
 
-    /// Token ids of `text`. With `add_special` the tokens that the tokenizer puts around a text (begin of text …) are
-    /// there too, with an empty range. Texts of special tokens within `text` become those tokens.
+    /// Token ids of `text`. `add_special` adds the tokens that the tokenizer puts around a text (beginning of
+    /// text …), with an empty range. Texts of special tokens in `text` become those tokens.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoding, DataError> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(DataError::Tokenizer(format!(
@@ -131,25 +130,26 @@ impl Tokenizer {
         Ok(encoding)
     }
 
-    /// Fails where an id lies beyond the model's embedding.
+    /// Fails if an id is beyond the model's embedding.
     pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), DataError> {
         match ids.iter().find(|&&id| id >= self.inner.limit) {
             Some(id) => Err(DataError::Tokenizer(format!(
-                "token {id} is beyond the model's vocabulary of {}: tokenizer and model do not belong together",
+                "token {id} is beyond the model's vocabulary of {}: tokenizer and model do not match",
                 self.inner.limit
             ))),
             None => Ok(()),
         }
     }
 
-    /// The text of `ids`; ids the tokenizer does not know are left out, incomplete UTF-8 becomes U+FFFD.
+    /// The text of `ids`. Unknown ids are left out; incomplete UTF-8 becomes U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, DataError> {
         guarded(|| self.inner.tokenizer.decode(ids, skip_special))
             .map_err(DataError::Tokenizer)?
             .map_err(|error| DataError::Tokenizer(error.to_string()))
     }
 
-    /// How one token reads by itself: its decoded text, or its name in the vocabulary where that is empty or not UTF-8.
+    /// One token by itself: its decoded text, or its name in the vocabulary if the text is empty or not
+    /// UTF-8.
     pub fn token_text(&self, id: u32) -> String {
         match self.decode(&[id], false) {
             Ok(text) if !text.is_empty() && !text.contains('\u{fffd}') => text,
@@ -167,32 +167,31 @@ impl Tokenizer {
         self.inner.tokenizer.token_to_id(token)
     }
 
-    /// Number of tokens, added ones included.
+    /// Number of tokens, including added ones.
     pub fn vocabulary_size(&self) -> usize {
         self.inner.vocabulary
     }
 
-    /// Begin of text, where the model declares one.
+    /// Beginning of text, if the model declares one.
     pub fn bos(&self) -> Option<u32> {
         self.inner.bos
     }
 
-    /// End of text, where the model declares one.
+    /// End of text, if the model declares one.
     pub fn eos(&self) -> Option<u32> {
         self.inner.eos
     }
 
-    /// Ids that [`Tokenizer::encode`] with `add_special` puts before a text.
+    /// Ids that [`Tokenizer::encode`] with `add_special` adds before a text.
     pub fn ids_before(&self) -> &[u32] {
         &self.inner.before
     }
 
-    /// Ids that [`Tokenizer::encode`] with `add_special` puts after a text.
+    /// Ids that [`Tokenizer::encode`] with `add_special` adds after a text.
     pub fn ids_after(&self) -> &[u32] {
         &self.inner.after
     }
 
-    /// Whether `id` is a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.inner.special.iter().any(|&(_, special)| special == id)
     }
@@ -202,7 +201,7 @@ impl Tokenizer {
         &self.inner.special
     }
 
-    /// The special token whose text `text` starts with.
+    /// The special token with which `text` starts.
     pub(crate) fn special_at_start(&self, text: &str) -> Option<(&str, u32)> {
         self.inner
             .special
@@ -211,7 +210,7 @@ impl Tokenizer {
             .map(|(token, id)| (token.as_str(), *id))
     }
 
-    /// The special token whose text `text` ends with.
+    /// The special token with which `text` ends.
     pub(crate) fn special_at_end(&self, text: &str) -> Option<(&str, u32)> {
         self.inner
             .special
@@ -239,7 +238,7 @@ fn broken(reason: &str) -> DataError {
     DataError::Tokenizer(format!("its description is broken: {}", clean_line(reason)))
 }
 
-/// `at`, or the start of the character it falls into.
+/// `at`, or the start of the character that contains it.
 fn char_start(text: &str, at: usize) -> usize {
     let mut at = at.min(text.len());
     while !text.is_char_boundary(at) {
@@ -248,7 +247,7 @@ fn char_start(text: &str, at: usize) -> usize {
     at
 }
 
-/// `at`, or the end of the character it falls into.
+/// `at`, or the end of the character that contains it.
 fn char_end(text: &str, at: usize) -> usize {
     let mut at = at.min(text.len());
     while !text.is_char_boundary(at) {

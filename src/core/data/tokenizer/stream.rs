@@ -1,20 +1,20 @@
-//! Decoding while tokens arrive.
+//! Decodes tokens as they arrive.
 
 use super::Tokenizer;
 
-/// Tokens that may wait for the rest of a character. Three would do, were it not for texts that hold U+FFFD themselves,
-/// which reads like bytes that are still incomplete.
+/// Most tokens that wait for the rest of a character. Three would be enough, except for texts that contain
+/// U+FFFD, which looks like incomplete bytes.
 const MAX_WAITING: usize = 64;
 
-/// Decodes token by token. Text comes out as soon as it cannot change: bytes of an incomplete character are held back.
+/// Decodes token by token. Text is returned once it cannot change; bytes of an incomplete character wait.
 /// Special tokens have no text.
 #[derive(Debug, Clone)]
 pub struct DecodeStream {
     tokenizer: Tokenizer,
-    /// Tokens whose text is out and which the next ones are decoded with, since decoders treat a first token otherwise
-    /// than a later one; then those that wait.
+    /// Tokens whose text was returned, which are needed to decode the next (decoders treat a first token
+    /// differently), followed by those that wait.
     window: Vec<u32>,
-    /// Text of `window` that is out.
+    /// The part of the text of `window` that was returned.
     sent: String,
     waiting: usize,
 }
@@ -24,7 +24,7 @@ impl DecodeStream {
         DecodeStream { tokenizer, window: Vec::new(), sent: String::new(), waiting: 0 }
     }
 
-    /// Takes the next token; returns the text that is certain now and was not before.
+    /// Takes the next token; returns the text that is now certain and was not before.
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.window.push(id);
         self.waiting += 1;
@@ -35,7 +35,7 @@ impl DecodeStream {
         self.release(&text)
     }
 
-    /// The text still held back when no token follows.
+    /// The text that still waits, if no token follows.
     pub fn finish(&mut self) -> Option<String> {
         if self.waiting == 0 {
             return None;
@@ -48,10 +48,11 @@ impl DecodeStream {
         let fresh_tokens = self.window.len() - self.waiting;
         self.waiting = 0;
         let fresh = match text.strip_prefix(self.sent.as_str()) {
-            // Tokens without text of their own stay in the window until one with text follows.
+            // Tokens without their own text stay in the window until one with text follows.
             Some("") => return None,
             Some(fresh) => fresh.to_owned(),
-            // Bytes that were given up as broken read otherwise with their successors: start afresh behind them.
+            // Bytes that were returned as broken decode differently together with later ones, so the window
+            // restarts after them.
             None => self.tokenizer.decode(&self.window[fresh_tokens..], true).unwrap_or_default(),
         };
         self.window.drain(..fresh_tokens);

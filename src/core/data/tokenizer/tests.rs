@@ -10,7 +10,7 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
 
-/// Byte offsets as offsets in characters, which the references count in.
+/// Byte offsets as offsets in characters, which the references use.
 fn in_characters(text: &str, offsets: &[(usize, usize)]) -> Value {
     let characters = |at: usize| text[..at].chars().count();
     offsets.iter().map(|&(start, end)| json!([characters(start), characters(end)])).collect()
@@ -64,13 +64,13 @@ fn tiny_tokenizers_equal_the_reference() {
 }
 
 #[test]
-fn the_sample_model_tokenizes_as_the_reference() {
+fn the_sample_model_equals_the_reference() {
     let files = ModelFiles::open(&crate::data::testing::sample_model()).unwrap();
     check_against(&Tokenizer::open(&files).unwrap(), "tokenizer/smollm2.json");
 }
 
 #[test]
-fn a_model_folder_brings_its_tokenizer() {
+fn the_tokenizer_of_a_model_folder_is_used() {
     let files = ModelFiles::open(&reference("tiny/llama")).unwrap();
     let tokenizer = Tokenizer::open(&files).unwrap();
     assert_eq!(tokenizer.inner.limit as usize, files.architecture.vocabulary);
@@ -79,7 +79,7 @@ fn a_model_folder_brings_its_tokenizer() {
     assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
 }
 
-/// The vocabulary a GGUF file would hold for a tiny tokenizer.
+/// The vocabulary that a GGUF file would have for a tiny tokenizer.
 fn as_gguf(name: &str, model: &str, pre: Option<&str>) -> GgufVocabulary {
     let description = reference_json(&format!("tiny/_tokenizers/{name}/tokenizer.json"));
     let mut tokens = vec![String::new(); description["model"]["vocab"].as_object().unwrap().len()];
@@ -146,7 +146,7 @@ fn from_gguf(vocabulary: &GgufVocabulary, special: &SpecialTokens) -> Tokenizer 
 }
 
 #[test]
-fn a_gguf_vocabulary_encodes_as_its_tokenizer_json() {
+fn a_gguf_vocabulary_encodes_like_its_tokenizer_json() {
     let plain = as_gguf("bytelevel", "gpt2", Some("gpt-2"));
     check_against(&from_gguf(&plain, &tiny_special("bytelevel")), "tokenizer/tiny-bytelevel.json");
     let with_bos = GgufVocabulary { add_bos: Some(true), ..as_gguf("bytelevel-bos", "gpt2", None) };
@@ -156,7 +156,7 @@ fn a_gguf_vocabulary_encodes_as_its_tokenizer_json() {
 }
 
 #[test]
-fn pre_tokenizers_cut_as_they_are_named() {
+fn pre_tokenizers_split_like_their_names() {
     let encode = |pre: &str, text: &str| {
         let tokenizer = from_gguf(&as_gguf("bytelevel", "gpt2", Some(pre)), &tiny_special("bytelevel"));
         let encoding = tokenizer.encode(text, false).unwrap();
@@ -177,7 +177,7 @@ fn unknown_vocabularies_are_refused_with_a_remedy() {
     assert!(refused(as_gguf("bytelevel", "bert", None)).contains("\"gpt2\" and \"llama\""));
     assert!(refused(GgufVocabulary::default()).contains("no vocabulary"));
     let broken = GgufVocabulary { merges: vec!["ab".to_owned()], ..as_gguf("bytelevel", "gpt2", None) };
-    assert!(refused(broken).contains("one part only"));
+    assert!(refused(broken).contains("only one part"));
     let mut long = as_gguf("metaspace", "llama", None);
     long.tokens[300] = "a".repeat(12_000);
     assert!(refused(long).contains("too long"));
@@ -204,11 +204,11 @@ fn ids_beyond_the_embedding_are_refused() {
     let mut tokenizer = Tokenizer::from_json(&json, &SpecialTokens::default()).unwrap();
     Arc::get_mut(&mut tokenizer.inner).unwrap().limit = 100;
     let error = tokenizer.encode("Hello", false).unwrap_err();
-    assert!(error.to_string().contains("do not belong together"), "{error}");
+    assert!(error.to_string().contains("do not match"), "{error}");
 }
 
 #[test]
-fn the_stream_lets_go_of_bytes_that_never_become_text() {
+fn the_stream_returns_bytes_that_never_become_text() {
     let tokenizer = tiny("bytelevel");
     let half = tokenizer.encode("日", false).unwrap().ids[0];
     let letter = tokenizer.encode("a", false).unwrap().ids[0];
@@ -225,7 +225,7 @@ fn the_stream_lets_go_of_bytes_that_never_become_text() {
 }
 
 #[test]
-fn special_tokens_are_known_by_text_and_id() {
+fn special_tokens_are_found_by_text_and_id() {
     let tokenizer = tiny("bytelevel-bos");
     assert_eq!(tokenizer.ids_before(), &[0]);
     assert_eq!(tokenizer.ids_after(), &[] as &[u32]);
@@ -240,7 +240,7 @@ proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
 
     #[test]
-    fn a_spoilt_description_is_an_error_or_encodes(
+    fn a_damaged_description_is_an_error_or_encodes(
         name in proptest::sample::select(vec!["bytelevel", "bytelevel-bos", "metaspace"]),
         changes in changes(),
         damage in damage(),
@@ -260,7 +260,7 @@ proptest::proptest! {
 
 proptest::proptest! {
     #[test]
-    fn any_text_survives_both_ways(text in "\\PC*") {
+    fn any_text_decodes_equal(text in "\\PC*") {
         for name in ["bytelevel", "bytelevel-bos"] {
             let tokenizer = tiny(name);
             let encoding = tokenizer.encode(&text, false).unwrap();

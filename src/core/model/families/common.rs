@@ -1,4 +1,4 @@
-//! What many families read alike from a configuration.
+//! Parts of a configuration that many families share.
 
 use crate::model::architecture::{
     Activation, Architecture, AttentionSpec, LayerSpec, Mlp, Norm, Position, Qkv, Residual,
@@ -10,17 +10,18 @@ use crate::model::settings::Settings;
 /// The heads of a layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heads {
-    /// Of queries.
+    /// Number of query heads.
     pub(super) count: usize,
-    /// Of keys and values.
+    /// Number of key-value heads.
     pub(super) key_value: usize,
-    /// Dimensions of each.
+    /// Dimensions of a head.
     pub(super) size: usize,
 }
 
 impl Heads {
-    /// Heads with sizes of their own. `key_value` and `size` are what the family has where their keys are absent; without
-    /// them, and where `num_key_value_heads` is `null`, there are as many as query heads, and they share the width.
+    /// Reads the number and size of heads. `key_value` and `size` are the family's defaults for absent keys.
+    /// Without them, and if `num_key_value_heads` is `null`, there are as many key-value heads as query
+    /// heads, and they share the width.
     pub(super) fn read(
         settings: &Settings,
         key_value: Option<usize>,
@@ -38,19 +39,19 @@ impl Heads {
         Ok(Self { count, key_value: key_value.unwrap_or(count), size })
     }
 
-    /// As many heads for keys and values as for queries, which share the width.
+    /// As many key-value heads as query heads, which share the width.
     pub(super) fn equal(settings: &Settings) -> Result<Self, ModelError> {
         let count = settings.size("num_attention_heads")?;
         Ok(Self { count, key_value: count, size: shared(settings, count)? })
     }
 
-    /// What a query is multiplied with, usually.
+    /// The usual factor on query · key.
     pub(super) fn scale(self) -> f64 {
         (self.size as f64).sqrt().recip()
     }
 }
 
-/// The size of `heads` heads that share the width.
+/// The size of each of `heads` heads that share the width.
 fn shared(settings: &Settings, heads: usize) -> Result<usize, ModelError> {
     let hidden = settings.size("hidden_size")?;
     if hidden.is_multiple_of(heads) {
@@ -59,7 +60,8 @@ fn shared(settings: &Settings, heads: usize) -> Result<usize, ModelError> {
     Err(settings.wrong("num_attention_heads", &format!("must divide the width {hidden}")))
 }
 
-/// The activation by transformers' names (`activations.py`); those that approximate GELU by tanh differ by roundings only.
+/// The activation by the names of transformers (`activations.py`); the tanh approximations of GELU differ
+/// only by rounding.
 pub(super) fn activation(settings: &Settings, default: Activation) -> Result<Activation, ModelError> {
     Ok(match settings.text_if_any("hidden_act")? {
         None => default,
@@ -70,7 +72,8 @@ pub(super) fn activation(settings: &Settings, default: Activation) -> Result<Act
         }
         Some("relu") => Activation::Relu,
         Some(_) => {
-            let remedy = "there are silu, gelu, gelu_new, gelu_pytorch_tanh and relu; choose another model";
+            let remedy =
+                "supported are silu, gelu, gelu_new, gelu_pytorch_tanh and relu; choose another model";
             return Err(settings.unsupported("hidden_act", "this activation", remedy));
         }
     })
@@ -86,8 +89,8 @@ pub(super) fn layer_norm(settings: &Settings) -> Result<Norm, ModelError> {
     Ok(Norm::Layer { epsilon: settings.number_if_any("layer_norm_eps")?.unwrap_or(1e-5) })
 }
 
-/// LLaMA's layer, which many families vary: RMS norms before both parts, separate projections without biases, a gated
-/// feed-forward part.
+/// The layer of LLaMA, from which many families differ little: RMS norms before both parts, separate
+/// projections without biases, a gated feed-forward part.
 pub(super) fn gated_layer(
     settings: &Settings,
     heads: Heads,
@@ -115,7 +118,7 @@ pub(super) fn gated_layer(
     })
 }
 
-/// The window of each layer. `layer_types` says which layers have one, without it `is_windowed` does.
+/// The window of each layer. `layer_types` decides which layers have one; without it `is_windowed` does.
 pub(super) fn windows(
     settings: &Settings,
     layers: usize,
@@ -146,7 +149,8 @@ pub(super) fn windows(
     (0..layers).map(window).collect()
 }
 
-/// The decoder of these layers, without what only some families have. The final norm is that of the layers.
+/// A decoder with these layers and without the options of single families. The final norm is that of the
+/// layers.
 pub(super) fn decoder(
     family: &'static str,
     names: Names,

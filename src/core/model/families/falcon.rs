@@ -1,4 +1,4 @@
-//! Falcon 7B, 11B, 40B, 180B and Falcon-RW: all that transformers runs as `FalconForCausalLM`.
+//! Falcon 7B, 11B, 40B, 180B and Falcon-RW: everything that transformers runs as `FalconForCausalLM`.
 
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ impl Family for Falcon {
         Some(GgufStyle { rows: GgufRows::ByPart, ..GgufStyle::plain("falcon") })
     }
 
-    /// Where both parts have a norm, the one before the feed-forward part has the usual name of the other.
+    /// If both parts have a norm, the one before the feed-forward part has the other's usual name.
     fn gguf_names(&self, architecture: &Architecture) -> Names {
         match architecture.layers.first().map(|layer| layer.residual) {
             Some(Residual::Parallel { shared_norm: false }) => {
@@ -77,7 +77,7 @@ impl Family for Falcon {
         }
     }
 
-    /// llama.cpp has the variants with rotary embedding and both parts side by side (`src/models/falcon.cpp`).
+    /// llama.cpp has the variants with rotary embedding and parallel parts (`src/models/falcon.cpp`).
     fn gguf_values(
         &self,
         settings: &Settings,
@@ -91,7 +91,7 @@ impl Family for Falcon {
         ])
     }
 
-    /// As transformers' `FalconConfig` and `modeling_falcon.py`.
+    /// As in transformers' `FalconConfig` and `modeling_falcon.py`.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let flag = |key, default| Ok::<_, ModelError>(settings.flag_if_any(key)?.unwrap_or(default));
         let heads = Heads::equal(settings)?;
@@ -140,8 +140,8 @@ impl Family for Falcon {
     }
 }
 
-/// How attention and feed-forward part are joined, and what their norms are called. `num_ln_in_parallel_attn` means
-/// something in the new decoder architecture only, where both parts are always side by side.
+/// How attention and feed-forward part are joined, and the names of their norms. `num_ln_in_parallel_attn`
+/// has a meaning only in the new decoder architecture, where both parts are always parallel.
 fn arrangement(settings: &Settings, grouped: bool) -> Result<(Residual, Names), ModelError> {
     let parallel = settings.flag_if_any("parallel_attn")?.unwrap_or(true);
     let norms = settings.size_if_any("num_ln_in_parallel_attn")?;

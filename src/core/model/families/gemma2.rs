@@ -1,4 +1,4 @@
-//! Gemma 2: all that transformers runs as `Gemma2ForCausalLM` (arXiv 2408.00118).
+//! Gemma 2: everything that transformers runs as `Gemma2ForCausalLM` (arXiv 2408.00118).
 
 use serde_json::{Value, json};
 
@@ -47,11 +47,12 @@ impl Family for Gemma2 {
         settings: &Settings,
         _has_tensor: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<(&'static str, Value)>, ModelError> {
-        // Of 46 layers is the 27B model (`src/models/gemma2.cpp`).
+        // The model with 46 layers is the 27B (`src/models/gemma2.cpp`).
         Ok(vec![("query_pre_attn_scalar", query_scalar(settings, 46)?)])
     }
 
-    /// As transformers' `Gemma2Config` and `modeling_gemma2.py`: soft caps, every other layer with a window.
+    /// As in transformers' `Gemma2Config` and `modeling_gemma2.py`: soft caps, and a window in every other
+    /// layer.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let heads = Heads::read(settings, Some(4), Some(256))?;
         let positions = settings.size_if_any("max_position_embeddings")?.unwrap_or(8192);
@@ -73,8 +74,8 @@ impl Family for Gemma2 {
     }
 }
 
-/// What llama.cpp takes for `query_pre_attn_scalar`: the size of a head, but for the model of so many layers what the width
-/// would give each.
+/// The `query_pre_attn_scalar` that llama.cpp uses: the size of a head, except for the model with `wide`
+/// layers, where it is the width divided by the number of heads.
 pub(super) fn query_scalar(settings: &Settings, wide: usize) -> Result<Value, ModelError> {
     if settings.layers("num_hidden_layers")? == wide {
         return Ok(json!(settings.size("hidden_size")? / settings.size("num_attention_heads")?));
@@ -82,7 +83,7 @@ pub(super) fn query_scalar(settings: &Settings, wide: usize) -> Result<Value, Mo
     Ok(json!(settings.size("head_dim")?))
 }
 
-/// The layer of Gemma 2 and 3: norms around both parts, with one added to their weights.
+/// The layer of Gemma 2 and 3: norms before and after both parts, with one added to their weights.
 pub(super) fn gemma_layer(
     settings: &Settings,
     heads: Heads,
@@ -108,7 +109,7 @@ pub(super) fn gemma_layer(
     Ok(layer)
 }
 
-/// What Gemma 2 and 3 have around their layers.
+/// The parts of Gemma 2 and 3 outside of their layers.
 pub(super) fn finish(
     settings: &Settings,
     architecture: &mut Architecture,
@@ -120,7 +121,7 @@ pub(super) fn finish(
     Ok(())
 }
 
-/// A soft cap; `null` is none.
+/// A soft cap; `null` means none.
 fn cap(settings: &Settings, key: &str, default: Option<f64>) -> Result<Option<f64>, ModelError> {
     let cap = if settings.has(key) { settings.number_if_any(key)? } else { default };
     match cap {

@@ -1,4 +1,4 @@
-//! Gemma 3, text only: all that transformers runs as `Gemma3ForCausalLM` (arXiv 2503.19786).
+//! Gemma 3, text only: everything that transformers runs as `Gemma3ForCausalLM` (arXiv 2503.19786).
 
 use serde_json::{Value, json};
 
@@ -49,13 +49,13 @@ impl Family for Gemma3 {
         Some(GgufStyle { windows: GgufWindows::Some, local_rope: true, ..GgufStyle::plain("gemma3") })
     }
 
-    /// Without a window no layer has one; by default every sixth has none.
+    /// Without a window size no layer has a window; by default every sixth layer has none.
     fn gguf_values(
         &self,
         settings: &Settings,
         _has_tensor: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<(&'static str, Value)>, ModelError> {
-        // Of 62 layers is the 27B model (`src/models/gemma3.cpp`).
+        // The model with 62 layers is the 27B (`src/models/gemma3.cpp`).
         let mut values = vec![("query_pre_attn_scalar", query_scalar(settings, 62)?)];
         if settings.get("sliding_window").is_none() {
             let layers = settings.layers("num_hidden_layers")?;
@@ -64,8 +64,8 @@ impl Family for Gemma3 {
         Ok(values)
     }
 
-    /// As transformers' `Gemma3TextConfig` and `modeling_gemma3.py`: a norm on each query and key head, and, usually, five
-    /// layers with a window and a rotary embedding of their own to one that sees all tokens.
+    /// As in transformers' `Gemma3TextConfig` and `modeling_gemma3.py`: a norm on each query and key head,
+    /// and usually five layers with a window and their own rotary embedding for each layer without a window.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         if settings.get("attn_logit_softcapping").is_some() {
             let (key, remedy) = ("attn_logit_softcapping", "choose another model");

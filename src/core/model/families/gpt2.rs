@@ -1,4 +1,4 @@
-//! GPT-2 and all else that transformers runs as `GPT2LMHeadModel`.
+//! GPT-2: everything that transformers runs as `GPT2LMHeadModel`.
 
 use super::common::{Heads, activation, decoder, layer_norm};
 use super::{Family, GgufStyle};
@@ -49,8 +49,8 @@ impl Family for Gpt2 {
         Some(GgufStyle::plain("gpt2"))
     }
 
-    /// As transformers' `GPT2Config` and `modeling_gpt2.py`. `reorder_and_upcast_attn` is about roundings of half precision
-    /// only.
+    /// As in transformers' `GPT2Config` and `modeling_gpt2.py`. `reorder_and_upcast_attn` only changes
+    /// rounding in half precision.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let flag = |key, default| Ok::<_, ModelError>(settings.flag_if_any(key)?.unwrap_or(default));
         if flag("add_cross_attention", false)? {

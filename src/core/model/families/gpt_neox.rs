@@ -1,4 +1,4 @@
-//! GPT-NeoX-20B, Pythia and all else that transformers runs as `GPTNeoXForCausalLM`.
+//! GPT-NeoX-20B and Pythia: everything that transformers runs as `GPTNeoXForCausalLM`.
 
 use super::common::{Heads, activation, decoder, layer_norm};
 use super::rope::Frame;
@@ -45,7 +45,7 @@ impl Family for GptNeox {
         Some(GgufStyle { rows: GgufRows::ByPart, ..GgufStyle::plain("gptneox") })
     }
 
-    /// As transformers' `GPTNeoXConfig` and `modeling_gpt_neox.py`.
+    /// As in transformers' `GPTNeoXConfig` and `modeling_gpt_neox.py`.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let heads = Heads::equal(settings)?;
         let positions = settings.size_if_any("max_position_embeddings")?.unwrap_or(2048);

@@ -1,4 +1,5 @@
-//! LLaMA 1 to 3.3, SmolLM, SmolLM2, TinyLlama and all else that transformers runs as `LlamaForCausalLM`.
+//! LLaMA 1 to 3.3, SmolLM, SmolLM2, TinyLlama and everything else that transformers runs as
+//! `LlamaForCausalLM`.
 
 use super::common::{Heads, activation, decoder, gated_layer, rms};
 use super::rope::Frame;
@@ -34,7 +35,8 @@ impl Family for Llama {
         Some(GgufStyle { rows: GgufRows::RotaryPairs, ..GgufStyle::plain("llama") })
     }
 
-    /// As transformers' `LlamaConfig` and `modeling_llama.py`. `pretraining_tp` only cuts products into parts.
+    /// As in transformers' `LlamaConfig` and `modeling_llama.py`. `pretraining_tp` only splits products into
+    /// parts.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let heads = Heads::read(settings, None, None)?;
         let positions = settings.size_if_any("max_position_embeddings")?.unwrap_or(2048);

@@ -1,4 +1,4 @@
-//! Mistral 7B, Nemo, Small and all else that transformers runs as `MistralForCausalLM`.
+//! Mistral 7B, Nemo, Small and everything else that transformers runs as `MistralForCausalLM`.
 
 use super::common::{Heads, activation, decoder, gated_layer, rms};
 use super::llama::NAMES;
@@ -16,12 +16,13 @@ impl Family for Mistral {
         "mistral"
     }
 
-    /// Mistral's models are `llama` there, without their window.
+    /// In GGUF, Mistral's models are `llama`, without their window.
     fn gguf(&self) -> Option<GgufStyle> {
         None
     }
 
-    /// As transformers' `MistralConfig` and `modeling_mistral.py`: LLaMA without biases, with one window for all layers.
+    /// As in transformers' `MistralConfig` and `modeling_mistral.py`: LLaMA without biases, with one window
+    /// for all layers.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let heads = Heads::read(settings, Some(8), None)?;
         let positions = settings.size_if_any("max_position_embeddings")?.unwrap_or(131_072);

@@ -1,7 +1,9 @@
-//! The model families Luthier knows. A family is data: it says what a checkpoint is, never how to run it.
+//! The model families that Luthier knows. A family is data: it describes checkpoints and has no code that
+//! runs them.
 //!
-//! Dropout that a configuration names (`attention_dropout`, `resid_pdrop` …) belongs to pre-training and is not applied:
-//! `method.dropout` is what a run here has. All else that changes the computation is either run or refused by name.
+//! Dropout in a configuration (`attention_dropout`, `resid_pdrop` …) was meant for pre-training and is not
+//! applied; a run here uses `method.dropout`. Any other option that changes the computation is either
+//! supported or refused by name.
 
 mod common;
 mod falcon;
@@ -26,42 +28,42 @@ use super::settings::Settings;
 use crate::text::Shown;
 pub(super) use rope::ROTATED;
 
-/// What a family's checkpoints are.
+/// Describes the checkpoints of a family.
 pub trait Family: Sync {
-    /// Its name in screens and reports.
+    /// The name in screens and reports.
     fn name(&self) -> &'static str;
 
-    /// The `model_type` in `config.json` that means it.
+    /// The `model_type` in `config.json`.
     fn model_type(&self) -> &'static str {
         self.name()
     }
 
-    /// Keys of its `config.json` that are not the usual ones: pairs of the usual key and its own.
+    /// Keys of its `config.json` with unusual names: pairs of the usual key and its own.
     fn keys(&self) -> &'static [(&'static str, &'static str)] {
         &[]
     }
 
-    /// Modules with another name in files, and in adapters made with transformers 4: pairs of the name in memory and that
-    /// one.
+    /// Modules with another name in files, and in adapters made with transformers 4: pairs of the name in
+    /// memory and the name in the file.
     fn older_names(&self) -> &'static [(&'static str, &'static str)] {
         &[]
     }
 
-    /// Ends of tensor names that old checkpoints carry and nothing reads.
+    /// Endings of tensor names in old checkpoints that no code reads.
     fn harmless(&self) -> &'static [&'static str] {
         &[".rotary_emb.inv_freq"]
     }
 
-    /// How llama.cpp stores it, if under a name of its own.
+    /// How llama.cpp stores the family, if it has a name there.
     fn gguf(&self) -> Option<GgufStyle>;
 
-    /// Module names in GGUF that are not those of [`super::roles::Role::gguf_template`].
+    /// Module names in GGUF that differ from [`super::roles::Role::gguf_template`].
     fn gguf_names(&self, _architecture: &Architecture) -> Names {
         Names(&[])
     }
 
-    /// What llama.cpp knows of the family without a key, or by the presence of a tensor, under the usual keys; `settings`
-    /// has what stands in the file.
+    /// Settings that llama.cpp knows without a key, or from the presence of a tensor, under the usual keys.
+    /// `settings` has the values in the file.
     fn gguf_values(
         &self,
         _settings: &Settings,
@@ -70,8 +72,8 @@ pub trait Family: Sync {
         Ok(Vec::new())
     }
 
-    /// Its architecture by settings under the usual keys. Defaults are those of transformers 5.23, except that sizes must
-    /// be given.
+    /// The architecture for settings under the usual keys. Defaults are those of transformers 5.23, except
+    /// that sizes are required.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError>;
 }
 
@@ -80,18 +82,18 @@ pub trait Family: Sync {
 pub struct GgufStyle {
     /// `general.architecture`.
     pub name: &'static str,
-    /// How rows of query, key and value projections lie.
+    /// The order of rows in query, key and value projections.
     pub rows: GgufRows,
     /// Which layers have a window.
     pub windows: GgufWindows,
-    /// Whether layers with a window have a rotary embedding of their own, which is never scaled.
+    /// Whether layers with a window have their own rotary embedding, which is never scaled.
     pub local_rope: bool,
 }
 
-/// How rows of query, key and value projections lie in a GGUF file.
+/// The order of rows in the query, key and value projections of a GGUF file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GgufRows {
-    /// As the architecture has them.
+    /// As in the architecture.
     Same,
     /// See [`super::Arrangement::RotaryPairs`].
     RotaryPairs,
@@ -99,19 +101,17 @@ pub enum GgufRows {
     ByPart,
 }
 
-/// Which layers of a family llama.cpp gives the window of `attention.sliding_window`.
+/// Which layers of a family get the window of `attention.sliding_window` in llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GgufWindows {
-    /// None.
     None,
-    /// All.
     All,
-    /// Those of `attention.sliding_window_pattern`, without it those that the family says.
+    /// Those in `attention.sliding_window_pattern`; without it, those that the family specifies.
     Some,
 }
 
 impl GgufStyle {
-    /// Rows as the architecture has them, no windows.
+    /// Rows as in the architecture, no windows.
     const fn plain(name: &'static str) -> Self {
         Self { name, rows: GgufRows::Same, windows: GgufWindows::None, local_rope: false }
     }
@@ -147,26 +147,26 @@ pub fn of_config(settings: &Settings) -> Result<(&'static dyn Family, Architectu
     Ok((family, build(family, &settings.renamed(family.keys()))?))
 }
 
-/// [`Family::older_names`] of the family of this [`Family::name`].
+/// [`Family::older_names`] of the family with this name.
 pub fn older_names(family: &str) -> &'static [(&'static str, &'static str)] {
     FAMILIES.iter().find(|known| known.name() == family).map_or(&[], |known| known.older_names())
 }
 
-/// The name of a tensor, or of its module, with the module that `from` names under the name `to`; `None` where it is of
-/// another module.
+/// Renames the module `from` to `to` in the name of a tensor or module; `None` if the name is of another
+/// module.
 pub fn under_name(name: &str, from: &str, to: &str) -> Option<String> {
     let rest = name.strip_prefix(from)?;
     (rest.is_empty() || rest.starts_with('.')).then(|| format!("{to}{rest}"))
 }
 
-/// The family of a GGUF file, by its `general.architecture`; else the names that would be known.
+/// The family of a GGUF file by its `general.architecture`; otherwise the known names.
 pub fn of_gguf(name: &str) -> Result<(&'static dyn Family, GgufStyle), Vec<&'static str>> {
     let styles = || FAMILIES.iter().filter_map(|&family| Some((family, family.gguf()?)));
     let found = styles().find(|(_, style)| style.name == name);
     found.ok_or_else(|| styles().map(|(_, style)| style.name).collect())
 }
 
-/// The architecture by settings under the usual keys, free of contradictions.
+/// The architecture for settings under the usual keys, checked for contradictions.
 pub fn build(family: &dyn Family, settings: &Settings) -> Result<Architecture, ModelError> {
     let architecture = family.architecture(settings)?;
     match architecture.contradiction() {

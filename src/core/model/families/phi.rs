@@ -1,4 +1,4 @@
-//! Phi 1, 1.5 and 2: all that transformers runs as `PhiForCausalLM`.
+//! Phi 1, 1.5 and 2: everything that transformers runs as `PhiForCausalLM`.
 
 use super::common::{Heads, activation, decoder, layer_norm};
 use super::rope::Frame;
@@ -36,8 +36,8 @@ impl Family for Phi {
         Some(GgufStyle::plain("phi2"))
     }
 
-    /// As transformers' `PhiConfig` and `modeling_phi.py`: attention and feed-forward part side by side behind one norm,
-    /// biases everywhere, also on the head.
+    /// As in transformers' `PhiConfig` and `modeling_phi.py`: attention and feed-forward part in parallel
+    /// after one norm, biases everywhere, including the head.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let heads = Heads::read(settings, None, None)?;
         let positions = settings.size_if_any("max_position_embeddings")?.unwrap_or(2048);

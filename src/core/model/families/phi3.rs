@@ -1,4 +1,4 @@
-//! Phi 3, 3.5 and 4, dense and without images: all that transformers runs as `Phi3ForCausalLM`.
+//! Phi 3, 3.5 and 4, dense and without images: everything that transformers runs as `Phi3ForCausalLM`.
 
 use super::common::{Heads, activation, decoder, gated_layer, rms};
 use super::rope::Frame;
@@ -31,7 +31,7 @@ impl Family for Phi3 {
         Some(GgufStyle { windows: GgufWindows::All, ..GgufStyle::plain("phi3") })
     }
 
-    /// As transformers' `Phi3Config` and `modeling_phi3.py`: LLaMA with fused projections.
+    /// As in transformers' `Phi3Config` and `modeling_phi3.py`: LLaMA with fused projections.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let heads = Heads::read(settings, None, None)?;
         let positions = settings.size_if_any("max_position_embeddings")?.unwrap_or(4096);

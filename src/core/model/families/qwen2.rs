@@ -1,4 +1,4 @@
-//! Qwen 1.5, 2 and 2.5, dense: all that transformers runs as `Qwen2ForCausalLM`.
+//! Qwen 1.5, 2 and 2.5, dense: everything that transformers runs as `Qwen2ForCausalLM`.
 
 use super::common::{Heads, activation, decoder, gated_layer, rms, windows};
 use super::llama::NAMES;
@@ -20,7 +20,7 @@ impl Family for Qwen2 {
         Some(GgufStyle::plain("qwen2"))
     }
 
-    /// As transformers' `Qwen2Config` and `modeling_qwen2.py`: LLaMA with biases on query, key and value.
+    /// As in transformers' `Qwen2Config` and `modeling_qwen2.py`: LLaMA with biases on query, key and value.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let heads = Heads::read(settings, Some(32), None)?;
         let positions = settings.size_if_any("max_position_embeddings")?.unwrap_or(32_768);
@@ -36,7 +36,7 @@ impl Family for Qwen2 {
     }
 }
 
-/// The layers of Qwen 2 and 3: with `use_sliding_window`, those from `max_window_layers` on have a window.
+/// The layers of Qwen 2 and 3: with `use_sliding_window`, layers from `max_window_layers` on have a window.
 pub(super) fn windowed(settings: &Settings, layer: &LayerSpec) -> Result<Vec<LayerSpec>, ModelError> {
     let layers = settings.layers("num_hidden_layers")?;
     let window = match settings.flag_if_any("use_sliding_window")? {

@@ -1,4 +1,4 @@
-//! Qwen 3, dense: all that transformers runs as `Qwen3ForCausalLM`.
+//! Qwen 3, dense: everything that transformers runs as `Qwen3ForCausalLM`.
 
 use super::common::{Heads, activation, decoder, gated_layer, rms};
 use super::qwen2::windowed;
@@ -37,7 +37,8 @@ impl Family for Qwen3 {
         Some(GgufStyle::plain("qwen3"))
     }
 
-    /// As transformers' `Qwen3Config` and `modeling_qwen3.py`: LLaMA with a norm on each query and key head.
+    /// As in transformers' `Qwen3Config` and `modeling_qwen3.py`: LLaMA with a norm on each query and key
+    /// head.
     fn architecture(&self, settings: &Settings) -> Result<Architecture, ModelError> {
         let heads = Heads::read(settings, Some(32), Some(128))?;
         let positions = settings.size_if_any("max_position_embeddings")?.unwrap_or(32_768);

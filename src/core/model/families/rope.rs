@@ -1,40 +1,42 @@
-//! Rotary embedding as configurations have it: transformers 5 in `rope_parameters`, transformers 4 in `rope_theta`,
-//! `rope_scaling` and `partial_rotary_factor`. Defaults and precedence as in transformers 5.23
-//! (`modeling_rope_utils.py`, `RotaryEmbeddingConfigMixin`).
+//! The rotary embedding in configurations: transformers 5 uses `rope_parameters`, transformers 4
+//! `rope_theta`, `rope_scaling` and `partial_rotary_factor`. Defaults and precedence are those of
+//! transformers 5.23 (`modeling_rope_utils.py`, `RotaryEmbeddingConfigMixin`).
 
 use crate::model::architecture::{RopeScaling, RopeSpec};
 use crate::model::error::ModelError;
 use crate::model::settings::Settings;
 
-/// The number of rotated dimensions of a head, which only GGUF has.
+/// The number of rotated dimensions of a head; only GGUF has this key.
 pub(in crate::model) const ROTATED: &str = "rope.dimension_count";
 
 /// Context length of pre-training.
 const ORIGINAL: &str = "original_max_position_embeddings";
 
-/// Most divisors of frequencies a configuration may list: every layer gets its own copy. Real heads have below 256 pairs.
+/// Most frequency divisors in a configuration: every layer gets its own copy. Real heads have fewer than 256
+/// pairs.
 const MAX_DIVISORS: usize = 4096;
 
-/// What the rotary embedding of a model depends on, beside its own keys.
+/// What a model's rotary embedding depends on, other than its own keys.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frame {
     /// Dimensions of a head.
     pub(super) head_size: usize,
-    /// Longest context the model was made for.
+    /// Longest context that the model was trained for.
     pub(super) positions: usize,
-    /// Share of a head's dimensions that are rotated where no key says it; `None` where the family rotates whole heads.
+    /// Fraction of a head's dimensions that are rotated if no key gives it; `None` if the family rotates
+    /// whole heads.
     pub(super) share: Option<f64>,
-    /// Context length of pre-training where no key of the model itself says it.
+    /// Context length of pre-training, if the model's own key does not give it. Overrides that of the section.
     pub(super) original: Option<usize>,
 }
 
 impl Frame {
-    /// Whole heads, no context length but the model's.
+    /// Rotates whole heads; the context length of pre-training is the model's.
     pub(super) fn whole(head_size: usize, positions: usize) -> Self {
         Self { head_size, positions, share: None, original: None }
     }
 
-    /// The rotary embedding that all layers have.
+    /// The rotary embedding of all layers.
     pub(super) fn read(&self, settings: &Settings) -> Result<RopeSpec, ModelError> {
         let section = section(settings)?;
         if let Some(section) = &section
@@ -50,7 +52,7 @@ impl Frame {
         self.spec(settings, section.as_ref(), ("rope_theta", 10_000.0))
     }
 
-    /// The rotary embeddings of Gemma 3: of layers that see all tokens, and of layers with a window.
+    /// The rotary embeddings of Gemma 3: one for layers that see all tokens, one for layers with a window.
     pub(super) fn read_by_layer_type(&self, settings: &Settings) -> Result<(RopeSpec, RopeSpec), ModelError> {
         let parameters = settings.section_if_any("rope_parameters")?;
         let nested = |kind| match &parameters {
@@ -71,7 +73,8 @@ impl Frame {
         Ok((full, self.spec(settings, window.as_ref(), ("rope_local_base_freq", 10_000.0))?))
     }
 
-    /// As `section` says, for the base of the frequencies else as the model's own key or its default does.
+    /// The rotary embedding in `section`. If it has no base of the frequencies, the model's own key or the
+    /// default is used.
     fn spec(
         &self,
         settings: &Settings,
@@ -126,12 +129,12 @@ impl Frame {
                 high_frequency_factor: number("high_freq_factor")?,
                 original_positions: original,
             }),
-            // Phi-3 called LongRoPE `su`, and for a while `yarn`.
+            // Phi-3 called LongRoPE `su`, and for some time `yarn`.
             Some("yarn") if !section.has("short_factor") => self.yarn(section, original),
             Some("longrope" | "su" | "yarn") => self.long(section, original),
             Some(_) => {
                 let remedy =
-                    "there are default, linear, dynamic, llama3, yarn and longrope; choose another model";
+                    "supported are default, linear, dynamic, llama3, yarn and longrope; choose another model";
                 Err(section.unsupported(key, "this kind of rotary scaling", remedy))
             }
         }
@@ -175,7 +178,7 @@ impl Frame {
         })
     }
 
-    /// By how much the context is longer than that of pre-training.
+    /// How many times longer the context is than in pre-training.
     fn factor(&self, section: &Settings, original_positions: usize) -> Result<f64, ModelError> {
         let factor = section.number_if_any("factor")?;
         Ok(factor.unwrap_or(self.positions as f64 / original_positions as f64))
@@ -184,7 +187,7 @@ impl Frame {
 
 const LAYER_TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
 
-/// What LongRoPE multiplies cosine and sine with where the model does not say (arXiv 2402.13753, section 4).
+/// LongRoPE's factor on cosine and sine if the model gives none (arXiv 2402.13753, section 4).
 fn long_attention_factor(factor: f64, original_positions: usize) -> f64 {
     if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original_positions as f64).ln()).sqrt() }
 }

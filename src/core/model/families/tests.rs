@@ -28,7 +28,7 @@ fn architecture(config: Map<String, Value>) -> Result<Architecture, ModelError> 
         .map(|(_, architecture)| architecture)
 }
 
-/// The reference's configuration in the older spelling, with some values changed; `null` takes the key away.
+/// The reference's configuration in the older spelling, with some values changed; `null` removes the key.
 fn changed(name: &str, changes: &Value) -> Result<Architecture, ModelError> {
     let mut config = config(name, "config_v4.json");
     for (key, value) in changes.as_object().unwrap() {
@@ -81,7 +81,7 @@ fn every_reference_opens_with_exactly_its_tensors() {
 }
 
 #[test]
-fn both_spellings_of_each_configuration_are_one_architecture() {
+fn both_spellings_give_the_same_architecture() {
     for folder in tiny_models() {
         let name = folder.file_name().unwrap().to_str().unwrap();
         let (new, old) = (config(name, "config.json"), config(name, "config_v4.json"));
@@ -179,7 +179,7 @@ fn only_linear_weights_of_gpt2_are_transposed() {
 }
 
 #[test]
-fn all_linear_chooses_what_peft_does() {
+fn all_linear_selects_the_layers_peft_does() {
     let llama = vec!["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     let fused = vec!["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"];
     for (name, parts) in [
@@ -399,7 +399,7 @@ fn published_models_have_their_published_size() {
 }
 
 #[test]
-fn rotary_scaling_reads_as_in_transformers() {
+fn rotary_scaling_is_read_as_in_transformers() {
     let scaled = |section: &Value| rope("llama", &json!({ "rope_scaling": section })).scaling;
     assert_eq!(
         scaled(&json!({"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 32})),
@@ -441,7 +441,7 @@ fn rotary_scaling_reads_as_in_transformers() {
 }
 
 #[test]
-fn the_older_section_goes_before_the_newer_and_an_empty_one_is_none() {
+fn the_older_section_overrides_the_newer_unless_empty() {
     let both = json!({"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 5.0},
         "rope_scaling": {"type": "linear", "factor": 2.0}});
     let spec = rope("llama", &both);
@@ -451,7 +451,7 @@ fn the_older_section_goes_before_the_newer_and_an_empty_one_is_none() {
 }
 
 #[test]
-fn longrope_scales_attention_by_how_much_longer_the_context_is() {
+fn longrope_scales_attention_by_context_length() {
     let long = |kind: &str, more: Value| {
         let mut section = json!({"type": kind, "short_factor": [1, 1.5, 2, 2.5, 3, 3.5], "long_factor": [4, 4, 4, 4, 4, 4]});
         section.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -475,7 +475,7 @@ fn longrope_scales_attention_by_how_much_longer_the_context_is() {
     }
     assert_eq!(long("longrope", json!({"attention_factor": 1.25})), wanted(1.25));
     assert_eq!(long("longrope", json!({"factor": 1.0})), wanted(1.0));
-    // Phi-3 was made for 4096 tokens, whatever its section says.
+    // Phi-3 was trained for 4096 tokens, even if its section gives another number.
     let changes = json!({"original_max_position_embeddings": null, "max_position_embeddings": 131_072,
         "rope_scaling": {"type": "su", "short_factor": vec![1; 8], "long_factor": vec![2; 8],
         "original_max_position_embeddings": 7}});
@@ -530,7 +530,7 @@ fn windows_follow_layer_types_or_the_rule_of_the_family() {
 }
 
 #[test]
-fn soft_caps_have_defaults_and_null_takes_them_away() {
+fn soft_caps_have_defaults_and_null_removes_them() {
     let caps =
         |architecture: Architecture| (architecture.layers[0].attention.score_cap, architecture.logit_cap);
     let absent = changed("gemma2", &json!({"attn_logit_softcapping": null, "final_logit_softcapping": null}));
@@ -573,7 +573,7 @@ fn falcon_has_three_arrangements() {
 }
 
 #[test]
-fn options_change_what_they_name() {
+fn options_change_the_architecture() {
     let phi = changed("phi", &json!({"qk_layernorm": true})).unwrap();
     let norms = phi.parameters().into_iter().filter(|parameter| parameter.name.contains(".q_layernorm."));
     assert_eq!(norms.map(|norm| norm.shape).collect::<Vec<_>>(), vec![vec![16]; 6]);
@@ -600,7 +600,7 @@ fn options_change_what_they_name() {
 }
 
 #[test]
-fn what_cannot_be_run_is_refused_by_the_key_of_its_family() {
+fn unsupported_options_are_refused_by_key() {
     for (name, changes, words) in [
         (
             "llama",

@@ -25,13 +25,13 @@ use crate::text::Shown;
 /// Largest shard index that is read; those of the largest models have some 9 MB.
 const MAX_INDEX: u64 = 32 << 20;
 
-/// Most tensors of all shards together; the largest models have some 92,000.
+/// Most tensors in all shards together; the largest models have some 92,000.
 const MAX_TENSORS: usize = 1 << 18;
 
 /// Most shards; the largest models have some 200.
 const MAX_SHARDS: usize = 1024;
 
-/// Largest headers of all shards together.
+/// Limit on the headers of all shards together, in bytes.
 const MAX_HEADERS: u64 = 128 << 20;
 
 /// Largest `tokenizer_config.json` that is read; one with 30,000 added tokens has some 6 MB.
@@ -40,10 +40,9 @@ const MAX_TOKENIZER_CONFIG: u64 = 16 << 20;
 /// Largest `chat_template.jinja` that is read.
 const MAX_TEMPLATE: u64 = 4 << 20;
 
-/// Endings of files that are, or hold, pickles.
+/// Extensions of files that are, or contain, pickles.
 pub(super) const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
 
-/// Opens a folder.
 pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
     let folder = files::folder(root)?;
     let Some(config) = files::find(&folder, "config.json")? else { return Err(not_a_model(root)) };
@@ -103,20 +102,21 @@ pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
     })
 }
 
-/// Whether names lack their first part, such as `transformer.`: so it is where the weights were saved from the model
-/// without its head.
+/// Whether tensor names lack their first part, such as `transformer.`. This happens if the weights were saved
+/// from the model without its head.
 fn is_bare(architecture: &Architecture, found: &IndexMap<String, Found>) -> bool {
     let embedding = architecture.module(Role::Embedding, 0);
     let bare = embedding.as_deref().and_then(|name| name.split_once('.')).map(|(_, name)| name);
     bare.is_some_and(|name| found.contains_key(&format!("{name}.weight")))
 }
 
-/// Places that are compared of two tensors, and bytes at each.
+/// Number of places at which two tensors are compared, and bytes at each.
 const PLACES: u64 = 64;
 const AT_EACH: u64 = 256;
 
-/// Whether a head that the settings tie to the embedding is stored with numbers of its own, as after it alone was trained:
-/// then transformers 5 does not tie it (`tie_weights` in `modeling_utils.py`). Evenly spread samples are compared.
+/// Whether a head that the settings tie to the embedding is stored with different values, for example because
+/// only the head was trained. transformers 5 does not tie it then (`tie_weights` in `modeling_utils.py`).
+/// Compares evenly spaced samples.
 fn has_own_head(
     architecture: &Architecture,
     paths: &[PathBuf],
@@ -167,7 +167,7 @@ fn not_a_model(root: &Path) -> ModelError {
     let found = if let Some(gguf) = first("gguf") {
         format!("a folder without config.json; give the file {} itself", Shown::from(&gguf))
     } else if root.join("adapter_config.json").exists() {
-        "a folder with an adapter, which belongs into method.init".to_owned()
+        "a folder with an adapter; name it in method.init instead".to_owned()
     } else {
         "a folder without config.json".to_owned()
     };
@@ -179,12 +179,13 @@ fn no_tokenizer(root: &Path, file: &Path) -> ModelError {
         "is missing; tokenizer.model alone is not enough. Convert it: python3 -c \"from transformers import \
          AutoTokenizer as T; T.from_pretrained('.').save_pretrained('.')\" in the model folder"
     } else {
-        "is missing; download it from where the model came"
+        "is missing; download it from the model's source"
     };
     ModelError::Tokenizer { file: file.into(), problem: remedy.to_owned() }
 }
 
-/// All tensors by name, from `model.safetensors` or the shards that the index names, as transformers chooses.
+/// All tensors by name, from `model.safetensors` or from the shards in the index; the choice is that of
+/// transformers.
 fn weights(folder: &Folder) -> Result<(Vec<PathBuf>, IndexMap<String, Found>), ModelError> {
     if let Some(single) = files::find(folder, "model.safetensors")? {
         return read_headers(vec![single]);
@@ -242,7 +243,7 @@ fn read_headers(files: Vec<PathBuf>) -> Result<(Vec<PathBuf>, IndexMap<String, F
             let entry =
                 Found { shape: tensor.shape, storage, file, offset: tensor.offset, bytes: tensor.bytes };
             if found.contains_key(&tensor.name) {
-                let problem = format!("tensor `{}` stands in an earlier file too", Shown::new(&tensor.name));
+                let problem = format!("tensor `{}` is in an earlier file too", Shown::new(&tensor.name));
                 return Err(ModelError::Damaged { file: path.into(), problem });
             }
             found.insert(tensor.name, entry);
@@ -266,12 +267,12 @@ fn no_weights(root: &Path) -> ModelError {
     }
 }
 
-/// Whether a file is, or holds, a pickle, by its name.
+/// Whether a file is, or contains, a pickle, judged by its name.
 pub fn is_pickle(path: &Path) -> bool {
     path.extension().is_some_and(|found| PICKLES.iter().any(|pickle| found == *pickle))
 }
 
-/// The files that a shard index (`model.safetensors.index.json`) names, each once and as it stands there: unchecked.
+/// The file names in a shard index (`model.safetensors.index.json`), each once. They are not checked.
 pub fn shard_names(index: &Path) -> Result<Vec<String>, ModelError> {
     let names: IndexSet<String> = read_index(index)?.into_values().collect();
     Ok(names.into_iter().collect())
@@ -292,7 +293,8 @@ fn read_index(path: &Path) -> Result<IndexMap<String, String>, ModelError> {
     Ok(index.weight_map)
 }
 
-/// The path of a shard. The index is untrusted: its names must be those of safetensors files inside the folder.
+/// The path of a shard. The index is untrusted: its names must be those of safetensors files inside the
+/// folder.
 fn shard(folder: &Folder, index: &Path, name: &str) -> Result<PathBuf, ModelError> {
     let problem = |problem: &str| ModelError::Settings {
         file: index.into(),
@@ -305,13 +307,14 @@ fn shard(folder: &Folder, index: &Path, name: &str) -> Result<PathBuf, ModelErro
         Ok(_) if PICKLES.iter().any(|pickle| extension == *pickle) => {
             Err(ModelError::Pickle { file: (&folder.path().join(name)).into(), folder: folder.path().into() })
         }
-        Ok(_) if extension != "safetensors" => Err(problem("is not that of a safetensors file")),
-        Ok(None) => Err(problem("is that of a missing file; was the model downloaded completely?")),
+        Ok(_) if extension != "safetensors" => Err(problem("is not the name of a safetensors file")),
+        Ok(None) => Err(problem("is the name of a missing file; was the model downloaded completely?")),
         Ok(Some(path)) => Ok(path),
     }
 }
 
-/// As transformers: the file goes before the configuration, where several templates may stand by name.
+/// As in transformers: the file takes precedence over the configuration, which may have several templates by
+/// name.
 fn chat_template(
     folder: &Folder,
     config: Option<&serde_json::Map<String, serde_json::Value>>,

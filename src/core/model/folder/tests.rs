@@ -12,7 +12,7 @@ use crate::testing::{changes, damage, damaged, spoilt, tiny_models};
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/references/tiny/llama");
 
-/// A copy of the tiny llama, to be spoilt.
+/// A copy of the tiny llama, to be modified.
 fn tiny() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in [
@@ -108,7 +108,7 @@ fn the_tiny_llama_is_read_whole() {
 }
 
 #[test]
-fn both_spellings_of_the_configuration_are_one_model() {
+fn both_spellings_of_the_configuration_give_one_model() {
     let folder = tiny();
     let new = ModelFiles::open(folder.path()).unwrap();
     fs::copy(Path::new(TINY).join("config_v4.json"), folder.path().join("config.json")).unwrap();
@@ -119,7 +119,7 @@ fn both_spellings_of_the_configuration_are_one_model() {
 }
 
 #[test]
-fn rotary_scaling_reads_alike_in_both_spellings() {
+fn rotary_scaling_is_the_same_in_both_spellings() {
     let open = |change: fn(&mut serde_json::Map<String, Value>)| {
         let folder = tiny();
         edit(&folder, "config.json", change);
@@ -168,7 +168,7 @@ fn rotary_scaling_reads_alike_in_both_spellings() {
 }
 
 #[test]
-fn wrong_configurations_say_which_key() {
+fn errors_of_configurations_name_the_key() {
     for (key, value, words) in [
         ("model_type", json!("mamba"), "unknown architecture `mamba`; supported: llama"),
         ("model_type", json!("x\u{1b}[2J"), "unknown architecture `x[2J`"),
@@ -208,7 +208,7 @@ fn biases_are_expected_where_configured() {
     assert_eq!((problems.unexpected, problems.shapes), (vec![], vec![]));
 }
 
-/// The tiny llama with a head that is tied, and stored all the same.
+/// The tiny llama with a tied head that is also stored.
 fn tied() -> tempfile::TempDir {
     let folder = tiny();
     edit(&folder, "config.json", |config| config["tie_word_embeddings"] = json!(true));
@@ -223,7 +223,7 @@ fn tied() -> tempfile::TempDir {
 }
 
 #[test]
-fn a_head_with_numbers_of_its_own_is_not_tied_whatever_the_settings_say() {
+fn a_head_with_other_values_is_not_tied_despite_the_settings() {
     let folder = tiny();
     edit(&folder, "config.json", |config| config["tie_word_embeddings"] = json!(true));
     let model = ModelFiles::open(folder.path()).unwrap();
@@ -242,7 +242,7 @@ fn all_tensor_problems_are_reported_at_once() {
         panic!("other error")
     };
     assert_eq!(problems.missing.len(), 9);
-    // The stored copy of the tied head is no problem.
+    // A stored copy of the tied head is not reported.
     assert_eq!(problems.unexpected, Vec::<String>::new());
     assert_eq!(problems.shapes, [("model.embed_tokens.weight".to_owned(), vec![500, 64], vec![512, 64])]);
     edit(&folder, "config.json", |config| {
@@ -267,7 +267,7 @@ fn a_tied_head_is_listed_as_linear_but_not_as_tensor() {
 }
 
 #[test]
-fn harmless_leftovers_are_ignored_and_unreadable_types_named() {
+fn harmless_tensors_are_ignored_and_unreadable_types_named() {
     let folder = sharded();
     let path = folder.path().join("extra.safetensors");
     fs::write(&path, safetensors(&[("model.layers.0.self_attn.rotary_emb.inv_freq", &[8])])).unwrap();
@@ -286,7 +286,7 @@ fn harmless_leftovers_are_ignored_and_unreadable_types_named() {
     assert!(error.contains("is stored as I32; readable: F32, F16, BF16"), "{error}");
 }
 
-/// The tiny reference of a family with the first part of its tensors' names taken away, and more tensors.
+/// The tiny reference of a family, without the first part of its tensor names and with more tensors.
 fn bare(family: &str, more: &[(&str, &[usize])]) -> tempfile::TempDir {
     let reference = Path::new(TINY).with_file_name(family);
     let folder = tiny();
@@ -354,10 +354,10 @@ fn the_index_cannot_point_outside_of_its_folder() {
         index["weight_map"]["lm_head.weight"] = json!("model-7.safetensors");
     });
     let error = refusal(&folder);
-    assert!(error.contains("`model-7.safetensors` is that of a missing file"), "{error}");
+    assert!(error.contains("`model-7.safetensors` is the name of a missing file"), "{error}");
 }
 
-/// Whether `act` opens a file of the folder `watched`, as the kernel tells (inotify(7)).
+/// Whether `act` opens a file of the folder `watched`, according to the kernel (inotify(7)).
 fn opens(watched: &Path, act: impl FnOnce()) -> bool {
     use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
     let watch = init(CreateFlags::NONBLOCK).unwrap();
@@ -391,7 +391,7 @@ fn no_file_is_opened_through_a_link_out_of_the_folder() {
         let mut error = String::new();
         assert!(!opens(outside.path(), || error = refusal(&folder)), "{name}");
         assert!(error.contains(name) && error.contains("outside of its folder"), "{error}");
-        // The same file in the folder itself is taken.
+        // The same file inside the folder is accepted.
         fs::remove_file(&path).unwrap();
         fs::copy(outside.path().join(name), folder.path().join("elsewhere")).unwrap();
         symlink("elsewhere", &path).unwrap();
@@ -459,7 +459,7 @@ fn files_that_would_fill_the_memory_are_refused() {
 }
 
 #[test]
-fn links_of_the_hubs_cache_are_inside() {
+fn links_in_the_hub_cache_are_accepted() {
     let cache = tempfile::tempdir().unwrap();
     let (blobs, snapshot) = (cache.path().join("blobs"), cache.path().join("snapshots/0123abcd"));
     fs::create_dir_all(&blobs).unwrap();
@@ -487,7 +487,7 @@ fn shards_without_their_tensors_and_tensors_in_two_shards_are_refused() {
         index["weight_map"]["model.embed_tokens.weight"] = json!("model-2.safetensors");
     });
     let error = refusal(&folder);
-    assert!(error.contains("stands in an earlier file too"), "{error}");
+    assert!(error.contains("is in an earlier file too"), "{error}");
 }
 
 #[test]
@@ -542,7 +542,7 @@ fn missing_and_damaged_files_say_what_to_do() {
 }
 
 #[test]
-fn templates_come_from_the_file_before_the_configuration() {
+fn the_template_file_overrides_the_configuration() {
     let folder = tiny();
     let template = |folder: &tempfile::TempDir| ModelFiles::open(folder.path()).unwrap().chat_template;
     edit(&folder, "tokenizer_config.json", |config| {
@@ -559,7 +559,7 @@ fn templates_come_from_the_file_before_the_configuration() {
 }
 
 #[test]
-fn several_ends_are_kept_the_tokenizers_first() {
+fn all_end_tokens_are_kept_the_tokenizers_first() {
     let folder = tiny();
     edit(&folder, "generation_config.json", |config| config["eos_token_id"] = json!([2, 1, 70_000, -1]));
     edit(&folder, "tokenizer_config.json", |config| {
@@ -571,7 +571,7 @@ fn several_ends_are_kept_the_tokenizers_first() {
 }
 
 #[test]
-fn ids_of_special_tokens_come_from_the_configuration_where_it_lists_them() {
+fn ids_of_special_tokens_come_from_the_configuration() {
     let folder = tiny();
     edit(&folder, "tokenizer_config.json", |config| {
         let listed = json!({"7": {"content": "<|end_of_text|>"}, "600": {"content": "<|begin_of_text|>"}});
@@ -579,12 +579,12 @@ fn ids_of_special_tokens_come_from_the_configuration_where_it_lists_them() {
     });
     let special = ModelFiles::open(folder.path()).unwrap().special;
     assert_eq!(special.eos_ids(), [7, 1]);
-    // 600 lies beyond the vocabulary.
+    // 600 is beyond the vocabulary.
     assert_eq!(special.bos.unwrap().id, Some(0));
 }
 
 #[test]
-fn the_fingerprint_follows_weights_and_not_places() {
+fn the_fingerprint_depends_on_weights_and_not_on_paths() {
     let fingerprint = |folder: &tempfile::TempDir| ModelFiles::open(folder.path()).unwrap().fingerprint;
     let (one, other) = (tiny(), tiny());
     assert_eq!(fingerprint(&one), fingerprint(&other));
@@ -594,7 +594,7 @@ fn the_fingerprint_follows_weights_and_not_places() {
     let path = other.path().join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     let model = ModelFiles::open(other.path()).unwrap();
-    // A norm is shorter than a sample, so that every byte of it counts.
+    // A norm is shorter than a sample, so every byte of it is hashed.
     let norm = &model.tensors["model.norm.weight"];
     bytes[norm.offset as usize] ^= 1;
     fs::write(&path, bytes).unwrap();
@@ -605,7 +605,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn spoilt_settings_are_refused_or_make_an_architecture(
+    fn damaged_settings_are_refused_or_valid(
         which in any::<prop::sample::Index>(),
         changes in changes(),
     ) {
@@ -632,7 +632,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_an_index_names_only_files_of_the_folder_are_opened(
+    fn an_index_cannot_open_files_outside_of_the_folder(
         names in prop::collection::vec("[./a]{0,6}(model-[01]|/etc/x|\u{0})(\\.safetensors)?", 1..4),
         changes in changes(),
         damage in damage(),
@@ -655,7 +655,7 @@ proptest! {
     }
 
     #[test]
-    fn spoilt_tokenizer_files_are_refused_or_read(changes in changes(), damage in damage()) {
+    fn damaged_tokenizer_files_are_refused_or_read(changes in changes(), damage in damage()) {
         let folder = tiny();
         fs::write(folder.path().join("special_tokens_map.json"), "{\"eos_token\": {\"content\": \"x\"}}").unwrap();
         for name in ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"] {

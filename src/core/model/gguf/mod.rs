@@ -1,4 +1,4 @@
-//! A base model in one GGUF file.
+//! Reads a base model in one GGUF file.
 
 mod header;
 mod rope;
@@ -28,7 +28,6 @@ use header::Header;
 use rope::Divisors;
 use value::Value;
 
-/// Opens a GGUF file.
 pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
     let (file, size) = files::open(path)?;
     let mut file = BufReader::with_capacity(1 << 16, file);
@@ -68,7 +67,7 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
     })
 }
 
-/// What metadata, and the tensors that are there, say the model is made of, as its weights are stored.
+/// The architecture as stored, from metadata and the tensors present.
 fn architecture(
     path: &Path,
     file: &mut BufReader<File>,
@@ -84,7 +83,7 @@ fn architecture(
     }
     let divisors = Divisors::read(file, header).map_err(|fault| fault.at(path))?;
     rope::scale(&mut architecture, style, &settings, &divisors)?;
-    // The converter turns GPT-2's weights round, and adds Gemma's one to the weights of norms.
+    // The converter transposes GPT-2's weights, and adds the one to the weights of Gemma's norms.
     architecture.transposed = false;
     let layers = architecture.layers.iter_mut();
     let norms = layers.flat_map(|layer| [Some(&mut layer.norm), layer.attention.head_norm.as_mut()]);
@@ -96,7 +95,7 @@ fn architecture(
     Ok(architecture)
 }
 
-/// Notes where rows lie in another order than the architecture has them.
+/// Sets the arrangement of weights whose rows have another order than in the architecture.
 fn arrange(architecture: &Architecture, rows: GgufRows, tensors: &mut IndexMap<String, TensorEntry>) {
     for Parameter { name, role, layer, .. } in architecture.parameters() {
         let Some(attention) = layer.map(|layer| &architecture.layers[layer].attention) else { continue };
@@ -104,7 +103,7 @@ fn arrange(architecture: &Architecture, rows: GgufRows, tensors: &mut IndexMap<S
         let arrangement = match (rows, role) {
             (GgufRows::RotaryPairs, Role::Query) => Arrangement::RotaryPairs { heads },
             (GgufRows::RotaryPairs, Role::Key) => Arrangement::RotaryPairs { heads: groups },
-            // One group lies the same either way.
+            // With one group the order is the same.
             (GgufRows::ByPart, Role::Qkv) if groups > 1 => {
                 Arrangement::ByPart { groups, shared: heads / groups }
             }

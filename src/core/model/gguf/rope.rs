@@ -1,4 +1,4 @@
-//! How rotary frequencies are changed for longer contexts, as llama.cpp has it: partly in metadata, partly in tensors
+//! Rotary scaling for longer contexts as in llama.cpp: partly in metadata, partly in tensors
 //! (`llama_model_base::load_hparams`, `llama_context`, and `rope_yarn` in `ggml-cpu/ops.cpp`).
 
 use std::fs::File;
@@ -11,14 +11,14 @@ use crate::model::error::{Fault, ModelError};
 use crate::model::families::GgufStyle;
 use crate::model::settings::Settings;
 
-/// What LLaMA 3 files have instead of scaling parameters: one f32 divisor per rotary frequency.
+/// LLaMA 3 files have these instead of scaling parameters: one f32 divisor per rotary frequency.
 pub(super) const DIVISORS: &str = "rope_freqs.weight";
 /// LongRoPE's divisors up to the context length of pre-training.
 pub(super) const SHORT: &str = "rope_factors_short.weight";
 /// LongRoPE's divisors beyond it.
 pub(super) const LONG: &str = "rope_factors_long.weight";
 
-/// The divisors of frequencies that a file holds as tensors.
+/// The frequency divisors that a file has as tensors.
 pub(super) struct Divisors {
     all: Option<Vec<f32>>,
     short: Option<Vec<f32>>,
@@ -26,12 +26,12 @@ pub(super) struct Divisors {
 }
 
 impl Divisors {
-    /// Whether a tensor of this name is one.
+    /// Whether a tensor with this name holds divisors.
     pub(super) fn are(name: &str) -> bool {
         [DIVISORS, SHORT, LONG].contains(&name)
     }
 
-    /// Reads those that are there.
+    /// Reads those that exist.
     pub(super) fn read(file: &mut BufReader<File>, header: &Header) -> Result<Self, Fault> {
         let mut divisors = |name: &str| {
             let tensor = header.tensors.iter().find(|tensor| tensor.name == name);
@@ -56,8 +56,8 @@ impl Divisors {
     }
 }
 
-/// Gives the layers the scaling that metadata and tensors ask for; where layers with a window have a rotary embedding of
-/// their own, to the others only.
+/// Sets the scaling from metadata and tensors. If layers with a window have their own rotary embedding, only
+/// the other layers are scaled.
 pub(super) fn scale(
     architecture: &mut Architecture,
     style: GgufStyle,
@@ -108,15 +108,15 @@ fn scaling(settings: &Settings, positions: usize, divisors: &Divisors) -> Result
     };
     let Some(all) = &divisors.all else { return Ok(scaling) };
     if scaling != RopeScaling::None {
-        let feature = format!("rotary scaling beside `{DIVISORS}`");
+        let feature = format!("rotary scaling in addition to `{DIVISORS}`");
         return Err(settings.unsupported("rope_type", &feature, "choose another model"));
     }
     let is_one = |divisor: &f32| (divisor - 1.0).abs() <= f32::EPSILON;
     Ok(if all.iter().all(is_one) { RopeScaling::None } else { RopeScaling::Divisors(all.clone()) })
 }
 
-/// `yarn_attn_factor` is what the converter makes of `attention_factor`, the whole factor on cosine and sine;
-/// `yarn_log_multiplier` of `mscale_all_dim`, where `mscale` is 1.
+/// The converter writes `attention_factor`, the whole factor on cosine and sine, as `yarn_attn_factor`, and
+/// `mscale_all_dim` as `yarn_log_multiplier` if `mscale` is 1.
 fn yarn(settings: &Settings, positions: usize, factor: f64) -> Result<RopeScaling, ModelError> {
     let scale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
     let all = settings.number_if_any("mscale_all_dim")?.unwrap_or(0.0);
@@ -144,8 +144,8 @@ fn attention_factor(settings: &Settings, key: &str) -> Result<Option<f64>, Model
 }
 
 fn floats(file: &mut BufReader<File>, tensor: &Tensor) -> Result<Vec<f32>, Fault> {
-    /// More frequencies than any head has; the tensor may claim as many as the file has room for, and every layer gets its
-    /// own copy.
+    /// More frequencies than any head has. The tensor may claim as many as fit into the file, and every layer
+    /// gets its own copy.
     const MOST: u64 = 1 << 10;
     if tensor.storage != Storage::F32 || tensor.bytes > 4 * MOST {
         return Err(Fault::Damaged(format!("tensor `{}` is not a short list of F32", tensor.name)));

@@ -1,6 +1,6 @@
 //! The metadata of a GGUF file as settings under Hugging Face's keys
-//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>; what is read and what it means where it is missing as in
-//! llama.cpp's `llama-model.cpp`).
+//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). Keys and defaults are those of llama.cpp's
+//! `llama-model.cpp`.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::model::error::ModelError;
 use crate::model::families::{Family, GgufStyle, GgufWindows, ROTATED};
 use crate::model::settings::Settings;
 
-/// Usual key, GGUF key behind the architecture's name.
+/// Usual key, and GGUF key after the architecture's name.
 const KEYS: [(&str, &str); 24] = [
     ("hidden_size", "embedding_length"),
     ("num_hidden_layers", "block_count"),
@@ -40,25 +40,24 @@ const KEYS: [(&str, &str); 24] = [
     ("attn_factor", "rope.scaling.attn_factor"),
 ];
 
-/// How many tokens a token sees in layers with a window.
+/// Number of tokens that a token attends to in layers with a window.
 const WINDOW: &str = "attention.sliding_window";
 
-/// Which layers have a window: after how many comes one without, or a truth value for each.
+/// Which layers have a window: a period, whose last layer has none, or a truth value for each layer.
 const PATTERN: &str = "attention.sliding_window_pattern";
 
-/// What would change the computation in ways that no family here has: key, what it means.
+/// Keys that change the computation in ways that no family here supports, and their meaning.
 const REFUSED: [(&str, &str); 8] = [
     ("expert_count", "a mixture of experts"),
     ("attention.max_alibi_bias", "attention with linear biases"),
     ("attention.clamp_kqv", "clamped queries, keys and values"),
-    ("attention.scale", "a scale of attention of its own"),
+    ("attention.scale", "an unusual scale of attention"),
     ("attention.temperature_scale", "attention scaled by position"),
     ("logit_scale", "scaled logits"),
     ("residual_scale", "scaled residuals"),
     ("embedding_scale", "scaled embeddings"),
 ];
 
-/// The metadata as settings.
 pub(super) fn read(
     path: &Path,
     header: &Header,
@@ -105,7 +104,7 @@ impl Metadata<'_> {
         self.header.get(&format!("{}.{key}", self.prefix))
     }
 
-    /// What stands in the file, under the usual keys.
+    /// The values in the file, under the usual keys.
     fn values(&self) -> Map<String, Json> {
         let value = |(usual, key)| Some((str::to_owned(usual), json(self.get(key)?)));
         let mut values: Map<String, Json> = KEYS.into_iter().filter_map(value).collect();
@@ -144,7 +143,7 @@ impl Metadata<'_> {
         }
         let extrapolation = self.get("rope.scaling.yarn_ext_factor").and_then(Value::number);
         if extrapolation.is_some_and(|factor| !(factor < 0.0 || (factor - 1.0).abs() < f64::EPSILON)) {
-            let feature = "YaRN with an extrapolation factor of its own";
+            let feature = "YaRN with another extrapolation factor";
             return Err(self.unsupported(feature, "rope.scaling.yarn_ext_factor"));
         }
         Ok(())
@@ -154,13 +153,14 @@ impl Metadata<'_> {
         let key = "attention.value_length";
         match self.get(key).map(json) {
             Some(length) if Some(&length) != head_size => {
-                Err(self.unsupported("a value head of another size than the key head", key))
+                Err(self.unsupported("value heads that differ in size from key heads", key))
             }
             _ => Ok(()),
         }
     }
 
-    /// A window of 0 is none. Where the family has none, one that would show is refused.
+    /// A window of 0 means none. If the family has no windows, one that is shorter than the context is
+    /// refused.
     fn windows(
         &self,
         style: GgufStyle,
@@ -183,7 +183,7 @@ impl Metadata<'_> {
             return Err(self.unsupported("a window in some layers", PATTERN));
         }
         let is_windowed: Vec<bool> = match (pattern.array(), pattern.unsigned()) {
-            // One more shows that there are too many; the array may be as long as the header.
+            // One more than the limit shows that there are too many; the array may be as long as the header.
             (Some(array), _) => {
                 let flags = array.numbers().into_iter().flatten().take(layers + 1);
                 flags.map(|flag| flag == Value::Truth(true)).collect()
@@ -206,7 +206,7 @@ impl Metadata<'_> {
     }
 }
 
-/// The value as JSON; a per-layer array of one and the same number as that number.
+/// The value as JSON. A per-layer array of equal numbers becomes one number.
 fn json(value: &Value) -> Json {
     match value {
         Value::Truth(truth) => json!(truth),

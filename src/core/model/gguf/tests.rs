@@ -57,7 +57,7 @@ fn metadata() -> Writer {
         .text("tokenizer.chat_template", "{{ messages }}")
 }
 
-/// The row order llama.cpp gives query and key rows: for each head, dimension `i` of both halves side by side.
+/// llama.cpp's order of query and key rows: for each head, dimension `i` of both halves are adjacent.
 fn permuted(rows: &[&[u8]], heads: usize) -> Vec<u8> {
     let head_size = rows.len() / heads;
     let half = head_size / 2;
@@ -87,7 +87,7 @@ fn tiny() -> Writer {
 }
 
 #[test]
-fn a_gguf_and_a_folder_of_one_model_say_the_same() {
+fn a_gguf_and_a_folder_of_one_model_are_equal() {
     let (_folder, path) = file(&tiny());
     let (gguf, folder) = (ModelFiles::open(&path).unwrap(), ModelFiles::open(Path::new(TINY)).unwrap());
     assert_eq!(gguf.architecture, folder.architecture);
@@ -109,7 +109,7 @@ fn a_gguf_and_a_folder_of_one_model_say_the_same() {
     assert_eq!(permuted, 2 * 3);
 }
 
-/// The architecture of a reference's folder, as llama.cpp has it.
+/// The architecture of a reference's folder, as in llama.cpp.
 fn as_in_llama_cpp(name: &str, mut architecture: Architecture) -> Architecture {
     let plain = |norm: Norm| match norm {
         Norm::RmsPlusOne { epsilon } => Norm::Rms { epsilon },
@@ -144,10 +144,10 @@ fn floats(bytes: &[u8], storage: Storage, offset: usize, count: usize) -> Vec<f3
     }
 }
 
-/// The files under `tests/references/gguf` hold the weights of the references as f16 (Qwen 3 as Q8_0, vectors as f32),
-/// written as llama.cpp's converter does it and under the names that its Python package gives.
+/// The files in `tests/references/gguf` hold the weights of the references as f16 (Qwen 3 as Q8_0, vectors as
+/// f32), written like llama.cpp's converter does and with the names of its Python package.
 #[test]
-fn files_of_every_family_say_what_their_folders_say() {
+fn files_of_every_family_equal_their_folders() {
     let files = fs::read_dir(Path::new(REFERENCES).join("gguf")).unwrap();
     let files: Vec<PathBuf> = files.map(|entry| entry.unwrap().path()).collect();
     assert!(files.len() >= 10, "references are missing: {files:?}");
@@ -188,7 +188,7 @@ fn files_of_every_family_say_what_their_folders_say() {
 }
 
 #[test]
-fn fused_rows_lie_by_part_where_there_are_groups() {
+fn fused_rows_are_by_part_if_there_are_groups() {
     let of = |name: &str, tensor: &str| {
         let path = Path::new(REFERENCES).join("gguf").join(format!("{name}.gguf"));
         ModelFiles::open(&path).unwrap().tensors[tensor].arrangement
@@ -232,7 +232,7 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 #[test]
-fn yarn_is_read_with_the_factor_that_llama_cpp_gives_cosine_and_sine() {
+fn yarn_is_read_with_llama_cpps_attention_factor() {
     let yarn = |more: fn(Writer) -> Writer| {
         let architecture = described("qwen2", |writer| {
             let writer = writer
@@ -286,7 +286,7 @@ fn longrope_is_read_from_its_tensors() {
     let problem = problem.unwrap_err().to_string();
     assert!(problem.contains("`phi3.rope.scaling.type` needs the tensors"), "{problem}");
     let problem = described("phi3", |writer| both(writer).tensor(DIVISORS, &[6], 0, &short));
-    assert!(problem.unwrap_err().to_string().contains("rotary scaling beside `rope_freqs.weight`"));
+    assert!(problem.unwrap_err().to_string().contains("rotary scaling in addition to `rope_freqs.weight`"));
     let problem = described("phi3", |writer| keys(writer).tensor(LONG, &[4097], 0, &vec![0; 4 * 4097]));
     assert!(problem.unwrap_err().to_string().contains("`rope_factors_long.weight` is not a short list"));
     let problem = described("phi3", |writer| keys(writer).tensor(LONG, &[4], 0, &long[..16]));
@@ -295,7 +295,7 @@ fn longrope_is_read_from_its_tensors() {
 }
 
 #[test]
-fn gemma_takes_from_llama_cpp_what_no_key_says() {
+fn gemma_uses_llama_cpps_values_without_keys() {
     let gemma2 = described("gemma2", |writer| writer).unwrap();
     let windows = |architecture: &Architecture| -> Vec<_> {
         architecture.layers.iter().map(|layer| layer.attention.window).collect()
@@ -304,7 +304,7 @@ fn gemma_takes_from_llama_cpp_what_no_key_says() {
     let attention = &gemma2.layers[0].attention;
     assert_eq!((attention.scale, attention.score_cap, gemma2.logit_cap), (0.25, Some(50.0), Some(30.0)));
     assert_eq!((gemma2.embedding_scale, gemma2.tied_head), (Some(8.0), true));
-    // The 27B model has 46 layers, and the width decides its scale, not the size of its heads.
+    // The 27B model has 46 layers, and its scale follows from the width, not from the size of its heads.
     let large = |writer: Writer| {
         let mut writer = writer.u32("gemma2.attention.key_length", 32);
         writer.remove("gemma2.block_count");
@@ -352,7 +352,7 @@ fn gemma_takes_from_llama_cpp_what_no_key_says() {
 }
 
 #[test]
-fn falcon_is_told_apart_by_groups_and_norms() {
+fn falcons_variant_follows_from_groups_and_norms() {
     let of = |groups: u32, two_norms: bool| {
         let architecture = described("falcon", |writer| {
             let writer = writer.u32("falcon.attention.head_count_kv", groups);
@@ -371,7 +371,7 @@ fn falcon_is_told_apart_by_groups_and_norms() {
 }
 
 #[test]
-fn missing_keys_mean_what_they_mean_in_llama_cpp() {
+fn missing_keys_have_llama_cpps_defaults() {
     let qwen3 = described("qwen3", |writer| writer).unwrap();
     let attention = &qwen3.layers[0].attention;
     assert_eq!((attention.head_size, attention.key_value_heads), (16, 4));
@@ -403,7 +403,7 @@ fn missing_keys_mean_what_they_mean_in_llama_cpp() {
 }
 
 #[test]
-fn the_vocabulary_is_read_untranslated() {
+fn the_vocabulary_is_read_as_stored() {
     let model = open_all(&tiny()).unwrap();
     let TokenizerSource::Gguf(vocabulary) = &model.tokenizer else { panic!("{:?}", model.kind) };
     assert_eq!((vocabulary.model.as_str(), vocabulary.pre.as_deref()), ("gpt2", Some("smollm")));
@@ -468,20 +468,17 @@ fn linear_scaling_is_read() {
 }
 
 #[test]
-fn what_luthier_cannot_run_is_refused_by_name() {
+fn unsupported_options_are_refused_by_name() {
     for (writer, words) in [
         (tiny().u32("llama.expert_count", 8), "a mixture of experts (`llama.expert_count`)"),
         (tiny().u32("llama.attention.sliding_window", 64), "sliding-window attention"),
-        (tiny().u32("llama.attention.value_length", 8), "a value head of another size"),
+        (tiny().u32("llama.attention.value_length", 8), "value heads that differ in size"),
         (tiny().u32("llama.attention.sliding_window_pattern", 2), "a window in some layers"),
         (tiny().f32("llama.logit_scale", 0.5), "scaled logits (`llama.logit_scale`)"),
-        (tiny().f32("llama.attention.scale", 0.5), "a scale of attention of its own"),
+        (tiny().f32("llama.attention.scale", 0.5), "an unusual scale of attention"),
         (tiny().truth("llama.attention.causal", false), "attention to tokens that follow"),
         (tiny().i32s("llama.rope.dimension_sections", &[8, 8]), "rotary embedding by several positions"),
-        (
-            tiny().f32("llama.rope.scaling.yarn_ext_factor", 0.5),
-            "YaRN with an extrapolation factor of its own",
-        ),
+        (tiny().f32("llama.rope.scaling.yarn_ext_factor", 0.5), "YaRN with another extrapolation factor"),
         (tiny().u32("split.count", 3), "llama-gguf-split --merge"),
         (tiny().text("general.type", "adapter"), "holds no model"),
         (
@@ -498,7 +495,7 @@ fn what_luthier_cannot_run_is_refused_by_name() {
 }
 
 #[test]
-fn tensor_problems_use_the_names_of_the_file() {
+fn tensor_errors_use_the_names_in_the_file() {
     let mut tensors = tiny().tensor("blk.7.attn_q.weight", &[4], 0, &[0; 16]);
     tensors.remove("blk.1.ffn_up.weight");
     let ModelError::Tensors { problems, .. } = open_all(&tensors).unwrap_err() else { panic!("other error") };
@@ -507,7 +504,7 @@ fn tensor_problems_use_the_names_of_the_file() {
 }
 
 #[test]
-fn keys_are_named_as_the_file_spells_them() {
+fn errors_use_the_keys_spelling_in_the_file() {
     let mut writer = tiny();
     writer.remove("llama.embedding_length");
     assert!(refusal(&writer).contains("`llama.embedding_length` is missing"), "{}", refusal(&writer));
@@ -522,7 +519,7 @@ fn keys_are_named_as_the_file_spells_them() {
 }
 
 #[test]
-fn vocabularies_that_do_not_fit_are_refused() {
+fn vocabularies_that_do_not_match_are_refused() {
     let with = |key: &str, writer: fn(Writer) -> Writer| {
         let mut all = tiny();
         all.remove(key);
@@ -554,7 +551,7 @@ fn quantised_tensors_keep_their_storage() {
 }
 
 #[test]
-fn what_is_no_gguf_says_so() {
+fn other_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     for content in [&b""[..], b"GGU", b"<!DOCTYPE html>"] {

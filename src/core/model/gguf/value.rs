@@ -1,6 +1,5 @@
 //! Metadata values of a GGUF file.
 
-/// One metadata value.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::model) enum Value {
     Unsigned(u64),
@@ -15,7 +14,8 @@ pub(in crate::model) enum Value {
 /// Elements of one type.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::model) enum Array {
-    /// Numbers and truth values stay as the bytes of the file: a crafted array cannot blow up in memory.
+    /// Numbers and truth values stay as the bytes of the file, so that a crafted array cannot take much more
+    /// memory.
     Numbers {
         kind: Number,
         bytes: Vec<u8>,
@@ -104,8 +104,8 @@ impl Value {
         }
     }
 
-    /// Any number. A single becomes the double that is written the same, since metadata comes from decimal settings:
-    /// 1e-5 stays 1e-5.
+    /// Any number. A single becomes the double with the same decimal form, because metadata comes from
+    /// decimal settings: 1e-5 stays 1e-5.
     pub(in crate::model) fn number(&self) -> Option<f64> {
         match *self {
             Self::Unsigned(value) => Some(value as f64),
@@ -124,7 +124,7 @@ impl Value {
         }
     }
 
-    /// A text.
+    /// A string.
     pub(in crate::model) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(value) => Some(value),
@@ -132,7 +132,6 @@ impl Value {
         }
     }
 
-    /// An array.
     pub(in crate::model) fn array(&self) -> Option<&Array> {
         match self {
             Self::Array(value) => Some(value),

@@ -1,17 +1,17 @@
-//! The vocabulary inside a GGUF file (`tokenizer.ggml.*`).
+//! The vocabulary in a GGUF file (`tokenizer.ggml.*`).
 
 use super::header::Header;
 use super::value::{Array, Value};
 use crate::model::error::Fault;
 use crate::model::{GgufTokenType, GgufVocabulary};
 
-/// Most tokens, and most merges; the largest real vocabularies have half as many. What a tokenizer is made of takes
-/// hundreds of bytes for each.
+/// Most tokens, and most merges; the largest real vocabularies have half as many. A tokenizer takes hundreds
+/// of bytes for each.
 const MAX_TOKENS: usize = 1 << 20;
 
 impl GgufVocabulary {
-    /// `rows` is the number of rows of the embedding: no id may lie beyond.
-    /// Takes the long lists out of `header`, since copying them would double the time.
+    /// `rows` is the number of rows of the embedding; ids beyond it are refused. Moves the long lists out of
+    /// `header`, because copying them would double the time.
     pub(super) fn read(header: &mut Header, rows: usize) -> Result<Self, Fault> {
         let mut keys = Keys { header };
         let model = keys
@@ -96,7 +96,7 @@ impl Keys<'_> {
         }
     }
 
-    /// An id; -1, or one past the vocabulary, is how some files say that there is none.
+    /// An id. Some files write -1, or the size of the vocabulary, if there is none.
     fn id(&self, key: &str, count: usize) -> Result<Option<u32>, Fault> {
         match self.get(key) {
             None | Some(Value::Signed(..0)) => Ok(None),
@@ -107,7 +107,7 @@ impl Keys<'_> {
         }
     }
 
-    /// One number per token; none where the key is absent.
+    /// One number per token; empty if the key is absent.
     fn numbers<T>(
         &self,
         key: &str,

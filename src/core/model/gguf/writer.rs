@@ -1,4 +1,4 @@
-//! Writes small GGUF files for tests, good and bad ones.
+//! Writes small GGUF files for tests, valid and invalid ones.
 
 use super::value::{ARRAY, TEXT};
 
@@ -65,7 +65,7 @@ impl Writer {
         self.raw(key, ARRAY, &bytes)
     }
 
-    /// A tensor with dimensions in the file's order, fastest first; its data goes behind the earlier ones.
+    /// A tensor with dimensions in the file's order, fastest first; its data follows that of earlier tensors.
     pub(in crate::model) fn tensor(mut self, name: &str, dimensions: &[u64], kind: u32, data: &[u8]) -> Self {
         let offset = self.data.len() as u64;
         self.data.extend_from_slice(data);
@@ -73,7 +73,7 @@ impl Writer {
         self.tensor_at(name, dimensions, kind, offset)
     }
 
-    /// A tensor that claims to lie somewhere.
+    /// A tensor that claims this place in the file.
     pub(in crate::model) fn tensor_at(
         mut self,
         name: &str,
@@ -85,7 +85,7 @@ impl Writer {
         self
     }
 
-    /// Forgets the entry or tensor of this name; a tensor's data stays.
+    /// Removes the entry or tensor with this name; a tensor's data stays.
     pub(in crate::model) fn remove(&mut self, name: &str) {
         self.entries.retain(|(key, _)| key != name);
         self.tensors.retain(|(key, ..)| key != name);

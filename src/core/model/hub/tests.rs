@@ -14,7 +14,7 @@ fn parse(text: &str) -> HubModel {
     HubModel::parse(text).unwrap()
 }
 
-/// A cache that holds the tiny llama at [`COMMIT`], as `main`.
+/// A cache with the tiny llama at [`COMMIT`], as `main`.
 fn filled() -> (tempfile::TempDir, HubCache) {
     let folder = tempfile::tempdir().unwrap();
     let cache = HubCache::new(folder.path().to_owned());
@@ -34,7 +34,7 @@ fn filled() -> (tempfile::TempDir, HubCache) {
 }
 
 #[test]
-fn names_are_taken_apart_and_written_the_same() {
+fn names_are_parsed_and_written_the_same() {
     let model = parse("hf:HuggingFaceTB/SmolLM2-135M_Instruct.v1");
     assert_eq!(model.repository(), "HuggingFaceTB/SmolLM2-135M_Instruct.v1");
     assert_eq!((model.revision(), model.file(), model.commit()), ("main", None, None));
@@ -98,7 +98,7 @@ fn names_that_could_lead_elsewhere_are_refused() {
 }
 
 proptest! {
-    /// Whatever is taken as a name stays within the cache, and one name is one folder.
+    /// Every accepted name stays within the cache and maps to one folder.
     #[test]
     fn no_name_leaves_the_cache(text in "hf:[a-zA-Z0-9./@:_ \\-]{0,24}") {
         if let Ok(model) = HubModel::parse(&text) {
@@ -124,13 +124,13 @@ fn a_downloaded_model_is_found_by_branch_and_by_commit() {
 }
 
 #[test]
-fn what_has_not_been_downloaded_says_what_fetches_it() {
+fn a_missing_model_says_how_to_download_it() {
     let (_folder, cache) = filled();
     for name in ["hf:org/other", "hf:org/tiny@v2", "hf:org/tiny:x.gguf"] {
         let error = cache.find(&parse(name)).unwrap_err().to_string();
         assert!(error.contains(&format!("`luthier model pull {name}`")), "{error}");
     }
-    // Other tools may have fetched the tokenizer alone.
+    // Other tools may have downloaded the tokenizer alone.
     fs::remove_file(cache.snapshot(&parse("hf:org/tiny"), COMMIT).join("config.json")).unwrap();
     let error = cache.find(&parse("hf:org/tiny")).unwrap_err();
     assert!(matches!(error, ModelError::NotInCache { .. }), "{error}");
@@ -146,7 +146,7 @@ fn a_gguf_file_is_found_beside_others() {
 }
 
 #[test]
-fn a_damaged_reference_leads_nowhere() {
+fn a_damaged_reference_finds_no_model() {
     let (_folder, cache) = filled();
     let model = parse("hf:org/tiny");
     for held in ["", "../../other", ".", "..", "/etc", &"a".repeat(5000), "a\0b"] {

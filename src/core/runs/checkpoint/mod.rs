@@ -1,4 +1,5 @@
-//! Checkpoints: written aside, published whole, checked before they are trusted, removed last.
+//! Checkpoints: written to a temporary folder, published with one rename, and verified before they are
+//! loaded.
 
 mod upkeep;
 mod writer;
@@ -24,35 +25,29 @@ use crate::{files, json};
 pub use upkeep::{Pruned, prune, sweep_debris};
 pub use writer::CheckpointWriter;
 
-/// Folder of a run's checkpoints.
+/// The folder with a run's checkpoints.
 pub const CHECKPOINT_FOLDER: &str = "checkpoints";
 
-/// Name of the manifest in a checkpoint's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
-/// A manifest names a few dozen files; anything larger is not one.
+/// A manifest lists a few dozen files; anything larger is not a manifest.
 const MANIFEST_LIMIT: u64 = 16 << 20;
 const MANIFEST_VALUES: usize = 1 << 16;
 
-/// What can go wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file system refused something.
     #[error("cannot {doing} `{}`: {source}{}", shown(path), remedy(source))]
     Io {
-        /// What was tried.
+        /// The operation that failed: `read`, `write` …
         doing: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// Why not.
         source: io::Error,
     },
-    /// It does not hold what its manifest says.
+    /// Its files differ from its manifest.
     #[error("checkpoint `{}` is damaged: {what}; Luthier falls back to the one before it", shown(path))]
     Damaged {
-        /// The checkpoint's folder.
         path: PathBuf,
-        /// Which file, and what about it.
+        /// Which file, and what is wrong with it.
         what: String,
     },
 }
@@ -63,29 +58,27 @@ fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Ch
     move |source| CheckpointError::Io { doing, path: path.to_owned(), source }
 }
 
-/// What a checkpoint's folder holds.
+/// The manifest of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Optimiser updates made.
+    /// Number of optimiser updates made.
     pub step: u64,
-    /// When it was written.
+    /// When the checkpoint was written.
     #[serde(with = "millis")]
     pub created: Timestamp,
-    /// Every file by name.
+    /// Every file, by name.
     pub files: IndexMap<String, ManifestEntry>,
-    /// What the writer adds: position in the data, losses …
+    /// Data of the writer: position in the data, losses …
     #[serde(default)]
     pub notes: Value,
-    /// SHA-256 over all of the above, so that a damaged manifest is found too.
+    /// SHA-256 over all fields above, so that a damaged manifest is detected too.
     pub digest: String,
 }
 
-/// One file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestEntry {
-    /// Size.
     pub bytes: u64,
-    /// Content, hexadecimal.
+    /// SHA-256 of the content, in hexadecimal.
     pub sha256: String,
 }
 
@@ -99,30 +92,28 @@ impl Manifest {
         hex(digest.finalize())
     }
 
-    /// Size of all files together.
+    /// Total size of the files.
     pub fn bytes(&self) -> u64 {
         self.files.values().fold(0, |sum, entry| sum.saturating_add(entry.bytes))
     }
 }
 
-/// A published checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Checkpoint {
-    /// Optimiser updates made.
+    /// Number of optimiser updates made.
     pub step: u64,
-    /// Its folder.
     pub path: PathBuf,
 }
 
 impl Checkpoint {
-    /// The manifest, checked against itself but not against the files.
+    /// Reads the manifest and checks its own digest, but not the files.
     pub fn manifest(&self) -> Result<Manifest> {
         let path = self.path.join(MANIFEST_FILE);
         let text = files::read(&path, MANIFEST_LIMIT).map_err(io_error("read", &path))?;
         let manifest: Manifest = json::from_slice(&text, MANIFEST_VALUES)
             .map_err(|error| self.damaged(format!("{MANIFEST_FILE} is not a manifest ({error})")))?;
         if manifest.digest != manifest.digest_of() {
-            return Err(self.damaged(format!("{MANIFEST_FILE} does not fit its own digest")));
+            return Err(self.damaged(format!("{MANIFEST_FILE} does not match its own digest")));
         }
         if manifest.step != self.step {
             return Err(self.damaged(format!("{MANIFEST_FILE} is of step {}", manifest.step)));
@@ -130,7 +121,7 @@ impl Checkpoint {
         Ok(manifest)
     }
 
-    /// Reads every file and compares it with the manifest: only what passes may be loaded.
+    /// Reads every file and compares it with the manifest. Load only a checkpoint that passes.
     pub fn verify(&self) -> Result<Manifest> {
         let manifest = self.manifest()?;
         for (name, entry) in &manifest.files {
@@ -156,7 +147,7 @@ impl Checkpoint {
     }
 }
 
-/// All published checkpoints of a run, by step. Nothing is verified.
+/// All published checkpoints of a run, by step, unverified.
 pub fn list_checkpoints(run: &Path) -> Vec<Checkpoint> {
     let Ok(entries) = fs::read_dir(run.join(CHECKPOINT_FOLDER)) else { return Vec::new() };
     let mut found: Vec<_> = entries
@@ -171,7 +162,7 @@ pub fn list_checkpoints(run: &Path) -> Vec<Checkpoint> {
     found
 }
 
-/// The newest checkpoint that verifies, and why each newer one was passed over.
+/// The newest checkpoint that verifies, and why each newer one was skipped.
 pub fn newest_valid(run: &Path) -> (Option<Checkpoint>, Vec<CheckpointError>) {
     let mut passed_over = Vec::new();
     for checkpoint in list_checkpoints(run).into_iter().rev() {
@@ -183,7 +174,7 @@ pub fn newest_valid(run: &Path) -> (Option<Checkpoint>, Vec<CheckpointError>) {
     (None, passed_over)
 }
 
-/// `step-N` with N in plain digits.
+/// The step in a folder name `step-N`, with N in plain digits.
 fn step_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("step-")?;
     let plain =

@@ -43,7 +43,7 @@ fn it_is_published_whole_and_verifies() {
 }
 
 #[test]
-fn a_kill_at_any_moment_leaves_the_older_one_or_the_newer_one() {
+fn a_kill_at_any_moment_leaves_the_old_or_the_new_one() {
     for new_step in [10, 20] {
         let run = tempfile::tempdir().unwrap();
         write(run.path(), 10, b"old");
@@ -68,7 +68,7 @@ fn a_kill_at_any_moment_leaves_the_older_one_or_the_newer_one() {
             let newest = newest.unwrap();
             found.push(fs::read(newest.path.join("adapter_model.safetensors")).unwrap());
             let left: Vec<_> = fs::read_dir(run.join(CHECKPOINT_FOLDER)).unwrap().flatten().collect();
-            assert_eq!(left.len(), steps(&run).len(), "{stage:?}: debris is left: {left:?}");
+            assert_eq!(left.len(), steps(&run).len(), "{stage:?}: leftovers: {left:?}");
         }
         let published = stages.iter().position(|stage| *stage == Stage::SyncParent).unwrap();
         assert!(found[..published].iter().all(|content| content == b"old"));
@@ -93,7 +93,7 @@ fn an_error_while_writing_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_replacement_interrupted_without_exchange_is_mended() {
+fn a_replacement_interrupted_without_exchange_is_repaired() {
     let run = tempfile::tempdir().unwrap();
     let checkpoint = write(run.path(), 10, b"old");
     let folder = run.path().join(CHECKPOINT_FOLDER);
@@ -104,7 +104,7 @@ fn a_replacement_interrupted_without_exchange_is_mended() {
 }
 
 #[test]
-fn steps_sort_as_numbers_and_nothing_else_counts() {
+fn steps_sort_as_numbers_and_other_names_are_ignored() {
     let run = tempfile::tempdir().unwrap();
     for step in [10_010, 9_990, 10_000, 0] {
         write(run.path(), step, b"x");
@@ -160,7 +160,7 @@ fn a_manifest_that_names_files_elsewhere_is_refused() {
 
 proptest! {
     #[test]
-    fn one_flipped_bit_anywhere_is_found_or_changes_nothing(at in any::<prop::sample::Index>(), bit in 0..8_u8) {
+    fn a_flipped_bit_is_found_or_changes_nothing(at in any::<prop::sample::Index>(), bit in 0..8_u8) {
         let run = tempfile::tempdir().unwrap();
         let checkpoint = write(run.path(), 5, b"weights");
         let whole = checkpoint.verify().unwrap();
@@ -176,7 +176,7 @@ proptest! {
             place -= content.len();
         }
         if let Ok(found) = checkpoint.verify() {
-            // RFC 3339 reads `t` and `z` in a time as it reads `T` and `Z`.
+            // RFC 3339 accepts lower-case `t` and `z` in a time as well.
             prop_assert_eq!(found, whole);
         } else {
             prop_assert_eq!(newest_valid(run.path()).0, None);

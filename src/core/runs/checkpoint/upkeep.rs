@@ -1,4 +1,4 @@
-//! Removing checkpoints, and what killed processes left of them.
+//! Removes old checkpoints and the leftovers of killed processes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,12 +11,12 @@ use super::{CHECKPOINT_FOLDER, Checkpoint, CheckpointError, Result, io_error, li
 pub struct Pruned {
     /// Steps whose checkpoints were removed.
     pub removed: Vec<u64>,
-    /// Why nothing was removed: the newest checkpoint does not verify.
+    /// If the newest checkpoint does not verify, nothing is removed; this is why it does not.
     pub kept_all: Option<CheckpointError>,
 }
 
-/// Keeps the newest `keep` checkpoints (at least one) and the one of step `best`, and removes the others,
-/// but only once the newest verifies.
+/// Keeps the newest `keep` checkpoints (at least one) and the one of step `best`, and removes the others.
+/// Removes nothing unless the newest verifies.
 pub fn prune(run: &Path, keep: usize, best: Option<u64>) -> Result<Pruned> {
     let checkpoints = list_checkpoints(run);
     let kept: BTreeSet<u64> =
@@ -38,7 +38,7 @@ pub fn prune(run: &Path, keep: usize, best: Option<u64>) -> Result<Pruned> {
     Ok(pruned)
 }
 
-/// Out of sight first, so that a half-removed checkpoint never looks like one.
+/// Renamed first, so that a half-removed checkpoint is never taken for a whole one.
 fn remove(checkpoint: &Checkpoint) -> Result<()> {
     let aside = checkpoint.path.with_file_name(format!(".step-{}.removed.tmp", checkpoint.step));
     if aside.exists() {
@@ -48,8 +48,8 @@ fn remove(checkpoint: &Checkpoint) -> Result<()> {
     fs::remove_dir_all(&aside).map_err(io_error("remove", &aside))
 }
 
-/// Removes what killed processes left half-written or half-removed, and puts a checkpoint back that one was
-/// just replacing. Only for the process that holds the run's lock. Returns how many folders were removed.
+/// Removes folders that a killed process left half-written or half-removed, and restores a checkpoint that it
+/// was replacing. Only for the process that holds the run's lock. Returns the number of folders removed.
 pub fn sweep_debris(run: &Path) -> usize {
     let folder = run.join(CHECKPOINT_FOLDER);
     let Ok(entries) = fs::read_dir(&folder) else { return 0 };

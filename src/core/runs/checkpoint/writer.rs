@@ -1,4 +1,4 @@
-//! Writing a checkpoint so that no moment of it can hurt the ones before.
+//! Writes a checkpoint so that a crash at any moment leaves the earlier ones intact.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -14,8 +14,9 @@ use super::{
 };
 use crate::files;
 
-/// Writes a checkpoint beside the published ones and publishes it whole: until [`CheckpointWriter::finish`]
-/// returns, whatever happens leaves the checkpoints before it as they were. Removed when dropped unfinished.
+/// Writes a checkpoint in a temporary folder and publishes it with one rename. Until
+/// [`CheckpointWriter::finish`] returns, the earlier checkpoints are unchanged. Dropping the writer
+/// unfinished removes the folder.
 pub struct CheckpointWriter {
     run: PathBuf,
     step: u64,
@@ -24,7 +25,8 @@ pub struct CheckpointWriter {
 }
 
 impl CheckpointWriter {
-    /// Begins a checkpoint; its files go into [`CheckpointWriter::path`], directly, without folders.
+    /// Begins a checkpoint. The caller writes its files directly into [`CheckpointWriter::path`], without
+    /// subfolders.
     pub fn begin(run: &Path, step: u64) -> Result<Self> {
         let folder = run.join(CHECKPOINT_FOLDER);
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(io_error("make", &folder))?;
@@ -41,13 +43,13 @@ impl CheckpointWriter {
         &self.aside
     }
 
-    /// Syncs and hashes every file, writes the manifest, publishes the folder as `step-N` and syncs the
-    /// folder above. An older `step-N` is replaced.
+    /// Syncs and hashes every file, writes the manifest, renames the folder to `step-N` and syncs the parent
+    /// folder. An older `step-N` is replaced.
     pub fn finish(self, notes: Value) -> Result<Checkpoint> {
         self.finish_watched(notes, &mut |_| Ok(()))
     }
 
-    /// `watch` is called before each stage; an error ends the work there, as a kill would.
+    /// `watch` is called before each stage. If it returns an error, the work ends there, as after a kill.
     pub(super) fn finish_watched(
         mut self,
         notes: Value,
@@ -127,13 +129,13 @@ impl CheckpointWriter {
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
         if !self.published {
-            // What stays behind is swept at the next start.
+            // Leftovers are removed at the next start.
             let _ = fs::remove_dir_all(&self.aside);
         }
     }
 }
 
-/// Where a kill can fall while a checkpoint is written.
+/// The points at which a kill can interrupt the writing of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     SyncFile,

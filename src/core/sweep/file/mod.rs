@@ -1,4 +1,4 @@
-//! Sweep files: what is searched, how, and for what.
+//! Sweep files: the search space, the sampler and the goal.
 
 use std::ops::Range;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::algorithms::Direction;
 use crate::config::{Config, KEYS, Problem, Problems, Source, key, nearest};
 use crate::files;
 
-/// A sweep file is written by hand; anything larger is not one.
+/// A sweep file is written by hand; anything larger is not a sweep file.
 const FILE_LIMIT: u64 = 1 << 20;
 
 /// Most trials of one sweep.
@@ -31,7 +31,7 @@ pub enum Sampler {
     Random,
 }
 
-/// What values a key takes.
+/// The values of a key.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Distribution {
     /// One TOML value.
@@ -42,39 +42,39 @@ pub enum Distribution {
     Uniform(f64, f64),
     /// A number between two positive bounds, each order of magnitude equally likely.
     LogUniform(f64, f64),
-    /// A whole number between two bounds, both included.
+    /// An integer between two bounds, both included.
     Int(i64, i64),
 }
 
-/// A sweep as its file describes it.
+/// The content of a sweep file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SweepFile {
-    /// Its name: `name`, or the file's.
+    /// `name`, or the name of the file.
     pub name: String,
     /// `sampler = "grid"` or `"random"`.
     pub sampler: Sampler,
-    /// `[space]`: dotted key to what values it takes, in the file's order.
+    /// `[space]`: the values for each dotted key, in the file's order.
     pub space: IndexMap<String, Distribution>,
     /// `[goal]`.
     pub goal: Goal,
-    /// `trials`: how many at most; a random sweep must say so.
+    /// `trials`: the most trials; required for a random sweep.
     pub trials: Option<u64>,
-    /// `seed` of everything drawn.
+    /// `seed` of all random draws.
     pub seed: u64,
-    /// The file's text.
+    /// The text of the file.
     pub text: String,
 }
 
 impl SweepFile {
-    /// Reads a sweep file. Every value of the space is checked as if it stood in `base`, the configuration
-    /// that trials start from. All problems come at once.
+    /// Reads a sweep file. Every value of the space is checked as a setting in `base`, the configuration from
+    /// which trials start. All problems are reported together.
     pub fn load(path: &Path, base: &Config) -> Result<Self, SweepError> {
         let failed = |source| SweepError::Read { file: path.to_owned(), source };
         let text = files::read_text(path, FILE_LIMIT).map_err(failed)?;
         Ok(Self::parse(&text, path, base)?)
     }
 
-    /// As [`SweepFile::load`], from text; `file` is the name in problems.
+    /// As [`SweepFile::load`], from text; `file` is the name used in errors.
     pub fn parse(text: &str, file: &Path, base: &Config) -> Result<Self, Problems> {
         let source = Source::new(file, text);
         let table = DeTable::parse(text).map_err(|error| {
@@ -96,16 +96,15 @@ struct Reader<'a> {
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
-/// A name and its value, with their places.
+/// A key and its value, with their positions.
 type Entry<'a, 'i> = (&'a Spanned<DeString<'i>>, &'a Value<'i>);
 
-/// Names listed in a message at most.
+/// Most names listed in a message.
 const MOST_NAMED: usize = 10;
 
-/// Names of the file's own keys.
+/// The keys of a sweep file.
 const NAMES: [&str; 7] = ["name", "sampler", "pruner", "trials", "seed", "goal", "space"];
 
-/// Names of distributions.
 const DISTRIBUTIONS: [&str; 4] = ["choice", "uniform", "log_uniform", "int"];
 
 impl Reader<'_> {
@@ -165,7 +164,7 @@ impl Reader<'_> {
         sweep
     }
 
-    /// What is only wrong taken together.
+    /// Problems that involve several keys.
     fn judge(&mut self, sweep: &SweepFile, has_sampler: bool) {
         if sweep.space.is_empty() {
             self.whole(
@@ -177,9 +176,9 @@ impl Reader<'_> {
         match sweep.sampler {
             Sampler::Random if sweep.trials.is_none() => {
                 let help = if has_sampler {
-                    "say how many, such as trials = 20"
+                    "add trials = 20, for example"
                 } else {
-                    "say how many, such as trials = 20, or sampler = \"grid\""
+                    "add trials = 20, for example, or sampler = \"grid\""
                 };
                 self.whole("a random sweep needs `trials`", help);
             }
@@ -189,11 +188,11 @@ impl Reader<'_> {
                     matches!(distribution, Distribution::Uniform(..) | Distribution::LogUniform(..))
                 });
                 if let Some((key, _)) = continuous {
-                    let message = format!("a grid cannot go through all values of {key}");
+                    let message = format!("a grid cannot try all values of {key}");
                     self.whole(&message, "list its values with choice = […], or use sampler = \"random\"");
                 } else if sweep.trials.is_none() && sweep.grid_size().is_none_or(|size| size > TRIAL_LIMIT) {
                     let message = format!("the grid has more than {TRIAL_LIMIT} points");
-                    self.whole(&message, "take values out, or use sampler = \"random\" with trials = 20");
+                    self.whole(&message, "remove values, or use sampler = \"random\" with trials = 20");
                 }
             }
         }
@@ -202,7 +201,7 @@ impl Reader<'_> {
     fn text<'a>(&mut self, value: &'a Value<'_>) -> Option<&'a str> {
         let text = value.get_ref().as_str();
         if text.is_none() {
-            self.wrong(value.span(), "is not a text", "a text stands in quotes");
+            self.wrong(value.span(), "is not a string", "put strings in quotes");
         }
         text
     }
@@ -210,7 +209,7 @@ impl Reader<'_> {
     fn name(&mut self, value: &Value<'_>) -> Option<String> {
         let name = self.text(value)?;
         if name.trim().is_empty() || crate::text::clean_line(name) != name {
-            self.wrong(value.span(), "is no name", "use letters, digits and hyphens");
+            self.wrong(value.span(), "is not a name", "use letters, digits and hyphens");
             return None;
         }
         Some(name.to_owned())
@@ -269,11 +268,11 @@ impl Reader<'_> {
             match name.get_ref().as_ref() {
                 "metric" => match self.text(value)?.parse() {
                     Ok(found) => metric = found,
-                    Err(help) => self.wrong(value.span(), "is no figure of an evaluation", &help),
+                    Err(help) => self.wrong(value.span(), "is not a metric of an evaluation", &help),
                 },
                 "direction" => match self.text(value)?.parse::<Direction>() {
                     Ok(found) => direction = Some(found),
-                    Err(_) => self.wrong(value.span(), "is no direction", "use \"min\" or \"max\""),
+                    Err(_) => self.wrong(value.span(), "is not a direction", "use \"min\" or \"max\""),
                 },
                 unknown => {
                     let help = suggestion(unknown, ["metric", "direction"]);
@@ -285,7 +284,7 @@ impl Reader<'_> {
         Some(Goal { metric, direction })
     }
 
-    /// Keys stand dotted, quoted or not, or as tables within tables.
+    /// Keys may be dotted, quoted or not, or be nested tables.
     fn space(&mut self, table: &DeTable<'_>, above: &str, space: &mut IndexMap<String, Distribution>) {
         for (name, value) in in_order(table) {
             let path = if above.is_empty() {
@@ -298,18 +297,14 @@ impl Reader<'_> {
                     self.wrong(
                         name.span(),
                         format!("{path} cannot be searched over"),
-                        "it changes nothing about a run",
+                        "it does not change a run",
                     );
                 }
                 Some(_) => {
                     if let Some(distribution) = self.distribution(&path, value)
                         && space.insert(path.clone(), distribution).is_some()
                     {
-                        self.wrong(
-                            name.span(),
-                            format!("{path} stands here a second time"),
-                            "keep one of them",
-                        );
+                        self.wrong(name.span(), format!("{path} is given twice"), "keep one of them");
                     }
                 }
                 None => match value.get_ref().as_table() {
@@ -383,24 +378,20 @@ impl Reader<'_> {
             let kind = if read(low).is_none() { low } else { high };
             self.wrong(
                 kind.span(),
-                "is not such a number",
-                "int takes whole numbers, uniform and log_uniform finite ones",
+                "is not a valid number",
+                "int needs whole numbers, uniform and log_uniform finite ones",
             );
             return None;
         };
         if least >= most {
-            self.wrong(
-                values.span(),
-                "the lower bound does not stand before a higher one",
-                "write [LOWEST, HIGHEST]",
-            );
+            self.wrong(values.span(), "the first bound is not below the second", "write [LOWEST, HIGHEST]");
             return None;
         }
         let ends = [self.literal(path, low), self.literal(path, high)];
         ends.iter().all(Option::is_some).then_some((least, most))
     }
 
-    /// The value as it stands in a configuration, if it may.
+    /// The value as written in a configuration, if it is valid there.
     fn literal(&mut self, path: &str, value: &Value<'_>) -> Option<String> {
         let written = self.written(value.span());
         match self.base.with(&[format!("{path}={written}")]) {
@@ -419,14 +410,14 @@ impl Reader<'_> {
     }
 }
 
-/// The table's entries as they stand in the file.
+/// The table's entries in the order of the file.
 fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(name, _)| name.span().start);
     entries
 }
 
-/// `{ NAME = VALUES }`, unless it is a value that happens to be a table.
+/// `{ NAME = VALUES }`, unless it is a table that is itself a value.
 fn described<'a, 'i>(value: &'a Value<'i>) -> Option<Entry<'a, 'i>> {
     let table = value.get_ref().as_table()?;
     let mut entries = table.iter();

@@ -15,7 +15,7 @@ fn problems(text: &str) -> Vec<(usize, String)> {
 }
 
 #[test]
-fn keys_stand_in_every_notation_of_toml() {
+fn keys_may_use_every_notation_of_toml() {
     let sweep = parse(
         r#"
         sampler = "grid"
@@ -68,7 +68,7 @@ fn bounds_are_read_as_numbers() {
 }
 
 #[test]
-fn all_mistakes_come_at_once_with_their_places() {
+fn all_mistakes_are_reported_with_their_places() {
     let found = problems(
         r#"smapler = "grid"
 sampler = "tpe"
@@ -106,12 +106,12 @@ fn a_problem_points_with_a_caret_and_names_the_nearest() {
 }
 
 #[test]
-fn what_is_wrong_only_together_is_told_too() {
+fn problems_of_several_keys_are_reported() {
     let space = "[space]\n\"train.learning_rate\" = { uniform = [0.1, 0.2] }\n";
     for (text, word) in [
         (String::new(), "no [space]"),
         (space.to_owned(), "needs `trials`"),
-        (format!("sampler = \"grid\"\n{space}"), "cannot go through all values of train.learning_rate"),
+        (format!("sampler = \"grid\"\n{space}"), "cannot try all values of train.learning_rate"),
         (
             "sampler = \"grid\"\n[space]\n\"train.seed\" = { int = [1, 20000] }\n".to_owned(),
             "more than 10000 points",
@@ -123,7 +123,7 @@ fn what_is_wrong_only_together_is_told_too() {
 }
 
 #[test]
-fn a_file_that_is_not_there_or_no_text_is_told() {
+fn a_missing_or_binary_file_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.toml");
     assert!(SweepFile::load(&path, &config(&[])).unwrap_err().to_string().contains("a.toml"));
@@ -133,7 +133,7 @@ fn a_file_that_is_not_there_or_no_text_is_told() {
 
 proptest! {
     #[test]
-    fn a_damaged_file_is_refused_in_words_or_read(damage in damage()) {
+    fn a_damaged_file_is_refused_or_read(damage in damage()) {
         let text = br#"name = "a"
 sampler = "grid"
 trials = 6

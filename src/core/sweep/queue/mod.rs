@@ -17,10 +17,10 @@ use crate::runs::{Failure, Number, time};
 /// Name of the queue's file in the project folder.
 pub const QUEUE_FILE: &str = "luthier.db";
 
-/// How long a writer waits for another one.
+/// How long a writer waits for another writer.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Format of the file; raised with every change of the tables.
+/// Format of the file; increased with every change of the tables.
 const FORMAT: i64 = 1;
 
 const TABLES: &str = "
@@ -59,7 +59,7 @@ CREATE INDEX trials_by_state ON trials (state, position);
 const TRIAL_COLUMNS: &str =
     "SELECT trials.*, sweeps.name AS sweep_name FROM trials JOIN sweeps ON sweeps.id = trials.sweep";
 
-/// A project's trials. Every change is one transaction, so that several processes may edit it at once.
+/// A project's trials. Every change is one transaction, so several processes can edit the queue at once.
 pub struct Queue {
     connection: Connection,
     file: PathBuf,
@@ -70,20 +70,20 @@ pub struct Queue {
 pub enum Place {
     /// Before all others.
     Top,
-    /// Before the one before it.
+    /// One place earlier.
     Up,
-    /// After the one after it.
+    /// One place later.
     Down,
     /// After all others.
     Bottom,
 }
 
-/// What cancelling a trial led to.
+/// The result of cancelling a trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cancelled {
     /// It had not started and never will.
     Done,
-    /// This run works on it and is to be stopped; then the trial is cancelled.
+    /// A run works on it and must be stopped; the trial is cancelled then.
     Running {
         /// Id of the run.
         run: String,
@@ -91,7 +91,7 @@ pub enum Cancelled {
 }
 
 impl Queue {
-    /// Opens the queue of a project; makes it if there is none.
+    /// Opens the queue of a project; creates it if there is none.
     pub fn open(project: &Path) -> Result<Self, SweepError> {
         Self::open_with(project.join(QUEUE_FILE), OpenFlags::default())
     }
@@ -106,7 +106,7 @@ impl Queue {
         let failed = failure_of(&file);
         let mut connection = Connection::open_with_flags(&file, flags).map_err(&failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(&failed)?;
-        // WAL needs memory shared between the processes, which network file systems do not give.
+        // WAL needs memory shared between processes, which network file systems do not provide.
         let mode = if on_network(&file) { "DELETE" } else { "WAL" };
         connection.pragma_update_and_check(None, "journal_mode", mode, |_| Ok(())).map_err(&failed)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(&failed)?;
@@ -122,13 +122,13 @@ impl Queue {
         failure_of(&self.file)
     }
 
-    /// Changes whenever another process has changed the queue: cheap enough to ask often.
+    /// Changes when another process has changed the queue; cheap enough to be read often.
     pub fn version(&self) -> Result<i64, SweepError> {
         self.connection.pragma_query_value(None, "data_version", |row| row.get(0)).map_err(self.failed())
     }
 
-    /// Queues all trials of a sweep, each checked as the configuration it will run with. Returns the sweep's
-    /// id and the trials'.
+    /// Queues all trials of a sweep, after checking the configuration of each. Returns the ids of the sweep
+    /// and its trials.
     pub fn add_sweep(&mut self, sweep: &SweepFile, base: &Config) -> Result<(i64, Vec<i64>), SweepError> {
         self.add(
             &sweep.name,
@@ -141,7 +141,7 @@ impl Queue {
         )
     }
 
-    /// Queues one run: `base` with `settings` over it.
+    /// Queues one run: `base` with `settings` applied.
     pub fn add_single(&mut self, name: &str, settings: &Settings, base: &Config) -> Result<i64, SweepError> {
         let goal = Goal::default();
         let (_, trials) = self.add(name, "single", 0, &goal, "", base, std::slice::from_ref(settings))?;
@@ -195,7 +195,7 @@ impl Queue {
         })
     }
 
-    /// All trials: in the order of the queue.
+    /// All trials in the order of the queue.
     pub fn trials(&self) -> Result<Vec<Trial>, SweepError> {
         self.select(&format!("{TRIAL_COLUMNS} ORDER BY position, trials.id"), params![])
     }
@@ -205,7 +205,6 @@ impl Queue {
         self.select(&format!("{TRIAL_COLUMNS} WHERE sweep = ?1 ORDER BY number"), params![sweep])
     }
 
-    /// One trial.
     pub fn trial(&self, id: i64) -> Result<Trial, SweepError> {
         self.select(&format!("{TRIAL_COLUMNS} WHERE trials.id = ?1"), params![id])?
             .pop()
@@ -221,12 +220,10 @@ impl Queue {
         read().map_err(self.failed())
     }
 
-    /// One sweep.
     pub fn sweep(&self, id: i64) -> Result<Sweep, SweepError> {
         self.connection.query_row("SELECT * FROM sweeps WHERE id = ?1", [id], sweep_of).map_err(self.failed())
     }
 
-    /// Moves a waiting trial.
     pub fn move_to(&mut self, id: i64, place: Place) -> Result<(), SweepError> {
         self.change(|transaction| {
             let state = match state_of(transaction, id)? {
@@ -267,18 +264,18 @@ impl Queue {
         self.turn(id, "held", &[TrialState::Queued], TrialState::Held)
     }
 
-    /// Lets a held trial be started again.
+    /// Allows a held trial to be started again.
     pub fn release(&mut self, id: i64) -> Result<(), SweepError> {
         self.turn(id, "released", &[TrialState::Held], TrialState::Queued)
     }
 
-    /// Queues a trial that is over once more, at its old place, with a new run.
+    /// Queues an ended trial again, at its old place, with a new run.
     pub fn retry(&mut self, id: i64) -> Result<(), SweepError> {
         let over = [TrialState::Stopped, TrialState::Failed, TrialState::Cancelled];
         self.turn(id, "retried", &over, TrialState::Queued)
     }
 
-    /// Cancels a trial. Where a run works on it, that run is still to be stopped: see [`super::cancel`].
+    /// Cancels a trial. If a run works on it, the caller must stop the run: see [`super::cancel`].
     pub fn cancel(&mut self, id: i64) -> Result<Cancelled, SweepError> {
         self.change(|transaction| {
             let found: Option<(String, Option<String>)> = transaction
@@ -325,7 +322,7 @@ impl Queue {
         })
     }
 
-    /// The trials that a run works on.
+    /// The trials on which a run works.
     pub(super) fn running(&self) -> Result<Vec<Trial>, SweepError> {
         self.select(
             &format!("{TRIAL_COLUMNS} WHERE state = 'running' ORDER BY position, trials.id"),
@@ -333,7 +330,7 @@ impl Queue {
         )
     }
 
-    /// Takes the next queued trial: from now on it is running, without a run yet.
+    /// Takes the next queued trial. It is running then, but has no run yet.
     pub(super) fn claim(&mut self) -> Result<Option<Trial>, SweepError> {
         let claimed = self.change(|transaction| {
             let id: Option<i64> = transaction
@@ -354,14 +351,14 @@ impl Queue {
         claimed.map(|id| self.trial(id)).transpose()
     }
 
-    /// Whether anything waits to be started.
+    /// Whether any trial is queued.
     pub(super) fn has_queued(&self) -> Result<bool, SweepError> {
         self.connection
             .query_row("SELECT EXISTS (SELECT 1 FROM trials WHERE state = 'queued')", [], |row| row.get(0))
             .map_err(self.failed())
     }
 
-    /// Puts a claimed trial back that has no run yet.
+    /// Puts back a claimed trial that has no run yet.
     pub(super) fn unclaim(&mut self, id: i64) -> Result<(), SweepError> {
         self.execute(
             "UPDATE trials SET state = CASE cancelling WHEN 0 THEN 'queued' ELSE 'cancelled' END, started = NULL
@@ -370,17 +367,17 @@ impl Queue {
         )
     }
 
-    /// Notes which run works on a trial.
+    /// Records the run that works on a trial.
     pub(super) fn set_run(&mut self, id: i64, run: &str) -> Result<(), SweepError> {
         self.execute("UPDATE trials SET run = ?2 WHERE id = ?1", params![id, run])
     }
 
-    /// Notes that a process is about to be started for a trial.
+    /// Records that a process is about to be started for a trial.
     pub(super) fn count_attempt(&mut self, id: i64) -> Result<(), SweepError> {
         self.execute("UPDATE trials SET attempts = attempts + 1 WHERE id = ?1", params![id])
     }
 
-    /// Notes how a trial ended.
+    /// Records how a trial ended.
     pub(super) fn end(
         &mut self,
         id: i64,
@@ -400,7 +397,7 @@ impl Queue {
         self.change(|transaction| transaction.execute(sql, values).map(|_| Ok(())))
     }
 
-    /// One transaction; an inner error takes everything back.
+    /// Runs one transaction; an inner error rolls it back.
     fn change<T>(
         &mut self,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<Result<T, SweepError>>,
@@ -422,7 +419,7 @@ impl Queue {
     }
 }
 
-/// Makes the tables where there are none. Returns the file's format.
+/// Creates the tables if there are none. Returns the file's format.
 fn migrate(connection: &mut Connection) -> rusqlite::Result<i64> {
     let format =
         |connection: &Connection| connection.pragma_query_value(None, "user_version", |row| row.get(0));
@@ -441,7 +438,8 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<i64> {
     Ok(FORMAT)
 }
 
-/// The settings with each value as a configuration writes it, if the configuration takes them together.
+/// The settings with each value as written in a configuration, if the configuration is valid with all of
+/// them.
 fn canonical(settings: &Settings, base: &Config) -> Result<Settings, SweepError> {
     let config = base.with(&overrides(settings)).map_err(ConfigError::from)?;
     Ok(settings
@@ -456,7 +454,7 @@ fn state_of(transaction: &Transaction<'_>, id: i64) -> rusqlite::Result<Result<T
     Ok(state.map(|state| parse_state(&state)).ok_or(SweepError::NoTrial(id)))
 }
 
-/// The table's own check admits no other words.
+/// A check constraint of the table allows no other words.
 fn parse_state(state: &str) -> TrialState {
     state.parse().unwrap_or(TrialState::Failed)
 }
@@ -518,7 +516,7 @@ fn failure_of(file: &Path) -> impl Fn(rusqlite::Error) -> SweepError + use<> {
                 "another process is writing to it; try again"
             }
             Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
-                "move it away to begin a new queue; the runs in `runs/` are not touched by that"
+                "move it away to start a new queue; this does not affect the runs in `runs/`"
             }
             Some(rusqlite::ErrorCode::DiskFull) => "free some space and try again",
             Some(

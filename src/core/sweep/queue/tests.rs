@@ -34,7 +34,7 @@ fn state(queue: &Queue, id: i64) -> TrialState {
 }
 
 #[test]
-fn a_sweep_is_queued_with_all_its_trials_and_the_configuration_of_now() {
+fn a_sweep_is_queued_with_its_trials_and_the_current_configuration() {
     let Filled { project, queue, .. } = filled();
     drop(queue);
     let queue = Queue::open_existing(project.path()).unwrap().unwrap();
@@ -50,13 +50,13 @@ fn a_sweep_is_queued_with_all_its_trials_and_the_configuration_of_now() {
 }
 
 #[test]
-fn without_a_queue_there_is_none_to_open() {
+fn a_missing_queue_is_not_created_by_opening() {
     let project = tempfile::tempdir().unwrap();
     assert!(Queue::open_existing(project.path()).unwrap().is_none());
 }
 
 #[test]
-fn settings_that_do_not_fit_queue_nothing() {
+fn invalid_settings_queue_nothing() {
     let project = tempfile::tempdir().unwrap();
     let mut queue = Queue::open(project.path()).unwrap();
     let settings = Settings::from([("train.learning_rate".to_owned(), "\"fast\"".to_owned())]);
@@ -66,7 +66,7 @@ fn settings_that_do_not_fit_queue_nothing() {
 }
 
 #[test]
-fn waiting_trials_are_moved_and_others_are_not() {
+fn only_waiting_trials_can_be_moved() {
     let Filled { mut queue, trials, project: _project } = filled();
     queue.move_to(trials[2], Place::Top).unwrap();
     assert_eq!(order(&queue), [2, 0, 1, 3]);
@@ -82,11 +82,11 @@ fn waiting_trials_are_moved_and_others_are_not() {
     assert!(refusal.contains("is running and cannot be moved"), "{refusal}");
     assert!(matches!(queue.move_to(999, Place::Top), Err(SweepError::NoTrial(999))));
     queue.move_to(trials[2], Place::Top).unwrap();
-    assert_eq!(order(&queue), [1, 2, 3, 0], "what runs keeps its place");
+    assert_eq!(order(&queue), [1, 2, 3, 0], "a running trial keeps its place");
 }
 
 #[test]
-fn held_trials_are_passed_over() {
+fn held_trials_are_skipped() {
     let Filled { mut queue, trials, project: _project } = filled();
     for id in &trials[..3] {
         queue.hold(*id).unwrap();
@@ -126,7 +126,7 @@ fn cancelling_and_retrying() {
 }
 
 #[test]
-fn a_trial_that_has_ended_does_not_end_twice() {
+fn a_trial_ends_only_once() {
     let Filled { mut queue, trials, project: _project } = filled();
     queue.claim().unwrap();
     queue.end(trials[0], TrialState::Finished, Some(Number(0.5)), None).unwrap();
@@ -135,7 +135,7 @@ fn a_trial_that_has_ended_does_not_end_twice() {
 }
 
 #[test]
-fn many_processes_at_once_take_each_trial_once() {
+fn concurrent_processes_take_each_trial_once() {
     let Filled { project, mut queue, trials } = filled();
     let project = project.path();
     let claimed: Vec<i64> = thread::scope(|scope| {
@@ -153,7 +153,7 @@ fn many_processes_at_once_take_each_trial_once() {
 }
 
 #[test]
-fn a_change_by_another_process_is_noticed() {
+fn a_change_by_another_process_is_detected() {
     let Filled { project, queue, trials } = filled();
     let before = queue.version().unwrap();
     assert_eq!(queue.version().unwrap(), before);
@@ -162,11 +162,11 @@ fn a_change_by_another_process_is_noticed() {
 }
 
 #[test]
-fn a_change_that_is_cut_short_leaves_nothing() {
+fn an_interrupted_change_leaves_nothing() {
     let Filled { project, mut queue, trials } = filled();
     let transaction = queue.connection.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
     transaction.execute("UPDATE trials SET state = 'cancelled'", []).unwrap();
-    // What a kill would leave on disk: the files as they are in the middle of the change.
+    // What a kill would leave on disk: the files in the middle of the change.
     let remains = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(project.path()).unwrap() {
         let entry = entry.unwrap();
@@ -177,7 +177,7 @@ fn a_change_that_is_cut_short_leaves_nothing() {
 }
 
 #[test]
-fn a_newer_or_foreign_file_is_left_alone() {
+fn a_newer_or_foreign_file_is_not_changed() {
     let Filled { project, queue, .. } = filled();
     queue.connection.pragma_update(None, "user_version", 99).unwrap();
     drop(queue);
@@ -186,14 +186,14 @@ fn a_newer_or_foreign_file_is_left_alone() {
 
     let foreign = tempfile::tempdir().unwrap();
     let file = foreign.path().join(QUEUE_FILE);
-    std::fs::write(&file, "this is no database, whatever its name says".repeat(50)).unwrap();
+    std::fs::write(&file, "this is not a database, despite its name".repeat(50)).unwrap();
     let error = Queue::open(foreign.path()).err().unwrap().to_string();
     assert!(error.contains("move it away"), "{error}");
-    assert!(std::fs::read_to_string(&file).unwrap().starts_with("this is no database"));
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("this is not a database"));
 }
 
 #[test]
-fn ranking_puts_what_diverged_last() {
+fn ranking_puts_diverged_trials_last() {
     let Filled { mut queue, trials, project: _project } = filled();
     for (id, result) in trials.iter().zip([Some(0.5), Some(f64::NAN), None, Some(0.25)]) {
         queue.claim().unwrap();

@@ -1,4 +1,4 @@
-//! The scheduler: one process per project that turns queued trials into runs, one after another.
+//! The scheduler: one process per project that starts a run for each queued trial, one after another.
 
 use std::collections::HashSet;
 use std::fs;
@@ -16,23 +16,23 @@ use crate::runs::{
     StopWhen, engine_executable, reap, spawn, start_detached_with,
 };
 
-/// Held by the project's scheduler.
+/// Locked by the project's scheduler.
 const LOCK_FILE: &str = "scheduler.lock";
 
-/// How often running trials are looked at.
+/// Interval between checks of running trials.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How long a run has to answer that it will stop; it stops all the same if it answers later.
+/// How long to wait for a run's reply to a stop request. The run stops even if it replies later.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often a process is started for one trial, when it keeps dying without a word.
+/// How often a process is started for one trial if it keeps dying without reporting an error.
 const ATTEMPTS: u64 = 3;
 
 /// Lines of the engine's log in a failure.
 const LOG_LINES: usize = 3;
 
-/// Turns queued trials into runs until nothing is left. Knows nothing that is not in the queue or in a run
-/// directory, so that it can be killed at any moment and started again.
+/// Starts runs for queued trials until none is left. All of its state is in the queue and in run directories,
+/// so it can be killed at any moment and started again.
 pub struct Scheduler {
     project: PathBuf,
     queue: Queue,
@@ -44,7 +44,7 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Takes the project's queue for this process; an error where another one has it.
+    /// Locks the project's queue for this process; an error if another process has it.
     pub fn new(project: &Path) -> Result<Self, SweepError> {
         let project =
             project.canonicalize().map_err(|source| SweepError::Read { file: project.to_owned(), source })?;
@@ -53,15 +53,15 @@ impl Scheduler {
         Ok(Self { project, queue, engine: None, poll: POLL, lock: Some(lock), asked: HashSet::new() })
     }
 
-    /// Works until no trial runs and none is queued (held ones stay). `watch` is told of every trial that
+    /// Works until no trial is running or queued (held ones stay). `watch` is called for every trial that
     /// starts or ends.
     pub fn run(&mut self, watch: &mut dyn FnMut(&Trial)) -> Result<(), SweepError> {
         loop {
             while self.tick(watch)? {
                 std::thread::sleep(self.poll);
             }
-            // Whoever queues a trial now finds the lock taken and starts no scheduler: look again after
-            // letting go of it.
+            // A process that queues a trial now sees the lock and starts no scheduler, so look again after
+            // releasing it.
             self.lock = None;
             if !self.queue.has_queued()? {
                 return Ok(());
@@ -74,7 +74,7 @@ impl Scheduler {
         }
     }
 
-    /// One look at everything; `false` when nothing is left.
+    /// Checks every trial once; `false` if nothing is left to do.
     fn tick(&mut self, watch: &mut dyn FnMut(&Trial)) -> Result<bool, SweepError> {
         for trial in self.queue.running()? {
             self.follow(&trial)?;
@@ -101,7 +101,7 @@ impl Scheduler {
                 let failure = Failure {
                     class: FailureClass::Config,
                     message: problems.to_string(),
-                    remedy: "queue the sweep again with settings that fit each other".to_owned(),
+                    remedy: "queue the sweep again with settings that are valid together".to_owned(),
                 };
                 return self.queue.end(trial.id, TrialState::Failed, None, Some(&failure));
             }
@@ -125,7 +125,7 @@ impl Scheduler {
             None => engine_executable(),
         };
         match engine.and_then(|engine| start_detached_with(&engine, run, &[])) {
-            // Someone else works on the run already: it is followed like any other.
+            // Another process works on the run already; follow it like any other.
             Ok(_) | Err(RunError::Locked { .. }) => Ok(()),
             Err(error) => {
                 let failure = Failure {
@@ -140,7 +140,7 @@ impl Scheduler {
 
     fn follow(&mut self, trial: &Trial) -> Result<(), SweepError> {
         let Some(id) = &trial.run else {
-            // A scheduler was killed between claiming the trial and making its run.
+            // A scheduler was killed after claiming the trial and before creating its run.
             return self.queue.unclaim(trial.id);
         };
         let found =
@@ -173,7 +173,7 @@ impl Scheduler {
                 let failure = Failure {
                     class: FailureClass::Killed,
                     message: format!(
-                        "its process ended {ATTEMPTS} times without a word; last in its log:\n{log}"
+                        "its process exited {ATTEMPTS} times without reporting an error; end of its log:\n{log}"
                     ),
                     remedy: "look at the run's engine.log, then retry the trial".to_owned(),
                 };
@@ -202,7 +202,7 @@ impl Scheduler {
             return;
         }
         match stop(status) {
-            // No answer yet means that the request waits for the end of a step.
+            // No reply yet: the request waits for the end of a step.
             Ok(_) | Err(RunError::NoAnswer { .. } | RunError::Answer(_)) => {
                 self.asked.insert(trial.id);
             }
@@ -221,8 +221,8 @@ fn take_lock(project: &Path) -> Result<FolderLock, SweepError> {
     FolderLock::take(&runs.join(LOCK_FILE), Duration::ZERO)?.map_err(|holder| SweepError::Busy { holder })
 }
 
-/// Cancels a trial; where a run works on it, the run is asked to save and stop. Works with and without a
-/// scheduler. Returns what happened, for the user.
+/// Cancels a trial. If a run works on it, the run is asked to save and stop. Needs no scheduler. Returns what
+/// happened, for the user.
 pub fn cancel(project: &Path, queue: &mut Queue, trial: i64) -> Result<String, SweepError> {
     match queue.cancel(trial)? {
         Cancelled::Done => Ok(format!("trial {trial} is cancelled")),
@@ -238,8 +238,8 @@ pub fn cancel(project: &Path, queue: &mut Queue, trial: i64) -> Result<String, S
     }
 }
 
-/// Starts the project's scheduler, detached, as `PROGRAM scheduler -C PROJECT`, unless one works already.
-/// Returns its pid. What it prints goes to `runs/scheduler.log`.
+/// Starts the project's scheduler, detached, as `PROGRAM scheduler -C PROJECT`, unless one is running.
+/// Returns its pid. Its output goes to `runs/scheduler.log`.
 pub fn start_scheduler(project: &Path, program: &Path) -> Result<Option<u32>, SweepError> {
     let project =
         project.canonicalize().map_err(|source| SweepError::Read { file: project.to_owned(), source })?;

@@ -8,7 +8,7 @@ use crate::runs::testing::{config, script, wait_until};
 use crate::runs::{EvalEvent, JournalWriter, Number, Reply, Server, Status};
 use crate::sweep::{SweepFile, TrialState};
 
-/// What an engine does first: wait for the lock, and know how to write a status.
+/// The start of every fake engine: wait for the lock, and define how to write a status.
 const ENGINE: &str = r#"
 run="$2"
 exec 9<>"$run/run.lock"
@@ -32,7 +32,7 @@ struct Project {
 }
 
 impl Project {
-    /// A project with trials of these learning rates, and an engine that goes on with `body`.
+    /// A project with trials of these learning rates, and an engine that continues with `body`.
     fn new(rates: &str, body: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let engine = script(folder.path(), "engine", &format!("{ENGINE}\n{body}"));
@@ -71,7 +71,7 @@ impl Project {
         scheduler
     }
 
-    /// Runs a scheduler to its end; the states it told of, by trial number.
+    /// Runs a scheduler to its end. Returns the states it reported, by trial number.
     fn schedule(&self) -> Vec<(u64, TrialState)> {
         let mut told = Vec::new();
         self.scheduler().run(&mut |trial| told.push((trial.number, trial.state))).unwrap();
@@ -80,7 +80,7 @@ impl Project {
 }
 
 #[test]
-fn trials_run_one_after_another_in_the_order_of_the_queue() {
+fn trials_run_one_by_one_in_the_order_of_the_queue() {
     use TrialState::{Finished, Running};
 
     let project = Project::new(
@@ -104,7 +104,7 @@ fn trials_run_one_after_another_in_the_order_of_the_queue() {
 }
 
 #[test]
-fn a_failed_run_fails_its_trial_and_no_other() {
+fn a_failed_run_fails_only_its_trial() {
     let body = r#"
         if [ "$rate" = 0.1 ]; then
             status failed 3 ',"failure":{"class":"oom","message":"out of memory","remedy":"lower batch_size"}'
@@ -123,7 +123,7 @@ fn a_failed_run_fails_its_trial_and_no_other() {
 }
 
 #[test]
-fn a_process_that_dies_without_a_word_is_started_again_on_the_same_run() {
+fn a_process_that_dies_silently_is_restarted_on_the_same_run() {
     let body = r#"
         status running 1
         [ -e "$run/died" ] || { touch "$run/died"; kill -9 $$; }
@@ -138,7 +138,7 @@ fn a_process_that_dies_without_a_word_is_started_again_on_the_same_run() {
 }
 
 #[test]
-fn a_process_that_keeps_dying_is_given_up_with_its_last_words() {
+fn a_process_that_keeps_dying_fails_its_trial_with_its_log() {
     let project = Project::new(
         "0.1, 0.2",
         "[ \"$rate\" = 0.1 ] && { echo cannot load libtorch >&2; exit 127; }; status finished 1",
@@ -152,7 +152,7 @@ fn a_process_that_keeps_dying_is_given_up_with_its_last_words() {
 }
 
 #[test]
-fn a_missing_engine_fails_trials_in_words() {
+fn a_missing_engine_fails_trials_with_a_remedy() {
     let mut project = Project::new("0.1", "");
     project.engine = project.path().join("gone");
     project.schedule();
@@ -161,7 +161,7 @@ fn a_missing_engine_fails_trials_in_words() {
 }
 
 #[test]
-fn held_trials_do_not_keep_it_alive() {
+fn held_trials_do_not_keep_the_scheduler_alive() {
     let project = Project::new("0.1, 0.2", "status finished 1");
     let first = project.trials()[0].id;
     project.queue().hold(first).unwrap();
@@ -170,7 +170,7 @@ fn held_trials_do_not_keep_it_alive() {
 }
 
 #[test]
-fn only_one_works_on_a_project() {
+fn a_project_has_only_one_scheduler() {
     let project = Project::new("0.1", "status finished 1");
     let scheduler = project.scheduler();
     let busy = Scheduler::new(project.path()).err().unwrap().to_string();
@@ -186,7 +186,7 @@ fn only_one_works_on_a_project() {
 }
 
 #[test]
-fn a_killed_scheduler_is_succeeded_without_starting_anything_twice() {
+fn after_a_killed_scheduler_nothing_is_started_twice() {
     let body = r#"
         status running 1
         read -r _ < "$(dirname "$0")/gate"
@@ -210,7 +210,7 @@ fn a_killed_scheduler_is_succeeded_without_starting_anything_twice() {
 }
 
 #[test]
-fn a_scheduler_killed_at_any_moment_of_a_launch_loses_and_repeats_nothing() {
+fn a_kill_during_a_launch_loses_and_repeats_nothing() {
     for moment in 0..3 {
         let project = Project::new("0.1", "evaluated 1 0.5; status finished 1");
         let trial = project.queue().claim().unwrap().unwrap();
@@ -235,7 +235,7 @@ fn a_run_directory_that_was_removed_fails_the_trial() {
     assert_eq!(project.starts(), 0);
 }
 
-/// A trial whose run is this very process, with a control socket.
+/// A trial whose run is this process, with a control socket.
 fn live_run(project: &Project) -> (RunDir, Status, i64) {
     let trial = project.queue().claim().unwrap().unwrap();
     let run = RunDir::create(project.path(), &config(&[]), None).unwrap();
@@ -248,13 +248,13 @@ fn live_run(project: &Project) -> (RunDir, Status, i64) {
 }
 
 #[test]
-fn cancelling_a_running_trial_stops_its_run_with_or_without_a_scheduler() {
+fn cancelling_a_running_trial_stops_its_run() {
     for with_scheduler in [false, true] {
         let project = Project::new("0.1", "");
         let (run, mut status, trial) = live_run(&project);
         let socket = project.path().join("run.sock");
         if with_scheduler {
-            // The run cannot be asked yet when the person cancels.
+            // The run cannot be asked yet when the user cancels.
             let said = cancel(project.path(), &mut project.queue(), trial).unwrap();
             assert!(said.contains("as soon as"), "{said}");
         }
@@ -282,7 +282,7 @@ fn cancelling_a_running_trial_stops_its_run_with_or_without_a_scheduler() {
 }
 
 #[test]
-fn a_run_that_someone_stopped_stops_its_trial() {
+fn a_run_stopped_by_the_user_stops_its_trial() {
     let project = Project::new("0.1", "");
     let (run, mut status, _) = live_run(&project);
     status.state = RunState::Stopped;

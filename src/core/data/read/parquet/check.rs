@@ -1,7 +1,7 @@
-//! A Parquet file before the library for it is let loose: what its footer and its pages claim
-//! (<https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>). The library follows nested
-//! columns by calling itself, and sets aside what a page claims to hold: a few bytes could end the process, which no
-//! error can be made of.
+//! Checks the footer and pages of a Parquet file before the Parquet library reads it
+//! (<https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>). The library
+//! recurses into nested columns and allocates the sizes that pages claim, so a few bytes could end the
+//! process instead of causing an error.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -11,22 +11,22 @@ use super::thrift::{I32, LIST, STRUCT, Thrift, broken};
 
 const MAGIC: &[u8; 4] = b"PAR1";
 
-/// Bytes behind the metadata: its length and [`MAGIC`].
+/// Bytes after the metadata: its length and [`MAGIC`].
 const TAIL: u64 = 8;
 
-/// Largest metadata; those of wide files with many row groups have some 20 MB.
+/// Largest metadata; wide files with many row groups have some 20 MB.
 const MAX_METADATA: u64 = 64 << 20;
 
-/// Most columns, groups of columns included.
+/// Most columns, including groups of columns.
 const MAX_COLUMNS: u64 = 1 << 14;
 
-/// Deepest column.
+/// Deepest nesting of columns.
 const MAX_DEPTH: usize = 32;
 
-/// Largest page, uncompressed: a row may not be longer than 64 MiB anyway.
+/// Largest uncompressed page. A row may not be longer than 64 MiB.
 const MAX_PAGE_BYTES: i64 = 256 << 20;
 
-/// Checks the columns that the footer describes.
+/// Checks the columns in the footer.
 pub(super) fn columns(file: &File, size: u64) -> io::Result<()> {
     let end = size.checked_sub(TAIL).ok_or_else(|| broken("it is too short"))?;
     let mut tail = [0; TAIL as usize];
@@ -39,7 +39,7 @@ pub(super) fn columns(file: &File, size: u64) -> io::Result<()> {
     }
     let length = length.iter().rev().fold(0, |length, &byte| length << 8 | u64::from(byte));
     let start = end.checked_sub(length).filter(|_| length <= MAX_METADATA);
-    let start = start.ok_or_else(|| broken("its metadata is larger than it, or than metadata may be"))?;
+    let start = start.ok_or_else(|| broken("its metadata is larger than the file, or than the limit"))?;
     input.seek(SeekFrom::Start(start))?;
     let mut metadata = Thrift::new(BufReader::new(input), length);
     let mut seen = false;
@@ -58,7 +58,7 @@ fn schema(input: &mut Thrift<impl Read>) -> io::Result<()> {
     if count > MAX_COLUMNS || kind != STRUCT {
         return Err(broken("it claims too many columns"));
     }
-    // Children that are still to come, of each node above.
+    // For each node above, the number of children still to come.
     let mut open: Vec<i64> = Vec::new();
     for index in 0..count {
         let mut children = 0;
@@ -70,7 +70,7 @@ fn schema(input: &mut Thrift<impl Read>) -> io::Result<()> {
             Ok(true)
         })?;
         if !(0..(count - index).cast_signed()).contains(&children) {
-            return Err(broken("a column claims more parts than there are"));
+            return Err(broken("a column claims more parts than the file has"));
         }
         if let Some(left) = open.last_mut() {
             *left -= 1;
@@ -88,7 +88,7 @@ fn schema(input: &mut Thrift<impl Read>) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks the pages of a column chunk, which lie in these bytes of the file.
+/// Checks the pages of a column chunk in these bytes of the file.
 pub(super) fn pages(file: &File, chunk: Range<u64>) -> io::Result<()> {
     let mut input = BufReader::new(file);
     let mut at = chunk.start;
@@ -106,7 +106,7 @@ pub(super) fn pages(file: &File, chunk: Range<u64>) -> io::Result<()> {
         })?;
         let compressed = u64::try_from(compressed).map_err(|_| broken("a page has a negative length"))?;
         if !(0..=MAX_PAGE_BYTES).contains(&uncompressed) {
-            return Err(broken("a page claims more bytes than a page may have"));
+            return Err(broken("a page claims more bytes than allowed"));
         }
         at = at.saturating_add(header.position()).saturating_add(compressed);
     }
@@ -125,7 +125,7 @@ mod tests {
         file
     }
 
-    /// Zigzag and seven bits a byte, the lowest first.
+    /// Zigzag encoding, seven bits per byte, lowest first.
     fn integer(value: i64) -> Vec<u8> {
         let mut left = ((value << 1) ^ (value >> 63)).cast_unsigned();
         let mut bytes = Vec::new();
@@ -137,7 +137,7 @@ mod tests {
         bytes
     }
 
-    /// A file whose footer describes columns with so many children each.
+    /// A file whose footer has columns with these numbers of children.
     fn columns_of(children: &[i64]) -> io::Result<()> {
         let count = children.len();
         let mut metadata = vec![0x15, 2, 0x19, 0xfc];
@@ -154,18 +154,18 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_a_shallow_tree_of_those_that_are_there() {
+    fn columns_must_form_a_complete_shallow_tree() {
         assert!(columns_of(&[3, 0, 1, 0, 0]).is_ok());
         assert!(columns_of(&[vec![1; MAX_DEPTH - 1], vec![0]].concat()).is_ok());
         let refusal = |children: &[i64]| columns_of(children).unwrap_err().to_string();
         assert!(refusal(&vec![1; 10_000]).contains("nested too deeply"));
-        assert!(refusal(&[i64::from(i32::MAX), 0]).contains("more parts than there are"));
-        assert!(refusal(&[-1, 0]).contains("more parts than there are"));
+        assert!(refusal(&[i64::from(i32::MAX), 0]).contains("more parts than the file has"));
+        assert!(refusal(&[-1, 0]).contains("more parts than the file has"));
         assert!(refusal(&vec![0; MAX_COLUMNS as usize + 1]).contains("too many columns"));
     }
 
     #[test]
-    fn the_footer_lies_in_the_file() {
+    fn the_footer_must_be_inside_the_file() {
         for bytes in
             [&b""[..], b"PAR1", b"PAR1\xff\xff\xff\xffPAR1", b"PAR1\x10\0\0\0PAR1", b"PAR1\0\0\0\0PARX"]
         {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_claim_no_more_than_a_page_may_have() {
+    fn pages_that_claim_too_much_are_refused() {
         let page = |uncompressed: i64, compressed: i64| {
             [&[0x15, 0, 0x15], integer(uncompressed).as_slice(), &[0x15], &integer(compressed), &[0]].concat()
         };

@@ -1,4 +1,4 @@
-//! Parquet, row by row.
+//! Reads Parquet files row by row.
 
 mod check;
 mod thrift;
@@ -13,7 +13,7 @@ use super::Sink;
 use crate::data::DataError;
 use crate::panics::guarded;
 
-/// Largest column chunk, uncompressed: it is what the reader may be made to allocate.
+/// Largest uncompressed column chunk: a file can make the reader allocate this much.
 const MAX_COLUMN_BYTES: i64 = 8 << 30;
 
 pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
@@ -33,7 +33,7 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
             }
             let (start, length) = guarded(|| column.byte_range()).map_err(&fail)?;
             let end = start.checked_add(length).filter(|&end| end <= size);
-            let end = end.ok_or_else(|| fail("a column chunk lies beyond the end of the file".to_owned()))?;
+            let end = end.ok_or_else(|| fail("a column chunk is beyond the end of the file".to_owned()))?;
             check::pages(&pages, start..end).map_err(|error| fail(error.to_string()))?;
         }
     }
@@ -46,7 +46,7 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
         match row {
             None => return Ok(()),
             Some(Ok(row)) => sink.row(number, Ok(object(row))),
-            // The reader is in the middle of a page then; what follows cannot be trusted.
+            // The reader is in the middle of a page; later rows cannot be trusted.
             Some(Err(error)) => return Err(fail(format!("row {number}: {error}"))),
         }
     }

@@ -1,9 +1,9 @@
-//! As much of Thrift's compact protocol as it takes to check a Parquet file before the library for it is let loose
-//! (<https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>).
+//! The part of Thrift's compact protocol that is needed to check a Parquet file before the Parquet library
+//! reads it (<https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>).
 
 use std::io::{self, Read};
 
-/// Deepest nesting that is followed; Parquet's own structures nest some eight deep.
+/// Deepest nesting allowed; Parquet's own structures have some eight levels.
 const MAX_DEPTH: usize = 32;
 
 /// Types of fields and elements.
@@ -11,7 +11,7 @@ pub(super) const I32: u8 = 5;
 pub(super) const LIST: u8 = 9;
 pub(super) const STRUCT: u8 = 12;
 
-/// Reads values one after the other, and never past `limit` bytes.
+/// Reads values in order, at most `limit` bytes.
 pub(super) struct Thrift<R> {
     input: io::Take<R>,
     limit: u64,
@@ -22,13 +22,13 @@ impl<R: Read> Thrift<R> {
         Self { input: input.take(limit), limit }
     }
 
-    /// Bytes read so far.
+    /// Number of bytes read so far.
     pub(super) fn position(&self) -> u64 {
         self.limit - self.input.limit()
     }
 
-    /// Goes through the fields of a structure: `field` is told number and type of each, and reads the value or returns
-    /// `false` to have it skipped.
+    /// Reads the fields of a structure. `field` is called with the number and type of each; it reads the
+    /// value, or returns `false` to skip it.
     pub(super) fn structure(
         &mut self,
         mut field: impl FnMut(&mut Self, i16, u8) -> io::Result<bool>,
@@ -49,21 +49,21 @@ impl<R: Read> Thrift<R> {
         }
     }
 
-    /// The number of elements of a list and their type.
+    /// The number of elements of a list, and their type.
     pub(super) fn list(&mut self) -> io::Result<(u64, u8)> {
         let head = self.byte()?;
         let count = match head >> 4 {
             15 => self.number()?,
             short => u64::from(short),
         };
-        // Each element takes a byte at least.
+        // Each element takes at least one byte.
         if count > self.input.limit() {
-            return Err(broken("a list claims more elements than there are bytes"));
+            return Err(broken("a list claims more elements than it has bytes"));
         }
         Ok((count, head & 15))
     }
 
-    /// A whole number with sign.
+    /// A signed integer.
     pub(super) fn integer(&mut self) -> io::Result<i64> {
         let number = self.number()?;
         Ok((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
@@ -94,11 +94,11 @@ impl<R: Read> Thrift<R> {
             }
             STRUCT => self.skip_structure(depth),
             13 => self.skip_bytes(16),
-            _ => Err(broken("it holds a value of an unknown type")),
+            _ => Err(broken("it contains a value of an unknown type")),
         }
     }
 
-    /// Truth values take a byte as elements, and none as fields.
+    /// Truth values take one byte as elements, and none as fields.
     fn skip_element(&mut self, kind: u8, depth: usize) -> io::Result<()> {
         if matches!(kind, 1 | 2) { self.skip_bytes(1) } else { self.skip(kind, depth) }
     }
@@ -124,7 +124,7 @@ impl<R: Read> Thrift<R> {
         Err(io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// A number without sign, seven bits a byte, the lowest first.
+    /// An unsigned integer, seven bits per byte, lowest first.
     fn number(&mut self) -> io::Result<u64> {
         let mut number = 0;
         for shift in (0..64).step_by(7) {
@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    /// Field numbers, types and, for whole numbers, values of a structure.
+    /// Field numbers and types of a structure, with the values of integers.
     fn fields(bytes: &[u8]) -> io::Result<Vec<(i16, u8, Option<i64>)>> {
         let mut found = Vec::new();
         Thrift::new(bytes, bytes.len() as u64).structure(|input, number, kind| {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_found_behind_skipped_ones() {
+    fn fields_are_found_after_skipped_ones() {
         // 1: i32 = 1; 3: list of two structures, one with a text; 4: map of one; 40: i32 = -2; 41: true; end.
         let bytes = [
             0x15, 0x02, 0x29, 0x2c, 0x18, 2, b'h', b'i', 0, 0, 0x1b, 1, 0x58, 4, 1, b'x', 0x05, 80, 0x03,
@@ -183,11 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn depth_counts_and_lengths_are_bounded() {
+    fn depth_counts_and_lengths_are_limited() {
         assert!(fields(&vec![0x1c; 100_000]).unwrap_err().to_string().contains("nested too deeply"));
         assert!(fields(&vec![0x19; 100_000]).unwrap_err().to_string().contains("nested too deeply"));
         let endless = [0x19, 0xf1, 0xff, 0xff, 0xff, 0xff, 0x7f, 0];
-        assert!(fields(&endless).unwrap_err().to_string().contains("more elements than there are bytes"));
+        assert!(fields(&endless).unwrap_err().to_string().contains("more elements than it has bytes"));
         let long = [0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0];
         assert!(fields(&long).is_err());
         assert!(fields(&[0x05, 0xff, 0xff, 0xff, 0xff, 0x7f]).is_err());

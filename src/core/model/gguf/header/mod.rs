@@ -1,5 +1,5 @@
-//! The header of a GGUF file, version 2 or 3, checked against the format and the file before anything trusts it
-//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>).
+//! The header of a GGUF file, version 2 or 3, checked against the format and the file's size before it is
+//! used (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>).
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -15,35 +15,34 @@ use crate::text::Shown;
 /// Largest header that is read; real ones, vocabulary included, stay below 30 MB.
 const MAX_HEADER: u64 = 128 << 20;
 
-/// Most texts and nested arrays in all arrays together; the largest real vocabularies with merges stay below a million.
-/// Each takes memory of its own, up to three times its bytes in the file.
+/// Most texts and nested arrays in all arrays together; the largest real vocabularies with merges stay below
+/// a million. Each takes its own memory, up to three times its bytes in the file.
 const MAX_ELEMENTS: u64 = 1 << 22;
 
 /// Most metadata entries, and most tensors.
 const MAX_ENTRIES: u64 = 1 << 17;
 
-/// Longest key or tensor name, as the format says for keys.
+/// Longest key or tensor name; the format's limit for keys.
 const MAX_NAME: u64 = 65_535;
 
-/// Deepest array of arrays.
+/// Deepest nesting of arrays.
 const MAX_DEPTH: usize = 4;
 
 /// Most dimensions a tensor may have (`GGML_MAX_DIMS`).
 const MAX_RANK: u32 = 4;
 
-/// Alignment of tensor data where the file does not say.
+/// Alignment of tensor data if the file does not give one.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// Largest alignment accepted; anything near it is nonsense, but harmless.
+/// Largest alignment accepted. Values near it make no sense, but do no harm.
 const MAX_ALIGNMENT: u64 = 1 << 20;
 
-/// Fewest bytes of a metadata entry: key length, type, one byte of value.
+/// Smallest metadata entry: key length, type, one byte of value.
 const MIN_ENTRY: u64 = 8 + 4 + 1;
 
-/// Fewest bytes of a tensor description: name length, rank, type, offset.
+/// Smallest tensor description: name length, rank, type, offset.
 const MIN_TENSOR: u64 = 8 + 4 + 4 + 8;
 
-/// What the header of a GGUF file says.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::model) struct Header {
     pub(in crate::model) metadata: IndexMap<String, Value>,
@@ -51,11 +50,11 @@ pub(in crate::model) struct Header {
     pub(in crate::model) tensors: Vec<Tensor>,
 }
 
-/// A tensor as the header names it.
+/// A tensor in the header.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::model) struct Tensor {
     pub(in crate::model) name: String,
-    /// Row-major, as torch has it: the reverse of the file's order.
+    /// Row-major, as in torch; the file lists dimensions in reverse.
     pub(in crate::model) shape: Vec<usize>,
     pub(in crate::model) storage: Storage,
     /// From the start of the file.
@@ -112,7 +111,7 @@ impl Header {
         Ok(Self { metadata, tensors })
     }
 
-    /// The metadata value, if it is there.
+    /// The metadata value, if present.
     pub(in crate::model) fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)
     }
@@ -130,7 +129,7 @@ fn check_overlaps(tensors: &[Tensor]) -> Result<(), Fault> {
     let mut names = HashSet::new();
     for tensor in tensors {
         if !names.insert(tensor.name.as_str()) {
-            return Err(Fault::Damaged(format!("tensor `{}` stands there twice", Shown::new(&tensor.name))));
+            return Err(Fault::Damaged(format!("tensor `{}` appears twice", Shown::new(&tensor.name))));
         }
     }
     let mut order: Vec<&Tensor> = tensors.iter().collect();
@@ -204,7 +203,7 @@ const fn storage(kind: u32) -> Option<Storage> {
     })
 }
 
-/// The name of an encoding Luthier does not read, for messages.
+/// The name of an encoding that Luthier does not read, for messages.
 fn kind_name(kind: u32) -> String {
     let name = match kind {
         9 => "Q8_1",
@@ -243,7 +242,8 @@ struct Input<R> {
 }
 
 impl<R: Read> Input<R> {
-    /// Refuses lengths that the file, or the limit on headers, has no room for; nothing is allocated before.
+    /// Refuses lengths for which the file, or the limit on headers, has no room, before anything is
+    /// allocated.
     fn room(&self, length: u64) -> Result<usize, Fault> {
         if length > self.size.saturating_sub(self.position) {
             return Err(Fault::Damaged(format!(
@@ -257,7 +257,7 @@ impl<R: Read> Input<R> {
         Ok(length as usize)
     }
 
-    /// Refuses counts of things that cannot all be there.
+    /// Refuses counts that are too large for the file or the limit.
     fn count(&self, count: u64, smallest: u64, most: u64, what: &str) -> Result<(), Fault> {
         if count > most {
             return Err(Fault::Damaged(format!("it claims {count} {what}")));
@@ -320,7 +320,7 @@ impl<R: Read> Input<R> {
                 Entry::Vacant(entry) => entry.insert(value),
                 Entry::Occupied(entry) => {
                     let key = Shown::new(entry.key());
-                    return Err(Fault::Damaged(format!("metadata key `{key}` stands there twice")));
+                    return Err(Fault::Damaged(format!("metadata key `{key}` appears twice")));
                 }
             };
         }

@@ -55,7 +55,7 @@ fn a_good_header_is_read_in_both_versions() {
 }
 
 #[test]
-fn tensors_lie_where_the_data_is() {
+fn offsets_point_to_the_data() {
     let bytes = good().build();
     let header = read(&bytes).unwrap();
     let [a, b, c] = header.tensors.as_slice() else { panic!("{header:?}") };
@@ -67,7 +67,7 @@ fn tensors_lie_where_the_data_is() {
 }
 
 #[test]
-fn other_files_and_versions_are_told_apart() {
+fn other_files_and_versions_get_their_own_errors() {
     assert!(refusal(b"").contains("does not begin with `GGUF`"));
     assert!(refusal(b"PK\x03\x04....................").contains("does not begin with `GGUF`"));
     for (version, words) in [(1, "GGUF version 1"), (4, "GGUF version 4"), (3_u32.swap_bytes(), "big-endian")]
@@ -100,7 +100,7 @@ fn counts_beyond_the_file_are_refused_before_allocation() {
 }
 
 #[test]
-fn arrays_cannot_claim_more_elements_together_than_alone() {
+fn the_element_limit_is_for_all_arrays_together() {
     let texts: Vec<&str> = vec![""; 1 << 20];
     let mut writer = Writer::new();
     for key in ["a", "b", "c", "d"] {
@@ -122,15 +122,14 @@ fn deep_arrays_are_refused() {
 
 #[test]
 fn duplicates_are_refused() {
-    assert!(refusal(&good().u32("nested", 1).build()).contains("`nested` stands there twice"));
+    assert!(refusal(&good().u32("nested", 1).build()).contains("`nested` appears twice"));
     assert!(
-        refusal(&good().tensor("b.weight", &[1], 0, &[0; 4]).build())
-            .contains("`b.weight` stands there twice")
+        refusal(&good().tensor("b.weight", &[1], 0, &[0; 4]).build()).contains("`b.weight` appears twice")
     );
 }
 
 #[test]
-fn tensors_beyond_the_file_or_over_each_other_are_refused() {
+fn tensors_that_overlap_or_leave_the_file_are_refused() {
     let at = |offset| good().tensor_at("evil", &[8], 0, offset).build();
     assert!(refusal(&at(u64::MAX - 31)).contains("beyond the end"));
     assert!(refusal(&at(1 << 40)).contains("beyond the end"));
@@ -150,7 +149,7 @@ fn impossible_shapes_are_refused() {
 }
 
 #[test]
-fn encodings_that_are_not_read_name_their_tensor() {
+fn unsupported_encodings_name_their_tensor() {
     match read(&good().tensor_at("blk.0.ffn_up.weight", &[256], 16, 0).build()).unwrap_err() {
         Fault::TensorType { tensor, found } => {
             assert_eq!((tensor.as_str(), found.as_str()), ("blk.0.ffn_up.weight", "IQ2_XXS"));
