@@ -1,6 +1,7 @@
 //! Cross-key validation: settings that are legal one by one and contradict each other.
 
-use super::choices::{Bias, MethodKind, OnNan, TrainOn, Variant};
+use super::choices::{Algorithm, Bias, MethodKind, OnNan, TrainOn, Variant};
+use super::keys::key;
 use super::resolve::Reader;
 use super::sections::Config;
 use super::toml_text::number;
@@ -20,6 +21,18 @@ fn check_algorithm(config: &Config, reader: &mut Reader) {
     let rows = algorithm.declaration().rows;
     if let Some((problem, help)) = rows.refused_format(algorithm, config.data.format) {
         reader.contradict(&["train.algorithm", "data.format"], &problem, &help);
+    }
+    let others = Algorithm::ALL.iter().filter(|other| **other != algorithm);
+    for (other, setting) in
+        others.flat_map(|other| other.declaration().settings.iter().map(move |key| (other, *key)))
+    {
+        if config.get_text(setting).as_deref() != key(setting).map(|key| key.default()).as_deref() {
+            reader.contradict(
+                &[setting, "train.algorithm"],
+                &format!("`{setting}` belongs to \"{other}\", and `train.algorithm` is \"{algorithm}\""),
+                &format!("leave {setting} out, or set train.algorithm = \"{other}\""),
+            );
+        }
     }
     if algorithm.declaration().needs_adapter && config.method.kind == MethodKind::Full {
         reader.contradict(

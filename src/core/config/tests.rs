@@ -52,9 +52,12 @@ fn the_full_file_changes_every_key() {
         let written = key.path.split('.').try_fold(&file, |table, name| table.get(name));
         assert!(written.is_some(), "tests/configs/valid/full.toml lacks {}", key.path);
         let at_default = config.get_text(key.path) == Some(key.default());
+        // Those of algorithms other than the default one would be refused.
+        let of_algorithm =
+            Algorithm::ALL.iter().any(|other| other.declaration().settings.contains(&key.path));
         assert_eq!(
             at_default,
-            key.path == "train.algorithm",
+            key.path == "train.algorithm" || of_algorithm,
             "{} in tests/configs/valid/full.toml",
             key.path
         );
@@ -348,7 +351,9 @@ fn preference_pairs_and_dpo_need_each_other() {
     assert!(text[0].contains("learns from answers with a label"), "{text:?}");
     let full = problems("", "[train]\nalgorithm = \"kto\"\n[method]\nkind = \"full\"\n");
     assert!(full[0].contains("`method.kind` = \"full\" does not keep"), "{full:?}");
-    assert_eq!([text.len(), full.len()], [1; 2]);
+    let foreign = problems("", "[train]\nkto_beta = 0.5\n");
+    assert!(foreign[0].contains("`train.kto_beta` belongs to \"kto\""), "{foreign:?}");
+    assert_eq!([text.len(), full.len(), foreign.len()], [1; 3]);
     let mut config = Config::default();
     assert!(config.packs());
     config.train.algorithm = Algorithm::Dpo;

@@ -47,7 +47,7 @@ enum Shows {
 
 use Shows::{In, InPlan, InRun, Refused};
 
-const CHAT: &[&str] = &["data.train=chats.jsonl", "data.template=chatml"];
+const CHAT: &[&str] = &["data.train=chats.jsonl", "data.template=chatml", "data.max_length=256"];
 const PAIRS: &[&str] = &["data.train=pairs.jsonl", "train.algorithm=dpo"];
 const LABELLED: &[&str] = &["data.train=labelled.jsonl", "train.algorithm=kto"];
 
@@ -69,7 +69,7 @@ const FLIPS: &[(&str, &str, Shows)] = &[
     ("data.system", "be brief", InRun(CHAT)),
     ("data.train_on", "assistant", InRun(CHAT)),
     ("data.max_length", "12", InRun(&[])),
-    ("data.overflow", "drop", InRun(&["data.max_length=12"])),
+    ("data.overflow", "drop", Refused(&["data.max_length=12"], "longer than data.max_length")),
     ("data.packing", "false", InRun(&[])),
     ("data.shuffle", "false", InRun(&[])),
     ("method.kind", "ia3", InRun(&["method.dropout=0"])),
