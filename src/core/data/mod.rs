@@ -3,7 +3,6 @@
 //! `read` → `encode` → `prepare`: rows of any supported file become [`Example`]s, a chat template turns them
 //! into text, the tokenizer turns text into ids, and [`encode`] alone decides which tokens are trained on.
 //! [`StepOrder`] says which rows belong to a step, as a pure function of seed, epoch and step.
-//! belong to a step, as a pure function of seed, epoch and step.
 
 mod checks;
 mod encode;

@@ -111,7 +111,8 @@ fn prompt(text: &[u8], line: usize) -> Result<SuitePrompt, String> {
     if messages.last().is_some_and(Message::is_assistant)
         && let Some(reply) = messages.pop()
     {
-        expected = expected.or(Some(reply.content));
+        let is_bad = row.get("label") == Some(&Value::Bool(false));
+        expected = expected.or(Some(reply.content).filter(|_| !is_bad));
     }
     match messages.last() {
         None => Err("has no message to answer".to_owned()),

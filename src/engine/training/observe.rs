@@ -45,7 +45,9 @@ impl Questions {
             if scored.len() == SCORED_REPLIES {
                 break;
             }
-            if prepared.eval.iter().any(|encoded| encoded.row == row.index) {
+            // A bad answer is nothing to compare a reply with.
+            let is_bad = row.extras.label == Some(false);
+            if !is_bad && prepared.eval.iter().any(|encoded| encoded.row == row.index) {
                 scored.extend(Question::of_row(base, config, row)?);
             }
         }

@@ -164,7 +164,7 @@ fn a_template_that_rewrites_earlier_turns_is_followed_or_refused() {
         &SpecialTokens::default(),
     );
     let refused = first_side(&first, &tokenizer, &strict.unwrap(), &settings).unwrap_err();
-    assert!(refused.message.contains("message 1 has nothing before it"), "{refused}");
+    assert!(refused.message.contains("message 1 has no message before it"), "{refused}");
     let all = config("a.jsonl", &["data.train_on=\"all\""]);
     assert!(first_side(&row, &tokenizer, &shouting, &all).is_ok());
 }
@@ -404,7 +404,7 @@ fn a_mask_is_not_looked_for_without_end() {
     let config = config("a.jsonl", &["data.train_on=assistant"]);
     assert!(first_side(&talk(3), &tokenizer, &template, &config).is_ok());
     let problem = first_side(&talk(1025), &tokenizer, &template, &config).unwrap_err();
-    assert!(problem.message.contains("message 2050 is too far behind"), "{problem}");
+    assert!(problem.message.contains("message 2050 has too many replies before it"), "{problem}");
 }
 
 #[test]

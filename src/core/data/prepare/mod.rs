@@ -357,7 +357,9 @@ fn dataset_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], finding
 
 fn assemble(dataset: &Dataset, template: &Template, outcomes: Vec<Outcome>, findings: Findings) -> Prepared {
     let rows = &dataset.rows;
-    let hashes: Vec<String> = rows.iter().map(|row| format!("{:?}{}", row.split, row.hash())).collect();
+    let label = |row: &Row| row.extras.label.map_or_else(String::new, |label| label.to_string());
+    let hashes: Vec<String> =
+        rows.iter().map(|row| format!("{:?}{}{}", row.split, row.hash(), label(row))).collect();
     let parts: Vec<&[u8]> = hashes.iter().map(String::as_bytes).collect();
     let lengths: Vec<usize> =
         outcomes.iter().map(|outcome| outcome.length).filter(|&length| length > 0).collect();

@@ -145,7 +145,7 @@ fn pairs_and_their_algorithm_need_each_other() {
     assert!(
         found(&mixed, ProblemKind::NotForAlgorithm)[0]
             .message
-            .starts_with("2 of 2 rows are no preference pairs")
+            .starts_with("2 of 2 rows are not preference pairs")
     );
 }
 
@@ -197,8 +197,8 @@ fn good_and_bad_answers_are_weighed() {
     assert_eq!(told(4, 4, &[]), None);
     assert_eq!(told(4, 3, &[]), None, "up to 4/3");
     let most = told(12, 4, &[]).unwrap();
-    assert!(most.contains("train.kto_desirable_weight between 0.33 and 0.44"), "{most}");
-    assert!(most.contains("train.kto_undesirable_weight between 2.25 and 3.00"), "{most}");
+    assert!(most.contains("train.kto_desirable_weight between 0.333 and 0.444"), "{most}");
+    assert!(most.contains("train.kto_undesirable_weight between 2.250 and 3.000"), "{most}");
     assert_eq!(told(12, 4, &["train.kto_undesirable_weight=2.25"]), None);
     assert_eq!(told(12, 4, &["train.kto_desirable_weight=0.34"]), None);
     assert!(told(3, 0, &[]).unwrap().contains("labelled good"));

@@ -53,7 +53,7 @@ pub(super) fn detect(names: &[&str], fields: &Fields, wanted: RowShape) -> Optio
 /// A row's fields as an example, or what is wrong with them. A label is kept if rows with labels are
 /// `wanted`, or if it marks a bad answer.
 pub(super) fn shape(format: Format, fields: Fields, wanted: RowShape) -> Result<(Example, Extras), String> {
-    let label = if is_answer(format) { label(&fields) } else { None };
+    let label = if is_answer(format) { label(&fields, wanted == RowShape::LabelledAnswer) } else { None };
     let label = label.filter(|&good| !good || wanted == RowShape::LabelledAnswer);
     example(format, fields).map(|(example, extras)| (example, Extras { label, ..extras }))
 }
@@ -77,12 +77,20 @@ fn is_answer(format: Format) -> bool {
     matches!(format, Format::Messages | Format::ShareGpt | Format::Alpaca | Format::PromptCompletion)
 }
 
-/// Whether the row's answer is labelled good (TRL's `label`). A table without types has the label as text.
-fn label(fields: &Fields) -> Option<bool> {
-    match fields.get("label") {
-        Some(Value::Bool(good)) => Some(*good),
-        Some(Value::String(text)) if text.trim().eq_ignore_ascii_case("true") => Some(true),
-        Some(Value::String(text)) if text.trim().eq_ignore_ascii_case("false") => Some(false),
+/// Whether a row says that its answer is a good one (TRL's `label`). A table without types has it as text. A number means a
+/// label only where one is `wanted`: elsewhere it is as often a class.
+fn label(fields: &Fields, wanted: bool) -> Option<bool> {
+    let text = match fields.get("label")? {
+        Value::Bool(good) => return Some(*good),
+        Value::Number(number) if wanted => number.to_string(),
+        Value::String(text) => text.trim().to_lowercase(),
+        _ => return None,
+    };
+    match text.as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        "1" if wanted => Some(true),
+        "0" if wanted => Some(false),
         _ => None,
     }
 }

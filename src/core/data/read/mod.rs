@@ -181,6 +181,12 @@ impl Columns {
                 ));
             }
         }
+        // A role whose column a row lacks is not taken from another field of the role's name.
+        for (role, column) in &self.rows {
+            if !fields.contains_key(column) {
+                fields.shift_remove(role);
+            }
+        }
         rename(&self.rows, fields);
         if self.messages.is_empty() {
             return Ok(());
