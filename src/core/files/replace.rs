@@ -1,5 +1,8 @@
-//! Files and folders replaced as a whole. A reader sees the old content or the new, never a part, and never nothing, also
-//! after a crash: the new content is written beside the old, synced, renamed over it, and the rename is synced.
+//! Files and folders replaced as a whole. A reader sees the old content or the new, never a part, also after a crash: the
+//! new content is written to a temporary name next to the old, synced, renamed over it, and the rename is synced.
+//!
+//! A file system that cannot exchange two folders (NFS) has neither of them in place for a moment. After a crash in that
+//! moment the next [`replace_folder`] restores the old one.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -60,7 +63,7 @@ pub fn replace_folder<E: From<io::Error>>(
     folder: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
-    let aside = folder.with_extension("new.tmp");
+    let aside = folder.with_extension("tmp");
     let old = out_of_sight(&aside);
     // What a process left that died here.
     if old.exists() && !folder.exists() {
@@ -79,11 +82,10 @@ pub fn replace_folder<E: From<io::Error>>(
     }
     sync_folder(&aside)?;
     let replaced = exchange(&aside, folder)?;
-    if let Some(parent) = folder.parent() {
-        sync_folder(parent)?;
-    }
+    sync_parent(folder);
+    // The new folder is in place: what is left of the old one is removed the next time at the latest.
     if replaced {
-        step(|| fs::remove_dir_all(&aside))?;
+        let _ = step(|| fs::remove_dir_all(&aside));
     }
     Ok(())
 }
@@ -94,16 +96,26 @@ pub fn exchange(aside: &Path, published: &Path) -> io::Result<bool> {
     if !published.exists() {
         return rename(aside, published).map(|()| false);
     }
-    match step(|| renameat_with(CWD, aside, CWD, published, RenameFlags::EXCHANGE).map_err(io::Error::from)) {
+    match exchange_at_once(aside, published) {
         Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
-            // File systems such as NFS know no exchange: the old one is out of sight for a moment.
             let old = out_of_sight(aside);
             rename(published, &old)?;
-            rename(aside, published)?;
-            rename(&old, aside).map(|()| true)
+            if let Err(error) = rename(aside, published) {
+                rename(&old, published)?;
+                return Err(error);
+            }
+            // Only a cleanup: the new one is in place.
+            let _ = rename(&old, aside);
+            Ok(true)
         }
         exchanged => exchanged.map(|()| true),
     }
+}
+
+fn exchange_at_once(aside: &Path, published: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    faults::exchange()?;
+    step(|| renameat_with(CWD, aside, CWD, published, RenameFlags::EXCHANGE).map_err(io::Error::from))
 }
 
 fn out_of_sight(aside: &Path) -> PathBuf {
@@ -115,7 +127,13 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
     step(|| File::open(path)?.sync_all())
 }
 
-/// A name beside `path` that no other thread or process uses.
+/// Some file systems cannot sync a folder; the new content is in place either way.
+fn sync_parent(path: &Path) {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let _ = sync_folder(parent.unwrap_or(Path::new(".")));
+}
+
+/// A name beside `path` that no other thread or living process uses.
 fn beside(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -126,7 +144,15 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 fn write(path: &Path, content: &[u8], access: Access, permissions: Option<Permissions>) -> io::Result<()> {
-    let mut file = step(|| OpenOptions::new().write(true).create_new(true).mode(access.mode()).open(path))?;
+    let create = || OpenOptions::new().write(true).create_new(true).mode(access.mode()).open(path);
+    let mut file = match step(create) {
+        // Left by a process that died with the same id: ids repeat in containers.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            step(|| fs::remove_file(path))?;
+            step(create)?
+        }
+        created => created?,
+    };
     if let Some(permissions) = permissions {
         step(|| file.set_permissions(permissions))?;
     }
@@ -141,10 +167,7 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// Removes what is left beside after a failure, and syncs the folder after a success.
 fn end<T>(beside: &Path, path: &Path, replaced: io::Result<T>) -> io::Result<T> {
     match &replaced {
-        Ok(_) => {
-            // Some file systems cannot sync a folder; the new content is in place either way.
-            let _ = path.parent().map(sync_folder);
-        }
+        Ok(_) => sync_parent(path),
         Err(_) => remove(beside),
     }
     replaced
@@ -166,6 +189,22 @@ fn step<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
 mod faults {
     use std::cell::Cell;
     use std::io;
+
+    thread_local! {
+        static CAN_EXCHANGE: Cell<bool> = const { Cell::new(true) };
+    }
+
+    /// Does `work` as on a file system that cannot exchange two folders.
+    pub fn without_exchange<T>(work: impl FnOnce() -> T) -> T {
+        CAN_EXCHANGE.set(false);
+        let result = work();
+        CAN_EXCHANGE.set(true);
+        result
+    }
+
+    pub fn exchange() -> io::Result<()> {
+        if CAN_EXCHANGE.get() { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
+    }
 
     #[derive(Clone, Copy, Debug)]
     pub enum Fault {
@@ -207,7 +246,7 @@ mod tests {
 
     use pretty_assertions::assert_eq;
 
-    use super::faults::{Fault, with};
+    use super::faults::{Fault, with, without_exchange};
     use super::*;
 
     /// Does `work` over `start` with every fault in turn; `check` sees the folder and whether the work succeeded.
@@ -293,6 +332,44 @@ mod tests {
                 );
             },
         );
+    }
+
+    #[test]
+    fn without_an_exchange_a_folder_is_restored_at_the_latest_by_the_next_one() {
+        let fill = |name: &'static str| move |folder: &Path| fs::write(folder.join("name"), name);
+        with_every_fault(
+            |folder| replace_folder(&folder.join("result"), fill("old")).unwrap(),
+            |folder| without_exchange(|| replace_folder(&folder.join("result"), fill("new"))),
+            |folder, succeeded, fault| {
+                let result = folder.join("result");
+                let content = fs::read_to_string(result.join("name"));
+                match (&content, fault) {
+                    (Ok(content), _) => assert!(!succeeded || content == "new", "{fault:?}"),
+                    (Err(_), Fault::Crash(_)) => {
+                        let refused = replace_folder(&result, |_| Err(io::Error::other("no")));
+                        assert!(refused.is_err());
+                        assert_eq!(fs::read_to_string(result.join("name")).unwrap(), "old", "{fault:?}");
+                    }
+                    (Err(_), Fault::One(_)) => panic!("{fault:?} left nothing in place"),
+                }
+                replace_folder(&result, fill("new")).unwrap();
+                assert_eq!(names(folder), ["result"], "{fault:?}");
+            },
+        );
+    }
+
+    #[test]
+    fn what_a_process_of_the_same_id_left_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let next = beside(&path);
+        let number: u64 = next.to_str().unwrap().rsplit(['-', '.']).nth(1).unwrap().parse().unwrap();
+        for later in number..number + 1000 {
+            let left = format!(".a.{}-{later}.tmp", std::process::id());
+            fs::write(folder.path().join(left), "torn").unwrap();
+        }
+        replace(&path, b"new", Access::Private).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
     }
 
     #[test]
