@@ -196,7 +196,10 @@ impl Launched {
     /// nothing and is dropped unread.
     pub fn settle(self, optimizer: &mut AdamW) -> Result<Outcome> {
         self.marks.wait()?;
-        let mut values = ops::to_floats(&self.values)?.into_iter().map(f64::from);
+        let values = ops::to_floats(&self.values)?;
+        // As the device saw it when it decided about the update.
+        let is_finite = values.iter().all(|value| value.is_finite());
+        let mut values = values.into_iter().map(f64::from);
         let mut next = || values.next().unwrap_or_default();
         let grad_norm = next();
         let mut loss = 0.0;
@@ -213,7 +216,7 @@ impl Launched {
             metrics: (self.metrics)(&sums, self.units),
             phases: self.marks.phases()?,
         };
-        if !(measured.loss.is_finite() && measured.grad_norm.is_finite()) {
+        if !is_finite {
             return Ok(Outcome::NotFinite(measured));
         }
         optimizer.count_update();
