@@ -62,7 +62,7 @@ fn a_run_learns_to_prefer_the_chosen_answers() {
     assert!((number(&compared["base"], "loss") - std::f64::consts::LN_2).abs() < 1e-6, "{compared}");
     assert!(number(&compared["tuned"], "reward_margin") > 1.0, "{compared}");
     let words = project.luthier(["eval", "latest", "--limit", "2"]).run().expect(0);
-    assert!(words.stdout.contains("chosen preferred") && !words.stdout.contains("perplexity"), "{words}");
+    assert!(words.stdout.contains("preferred ") && !words.stdout.contains("perplexity"), "{words}");
 }
 
 #[test]
@@ -97,10 +97,52 @@ fn every_method_learns_from_pairs() {
 }
 
 #[test]
+fn every_method_learns_from_labelled_answers() {
+    for (kind, learning_rate) in
+        [("lora", "1e-2"), ("qlora", "1e-2"), ("ia3", "3e-1"), ("prefix", "3e-2"), ("prompt", "3e-1")]
+    {
+        let project = project();
+        let row = |index: usize| {
+            let colour = ["red", "blue", "green"][index / 2 % 3];
+            let good = index % 2 == 0;
+            let answer = if good {
+                format!("{{\"colour\": \"{colour}\"}}")
+            } else {
+                format!("I cannot tell {index}.")
+            };
+            json!({"prompt": format!("item {index} is {colour}"), "completion": answer, "label": good})
+        };
+        project.write_rows("train.jsonl", &(0..24).map(row).collect::<Vec<_>>());
+        project.write_rows("held-out.jsonl", &(24..30).map(row).collect::<Vec<_>>());
+        let set = [
+            "train.algorithm=kto".to_owned(),
+            format!("method.kind={kind}"),
+            format!("train.learning_rate={learning_rate}"),
+            "train.max_steps=16".to_owned(),
+        ];
+        let arguments = set.iter().flat_map(|setting| ["--set", setting]);
+        let told = project.luthier(["train", "--json"].into_iter().chain(arguments)).run().expect(0);
+        let events = told.json_lines();
+        assert_eq!(of_kind(&events, "state").last().unwrap()["state"], "finished", "{kind}: {told}");
+        let last = of_kind(&events, "eval").pop().unwrap().clone();
+        assert!(number(&last, "reward_margin") > 0.02 && number(&last, "kl") >= 0.0, "{kind}: {last}");
+        let compared = project.luthier(["eval", "latest", "--json"]).run().expect(0).json();
+        // The base model's loss is 1 - sigmoid(0).
+        assert!((number(&compared["base"], "loss") - 0.5).abs() < 1e-6, "{kind}: {compared}");
+        assert!(
+            (number(&compared["tuned"], "loss") - number(&last, "loss")).abs() < 1e-3,
+            "{kind}: {compared}"
+        );
+        let words = project.luthier(["eval", "latest", "--limit", "3"]).run().expect(0);
+        assert!(words.stdout.contains("KL to base"), "{words}");
+    }
+}
+
+#[test]
 fn a_foreground_run_reports_preferences() {
     let project = project();
     let told = project.luthier(["train"]).run().expect(0);
-    assert!(told.stderr.contains("held-out loss") && told.stderr.contains("chosen preferred 100"), "{told}");
+    assert!(told.stderr.contains("held-out loss") && told.stderr.contains("preferred 100"), "{told}");
 }
 
 #[test]

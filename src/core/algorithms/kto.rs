@@ -1,8 +1,9 @@
 //! Kahneman-Tversky optimisation (arXiv 2402.01306).
 
 use super::{Declaration, Metric, RowShape};
-use crate::config::Config;
+use crate::config::{Config, Kind};
 use crate::data::{Findings, ProblemKind, Severity, Split, UsableRow};
+use crate::units;
 
 /// Learns from single answers, each labelled good or bad, measured against the base model.
 pub(super) const DECLARATION: Declaration = Declaration {
@@ -21,7 +22,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     check,
 };
 
-/// How much more the good answers may weigh in all than the bad ones (equation 8 of the paper).
+/// How much more the good answers may weigh in all than the bad ones, as TRL advises.
 const MOST: f64 = 4.0 / 3.0;
 
 /// Good and bad answers must weigh about the same.
@@ -29,6 +30,10 @@ fn check(config: &Config, rows: &[UsableRow], findings: &mut Findings) {
     let train = || rows.iter().filter(|usable| usable.row.split == Split::Train);
     let count = |label: bool| train().filter(|usable| usable.row.extras.label == Some(label)).count();
     let (good, bad) = (count(true), count(false));
+    if config.train.batch_size * config.train.accumulate < 2 {
+        let what = "a step has one row, so that the KL to the base model counts as 0; set train.accumulate = 2 or more";
+        findings.add(ProblemKind::NotForAlgorithm, Severity::Warning, None, what);
+    }
     let mut warn = |what: &str| findings.add(ProblemKind::UnevenLabels, Severity::Warning, None, what);
     if good == 0 || bad == 0 {
         if good + bad > 0 {
@@ -44,11 +49,21 @@ fn check(config: &Config, rows: &[UsableRow], findings: &mut Findings) {
     if (0.99..=MOST * 1.01).contains(&ratio) {
         return;
     }
-    let [least, most] = [1.0, MOST].map(|ratio| ratio * undesirable * bad / good);
-    let [least_bad, most_bad] = [MOST, 1.0].map(|ratio| desirable * good / bad / ratio);
+    let advice: Vec<String> = [
+        ("train.kto_desirable_weight", undesirable * bad / good, MOST * undesirable * bad / good),
+        ("train.kto_undesirable_weight", desirable * good / bad / MOST, desirable * good / bad),
+    ]
+    .into_iter()
+    .filter(|(key, _, most)| crate::config::key(key).is_some_and(|key| accepts(key.kind, *most)))
+    .map(|(key, least, most)| format!("{key} between {} and {}", units::number(least), units::number(most)))
+    .collect();
     warn(&format!(
-        "{good} good answers of weight {desirable} and {bad} bad ones of weight {undesirable} do not balance; set \
-         train.kto_desirable_weight between {least:.2} and {most:.2}, or train.kto_undesirable_weight between \
-         {least_bad:.2} and {most_bad:.2}"
+        "{good} good answers of weight {desirable} and {bad} bad ones of weight {undesirable} do not balance; set {}",
+        advice.join(", or ")
     ));
+}
+
+/// Whether a setting takes this number.
+fn accepts(kind: Kind, value: f64) -> bool {
+    matches!(kind, Kind::Number(bounds) if bounds.hold(value))
 }

@@ -79,6 +79,7 @@ pub fn metric(name: &str) -> Option<&'static Metric> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runs::{EvalEvent, StepEvent};
 
     #[test]
     fn metrics_of_one_name_are_one_metric() {
@@ -92,6 +93,18 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all);
+    }
+
+    #[test]
+    fn no_metric_is_named_like_another_key_of_a_journal_line() {
+        let taken = [
+            serde_json::to_value(StepEvent::default()).unwrap(),
+            serde_json::to_value(EvalEvent::default()).unwrap(),
+            serde_json::json!({ "kind": 0, "time": 0, "step": 0, "scores": 0, "load": 0, "replies": 0, "device_memory_bytes": 0 }),
+        ];
+        for metric in metrics() {
+            assert!(taken.iter().all(|line| line.get(metric.name).is_none()), "{}", metric.name);
+        }
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl RowShape {
         let all = rows.len();
         match self {
             Self::Pair if pairs < all => block(&format!(
-                "{} of {all} rows are no preference pairs, and train.algorithm = \"{algorithm}\" learns from those \
+                "{} of {all} rows are not preference pairs, and train.algorithm = \"{algorithm}\" learns from those \
                  alone: give each row a prompt, a chosen and a rejected reply",
                 all - pairs
             )),

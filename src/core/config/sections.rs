@@ -194,8 +194,8 @@ settings! {
 }
 
 impl Config {
-    /// Whether several examples share a sequence. Preference pairs never do: `train.batch_size` counts pairs, and both
-    /// sides of each lie end to end in the batch, without padding.
+    /// Whether several examples share a sequence. Rows whose answers count as a whole never do: `train.batch_size`
+    /// counts rows.
     pub fn packs(&self) -> bool {
         self.data.packing && self.train.algorithm.declaration().packs
     }

@@ -7,18 +7,19 @@
 //! base: the mean of `r` over the step's prompts, each with the answer of the row before it in the step (the first with that
 //! of the last), at least 0, without gradient. This is TRL's `loss_type = "kto"`; TRL takes the answers of a micro-batch,
 //! this takes those of the whole step, so that the loss is the same however a step is cut. With a single row in a step, whose
-//! only answer is its own, KL is 0.
+//! only answer is its own, KL is 0. The forward passes for KL are without dropout. A prompt with another row's answer is cut
+//! at `data.max_length` at its end.
 
 use std::ops::ControlFlow;
 
-use luthier_core::config::{Config, TrainSection};
+use luthier_core::config::{Config, MethodKind, TrainSection};
 use luthier_core::data::{EncodedRow, Prepared};
 use luthier_core::runs::{Metrics, RunDir};
 use tch::{Device, Kind, Tensor};
 
 use super::answers::Answers;
 use super::reference::{Key, Reference};
-use super::{Algorithm, HeldOut, Progress, metrics, parts};
+use super::{Algorithm, HeldOut, Progress, TOKENS_AT_ONCE, metrics, parts, parts_of};
 use crate::base::Base;
 use crate::error::{EngineError, Result};
 use crate::layers::Active;
@@ -175,8 +176,10 @@ impl Kto {
     /// As configured, with what the run computed before.
     pub fn of_run(run: &RunDir, base: &Base, config: &Config, prepared: &Prepared) -> Self {
         let key = Key::new(base, config, prepared, prepared.train.iter().chain(&prepared.eval));
+        let has_virtual_tokens = matches!(config.method.kind, MethodKind::Prefix | MethodKind::Prompt);
+        let virtual_tokens = if has_virtual_tokens { config.method.virtual_tokens } else { 0 };
         let positions = base.files.architecture.learned_positions.unwrap_or(usize::MAX);
-        let max_length = config.data.max_length.min(positions);
+        let max_length = config.data.max_length.min(positions.saturating_sub(virtual_tokens));
         Self::new(KtoLoss::new(&config.train), Reference::open(run.path(), key), max_length)
     }
 
@@ -185,7 +188,7 @@ impl Kto {
         let sides = self.reference.of(model, rows, beginnings)?;
         match sides.as_slice() {
             [only] => Ok(only.shallow_clone()),
-            _ => Err(EngineError::Data("a labelled answer has not one side".into())),
+            _ => Err(EngineError::Data("a labelled answer must have exactly one side".into())),
         }
     }
 
@@ -195,6 +198,7 @@ impl Kto {
         model: &Model,
         adapters: Active,
         rows: &[&EncodedRow],
+        tokens_at_once: usize,
         go_on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Option<Tensor>> {
         let _guard = tch::no_grad_guard();
@@ -204,7 +208,7 @@ impl Kto {
         }
         let mismatched = mismatched(rows, self.max_length);
         let mut sum = nothing.shallow_clone();
-        for part in parts(&mismatched) {
+        for part in parts_of(&mismatched, tokens_at_once) {
             if go_on().is_break() {
                 return Ok(None);
             }
@@ -271,9 +275,12 @@ impl Algorithm for Kto {
                 labels: self.loss.labels(&labels(rows)?, device)?,
             });
         }
+        // No more at once than the step itself takes, which is cut where memory runs out.
+        let tokens = micro_batches.iter().map(|rows| rows.iter().map(|row| row.tokens()).sum());
+        let tokens_at_once = tokens.max().unwrap_or(0);
         let rows = micro_batches.concat();
         let go_on = &mut || if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        let Some(kl) = self.kl(model, Active::All(learner.adapter), &rows, go_on)? else {
+        let Some(kl) = self.kl(model, Active::All(learner.adapter), &rows, tokens_at_once, go_on)? else {
             return Ok(Launch::Interrupted);
         };
         learner.launch(&OfStep { loss: self.loss, kl }, &batches, settings, before, interrupted)
@@ -303,7 +310,9 @@ impl Algorithm for Kto {
             return Ok(None);
         }
         let rows: Vec<&EncodedRow> = rows.iter().collect();
-        let Some(kl) = self.kl(model, adapters, &rows, &mut || progress(done))? else { return Ok(None) };
+        let Some(kl) = self.kl(model, adapters, &rows, TOKENS_AT_ONCE, &mut || progress(done))? else {
+            return Ok(None);
+        };
         let kl = ops::to_device(&kl, Device::Cpu)?;
         let labels = self.loss.labels(&labels(&rows)?, Device::Cpu)?;
         let judged = self.loss.judge(&ops::doubles(&ratios, Device::Cpu)?, &labels, &kl)?;
@@ -342,6 +351,21 @@ mod tests {
         assert_eq!(side(0), (vec![1, 2, 10], vec![false, false, true]));
         assert_eq!(side(1), (vec![4, 3], vec![false, true]));
         assert_eq!(side(2), (vec![7, 8, 9], vec![false; 3]), "cut at the longest");
+    }
+
+    #[test]
+    fn rows_without_an_answer_or_with_several_turns_are_mixed_too() {
+        let mut turns = row(0, &[1, 2], &[3, 4, 5]);
+        turns.sides[0].trained = vec![false, true, false, true, true];
+        let rows = [turns, row(1, &[6, 7], &[])];
+        let found = mismatched(&rows.iter().collect::<Vec<_>>(), 9);
+        // From its first trained token on, a row is answer.
+        assert_eq!(
+            (found[0].sides[0].ids.as_slice(), found[0].sides[0].trained.as_slice()),
+            (&[1][..], &[false][..])
+        );
+        assert_eq!(found[1].sides[0].ids, [6, 7, 2, 3, 4, 5]);
+        assert_eq!(found[1].sides[0].trained, [false, false, true, false, true, true]);
     }
 
     #[test]

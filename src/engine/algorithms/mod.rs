@@ -93,8 +93,13 @@ pub fn metrics<'a>(values: impl IntoIterator<Item = (&'a str, Option<f64>)>) -> 
     values.into_iter().filter_map(with_value).collect()
 }
 
-/// Rows in parts that make one forward pass each; at least one row in each.
+/// Held-out rows in parts that make one forward pass each; at least one row in each.
 pub fn parts<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>) -> Vec<Vec<&'a EncodedRow>> {
+    parts_of(rows, TOKENS_AT_ONCE)
+}
+
+/// Rows in parts of at most so many tokens; at least one row in each.
+fn parts_of<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>, tokens: usize) -> Vec<Vec<&'a EncodedRow>> {
     let mut parts: Vec<Vec<&EncodedRow>> = Vec::new();
     let mut room = 0;
     for row in rows {
@@ -102,7 +107,7 @@ pub fn parts<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>) -> Vec<Vec<&'a 
             Some(part) if row.tokens() <= room => part.push(row),
             _ => {
                 parts.push(vec![row]);
-                room = TOKENS_AT_ONCE;
+                room = tokens;
             }
         }
         room = room.saturating_sub(row.tokens());
