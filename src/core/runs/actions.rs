@@ -39,7 +39,7 @@ impl Action {
         match self {
             Self::Resume => resume_way(status, newest_checkpoint).map(|_| ()),
             Self::Pause => match status.state {
-                RunState::Paused => Err("it is paused already"),
+                RunState::Paused => Err("it is already paused"),
                 RunState::Starting => Err("it is still preparing; pause it once it is training"),
                 _ => live(status.state),
             },
@@ -68,7 +68,7 @@ fn live(state: RunState) -> Result<(), &'static str> {
 pub fn resume_way(status: &Status, newest_checkpoint: Option<u64>) -> Result<ResumeWay, &'static str> {
     match status.state {
         RunState::Paused => Ok(ResumeWay::Ask),
-        RunState::Starting | RunState::Running => Err("it is running already"),
+        RunState::Starting | RunState::Running => Err("it is already running"),
         RunState::Stopping => Err("it is stopping; resume it once it has stopped"),
         RunState::Finished => {
             Err("it reached its planned end; start a new run, with more epochs or another seed")

@@ -1,40 +1,38 @@
-//! Rules that notice trouble in the numbers of a run. They only say so; nothing here stops a run.
+//! Rules that detect trouble in a run's numbers. They only report it; nothing here stops a run.
 
 use std::collections::VecDeque;
 
 use luthier_core::units::median;
 use serde::{Deserialize, Serialize};
 
-/// Steps whose losses a spike is measured against.
+/// Number of past losses that a new loss is compared with.
 const WINDOW: usize = 32;
-/// Fewer losses than this say nothing about what is usual.
+/// With fewer losses than this, no spike is reported.
 const ENOUGH: usize = 8;
-/// How many robust standard deviations above the median a loss has to lie.
+/// A spike lies at least this many robust standard deviations above the median …
 const DEVIATIONS: f64 = 6.0;
-/// … and by what share of the median, so that a run with hardly any noise does not cry wolf.
+/// … and at least this share of the median, so that a run with hardly any noise raises no false alarm.
 const SHARE: f64 = 0.5;
 /// Scales the median absolute deviation to the standard deviation of a normal distribution.
 const ROBUST_DEVIATION: f64 = 1.4826;
 
-/// Notices a training loss far above the median of the steps before it.
+/// Detects a training loss far above the median of the steps before it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SpikeWatch {
     recent: VecDeque<f64>,
     spiking: bool,
 }
 
-/// A loss that stands out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spike {
-    /// The loss that stands out.
     pub loss: f64,
     /// The median of the steps before it.
     pub usual: f64,
 }
 
 impl SpikeWatch {
-    /// Takes the loss of the next step; says so when a spike begins, and once only while it lasts.
-    /// Non-finite losses are another rule's business.
+    /// Takes the loss of the next step. Reports a spike when it begins, and only once while it lasts.
+    /// Non-finite losses are handled elsewhere.
     pub fn observe(&mut self, loss: f64) -> Option<Spike> {
         if !loss.is_finite() {
             return None;
@@ -60,10 +58,10 @@ impl SpikeWatch {
     }
 }
 
-/// Evaluations in a row that have to rise before a run is said to overfit.
+/// Evaluations in a row whose loss has to rise before a run is reported as overfitting.
 const RISES: u32 = 3;
 
-/// Notices a held-out loss that rises from evaluation to evaluation while training goes on.
+/// Detects a held-out loss that rises from evaluation to evaluation.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct OverfitWatch {
     previous: Option<f64>,
@@ -72,7 +70,7 @@ pub struct OverfitWatch {
 }
 
 impl OverfitWatch {
-    /// Takes the held-out loss of the next evaluation; true when it has just risen the third time in a
+    /// Takes the held-out loss of the next evaluation. True when it has just risen for the third time in a
     /// row and lies above the best one.
     pub fn observe(&mut self, loss: f64) -> bool {
         let rising = self.previous.is_some_and(|previous| loss > previous);
@@ -86,18 +84,18 @@ impl OverfitWatch {
     }
 }
 
-/// Free space below which a run says that the disk is nearly full, beside what its next checkpoint
-/// needs: 256 MiB.
+/// A run reports that the disk is nearly full if the free space falls below this (256 MiB) plus what its next
+/// checkpoint needs.
 const RESERVE: u64 = 256 << 20;
 
-/// Notices a file system that has no room for two more checkpoints; once until there is room again.
+/// Detects a file system without room for two more checkpoints. Reports once until there is room again.
 #[derive(Debug, Default)]
 pub struct DiskWatch {
     low: bool,
 }
 
 impl DiskWatch {
-    /// Takes the free bytes and the size of a checkpoint; true when space has just become low.
+    /// Takes the free bytes and the size of a checkpoint. True when space has just become low.
     pub fn observe(&mut self, free: u64, checkpoint: u64) -> bool {
         let low = free < RESERVE.saturating_add(checkpoint.saturating_mul(2));
         let begins = low && !self.low;
@@ -117,7 +115,7 @@ mod tests {
             let noisy = 2.0 + 0.2 * f64::from(step % 3);
             assert_eq!(watch.observe(noisy), None, "step {step}");
         }
-        let spike = watch.observe(5.0).expect("a loss of 5 stands out of 2.0 to 2.4");
+        let spike = watch.observe(5.0).expect("a loss of 5 is a spike after 2.0 to 2.4");
         assert!((spike.usual - 2.2).abs() < 1e-9);
         assert_eq!(watch.observe(5.1), None);
         assert_eq!(watch.observe(2.1), None);
@@ -125,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_steps_and_a_steady_loss_raise_no_spike() {
+    fn the_first_steps_and_a_steady_loss_are_not_spikes() {
         let mut watch = SpikeWatch::default();
         for loss in [9.0, 1.0, 20.0, 1.0] {
             assert_eq!(watch.observe(loss), None);
@@ -134,7 +132,7 @@ mod tests {
         for _ in 0..20 {
             steady.observe(1.0);
         }
-        assert_eq!(steady.observe(1.4), None, "40 % above a loss without noise is no spike");
+        assert_eq!(steady.observe(1.4), None, "40 % above a loss without noise is not a spike");
         assert!(steady.observe(1.6).is_some());
         assert_eq!(steady.observe(f64::NAN), None);
     }

@@ -1,5 +1,5 @@
-//! What people ask of a running run. A thread answers the control socket at once, however long a step takes, and notes
-//! what is wished; the loop looks at the notes between steps.
+//! Requests to a running run. A thread answers the control socket at once, however long a step takes, and
+//! records the requests; the loop reads them between steps.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use luthier_core::text::clean_line;
 
 use crate::process::Termination;
 
-/// How often a waiting loop looks for a signal, which cannot wake it.
+/// How often a waiting loop checks for a signal, which cannot wake it.
 const SIGNAL_POLL: Duration = Duration::from_millis(100);
 
-/// Prompts that may wait to be answered.
+/// Most prompts that may wait for an answer.
 const WAITING_PROMPTS: usize = 16;
 
 /// Requests that the training loop has not applied yet.
@@ -28,7 +28,7 @@ struct Pending {
     /// Requests that are applied once.
     once: BTreeSet<Once>,
     prompts: VecDeque<String>,
-    /// Who asked for a key's present value; the others were edited in the file.
+    /// Who set a key's current value through a request; other keys were edited in the file.
     editors: BTreeMap<String, String>,
 }
 
@@ -36,7 +36,7 @@ struct Pending {
 enum Once {
     Checkpoint,
     Evaluation,
-    /// The configuration file may say something else than before.
+    /// The configuration file may have changed.
     Config,
 }
 
@@ -46,7 +46,7 @@ struct Shared {
     changed: Condvar,
 }
 
-/// The notes, as the loop and others see them.
+/// The pending requests, shared by the loop and the thread that answers.
 #[derive(Debug, Clone)]
 pub struct Control {
     shared: Arc<Shared>,
@@ -54,14 +54,13 @@ pub struct Control {
 }
 
 impl Control {
-    /// No pending requests.
     pub fn new(termination: Termination) -> Self {
         let shared = Shared { pending: Mutex::new(Pending::default()), changed: Condvar::new() };
         Self { shared: Arc::new(shared), termination }
     }
 
-    /// Answers calls in a thread of its own until the server that sends them is gone. Edits are written to `file`, the
-    /// run's `config.toml`.
+    /// Answers calls in its own thread until the server that sends them is gone. Edits are written to `file`,
+    /// the run's `config.toml`.
     pub fn answer(&self, calls: Receiver<Call>, file: PathBuf) -> std::io::Result<()> {
         let control = self.clone();
         let answering = thread::Builder::new().name("requests".into()).spawn(move || {
@@ -73,47 +72,47 @@ impl Control {
         answering.map(drop)
     }
 
-    /// Notes that the configuration file may have changed.
+    /// Records that the configuration file may have changed.
     pub fn config_changed(&self) {
         self.request(Once::Config);
     }
 
-    /// Notes that the run shall end.
+    /// Records that the run should end.
     pub fn stop(&self, when: StopWhen) {
         self.note(|pending| pending.stop = Some(when));
     }
 
-    /// How the run shall end, if it shall. A signal asks for saving.
+    /// How the run should end, if it should. A signal asks for saving.
     pub fn stopping(&self) -> Option<StopWhen> {
         let asked = self.termination.asked().then_some(StopWhen::Save);
         self.pending().stop.or(asked)
     }
 
-    /// Whether the run shall end at once, without saving.
+    /// Whether the run should end at once, without saving.
     pub fn abandoned(&self) -> bool {
         self.pending().stop == Some(StopWhen::Now)
     }
 
-    /// Who asked for the end, in words.
+    /// Who asked for the end, as text.
     pub fn stop_reason(&self) -> &'static str {
-        if self.pending().stop.is_some() { "asked to stop" } else { "the process was told to end (SIGTERM)" }
+        if self.pending().stop.is_some() { "asked to stop" } else { "the process received SIGTERM" }
     }
 
-    /// Whether anything is wished for.
+    /// Whether there is a pending request.
     pub fn has_requests(&self) -> bool {
         let Pending { paused, stop, once, prompts, editors: _ } = &*self.pending();
         *paused || stop.is_some() || !once.is_empty() || !prompts.is_empty() || self.termination.asked()
     }
 
-    /// Whether the run shall hold still.
+    /// Whether the run should pause.
     pub fn paused(&self) -> bool {
         self.pending().paused
     }
 
-    /// Waits until something is wished, or a moment has passed.
+    /// Waits until there is a request or a moment has passed.
     pub fn wait(&self) {
         let pending = self.pending();
-        // Whoever waits looks at everything again, so it does not matter what woke it.
+        // The caller checks everything again, so it does not matter what woke it.
         drop(self.shared.changed.wait_timeout(pending, SIGNAL_POLL));
     }
 
@@ -127,12 +126,11 @@ impl Control {
         self.pending().once.remove(&Once::Evaluation)
     }
 
-    /// The next prompt to answer.
     pub fn take_prompt(&self) -> Option<String> {
         self.pending().prompts.pop_front()
     }
 
-    /// Whether the configuration file may have changed since the last call; with it, who asked for which key's value.
+    /// If the configuration file may have changed since the last call: who set which key's value.
     pub fn take_config(&self) -> Option<BTreeMap<String, String>> {
         let mut pending = self.pending();
         pending.once.remove(&Once::Config).then(|| std::mem::take(&mut pending.editors))
@@ -153,25 +151,25 @@ impl Control {
         self.shared.changed.notify_all();
     }
 
-    /// Adds a request to the pending ones; the reply says what it will do.
+    /// Adds a request to the pending ones. The reply says what it will do.
     fn take(&self, request: &Request, pid: u32, file: &Path) -> Reply {
         match request {
-            Request::Hello { .. } | Request::Subscribe => Reply::ok("connected already"),
+            Request::Hello { .. } | Request::Subscribe => Reply::ok("already connected"),
             _ if self.stopping().is_some_and(|when| {
                 *request != Request::Stop { when: StopWhen::Now } && when != StopWhen::AfterEval
             }) =>
             {
                 Reply::error("the run is stopping")
             }
-            Request::Pause if self.paused() => Reply::error("it is paused already"),
+            Request::Pause if self.paused() => Reply::error("it is already paused"),
             Request::Pause => {
                 self.note(|pending| pending.paused = true);
                 Reply::ok("pauses after the current step")
             }
-            Request::Resume if !self.paused() => Reply::error("it is running already"),
+            Request::Resume if !self.paused() => Reply::error("it is already running"),
             Request::Resume => {
                 self.note(|pending| pending.paused = false);
-                Reply::ok("goes on")
+                Reply::ok("continues")
             }
             Request::Checkpoint => {
                 self.request(Once::Checkpoint);
@@ -191,14 +189,14 @@ impl Control {
                     StopWhen::AfterEval => {
                         "stops after one more evaluation, with a checkpoint and the adapter saved"
                     }
-                    StopWhen::Now => "stops at once; what is past the last checkpoint is lost",
+                    StopWhen::Now => "stops at once; everything after the last checkpoint is lost",
                 })
             }
             Request::Sample { prompt } => {
                 let mut pending = self.pending();
                 if pending.prompts.len() == WAITING_PROMPTS {
                     return Reply::error(format!(
-                        "{WAITING_PROMPTS} prompts wait already; try again after the current step"
+                        "{WAITING_PROMPTS} prompts are already waiting; try again after the current step"
                     ));
                 }
                 pending.prompts.push_back(prompt.clone());
@@ -215,7 +213,7 @@ impl Control {
         }
     }
 
-    /// Writes an edit into the configuration file, from where it reaches the loop as any other.
+    /// Writes an edit into the configuration file. The loop then reads it like any other edit of the file.
     fn edit(&self, key: &str, value: &str, who: String, file: &Path) -> Result<Reply, String> {
         let old = Config::load_file(file, &[])
             .map_err(|error| format!("the run's config.toml is broken: {error}"))?;
@@ -227,14 +225,14 @@ impl Control {
             return Err(refused);
         }
         let Some(edit) = plan.edits.first() else {
-            return Ok(Reply::ok(format!("{key} has this value already")));
+            return Ok(Reply::ok(format!("{key} already has this value")));
         };
         let said = match edit.when {
             Change::NextEvaluation => "from the next evaluation on",
             Change::Now | Change::NewRun | Change::Refused(_) => "from the next step on",
         };
         let said = format!("{}: {} → {}, {said}", edit.key, edit.old, edit.new);
-        // Before the file changes, so that the editor is known when the watcher sees it.
+        // Before the file changes, so that the editor is known when the watcher sees the change.
         self.note(|pending| {
             pending.editors.insert(edit.key.clone(), who);
         });
@@ -244,7 +242,7 @@ impl Control {
     }
 }
 
-/// Why a live run cannot take a change; `None` where it can.
+/// Why a live run cannot apply a change; `None` if it can.
 pub fn refusal(when: Change) -> Option<String> {
     match when {
         Change::Now | Change::NextEvaluation => None,
@@ -273,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn wishes_are_taken_once() {
+    fn requests_are_taken_once() {
         let control = control();
         let (_folder, file) = project();
         for request in [Request::Checkpoint, Request::Evaluate, Request::Sample { prompt: "hi".into() }] {
@@ -285,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_ends_a_pause_and_only_an_urgent_one_may_follow() {
+    fn a_stop_ends_a_pause_and_only_stop_now_may_follow() {
         let control = control();
         let (_folder, file) = project();
         assert!(matches!(control.take(&Request::Resume, 1, &file), Reply::Error { .. }));

@@ -1,4 +1,4 @@
-//! The run's `config.toml` as it is edited while the run lives.
+//! Edits of the run's `config.toml` while the run is live.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,30 +8,30 @@ use luthier_core::runs::{AlertKind, EditEvent};
 use super::control::refusal;
 use super::record::Record;
 
-/// The configuration in force, and what was refused to change it.
+/// The configuration in force, and the edits that were refused.
 pub struct LiveSettings {
     config: Config,
     refused: BTreeSet<(String, String)>,
     broken: Option<String>,
-    /// Who asked for a key's value that has not been taken over yet.
+    /// Who set a key's value that has not been applied yet.
     editors: BTreeMap<String, String>,
 }
 
 impl LiveSettings {
-    /// Begins with what the file says at the start of the process.
+    /// Starts with the file's settings at the start of the process.
     pub fn new(config: Config) -> Self {
         Self { config, refused: BTreeSet::new(), broken: None, editors: BTreeMap::new() }
     }
 
-    /// What is in force.
+    /// The settings in force.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Reads the file again, after `step` steps. What may change does, from the next step on, and is journaled; the rest is
-    /// refused with its reason, once; a file that is broken changes nothing and is reported with the place. `editors` says
-    /// who asked for a key's value, where it was not an edit of the file; `total_steps` where a configuration's run ends.
-    /// Returns whether anything changed.
+    /// Reads the file again after `step` steps. Changes that are allowed apply from the next step on and are
+    /// journaled. The others are refused with a reason, once. A broken file changes nothing and is reported
+    /// with the place of the error. `editors` says who set a key's value, if it was not an edit of the file.
+    /// `total_steps` gives the last step of a configuration's run. Returns whether anything changed.
     pub fn reload(
         &mut self,
         record: &mut Record,
@@ -112,7 +112,7 @@ mod tests {
             std::fs::write(file, text.replace(from, to)).unwrap();
         }
 
-        /// Reloads at step 7 of 100 and gives the events it made.
+        /// Reloads at step 7 of 100 and returns the events.
         fn reload(&mut self, who: &[(&str, &str)]) -> Vec<EventBody> {
             let editors = who.iter().map(|(key, who)| ((*key).into(), (*who).into())).collect();
             self.settings
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edited_learning_rate_counts_from_the_next_step_and_is_journaled() {
+    fn an_edited_learning_rate_applies_from_the_next_step_and_is_journaled() {
         let mut live = Live::new();
         live.replace("learning_rate = 2e-4", "learning_rate = 1e-4");
         let events = live.reload(&[("train.learning_rate", "ann")]);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_change_stays_and_is_reported_once() {
+    fn a_refused_change_is_reported_once() {
         let mut live = Live::new();
         live.replace("rank = 16", "rank = 8");
         live.replace("eval_every = 50", "eval_every = 5");
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_changes_nothing_and_says_where() {
+    fn a_broken_file_changes_nothing_and_is_reported_with_its_place() {
         let mut live = Live::new();
         let before = live.settings.config().clone();
         live.replace("learning_rate = 2e-4", "learning_rate = ");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_has_passed_is_refused() {
+    fn max_steps_below_the_current_step_is_refused() {
         let mut live = Live::new();
         live.replace("max_steps = 0", "max_steps = 3");
         let events = live.reload(&[]);

@@ -1,4 +1,4 @@
-//! What a step costs the machine: memory, and how busy the device is.
+//! A step's use of the machine: memory, and how busy the device is.
 
 use std::time::{Duration, Instant};
 
@@ -7,21 +7,19 @@ use tch::Device;
 
 use crate::csrc;
 
-/// The driver is asked no more often than this; between, the last answer counts.
+/// The driver is asked at most this often; in between, the last answer is used.
 const DRIVER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// One reading.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Reading {
     /// Resident memory of this process.
     pub memory_bytes: u64,
-    /// Memory that tensors hold on the device, where it is not the CPU.
+    /// Memory that tensors use on the device, if it is not the CPU.
     pub device_memory_bytes: Option<u64>,
     /// How busy the device was since the last reading, 0 to 1.
     pub load: Option<f64>,
 }
 
-/// Reads memory and load, step after step.
 pub struct Meter {
     device: Device,
     gpus: Option<Gpus>,
@@ -32,7 +30,6 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// For work on `device`.
     pub fn new(device: Device) -> Self {
         let gpus = if device.is_cuda() { Gpus::open() } else { None };
         let cpu_seconds = machine::own_process().map_or(0.0, |process| process.cpu_seconds);
@@ -40,7 +37,6 @@ impl Meter {
         Self { device, gpus, cores: machine::cores() as f64, cpu_seconds, since, driver: (since, None) }
     }
 
-    /// What stands now.
     pub fn read(&mut self) -> Reading {
         let process = machine::own_process();
         let now = Instant::now();
@@ -61,7 +57,8 @@ impl Meter {
         }
     }
 
-    /// NVML counts all GPUs of the machine, CUDA those it may see; where the two lists differ in length nothing is said.
+    /// NVML counts all GPUs of the machine, CUDA only the visible ones. `None` if the two counts differ,
+    /// because indices then need not match.
     fn driver_load(&mut self, index: usize, now: Instant) -> Option<f64> {
         let (read, load) = self.driver;
         if load.is_some() && now.duration_since(read) < DRIVER_INTERVAL {
@@ -81,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_has_memory_and_a_load() {
+    fn memory_and_load_of_this_process_are_read() {
         let mut meter = Meter::new(Device::Cpu);
         let reading = meter.read();
         assert!(reading.memory_bytes > 1 << 20);

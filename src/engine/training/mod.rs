@@ -1,5 +1,5 @@
-//! Training: one process works on one run until it ends. The loop is in [`trainer`], one step in [`crate::step`]; around them what
-//! people see ([`record`]) and ask for ([`control`], [`edits`]).
+//! Training: one process works on one run until it ends. The loop is in [`trainer`] and one step in
+//! [`crate::step`]; [`record`] reports to people, and [`control`] and [`edits`] take their requests.
 
 pub mod alerts;
 pub mod control;
@@ -37,12 +37,12 @@ use record::Record;
 use state::{Identity, State};
 use trainer::{Reading, Trainer};
 
-/// How a run came to an end that is no failure.
+/// An end of a run that is not a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
     /// `finished` or `stopped`.
     pub state: RunState,
-    /// Why, in words, where it was not the planned end.
+    /// Why, as text, if it was not the planned end.
     pub reason: Option<String>,
 }
 
@@ -52,8 +52,8 @@ impl End {
     }
 }
 
-/// Works on a run until it ends, from its newest valid checkpoint on where it has one. What happens stands in the run's
-/// journal and status; an error says why there was nothing to work on. `true` where the run did not fail.
+/// Works on a run until it ends, from its newest valid checkpoint if it has one. Events go to the run's
+/// journal and status. An error says why there was nothing to work on. `true` if the run did not fail.
 pub fn train(path: &Path) -> Result<bool, RunError> {
     become_session_leader()?;
     let run = RunDir::open(path)?;
@@ -79,7 +79,7 @@ fn failure_of(error: &EngineError) -> Failure {
     Failure { class: error.class(), message: error.to_string(), remedy: error.remedy().into() }
 }
 
-/// tch panics where a call without a fallible form fails, so memory and device failures arrive here too.
+/// tch panics if a call without a fallible form fails, so memory and device failures arrive here too.
 fn failure_of_panic(message: &str) -> Failure {
     let error = EngineError::torch("an operation", message);
     match error.class() {
@@ -126,7 +126,7 @@ fn work(
         config.method.kind,
         &prepared,
         &mut |done| {
-            record.activity(Some(&format!("asking the base model: {done} rows")));
+            record.activity(Some(&format!("computing the reference: {done} rows")));
             if control.stopping().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         },
     )?;
@@ -140,7 +140,7 @@ fn work(
         let control = control.clone();
         Watcher::new(vec![run.config_path()], move |_| control.config_changed())
     };
-    // The watcher compares with the file as it is now; preparing took a while, and the file may have changed.
+    // The watcher compares with the file as it is now. Preparing took a while, and the file may have changed.
     control.config_changed();
     let reading = reading(base.model.device());
     let mut trainer =
@@ -150,7 +150,7 @@ fn work(
     trainer.run()
 }
 
-/// Opens the control socket. A run goes on without one: its `config.toml` and signals still reach it.
+/// Opens the control socket. A run continues without one: its `config.toml` and signals still reach it.
 fn serve(run: &RunDir, record: &mut Record, control: &Control) {
     match Server::start(run, env!("CARGO_PKG_VERSION")) {
         Ok((server, calls)) => {
@@ -158,7 +158,7 @@ fn serve(run: &RunDir, record: &mut Record, control: &Control) {
             if let Err(error) = control.answer(calls, run.config_path()) {
                 record.alert(
                     AlertKind::Other,
-                    format!("the control socket will not answer: {error}"),
+                    format!("the control socket cannot answer: {error}"),
                     Vec::new(),
                 );
             }
@@ -189,12 +189,12 @@ fn prepare(
         return Err(EngineError::Data(problem.message.clone()));
     }
     if prepared.train.is_empty() {
-        return Err(EngineError::Data("there is no row to train on".into()));
+        return Err(EngineError::Data("there are no rows to train on".into()));
     }
     Ok(prepared)
 }
 
-/// The state of the newest checkpoint that can be used, and its step; or a fresh one.
+/// The state of the newest usable checkpoint and its step, or a fresh state.
 fn begin_or_resume(
     run: &RunDir,
     record: &mut Record,
@@ -218,7 +218,7 @@ fn begin_or_resume(
     let before = &state.progress.identity;
     if before.model_fingerprint != identity.model_fingerprint {
         return Err(EngineError::Config(format!(
-            "the base model is not the one that the checkpoint of step {} was made with; put the former one back, or start \
+            "the base model is not the one that the checkpoint of step {} was made with; restore that model, or start \
              a new run",
             checkpoint.step
         )));
@@ -235,7 +235,7 @@ fn begin_or_resume(
     if before.data_hash != identity.data_hash || before.template_fingerprint != identity.template_fingerprint
     {
         let message = format!(
-            "the data or the chat template changed since the checkpoint of step {}; the run goes on with what is there now",
+            "the data or the chat template changed since the checkpoint of step {}; the run continues with the new ones",
             checkpoint.step
         );
         record.alert(AlertKind::Data, message, Vec::new());

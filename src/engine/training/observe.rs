@@ -1,4 +1,4 @@
-//! How good the weights of now are: held-out loss, replies to the suite, the objective's scores.
+//! Measures the current weights: held-out loss, replies to the suite, the objective's scores.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -19,13 +19,13 @@ use crate::evaluate::{Asked, Question, Replying, answer};
 use crate::generation::Sampling;
 use crate::layers::{Active, Adapter};
 
-/// Prompts of the suite that are answered at a sample point.
+/// Prompts of the suite that are answered in each sample event.
 const SUITE_PROMPTS: usize = 4;
 
-/// Held-out examples whose replies are scored while a run goes on.
+/// Held-out examples whose replies are scored during a run.
 const SCORED_REPLIES: usize = 16;
 
-/// What is asked again and again while a run goes on.
+/// The prompts that are answered repeatedly during a run.
 #[derive(Default)]
 pub struct Questions {
     suite: Vec<Question>,
@@ -34,8 +34,8 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// The first prompts of the suite (or, without one, of the held-out examples), and the first held-out examples that
-    /// the objective can score.
+    /// The first prompts of the suite (without one, of the held-out examples), and the first held-out
+    /// examples that the objective can score.
     pub fn read(base: &Base, config: &Config, project: &Path, prepared: &Prepared) -> Result<Self> {
         let objective = Objective::from_config(config, project)
             .map_err(|error| EngineError::Config(error.to_string()))?;
@@ -63,7 +63,6 @@ impl Questions {
         Ok(Self { suite, scored, objective: Some(objective).filter(|objective| !objective.is_none()) })
     }
 
-    /// Whether replies can be scored.
     pub fn can_score(&self) -> bool {
         self.objective.is_some() && !self.scored.is_empty()
     }
@@ -73,17 +72,14 @@ fn of_prompt(base: &Base, config: &Config, prompt: &SuitePrompt) -> Result<Quest
     Question::new(base, config, &prompt.messages, prompt.expected.clone())
 }
 
-/// Looks at the weights of now, and gives up where the run shall end at once.
+/// Measures the current weights, and gives up if the run should end at once.
 pub struct Observer<'a> {
-    /// The base model.
     pub base: &'a Base,
     /// Asked whether to give up.
     pub control: &'a Control,
     /// Settings in force.
     pub config: &'a Config,
-    /// What is asked.
     pub questions: &'a Questions,
-    /// What is trained.
     pub adapter: &'a dyn Adapter,
 }
 
@@ -92,8 +88,8 @@ impl Observer<'_> {
         if self.control.abandoned() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// Loss on the held-out rows and, where `scored`, the objective's scores. Nothing where there are no such rows or the
-    /// run shall end at once.
+    /// Loss on the held-out rows and, if `scored`, the objective's scores. `None` if there are no such rows
+    /// or the run should end at once.
     pub fn evaluate(
         &self,
         algorithm: &mut dyn Algorithm,
@@ -126,14 +122,15 @@ impl Observer<'_> {
         Ok(average_scores(&scores).into_iter().map(|(name, mean)| (name, mean.into())).collect())
     }
 
-    /// Replies to the suite: always the likeliest tokens, so that a difference to the sample before is one of weights.
+    /// Replies to the suite. Always the most likely tokens, so that a difference from the sample before comes
+    /// from the weights.
     pub fn sample_suite(&self) -> Result<Vec<SampleEvent>> {
         let replies = self.answer(&self.questions.suite, Sampling::GREEDY, 0)?;
         let pairs = self.questions.suite.iter().zip(&replies).enumerate();
         Ok(pairs.map(|(index, (question, reply))| self.sample(question, reply, Some(index as u64))).collect())
     }
 
-    /// The reply to a prompt that a person asked for, drawn as in review. Nothing where the run shall end at once.
+    /// The reply to a person's prompt, sampled as in review. `None` if the run should end at once.
     pub fn sample_prompt(&self, text: &str, step: u64) -> Result<Option<SampleEvent>> {
         let question = of_prompt(self.base, self.config, &SuitePrompt::typed(text))?;
         let review = &self.config.review;

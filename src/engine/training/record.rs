@@ -1,7 +1,7 @@
-//! Everything a run says about itself while it works: journal, status file, subscribers of its socket.
+//! Everything that a run reports while it works: journal, status file, subscribers of its socket.
 //!
-//! The status is renewed by a thread of its own, so that a long step or a slow disk never makes a living run
-//! look dead.
+//! The status is written by its own thread, so that a long step or a slow disk never makes a live run look
+//! dead.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -13,10 +13,9 @@ use luthier_core::runs::{
 };
 use luthier_core::text::clean;
 
-/// How long a changed status may wait before it is written, where nothing makes it urgent.
+/// How long a changed status may wait before it is written, if it is not urgent.
 const STATUS_DELAY: Duration = Duration::from_millis(500);
 
-/// The run's journal, status and subscribers.
 pub struct Record {
     run: RunDir,
     journal: JournalWriter,
@@ -26,10 +25,10 @@ pub struct Record {
 }
 
 impl Record {
-    /// Opens the journal and takes the run over for this process: its status says `starting` from here on.
+    /// Opens the journal and takes over the run for this process: its status is `starting` from now on.
     pub fn open(run: &RunDir) -> Result<Self, RunError> {
         let journal = JournalWriter::open(&run.journal_path())?;
-        // A status that cannot be read is as good as none: the journal is the truth.
+        // A status that cannot be read is treated as missing: the journal is the truth.
         let mut status = Status::read(run.path()).ok().flatten().unwrap_or_default();
         status.claim(&ProcessIdentity::this());
         status.failure = None;
@@ -59,7 +58,6 @@ impl Record {
         self.pulse.write_now();
     }
 
-    /// The run.
     pub fn run(&self) -> &RunDir {
         &self.run
     }
@@ -79,24 +77,24 @@ impl Record {
         }
     }
 
-    /// Says that a person should look at something.
+    /// Reports something that a person should look at.
     pub fn alert(&mut self, alert: AlertKind, message: impl Into<String>, rows: Vec<u64>) {
         let message = clean(&message.into()).into_owned();
         tracing::warn!(step = self.step, %alert, "{message}");
         self.event(AlertEvent { alert, message, rows });
     }
 
-    /// Changes the status; it is written soon.
+    /// Changes the status, which is written soon.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
         self.pulse.change(change);
     }
 
-    /// A copy of the status as it stands.
+    /// A copy of the current status.
     pub fn status(&self) -> Status {
         self.pulse.shared.lock().status.clone()
     }
 
-    /// What the engine does beside training, in words; none while it trains. Written at once.
+    /// What the engine does apart from training, as text; `None` while it trains. Written at once.
     pub fn activity(&self, activity: Option<&str>) {
         self.update(|status| status.activity = activity.map(str::to_owned));
         self.pulse.write_now();
@@ -131,13 +129,13 @@ impl Record {
         self.pulse.write_now();
     }
 
-    /// Asks the disk to hold the journal so far.
+    /// Syncs the journal to the disk.
     pub fn sync(&mut self) {
         self.journal.sync();
     }
 }
 
-/// Writes the status: soon after a change, and every few seconds as a sign of life.
+/// Writes the status soon after a change, and every few seconds as a sign of life.
 struct Pulse {
     shared: Arc<Shared>,
     beating: Option<JoinHandle<()>>,
@@ -165,7 +163,9 @@ impl Pulse {
             thread::Builder::new().name("heartbeat".into()).spawn(move || shared.beat())
         };
         let beating = beating
-            .inspect_err(|error| tracing::error!(%error, "no thread for the heartbeat; onlookers may take the run for lost"))
+            .inspect_err(
+                |error| tracing::error!(%error, "no thread for the heartbeat; the run may be shown as lost"),
+            )
             .ok();
         Self { shared, beating }
     }
@@ -186,7 +186,7 @@ impl Drop for Pulse {
         self.shared.lock().ended = true;
         self.shared.wake.notify_all();
         if let Some(beating) = self.beating.take() {
-            // Its panic hook has said what there is to say.
+            // The panic hook has already reported the panic.
             let _ = beating.join();
         }
         let mut beat = self.shared.lock();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn states_stand_in_journal_and_status_and_an_end_leaves_no_socket() {
+    fn states_are_in_journal_and_status_and_the_socket_is_removed_at_the_end() {
         let project = tempfile::tempdir().unwrap();
         let run = run(project.path());
         let mut record = Record::open(&run).unwrap();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_reaches_the_file_without_being_asked_to() {
+    fn a_changed_status_is_written_on_its_own() {
         let project = tempfile::tempdir().unwrap();
         let run = run(project.path());
         let record = Record::open(&run).unwrap();

@@ -1,5 +1,5 @@
-//! Learning rate as a pure function of the step, so that nothing has to be saved, and an edited
-//! setting simply counts from the next step on.
+//! Learning rate as a pure function of the step, so that nothing has to be saved and an edited setting
+//! applies from the next step on.
 //!
 //! The formulae are those of transformers' `optimization.py`: `get_cosine_schedule_with_warmup` (with
 //! `min_lr`: `get_cosine_with_min_lr_schedule_with_warmup`), `get_linear_schedule_with_warmup`,
@@ -12,7 +12,7 @@ use luthier_core::config::{Schedule, TrainSection, Warmup};
 /// Share of all steps that the `wsd` schedule spends decaying (the 10 % of arXiv 2404.06395).
 const WSD_DECAY: f64 = 0.1;
 
-/// Steps of linear warm-up in a run of `total` steps; a fraction is rounded up, as transformers does.
+/// Steps of linear warm-up in a run of `total` steps. A fraction is rounded up, as in transformers.
 pub fn warmup_steps(warmup: Warmup, total: u64) -> u64 {
     match warmup {
         Warmup::Steps(steps) => steps,
@@ -20,8 +20,8 @@ pub fn warmup_steps(warmup: Warmup, total: u64) -> u64 {
     }
 }
 
-/// The learning rate of `step` (counted from 0) in a run of `total` steps. Past the end it stays where
-/// the schedule ended.
+/// The learning rate of `step` (counted from 0) in a run of `total` steps. Past the end it keeps the
+/// schedule's last value.
 pub fn learning_rate(settings: &TrainSection, step: u64, total: u64) -> f64 {
     let floor =
         if settings.learning_rate > 0.0 { settings.min_learning_rate / settings.learning_rate } else { 0.0 };
@@ -29,8 +29,8 @@ pub fn learning_rate(settings: &TrainSection, step: u64, total: u64) -> f64 {
     settings.learning_rate * factor(settings.schedule, step, total, warmup, floor)
 }
 
-/// What the peak learning rate is multiplied by at `step`; `floor` is the share of the peak that
-/// decaying schedules end at.
+/// The factor of the peak learning rate at `step`. `floor` is the share of the peak that decaying schedules
+/// end at.
 fn factor(schedule: Schedule, step: u64, total: u64, warmup: u64, floor: f64) -> f64 {
     let above_floor = |share: f64| (share * (1.0 - floor) + floor).max(0.0);
     if step < warmup {

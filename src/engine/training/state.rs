@@ -1,5 +1,6 @@
-//! What must survive the process: saved and restored as one mirrored pair. Order of rows and dropout are functions of seed
-//! and step, the learning rate one of the step, and the settings stand in `config.toml`, so none of them is in here.
+//! The state that must survive the process, with `save` and `load` next to each other. The order of rows and
+//! dropout are functions of seed and step, the learning rate is one of the step, and the settings are in
+//! `config.toml`, so none of them is saved here.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,25 +17,22 @@ use crate::models::Model;
 use crate::step::adamw::AdamW;
 use crate::weights::safetensors;
 
-/// The optimizer's moments.
 const MOMENTS_FILE: &str = "optimizer.safetensors";
-/// Everything small.
+/// Step, losses and identity.
 const PROGRESS_FILE: &str = "progress.json";
 
-/// Where a run stands.
+/// The state of a run.
 pub struct State {
-    /// What is trained.
+    /// The weights that are trained.
     pub adapter: Box<dyn Adapter>,
-    /// Its optimizer.
     pub optimizer: AdamW,
-    /// The rest.
     pub progress: Progress,
 }
 
-/// Where a run stands, beside its weights.
+/// The state of a run apart from its weights.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Progress {
-    /// Steps made, skipped ones included: the position in the data.
+    /// Steps made, including skipped ones: the position in the data.
     pub step: u64,
     /// Updates the optimizer made.
     pub updates: u64,
@@ -44,7 +42,7 @@ pub struct Progress {
     pub evaluations_since_best: u64,
     /// Steps in a row whose loss or gradient was not finite.
     pub bad_steps: u32,
-    /// Into how many parts each micro-batch is cut, since memory ran out.
+    /// Number of parts that each micro-batch is cut into, after memory ran out.
     pub cuts: usize,
     /// Seconds spent in steps.
     pub train_seconds: f64,
@@ -52,32 +50,28 @@ pub struct Progress {
     pub spikes: SpikeWatch,
     /// Held-out losses that the next ones are compared with.
     pub overfitting: OverfitWatch,
-    /// What the run is made on.
+    /// Model, data and settings of the run.
     pub identity: Identity,
 }
 
-/// The lowest held-out loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// The loss.
     pub loss: f64,
-    /// Its step.
     pub step: u64,
 }
 
-/// What a run is made on. Another model makes a checkpoint useless; other data make the rest of the run another one.
+/// The model, data and settings of a run. Another model makes a checkpoint useless. With other data, the rest
+/// of the run is another run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The base weights.
     pub model_fingerprint: String,
-    /// The prepared rows.
+    /// Hash of the prepared rows.
     pub data_hash: String,
-    /// The chat template.
     pub template_fingerprint: String,
-    /// The run's seed.
     pub seed: u64,
-    /// The settings that decide which rows a step takes and what the adapter is, as TOML: a run that goes on
-    /// with other ones would repeat or skip rows, or train something else than it says.
+    /// The settings that decide which rows a step takes and what the adapter is, as TOML. A run that
+    /// continued with other ones would repeat or skip rows, or train something else than its configuration
+    /// says.
     #[serde(default)]
     pub fixed: BTreeMap<String, String>,
 }
@@ -104,7 +98,7 @@ const FIXED: [&str; 17] = [
 ];
 
 impl Identity {
-    /// What `config` fixes for the life of a run.
+    /// The settings that `config` fixes for the life of a run.
     pub fn fixed_of(config: &Config) -> BTreeMap<String, String> {
         let text = |key: &str| config.get(key).map(|value| value.to_string()).unwrap_or_default();
         let own = config.train.algorithm.declaration().settings;
@@ -115,21 +109,21 @@ impl Identity {
     pub fn changed_in(&self, other: &Self) -> Vec<String> {
         let changed = self.fixed.iter().filter_map(|(key, before)| {
             let now = other.fixed.get(key)?;
-            (now != before).then(|| format!("{key} was {before} and is {now} now"))
+            (now != before).then(|| format!("{key} was {before} and is now {now}"))
         });
         changed.collect()
     }
 }
 
 impl State {
-    /// The beginning of a run.
+    /// The state at the start of a run.
     pub fn new(adapter: Box<dyn Adapter>, identity: Identity) -> Result<Self> {
         let optimizer = AdamW::new(adapter.parameters())?;
         Ok(Self { adapter, optimizer, progress: Progress { cuts: 1, identity, ..Progress::default() } })
     }
 
-    /// Publishes a checkpoint of this state in the run directory, usable as a PEFT adapter folder (or, after full
-    /// fine-tuning, as a model folder) as well.
+    /// Publishes a checkpoint of this state in the run directory. It can also be used as a PEFT adapter
+    /// folder (after full fine-tuning, as a model folder).
     pub fn save(&self, run: &Path) -> Result<Checkpoint> {
         // Exhaustive, so that a new field does not compile until it is saved.
         let Self { adapter, optimizer, progress } = self;
@@ -147,7 +141,7 @@ impl State {
         writer.finish(notes).map_err(checkpoint_error)
     }
 
-    /// What [`State::save`] saved, from a checkpoint whose files were verified.
+    /// Loads what [`State::save`] saved, from a checkpoint whose files were verified.
     pub fn load(checkpoint: &Checkpoint, method: &dyn Method, model: &Model) -> Result<Self> {
         let progress = Progress::load(checkpoint)?;
         let adapter = method.load(&checkpoint.path, model)?;
@@ -156,7 +150,7 @@ impl State {
         Ok(Self { adapter, optimizer, progress })
     }
 
-    /// Sets weights and moments, in place, to what [`State::save`] saved; the progress stays.
+    /// Sets weights and moments, in place, to those of a checkpoint; the progress stays.
     pub fn roll_back(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let updates = Progress::load(checkpoint)?.updates;
         let moments = safetensors::read(&checkpoint.path.join(MOMENTS_FILE))?;
@@ -175,12 +169,12 @@ impl Progress {
         })?;
         serde_json::from_slice(&text).map_err(|error| EngineError::Model {
             path,
-            message: format!("is not a run's progress: {error}"),
+            message: format!("is not the progress of a run: {error}"),
         })
     }
 }
 
-/// A checkpoint's failure as one of the engine's.
+/// Converts a checkpoint's error to the engine's.
 pub fn checkpoint_error(error: CheckpointError) -> EngineError {
     match error {
         CheckpointError::Io { doing, path, source } => EngineError::File { action: doing, path, source },

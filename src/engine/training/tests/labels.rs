@@ -32,7 +32,7 @@ fn a_run_makes_good_answers_likelier_than_bad_ones_and_resumes_exactly() {
         })
         .collect();
     let (first, last) = (&held_out[0], held_out.last().unwrap());
-    // With a margin of nothing, every answer's loss is 1 - sigmoid(0).
+    // With a margin of 0, every answer's loss is 1 - sigmoid(0).
     assert!((first.loss.get() - 0.5).abs() < 1e-6 && last.loss.get() < first.loss.get(), "{held_out:?}");
     assert!(last.metrics["reward_margin"].get() > 0.1, "{last:?}");
     assert!(alerts(&whole).is_empty(), "{:?}", alerts(&whole));

@@ -20,7 +20,7 @@ use crate::process::Termination;
 use crate::testing::Project;
 use crate::weights::safetensors;
 
-/// Works on a run as [`super::train`] does, without a session and signals of its own.
+/// Works on a run as [`super::train`] does, without its own session and signal handlers.
 fn work_on(run: &RunDir, termination: Termination) -> Result<End> {
     work_reading(run, termination, Reading::of)
 }
@@ -143,18 +143,18 @@ fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
 }
 
 #[test]
-fn what_is_fixed_for_a_run_cannot_change_under_its_checkpoint() {
+fn fixed_settings_cannot_change_when_a_run_resumes() {
     let project = Project::new();
     let whole = project.run(&["train.seed=42"]);
     work_on(&whole, Termination::default()).unwrap();
     let changed = project.run(&["train.seed=7"]);
     copy_checkpoint(&whole, &changed, 4);
     let problem = work_on(&changed, Termination::default()).unwrap_err().to_string();
-    assert!(problem.contains("train.seed was 42 and is 7 now"), "{problem}");
+    assert!(problem.contains("train.seed was 42 and is now 7"), "{problem}");
 }
 
 #[test]
-fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+fn a_damaged_checkpoint_is_skipped_for_an_earlier_one() {
     let project = Project::new();
     let whole = project.run(&["train.checkpoint_every=2"]);
     work_on(&whole, Termination::default()).unwrap();
@@ -176,7 +176,7 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
 }
 
 #[test]
-fn an_edited_learning_rate_goes_before_what_a_checkpoint_was_made_with() {
+fn an_edited_learning_rate_wins_over_that_of_the_checkpoint() {
     let project = Project::new();
     let whole = project.run(&["train.schedule=constant"]);
     work_on(&whole, Termination::default()).unwrap();
@@ -188,7 +188,7 @@ fn an_edited_learning_rate_goes_before_what_a_checkpoint_was_made_with() {
 }
 
 #[test]
-fn other_base_weights_refuse_a_checkpoint_and_other_data_are_reported() {
+fn other_base_weights_are_refused_and_other_data_are_reported() {
     let project = Project::new();
     let whole = project.run(&[]);
     work_on(&whole, Termination::default()).unwrap();
@@ -212,7 +212,8 @@ fn other_base_weights_refuse_a_checkpoint_and_other_data_are_reported() {
     assert_eq!(error.class(), FailureClass::Config, "{error}");
 }
 
-/// Settings of runs that take one of six rows a step, in order, from `file`; the model cannot read token 511.
+/// Settings of runs that take one row of six per step, in order, from `file`. The model gives NaN for token
+/// 511.
 fn poisoned(project: &Project, file: &str, rows: &[usize]) -> Vec<String> {
     let model = project.path().join("poisoned");
     if !model.exists() {
@@ -287,7 +288,8 @@ fn a_loss_that_is_not_a_number_stops_is_skipped_or_rolled_back_as_configured() {
         assert_eq!(work_on(&rolling).unwrap(), finished());
         assert_eq!(bad_steps(&rolling), [5]);
 
-        // Both made the same steps up to the bad one; then one goes on from there, the other from the checkpoint of step 3.
+        // Both made the same steps up to the bad one. Then one continues from there, the other from the
+        // checkpoint of step 3.
         let (skipped, rolled) = (losses(&skipping), losses(&rolling));
         assert_eq!(skipped[..4], rolled[..4]);
         assert!(skipped[4].1.is_nan() && rolled[4].1.is_nan());
@@ -318,7 +320,7 @@ fn a_run_whose_numbers_are_read_late_is_the_same_run() {
 }
 
 #[test]
-fn bad_steps_without_end_end_the_run() {
+fn too_many_bad_steps_in_a_row_end_the_run() {
     let project = Project::new();
     let mut settings = poisoned(&project, "all.jsonl", &[0, 1, 2, 3, 4, 5]);
     settings.extend(["train.on_nan=skip".to_owned(), "train.max_steps=30".to_owned()]);
@@ -329,7 +331,7 @@ fn bad_steps_without_end_end_the_run() {
 }
 
 #[test]
-fn a_signal_saves_and_the_run_can_go_on() {
+fn a_signal_saves_and_the_run_can_be_resumed() {
     let project = Project::new();
     let whole = project.run(&[]);
     work_on(&whole, Termination::default()).unwrap();
@@ -344,7 +346,7 @@ fn a_signal_saves_and_the_run_can_go_on() {
 }
 
 #[test]
-fn early_stop_leaves_the_best_adapter() {
+fn early_stop_keeps_the_best_adapter() {
     let project = Project::new();
     let run = project.run(&[
         "train.learning_rate=1.0",
@@ -355,14 +357,14 @@ fn early_stop_leaves_the_best_adapter() {
     ]);
     let end = work_on(&run, Termination::default()).unwrap();
     assert_eq!(end.state, RunState::Stopped, "{end:?}");
-    assert!(end.reason.unwrap().contains("no better held-out loss"));
+    assert!(end.reason.unwrap().contains("held-out loss has not improved"));
     let best = Status::read(run.path()).unwrap().unwrap().best_step.unwrap();
     let kept = run.path().join(format!("checkpoints/step-{best}/adapter_model.safetensors"));
     assert_eq!(adapter(&run), fs::read(kept).unwrap());
 }
 
 #[test]
-fn what_is_missing_is_classed_and_has_a_remedy() {
+fn missing_files_have_a_failure_class_and_a_remedy() {
     let project = Project::new();
     for (set, class) in [
         ("model.path=\"nowhere\"", FailureClass::Config),

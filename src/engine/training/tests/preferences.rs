@@ -31,7 +31,7 @@ fn metrics(run: &RunDir) -> Vec<Metrics> {
 }
 
 #[test]
-fn a_run_comes_to_prefer_the_chosen_answers() {
+fn a_run_learns_to_prefer_the_chosen_answers() {
     let project = project();
     let run = run(&project, &[]);
     assert_eq!(work_on(&run, Termination::default()).unwrap(), finished());
@@ -62,7 +62,7 @@ fn a_run_comes_to_prefer_the_chosen_answers() {
 }
 
 #[test]
-fn a_resumed_run_asks_the_base_model_nothing_again_and_equals_the_uninterrupted_one() {
+fn a_resumed_run_reuses_the_reference_and_equals_the_uninterrupted_run() {
     let project = project();
     let whole = run(&project, &[]);
     work_on(&whole, Termination::default()).unwrap();
@@ -74,7 +74,7 @@ fn a_resumed_run_asks_the_base_model_nothing_again_and_equals_the_uninterrupted_
     assert_eq!(metrics(&resumed), metrics(&whole)[4..]);
     assert_eq!(adapter(&resumed), adapter(&whole));
 
-    // A reference that is lost is computed again, perhaps with other neighbours in the batch.
+    // A lost reference is computed again, possibly in other batches.
     let without = run(&project, &["train.recompute=on"]);
     copy_checkpoint(&whole, &without, 4);
     assert_eq!(work_on(&without, Termination::default()).unwrap(), finished());
@@ -91,8 +91,8 @@ fn the_loss_is_fixed_for_a_run() {
     let whole = run(&project, &[]);
     work_on(&whole, Termination::default()).unwrap();
     for (setting, told) in [
-        ("train.dpo_beta=0.5", "train.dpo_beta was 0.1 and is 0.5 now"),
-        ("train.dpo_label_smoothing=0.1", "train.dpo_label_smoothing was 0.0 and is 0.1 now"),
+        ("train.dpo_beta=0.5", "train.dpo_beta was 0.1 and is now 0.5"),
+        ("train.dpo_label_smoothing=0.1", "train.dpo_label_smoothing was 0.0 and is now 0.1"),
     ] {
         let changed = run(&project, &[setting]);
         copy_checkpoint(&whole, &changed, 4);
@@ -102,7 +102,7 @@ fn the_loss_is_fixed_for_a_run() {
 }
 
 #[test]
-fn where_base_weights_are_trained_every_pair_is_asked_for_before() {
+fn full_fine_tuning_computes_the_reference_of_every_pair_first() {
     let project = project();
     let run = run(&project, &[]);
     let config = Config::load_file(&run.config_path(), &[]).unwrap();
@@ -116,7 +116,7 @@ fn where_base_weights_are_trained_every_pair_is_asked_for_before() {
             .unwrap();
     };
     let file = run.path().join(REFERENCE);
-    begin(MethodKind::Lora, &mut |_| panic!("nothing is to be computed"));
+    begin(MethodKind::Lora, &mut |_| panic!("nothing should be computed"));
     assert!(!file.exists());
     begin(MethodKind::Full, &mut |_| ControlFlow::Break(()));
     let mut heard = Vec::new();
@@ -129,7 +129,7 @@ fn where_base_weights_are_trained_every_pair_is_asked_for_before() {
 }
 
 #[test]
-fn rows_of_the_wrong_sort_are_refused_before_anything_is_computed() {
+fn rows_of_the_wrong_kind_are_refused_before_anything_is_computed() {
     let project = project();
     for settings in [&["data.train=pairs.jsonl"][..], &["train.algorithm=dpo"]] {
         let refused = project.run(settings);

@@ -1,4 +1,4 @@
-//! One step of the loop: what is made, measured and reported, and what happens where it cannot be made.
+//! One step of the loop: launching it, reading and reporting its numbers, and handling failures.
 
 use std::time::Instant;
 
@@ -16,13 +16,13 @@ use crate::step::{Launch, Launched, Learner, Measured, Outcome, StepSettings};
 use crate::training::schedule::learning_rate;
 use crate::training::state::State;
 
-/// Steps in a row without a finite loss after which a run ends whatever `train.on_nan` says.
+/// After this many steps in a row without a finite loss a run ends, with any value of `train.on_nan`.
 const BAD_STEPS: u32 = 10;
 
-/// Rows that an alert names.
+/// Most rows that an alert lists.
 const NAMED_ROWS: usize = 64;
 
-/// A step that was handed to the device.
+/// A step that was launched on the device.
 #[derive(Debug)]
 pub(super) struct InFlight {
     number: u64,
@@ -32,8 +32,8 @@ pub(super) struct InFlight {
 }
 
 impl<'a> Trainer<'a> {
-    /// Hands the next step to the device, and reads the numbers of a step: of this one, or of the one before where numbers
-    /// are read late. `true` where the position in the data moved on.
+    /// Launches the next step and reads the numbers of a step: of this one, or of the one before if numbers
+    /// are read late. `true` if the position in the data moved on.
     pub(super) fn advance(&mut self) -> Result<bool> {
         let began = Instant::now();
         let number = self.state.progress.step + u64::from(self.in_flight.is_some());
@@ -55,7 +55,7 @@ impl<'a> Trainer<'a> {
             Ok(Launch::Interrupted) => return self.settle(),
             Ok(Launch::NothingTrained) => {
                 let moved = self.settle()?;
-                // A step before this one that failed may have more to say first.
+                // If an earlier step failed, its numbers are reported first.
                 if !moved {
                     self.pass_over(number);
                 }
@@ -74,7 +74,7 @@ impl<'a> Trainer<'a> {
             Some(before) => self.read(before)?,
             None => false,
         };
-        // What is due after a step looks at the weights, which a later step would have changed.
+        // Work that is due after a step reads the weights, which a later step would have changed.
         let last = number + 1 >= self.total_steps();
         if self.reading == Reading::AtOnce || last || self.due(number + 1).anything() {
             return self.settle().map(|settled| settled || moved);
@@ -82,7 +82,7 @@ impl<'a> Trainer<'a> {
         Ok(moved)
     }
 
-    /// Waits for the step that is in flight, if one is, and takes note of its numbers; `true` where there was one and the
+    /// Waits for the step in flight, if there is one, and reads its numbers. `true` if there was one and the
     /// position in the data moved on.
     pub(super) fn settle(&mut self) -> Result<bool> {
         match self.in_flight.take() {
@@ -91,11 +91,11 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Takes note of what a step measured.
+    /// Records the numbers of a step.
     fn read(&mut self, InFlight { number, learning_rate, began, step }: InFlight) -> Result<bool> {
         let outcome = step.settle(&mut self.state.optimizer)?;
         let now = Instant::now();
-        // A step that was handed over while the one before was at work began when that one ended.
+        // A step that was launched while the one before was still running began when that one ended.
         let began = self.settled.map_or(began, |settled| settled.max(began));
         self.settled = Some(now);
         let seconds = now.duration_since(began).as_secs_f64();
@@ -105,21 +105,23 @@ impl<'a> Trainer<'a> {
                 self.state.progress.step += 1;
                 self.report(&measured, learning_rate, seconds);
                 if let Some(spike) = self.state.progress.spikes.observe(measured.loss) {
-                    let message =
-                        format!("the loss rose to {:.4}; usual here is {:.4}", spike.loss, spike.usual);
+                    let message = format!(
+                        "the loss rose to {:.4}; the median before was {:.4}",
+                        spike.loss, spike.usual
+                    );
                     self.record.alert(AlertKind::Spike, message, self.rows_of(number));
                 }
                 Ok(true)
             }
             Outcome::NotFinite(measured) => {
-                // The step after it was left out on the device, and is made again.
+                // The device left out the step after it, which is launched again.
                 self.in_flight = None;
                 self.not_finite(number, &measured, learning_rate, seconds)
             }
         }
     }
 
-    /// Skips a step whose rows teach nothing.
+    /// Skips a step without trained tokens.
     fn pass_over(&mut self, number: u64) {
         self.state.progress.step += 1;
         self.record.at_step(self.state.progress.step);
@@ -146,7 +148,7 @@ impl<'a> Trainer<'a> {
         sequences.iter().flatten().filter_map(|&index| self.prepared.train.get(index)).collect()
     }
 
-    /// The dataset rows behind a step, as alerts name them.
+    /// The dataset rows of a step, as alerts list them.
     fn rows_of(&self, number: u64) -> Vec<u64> {
         let sequences = self.order.step(number).into_iter().flat_map(|micro| micro.sequences);
         let rows = sequences.flatten().filter_map(|index| self.prepared.train.get(index));
@@ -186,7 +188,7 @@ impl<'a> Trainer<'a> {
         self.watch_disk();
     }
 
-    /// A loss or gradient was not finite: nothing has changed yet, and `train.on_nan` says what to do.
+    /// A loss or gradient was not finite. Nothing has changed yet, and `train.on_nan` decides what to do.
     fn not_finite(
         &mut self,
         number: u64,
@@ -199,7 +201,7 @@ impl<'a> Trainer<'a> {
         let bad_steps = self.state.progress.bad_steps;
         let on_nan = self.config().train.on_nan;
         let done = match on_nan {
-            OnNan::Stop => "the run stops here, its weights as they were before",
+            OnNan::Stop => "the run stops here, with its weights unchanged",
             OnNan::Skip => "the step was skipped",
             OnNan::Rollback => "the weights go back to the last checkpoint, and the step is skipped",
         };
@@ -209,7 +211,7 @@ impl<'a> Trainer<'a> {
         let message = format!("{what} of step {} is not a finite number; {done}", number + 1);
         self.record.alert(AlertKind::Nan, message, rows);
         if on_nan == OnNan::Stop {
-            // Whoever resumes the run may want to try these rows again with other settings.
+            // The user may want to resume and try these rows again with other settings.
             self.state.progress.step = number;
             self.record.at_step(number);
             return Err(EngineError::NotFinite { what: format!("{what} of step {}", number + 1) });
@@ -225,8 +227,8 @@ impl<'a> Trainer<'a> {
         Ok(true)
     }
 
-    /// Takes weights and moments from the newest valid checkpoint. The position in the data stays, since the same rows
-    /// would have the same loss again.
+    /// Loads weights and moments from the newest valid checkpoint. The position in the data stays, because
+    /// the same rows would give the same loss again.
     fn roll_back(&mut self) -> Result<()> {
         let (Some(checkpoint), _) = newest_valid(self.record.run().path()) else {
             let message = "there is no checkpoint to go back to; the step was only skipped";
@@ -236,8 +238,8 @@ impl<'a> Trainer<'a> {
         self.state.roll_back(&checkpoint)
     }
 
-    /// Memory ran out before anything changed: the step is made again in smaller parts, with the same loss and gradient,
-    /// or with activations computed again.
+    /// Memory ran out before anything changed. The step is repeated in smaller parts, with the same loss and
+    /// gradient, or with activations computed again in the backward pass.
     fn save_memory(&mut self, number: u64, error: EngineError) -> Result<()> {
         if let Device::Cuda(index) = self.base.model.device() {
             csrc::release_device_memory(index)?;
@@ -247,7 +249,7 @@ impl<'a> Trainer<'a> {
         let done = if largest.div_ceil(cuts.max(1)) > 1 {
             self.state.progress.cuts = cuts.max(1) * 2;
             format!(
-                "micro-batches are cut into {} from now on; loss and gradient stay the same",
+                "micro-batches are cut into {} parts from now on; loss and gradient stay the same",
                 self.state.progress.cuts
             )
         } else if self.config().train.recompute == Recompute::Auto && !self.recompute {
@@ -265,7 +267,7 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The sequences of a micro-batch in up to `cuts` parts.
+/// The sequences of a micro-batch in at most `cuts` parts.
 fn cut(micro: &MicroBatch, cuts: usize) -> Vec<Vec<Vec<usize>>> {
     let size = micro.sequences.len().div_ceil(cuts.max(1)).max(1);
     micro.sequences.chunks(size).map(<[_]>::to_vec).collect()
@@ -276,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_micro_batch_is_cut_into_parts_that_hold_every_sequence_in_order() {
+    fn the_parts_of_a_micro_batch_contain_every_sequence_in_order() {
         let micro = MicroBatch { sequences: (0..5).map(|index| vec![index]).collect() };
         for cuts in 0..9 {
             let parts = cut(&micro, cuts);

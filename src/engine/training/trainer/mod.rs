@@ -32,26 +32,26 @@ use crate::error::Result;
 use crate::layers::Adapter;
 use crate::methods::Method;
 
-/// How often the free space of the disk is looked at.
+/// How often the disk's free space is checked.
 const DISK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// When the numbers of a step are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
-    /// Before the next step is begun: a CPU is done with a step when it is launched.
+    /// Before the next step begins: a CPU has finished a step when the launch returns.
     AtOnce,
-    /// When the next step has been launched, so that the device never waits for what is done with them.
+    /// After the next step was launched, so that the device never waits for the host to process them.
     Late,
 }
 
 impl Reading {
-    /// What fits a device.
+    /// The mode for a device.
     pub fn of(device: Device) -> Self {
         if device.is_cuda() { Self::Late } else { Self::AtOnce }
     }
 }
 
-/// What is to be done after a step.
+/// Work to do after a step.
 #[derive(Debug, Clone, Copy)]
 struct Due {
     evaluation: bool,
@@ -76,9 +76,9 @@ pub struct Trainer<'a> {
     algorithm: Box<dyn Algorithm>,
     state: State,
     reading: Reading,
-    /// A step whose numbers were not read yet. Nothing but the next step is begun before they were.
+    /// A step whose numbers are not read yet. Only the next step may begin before they are read.
     in_flight: Option<InFlight>,
-    /// When numbers were read last.
+    /// When numbers were last read.
     settled: Option<Instant>,
     lengths: Vec<usize>,
     order: StepOrder,
@@ -97,7 +97,7 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Goes on from `state` with `config`.
+    /// Continues from `state` with `config`.
     #[expect(clippy::too_many_arguments, reason = "all that a run is made of")]
     pub fn new(
         record: &'a mut Record,
@@ -135,27 +135,25 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// What is trained.
     pub fn adapter(&self) -> &dyn Adapter {
         self.state.adapter.as_ref()
     }
 
-    /// What the run is made on.
     pub fn identity(&self) -> &Identity {
         &self.state.progress.identity
     }
 
-    /// Steps until the end.
+    /// Number of the last step.
     pub fn total_steps(&self) -> u64 {
         self.order.total_steps()
     }
 
-    /// SHA-256 of the configuration in force, written out.
+    /// SHA-256 of the configuration in force, as TOML text.
     pub fn config_hash(&self) -> String {
         hash::sha256(self.config().to_toml())
     }
 
-    /// Journals what was started, and lets the status say where it stands.
+    /// Journals the start and fills in the status.
     pub fn announce(&mut self, event: RunEvent) {
         let (device, total, step) = (event.device.clone(), self.total_steps(), self.state.progress.step);
         self.record.at_step(step);
@@ -173,7 +171,6 @@ impl<'a> Trainer<'a> {
         });
     }
 
-    /// Works until the end.
     pub fn run(&mut self) -> Result<End> {
         let (config, project) = (self.settings.config(), self.record.run().project());
         self.questions = Questions::read(self.base, config, project, self.prepared)?;
@@ -231,8 +228,9 @@ impl<'a> Trainer<'a> {
         match Questions::read(self.base, now, self.record.run().project(), self.prepared) {
             Ok(questions) => self.questions = questions,
             Err(error) => {
-                let message =
-                    format!("evaluations go on as before, since the new setting cannot be used: {error}");
+                let message = format!(
+                    "evaluations continue as before, because the new setting cannot be used: {error}"
+                );
                 self.record.alert(AlertKind::EditRefused, message, Vec::new());
             }
         }
@@ -253,7 +251,7 @@ impl<'a> Trainer<'a> {
                 Ok(Some(sample)) => self.record.event(sample),
                 Ok(None) => {}
                 Err(error) if error.class() == FailureClass::Device => return Err(error),
-                // A prompt that somebody typed must not end a run.
+                // A person's prompt must not end a run.
                 Err(error) => {
                     let message = format!("the prompt was not answered: {error}");
                     self.record.alert(AlertKind::Other, message, Vec::new());
@@ -263,7 +261,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Waits out one moment of a pause.
+    /// Waits for one moment of a pause.
     fn hold(&mut self) {
         if self.record.status().state != RunState::Paused {
             self.record.state(RunState::Paused, None);
@@ -274,7 +272,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    // ── what is due after a step ────────────────────────────────────────────────────────────────────────────────
+    // ── work after a step
+    // ───────────────────────────────────────────────────────────────────────────────────────
 
     fn take_turns(&mut self) -> Result<()> {
         let step = self.state.progress.step;
@@ -294,7 +293,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// What is due after `step`.
+    /// The work that is due after `step`.
     fn due(&self, step: u64) -> Due {
         let train = &self.config().train;
         let every = |count: u64| count > 0 && step.is_multiple_of(count);
@@ -315,7 +314,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Evaluates on the held-out rows; a better loss than ever is checkpointed, so that it can be had again.
+    /// Evaluates on the held-out rows. The best weights so far are checkpointed, so that they can be
+    /// restored.
     fn evaluate(&mut self, scored: bool) -> Result<()> {
         if self.prepared.eval.is_empty() {
             return Ok(());
@@ -332,7 +332,7 @@ impl<'a> Trainer<'a> {
         self.record.activity(None);
         let Some(event) = event else { return Ok(()) };
         let step = self.state.progress.step;
-        // The same weights evaluated twice say nothing new about whether the run gets anywhere.
+        // A second evaluation of the same weights must not count for early stopping or overfitting.
         let again = self.evaluated.replace(step) == Some(step);
         let loss = event.loss.get();
         let scores = event.scores.clone();
@@ -357,7 +357,7 @@ impl<'a> Trainer<'a> {
         });
         if overfits {
             let message = format!(
-                "the held-out loss has risen three times in a row, to {loss:.4}, while training goes on; the best was {}",
+                "the held-out loss has risen three times in a row, to {loss:.4}, while training continues; the best was {}",
                 best.map_or_else(String::new, |best| format!("{:.4} at step {}", best.loss, best.step))
             );
             self.record.alert(AlertKind::Overfitting, message, Vec::new());
@@ -378,7 +378,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Publishes a checkpoint and removes those that need not stay. A disk that refuses does not end the run.
+    /// Publishes a checkpoint and removes those no longer needed. A disk error does not end the run.
     fn checkpoint(&mut self) {
         let began = Instant::now();
         self.record.activity(Some("writing a checkpoint"));
@@ -389,7 +389,7 @@ impl<'a> Trainer<'a> {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
                 let message = format!(
-                    "the checkpoint could not be written ({error}); the run goes on, and the ones before it stay"
+                    "the checkpoint could not be written ({error}); the run continues and earlier checkpoints stay"
                 );
                 self.record.alert(AlertKind::Checkpoint, message, Vec::new());
                 return;
@@ -442,8 +442,8 @@ impl<'a> Trainer<'a> {
 
     fn finish(&mut self) -> Result<End> {
         let step = self.state.progress.step;
-        // Before the last evaluation and samples: they may run out of memory, and what was learned must not
-        // go with them.
+        // Saved before the last evaluation and samples: they may run out of memory, and the trained weights
+        // must not be lost with them.
         if self.config().train.checkpoint_every > 0 && self.saved != Some(step) {
             self.checkpoint();
         }
@@ -466,7 +466,7 @@ impl<'a> Trainer<'a> {
         match when {
             StopWhen::Now => {
                 return Ok(End::stopped(format!(
-                    "{reason} at once; nothing past the last checkpoint was saved"
+                    "{reason} at once; nothing after the last checkpoint was saved"
                 )));
             }
             StopWhen::AfterEval => self.evaluate(true)?,
@@ -476,7 +476,8 @@ impl<'a> Trainer<'a> {
         Ok(End::stopped(reason))
     }
 
-    /// Held-out loss has not improved for as long as the configuration allows: the best weights are the result.
+    /// The held-out loss has not improved for as long as the configuration allows: the best weights are the
+    /// result.
     fn stop_early(&mut self) -> Result<End> {
         self.record.state(RunState::Stopping, Some("the held-out loss has stopped improving".into()));
         self.save(true)?;
@@ -494,14 +495,14 @@ impl<'a> Trainer<'a> {
             None => "the result is the last one".into(),
         };
         let patience = self.config().train.early_stop_patience;
-        Ok(End::stopped(format!("{patience} evaluations brought no better held-out loss; {kept}")))
+        Ok(End::stopped(format!("the held-out loss has not improved for {patience} evaluations; {kept}")))
     }
 
     fn result_path(&self) -> PathBuf {
         self.record.run().result_path(ResultForm::of_method(self.config().method.kind))
     }
 
-    /// Leaves the adapter behind and, where `checkpoint`, what it takes to go on.
+    /// Saves the adapter and, if `checkpoint`, a checkpoint to resume from.
     fn save(&mut self, checkpoint: bool) -> Result<()> {
         if checkpoint && self.saved != Some(self.state.progress.step) {
             self.checkpoint();
@@ -513,7 +514,8 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Whether activations are computed again: `auto` asks the forecast, and saves memory where that has none.
+/// Whether activations are computed again. `auto` asks the forecast, and saves memory if there is no
+/// forecast.
 fn recomputes(config: &Config, base: &Base, prepared: &Prepared) -> bool {
     match config.train.recompute {
         Recompute::On => true,
