@@ -1,4 +1,4 @@
-//! What training adds to a model, as its layers see it.
+//! The adapter trait: how trained weights change a model's layers.
 
 use std::collections::BTreeMap;
 
@@ -8,97 +8,97 @@ use super::{Linear, Noise};
 use crate::csrc;
 use crate::error::Result;
 
-/// Trainable tensors by the name and in the shape that they are stored with: leaves that gather gradients, f32.
+/// Trainable tensors by stored name and in stored shape: f32 leaves with gradients.
 pub type Parameters = BTreeMap<String, Tensor>;
 
-/// How an adapter lies in a folder.
+/// The format of an adapter's folder.
 #[derive(Debug)]
 pub enum Form<'a> {
-    /// As PEFT has it, with this `adapter_config.json`.
+    /// A PEFT folder with this `adapter_config.json`.
     Peft(serde_json::Value),
-    /// As the base model of these files.
+    /// A model folder laid out like these files of the base model.
     Model(&'a luthier_core::model::ModelFiles),
 }
 
-/// What a method trains, and how it changes a forward pass. Base weights are never written to; the hooks' defaults do
-/// nothing. P virtual tokens, g key-value heads of size d, hidden width H.
+/// The weights that a method trains, and how they change a forward pass. Base weights are never written to.
+/// By default, the hooks do nothing. P virtual tokens, g key-value heads of size d, hidden width H.
 pub trait Adapter: Send {
-    /// What the optimizer updates and a checkpoint holds.
+    /// The tensors that the optimizer updates and a checkpoint contains.
     fn parameters(&self) -> &Parameters;
 
-    /// How it lies in a folder.
     fn form(&self) -> Form<'_>;
 
-    /// The tensor that is used in the place of the base model's of this Hugging Face name, of the same shape.
+    /// Replaces the base model's tensor of this Hugging Face name; same shape.
     fn replacement(&self, tensor: &str) -> Option<&Tensor> {
         let _ = tensor;
         None
     }
 
-    /// The weight `[out, in]` that is used in the place of a linear layer's. A tied head's is that of the embedding, unless
-    /// the adapter keeps the two apart.
+    /// Replaces a linear layer's weight, `[out, in]`. A tied head's replacement is that of the embedding,
+    /// unless the adapter trains the two separately.
     fn weight(&self, linear: &Linear) -> Option<&Tensor> {
         self.replacement(linear.tensors()[0])
     }
 
-    /// Whether a linear layer's product of base weights and unchanged input serves this adapter: its input and weights
-    /// are those of the base model.
+    /// Whether the product of a linear layer's base weights and unchanged input can be used: the adapter
+    /// changes neither.
     fn shares_product(&self, linear: &Linear) -> bool {
         let _ = linear;
         true
     }
 
-    /// What a linear layer reads instead of `x` `[N, in]`; `None` where it reads `x`.
+    /// Replaces a linear layer's input `x` `[N, in]`; `None` if it is unchanged.
     fn input(&self, linear: &Linear, x: &Tensor) -> Result<Option<Tensor>> {
         let _ = (linear, x);
         Ok(None)
     }
 
-    /// What is added to a linear layer's product where that is all that the adapter does to it beside replacing its bias;
-    /// [`Adapter::output`] then does the same. `noise` is given in training only.
+    /// A low-rank term added to a linear layer's product, if this and a replaced bias are the adapter's only
+    /// changes to the layer. [`Adapter::output`] must give the same result. `noise` is given only in
+    /// training.
     fn low_rank(&self, linear: &Linear, noise: Option<&Noise>) -> Option<csrc::LowRank<'_>> {
         let _ = (linear, noise);
         None
     }
 
-    /// The output of a linear layer: `x` `[N, in]` is its input, `y` `[N, out]` what its weights make of it, which may be
-    /// written to. `noise` is given in training only.
+    /// The output of a linear layer with input `x` `[N, in]`. `y` `[N, out]` is the product with its weights,
+    /// and may be overwritten. `noise` is given only in training.
     fn output(&self, linear: &Linear, x: &Tensor, y: Tensor, noise: Option<&Noise>) -> Result<Tensor> {
         let _ = (linear, x, noise);
         Ok(y)
     }
 
-    /// Whether training changes equal tokens in different ways: dropout.
+    /// Whether training treats equal tokens differently, because of dropout.
     fn is_random(&self) -> bool {
         false
     }
 
-    /// Tokens of the adapter's own that stand before every document: P.
+    /// Virtual tokens before every document: P.
     fn virtual_tokens(&self) -> usize {
         0
     }
 
-    /// Keys and values of the virtual tokens in a layer, `[P, g, d]` each, where the adapter gives those directly.
+    /// Keys and values of the virtual tokens in a layer, `[P, g, d]` each, if the adapter stores these.
     fn prefix(&self, layer: usize) -> Result<Option<(Tensor, Tensor)>> {
         let _ = layer;
         Ok(None)
     }
 
-    /// Embeddings of the virtual tokens, `[P, H]`, where the adapter gives those.
+    /// Embeddings of the virtual tokens, `[P, H]`, if the adapter stores these.
     fn prompt(&self) -> Option<&Tensor> {
         None
     }
 
-    /// The weight `[out, in]` and bias `[out]` that alone do what those given and this adapter do together, where those given
-    /// are the adapter's own already, if it has any. They keep their type and device; gradients reach the adapter's
-    /// parameters.
+    /// The weight `[out, in]` and bias `[out]` that include the adapter's effect. The given ones are already
+    /// those that replace the base model's, if the adapter has any. Type and device stay the same; gradients
+    /// reach the adapter's parameters.
     fn fold(&self, linear: &Linear, weight: Tensor, bias: Option<Tensor>) -> Result<Folded> {
         let _ = linear;
         Ok(Folded { weight, bias })
     }
 }
 
-/// What [`Adapter::fold`] makes.
+/// Result of [`Adapter::fold`].
 #[derive(Debug)]
 pub struct Folded {
     /// `[out, in]`

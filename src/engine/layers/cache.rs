@@ -1,4 +1,4 @@
-//! Keys and values of tokens already seen, by layer and row.
+//! The cache of keys and values of earlier tokens, by layer and row.
 
 use luthier_core::model::Architecture;
 use tch::{Device, Kind, Tensor};
@@ -6,24 +6,23 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{EngineError, Result};
 use crate::{csrc, ops};
 
-/// Room is made for this many more tokens at a time.
+/// The cache grows by this many tokens at a time.
 const STEP: i64 = 256;
 
-/// Keys and values of a batch. Rows may differ in length; what lies beyond a row's length is never looked at.
+/// Keys and values of a batch. Rows may differ in length; anything beyond a row's length is never read.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<Option<LayerCache>>,
-    /// Key-value heads and head size by layer.
+    /// Key-value heads and head size of each layer.
     shapes: Vec<[i64; 2]>,
     lengths: Vec<i64>,
-    /// Tokens of each row's whole sequence, where the next tokens do not end it.
+    /// Length of each row's whole sequence, if the next tokens do not end it.
     expected: Option<Vec<i64>>,
     capacity: i64,
     options: (Kind, Device),
 }
 
 impl KvCache {
-    /// For `rows` empty rows of a model of this architecture, with elements of type `kind` on `device`.
     pub fn new(architecture: &Architecture, rows: usize, kind: Kind, device: Device) -> Self {
         let specs = architecture.layers.iter().map(|layer| &layer.attention);
         let shapes = specs.map(|spec| [spec.key_value_heads as i64, spec.head_size as i64]);
@@ -37,24 +36,24 @@ impl KvCache {
         }
     }
 
-    /// Tokens held, by row.
+    /// Number of tokens of each row.
     pub fn lengths(&self) -> &[i64] {
         &self.lengths
     }
 
-    /// Says how long each row's sequence will be once all of it is held: where rotary frequencies depend on the length, keys
-    /// are rotated for this one. Otherwise a sequence is as long as what is held with the tokens of a pass. Holds until
-    /// the cache is next cut or its rows change.
+    /// Sets the length of each row's complete sequence. If rotary frequencies depend on the length, keys are
+    /// rotated for this one. Without it, a sequence ends with the tokens of the current pass. Valid until the
+    /// cache is next truncated or its rows change.
     pub fn expect(&mut self, lengths: &[i64]) {
         self.expected = Some(lengths.to_vec());
     }
 
-    /// Tokens of each row's sequence during a pass over `width` more.
+    /// Length of each row's sequence during a pass over `width` more tokens.
     pub(crate) fn sequence_lengths(&self, width: i64) -> Vec<i64> {
         self.expected.clone().unwrap_or_else(|| self.lengths.iter().map(|length| length + width).collect())
     }
 
-    /// Forgets what lies beyond these lengths.
+    /// Drops tokens beyond these lengths.
     pub fn truncate(&mut self, lengths: &[i64]) {
         self.expected = None;
         for (held, &wanted) in self.lengths.iter_mut().zip(lengths) {
@@ -75,21 +74,22 @@ impl KvCache {
         Ok(())
     }
 
-    /// Holds keys and values of so many heads in a layer; nothing may be held yet. More than the layer's own repeat those.
+    /// Sets the number of heads stored for a layer; the cache must be empty. If there are more than the layer
+    /// has, its heads are repeated.
     pub(crate) fn set_heads(&mut self, layer: usize, heads: i64) {
         if let Some(shape) = self.shapes.get_mut(layer) {
             shape[0] = heads;
         }
     }
 
-    /// As many heads in each layer as `other` has, where those are more; nothing may be held yet.
+    /// Raises the number of heads of each layer to that of `other`; the cache must be empty.
     pub(crate) fn widen(&mut self, other: &Self) {
         for (own, other) in self.shapes.iter_mut().zip(&other.shapes) {
             own[0] = own[0].max(other[0]);
         }
     }
 
-    /// Gives a row what the only row of `other` holds, instead of what it held. Other rows stay as they are.
+    /// Replaces a row's contents by the only row of `other`. Other rows do not change.
     pub(crate) fn adopt(&mut self, row: usize, other: &Self) -> Result<()> {
         let length = other.lengths.first().copied().unwrap_or_default();
         let longest = self.lengths.iter().copied().max().unwrap_or_default();
@@ -129,7 +129,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// One layer's share, about to take the next tokens.
+    /// One layer's keys and values, ready for the next tokens.
     pub(crate) fn layer(&mut self, layer: usize) -> Result<&mut LayerCache> {
         let starts = &self.lengths;
         let cache = self.layers.get_mut(layer).and_then(Option::as_mut);
@@ -160,12 +160,12 @@ fn heads(store: &Tensor) -> i64 {
 pub(crate) struct LayerCache {
     keys: Tensor,
     values: Tensor,
-    /// Where each row's next token goes.
+    /// Where each row's next token is written.
     starts: Vec<i64>,
 }
 
 impl LayerCache {
-    /// Adds `[B, heads, T, size]` to every row, each head repeated where more are held.
+    /// Appends `[B, heads, T, size]` to every row. Heads are repeated if the cache has more.
     pub fn write(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
         let width = keys.size().get(2).copied().unwrap_or_default();
         for (store, new) in [(&self.keys, keys), (&self.values, values)] {
@@ -185,8 +185,8 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Attention of one new token a row, just written, `query` `[B, h, size]` to `[B, h · size]`; `None` where the tensors
-    /// are not what the kernel for it takes.
+    /// Attention of one new token per row, already written: `query` `[B, h, size]` to `[B, h · size]`. `None`
+    /// if the kernel does not support these tensors.
     pub fn attend(&self, query: &Tensor, scale: f64) -> Option<Result<Tensor>> {
         if !csrc::all_plain(&[query, &self.keys, &self.values]) {
             return None;

@@ -1,4 +1,4 @@
-//! A linear layer: base weights, and whatever adapters make of their result.
+//! A linear layer: base weights, and the effect of adapters.
 
 use tch::{Kind, Tensor};
 
@@ -8,15 +8,14 @@ use crate::error::Result;
 use crate::ops;
 use crate::weights::{Loader, Weight};
 
-/// Names a linear layer of one model by number, counted from 0 in the order of `Model::linears`.
+/// Index of a linear layer in `Model::linears`, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site(pub usize);
 
-/// A linear layer of the base model. Every product of activations with a block's weights, and with the head's, goes
-/// through [`Linear::forward`].
+/// A linear layer of the base model. Every product of activations with the weights of a block or of the head
+/// goes through [`Linear::forward`].
 #[derive(Debug)]
 pub struct Linear {
-    /// Where it is.
     pub site: Site,
     /// Its Hugging Face module name, which PEFT stores adapters under.
     pub name: String,
@@ -26,20 +25,20 @@ pub struct Linear {
     pub out_features: usize,
     weight: Weight,
     bias: Option<Tensor>,
-    /// Hugging Face names of both tensors; a tied head's weight has the embedding's.
+    /// Hugging Face names of weight and bias. A tied head's weight has the embedding's name.
     tensors: [String; 2],
 }
 
 impl Linear {
-    /// The layer of this module name, its weight held as the loader's quantisation says. Layers are loaded in the order of
-    /// their sites.
+    /// Loads the layer with this module name, with its weight in the loader's quantisation. Layers must be
+    /// loaded in the order of their sites.
     pub fn load(loader: &mut Loader, name: &str, has_bias: bool) -> Result<Self> {
         let weight_name = format!("{name}.weight");
         let weight = loader.matrix(&weight_name)?;
         Self::with_bias(loader, name, weight_name, weight, has_bias)
     }
 
-    /// As [`Linear::load`], for the head, which is always dense; a tied one has the embedding's weight.
+    /// As [`Linear::load`], for the head, which is always dense. A tied head has the embedding's weight.
     pub fn load_head(loader: &mut Loader, name: &str, weight_name: String, has_bias: bool) -> Result<Self> {
         let weight = loader.dense_matrix(&weight_name)?;
         Self::with_bias(loader, name, weight_name, weight, has_bias)
@@ -91,7 +90,7 @@ impl Linear {
         [weight, bias]
     }
 
-    /// The weight and bias with elements of type `kind` that alone do what this layer does with `adapter`.
+    /// The weight and bias, of type `kind`, that include the effect of `adapter`.
     pub fn folded(&self, adapter: Option<&dyn Adapter>, kind: Kind) -> Result<Folded> {
         let weight = match adapter.and_then(|adapter| adapter.weight(self)) {
             Some(weight) => ops::to_kind(weight, kind)?,
@@ -131,7 +130,8 @@ impl Linear {
         adapter.output(self, x, y, noise)
     }
 
-    /// Base weights run once over the whole batch; each run of neighbouring rows with one adapter then gets it.
+    /// The base product is computed once for the whole batch. Then each adapter is applied to its runs of
+    /// consecutive rows.
     fn by_rows(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let y = self.product(x)?;
         let mut parts = Vec::new();

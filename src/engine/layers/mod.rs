@@ -1,5 +1,5 @@
-//! What models and methods share: linear layers, the trait of adapters that change them, what one forward is given, and the
-//! cache of keys and values.
+//! Shared by models and methods: linear layers, the trait of adapters that change them, the inputs of a
+//! forward pass, and the KV cache.
 
 mod adapter;
 mod cache;

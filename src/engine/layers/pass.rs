@@ -1,4 +1,4 @@
-//! What one forward is given besides weights and cache.
+//! Inputs of a forward pass other than weights and cache.
 
 use std::ops::Range;
 
@@ -8,41 +8,43 @@ use super::Adapter;
 use crate::error::{EngineError, Result};
 use crate::ops;
 
-/// All that one forward needs besides weights and cache. B rows of T columns; row-major.
+/// Inputs of a forward pass other than weights and cache. B rows of T columns, row-major.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
-    /// `[B, T]` int64: the place of each token in its own document, from 0. Virtual tokens of an adapter come before that
-    /// and are not counted here; with a cache, which holds them as it holds all earlier tokens, they are. No place lies
-    /// beyond its document, as `mask` or the cache has it.
+    /// `[B, T]` int64: position of each token in its own document, from 0. Virtual tokens of an adapter come
+    /// before that and are not counted, except with a cache, which contains them like all earlier tokens. No
+    /// position exceeds its document's length as given by `mask` or the cache.
     pub positions: &'a Tensor,
     /// Which tokens see which.
     pub mask: Mask<'a>,
     /// Which adapters act on which rows.
     pub adapters: Active<'a>,
-    /// Randomness of training (dropout); `None` outside of it.
+    /// Randomness of training (dropout); `None` otherwise.
     pub noise: Option<Noise>,
 }
 
-/// Which tokens see which; none ever sees a later one.
+/// Which tokens see which. No token ever sees a later one.
 #[derive(Debug, Clone, Copy)]
 pub enum Mask<'a> {
-    /// Each row is one document, from its first column. Padding on the right needs no more than this: nothing that
-    /// counts sees it. With a cache, each row goes on where the cache says.
+    /// Each row is one document from its first column. Padding on the right needs nothing else, because no
+    /// real token sees it. With a cache, each row continues after its cached tokens.
     Causal,
-    /// Documents lie end to end and none sees another. Their lengths, over all rows in row-major order, sum to B × T.
+    /// Documents lie end to end and do not see each other. Their lengths, over all rows in row-major order,
+    /// sum to B × T.
     Documents(&'a [i64]),
-    /// As `Documents`, for documents that begin alike: what they share is computed once.
+    /// As `Documents`, for documents with shared beginnings, which are computed once.
     Branches(&'a [Document]),
-    /// Columns that do not count, wherever they are, are not seen: `[B, T]` bool, true where a column counts. Needed for
-    /// padding on the left.
+    /// Ignored columns, in any place, are not seen: `[B, T]` bool, false for these. Needed for padding on the
+    /// left.
     Columns(&'a Tensor),
 }
 
-/// A document some of whose first tokens may be those of earlier documents. Own tokens of all documents lie end to end,
-/// over all rows in row-major order.
+/// A document whose first tokens may be shared with earlier documents. The own tokens of all documents lie
+/// end to end, over all rows in row-major order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// The tokens before its own, first to last, as runs of neighbouring tokens that are computed for earlier documents.
+    /// The tokens before its own, in order, as runs of consecutive tokens that are computed for earlier
+    /// documents.
     pub shared: Vec<Range<i64>>,
     /// Number of its own tokens, at least 1.
     pub own: i64,
@@ -58,16 +60,16 @@ impl Document {
 /// Which adapters act on which rows of a batch.
 #[derive(Clone, Copy)]
 pub enum Active<'a> {
-    /// None: the base model.
+    /// The base model.
     Base,
-    /// One on all rows.
+    /// One adapter on all rows.
     All(&'a dyn Adapter),
-    /// One (or none) for each row.
+    /// One adapter or none for each row.
     Rows(&'a [Option<&'a dyn Adapter>]),
 }
 
 impl<'a> Active<'a> {
-    /// Those that act on any row.
+    /// The adapters that act on any row.
     fn all(self) -> impl Iterator<Item = &'a dyn Adapter> {
         let (one, rows): (_, &[Option<&dyn Adapter>]) = match self {
             Self::Base => (None, &[]),
@@ -79,13 +81,13 @@ impl<'a> Active<'a> {
 }
 
 impl Pass<'_> {
-    /// Whether any adapter has its own tensor in the place of the base model's of this name.
+    /// Whether any adapter replaces the base model's tensor of this name.
     pub(crate) fn replaces(&self, tensor: &str) -> bool {
         self.adapters.all().any(|adapter| adapter.replacement(tensor).is_some())
     }
 
-    /// Applies `f` to each run of neighbouring rows with one adapter. `x` holds the tokens of all rows in its first
-    /// dimension, as does what comes out.
+    /// Applies `f` to each run of consecutive rows with the same adapter. The first dimension of `x` and of
+    /// the result is the tokens of all rows.
     pub(crate) fn by_adapter(
         &self,
         x: &Tensor,
@@ -102,7 +104,8 @@ impl Pass<'_> {
         }
     }
 
-    /// The runs of neighbouring rows with one adapter. `x` holds the tokens of all rows in its first dimension.
+    /// The runs of consecutive rows with the same adapter. The first dimension of `x` is the tokens of all
+    /// rows.
     pub(crate) fn runs(&self, x: &Tensor) -> Result<Vec<Run<'_>>> {
         let tokens = x.size().first().copied().unwrap_or_default();
         let rows = match self.adapters {
@@ -126,7 +129,7 @@ impl Pass<'_> {
     }
 }
 
-/// Tokens of neighbouring rows with one adapter.
+/// Tokens of consecutive rows with the same adapter.
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
     pub adapter: Option<&'a dyn Adapter>,
@@ -134,7 +137,7 @@ pub(crate) struct Run<'a> {
     pub length: i64,
 }
 
-/// Whether two rows have the same adapter, the same object.
+/// Whether two rows have the same adapter object.
 fn same(a: Option<&dyn Adapter>, b: Option<&dyn Adapter>) -> bool {
     match (a, b) {
         (None, None) => true,
@@ -143,7 +146,7 @@ fn same(a: Option<&dyn Adapter>, b: Option<&dyn Adapter>) -> bool {
     }
 }
 
-/// Where in a run a forward stands: everything random in it is a function of this and of the module.
+/// The forward pass's place in a run. All random numbers are functions of this and of the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Noise {
     /// Derived from the run's seed, the step and the micro-batch with [`luthier_core::random::derive`].

@@ -23,7 +23,7 @@ pub struct AdamW {
 struct Slot {
     first: Tensor,
     second: Tensor,
-    /// Updates made, as the fused update wants it: a 0-dimensional f32 tensor.
+    /// Updates made, a 0-dimensional f32 tensor as the fused update expects.
     step: Tensor,
 }
 
@@ -38,14 +38,14 @@ impl AdamW {
         Ok(Self { slots: slots.collect::<Result<_>>()?, updates: 0 })
     }
 
-    /// Updates made so far; steps that were skipped do not count.
+    /// Updates made so far, without skipped steps.
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
-    /// One update of `parameters` in place; where `left_out`, a 0-dimensional f32 tensor on their device, holds 1, nothing
-    /// changes. `gradients` are in the order of `parameters`. Whoever reads that it was made says so to
-    /// [`AdamW::count_update`].
+    /// One update of `parameters` in place. If `left_out`, a 0-dimensional f32 tensor on their device, is 1,
+    /// nothing changes. `gradients` are in the order of `parameters`. The caller reports an update that was
+    /// made to [`AdamW::count_update`].
     pub fn update(
         &self,
         parameters: &Parameters,
@@ -54,10 +54,7 @@ impl AdamW {
         left_out: &Tensor,
     ) -> Result<()> {
         if parameters.len() != gradients.len() || !parameters.keys().eq(self.slots.keys()) {
-            return Err(EngineError::torch(
-                "adamw",
-                "parameters, gradients and moments do not belong together",
-            ));
+            return Err(EngineError::torch("adamw", "parameters, gradients and moments do not match"));
         }
         let rows: Vec<Moments> = parameters
             .values()
@@ -79,8 +76,8 @@ impl AdamW {
         self.updates += 1;
     }
 
-    /// The moments by the names they are saved under: `first.NAME` and `second.NAME`. The tensors are the optimizer's
-    /// own, not copies.
+    /// The moments by the names that they are saved under: `first.NAME` and `second.NAME`. The tensors are
+    /// the optimizer's own, not copies.
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
         let named = |(name, slot): (&String, &Slot)| {
             [
@@ -91,8 +88,8 @@ impl AdamW {
         self.slots.iter().flat_map(named).collect()
     }
 
-    /// Sets every moment to what [`AdamW::tensors`] gave, and the number of updates. All that does not fit is said at
-    /// once, and then nothing has changed.
+    /// Sets every moment and the number of updates to what [`AdamW::tensors`] returned. All mismatches are
+    /// reported at once, and then nothing has changed.
     pub fn restore(&mut self, tensors: &BTreeMap<String, Tensor>, updates: u64) -> Result<()> {
         let expected = self.tensors();
         let mut problems: Vec<String> = Vec::new();
@@ -158,7 +155,7 @@ mod tests {
         optimizer.count_update();
     }
 
-    /// The algorithm of the paper, line by line, in f64.
+    /// The paper's algorithm, line by line, in f64.
     fn plain(steps: i64) -> Vec<Vec<f64>> {
         let [beta1, beta2] = SETTINGS.betas;
         parameters()
@@ -201,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_that_is_left_out_changes_nothing() {
+    fn an_update_left_out_changes_nothing() {
         let (with, without) = (parameters(), parameters());
         let mut optimizers = [AdamW::new(&with).unwrap(), AdamW::new(&without).unwrap()];
         let left_out = Tensor::ones([], (Kind::Float, tch::Device::Cpu));
@@ -217,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_optimizer_goes_on_bit_for_bit() {
+    fn a_restored_optimizer_continues_bit_for_bit() {
         let whole = parameters();
         let mut optimizer = AdamW::new(&whole).unwrap();
         for step in 1..=6 {

@@ -1,8 +1,9 @@
-//! Rows of tokens laid out as one forward pass takes them, without any padding, and what rows begin with alike once.
+//! Lays out rows of tokens for one forward pass, without padding. Tokens that several rows begin with are
+//! computed once.
 //!
-//! A token's hidden state depends on the tokens before it only. Where rows begin with the same ones (a system prompt, the
-//! prompt of a preference pair) those are computed for the first of them, and the others go on from there; their losses and
-//! gradients are the same sums.
+//! A token's hidden state depends only on the tokens before it. If rows begin with the same tokens (a system
+//! prompt, the prompt of a preference pair), these are computed for the first row and the others continue
+//! from there. Their losses and gradients are the same sums.
 
 use std::collections::HashMap;
 
@@ -15,23 +16,23 @@ use crate::models::Model;
 use crate::models::head::Targets;
 use crate::ops;
 
-/// Tokens are shared where that spares at least one in so many, and attention, too, is computed once for them: laying out
-/// keys for each document is work of its own.
+/// Tokens are shared if that saves at least one in this many, and if attention is computed once for them too.
+/// Laying out keys for each document has a cost of its own.
 const WORTH_SHARING: usize = 16;
 
-/// The same where attention is computed for every document, over keys that are laid out for it again in each layer.
+/// The same if attention is computed for every document, with keys that are laid out again in each layer.
 const WORTH_SHARING_WITHOUT_ATTENTION: usize = 4;
 
 /// Rows for one forward pass. N tokens in all, of which C are computed, M targets of the loss.
 #[derive(Debug)]
 pub struct Batch {
-    /// Token ids, int64: `[rows, length]` where all rows are equally long and none shares its beginning, else `[1, C]`, row
-    /// after row.
+    /// Token ids, int64: `[rows, length]` if all rows have the same length and share nothing, otherwise `[1,
+    /// C]`, row after row.
     pub ids: Tensor,
-    /// The place of each token in its own row, int64, of the shape of `ids`.
+    /// Position of each token in its own row, int64, in the shape of `ids`.
     pub positions: Tensor,
     layout: Layout,
-    /// The M tokens trained on, and where each is predicted.
+    /// The M trained tokens, and the rows that predict them.
     pub targets: Targets,
     /// N.
     pub tokens: u64,
@@ -39,21 +40,21 @@ pub struct Batch {
     pub trained: u64,
 }
 
-/// How the rows of a batch lie in it.
+/// The layout of a batch's rows.
 #[derive(Debug)]
 enum Layout {
-    /// Each is a row.
+    /// Each document is a row.
     Rows,
-    /// End to end, of these lengths.
+    /// End to end, with these lengths.
     Apart(Vec<i64>),
-    /// End to end, with what they share.
+    /// End to end, with shared beginnings.
     Branches(Vec<Document>),
 }
 
 /// How often tokens are computed that several rows begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beginnings {
-    /// Once for all of them, where that spares at least one token in `worth`.
+    /// Once for all rows, if that saves at least one token in `worth`.
     Once {
         /// At least 1.
         worth: usize,
@@ -63,13 +64,13 @@ pub enum Beginnings {
 }
 
 impl Beginnings {
-    /// For forwards without noise.
+    /// For forward passes without noise.
     pub fn of(model: &Model) -> Self {
         let worth = if model.shares_attention() { WORTH_SHARING } else { WORTH_SHARING_WITHOUT_ATTENTION };
         Self::Once { worth }
     }
 
-    /// For training an adapter: once, unless equal tokens are made to differ.
+    /// For training an adapter: once, unless dropout makes equal tokens differ.
     pub fn under(model: &Model, adapter: &dyn Adapter) -> Self {
         if adapter.is_random() { Self::Each } else { Self::of(model) }
     }
@@ -78,11 +79,10 @@ impl Beginnings {
 /// One document of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
-    /// The dataset row it comes from.
+    /// The dataset row that it comes from.
     pub row: usize,
-    /// Token ids, first to last.
     pub ids: &'a [u32],
-    /// One per id: whether the token is a target of the loss.
+    /// One per id: whether the loss counts the token.
     pub trained: &'a [bool],
 }
 
@@ -100,7 +100,7 @@ impl AsRef<Batch> for Batch {
 }
 
 impl Batch {
-    /// Which tokens see which: each row itself only.
+    /// Which tokens see which: each row sees only itself.
     pub fn mask(&self) -> Mask<'_> {
         match &self.layout {
             Layout::Rows => Mask::Causal,
@@ -120,15 +120,18 @@ pub fn collate<'a>(
     lay_out(&sequences, beginnings, device).map(|(batch, _)| batch)
 }
 
-/// Lays sequences out on `device`; says of each target which sequence, counted from 0, it belongs to. Labels are shifted
-/// here, once: token `i` of a sequence is predicted at `i - 1`.
+/// Lays sequences out on `device`. Also returns the index of each target's sequence, from 0. Labels are
+/// shifted only here: token `i` of a sequence is predicted at `i - 1`.
 pub fn lay_out(sequences: &[Sequence], beginnings: Beginnings, device: Device) -> Result<(Batch, Vec<i64>)> {
     if let Some(wrong) = sequences.iter().find(|sequence| sequence.ids.len() != sequence.trained.len()) {
-        return Err(EngineError::Data(format!("row {} has not one mask entry per token", wrong.row)));
+        return Err(EngineError::Data(format!(
+            "the loss mask of row {} does not have one entry per token",
+            wrong.row
+        )));
     }
     let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
     if tokens == 0 {
-        return Err(EngineError::Data("a micro-batch holds no tokens".into()));
+        return Err(EngineError::Data("a micro-batch has no tokens".into()));
     }
     let computed = match beginnings {
         Beginnings::Each => Computed::new(sequences, false),
@@ -159,26 +162,26 @@ pub fn lay_out(sequences: &[Sequence], beginnings: Beginnings, device: Device) -
     Ok((batch, computed.owners))
 }
 
-/// Sequences as they are computed.
+/// Sequences in the form in which they are computed.
 #[derive(Default)]
 struct Computed {
-    /// Of each token that is computed.
+    /// Of each computed token.
     ids: Vec<i64>,
-    /// Of each token that is computed.
+    /// Of each computed token.
     positions: Vec<i64>,
     documents: Vec<Document>,
-    /// Of each target, the token that predicts it.
+    /// For each target, the token that predicts it.
     predicted_at: Vec<i64>,
-    /// Of each target, its id.
+    /// For each target, its id.
     wanted: Vec<i64>,
-    /// Of each target, its sequence.
+    /// For each target, its sequence.
     owners: Vec<i64>,
 }
 
 impl Computed {
     fn new(sequences: &[Sequence], share: bool) -> Self {
         let mut computed = Self::default();
-        // The token that follows another, or starts a sequence, by its id: every way that some sequence takes.
+        // A prefix tree of all sequences: by the token before (none at the start) and the id.
         let mut known: HashMap<(Option<i64>, u32), i64> = HashMap::new();
         for (owner, sequence) in (0..).zip(sequences) {
             let (mut last, mut shared, start) = (None, Vec::new(), computed.ids.len());
@@ -188,7 +191,7 @@ impl Computed {
                     computed.wanted.push(i64::from(id));
                     computed.owners.push(owner);
                 }
-                // Behind its first own token nothing of a sequence is known.
+                // After its first own token, a sequence shares nothing.
                 let here = known.get(&(last, id)).copied().unwrap_or_else(|| {
                     computed.ids.push(i64::from(id));
                     computed.positions.push(position);
@@ -211,7 +214,7 @@ impl Computed {
     }
 }
 
-/// Adds a place to runs of neighbouring ones.
+/// Adds a row to runs of consecutive rows.
 fn extend(runs: &mut Vec<std::ops::Range<i64>>, place: i64) {
     match runs.last_mut() {
         Some(run) if run.end == place => run.end += 1,
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn unequal_rows_lie_end_to_end_and_none_predicts_the_next_ones_first_token() {
+    fn unequal_rows_lie_end_to_end_and_do_not_predict_the_next_rows_first_token() {
         let rows = [row(&[5, 6, 7], &[false, true, true]), row(&[8, 9], &[true, true])];
         let batch = collate(&rows, ONCE, Device::Cpu).unwrap();
         assert_eq!(batch.ids.size(), [1, 5]);
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_rows_stand_side_by_side() {
+    fn rows_of_equal_length_are_stacked() {
         let rows = [row(&[5, 6], &[false, true]), row(&[7, 8], &[false, false])];
         let batch = collate(&rows, ONCE, Device::Cpu).unwrap();
         assert_eq!(batch.ids.size(), [2, 2]);
@@ -264,19 +267,19 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_read_is_an_error() {
+    fn a_batch_without_tokens_is_an_error() {
         assert!(collate(&[], ONCE, Device::Cpu).is_err());
         assert!(collate(&[row(&[1], &[])], ONCE, Device::Cpu).is_err());
     }
 
     #[test]
-    fn what_rows_begin_with_alike_is_computed_once() {
+    fn shared_beginnings_are_computed_once() {
         let rows = [
             row(&[1, 2, 3, 4, 5], &[false, false, false, true, true]),
             row(&[1, 2, 3, 6], &[false, false, true, true]),
-            // Branches off from the second, whose first tokens are the first's.
+            // Branches off the second row, whose first tokens are the first row's.
             row(&[1, 2, 3, 6, 7], &[false, false, false, false, true]),
-            // Nothing of its own.
+            // Has no tokens of its own.
             row(&[1, 2], &[false, true]),
             row(&[2, 3], &[false, true]),
         ];
@@ -287,7 +290,7 @@ mod tests {
         let shared: Vec<Vec<i64>> =
             documents.iter().map(|document| document.shared.iter().cloned().flatten().collect()).collect();
         assert_eq!(shared, [vec![], vec![0, 1, 2], vec![0, 1, 2, 5], vec![]]);
-        assert_eq!(documents[2].shared.len(), 2, "runs of neighbours");
+        assert_eq!(documents[2].shared.len(), 2, "two runs of consecutive tokens");
         assert_eq!(documents.iter().map(|document| document.own).collect::<Vec<_>>(), [5, 1, 1, 2]);
         assert_eq!(ops::to_integers(&batch.targets.rows).unwrap(), [2, 3, 1, 2, 5, 0, 7]);
         assert_eq!(ops::to_integers(&batch.targets.ids).unwrap(), [4, 5, 3, 6, 7, 2, 3]);
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn little_in_common_is_computed_for_each_row() {
+    fn short_shared_beginnings_are_computed_for_each_row() {
         let long: Vec<u32> = (0..40).collect();
         let mut other: Vec<u32> = (100..140).collect();
         other[0] = 0;
@@ -305,7 +308,7 @@ mod tests {
         let rows = [row(&long, &[true; 40]), row(&long, &[true; 40])];
         assert_eq!(collate(&rows, ONCE, Device::Cpu).unwrap().ids.size(), [1, 40]);
         assert_eq!(collate(&rows, Beginnings::Each, Device::Cpu).unwrap().ids.size(), [2, 40]);
-        // Half of all tokens are spared.
+        // Sharing saves half of all tokens.
         let worth = |worth| collate(&rows, Beginnings::Once { worth }, Device::Cpu).unwrap().ids.size();
         assert_eq!((worth(2), worth(1)), (vec![1, 40], vec![2, 40]));
     }

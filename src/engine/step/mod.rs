@@ -1,4 +1,4 @@
-//! One optimiser update, whatever its loss is: how rows become a batch, and what AdamW does with the gradient.
+//! One optimiser update for any loss: rows become a batch, and AdamW applies the gradient.
 
 pub mod adamw;
 pub mod batch;
@@ -17,16 +17,17 @@ use crate::layers::{Active, Adapter, Noise, Parameters, Pass};
 use crate::models::Model;
 use crate::{csrc, ops};
 
-/// What a step's loss is. Units are counted before any forward, so that each micro-batch can add its own sum over the
-/// count of the whole step.
+/// The loss of a step. Units are counted before any forward pass, so that each micro-batch can add its own
+/// sum divided by the count of the whole step.
 pub trait Objective {
-    /// A micro-batch as this objective takes it.
+    /// A micro-batch in this objective's form.
     type Batch: AsRef<Batch>;
 
-    /// Units in a micro-batch: what the step's loss is the mean over.
+    /// Units in a micro-batch; the step's loss is the mean over them.
     fn units(&self, batch: &Self::Batch) -> u64;
 
-    /// The loss of a micro-batch, from the final hidden states `[B, T, H]` of its tokens under the model with `adapters`.
+    /// The loss of a micro-batch, from the final hidden states `[B, T, H]` of its tokens under the model with
+    /// `adapters`.
     fn loss(&self, model: &Model, adapters: Active, hidden: &Tensor, batch: &Self::Batch) -> Result<Loss>;
 
     /// The metrics of a step, from its [`Loss::sums`] and its number of units.
@@ -38,18 +39,17 @@ pub trait Objective {
 /// Sums over the units of a micro-batch.
 #[derive(Debug)]
 pub struct Loss {
-    /// f32, 0-dimensional; carries the gradient of the hidden states.
+    /// f32, 0-dimensional, with the gradient of the hidden states.
     pub sum: Tensor,
-    /// What [`Objective::metrics`] is made from, `[k]` f32 without gradient.
+    /// Input of [`Objective::metrics`], `[k]` f32 without gradient.
     pub sums: Option<Tensor>,
 }
 
-/// What one update is made with.
+/// Settings of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepSettings {
-    /// Learning rate and the like.
     pub adamw: csrc::AdamW,
-    /// Gradients are scaled down to this norm; 0 leaves them as they are.
+    /// Gradients are scaled down to this norm; 0 leaves them unchanged.
     pub max_grad_norm: f64,
     /// Whether blocks are computed again in the backward pass instead of keeping their activations.
     pub recompute: bool,
@@ -57,42 +57,41 @@ pub struct StepSettings {
     pub seed: u64,
 }
 
-/// What a step measured.
+/// Measurements of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// Mean over the step's units.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Tokens read.
     pub tokens: u64,
-    /// Tokens trained on.
     pub trained_tokens: u64,
-    /// What else the objective reports.
+    /// The objective's other metrics.
     pub metrics: Metrics,
-    /// How long the device was at it.
+    /// Time on the device.
     pub phases: Phases,
 }
 
-/// What became of a step that was asked for.
+/// Result of launching a step.
 #[derive(Debug)]
 pub enum Launch {
-    /// Everything was handed to the device, the update included.
+    /// All work was launched on the device, including the update.
     Made(Launched),
-    /// None of the step's tokens is trained on: nothing has changed.
+    /// The step has no trained token: nothing has changed.
     NothingTrained,
-    /// It was given up half-way: nothing has changed.
+    /// Cancelled part-way: nothing has changed.
     Interrupted,
 }
 
-/// A step whose numbers nobody has read yet: the device may still be at work on it.
+/// A step whose numbers are not read yet. The device may still be working on it.
 #[derive(Debug)]
 pub struct Launched {
-    /// `[n]` f32: gradient norm, then each micro-batch's loss and sums; in this process's memory once `marks` are passed.
+    /// `[n]` f32: gradient norm, then each micro-batch's loss and sums. In host memory once `marks` are
+    /// passed.
     values: Tensor,
-    /// 0-dimensional f32: 1 where the update was left out.
+    /// 0-dimensional f32: 1 if the update was left out.
     left_out: Tensor,
-    /// How many sums follow the loss of each micro-batch.
+    /// Number of sums after the loss of each micro-batch.
     sums: Vec<usize>,
     metrics: fn(&[f64], u64) -> Metrics,
     marks: Marks,
@@ -106,29 +105,26 @@ pub struct Launched {
 pub enum Outcome {
     /// The adapter was updated.
     Updated(Measured),
-    /// Loss or gradient was not a finite number: nothing has changed.
+    /// Loss or gradient was not finite: nothing has changed.
     NotFinite(Measured),
 }
 
-/// What steps change, and through which model.
+/// What a step changes, and the model that it runs.
 #[derive(Clone, Copy)]
 pub struct Learner<'a> {
-    /// The base model.
     pub model: &'a Model,
-    /// What is trained.
     pub adapter: &'a dyn Adapter,
-    /// Of the adapter's parameters.
     pub optimizer: &'a AdamW,
 }
 
 impl Learner<'_> {
-    /// Makes one update of the adapter over all of `batches`, and waits for nothing on the device.
+    /// Makes one update of the adapter over all of `batches`, without waiting for the device.
     ///
-    /// The step's units (trained tokens, pairs) are counted first, and each micro-batch adds its sum over that count, so
-    /// that the gradient is the same however the step is cut. The device itself leaves the update out where loss or gradient
-    /// is not finite, and where it left out that of `before`, a step whose numbers were not read yet: a step after one that
-    /// failed changes nothing. An error (out of memory, say) leaves adapter and optimizer as they were. `interrupted` is
-    /// asked before each micro-batch.
+    /// The step's units (trained tokens, pairs) are counted first, and each micro-batch adds its sum divided
+    /// by that count, so that the gradient does not depend on how the step is split. The device leaves the
+    /// update out if the loss or gradient is not finite, or if it left out the update of `before`, a step
+    /// whose numbers are not read yet: a step after a failed one changes nothing. An error, such as out of
+    /// memory, leaves adapter and optimizer unchanged. `interrupted` is called before each micro-batch.
     pub fn launch<O: Objective>(
         &self,
         objective: &O,
@@ -192,8 +188,8 @@ impl Learner<'_> {
 }
 
 impl Launched {
-    /// Waits for the step, but not for one that was launched after it, and reads its numbers. A step launched after one that was not finite changed
-    /// nothing and is dropped unread.
+    /// Waits for this step, but not for a later one, and reads its numbers. A step launched after one that
+    /// was not finite changed nothing and is dropped unread.
     pub fn settle(self, optimizer: &mut AdamW) -> Result<Outcome> {
         self.marks.wait()?;
         let values = ops::to_floats(&self.values)?;
@@ -224,17 +220,17 @@ impl Launched {
     }
 }
 
-/// How a micro-batch's gradient is made.
+/// Settings for a micro-batch's gradient.
 #[derive(Clone, Copy)]
 struct Backward<'a> {
     /// As in [`StepSettings::recompute`].
     recompute: bool,
-    /// What its loss counts by.
+    /// Factor of its loss.
     share: &'a Tensor,
 }
 
-/// Adds a micro-batch's part of the gradient to the parameters' gradients; returns its losses, on the device, without
-/// gradient.
+/// Adds a micro-batch's part of the gradient to the parameters' gradients. Returns its losses, on the device,
+/// without gradient.
 fn add_gradients(
     model: &Model,
     ids: &Tensor,
@@ -270,7 +266,7 @@ fn values(losses: &[Loss], norm: &Tensor) -> Result<Tensor> {
     ops::concatenate(&parts, 0)
 }
 
-/// Every parameter's gradient, zeros for one that no loss reached.
+/// Every parameter's gradient; zeros if no loss depends on the parameter.
 fn gradients(parameters: &Parameters) -> Result<Vec<Tensor>> {
     let gradient = |parameter: &Tensor| match ops::gradient(parameter)? {
         Some(gradient) => Ok(gradient),

@@ -1,4 +1,4 @@
-//! Where a step's time goes, as the device counts it.
+//! How long each phase of a step takes, measured on the device.
 
 use serde::Serialize;
 use tch::Device;
@@ -17,11 +17,11 @@ pub struct Phases {
     pub update: f64,
 }
 
-/// Marks between the phases of a step, put where the device was given its work.
+/// Events between the phases of a step, recorded when the work is launched.
 #[derive(Debug)]
 pub(super) struct Marks {
     device: Device,
-    /// Before each micro-batch, between its forward and its backward, and after the last one.
+    /// Before each micro-batch, between its forward and backward, and after the last one.
     micro_batches: Vec<Event>,
     end: Option<Event>,
 }
@@ -31,24 +31,24 @@ impl Marks {
         Ok(Self { device, micro_batches: vec![Event::record(device)?], end: None })
     }
 
-    /// A forward, and then its backward, was given to the device.
+    /// A forward, and then its backward, was launched.
     pub fn next(&mut self) -> Result<()> {
         self.micro_batches.push(Event::record(self.device)?);
         Ok(())
     }
 
-    /// The whole step was.
+    /// The whole step was launched.
     pub fn end(&mut self) -> Result<()> {
         self.end = Some(Event::record(self.device)?);
         Ok(())
     }
 
-    /// Waits until the device has done it all, and for nothing that it was given later.
+    /// Waits until the device has done the step's work, but not for later work.
     pub fn wait(&self) -> Result<()> {
         self.end.as_ref().map_or(Ok(()), Event::wait)
     }
 
-    /// How long each phase took; waits as [`Marks::wait`] does.
+    /// The duration of each phase. Waits as [`Marks::wait`] does.
     pub fn phases(&self) -> Result<Phases> {
         let mut phases = Phases::default();
         for (index, pair) in self.micro_batches.windows(2).enumerate() {
