@@ -1,4 +1,4 @@
-//! Rows in, tokens out: ids only, several rows and several adapters in one batch over one set of base weights.
+//! Generation on token ids: several rows and several adapters in one batch, over one set of base weights.
 
 mod sample;
 
@@ -15,47 +15,46 @@ use crate::layers::{Active, Adapter, KvCache, Mask, Pass};
 use crate::models::Model;
 use crate::ops;
 
-/// What one row of a batch is to be continued with.
+/// The prompt and settings of one row of a batch.
 #[derive(Clone, Copy)]
 pub struct Row<'a> {
     /// At least one token.
     pub prompt: &'a [u32],
-    /// Acts on this row alone; `None` is the base model.
+    /// Acts on this row only; `None` is the base model.
     pub adapter: Option<&'a dyn Adapter>,
-    /// How tokens are chosen.
     pub sampling: Sampling,
-    /// With the same seed a row draws the same tokens, whatever stands beside it, as far as the arithmetic of its logits
-    /// is the same.
+    /// With the same seed a row samples the same tokens in any batch, as long as its logits are computed with
+    /// the same arithmetic.
     pub seed: u64,
-    /// Tokens that end the row; the one that does is the last of its completion.
+    /// Tokens that end the row. The stop token is the last one of its completion.
     pub stop: &'a [u32],
-    /// Most tokens to be made.
+    /// Most new tokens.
     pub max_new_tokens: usize,
 }
 
 /// Why a row ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// It made a stop token.
+    /// It generated a stop token.
     Stop,
-    /// It made as many tokens as it may.
+    /// It reached `max_new_tokens`.
     Length,
-    /// The callback broke it off.
+    /// The callback cancelled it.
     Cancelled,
 }
 
-/// What became of one row.
+/// The result of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
-    /// The tokens made, without the prompt.
+    /// The generated tokens, without the prompt.
     pub tokens: Vec<u32>,
-    /// Why there are no more.
     pub ended: Ended,
     /// From the start of the batch to the row's last token.
     pub duration: Duration,
 }
 
-/// Continues every row. `on_token(row, token)` sees each token as it is made; [`ControlFlow::Break`] ends that row.
+/// Continues every row. `on_token(row, token)` is called for each token as it is generated;
+/// [`ControlFlow::Break`] ends that row.
 pub fn generate(
     model: &Model,
     rows: &[Row],
@@ -69,12 +68,13 @@ pub fn generate(
             return Err(EngineError::Data(format!("the prompt of row {index} is empty")));
         }
         if let Some(id) = row.prompt.iter().find(|&&id| id as usize >= vocabulary) {
-            let message = format!("the prompt of row {index} holds token {id}; the model has {vocabulary}");
+            let message =
+                format!("the prompt of row {index} has token id {id}; the model has {vocabulary} tokens");
             return Err(EngineError::Data(message));
         }
     }
     let mut completions: Vec<Option<Completion>> = vec![None; rows.len()];
-    // Neighbours with one adapter share one product with it.
+    // Consecutive rows with the same adapter share one product with it.
     let mut live: Vec<Live> =
         rows.iter().enumerate().map(|(index, _)| Live { index, tokens: vec![] }).collect();
     live.sort_by_key(|row| rows[row.index].adapter.map(|adapter| std::ptr::from_ref(adapter).addr()));
@@ -126,7 +126,7 @@ pub fn generate(
     }
 }
 
-/// A row that goes on.
+/// A row that is still being generated.
 #[derive(Default)]
 struct Live {
     index: usize,
@@ -141,7 +141,8 @@ fn active<'a>(adapters: &'a [Option<&'a dyn Adapter>]) -> Active<'a> {
     if adapters.iter().all(Option::is_none) { Active::Base } else { Active::Rows(adapters) }
 }
 
-/// Fills the cache with all prompts, padded on the right, and returns the hidden states of their last tokens, `[B, H]`.
+/// Fills the cache with all prompts, padded on the right. Returns the hidden states of their last tokens,
+/// `[B, H]`.
 fn prefill(
     model: &Model,
     prompts: &[&[u32]],
@@ -177,8 +178,8 @@ fn prefill(
     ops::select_rows(&flat, 0, &ops::integers(&ends, model.device())?)
 }
 
-/// One more token of every row: `[B, H]`. A row that grows to a length from which on keys are rotated otherwise is computed
-/// again from its first token.
+/// One more token for every row: `[B, H]`. If a row reaches a length where keys are rotated differently, it
+/// is computed again from its first token.
 fn decode(
     model: &Model,
     rows: &[Row],
@@ -210,7 +211,7 @@ fn decode(
     ops::concatenate(&last, 0)
 }
 
-/// One more token of every row, after what the cache holds: `[B, H]`.
+/// One more token for every row, after the cached ones: `[B, H]`.
 fn one_more(
     model: &Model,
     live: &[Live],

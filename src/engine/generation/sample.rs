@@ -1,13 +1,12 @@
-//! Choosing a token from logits: pure functions, applied in the order temperature, top-k, top-p, draw.
+//! Sampling a token from logits: pure functions, applied in the order temperature, top-k, top-p, draw.
 
-/// How tokens are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 takes the most likely token.
     pub temperature: f64,
-    /// Only the most likely so many; 0 is all.
+    /// Keeps only this many of the most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Only the most likely ones that together reach this probability; 1 is all.
+    /// Keeps only the most likely tokens that together reach this probability; 1 keeps all.
     pub top_p: f64,
 }
 
@@ -15,17 +14,17 @@ impl Sampling {
     /// Always the most likely token.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
 
-    /// Whether chance plays no part.
+    /// Whether the result does not depend on the seed.
     pub fn is_greedy(&self) -> bool {
         self.temperature <= 0.0 || self.top_k == 1
     }
 }
 
-/// A token and its share: unnormalised, the best has 1.
+/// A token and its unnormalised probability; that of the best token is 1.
 type Candidate = (u32, f64);
 
-/// The token at `draw`, uniform in [0, 1), of the distribution that `sampling` makes of `logits`. Ties and non-finite
-/// logits never fail: what is not a number is never chosen while anything else is there.
+/// The token at `draw`, uniform in [0, 1), of the distribution given by `logits` and `sampling`. Ties and
+/// non-finite logits are not errors: a NaN is chosen only if there is nothing else.
 pub(super) fn sample(mut logits: Vec<f32>, sampling: &Sampling, draw: f64) -> u32 {
     for logit in &mut logits {
         if logit.is_nan() {
@@ -38,21 +37,21 @@ pub(super) fn sample(mut logits: Vec<f32>, sampling: &Sampling, draw: f64) -> u3
     pick(&candidates, draw)
 }
 
-/// `exp((logit - best) / temperature)` of every token whose share is above 0.
+/// `exp((logit - best) / temperature)` of every token for which it is above 0.
 fn weigh(logits: &[f32], temperature: f64) -> Vec<Candidate> {
     let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    // Infinity minus itself is no number.
+    // Infinity minus infinity would be NaN.
     let share = |logit: f32| if logit < best { (f64::from(logit - best) / temperature).exp() } else { 1.0 };
     let weighed = logits.iter().enumerate().map(|(id, &logit)| (id as u32, share(logit)));
     weighed.filter(|&(_, share)| share > 0.0).collect()
 }
 
-/// Most likely first; of equals, the lower token.
+/// Most likely first; for ties, the lower token id first.
 fn order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// The `k` most likely, in order; all of them, in any order, where `k` is 0.
+/// The `k` most likely, in order. All of them, in any order, if `k` is 0.
 fn top_k(mut candidates: Vec<Candidate>, k: usize) -> Vec<Candidate> {
     if k > 0 && k < candidates.len() {
         candidates.select_nth_unstable_by(k, order);
@@ -61,13 +60,13 @@ fn top_k(mut candidates: Vec<Candidate>, k: usize) -> Vec<Candidate> {
     candidates
 }
 
-/// The fewest of the most likely that reach `p` of the whole together.
+/// The smallest set of the most likely tokens that together reach `p` of the total.
 fn top_p(mut candidates: Vec<Candidate>, p: f64) -> Vec<Candidate> {
     if p >= 1.0 {
         return candidates;
     }
     let wanted = p.max(0.0) * candidates.iter().map(|candidate| candidate.1).sum::<f64>();
-    // A few tokens hold almost all of the probability, so sorting the best ones is nearly always enough.
+    // A few tokens have almost all of the probability, so sorting the best ones is nearly always enough.
     let mut sorted = 0;
     let mut reached = 0.0;
     while sorted < candidates.len() {
@@ -89,7 +88,7 @@ fn top_p(mut candidates: Vec<Candidate>, p: f64) -> Vec<Candidate> {
     candidates
 }
 
-/// The candidate at `draw` of the cumulated shares, lowest token first.
+/// The candidate at `draw` of the cumulative distribution, lowest token id first.
 fn pick(candidates: &[Candidate], draw: f64) -> u32 {
     let mut candidates = candidates.to_vec();
     candidates.sort_unstable_by_key(|candidate| candidate.0);
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_it_is_the_softmax_at_its_temperature() {
+    fn without_limits_tokens_follow_the_softmax_at_the_temperature() {
         let plain = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
         assert_near(&shares(&plain), &softmax(&[1.0, 3.0, 2.0, -1.0, 3.0, 0.0]));
         let cold = Sampling { temperature: 0.5, ..plain };
@@ -139,15 +138,15 @@ mod tests {
     }
 
     #[test]
-    fn top_k_keeps_the_best_and_the_lower_of_equals() {
+    fn top_k_keeps_the_best_and_for_ties_the_lower_id() {
         let two = Sampling { temperature: 1.0, top_k: 2, top_p: 1.0 };
         assert_near(&shares(&two), &[0.0, 0.5, 0.0, 0.0, 0.5, 0.0]);
         assert_eq!(sample(LOGITS.to_vec(), &Sampling { top_k: 1, ..two }, 0.99), 1);
     }
 
     #[test]
-    fn top_p_keeps_the_fewest_that_reach_it() {
-        // 1 and 4 hold 0.387 each, 2 holds 0.142.
+    fn top_p_keeps_the_smallest_set_that_reaches_it() {
+        // 1 and 4 have 0.387 each, 2 has 0.142.
         let p = |top_p| Sampling { temperature: 1.0, top_k: 0, top_p };
         assert_near(&shares(&p(0.5)), &[0.0, 0.5, 0.0, 0.0, 0.5, 0.0]);
         let third = (-1.0_f64).exp();
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_never_chosen() {
+    fn nan_is_never_chosen() {
         let logits = vec![f32::NAN, 0.0, f32::NAN];
         let plain = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
         assert!((0..10).all(|draw| sample(logits.clone(), &plain, f64::from(draw) / 10.0) == 1));

@@ -19,9 +19,9 @@ use crate::{csrc, ops};
 pub(super) struct Attention {
     spec: AttentionSpec,
     layer: usize,
-    /// Index into the model's rotations, where queries and keys are rotated.
+    /// Index into the model's rotations, if queries and keys are rotated.
     rope: Option<usize>,
-    /// `[h]` f32, where scores get a linear bias.
+    /// `[h]` f32, if scores get a linear bias.
     slopes: Option<Tensor>,
     projections: Projections,
     /// Of queries and of keys.
@@ -77,7 +77,7 @@ impl Attention {
         Ok(Self { spec: spec.clone(), layer, rope, slopes, projections, head_norms, output })
     }
 
-    /// In the order in which sites were given out.
+    /// In site order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let inputs = match &self.projections {
             Projections::Split(split) => [Some(&split.query), Some(&split.key), Some(&split.value)],
@@ -86,7 +86,7 @@ impl Attention {
         inputs.into_iter().flatten().chain([&self.output])
     }
 
-    /// `[N, H]` → `[N, H]`; keys and values of the new tokens go into `cache`.
+    /// `[N, H]` → `[N, H]`. Keys and values of the new tokens are written to `cache`.
     pub fn forward(&self, x: &Tensor, frame: &Frame, cache: Option<&mut LayerCache>) -> Result<Tensor> {
         let (mut query, mut key, value) = self.project(x, frame)?;
         if let Some((query_norm, key_norm)) = &self.head_norms {
@@ -116,7 +116,7 @@ impl Attention {
             )),
             Projections::Fused(all) => {
                 let all = all.forward(x, frame.pass)?;
-                // Groups and heads of one group where each group has its own part, else all heads in a row.
+                // With a layout by group, each group has its own part; otherwise heads follow one another.
                 let (groups, shared) = if self.spec.qkv == Qkv::FusedByGroup { (g, h / g) } else { (1, h) };
                 let each = if self.spec.qkv == Qkv::FusedByGroup { 1 } else { g };
                 let all = ops::reshape(&all, &[-1, groups, shared + 2 * each, d])?;
@@ -152,7 +152,7 @@ impl Attention {
                 let past = prefix.map_or(0, |(keys, _)| keys.size()[0]);
                 let all = ops::see_first(mask, past)?;
                 let mask = match self.window().filter(|&window| past + width > window) {
-                    // Virtual tokens fall out of the window like all earlier ones.
+                    // Virtual tokens leave the window like all earlier tokens.
                     Some(window) => {
                         let device = query.device();
                         let near = ops::causal_mask(&[past], width, past + width, Some(window), device)?;
@@ -166,12 +166,12 @@ impl Attention {
                 by_token(&self.scores(&q, &k, &v, Some(&mask), false)?)
             }
             View::Cached { .. } => {
-                Err(EngineError::torch("attention", "a cached forward was given no cache"))
+                Err(EngineError::torch("attention", "a cached forward pass needs a cache"))
             }
         }
     }
 
-    /// Documents, of which own tokens are given: no work on pairs that never see each other.
+    /// Attention of documents, given their own tokens: no work on pairs of tokens from different documents.
     fn documents(
         &self,
         query: &Tensor,
@@ -192,14 +192,15 @@ impl Attention {
         let Some(spread) = documents.spread() else {
             return self.documents_apart(query, key, value, &lengths, prefix);
         };
-        // Documents that share nothing any more. Queries of shared tokens are computed for each of them and dropped: without
-        // them a document of its own would need a mask, for which there is no fast kernel on a GPU.
+        // Written out as separate documents. Queries of shared tokens are computed for each document and
+        // dropped: without them, a document's own tokens would need a mask, for which there is no fast GPU
+        // kernel.
         let apart = |x: &Tensor| ops::gather(x, &spread.rows);
         let mixed = self.documents_apart(&apart(query)?, &apart(key)?, &apart(value)?, &lengths, prefix)?;
         ops::select_rows(&mixed, 0, &spread.own)
     }
 
-    /// Documents end to end: no mask where none is needed.
+    /// Documents end to end, without a mask if none is needed.
     fn documents_apart(
         &self,
         query: &Tensor,
@@ -219,7 +220,7 @@ impl Attention {
         ops::concatenate(&parts.collect::<Result<Vec<_>>>()?, 0)
     }
 
-    /// Documents that are rows of one length.
+    /// Documents of equal length, one per row.
     fn equal_documents(
         &self,
         query: &Tensor,
@@ -240,8 +241,8 @@ impl Attention {
         by_token(&self.scores(&q, &k, &v, Some(&mask), false)?)
     }
 
-    /// New queries against all keys of the cache, which holds the new ones already. `mask` is the model's for layers
-    /// that see everything, where one is needed.
+    /// New queries against all keys of the cache, including the new ones. `mask` is the one for layers
+    /// without a window, if one is needed.
     fn mix_cached(
         &self,
         query: &Tensor,
@@ -267,7 +268,8 @@ impl Attention {
         };
         let mask = near.as_ref().or(mask);
         if width == 1 && self.slopes.is_none() {
-            // The query heads of one group stand where columns would: nothing is repeated.
+            // The query heads of a group are laid out as columns, so that keys and values need not be
+            // repeated.
             let (h, g) = (self.spec.heads as i64, key.size()[1]);
             let d = self.spec.head_size as i64;
             let query = ops::reshape(query, &[rows, g, h / g, d])?;
@@ -277,7 +279,7 @@ impl Attention {
         by_token(&self.scores(&by_row(query, rows, width)?, &key, &value, mask, false)?)
     }
 
-    /// Softmax attention of `[B, h, T, d]` over `[B, g, K, d]`, as the layer's options have it.
+    /// Softmax attention of `[B, h, T, d]` over `[B, g, K, d]`, with the layer's options.
     fn scores(
         &self,
         query: &Tensor,
@@ -316,8 +318,8 @@ fn by_token(x: &Tensor) -> Result<Tensor> {
     ops::reshape(&ops::transpose(x, 1, 2)?, &[size[0] * size[2], size[1] * size[3]])
 }
 
-/// `[B, g, T, d]` with the `[P, g, d]` of virtual tokens before every row: `[B, g, P + T, d]`. A prefix with more heads
-/// meets those of `x` repeated.
+/// `[B, g, T, d]` with the `[P, g, d]` of virtual tokens before every row: `[B, g, P + T, d]`. If the prefix
+/// has more heads, those of `x` are repeated.
 fn after(prefix: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
     let Some(prefix) = prefix else { return Ok(x.shallow_clone()) };
     let rows = x.size().first().copied().unwrap_or_default();
@@ -326,16 +328,17 @@ fn after(prefix: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
     ops::concatenate(&[every, ops::repeat_heads(x, heads)?], 2)
 }
 
-/// `[K, g, d]` below the `[P, g, d]` of virtual tokens: `[P + K, g, d]`. A prefix with more heads meets those of `x`
-/// repeated.
+/// `[K, g, d]` below the `[P, g, d]` of virtual tokens: `[P + K, g, d]`. If the prefix has more heads, those
+/// of `x` are repeated.
 fn above(prefix: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
     let Some(prefix) = prefix else { return Ok(x.shallow_clone()) };
     let heads = prefix.size().get(1).copied().unwrap_or_default();
     ops::concatenate(&[prefix.shallow_clone(), ops::repeat_heads(x, heads)?], 0)
 }
 
-/// Slopes of the linear bias by head: powers of `2^(-8/n)` for n heads, where n is no power of two filled up from those of
-/// twice the next lower one (arXiv 2108.12409, section 3; transformers `build_alibi_tensor`, which rounds them to bf16).
+/// Slopes of the linear bias by head: powers of `2^(-8/n)` for n heads. If n is not a power of two, those of
+/// the next lower power are followed by every other one of twice that power (arXiv 2108.12409, section 3;
+/// transformers `build_alibi_tensor`, which rounds them to bf16).
 fn slopes(heads: usize) -> Vec<f32> {
     let lower = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
     let power = |of: usize, index: usize| 2.0_f64.powf(-8.0 * index as f64 / of as f64);
@@ -349,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slopes_halve_by_head_and_fill_up_in_between() {
+    fn slopes_equal_those_of_the_paper() {
         assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.031_25, 0.015_625, 0.007_812_5, 0.003_906_25]);
         let twelve = slopes(12);
         assert_eq!(twelve[..8], slopes(8));

@@ -1,4 +1,5 @@
-//! The decoder block: residual topologies around attention ([`super::attention`]) and feed-forward part ([`super::mlp`]).
+//! The decoder block: residual connections around attention ([`super::attention`]) and feed-forward part
+//! ([`super::mlp`]).
 //!
 //! ```text
 //! Residual::PreNorm      x ──┬─ norm ─ attention ─┬─ + ──┬─ norm ─ mlp ─┬─ +
@@ -23,17 +24,16 @@ use crate::layers::{LayerCache, Linear};
 use crate::ops;
 use crate::weights::Loader;
 
-/// Names the module of a role in the layer that is loaded.
+/// The module name for a role in the layer being loaded.
 pub(super) type Module<'a> = &'a dyn Fn(Role) -> Result<String>;
 
-/// One layer.
 pub(super) struct Block {
     norms: Norms,
     attention: Attention,
     mlp: Mlp,
 }
 
-/// How the two parts join the residual stream, and the norms on the way.
+/// How the two parts join the residual stream, with the norms before and after them.
 enum Norms {
     Pre { attention: Norm, mlp: Norm },
     Sandwich { attention: Norm, after_attention: Norm, mlp: Norm, after_mlp: Norm },
@@ -74,7 +74,7 @@ impl Block {
         Ok(Self { norms, attention, mlp: Mlp::load(*mlp, &module, loader)? })
     }
 
-    /// `[N, H]` → `[N, H]`; keys and values of the new tokens go into `cache`.
+    /// `[N, H]` → `[N, H]`. Keys and values of the new tokens are written to `cache`.
     pub fn forward(&self, x: &Tensor, frame: &Frame, cache: Option<&mut LayerCache>) -> Result<Tensor> {
         let pass = frame.pass;
         match &self.norms {
@@ -99,7 +99,7 @@ impl Block {
         }
     }
 
-    /// In the order in which sites were given out.
+    /// In site order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.attention.linears().chain(self.mlp.linears())
     }

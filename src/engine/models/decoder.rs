@@ -1,4 +1,4 @@
-//! The model: embedding, blocks, final norm, head; the walk through them, and its twin that keeps no activations.
+//! The model: embedding, blocks, final norm and head, with a forward pass and one that keeps no activations.
 
 use luthier_core::model::architecture::{AttentionSpec, Position};
 use luthier_core::model::roles::Role;
@@ -25,26 +25,27 @@ pub struct Model {
     learned_positions: Option<Tensor>,
     blocks: Vec<Block>,
     final_norm: Norm,
-    /// Shares the embedding's memory where it is tied.
+    /// A tied head shares the embedding's memory.
     head: Linear,
     ropes: Vec<Rope>,
     weight_bytes: u64,
 }
 
-/// A forward that kept only each block's input, for [`Model::backward`].
+/// A forward pass that kept only each block's input, for [`Model::backward`].
 #[derive(Debug)]
 pub struct Trace {
-    /// `[N, H]` each; the first carries the history of trained embeddings.
+    /// `[N, H]` each; the first has the gradient history of trained embeddings.
     inputs: Vec<Tensor>,
     /// Output of the last block, a leaf `[N, H]`.
     last: Tensor,
-    /// Final hidden states `[B, T, H]`, differentiable down to the output of the last block.
+    /// Final hidden states `[B, T, H]`, differentiable back to the output of the last block.
     pub hidden: Tensor,
 }
 
 impl Model {
-    /// Loads the weights onto `device`, as elements of type `kind` (f32 or bf16), the blocks' linear layers held as
-    /// `quantisation` says. f32 and bf16 weights that are stored as `kind` are used where they lie in the mapped file.
+    /// Loads the weights onto `device` as type `kind` (f32 or bf16), with the blocks' linear layers in the
+    /// form given by `quantisation`. f32 and bf16 weights that are stored as `kind` are used directly from
+    /// the mapped file.
     pub fn load(files: &ModelFiles, device: Device, kind: Kind, quantisation: Quantisation) -> Result<Self> {
         let _guard = tch::no_grad_guard();
         let architecture = &files.architecture;
@@ -99,22 +100,20 @@ impl Model {
         })
     }
 
-    /// What its files say.
     pub fn files(&self) -> &ModelFiles {
         &self.files
     }
 
-    /// What the model is made of.
     pub fn architecture(&self) -> &Architecture {
         &self.files.architecture
     }
 
-    /// Names the base weights: [`ModelFiles::fingerprint`].
+    /// The fingerprint of the base weights: [`ModelFiles::fingerprint`].
     pub fn fingerprint(&self) -> &str {
         &self.files.fingerprint
     }
 
-    /// Where weights lie, and where every input must lie.
+    /// The device of the weights; every input must be on it.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -124,18 +123,18 @@ impl Model {
         self.kind
     }
 
-    /// Bytes that the weights take; of those that stay mapped, in their file.
+    /// Bytes of the weights. For those that stay mapped, bytes in their file.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
     }
 
-    /// Whether keys are rotated alike in sequences of `a` and of `b` tokens: where they are not (LongRoPE, dynamic NTK),
-    /// what a cache holds of a sequence that grew from the one to the other must be computed again.
+    /// Whether keys are rotated equally in sequences of `a` and of `b` tokens. If not (LongRoPE, dynamic
+    /// NTK), the cache of a sequence that grew from one length to the other must be computed again.
     pub fn rotates_alike(&self, a: i64, b: i64) -> bool {
         self.ropes.iter().all(|rope| rope.is_equal_at(a, b))
     }
 
-    /// Whether attention, like all else, is computed once for tokens that several documents begin with
+    /// Whether attention, too, is computed once for tokens that several documents begin with
     /// ([`Mask::Branches`]).
     pub fn shares_attention(&self) -> bool {
         let is_usual = |attention: &AttentionSpec| {
@@ -145,12 +144,11 @@ impl Model {
             && self.files.architecture.layers.iter().all(|layer| is_usual(&layer.attention))
     }
 
-    /// Every linear layer that an adapter can act on, by [`crate::layers::Site`]; the head is the last.
+    /// Every linear layer that an adapter can act on, by [`crate::layers::Site`]. The head is the last.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(Block::linears).chain([&self.head])
     }
 
-    /// The output head.
     pub fn head(&self) -> &Linear {
         &self.head
     }
@@ -165,8 +163,8 @@ impl Model {
         KvCache::new(self.architecture(), rows, self.kind, self.device)
     }
 
-    /// Final hidden states `[B, T, H]` (after the last norm, before the head) of `ids` `[B, T]` int64. With a cache, the
-    /// tokens follow those it holds, and it holds them too afterwards.
+    /// Final hidden states `[B, T, H]` (after the last norm, before the head) of `ids` `[B, T]` int64. With a
+    /// cache, the tokens follow the cached ones and are added to it.
     pub fn hidden(&self, ids: &Tensor, pass: &Pass, cache: Option<&mut KvCache>) -> Result<Tensor> {
         let frame = self.frame(ids, pass, cache.as_deref())?;
         let x = self.embed(ids, &frame)?;
@@ -174,8 +172,8 @@ impl Model {
         self.finish(&x, &frame)
     }
 
-    /// The residual stream before the first block and after each but the last, then the final hidden states: as many as
-    /// there are layers, and one; `[B, T, H]` each.
+    /// The residual stream before the first block and after each block but the last, then the final hidden
+    /// states: one more than there are layers, `[B, T, H]` each.
     pub fn hidden_states(&self, ids: &Tensor, pass: &Pass) -> Result<Vec<Tensor>> {
         let frame = self.frame(ids, pass, None)?;
         let mut x = self.embed(ids, &frame)?;
@@ -188,8 +186,8 @@ impl Model {
         Ok(states)
     }
 
-    /// The same hidden states as [`Model::hidden`], keeping only what enters each block: [`Model::backward`] computes the
-    /// rest again.
+    /// The same hidden states as [`Model::hidden`], but only the input of each block is kept:
+    /// [`Model::backward`] computes the rest again.
     pub fn hidden_recomputed(&self, ids: &Tensor, pass: &Pass) -> Result<Trace> {
         let frame = self.frame(ids, pass, None)?;
         let mut inputs = Vec::with_capacity(self.blocks.len());
@@ -206,8 +204,8 @@ impl Model {
         Ok(Trace { inputs, last, hidden })
     }
 
-    /// Gradients of a loss into the adapter's parameters, after the loss's own backward has reached `trace.hidden`. `ids`
-    /// and `pass` must be those of [`Model::hidden_recomputed`].
+    /// Computes the gradients of a loss for the adapter's parameters, after the loss's own backward has
+    /// reached `trace.hidden`. `ids` and `pass` must be those of [`Model::hidden_recomputed`].
     pub fn backward(&self, trace: Trace, ids: &Tensor, pass: &Pass) -> Result<()> {
         let frame = self.frame(ids, pass, None)?;
         let Trace { mut inputs, last, hidden } = trace;
@@ -231,7 +229,7 @@ impl Model {
         Ok(())
     }
 
-    /// Puts the virtual tokens of each row's adapter into an empty cache.
+    /// Writes the virtual tokens of each row's adapter into an empty cache.
     pub fn begin(&self, adapters: &[Option<&dyn Adapter>], cache: &mut KvCache) -> Result<()> {
         let mut made: Vec<(&dyn Adapter, i64, KvCache)> = Vec::new();
         let mut taken = Vec::new();
@@ -275,12 +273,12 @@ impl Model {
 
     fn frame<'a>(&self, ids: &Tensor, pass: &'a Pass<'a>, cache: Option<&KvCache>) -> Result<Frame<'a>> {
         let Ok((rows, columns)) = ids.size2() else {
-            return Err(EngineError::mismatch("hidden", &[ids], "ids must be of shape [rows, columns]"));
+            return Err(EngineError::mismatch("hidden", &[ids], "ids must have shape [rows, columns]"));
         };
         Frame::new([rows, columns], pass, &self.ropes, self.kind, cache)
     }
 
-    /// Through all blocks.
+    /// Runs all blocks.
     fn walk(&self, mut x: Tensor, frame: &Frame, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
         if let Some(cache) = cache.as_deref_mut() {
             cache.reserve(frame.width)?;
@@ -295,7 +293,7 @@ impl Model {
         Ok(x)
     }
 
-    /// `[N, H]` of the given tokens, and of virtual ones before them.
+    /// `[N, H]` of the given tokens, and of virtual tokens before them.
     fn embed(&self, ids: &Tensor, frame: &Frame) -> Result<Tensor> {
         let name = self.files.architecture.module(Role::Embedding, 0).map(|name| format!("{name}.weight"));
         let flat = ops::reshape(ids, &[-1])?;
@@ -322,7 +320,7 @@ impl Model {
         self.place(all, frame)
     }
 
-    /// Adds the learned embedding of each token's place, where the family has one.
+    /// Adds the learned embedding of each token's position, if the family has one.
     fn place(&self, x: Tensor, frame: &Frame) -> Result<Tensor> {
         let Some(base) = &self.learned_positions else { return Ok(x) };
         let room = base.size().first().copied().unwrap_or_default();
@@ -347,7 +345,7 @@ impl Model {
         self.given(&self.final_norm.forward(x, frame.pass)?, frame)
     }
 
-    /// `[B, T, H]` of the given tokens out of `[N, H]` of all.
+    /// Selects the `[B, T, H]` of the given tokens from the `[N, H]` of all.
     fn given(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
         let size = frame.pass.positions.size();
         let shape = [size[0], size[1], self.files.architecture.hidden as i64];
@@ -357,7 +355,7 @@ impl Model {
         }
     }
 
-    /// A cache of one row that holds an adapter's virtual tokens, which begin a sequence of `length` tokens.
+    /// A cache of one row with an adapter's virtual tokens, for a sequence of `length` tokens.
     fn virtual_tokens(&self, adapter: &dyn Adapter, length: i64) -> Result<KvCache> {
         let count = adapter.virtual_tokens() as i64;
         let mut cache = self.cache(1);

@@ -1,4 +1,4 @@
-//! Documents among the tokens of one forward: which rows of keys and values each of them sees.
+//! Documents among the tokens of a forward pass: which rows of keys and values each of them sees.
 
 use std::ops::Range;
 
@@ -9,36 +9,36 @@ use crate::error::Result;
 use crate::layers::Document;
 use crate::ops;
 
-/// Documents whose own tokens lie end to end; N of those in all. L: tokens of all documents together, each as often as it
-/// is seen as one of theirs.
+/// Documents whose N own tokens lie end to end. L: the sum of all documents' lengths, in which shared tokens
+/// count once per document.
 pub(super) struct Documents {
     list: Vec<Document>,
-    /// Tokens of each before its own.
+    /// For each, the number of tokens before its own.
     before: Vec<i64>,
-    /// Own tokens of each.
+    /// For each, the number of its own tokens.
     own: Vec<i64>,
-    /// `[L]`: the row of every token of every document; empty where those are all rows in order.
+    /// `[L]`: the row of every document's tokens; empty if these are all rows in order.
     rows: Vec<i64>,
-    /// The same on the device, where there are any.
+    /// The same on the device, if documents share tokens.
     spread: Option<Spread>,
 }
 
-/// How tokens that are computed once become tokens of every document, and back.
+/// Indices that expand shared tokens for every document, and back.
 pub(super) struct Spread {
-    /// `[L]` int64: the row of every token of every document.
+    /// `[L]` int64: the row of every document's tokens.
     pub rows: Tensor,
-    /// `[N]` int64: where among those each own token is.
+    /// `[N]` int64: the index of each own token among those.
     pub own: Tensor,
 }
 
 impl Documents {
-    /// Documents that share nothing, of these lengths.
+    /// Documents of these lengths that share nothing.
     pub fn alone(lengths: impl IntoIterator<Item = i64>, device: Device) -> Result<Self> {
         Self::new(lengths.into_iter().map(|own| Document { shared: Vec::new(), own }).collect(), device)
     }
 
-    /// Whether they are a sound description of `tokens` rows: every document has tokens of its own, and shares only what
-    /// comes before those.
+    /// Whether the list is valid for `tokens` rows: every document has tokens of its own, and shares only
+    /// tokens before those.
     pub fn describe(list: &[Document], tokens: i64) -> bool {
         let mut start = 0_i64;
         let sound = list.iter().all(|document| {
@@ -51,7 +51,7 @@ impl Documents {
         sound && start == tokens
     }
 
-    /// Of documents that [`Documents::describe`] finds sound.
+    /// From a list that [`Documents::describe`] accepts.
     pub fn new(list: Vec<Document>, device: Device) -> Result<Self> {
         let before: Vec<i64> = list.iter().map(Document::before).collect();
         let own = list.iter().map(|document| document.own).collect();
@@ -72,8 +72,8 @@ impl Documents {
         Ok(documents)
     }
 
-    /// The same documents behind `count` new tokens, which come first and with which all of them begin: the first has them
-    /// as its own.
+    /// The same documents after `count` new tokens that come first and that all of them begin with. They
+    /// belong to the first document.
     pub fn behind(&self, count: i64, device: Device) -> Result<Self> {
         let moved = |range: &Range<i64>| range.start + count..range.end + count;
         let behind = |(index, document): (usize, &Document)| match index {
@@ -86,23 +86,23 @@ impl Documents {
         Self::new(self.list.iter().enumerate().map(behind).collect(), device)
     }
 
-    /// Tokens of each document, shared ones too.
+    /// Length of each document, with shared tokens.
     pub fn lengths(&self) -> Vec<i64> {
         self.before.iter().zip(&self.own).map(|(before, own)| before + own).collect()
     }
 
-    /// Tokens of the longest.
+    /// Length of the longest document.
     pub fn longest(&self) -> i64 {
         self.before.iter().zip(&self.own).map(|(before, own)| before + own).max().unwrap_or_default()
     }
 
-    /// Set where some share tokens.
+    /// `None` if no tokens are shared.
     pub fn spread(&self) -> Option<&Spread> {
         self.spread.as_ref()
     }
 
-    /// Calls `f` with the documents as [`csrc::attention`] takes them, `count` rows of keys that all of them see first
-    /// lying above the others.
+    /// Calls `f` with the documents in the form that [`csrc::attention`] takes, after `count` rows of keys
+    /// that all of them see.
     pub fn seen_after<T>(&self, count: i64, f: impl FnOnce(csrc::Seen) -> T) -> T {
         if count == 0 {
             return f(csrc::Seen { before: &self.before, own: &self.own, rows: &self.rows });

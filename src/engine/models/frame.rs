@@ -1,4 +1,4 @@
-//! What one forward derives once and every block uses.
+//! Values that a forward pass derives once and every block uses.
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,43 +8,43 @@ use crate::error::{EngineError, Result};
 use crate::layers::{Active, Adapter, KvCache, Mask, Pass};
 use crate::ops;
 
-/// One forward's view of its tokens. Hidden states are `[N, H]`, N = rows × width, row-major.
+/// The tokens of a forward pass. Hidden states are `[N, H]`, N = rows × width, row-major.
 pub(super) struct Frame<'a> {
     pub pass: &'a Pass<'a>,
     /// B
     pub rows: i64,
     /// T, with the virtual tokens of an adapter's prompt.
     pub width: i64,
-    /// `[N]` int64: the place of each token, after all virtual ones.
+    /// `[N]` int64: the position of each token, after all virtual ones.
     pub positions: Tensor,
-    /// Cosine and sine by index into the model's list of rotations.
+    /// Cosine and sine, by index into the model's list of rotations.
     pub rotations: Vec<(Tensor, Tensor)>,
     pub view: View,
-    /// Where virtual tokens of a prompt stand between the given ones.
+    /// Where a prompt's virtual tokens are between the given ones.
     pub prompt: Option<Prompt>,
-    /// Whose prefixes every document sees.
+    /// The adapter whose prefix every document sees.
     prefixed: Option<&'a dyn Adapter>,
 }
 
-/// How attention runs.
+/// The form of attention.
 pub(super) enum View {
-    /// Each document sees itself, and what it shares with others.
+    /// Each document sees itself and the tokens that it shares with others.
     Documents(Documents),
     /// `[B, 1, T, T]` bool.
     Masked(Tensor),
-    /// Keys of earlier calls lie in a cache, `past` of each row; the longest row then has `keys`. `mask`
-    /// `[B, 1, T, keys]` is there where rows differ in length or several tokens come at once.
+    /// A cache has the keys of earlier calls, `past` in each row; with the new tokens the longest row has
+    /// `keys`. `mask` `[B, 1, T, keys]` is given if rows differ in length or there are several new tokens.
     Cached { keys: i64, past: Vec<i64>, mask: Option<Tensor> },
 }
 
-/// Virtual tokens before every document, computed like all others.
+/// Virtual tokens before every document, computed like other tokens.
 pub(super) struct Prompt {
     /// Their embeddings, `[P, H]`.
     pub embeddings: Tensor,
-    /// For each token that is computed its row of `[P + given, H]`, the prompt above the given tokens; `None` where it is
-    /// computed as it lies there, once for all documents.
+    /// For each computed token, its row in `[P + given, H]`, the prompt above the given tokens. `None` if
+    /// that order is used as it is, and the prompt is computed once for all documents.
     pub order: Option<Tensor>,
-    /// For each given token its row among those that are computed.
+    /// For each given token, its row among the computed ones.
     pub given: Tensor,
 }
 
@@ -58,14 +58,14 @@ impl<'a> Frame<'a> {
         cache: Option<&KvCache>,
     ) -> Result<Self> {
         if pass.positions.size() != [rows, columns] {
-            let message = format!("ids and positions must be of one shape, here [{rows}, {columns}]");
+            let message = format!("ids and positions must both have shape [{rows}, {columns}]");
             return Err(EngineError::mismatch("hidden", &[pass.positions], &message));
         }
         let device = pass.positions.device();
         let view = match (pass.mask, cache) {
             (Mask::Causal, Some(cache)) => cached(rows, columns, cache, device)?,
             (_, Some(_)) => {
-                return Err(EngineError::torch("hidden", "a cache goes with Mask::Causal only"));
+                return Err(EngineError::torch("hidden", "a cache needs Mask::Causal"));
             }
             (Mask::Causal, None) => View::Documents(rows_alone(rows, columns, device)?),
             (Mask::Columns(columns), None) => View::Masked(ops::padded_mask(columns)?),
@@ -88,7 +88,7 @@ impl<'a> Frame<'a> {
         let positions = ops::reshape(pass.positions, &[-1])?;
         let (rotations, prompt, prefixed) = (Vec::new(), None, None);
         let mut frame = Self { pass, rows, width: columns, positions, rotations, view, prompt, prefixed };
-        // With a cache the virtual tokens lie in it already.
+        // With a cache, the virtual tokens are already in it.
         if cache.is_none() {
             frame.add_virtual_tokens(kind)?;
         }
@@ -102,8 +102,8 @@ impl<'a> Frame<'a> {
         Ok(frame)
     }
 
-    /// Places in the longest document, virtual tokens and those in the cache included. Only where columns may not count does
-    /// this wait for the device.
+    /// Positions in the longest document, with virtual and cached tokens. Waits for the device only with
+    /// ignored columns.
     pub fn longest(&self) -> Result<i64> {
         match &self.view {
             View::Documents(documents) => {
@@ -116,7 +116,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Keys and values `[P, g, d]` that every document of this forward sees before its own.
+    /// Keys and values `[P, g, d]` that every document of this pass sees before its own.
     pub fn prefix(&self, layer: usize, kind: Kind) -> Result<Option<(Tensor, Tensor)>> {
         let Some((keys, values)) = self.prefixed.map_or(Ok(None), |adapter| adapter.prefix(layer))? else {
             return Ok(None);
@@ -130,7 +130,7 @@ impl<'a> Frame<'a> {
             Active::All(adapter) => adapter,
             Active::Rows(rows) => {
                 if rows.iter().flatten().any(|adapter| adapter.virtual_tokens() > 0) {
-                    let message = "rows with virtual tokens of their own need a cache";
+                    let message = "rows with their own virtual tokens need a cache";
                     return Err(EngineError::torch("hidden", message));
                 }
                 return Ok(());
@@ -155,7 +155,7 @@ impl<'a> Frame<'a> {
             self.prompt = Some(Prompt { embeddings, order: None, given });
             return Ok(());
         }
-        // Where columns may not count, each row has virtual tokens of its own.
+        // With ignored columns, each row has its own virtual tokens.
         let (mut order, mut given) = (Vec::new(), Vec::new());
         for start in (0..self.rows).map(|row| count + row * self.width) {
             order.extend(0..count);

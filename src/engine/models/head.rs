@@ -1,4 +1,4 @@
-//! From final hidden states to losses and log-probabilities, without ever holding all logits.
+//! Computes losses and log-probabilities from final hidden states, without storing all logits.
 
 use luthier_core::plan::LOGITS_AT_ONCE;
 use tch::{Device, Tensor};
@@ -12,13 +12,13 @@ use crate::ops;
 /// Label of a token that is not trained on, as in transformers.
 pub const IGNORED: i64 = -100;
 
-/// Which hidden states predict which token. Made on the host, where batches are made, so that nothing waits for the
+/// Which hidden states predict which tokens. Built on the host, like batches, so that nothing waits for the
 /// device.
 #[derive(Debug)]
 pub struct Targets {
     /// `[n]` int64: rows of the hidden states seen as `[B × T, H]`.
     pub rows: Tensor,
-    /// `[n]` int64: the token each predicts.
+    /// `[n]` int64: the token that each predicts.
     pub ids: Tensor,
     /// n
     pub count: usize,
@@ -32,13 +32,13 @@ impl Targets {
         Self::at(&rows, &ids, device)
     }
 
-    /// `ids[i]` is predicted by the hidden state in row `rows[i]`; a row may predict several.
+    /// The hidden state in row `rows[i]` predicts `ids[i]`. A row may predict several tokens.
     pub fn at(rows: &[i64], ids: &[i64], device: Device) -> Result<Self> {
         Ok(Self { rows: ops::integers(rows, device)?, ids: ops::integers(ids, device)?, count: ids.len() })
     }
 
-    /// From labels as transformers has them: `labels[b · T + t]` says whether token t of row b is itself trained on, so
-    /// that it is predicted by t - 1. `width` is T.
+    /// From labels as in transformers: `labels[b · T + t]` says whether token t of row b is trained on, so it
+    /// is predicted at t - 1. `width` is T.
     pub fn shifted(labels: &[i64], width: usize, device: Device) -> Result<Self> {
         if width == 0 || !labels.len().is_multiple_of(width) {
             return Err(EngineError::torch("targets", "labels do not fill whole rows"));
@@ -52,8 +52,8 @@ impl Targets {
     }
 }
 
-/// Sum of the cross entropies of all targets under `softmax(head · hidden)`; `hidden` is `[B, T, H]`, the head what
-/// `adapters` (one for all rows, or none) make of it. `count_correct` asks for [`CrossEntropy::correct`].
+/// Sum of the cross entropies of all targets under `softmax(head · hidden)`. `hidden` is `[B, T, H]`, and the
+/// head includes `adapters` (one for all rows, or none). `count_correct` asks for [`CrossEntropy::correct`].
 pub fn loss_sum(
     model: &Model,
     adapters: Active,
@@ -64,8 +64,8 @@ pub fn loss_sum(
     cross_entropy(model, adapters, hidden, targets, count_correct, Through::Sum)
 }
 
-/// As [`loss_sum`], but of each target, `[n]` f32, in the order of the targets: minus its log-probability. Each carries its
-/// own gradient.
+/// As [`loss_sum`], but for each target: its negative log-probability, `[n]` f32, in the order of the
+/// targets. Each has its own gradient.
 pub fn losses(model: &Model, adapters: Active, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
     Ok(cross_entropy(model, adapters, hidden, targets, false, Through::Rows)?.rows)
 }
@@ -86,7 +86,7 @@ fn cross_entropy(
         Active::Base => head.folded(None, model.kind())?,
         Active::All(adapter) => head.folded(Some(adapter), model.kind())?,
         Active::Rows(_) => {
-            return Err(EngineError::torch("loss", "rows of one loss must have one adapter"));
+            return Err(EngineError::torch("loss", "all rows of a loss must have the same adapter"));
         }
     };
     let vocabulary = model.architecture().vocabulary as i64;

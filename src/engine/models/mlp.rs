@@ -13,7 +13,7 @@ use crate::weights::Loader;
 pub(super) enum Mlp {
     /// `down(activation(gate(x)) · up(x))`
     Gated { activation: Activation, gate: Linear, up: Linear, down: Linear },
-    /// As gated; one matrix makes gate and up.
+    /// As `Gated`, with one matrix for gate and up.
     GatedFused { activation: Activation, gate_up: Linear, down: Linear },
     /// `down(activation(up(x)))`
     Plain { activation: Activation, up: Linear, down: Linear },
@@ -60,7 +60,7 @@ impl Mlp {
         }
     }
 
-    /// In the order in which sites were given out.
+    /// In site order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let all = match self {
             Self::Gated { gate, up, down, .. } => [Some(gate), Some(up), Some(down)],
@@ -71,7 +71,7 @@ impl Mlp {
     }
 }
 
-/// `activation(gate) · up`, element by element.
+/// `activation(gate) · up`, elementwise.
 fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     match activation {
         Activation::Silu => ops::swiglu(gate, up),

@@ -1,7 +1,7 @@
-//! Decoder-only language models: one block with closed variation points, run over weights that are never written to.
+//! Decoder-only language models: one block with a fixed set of variants. Weights are never written to.
 //!
-//! Nothing but weights lives in a [`Model`]: what one forward needs besides (positions, mask, adapters, noise, cache) is
-//! passed in, so nothing has to be reset.
+//! A [`Model`] contains only weights. All other inputs of a forward pass (positions, mask, adapters, noise,
+//! cache) are arguments, so that there is no state to reset.
 
 mod attention;
 mod block;

@@ -12,7 +12,7 @@ use crate::weights::Loader;
 pub(super) struct Norm {
     spec: Spec,
     weight_name: String,
-    /// As the forward takes it: for [`Spec::RmsPlusOne`] one is added, in f32.
+    /// In the form that the forward pass uses: for [`Spec::RmsPlusOne`], 1 is added in f32.
     weight: Tensor,
     bias: Option<(String, Tensor)>,
 }
@@ -56,7 +56,7 @@ impl Norm {
     }
 }
 
-/// A stored or trained weight as the forward takes it.
+/// Converts a stored or trained weight to the form that the forward pass uses.
 fn ready(spec: Spec, weight: &Tensor, kind: Kind) -> Result<Tensor> {
     match spec {
         Spec::RmsPlusOne { .. } => ops::add_number(&ops::to_kind(weight, Kind::Float)?, 1.0),

@@ -1,5 +1,5 @@
-//! Rotary position embedding (arXiv 2104.09864) in the rotate-half form, with the changes of frequencies that longer
-//! contexts use.
+//! Rotary position embedding (arXiv 2104.09864) in the rotate-half form, with the frequency scaling for
+//! longer contexts.
 
 use std::f64::consts::PI;
 
@@ -13,7 +13,7 @@ use crate::ops;
 #[derive(Debug)]
 pub(super) struct Rope {
     pub spec: RopeSpec,
-    /// `[rotated / 2]` f32, radians per position, as far as they do not depend on the length of sequences.
+    /// `[rotated / 2]` f32, radians per position, if they do not depend on sequence length.
     frequencies: Tensor,
     /// The same, for sequences beyond the context length of pre-training (LongRoPE).
     beyond: Option<Tensor>,
@@ -49,8 +49,9 @@ impl Rope {
         }
     }
 
-    /// Cosine and sine for `positions` `[N]` int64, each `[N, 1, rotated / 2]`. `lengths` has the number of tokens of the
-    /// longest sequence of the batch, or, where frequencies are each row's own, that of every row's sequence.
+    /// Cosine and sine for `positions` `[N]` int64, each `[N, 1, rotated / 2]`. `lengths` is the length of
+    /// the longest sequence of the batch or, if each row has its own frequencies, the length of every row's
+    /// sequence.
     pub fn rotations(&self, positions: &Tensor, lengths: &[i64], kind: Kind) -> Result<(Tensor, Tensor)> {
         let first = lengths.first().copied().unwrap_or_default();
         let chosen = if lengths.iter().all(|&length| self.is_equal_at(first, length)) {
@@ -118,7 +119,7 @@ fn frequencies(spec: &RopeSpec) -> Vec<f32> {
                 .collect()
         }
         RopeScaling::Yarn { factor, beta_fast, beta_slow, original_positions, truncate, .. } => {
-            // The dimension pair that turns so often within the original context.
+            // The dimension pair with this many turns within the original context.
             let pair = |turns: f64| {
                 let wavelength = *original_positions as f64 / (turns * 2.0 * PI);
                 spec.rotated as f64 * wavelength.ln() / (2.0 * spec.theta.ln())
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn divisors_divide() {
+    fn longrope_divides_each_frequency() {
         let found = frequencies(&spec(RopeScaling::Divisors(vec![1.0, 2.0, 4.0, 8.0])));
         for (found, expected) in found.iter().zip([1.0, 0.05, 0.0025, 0.000_125]) {
             assert!((found - expected).abs() < 1e-7, "{found} {expected}");
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn linear_divides_all() {
+    fn linear_scaling_divides_every_frequency() {
         let found = frequencies(&spec(RopeScaling::Linear { factor: 4.0 }));
         assert!((found[0] - 0.25).abs() < 1e-7 && (found[3] - 0.000_25).abs() < 1e-9);
     }
