@@ -1,5 +1,5 @@
-//! Copies of base tensors that are trained in the base's place: all of them in full fine-tuning, a few beside the factors of
-//! an adapter (PEFT's `modules_to_save` and `bias`).
+//! Copies of base tensors that are trained instead of the base's: all tensors in full fine-tuning, a few in
+//! addition to an adapter's factors (PEFT's `modules_to_save` and `bias`).
 
 use std::collections::BTreeMap;
 
@@ -16,21 +16,22 @@ use crate::models::Model;
 use crate::ops;
 use crate::weights::Loader;
 
-/// Trained copies by the Hugging Face name of what they stand for.
+/// Trained copies by the Hugging Face name of the tensor that they replace.
 #[derive(Debug, Default)]
 pub(super) struct Copies(BTreeMap<String, Copy>);
 
 #[derive(Debug)]
 struct Copy {
     stored: String,
-    /// As it is stored.
+    /// In the stored layout.
     leaf: Tensor,
-    /// As the forward takes it, over the same memory.
+    /// In the forward pass's layout, over the same memory.
     used: Tensor,
 }
 
 impl Copies {
-    /// Copies of the tensors in a model's files, which are laid out as those of `model`; stored as `name` says.
+    /// Copies of the tensors in a model's files, which are laid out like those of `model`; `name` gives the
+    /// stored name.
     pub fn of_files(
         files: &ModelFiles,
         wanted: &[Copied],
@@ -40,14 +41,14 @@ impl Copies {
         let loader = Loader::open(files, model.device(), Kind::Float, Quantisation::None)?;
         let mut copies = Self::default();
         for copied in wanted {
-            // Copied, since what is loaded may lie in the file itself.
+            // Copied, because the loaded tensor may be in the mapped file.
             let own = ops::copy(&loader.tensor(&source(copied, model))?)?;
             copies.insert(copied, name(copied), &arranged(&own, copied.arrangement)?, model)?;
         }
         Ok(copies)
     }
 
-    /// Takes the wanted tensors out of an adapter's.
+    /// Takes the required tensors from an adapter's.
     pub fn take(
         wanted: &[Copied],
         weights: &mut Weights,
@@ -70,7 +71,7 @@ impl Copies {
         Ok(copies)
     }
 
-    /// `values` as they are stored.
+    /// `values` are in the stored layout.
     fn insert(&mut self, copied: &Copied, stored: String, values: &Tensor, model: &Model) -> Result<()> {
         let leaf = trained(values, model)?;
         let used = match copied.arrangement {
@@ -81,23 +82,23 @@ impl Copies {
         Ok(())
     }
 
-    /// What stands for the base tensor of this Hugging Face name.
+    /// The replacement of the base tensor with this Hugging Face name.
     pub fn get(&self, tensor: &str) -> Option<&Tensor> {
         self.0.get(tensor).map(|copy| &copy.used)
     }
 
-    /// What stands for a layer's weight under the layer's own name, also a tied head's.
+    /// The replacement of a layer's weight under the layer's own name, also for a tied head.
     pub fn weight(&self, linear: &Linear) -> Option<&Tensor> {
         if self.0.is_empty() { None } else { self.get(&format!("{}.weight", linear.name)) }
     }
 
-    /// What is trained, by stored name.
+    /// The trained tensors, by stored name.
     pub fn parameters(&self) -> impl Iterator<Item = (String, Tensor)> {
         self.0.values().map(|copy| (copy.stored.clone(), copy.leaf.shallow_clone()))
     }
 }
 
-/// The tensor that a copy starts from: a tied head's is the embedding.
+/// The tensor that a copy starts from. For a tied head this is the embedding.
 fn source(copied: &Copied, model: &Model) -> String {
     let linear = model.linears().find(|linear| linear.name == copied.module);
     match (linear, copied.part) {
@@ -106,7 +107,7 @@ fn source(copied: &Copied, model: &Model) -> String {
     }
 }
 
-/// A tensor as the architecture has it, as it is stored.
+/// Converts a tensor from the architecture's layout to the stored one.
 fn arranged(tensor: &Tensor, arrangement: Arrangement) -> Result<Tensor> {
     match arrangement {
         Arrangement::Transposed => ops::contiguous(&ops::transpose(tensor, 0, 1)?),

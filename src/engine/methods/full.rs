@@ -1,5 +1,5 @@
-//! Full fine-tuning: every tensor of the model is trained, as an f32 copy that is used in the base's place. A tied head is
-//! trained once, as the embedding. What is left behind is a model folder in the base's own layout.
+//! Full fine-tuning: every tensor of the model is trained, as an f32 copy that is used instead of the base's.
+//! A tied head is trained once, as the embedding. The result is a model folder in the base's own layout.
 
 use std::fs;
 use std::io;
@@ -21,7 +21,7 @@ use crate::weights::safetensors;
 /// The weights of a model folder.
 pub(super) const WEIGHTS: &str = "model.safetensors";
 
-/// What else belongs to a model folder, where the base has it: configuration, tokenizer, chat template.
+/// Other files of a model folder, if the base has them: configuration, tokenizer, chat template.
 const COMPANIONS: [&str; 11] = [
     "config.json",
     "generation_config.json",
@@ -41,7 +41,7 @@ const COMPANIONS: [&str; 11] = [
 pub struct FullMethod;
 
 impl Method for FullMethod {
-    /// The base model's own weights.
+    /// Starts from the base model's weights.
     fn create(&self, model: &Model, _: u64) -> Result<Box<dyn Adapter>> {
         Full::of_files(model.files(), model).map(super::boxed)
     }
@@ -51,7 +51,7 @@ impl Method for FullMethod {
     }
 }
 
-/// All weights of a model, trained.
+/// Trained copies of all weights of a model.
 #[derive(Debug)]
 pub struct Full {
     files: ModelFiles,
@@ -71,7 +71,7 @@ impl Full {
         let mut problems = Vec::new();
         for (name, tensor) in &full.parameters {
             if !ops::all_finite(tensor)? {
-                problems.push(format!("{name} holds numbers that are not finite"));
+                problems.push(format!("{name} contains numbers that are not finite"));
             }
         }
         if problems.is_empty() { Ok(full) } else { Err(refusal(folder, problems)) }
@@ -80,7 +80,7 @@ impl Full {
     fn of_files(files: &ModelFiles, model: &Model) -> Result<Self> {
         if model.files().kind == ModelKind::Gguf {
             return Err(EngineError::Config(format!(
-                "full fine-tuning leaves a model folder behind, laid out as its base, and {} is a GGUF file; give \
+                "full fine-tuning writes a model folder in the layout of its base, and {} is a GGUF file; give \
                  model.path the model's Hugging Face folder, or use method.kind = \"lora\"",
                 luthier_core::text::clean_line(&model.files().root.display().to_string())
             )));
@@ -110,8 +110,8 @@ impl Adapter for Full {
     }
 }
 
-/// Writes a model folder as the base's: its configuration and tokenizer, and the weights under its names and in its
-/// arrangement.
+/// Writes a model folder like the base's: its configuration and tokenizer, and the weights with its names and
+/// layout.
 pub(super) fn save(
     folder: &Path,
     base: &ModelFiles,
@@ -136,7 +136,7 @@ pub(super) fn save(
         Some(Storage::BF16) => Kind::BFloat16,
         _ => Kind::Float,
     };
-    // Every version of transformers reads files with the older names.
+    // All versions of transformers read files with the older names.
     let older = families::older_names(base.architecture.family);
     let rounded = parameters.iter().map(|(name, tensor)| {
         let plain = ops::to_kind(&ops::detach(tensor)?, kind(name))?;

@@ -1,5 +1,5 @@
-//! IA3 (arXiv 2205.05638): trained scales on the outputs of chosen linear layers, and on the inputs of those that lead out of
-//! the feed-forward part.
+//! IA3 (arXiv 2205.05638): trained scales on the outputs of chosen linear layers, and on the inputs of the
+//! feed-forward part's last layers.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use crate::ops;
 /// PEFT's name for it.
 pub(super) const PEFT_TYPE: &str = "IA3";
 
-/// The keys of PEFT's `IA3Config` that are applied, or that the weights answer as well.
+/// The keys of PEFT's `IA3Config` that are applied, or whose effect can be read from the weights.
 const KNOWN: [&str; 6] = [
     "exclude_modules",
     "fan_in_fan_out",
@@ -35,7 +35,7 @@ const KNOWN: [&str; 6] = [
 pub struct Ia3Method {
     /// Which linear layers are scaled; see [`scaled_layers`].
     pub targets: Targets,
-    /// Which modules are trained whole.
+    /// Modules that are trained as a whole.
     pub modules_to_save: Vec<String>,
     /// Written to `base_model_name_or_path`.
     pub base: PathBuf,
@@ -78,7 +78,7 @@ impl Method for Ia3Method {
 pub struct Ia3 {
     /// By site; shares memory with `parameters`.
     scales: Vec<Option<Scale>>,
-    /// Names of all scaled layers, and of those whose input is.
+    /// Names of all scaled layers, and of those whose input is scaled.
     targets: [Vec<String>; 2],
     modules_to_save: Vec<String>,
     copies: Copies,
@@ -89,7 +89,7 @@ pub struct Ia3 {
 
 #[derive(Debug)]
 struct Scale {
-    /// `[1, in]` of an input, `[out, 1]` of an output.
+    /// `[1, in]` for an input, `[out, 1]` for an output.
     leaf: Tensor,
     input: bool,
 }
@@ -102,7 +102,7 @@ impl Ia3 {
         Self { scales, targets, modules_to_save, copies, transposed, base, parameters }
     }
 
-    /// Reads a PEFT folder. Everything that does not fit is reported at once.
+    /// Reads a PEFT folder. All problems are reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
         let (mut config, mut weights) = peft::open(folder, model)?;
         config.check(PEFT_TYPE, &KNOWN);
@@ -122,7 +122,7 @@ impl Ia3 {
         let mut ia3 = Self::empty(modules_to_save, config.base(), copies, model);
         for module in &targets {
             let linear = linear_of(module, model)?;
-            // PEFT goes by `feedforward_modules`, and by that gives the scales their shape.
+            // PEFT gives the scales their shape by `feedforward_modules`.
             let name = scale_name(&linear.name);
             let input =
                 weights.shape(&name).is_some_and(|found| peft::same_shape(found, &shape(linear, true)));
@@ -132,7 +132,7 @@ impl Ia3 {
             }
         }
         if targets.is_empty() {
-            config.problem("it holds no scales".into());
+            config.problem("it has no scales".into());
         }
         let problems = weights.finish(config);
         if !problems.is_empty() {
@@ -218,7 +218,7 @@ impl Adapter for Ia3 {
 
     fn fold(&self, linear: &Linear, weight: Tensor, bias: Option<Tensor>) -> Result<Folded> {
         let Some(scale) = self.scale(linear) else { return Ok(Folded { weight, bias }) };
-        // Rows of the weight make outputs, columns read inputs.
+        // Rows of the weight give outputs, columns take inputs.
         let leaf = ops::to_device(&scale.leaf, weight.device())?;
         let bias = match bias {
             Some(bias) if !scale.input => Some(scaled(&bias, &ops::reshape(&leaf, &[-1])?)?),

@@ -1,4 +1,5 @@
-//! What is trained: a method turns settings into an adapter, an adapter changes what linear layers compute.
+//! Methods and their adapters: a method turns settings into an adapter, and an adapter changes what linear
+//! layers compute.
 
 mod copies;
 pub mod full;
@@ -29,16 +30,15 @@ use crate::models::Model;
 use crate::weights::safetensors::Stored;
 use crate::{csrc, ops};
 
-/// A way of fine-tuning: settings to adapter. One file each.
+/// A method of fine-tuning: creates and loads adapters. One file each.
 pub trait Method: Sync {
-    /// A new adapter for `model`; the same for the same seed.
+    /// A new adapter for `model`. The same seed gives the same adapter.
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>>;
 
-    /// An adapter of this method from its folder. Everything that does not fit `model` is reported at once.
+    /// Reads an adapter of this method from its folder. All mismatches with `model` are reported at once.
     fn load(&self, folder: &Path, model: &Model) -> Result<Box<dyn Adapter>>;
 }
 
-/// The method that a configuration asks for.
 pub fn method_of(config: &Config) -> Box<dyn Method> {
     let (method, base) = (&config.method, Path::new(&config.model.path));
     match method.kind {
@@ -50,7 +50,7 @@ pub fn method_of(config: &Config) -> Box<dyn Method> {
     }
 }
 
-/// An adapter of whatever method from a folder that a run left behind or PEFT wrote.
+/// Reads an adapter of any method from a folder written by a run or by PEFT.
 pub fn load(folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
     let refused = |problem: String| EngineError::Adapter { path: folder.to_owned(), problems: vec![problem] };
     match ResultForm::of(folder) {
@@ -64,7 +64,7 @@ pub fn load(folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
                 "its peft_type is {}, which this version of Luthier cannot use",
                 luthier_core::text::clean_line(other)
             ))),
-            None => Err(refused(format!("{CONFIG_FILE} names no peft_type"))),
+            None => Err(refused(format!("{CONFIG_FILE} has no peft_type"))),
         },
         None => {
             Err(refused(format!("there is neither an {CONFIG_FILE} nor a config.json with weights in it")))
@@ -76,16 +76,17 @@ fn boxed(adapter: impl Adapter + 'static) -> Box<dyn Adapter> {
     Box::new(adapter)
 }
 
-/// What is written to a folder.
+/// What a written folder is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To go on from exactly here: f32.
+    /// To continue exactly from here: f32.
     Checkpoint,
-    /// To be used: weights of a whole model in the types that the base's file has them in.
+    /// For use: the weights of a whole model are written in the types of the base's files.
     Result,
 }
 
-/// Writes an adapter to a folder, which is made where it is missing: a PEFT folder, or a model folder as the base's.
+/// Writes an adapter to a folder, which is created if it is missing: a PEFT folder, or a model folder like
+/// the base's.
 pub fn save(adapter: &dyn Adapter, folder: &Path, purpose: Purpose) -> Result<()> {
     match adapter.form() {
         Form::Peft(config) => peft::save(folder, &config, adapter.parameters()),
@@ -93,7 +94,7 @@ pub fn save(adapter: &dyn Adapter, folder: &Path, purpose: Purpose) -> Result<()
     }
 }
 
-/// Sets an adapter's parameters to what [`save`] wrote of it, in place: nothing is held twice on the device.
+/// Sets an adapter's parameters to those that [`save`] wrote, in place: no second copy on the device.
 pub fn restore(adapter: &dyn Adapter, folder: &Path) -> Result<()> {
     let name = match adapter.form() {
         Form::Peft(_) => WEIGHTS_FILE,
@@ -115,13 +116,14 @@ pub fn restore(adapter: &dyn Adapter, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A trained parameter with these values on the model's device: a leaf, f32.
+/// A trained parameter with these values, an f32 leaf on the model's device.
 fn trained(values: &Tensor, model: &Model) -> Result<Tensor> {
     let single = ops::to_kind(&ops::contiguous(values)?, Kind::Float)?;
     ops::leaf(&ops::to_device(&single, model.device())?)
 }
 
-/// Numbers that are normally distributed around 0 with deviation 1, as `torch.nn.Embedding` starts with.
+/// Normally distributed random numbers with mean 0 and standard deviation 1, the initial values of
+/// `torch.nn.Embedding`.
 fn normal(shape: &[i64], seed: u64) -> Result<Tensor> {
     csrc::fill::<f32>(shape, |values| {
         for (index, value) in values.iter_mut().enumerate() {
@@ -131,20 +133,20 @@ fn normal(shape: &[i64], seed: u64) -> Result<Tensor> {
     })
 }
 
-/// The model's layer of that name.
+/// The model's layer with this name.
 fn linear_of<'a>(module: &LinearModule, model: &'a Model) -> Result<&'a Linear> {
     model.linears().find(|linear| linear.name == module.name).ok_or_else(|| {
-        EngineError::Config(format!("method.targets: this model runs no layer {}", module.name))
+        EngineError::Config(format!("method.targets: this model has no layer {}", module.name))
     })
 }
 
-/// What is wrong with `method.targets` or `method.modules_to_save`.
+/// The error of `method.targets` or `method.modules_to_save`.
 fn wrong_targets(error: &TargetError) -> EngineError {
     EngineError::Config(error.to_string())
 }
 
-/// Names that choose exactly those layers that `is_chosen` does, as PEFT matches them: by the last part of their names
-/// where that chooses no others.
+/// Names that match exactly the layers for which `is_chosen` is true, by PEFT's rules: the last part of a
+/// layer's name, if that matches no other layer.
 fn names_of(model: &Model, is_chosen: &dyn Fn(&Linear) -> bool) -> Vec<String> {
     let last_part = |linear: &Linear| linear.name.rsplit('.').next().unwrap_or_default().to_owned();
     let spared: Vec<String> = model.linears().filter(|linear| !is_chosen(linear)).map(last_part).collect();

@@ -17,10 +17,10 @@ use crate::models::Model;
 use crate::ops;
 use crate::weights::safetensors::{self, Stored};
 
-/// What PEFT puts before module names.
+/// PEFT's prefix of module names.
 pub(super) const PREFIX: &str = "base_model.model.";
 
-/// Keys that say nothing about what an adapter computes.
+/// Keys that do not affect what an adapter computes.
 const DESCRIPTIVE: [&str; 7] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -31,7 +31,7 @@ const DESCRIPTIVE: [&str; 7] = [
     "task_type",
 ];
 
-/// Writes an adapter folder; makes the folder where it is missing.
+/// Writes an adapter folder, which is created if it is missing.
 pub(super) fn save(folder: &Path, config: &Value, parameters: &Parameters) -> Result<()> {
     let failed = |path: &Path, source| EngineError::File { action: "write", path: path.to_owned(), source };
     fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
@@ -41,16 +41,16 @@ pub(super) fn save(folder: &Path, config: &Value, parameters: &Parameters) -> Re
     safetensors::write(&folder.join(WEIGHTS_FILE), tensors)
 }
 
-/// An `adapter_config.json`, with what cannot be done of it.
+/// An `adapter_config.json`, with the problems found in it.
 pub(super) struct PeftConfig {
     values: Map<String, Value>,
-    /// Modules that it may name otherwise: [`families::older_names`].
+    /// Older names that it may use for modules: [`families::older_names`].
     older: &'static [(&'static str, &'static str)],
     pub problems: Vec<String>,
 }
 
-/// Opens an adapter folder for `model`: its settings, and its tensors, of which none is read before it is asked for. Both
-/// name modules as `model` does.
+/// Opens an adapter folder for `model`: its settings and its tensors, which are read only on request. Module
+/// names are converted to those of `model`.
 pub(super) fn open(folder: &Path, model: &Model) -> Result<(PeftConfig, Weights)> {
     let AdapterFiles { config, mut tensors, weights, .. } = AdapterFiles::open(folder)?;
     let older = families::older_names(model.architecture().family);
@@ -66,39 +66,38 @@ pub(super) fn open(folder: &Path, model: &Model) -> Result<(PeftConfig, Weights)
     Ok((config, Weights { stored, left, problems: Vec::new() }))
 }
 
-/// The name of a module, or of something in it, where it is an older one.
+/// Converts the older name of a module, or of something in it; `None` if it is not an older one.
 fn newer_name(name: &str, older: &[(&str, &str)]) -> Option<String> {
     older.iter().find_map(|(here, older)| families::under_name(name, older, here))
 }
 
-/// The `peft_type` of an adapter folder.
 pub(super) fn peft_type(folder: &Path) -> Result<Option<String>> {
     let config = AdapterFiles::open(folder)?.config;
     Ok(config.get("peft_type").and_then(Value::as_str).map(str::to_owned))
 }
 
-/// The error of a folder that cannot be used.
+/// The error for a folder that cannot be used.
 pub(super) fn refusal(folder: &Path, problems: Vec<String>) -> EngineError {
     EngineError::Adapter { path: folder.to_owned(), problems }
 }
 
 impl PeftConfig {
-    /// Says what of it cannot be applied: a `peft_type` other than `peft_type`, a task other than language modelling, and
-    /// every key that is neither in `known` nor set to nothing. PEFT grows new ones with each version, and an adapter that
-    /// needs one of them would compute something else without it.
+    /// Adds a problem for everything that cannot be applied: a `peft_type` other than `peft_type`, a task
+    /// other than language modelling, and every key that has a value and is not in `known`. PEFT adds keys
+    /// with each version, and an adapter that needs one of them would compute something else without it.
     pub fn check(&mut self, peft_type: &str, known: &[&str]) {
         let found = self.peft_type().map(str::to_owned);
         match found.as_deref() {
             Some(found) if found == peft_type => {}
             Some(other) => self.problem(format!(
-                "its peft_type is {}, where {peft_type} is wanted",
+                "its peft_type is {}, but {peft_type} is needed",
                 luthier_core::text::clean_line(other)
             )),
-            None => self.problem(format!("{CONFIG_FILE} names no peft_type")),
+            None => self.problem(format!("{CONFIG_FILE} has no peft_type")),
         }
         if let Some(task) = self.text("task_type").filter(|task| *task != "CAUSAL_LM") {
             let task = luthier_core::text::clean_line(task).into_owned();
-            self.problem(format!("its task_type is {task}, where CAUSAL_LM is wanted"));
+            self.problem(format!("its task_type is {task}, but CAUSAL_LM is needed"));
         }
         let unknown: Vec<String> = self
             .values
@@ -113,32 +112,31 @@ impl PeftConfig {
         }
     }
 
-    /// Something that is wrong with the adapter.
+    /// Adds a problem of the adapter.
     pub fn problem(&mut self, problem: String) {
         self.problems.push(problem);
     }
 
-    /// `peft_type`.
     pub fn peft_type(&self) -> Option<&str> {
         self.text("peft_type")
     }
 
-    /// A value; `None` where it is missing or null.
+    /// A value; `None` if it is missing or null.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
-    /// A text.
+    /// A string.
     pub fn text(&self, key: &str) -> Option<&str> {
         self.value(key)?.as_str()
     }
 
-    /// A flag; false where there is none.
+    /// A flag; false if it is missing.
     pub fn flag(&self, key: &str) -> bool {
         self.value(key).and_then(Value::as_bool).unwrap_or(false)
     }
 
-    /// A list of texts, or one; a list of anything else is a problem.
+    /// A list of strings, or a single string. Other elements are a problem.
     pub fn names(&mut self, key: &str) -> Vec<String> {
         let read = match self.value(key) {
             None => Some(Vec::new()),
@@ -154,7 +152,7 @@ impl PeftConfig {
         })
     }
 
-    /// A whole number within bounds; a missing or other one is a problem, and `least` stands for it.
+    /// An integer within bounds. If it is missing or invalid, that is a problem, and `least` is returned.
     pub fn size(&mut self, key: &str, least: usize, most: usize) -> usize {
         let found = self.value(key).and_then(Value::as_u64).and_then(|value| usize::try_from(value).ok());
         found.filter(|value| (least..=most).contains(value)).unwrap_or_else(|| {
@@ -163,7 +161,7 @@ impl PeftConfig {
         })
     }
 
-    /// A finite number; a missing or other one is a problem, and 1 stands for it.
+    /// A finite number. If it is missing or invalid, that is a problem, and 1 is returned.
     pub fn number(&mut self, key: &str) -> f64 {
         let found = self.value(key).and_then(Value::as_f64).filter(|value| value.is_finite());
         found.unwrap_or_else(|| {
@@ -172,13 +170,12 @@ impl PeftConfig {
         })
     }
 
-    /// `base_model_name_or_path`.
     pub fn base(&self) -> String {
         self.text("base_model_name_or_path").unwrap_or_default().to_owned()
     }
 }
 
-/// The values that switch an option of PEFT off.
+/// Whether a value switches an option of PEFT off.
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -189,17 +186,18 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// The weights of an adapter folder, taken out one by one.
+/// The weights of an adapter folder, taken one by one.
 pub(super) struct Weights {
     stored: Stored,
-    /// What nobody has taken yet.
+    /// Tensors that were not taken yet.
     left: BTreeSet<String>,
     pub problems: Vec<String>,
 }
 
 impl Weights {
-    /// Takes a tensor of this name; `None` where there is none, and where it is not of `shape`, of floats and finite, which
-    /// becomes a problem. A tensor is read only where it is what is wanted: a file may claim any size.
+    /// Takes the tensor of this name; `None` if it is missing. A wrong shape, a type that is not
+    /// floating-point, or a value that is not finite adds a problem and gives `None`. Shape and type are
+    /// checked before reading, because a file may claim any size.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Result<Option<Tensor>> {
         self.left.remove(name);
         let Some(entry) = self.stored.entry(name) else { return Ok(None) };
@@ -212,13 +210,13 @@ impl Weights {
             if ops::all_finite(&tensor)? {
                 return Ok(Some(tensor));
             }
-            format!("{name} holds numbers that are not finite")
+            format!("{name} contains numbers that are not finite")
         };
         self.problems.push(problem);
         Ok(None)
     }
 
-    /// As [`Weights::take`], of a tensor that must be there.
+    /// As [`Weights::take`], for a tensor that must exist.
     pub fn need(&mut self, name: &str, shape: &[i64]) -> Result<Option<Tensor>> {
         if !self.has(name) {
             self.problems.push(format!("{name} is missing"));
@@ -226,28 +224,28 @@ impl Weights {
         self.take(name, shape)
     }
 
-    /// The shape of the tensor of this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.stored.entry(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.stored.entry(name).is_some()
     }
 
-    /// All that is wrong, with the tensors that nobody took.
+    /// All problems, with the tensors that were not taken.
     pub fn finish(mut self, config: PeftConfig) -> Vec<String> {
         let mut problems = config.problems;
         problems.append(&mut self.problems);
-        problems.extend(self.left.iter().map(|name| {
-            format!("{} belongs to nothing that is trained here", luthier_core::text::clean_line(name))
-        }));
+        problems.extend(
+            self.left.iter().map(|name| {
+                format!("{} does not belong to this adapter", luthier_core::text::clean_line(name))
+            }),
+        );
         problems
     }
 }
 
-/// Whether a file's shape is the one that is wanted.
+/// Whether a shape in a file equals the required one.
 pub(super) fn same_shape(found: &[usize], wanted: &[i64]) -> bool {
     found.len() == wanted.len()
         && found.iter().zip(wanted).all(|(&found, &wanted)| i64::try_from(found) == Ok(wanted))

@@ -1,6 +1,7 @@
-//! Prefix tuning (arXiv 2101.00190): trained keys and values that every token of every layer sees before those of its
-//! document. As PEFT has it, without the paper's projection, which only training needs: a row for each virtual token, and in
-//! it, layer by layer, the keys of all heads and then their values. Keys are used as they are, not rotated.
+//! Prefix tuning (arXiv 2101.00190): trained keys and values that every token of every layer sees before
+//! those of its document. As in PEFT, and without the paper's projection, which only training needs: one row
+//! per virtual token with, layer by layer, the keys of all heads and then their values. Keys are used as they
+//! are, without rotation.
 
 use std::path::{Path, PathBuf};
 
@@ -21,14 +22,14 @@ use crate::ops;
 /// PEFT's name for it.
 pub(super) const PEFT_TYPE: &str = "PREFIX_TUNING";
 
-/// The name that PEFT stores the virtual tokens under.
+/// PEFT's name for the stored virtual tokens.
 pub(super) const EMBEDDINGS: &str = "prompt_embeddings";
 
-/// Most virtual tokens that are read.
+/// Most virtual tokens that are accepted.
 pub(super) const LONGEST: usize = 65_536;
 
-/// The keys of PEFT's `PrefixTuningConfig` that are applied, or that only training asks for: what a projection makes is
-/// stored, not the projection.
+/// The keys of PEFT's `PrefixTuningConfig` that are applied or matter only in training: the result of a
+/// projection is stored, not the projection.
 const KNOWN: [&str; 8] = [
     "encoder_hidden_size",
     "init_weights",
@@ -43,7 +44,7 @@ const KNOWN: [&str; 8] = [
 /// Settings of a new prefix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrefixMethod {
-    /// Its length, at least 1.
+    /// Number of virtual tokens, at least 1.
     pub virtual_tokens: usize,
     /// Written to `base_model_name_or_path`.
     pub base: PathBuf,
@@ -57,7 +58,7 @@ impl PrefixMethod {
 }
 
 impl Method for PrefixMethod {
-    /// Keys and values as PEFT starts with: normally distributed around 0.
+    /// PEFT's initial values: normally distributed around 0.
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>> {
         let layout = Layout::of(model)?;
         let shape = [self.virtual_tokens as i64, layout.width()];
@@ -80,7 +81,7 @@ pub struct Prefix {
     parameters: Parameters,
 }
 
-/// What a row of the embeddings is made of.
+/// The layout of a row of the embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Layout {
     layers: i64,
@@ -118,7 +119,7 @@ impl Prefix {
         Ok(Self { embeddings, layout, base, parameters })
     }
 
-    /// Reads a PEFT folder. Everything that does not fit is reported at once.
+    /// Reads a PEFT folder. All problems are reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
         let (mut config, mut weights) = peft::open(folder, model)?;
         config.check(PEFT_TYPE, &KNOWN);
@@ -132,7 +133,7 @@ impl Prefix {
         ] {
             let found = config.value(key).and_then(Value::as_i64).unwrap_or(wanted);
             if found != wanted {
-                config.problem(format!("its {key} is {found}, where this model needs {wanted}"));
+                config.problem(format!("its {key} is {found}, but this model needs {wanted}"));
             }
         }
         let found = weights.need(EMBEDDINGS, &[count, layout.width()])?;

@@ -1,4 +1,4 @@
-//! Prompt tuning (arXiv 2104.08691): trained embeddings that stand before every document, computed like tokens.
+//! Prompt tuning (arXiv 2104.08691): trained embeddings before every document, computed like tokens.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use crate::models::Model;
 /// PEFT's name for it.
 pub(super) const PEFT_TYPE: &str = "PROMPT_TUNING";
 
-/// The keys of PEFT's `PromptTuningConfig` that are applied, or that only say what a new prompt starts with.
+/// The keys of PEFT's `PromptTuningConfig` that are applied, or that only describe the initial prompt.
 const KNOWN: [&str; 9] = [
     "num_attention_heads",
     "num_layers",
@@ -34,7 +34,7 @@ const KNOWN: [&str; 9] = [
 /// Settings of a new prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptMethod {
-    /// Its length, at least 1.
+    /// Number of virtual tokens, at least 1.
     pub virtual_tokens: usize,
     /// Written to `base_model_name_or_path`.
     pub base: PathBuf,
@@ -48,7 +48,7 @@ impl PromptMethod {
 }
 
 impl Method for PromptMethod {
-    /// Embeddings as PEFT starts with: normally distributed around 0.
+    /// PEFT's initial values: normally distributed around 0.
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>> {
         let shape = [self.virtual_tokens as i64, model.architecture().hidden as i64];
         let values = normal(&shape, random::derive_name(seed, EMBEDDINGS))?;
@@ -80,14 +80,14 @@ impl Prompt {
         Ok(Self { embeddings, layers: layers.len(), heads, base, parameters })
     }
 
-    /// Reads a PEFT folder. Everything that does not fit is reported at once.
+    /// Reads a PEFT folder. All problems are reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
         let (mut config, mut weights) = peft::open(folder, model)?;
         config.check(PEFT_TYPE, &KNOWN);
         let count = config.size("num_virtual_tokens", 1, LONGEST) as i64;
         let submodules = config.value("num_transformer_submodules").and_then(Value::as_i64).unwrap_or(1);
         if submodules != 1 {
-            config.problem(format!("its num_transformer_submodules is {submodules}, where 1 is wanted"));
+            config.problem(format!("its num_transformer_submodules is {submodules}, but 1 is needed"));
         }
         let found = weights.need(EMBEDDINGS, &[count, model.architecture().hidden as i64])?;
         let base = config.base();

@@ -89,11 +89,11 @@ impl Reference {
         };
         let known = |ids: &[i64]| ids.iter().all(|id| (0..vocabulary).contains(id));
         if !known(&ops::to_integers(&ids)?) {
-            problems.push("input_ids holds tokens beyond the model's vocabulary".to_owned());
+            problems.push("input_ids has tokens beyond the model's vocabulary".to_owned());
         }
         let all_labels = ops::to_integers(&labels)?;
         if !all_labels.iter().all(|&label| label < vocabulary) {
-            problems.push("labels holds tokens beyond the model's vocabulary".to_owned());
+            problems.push("labels has tokens beyond the model's vocabulary".to_owned());
         }
         let lengths = lengths(&ops::to_integers(&mask)?, columns as usize);
         let Some(lengths) = lengths.filter(|_| problems.is_empty()) else {
@@ -162,7 +162,7 @@ fn continuations(
             let known = ids.iter().filter_map(|&id| u32::try_from(id).ok());
             let known: Vec<u32> = known.filter(|&id| (id as usize) < architecture.vocabulary).collect();
             if known.len() != ids.len() {
-                problems.push(format!("{name} holds tokens beyond the model's vocabulary"));
+                problems.push(format!("{name} has tokens beyond the model's vocabulary"));
             }
             Ok(known)
         };

@@ -120,7 +120,7 @@ impl<'a> Loader<'a> {
             Quantiser::Nf4(tables) => {
                 let dense = ops::contiguous(&ops::to_kind(&self.restored(name)?, Kind::Float)?)?;
                 let encoded = csrc::with_floats(&dense, nf4::encode)?.ok_or_else(|| {
-                    self.damaged(format!("tensor {name} holds numbers that are not finite"))
+                    self.damaged(format!("tensor {name} contains numbers that are not finite"))
                 })?;
                 drop(dense);
                 let entry = self.entry(name)?;

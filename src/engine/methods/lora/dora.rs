@@ -1,4 +1,5 @@
-//! DoRA (arXiv 2402.09353): the rows of `W + scale · B · A` keep only their direction, and get trained lengths.
+//! DoRA (arXiv 2402.09353): the rows of `W + scale · B · A` keep only their direction and get trained
+//! lengths.
 
 use tch::{Kind, Tensor};
 
@@ -8,17 +9,16 @@ use crate::layers::Linear;
 use crate::models::Model;
 use crate::ops;
 
-/// The trained lengths of one layer's rows.
 #[derive(Debug)]
 pub(super) struct Magnitude {
-    /// `[out]`, f32: the paper's m.
+    /// The trained lengths of the rows, `[out]`, f32: the paper's m.
     pub vector: Tensor,
     /// Squared lengths of the base weight's rows, `[out]` f32.
     squares: Tensor,
 }
 
 impl Magnitude {
-    /// Lengths as given, or those that the rows of `W + scale · B · A` have.
+    /// The given lengths, or those of the rows of `W + scale · B · A`.
     pub fn new(
         linear: &Linear,
         [a, b]: [&Tensor; 2],
@@ -36,11 +36,12 @@ impl Magnitude {
         Ok(Self { vector: trained(&vector, model)?, squares })
     }
 
-    /// What each row of `W + scale · B · A` is stretched by to have its trained length, `[out]` f32. The length that it has
-    /// counts as constant (section 4.3 of the paper). Products with the base weight are taken in `kind`, the type of the
-    /// activations.
+    /// The factor that gives each row of `W + scale · B · A` its trained length, `[out]` f32. The row's
+    /// actual length is treated as constant (section 4.3 of the paper). Products with the base weight are
+    /// computed in `kind`, the type of the activations.
     ///
-    /// The sum is never made: its squared lengths are `|W|² + 2 · scale · W Aᵀ · B + scale² · B A Aᵀ · B`, row by row.
+    /// The sum is never stored: its squared lengths are `|W|² + 2 · scale · W Aᵀ · B + scale² · B A Aᵀ · B`,
+    /// row by row.
     pub fn gain(&self, linear: &Linear, [a, b]: [&Tensor; 2], scale: f64, kind: Kind) -> Result<Tensor> {
         let length = {
             let _guard = tch::no_grad_guard();
@@ -56,7 +57,7 @@ impl Magnitude {
         ops::divide(&self.vector, &length)
     }
 
-    /// The rows of `sum`, stretched to their trained lengths.
+    /// The rows of `sum`, scaled to their trained lengths.
     pub fn fold(&self, sum: &Tensor) -> Result<Tensor> {
         let length = {
             let _guard = tch::no_grad_guard();
@@ -68,7 +69,7 @@ impl Magnitude {
     }
 }
 
-/// `y` `[N, out]` without its bias stretched by `gain` `[out]`, the bias as it is.
+/// `y` `[N, out]` without its bias, scaled by `gain` `[out]`; the bias is not scaled.
 pub(super) fn stretch(y: &Tensor, gain: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let stretched = match bias {
         // gain · (y - bias) + bias

@@ -1,7 +1,7 @@
-//! LoRA (arXiv 2106.09685): each chosen linear layer gets `y + scale · B · A · x` with trained `A` `[rank, in]` and `B`
-//! `[out, rank]`; `scale = alpha / rank` (section 4.1), or `alpha / √rank` for rsLoRA (arXiv 2312.03732). DoRA
-//! ([`dora`]) trains the lengths of the sum's rows as well. As PEFT has them, biases and whole modules can be trained beside
-//! that.
+//! LoRA (arXiv 2106.09685): each chosen linear layer gives `y + scale · B · A · x` with trained `A` `[rank,
+//! in]` and `B` `[out, rank]`; `scale = alpha / rank` (section 4.1), or `alpha / √rank` for rsLoRA (arXiv
+//! 2312.03732). DoRA ([`dora`]) also trains the lengths of the sum's rows. As in PEFT, biases and whole
+//! modules can be trained in addition.
 
 mod dora;
 mod settings;
@@ -33,17 +33,16 @@ pub(super) const PEFT_TYPE: &str = "LORA";
 pub struct LoraMethod {
     /// Rank of the factors, at least 1.
     pub rank: usize,
-    /// See [`Lora`]'s scale.
+    /// The scale's numerator.
     pub alpha: f64,
     /// Probability that an element of the adapter's input is zeroed in training.
     pub dropout: f64,
     /// Which linear layers get factors.
     pub targets: Targets,
-    /// Which form of LoRA.
     pub variant: Variant,
-    /// Which biases are trained beside them.
+    /// Biases that are trained in addition.
     pub bias: Bias,
-    /// Which modules are trained whole.
+    /// Modules that are trained as a whole.
     pub modules_to_save: Vec<String>,
     /// Written to `base_model_name_or_path`.
     pub base: PathBuf,
@@ -66,7 +65,8 @@ impl LoraMethod {
 }
 
 impl Method for LoraMethod {
-    /// `A` as PEFT initialises it (`kaiming_uniform_(a = √5)`: uniform in ±1/√in), `B` zero: a new adapter changes nothing.
+    /// `A` as PEFT initialises it (`kaiming_uniform_(a = √5)`: uniform in ±1/√in), `B` zero: a new adapter
+    /// changes nothing.
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>> {
         let targets = match_targets(&self.targets, &model.architecture().linear_modules())
             .map_err(|error| wrong_targets(&error))?;
@@ -113,7 +113,7 @@ impl Method for LoraMethod {
 #[derive(Debug)]
 pub struct Lora {
     settings: Settings,
-    /// Names that choose exactly the layers with factors, as PEFT matches them.
+    /// Names that match exactly the layers with factors, by PEFT's rules.
     targets: Vec<String>,
     /// By site; shares memory with `parameters`.
     factors: Vec<Option<Factors>>,
@@ -128,7 +128,7 @@ struct Factors {
     /// `[out, rank]`
     b: Tensor,
     scale: f64,
-    /// Of DoRA.
+    /// Set for DoRA.
     magnitude: Option<Magnitude>,
 }
 
@@ -142,7 +142,7 @@ impl Lora {
         names_of(model, &|linear| self.factors(linear).is_some())
     }
 
-    /// Reads a PEFT folder. Everything that does not fit is reported at once.
+    /// Reads a PEFT folder. All problems are reported at once.
     pub fn load(folder: &Path, model: &Model) -> Result<Self> {
         let (mut config, mut weights) = peft::open(folder, model)?;
         let settings = Settings::read(&mut config, model);
@@ -164,7 +164,7 @@ impl Lora {
             lora.take(linear, &mut weights, model)?;
         }
         if targets.is_empty() {
-            config.problem("it holds no factors".into());
+            config.problem("it has no factors".into());
         }
         let problems = weights.finish(config);
         if !problems.is_empty() {
@@ -174,21 +174,21 @@ impl Lora {
         Ok(lora)
     }
 
-    /// Takes the factors of a layer out of an adapter's weights.
+    /// Takes a layer's factors from an adapter's weights.
     fn take(&mut self, linear: &Linear, weights: &mut Weights, model: &Model) -> Result<()> {
         let rank = self.settings.rank_of(&linear.name) as i64;
         let (rows, columns) = (linear.out_features as i64, linear.in_features as i64);
         let [a_name, b_name, magnitude_name] = factor_names(&linear.name);
         match [weights.has(&a_name), weights.has(&b_name)] {
-            [true, false] => weights.problems.push(format!("{a_name} has no lora_B beside it")),
-            [false, true] => weights.problems.push(format!("{b_name} has no lora_A beside it")),
+            [true, false] => weights.problems.push(format!("{a_name} has no lora_B")),
+            [false, true] => weights.problems.push(format!("{b_name} has no lora_A")),
             _ => {}
         }
         let a = weights.take(&a_name, &[rank, columns])?;
         let b = weights.take(&b_name, &[rows, rank])?;
         let magnitude =
             if self.settings.weight_decomposed { weights.need(&magnitude_name, &[rows])? } else { None };
-        // PEFT stores the head beside an adapter on it, although it is the base model's.
+        // PEFT stores the head with an adapter on it, although it is the base model's.
         let stored_base = format!("{PREFIX}{}.base_layer.weight", linear.name);
         if let Some(stored) = weights.take(&stored_base, &[rows, columns])?
             && weights.problems.is_empty()
@@ -202,7 +202,7 @@ impl Lora {
         Ok(())
     }
 
-    /// Adds a layer's factors; DoRA's magnitude is that of the weight as it is where none is given.
+    /// Adds a layer's factors. Without a given magnitude, DoRA's is that of the current weight.
     fn insert(
         &mut self,
         linear: &Linear,
@@ -291,7 +291,7 @@ impl Adapter for Lora {
                 csrc::add_low_rank(&y, x, a, b, *scale)?;
                 dora::stretch(&y, &gain, self.bias(linear))
             }
-            // What is dropped is missing in the base weight's part of the change as well.
+            // Dropped elements are also missing from the base weight's part of the change.
             Some(x) => {
                 let before = linear.weight().linear(&x, None)?;
                 let [a, b] = [ops::to_kind(a, x.kind())?, ops::to_kind(b, x.kind())?];
@@ -317,18 +317,18 @@ impl Adapter for Lora {
     }
 }
 
-/// Whether a stored weight is the base model's own, as far as the type that is computed in can tell.
+/// Whether a stored weight equals the base model's, within the precision of the compute type.
 fn is_base(linear: &Linear, stored: &Tensor, model: &Model) -> Result<bool> {
     let stored = ops::to_device(&ops::to_kind(stored, model.kind())?, model.device())?;
     Ok(ops::distance(&linear.weight().dense(model.kind())?, &stored)? <= 0.0)
 }
 
-/// Names that PEFT stores a layer's factors and magnitude under.
+/// PEFT's stored names of a layer's factors and magnitude.
 fn factor_names(module: &str) -> [String; 3] {
     ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|part| format!("{PREFIX}{module}.{part}"))
 }
 
-/// The name that PEFT stores a copied tensor under: a layer with factors has its own bias one level down.
+/// PEFT's stored name of a copied tensor. The own bias of a layer with factors is one level deeper.
 fn stored_name(copied: &Copied, targets: &[LinearModule]) -> String {
     let below = copied.part == Part::Bias && targets.iter().any(|target| target.name == copied.module);
     let level = if below { ".base_layer" } else { "" };

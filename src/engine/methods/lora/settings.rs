@@ -1,4 +1,4 @@
-//! The numbers of a LoRA adapter that are not trained, as PEFT's `LoraConfig` has them.
+//! The settings of a LoRA adapter, as in PEFT's `LoraConfig`.
 
 use luthier_core::config::Bias;
 use luthier_core::model::adapter::CONFIG_FILE;
@@ -9,11 +9,11 @@ use super::super::peft::PeftConfig;
 use super::PEFT_TYPE;
 use crate::models::Model;
 
-/// Largest rank that is read.
+/// Largest rank that is accepted.
 const LARGEST_RANK: usize = 65_536;
 
-/// The keys of PEFT's `LoraConfig` that are applied, or that only decide what a new adapter starts with or acts on, which
-/// the weights say of an old one.
+/// The keys of PEFT's `LoraConfig` that are applied, or that only decide how a new adapter starts or which
+/// layers it has; for an existing adapter, its weights tell.
 const KNOWN: [&str; 22] = [
     "alpha_pattern",
     "bias",
@@ -39,10 +39,9 @@ const KNOWN: [&str; 22] = [
     "ensure_weight_tying",
 ];
 
-/// Values of `init_lora_weights` that leave the base weights as they are.
+/// Values of `init_lora_weights` that do not change the base weights.
 const HARMLESS_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
-/// The numbers of an adapter that are not trained.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub rank: usize,
@@ -58,8 +57,8 @@ pub(super) struct Settings {
     pub base: String,
 }
 
-/// Ranks and alphas of modules whose name ends with what a regular expression matches (PEFT's `get_pattern_key`); the first
-/// that matches counts.
+/// Ranks and alphas of modules whose name ends with a match of a regular expression (PEFT's
+/// `get_pattern_key`). The first match applies.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Patterns {
     ranks: Vec<(String, Regex, usize)>,
@@ -67,7 +66,7 @@ pub(super) struct Patterns {
 }
 
 impl Settings {
-    /// Reads `adapter_config.json`; what Luthier cannot do becomes a problem.
+    /// Reads `adapter_config.json`. Anything that Luthier does not support becomes a problem.
     pub fn read(config: &mut PeftConfig, model: &Model) -> Self {
         config.check(PEFT_TYPE, &KNOWN);
         match config.value("init_lora_weights") {
@@ -110,7 +109,6 @@ impl Settings {
         }
     }
 
-    /// `adapter_config.json`.
     pub fn write(&self, targets: &[String]) -> Value {
         let ranks = self.patterns.ranks.iter().map(|(key, _, rank)| (key.clone(), json!(rank)));
         let alphas = self.patterns.alphas.iter().map(|(key, _, alpha)| (key.clone(), whole(*alpha)));
@@ -135,12 +133,11 @@ impl Settings {
         })
     }
 
-    /// Rank of a module's factors.
     pub fn rank_of(&self, module: &str) -> usize {
         first_match(&self.patterns.ranks, module).unwrap_or(self.rank)
     }
 
-    /// What the product of a module's factors is multiplied with.
+    /// The factor of the product of a module's factors.
     pub fn scale_of(&self, module: &str) -> f64 {
         let alpha = first_match(&self.patterns.alphas, module).unwrap_or(self.alpha);
         let rank = self.rank_of(module) as f64;
@@ -192,7 +189,7 @@ fn first_match<T: Copy>(patterns: &[(String, Regex, T)], module: &str) -> Option
     patterns.iter().find(|(_, pattern, _)| pattern.is_match(module)).map(|(_, _, value)| *value)
 }
 
-/// PEFT declares alpha as a whole number.
+/// PEFT declares alpha as an integer.
 fn whole(alpha: f64) -> Value {
     if alpha.fract() == 0.0 { json!(alpha as i64) } else { json!(alpha) }
 }

@@ -472,7 +472,7 @@ fn options_of_peft_that_would_be_ignored_are_refused_by_name() {
     let path = folder.path().join("other");
     changed(&path, "llama/ia3", &|_| ());
     let refused = method_of(&config(|_| ())).load(&path, &model).err().unwrap().to_string();
-    assert!(refused.contains("its peft_type is IA3, where LORA is wanted"), "{refused}");
+    assert!(refused.contains("its peft_type is IA3, but LORA is needed"), "{refused}");
     let other =
         methods::load(&reference("training/phi/lora/adapter-init"), &model).err().unwrap().to_string();
     assert!(other.contains("does not fit"), "{other}");

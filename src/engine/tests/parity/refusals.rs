@@ -90,7 +90,7 @@ fn a_target_that_the_model_does_not_have_is_refused() {
             }
         });
         let error = refusal(folder.path());
-        let words = format!("{} belongs to nothing that is trained here", name(module, "lora_A"));
+        let words = format!("{} does not belong to this adapter", name(module, "lora_A"));
         assert!(error.contains(&words), "{error}");
     }
 }
@@ -104,7 +104,7 @@ fn numbers_that_are_none_and_types_that_do_not_train_are_refused() {
             let _ = row.fill_(value);
         });
         let error = refusal(folder.path());
-        assert!(error.contains(&format!("{query} holds numbers that are not finite")), "{error}");
+        assert!(error.contains(&format!("{query} contains numbers that are not finite")), "{error}");
     }
     let folder = with_tensors(|weights| {
         weights.insert(query.clone(), Tensor::zeros([8, 64], (Kind::Int64, Device::Cpu)));
