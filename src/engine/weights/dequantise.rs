@@ -8,10 +8,10 @@ use luthier_core::model::{Arrangement, Storage};
 use crate::csrc;
 use crate::error::{EngineError, Result};
 
-/// Below so many blocks a thread costs more than it saves.
+/// With fewer blocks, a thread costs more than it saves.
 const BLOCKS_WORTH_A_THREAD: usize = 4096;
 
-/// Decodes a whole tensor on all cores. `bytes` holds exactly the elements of `out`.
+/// Decodes a whole tensor on all cores. `bytes` has exactly the elements of `out`.
 pub(super) fn decode(storage: Storage, bytes: &[u8], out: &mut [f32]) {
     let block = storage.block();
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -25,8 +25,8 @@ pub(super) fn decode(storage: Storage, bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Decodes a matrix on all cores, row by row of `columns` elements into the order that the architecture has. Rows are whole
-/// blocks, and `out` has exactly the matrix's elements, which `convert` makes.
+/// Decodes a matrix on all cores, in rows of `columns` elements, into the architecture's order. Rows are
+/// whole blocks, and `out` has exactly the matrix's elements, converted by `convert`.
 pub(super) fn decode_rows<T: Send>(
     storage: Storage,
     bytes: &[u8],
@@ -38,7 +38,7 @@ pub(super) fn decode_rows<T: Send>(
     let rows = out.len() / columns.max(1);
     let row_bytes = storage.bytes(columns as u64).map_or(0, |length| length as usize);
     if row_bytes == 0 || bytes.len() != rows * row_bytes || out.len() != rows * columns {
-        return Err(EngineError::torch("decode_rows", "the bytes are not those of the matrix"));
+        return Err(EngineError::torch("decode_rows", "the number of bytes does not match the matrix"));
     }
     let each = (BLOCKS_WORTH_A_THREAD * storage.block().elements).div_ceil(columns);
     let parts: Vec<Mutex<&mut [T]>> = out.chunks_mut(each * columns).map(Mutex::new).collect();
@@ -98,7 +98,7 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     }
 }
 
-/// f16 scale, 16 bytes: low nibbles are elements 0..16, high ones 16..32; 8 stands for 0.
+/// f16 scale, 16 bytes: low nibbles are elements 0..16, high nibbles 16..32; 8 means 0.
 fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
     let scale = half_at(block, 0);
     for (i, &q) in block[2..].iter().enumerate() {
@@ -116,12 +116,12 @@ fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
     }
 }
 
-/// The fifth bits of a block of 32, one of element `i` at bit `i`.
+/// The fifth bits of a block of 32: bit `i` is that of element `i`.
 fn fifth_bits(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
-/// f16 scale, 32 fifth bits, 16 bytes as in Q4_0; 16 stands for 0.
+/// f16 scale, 32 fifth bits, 16 bytes as in Q4_0; 16 means 0.
 fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     let (scale, high) = (half_at(block, 0), fifth_bits(block, 2));
     for (i, &q) in block[6..].iter().enumerate() {
@@ -131,7 +131,7 @@ fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     }
 }
 
-/// f16 scale and minimum, then as Q5_0.
+/// f16 scale and minimum, then as in Q5_0.
 fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
     let (scale, minimum, high) = (half_at(block, 0), half_at(block, 2), fifth_bits(block, 4));
     for (i, &q) in block[8..].iter().enumerate() {
@@ -151,8 +151,8 @@ fn k_scale(packed: &[u8], j: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(minimum))
 }
 
-/// f16 scale and minimum of the 6-bit ones, 12 bytes of those, 128 bytes: each 32 hold two groups of 32, low nibbles
-/// first.
+/// f16 factors of the 6-bit scales and minimums, 12 bytes of those, then 128 bytes: every 32 bytes have two
+/// groups of 32, low nibbles first.
 fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     for (pair, (q, out)) in block[16..].chunks(32).zip(out.chunks_mut(64)).enumerate() {
@@ -178,7 +178,8 @@ fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     }
 }
 
-/// 128 bytes of low nibbles, 64 of high bit pairs, 16 signed scales (one for 16 elements), f16 scale; 32 stands for 0.
+/// 128 bytes of low nibbles, 64 of high bit pairs, 16 signed scales (one per 16 elements), f16 scale; 32
+/// means 0.
 fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let scale = half_at(block, 208);
     for (half, out) in out.chunks_mut(128).enumerate() {
@@ -204,7 +205,7 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 pub(super) mod tests {
     use super::*;
 
-    /// Bytes with every pattern in them, and finite scales at the given places.
+    /// Bytes with all patterns, and finite scales at the given places.
     fn block(length: usize, halves: &[(usize, f32)]) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..length).map(|i| (i * 37 + 11) as u8).collect();
         for &(at, value) in halves {
@@ -213,8 +214,8 @@ pub(super) mod tests {
         bytes
     }
 
-    /// Decodes `bytes` and compares with a formula for element `i`. The scales of these tests are powers of two, so that
-    /// nothing is rounded.
+    /// Decodes `bytes` and compares them with a formula for element `i`. The scales in these tests are powers
+    /// of two, so that nothing is rounded.
     fn assert_elements(storage: Storage, bytes: &[u8], formula: impl Fn(usize) -> f32) {
         let count = bytes.len() / storage.block().bytes * storage.block().elements;
         let mut found = vec![f32::NAN; count];
@@ -224,7 +225,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn plain_formats_are_read_as_they_stand() {
+    fn plain_formats_are_read_unchanged() {
         let values = [1.0_f32, -2.5, 0.15625];
         let single: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let half: Vec<u8> = values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect();
@@ -242,7 +243,7 @@ pub(super) mod tests {
 
     #[test]
     fn nibble_formats_follow_their_formulae() {
-        // Element i lies in byte i % 16, in its low half for i < 16; its fifth bit is bit i of 32.
+        // Element i is in byte i % 16, in the low half for i < 16; its fifth bit is bit i of 32.
         let nibble = |bytes: &[u8], i: usize| f32::from(bytes[i % 16] >> (4 * (i / 16)) & 15);
         let fifth = |bytes: &[u8], i: usize| f32::from((bytes[i / 8] >> (i % 8) & 1) * 16);
         let b = block(18, &[(0, 0.25)]);
@@ -301,7 +302,7 @@ pub(super) mod tests {
         assert_elements(Storage::Q4_0, &bytes, |i| whole[i]);
     }
 
-    /// So many elements in blocks of any content, but for scales that are neither large nor undefined.
+    /// This many elements in blocks of arbitrary content, with scales that are finite and not large.
     pub(in crate::weights) fn some_blocks(storage: Storage, elements: usize) -> Vec<u8> {
         let size = storage.block().bytes;
         let byte = |place: u64| {

@@ -1,4 +1,4 @@
-//! Tensors out of mapped model files, as the compute type, on the device.
+//! Reads tensors from mapped model files, as the compute type, on the device.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -26,7 +26,7 @@ pub struct Loader<'a> {
     bytes: Cell<u64>,
 }
 
-/// A [`Quantisation`] with what it takes.
+/// A [`Quantisation`] with the state that it needs.
 enum Quantiser {
     None,
     Nf4(Tables),
@@ -34,7 +34,7 @@ enum Quantiser {
 }
 
 impl<'a> Loader<'a> {
-    /// Maps the model's files; reads nothing yet.
+    /// Maps the model's files, without reading tensors.
     pub fn open(
         files: &'a ModelFiles,
         device: Device,
@@ -57,24 +57,23 @@ impl<'a> Loader<'a> {
         Ok(Self { files, maps, device, kind, quantiser, numbered: 0, bytes: Cell::new(0) })
     }
 
-    /// Where tensors go.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// Element type of what is loaded.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The tensor of this Hugging Face name, as the compute type on the device. Never to be written to.
+    /// The tensor with this Hugging Face name, as the compute type on the device. It must never be written
+    /// to.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let tensor = ops::to_device(&ops::to_kind(&self.restored(name)?, self.kind)?, self.device)?;
         self.count(ops::bytes_of(&tensor));
         Ok(tensor)
     }
 
-    /// The matrix of this Hugging Face name, held as the quantisation says.
+    /// The matrix with this Hugging Face name, in the form that the quantisation gives.
     pub fn matrix(&self, name: &str) -> Result<Weight> {
         match self.quantised(name)? {
             Some(weight) => Ok(weight),
@@ -82,7 +81,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// As [`Loader::matrix`], but dense whatever the quantisation.
+    /// As [`Loader::matrix`], but always dense.
     pub fn dense_matrix(&self, name: &str) -> Result<Weight> {
         let elements = self.tensor(name)?;
         let beside = self.device == Device::Cpu;
@@ -94,17 +93,17 @@ impl<'a> Loader<'a> {
     pub fn features(&self, name: &str) -> Result<[usize; 2]> {
         match self.entry(name)?.shape[..] {
             [out_features, in_features] => Ok([out_features, in_features]),
-            _ => Err(self.damaged(format!("{name} is no matrix"))),
+            _ => Err(self.damaged(format!("{name} is not a matrix"))),
         }
     }
 
-    /// Counts the layers of the model that is being loaded: 0, then 1, and so on.
+    /// Numbers the layers of the model being loaded, from 0.
     pub fn next_number(&mut self) -> usize {
         self.numbered += 1;
         self.numbered - 1
     }
 
-    /// Bytes of everything that was handed out; of what stays mapped, in its file.
+    /// Bytes of all returned tensors. For those that stay mapped, bytes in their file.
     pub fn bytes(&self) -> u64 {
         self.bytes.get()
     }
@@ -113,7 +112,7 @@ impl<'a> Loader<'a> {
         self.bytes.set(self.bytes.get() + bytes);
     }
 
-    /// A matrix as the quantisation holds it; `None` where that is dense.
+    /// A matrix in quantised form; `None` if the quantisation keeps it dense.
     fn quantised(&self, name: &str) -> Result<Option<Weight>> {
         let weight = match &self.quantiser {
             Quantiser::None => return Ok(None),
@@ -141,26 +140,24 @@ impl<'a> Loader<'a> {
     }
 
     fn map(&self, name: &str, entry: &TensorEntry) -> Result<&Arc<Mmap>> {
-        self.maps
-            .get(entry.file)
-            .ok_or_else(|| self.damaged(format!("tensor {name} lies outside of its file")))
+        self.maps.get(entry.file).ok_or_else(|| self.damaged(format!("tensor {name} lies outside its file")))
     }
 
-    /// Where it lies in its file; `None` for what is no matrix there.
+    /// Its place in the file; `None` if it is not a matrix there.
     fn stored(&self, name: &str) -> Result<Option<Stored>> {
         let entry = self.entry(name)?;
         Ok(Stored::new(self.map(name, entry)?, entry))
     }
 
-    /// As f32, f16 or bf16 on the CPU, in the architecture's arrangement.
+    /// As f32, f16 or bf16 on the CPU, in the architecture's layout.
     fn restored(&self, name: &str) -> Result<Tensor> {
         let entry = self.entry(name)?;
         restore(self.decoded(name, entry)?, entry.arrangement)
     }
 
-    /// As it is stored, in its file's arrangement, as f32, f16 or bf16; over the map itself where it can be.
+    /// As f32, f16 or bf16 in the file's layout, directly over the map if possible.
     fn decoded(&self, name: &str, entry: &TensorEntry) -> Result<Tensor> {
-        let missing = || self.damaged(format!("tensor {name} lies outside of its file"));
+        let missing = || self.damaged(format!("tensor {name} lies outside its file"));
         let map = self.map(name, entry)?;
         let (start, length) = (entry.offset as usize, entry.bytes as usize);
         let bytes = start.checked_add(length).and_then(|end| map.get(start..end)).ok_or_else(missing)?;
@@ -193,7 +190,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Brings elements into the order that the architecture has.
+/// Converts elements to the architecture's order.
 pub(super) fn restore(stored: Tensor, arrangement: Arrangement) -> Result<Tensor> {
     let size = stored.size();
     let rest: i64 = size[1..].iter().product();
@@ -241,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transposed_weight_is_turned() {
+    fn a_transposed_weight_is_transposed_back() {
         let stored = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]);
         let restored = restore(stored.shallow_clone(), Arrangement::Transposed).unwrap();
         assert!(restored.is_contiguous());

@@ -1,4 +1,4 @@
-//! Weight matrices in the forms in which they are held.
+//! Weight matrices in their in-memory forms.
 
 use tch::{Kind, Tensor};
 
@@ -6,23 +6,21 @@ use super::quantised::{self, Nf4, Quantised, Stored};
 use crate::error::Result;
 use crate::{csrc, ops};
 
-/// A weight matrix `[out, in]`, in whichever way it is held.
+/// A weight matrix `[out, in]` in one of its forms.
 #[derive(Debug)]
 pub enum Weight {
-    /// One element after the other.
     Dense(Dense),
-    /// In NF4.
     Nf4(Nf4),
-    /// In the blocks that the file has it in.
+    /// In the file's own blocks.
     Stored(Stored),
 }
 
-/// A matrix, one element after the other.
+/// A matrix with one element after another.
 #[derive(Debug)]
 pub struct Dense {
     elements: Tensor,
-    /// The same numbers as the file has them, before they were rounded to the type of the others, which takes a fraction of
-    /// the memory traffic: generation multiplies with that.
+    /// The same numbers as in the file, before rounding to the compute type. They need a fraction of the
+    /// memory traffic, so generation multiplies with them.
     stored: Option<Stored>,
 }
 
@@ -36,8 +34,8 @@ impl Weight {
         }
     }
 
-    /// `x · weightᵀ + bias` with what an adapter adds, computed at once; `None` where there is no kernel for that, or where
-    /// few tokens are better multiplied with what is stored.
+    /// `x · weightᵀ + bias` plus an adapter's part, in one kernel. `None` if there is no kernel for it, or if
+    /// there are few tokens, for which a product with the stored form is faster.
     pub(crate) fn adapted(
         &self,
         x: &Tensor,
@@ -52,7 +50,7 @@ impl Weight {
         csrc::adapted_linear(x, elements, bias, low_rank).map(Some)
     }
 
-    /// The matrix with elements of type `kind`; a quantised one is decoded each time.
+    /// The matrix as type `kind`. A quantised matrix is decoded at each call.
     pub fn dense(&self, kind: Kind) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => ops::to_kind(&weight.elements, kind),
@@ -61,7 +59,7 @@ impl Weight {
         }
     }
 
-    /// Bytes it takes; of a mapped one, in its file.
+    /// Its bytes; for a mapped matrix, in its file.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Dense(weight) => ops::bytes_of(&weight.elements),
@@ -72,7 +70,7 @@ impl Weight {
 }
 
 impl Dense {
-    /// `stored` holds the same numbers.
+    /// `stored` is the same matrix.
     pub(super) fn new(elements: Tensor, stored: Option<Stored>) -> Self {
         Self { elements, stored }
     }

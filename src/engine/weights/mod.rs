@@ -1,4 +1,5 @@
-//! Weights in and out: mapped files, block formats, NF4, safetensors; matrices in the forms in which they are held.
+//! Reading and writing weights: mapped files, block formats, NF4, safetensors; the in-memory forms of
+//! matrices.
 
 mod dequantise;
 mod loader;

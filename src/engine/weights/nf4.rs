@@ -1,19 +1,21 @@
-//! NF4 with double quantisation (QLoRA, arXiv 2305.14314, section 3): 4 bits an element, levels that are quantiles of a
-//! normal distribution, and for every 64 elements a scale that is itself held in 8 bits. The same bytes as bitsandbytes
-//! makes (`bitsandbytes/functional.py`, `quantize_4bit` with `compress_statistics`).
+//! NF4 with double quantisation (QLoRA, arXiv 2305.14314, section 3): 4 bits per element, levels that are
+//! quantiles of a normal distribution, and for every 64 elements a scale that is itself stored in 8 bits. The
+//! bytes equal those of bitsandbytes (`bitsandbytes/functional.py`, `quantize_4bit` with
+//! `compress_statistics`).
 //!
-//! A matrix is seen as one row of elements. Block b of 64 is divided by its largest magnitude `s[b]`, and each element is
-//! replaced by its nearest level. The mean of all `s` is the *offset*; `s - offset` is divided, 256 at a time, by its
-//! largest magnitude, a *nested* scale, and replaced by its nearest entry of the dynamic 8-bit code.
+//! A matrix is treated as one row of elements. Block b of 64 is divided by its largest magnitude `s[b]`, and
+//! each element is replaced by the nearest level. The mean of all `s` is the *offset*. `s - offset` is
+//! divided, 256 at a time, by its largest magnitude, a *nested* scale, and replaced by the nearest entry of
+//! the dynamic 8-bit code.
 
 use std::sync::OnceLock;
 
 use luthier_core::model::{NF4_BLOCK, NF4_SCALES};
 
-/// Below so many blocks a thread costs more than it saves.
+/// With fewer blocks, a thread costs more than it saves.
 const BLOCKS_WORTH_A_THREAD: usize = 1024;
 
-/// What the 16 codes stand for (appendix E of the paper).
+/// The values of the 16 codes (appendix E of the paper).
 pub const LEVELS: [f32; 16] = [
     -1.0,
     -0.696_192_8,
@@ -36,7 +38,7 @@ pub const LEVELS: [f32; 16] = [
 /// The code of 0.
 const ZERO: u8 = 7;
 
-/// Half-way between neighbouring levels. What lies on one belongs to the level below.
+/// Midpoints between adjacent levels. A value at a midpoint gets the level below.
 const BOUNDS: [f32; 15] = {
     let mut bounds = [0.0; 15];
     let mut i = 0;
@@ -47,24 +49,25 @@ const BOUNDS: [f32; 15] = {
     bounds
 };
 
-/// Divisors are no smaller: blocks of nothing but zeros have none of their own.
+/// Smallest divisor, for blocks that are all zeros.
 const SMALLEST: f32 = 1e-38;
 
 /// A matrix in NF4.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
-    /// Two elements a byte, the first of them in the upper half.
+    /// Two elements per byte, the first in the upper half.
     pub codes: Vec<u8>,
-    /// One for every block of 64 elements, in the dynamic code.
+    /// One per block of 64 elements, in the dynamic code.
     pub scales: Vec<u8>,
-    /// One for every 256 scales.
+    /// One per 256 scales.
     pub nested: Vec<f32>,
     /// Mean of the scales.
     pub offset: f32,
 }
 
-/// The dynamic 8-bit code (arXiv 1511.04561, in the signed form of `create_dynamic_map` in `bitsandbytes/functional.py`):
-/// seven decades below 1, each with twice as many evenly spaced fractions as the one below it; in ascending order.
+/// The dynamic 8-bit code (arXiv 1511.04561, in the signed form of `create_dynamic_map` in
+/// `bitsandbytes/functional.py`): seven decades below 1, each with twice as many evenly spaced fractions as
+/// the decade below; in ascending order.
 pub fn dynamic_code() -> &'static [f32; 256] {
     static CODE: OnceLock<[f32; 256]> = OnceLock::new();
     CODE.get_or_init(|| {
@@ -80,14 +83,15 @@ pub fn dynamic_code() -> &'static [f32; 256] {
                 next += 2;
             }
         }
-        // 254 so far; the last two are 0 and 1.
+        // These are 254 entries; the last two are 0 and 1.
         code[255] = 1.0;
         code.sort_by(f32::total_cmp);
         code
     })
 }
 
-/// Edge `place` of `parts` equal parts of 0.1 to 1, rounded as `torch.linspace` does: from the nearer end, in one step.
+/// Edge `place` of `parts` equal parts of 0.1 to 1, rounded like `torch.linspace`: from the nearer end, in
+/// one step.
 fn edge(place: usize, parts: usize) -> f32 {
     let step = (1.0 - 0.1_f32) / parts as f32;
     if place < parts.div_ceil(2) {
@@ -97,7 +101,7 @@ fn edge(place: usize, parts: usize) -> f32 {
     }
 }
 
-/// Encodes a matrix on all cores; `None` where an element is not finite.
+/// Encodes a matrix on all cores; `None` if an element is not finite.
 pub fn encode(values: &[f32]) -> Option<Encoded> {
     let blocks = values.len().div_ceil(NF4_BLOCK);
     let mut codes = vec![0; values.len().div_ceil(2)];
@@ -131,9 +135,9 @@ pub fn encode(values: &[f32]) -> Option<Encoded> {
     Some(Encoded { codes, scales, nested, offset })
 }
 
-/// Encodes up to 64 elements; returns their largest magnitude, which is not finite where one of them is not.
+/// Encodes up to 64 elements. Returns their largest magnitude, which is not finite if an element is not.
 fn encode_block(values: &[f32], codes: &mut [u8]) -> f32 {
-    // Without their sign, the bits of floats are ordered as the floats are, and what is no number comes last.
+    // Without the sign, the bits of floats have the same order as the floats, and NaN comes last.
     let magnitude = |value: &f32| value.to_bits() & !(1 << 31);
     let largest = f32::from_bits(values.iter().map(magnitude).max().unwrap_or_default());
     let divisor = largest.max(SMALLEST);
@@ -144,7 +148,7 @@ fn encode_block(values: &[f32], codes: &mut [u8]) -> f32 {
             *level = level_of(value * factor);
         }
     } else {
-        // bitsandbytes divides in a last block that is not full, and multiplies in all others.
+        // bitsandbytes divides in a last block that is not full, and multiplies by the inverse in all others.
         for (level, value) in levels.iter_mut().zip(values) {
             *level = level_of(value / divisor);
         }
@@ -155,8 +159,9 @@ fn encode_block(values: &[f32], codes: &mut [u8]) -> f32 {
     largest
 }
 
-/// The mean, added up as torch does on one thread of a processor with 8 floats to a register (`cascade_sum` in
-/// `aten/src/ATen/native/cpu/SumKernel.cpp`), 0 of nothing: any other order rounds otherwise, and every element with it.
+/// The mean, summed like torch on one thread of a processor with 8 floats per register (`cascade_sum` in
+/// `aten/src/ATen/native/cpu/SumKernel.cpp`); 0 if empty. Any other order rounds differently and would change
+/// every element.
 fn mean(values: &[f32]) -> f32 {
     const REGISTER: usize = 8;
     let (rows, rest) = values.as_chunks::<{ 4 * REGISTER }>();
@@ -171,7 +176,7 @@ fn mean(values: &[f32]) -> f32 {
     sum / values.len().max(1) as f32
 }
 
-/// The sum of rows: what a run of them adds up to is added to the level above, and a run of those to the next.
+/// Sum of rows. The sum of a run of rows is added to the level above, and a run of those to the next.
 fn cascade<const N: usize>(rows: &[[f32; N]]) -> [f32; N] {
     const LEVELS: usize = 4;
     let power = (rows.len().next_power_of_two().ilog2() as usize / LEVELS).max(4);
@@ -202,15 +207,15 @@ fn add(to: &mut [f32], values: &[f32]) {
     }
 }
 
-/// The code of the level nearest to a value between -1 and 1.
+/// The code of the level nearest to a value from -1 to 1.
 #[inline]
 fn level_of(value: f32) -> u8 {
     BOUNDS.iter().map(|&bound| u8::from(bound < value)).sum()
 }
 
-/// The place in the dynamic code nearest to a value between -1 and 1, which is first rounded to one of 65,536 steps as
-/// bitsandbytes does on a processor (`csrc/cpu_ops.cpp`, `norm_to_lut_index`). Its CUDA kernel does without: the two
-/// differ only within half a step of a tie.
+/// The index in the dynamic code nearest to a value from -1 to 1. The value is first rounded to one of 65,536
+/// steps, as bitsandbytes does on a CPU (`csrc/cpu_ops.cpp`, `norm_to_lut_index`). Its CUDA kernel does not
+/// round; results differ only within half a step of a tie.
 fn nearest(value: f32) -> u8 {
     const STEPS: f32 = 65_535.0;
     static BOUNDS: OnceLock<Vec<f32>> = OnceLock::new();
@@ -222,7 +227,7 @@ fn nearest(value: f32) -> u8 {
     bounds.partition_point(|&bound| bound < rounded) as u8
 }
 
-/// Decodes a matrix; `out` has exactly its elements.
+/// Decodes a matrix into `out`, which has exactly its size.
 pub fn decode(encoded: &Encoded, out: &mut [f32]) {
     let blocks = out.chunks_mut(NF4_BLOCK).zip(encoded.codes.chunks(NF4_BLOCK / 2));
     for (block, ((out, codes), &scale)) in blocks.zip(&encoded.scales).enumerate() {
@@ -274,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn matrices_have_the_bytes_that_bitsandbytes_gives_them() {
+    fn encoded_matrices_equal_those_of_bitsandbytes() {
         let stored = reference("nf4/nf4.safetensors");
         for name in ["randn_128x64", "odd_33x50", "zeros_and_outlier_8x64", "bf16_64x128"] {
             let part = |part: &str| &stored[&format!("{name}.{part}")];
@@ -289,10 +294,11 @@ mod tests {
     }
 
     #[test]
-    fn scales_have_the_bytes_that_bitsandbytes_gives_them_even_at_a_tie() {
+    fn encoded_scales_equal_those_of_bitsandbytes_even_at_a_tie() {
         let stored = reference("nf4/nf4.safetensors");
         let part = |part: &str| &stored[&format!("smollm2.layers.0.k_proj.{part}")];
-        // The weight itself is not stored; one that has its scales: blocks of zeros but for their first element.
+        // The weight itself is not stored. This one has the same scales: each block is zero except for its
+        // first element.
         let mut weight = vec![0.0; 192 * 576];
         for (block, largest) in weight.chunks_mut(NF4_BLOCK).zip(floats(part("absmax_f32"))) {
             block[0] = largest;
@@ -311,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_models_first_layer_decodes_to_what_bitsandbytes_makes_of_it() {
+    fn a_decoded_first_layer_equals_that_of_bitsandbytes() {
         let model = safetensors::read(Path::new(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../../tests/references/tiny/llama/model.safetensors"
@@ -326,8 +332,8 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_of_many_numbers_is_near_the_exact_one() {
-        // Enough for every level, and no whole number of registers.
+    fn the_mean_of_many_numbers_is_nearly_exact() {
+        // Enough for every level of the cascade, and not a multiple of the register size.
         let values: Vec<f32> = (0..4_000_003).map(|i| luthier_core::random::unit(i) as f32).collect();
         let exact = values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len() as f64;
         assert!((f64::from(mean(&values)) - exact).abs() <= 1e-7, "{} {exact}", mean(&values));
@@ -335,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_last_odd_element_stands_beside_a_zero() {
+    fn an_odd_last_element_is_padded_with_zero() {
         let encoded = encode(&[0.5; 65]).unwrap();
         assert_eq!((encoded.codes.len(), encoded.codes[32]), (33, 15 << 4 | ZERO));
         assert_eq!(decoded(&encoded, 65), [0.5; 65]);
@@ -344,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_refused() {
+    fn values_that_are_not_finite_are_refused() {
         for wrong in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut values = [1.0; 200];
             values[130] = wrong;
@@ -367,7 +373,7 @@ mod tests {
             .iter()
             .zip(&values)
             .fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
-        // Half of the widest gap between levels, and what the scale loses.
+        // Half of the widest gap between levels, plus the scale's error.
         assert!(furthest <= 0.5 * (0.304 / 2.0 + 0.01), "{furthest}");
     }
 }

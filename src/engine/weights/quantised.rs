@@ -1,4 +1,4 @@
-//! Weight matrices that are held quantised and decoded when they are needed.
+//! Weight matrices that are kept quantised and decoded on use.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,23 +14,24 @@ use super::nf4::{self, Encoded};
 use crate::error::Result;
 use crate::{csrc, ops};
 
-/// Up to so many tokens at once, reading a matrix takes longer than multiplying with it.
+/// With at most this many tokens, reading a matrix takes longer than multiplying with it.
 pub(super) const FEW_TOKENS: i64 = 8;
 
-/// A matrix `[out, in]` that is decoded when it is needed.
+/// A matrix `[out, in]` that is decoded on use.
 pub(super) trait Quantised: Send + Sized + 'static {
-    /// All of it, with elements of type `kind`.
+    /// The whole matrix as type `kind`.
     fn dense(&self, kind: Kind) -> Result<Tensor>;
 
-    /// `x · matrixᵀ` for a plain `x`, of its type, decoding on the way; `None` where there is no kernel for it.
+    /// `x · matrixᵀ` for a plain `x`, in its type, decoded during the product; `None` if there is no kernel
+    /// for it.
     fn product(&self, x: &Tensor) -> Result<Option<Tensor>>;
 
-    /// The same matrix over the same memory.
+    /// A handle to the same memory.
     fn handle(&self) -> Self;
 }
 
-/// `x · matrixᵀ + bias`: `[N, in]` → `[N, out]`. Nothing dense outlives the product; where `x` has a gradient, the backward
-/// decodes again.
+/// `x · matrixᵀ + bias`: `[N, in]` → `[N, out]`. The dense matrix is freed after the product. If `x` has a
+/// gradient, the backward pass decodes again.
 pub(super) fn linear(matrix: &impl Quantised, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let y = if let Some(y) = few(matrix, x)? {
         y
@@ -43,7 +44,7 @@ pub(super) fn linear(matrix: &impl Quantised, x: &Tensor, bias: Option<&Tensor>)
     bias.map_or(Ok(y.shallow_clone()), |bias| ops::add(&y, bias))
 }
 
-/// The product without a dense matrix, where `x` is few tokens on the CPU without gradient.
+/// The product without a dense matrix, if `x` is few tokens on the CPU without gradient.
 pub(super) fn few(matrix: &impl Quantised, x: &Tensor) -> Result<Option<Tensor>> {
     let few = x.dim() == 2 && x.size()[0] <= FEW_TOKENS && !x.requires_grad();
     if !few || x.device() != Device::Cpu {
@@ -56,11 +57,11 @@ pub(super) fn few(matrix: &impl Quantised, x: &Tensor) -> Result<Option<Tensor>>
 /// A matrix in NF4 on one device.
 #[derive(Debug)]
 pub struct Nf4 {
-    /// uint8, two elements each.
+    /// uint8, two elements per byte.
     codes: Tensor,
-    /// uint8, one for every 64 elements.
+    /// uint8, one per 64 elements.
     scales: Tensor,
-    /// f32, one for every 256 scales.
+    /// f32, one per 256 scales.
     nested: Tensor,
     /// One f32.
     offset: Tensor,
@@ -69,12 +70,12 @@ pub struct Nf4 {
     columns: usize,
 }
 
-/// What decodes NF4, on one device; all matrices share it.
+/// Tables for decoding NF4 on one device, shared by all matrices.
 #[derive(Debug)]
 pub(super) struct Tables {
     /// `[256, 2]`: the two elements of every byte, unscaled.
     pairs: Tensor,
-    /// `[256]`: what a scale stands for.
+    /// `[256]`: the value of each scale code.
     dynamic: Tensor,
 }
 
@@ -94,7 +95,7 @@ impl Tables {
 }
 
 impl Nf4 {
-    /// `encoded` holds the matrix `[rows, columns]`.
+    /// `encoded` is the matrix `[rows, columns]`.
     pub(super) fn new(
         encoded: &Encoded,
         [rows, columns]: [usize; 2],
@@ -112,7 +113,7 @@ impl Nf4 {
         })
     }
 
-    /// Bytes it takes, the shared tables aside.
+    /// Its bytes, without the shared tables.
     pub fn bytes(&self) -> u64 {
         let Self { codes, scales, nested, offset, tables: _, rows: _, columns: _ } = self;
         [codes, scales, nested, offset].into_iter().map(ops::bytes_of).sum()
@@ -162,7 +163,7 @@ impl Quantised for Nf4 {
     }
 }
 
-/// A matrix in llama.cpp's blocks, as a file has it.
+/// A matrix in llama.cpp's blocks, as stored in a file.
 #[derive(Debug)]
 pub struct Stored {
     place: Place,
@@ -174,14 +175,14 @@ pub struct Stored {
 
 #[derive(Debug)]
 enum Place {
-    /// In the mapped file itself.
+    /// In the mapped file.
     Mapped { map: Arc<Mmap>, bytes: Range<usize> },
     /// Copied to a device: uint8, one-dimensional.
     Device(Tensor),
 }
 
 impl Stored {
-    /// A matrix in a mapped file; `None` where it is not all there, or no matrix of whole rows.
+    /// A matrix in a mapped file; `None` if it is incomplete or does not have whole rows.
     pub(super) fn new(map: &Arc<Mmap>, entry: &TensorEntry) -> Option<Self> {
         let &[rows, columns] = entry.shape.as_slice() else { return None };
         if entry.arrangement == Arrangement::Transposed {
@@ -195,7 +196,7 @@ impl Stored {
         Some(Self { place, storage: entry.storage, arrangement: entry.arrangement, rows, columns })
     }
 
-    /// Copied to a device; the CPU takes it where it lies.
+    /// Copies it to a device. The CPU uses the map directly.
     pub(super) fn on(self, device: Device) -> Result<Self> {
         match self.place {
             Place::Mapped { map, bytes } if device != Device::Cpu => {
@@ -208,21 +209,20 @@ impl Stored {
         }
     }
 
-    /// Whether its elements share scales.
+    /// Whether groups of elements share scales.
     pub(super) fn is_quantised(&self) -> bool {
         self.storage.is_quantised()
     }
 
-    /// Whether there is a kernel that multiplies with it as it is.
+    /// Whether there is a kernel that multiplies with the stored form.
     pub(super) fn can_multiply(&self) -> bool {
-        // What the kernels take for one block; llama.cpp's blocks are no longer.
+        // The kernels' block size; llama.cpp's blocks are not longer.
         let block = self.storage.block().elements.max(32);
         csrc::can_multiply(self.storage)
             && self.columns.is_multiple_of(block)
             && matches!(self.place, Place::Mapped { .. })
     }
 
-    /// Bytes it takes.
     pub fn bytes(&self) -> u64 {
         match &self.place {
             Place::Mapped { bytes, .. } => bytes.len() as u64,
@@ -275,7 +275,7 @@ impl Quantised for Stored {
             },
         )?;
         if let Arrangement::ByPart { .. } = self.arrangement {
-            // The kernel does not know this order; its results lie in it as the rows do.
+            // The kernel ignores this order, so its results are in the order of the stored rows.
             let restored = restore(ops::transpose(&y, 0, 1)?, self.arrangement)?;
             return ops::contiguous(&ops::transpose(&restored, 0, 1)?).map(Some);
         }
@@ -324,7 +324,7 @@ mod tests {
         Tensor::from_slice(&some_floats((rows * columns) as usize, seed)).view([rows, columns])
     }
 
-    /// A matrix in NF4, and what the plain decoder makes of it.
+    /// A matrix in NF4, and the result of the plain decoder.
     fn nf4(rows: usize, columns: usize) -> (Nf4, Tensor) {
         let encoded = nf4::encode(&some_floats(rows * columns, 1)).unwrap();
         let mut values = vec![0.0; rows * columns];
@@ -334,7 +334,7 @@ mod tests {
         (matrix, Tensor::from_slice(&values).view([rows as i64, columns as i64]))
     }
 
-    /// A matrix in blocks at some place in a file, and what the plain decoder makes of it.
+    /// A matrix in blocks at some place in a file, and the result of the plain decoder.
     fn stored(storage: Storage, arrangement: Arrangement) -> (Stored, Tensor) {
         let (rows, columns, offset) = (24_usize, 768_usize, 32);
         let bytes = some_blocks(storage, rows * columns);
@@ -393,11 +393,12 @@ mod tests {
         }
     }
 
-    /// Values and gradients of `matrix` against those of the dense matrix it stands for.
+    /// Compares values and gradients of `matrix` with those of its dense equivalent.
     fn assert_plain(name: &str, matrix: &impl Quantised, dense: &Tensor) {
         let (rows, columns) = dense.size2().unwrap();
         for kind in [Kind::Float, Kind::BFloat16] {
-            // Rounding of the result; and bf16 rounds a dense matrix too, which a kernel for few tokens never sees.
+            // The result is rounded. bf16 also rounds the dense matrix, which a kernel for few tokens does
+            // not use.
             let bound = if kind == Kind::Float { 2e-6 } else { 2e-2 };
             let dense = dense.to_kind(kind);
             let bias = some_tensor(1, rows, 2).view([rows]).to_kind(kind);
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quantised_layer_equals_the_dense_one_it_stands_for() {
+    fn a_quantised_layer_equals_its_dense_equivalent() {
         for (rows, columns) in [(48, 128), (10, 50)] {
             let (matrix, dense) = nf4(rows, columns);
             assert_plain("NF4", &matrix, &dense);
@@ -442,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_matrix_that_is_not_all_there_is_none() {
+    fn an_incomplete_matrix_is_refused() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[0; 680]).unwrap();
         let map = csrc::map(&file).unwrap();

@@ -14,8 +14,8 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{EngineError, Result};
 use crate::ops;
 
-/// The tensors of an open file, read one by one as they are asked for: what a file claims takes no memory before
-/// somebody wants it.
+/// The tensors of an open file, read one at a time on request: the sizes that a file claims allocate nothing
+/// before that.
 #[derive(Debug)]
 pub struct Stored {
     path: PathBuf,
@@ -30,23 +30,23 @@ impl Stored {
         Ok(Self::new(path, file, header.tensors))
     }
 
-    /// An open file whose header was read.
+    /// From an open file and its parsed header.
     pub fn new(path: &Path, file: File, tensors: Vec<Entry>) -> Self {
         let entries = tensors.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
         Self { path: path.to_owned(), file, entries }
     }
 
-    /// The names of its tensors, sorted.
+    /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// What the header says of a tensor; `None` where there is none of this name.
+    /// A tensor's header entry; `None` if there is no such tensor.
     pub fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
     }
 
-    /// A tensor, on the CPU, in memory of its own.
+    /// Reads a tensor into its own memory on the CPU.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let wrong = |message: String| EngineError::Model {
             path: self.path.clone(),
@@ -65,14 +65,14 @@ impl Stored {
     }
 }
 
-/// All tensors of a file, on the CPU, in memory of their own.
+/// Reads all tensors of a file into their own memory on the CPU.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let stored = Stored::open(path)?;
     stored.names().map(|name| Ok((name.to_owned(), stored.read(name)?))).collect()
 }
 
-/// Writes tensors in order of their names, with the metadata that Hugging Face libraries look for. Replaces what is
-/// there; not atomic.
+/// Writes tensors in order of their names, with the metadata that Hugging Face libraries look for. Replaces
+/// an existing file; not atomic.
 pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
     let failed = |source| EngineError::File { action: "write", path: path.to_owned(), source };
     let mut tensors: Vec<(&str, &Tensor)> = tensors.into_iter().collect();
@@ -91,7 +91,7 @@ pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Te
         );
     }
     let mut header = Value::Object(header).to_string().into_bytes();
-    // The format aligns data to 8 bytes, so that readers can map it.
+    // The format aligns data to 8 bytes so that readers can map it.
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = BufWriter::new(File::create(path).map_err(failed)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn written_tensors_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.safetensors");
         let a = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_nothing_uses_is_named() {
+    fn an_unsupported_type_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.safetensors");
         let header = r#"{"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}"#;
