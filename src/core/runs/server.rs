@@ -170,7 +170,7 @@ impl Shared {
             let mut clients = self.clients();
             if clients.len() >= CLIENTS {
                 return writer.send(&Reply::error(format!(
-                    "{CLIENTS} clients are connected already; close one of them"
+                    "{CLIENTS} clients are already connected; close one of them"
                 )));
             }
             clients.push(Arc::clone(&client));
@@ -496,7 +496,7 @@ mod tests {
         let running = start();
         let clients: Vec<_> = (0..CLIENTS).map(|_| Caller::connect_to(&running.path).unwrap()).collect();
         let refused = Caller::connect_to(&running.path).err().unwrap();
-        assert!(refused.to_string().contains("clients are connected already"), "{refused}");
+        assert!(refused.to_string().contains("clients are already connected"), "{refused}");
         drop(clients);
         wait_until("a place is free again", || Caller::connect_to(&running.path).is_ok());
     }

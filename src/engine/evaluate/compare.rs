@@ -1,4 +1,4 @@
-//! `luthier-engine evaluate`: base, tuned and baseline on the held-out examples of a run.
+//! `luthier-engine evaluate`: compares base, tuned and baseline on the held-out examples of a run.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -20,67 +20,61 @@ use crate::layers::{Active, Adapter};
 use crate::methods;
 use crate::process::peak_memory;
 
-/// What to evaluate.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The run's directory.
     pub run: PathBuf,
-    /// The checkpoint of this step instead of the run's result.
+    /// Evaluate the checkpoint of this step instead of the run's result.
     pub checkpoint: Option<u64>,
-    /// Most held-out rows to look at.
+    /// Most held-out rows to use.
     pub limit: Option<usize>,
 }
 
-/// How one side fared.
+/// Results of one side.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct SideReport {
-    /// The loss of the held-out rows, as the training algorithm defines it; missing for the baseline, whose prompts are
-    /// others.
+    /// The loss of the held-out rows, as the training algorithm defines it. Missing for the baseline, because
+    /// its prompts differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<Number>,
-    /// What else the algorithm reports of them.
+    /// The algorithm's other metrics on these rows.
     #[serde(flatten)]
     pub metrics: Metrics,
     /// Means of the objective's scores by name.
     #[serde(skip_serializing_if = "IndexMap::is_empty")]
     pub scores: IndexMap<String, Number>,
-    /// Replies that were scored.
+    /// Number of scored replies.
     pub replies: usize,
 }
 
-/// All sides.
+/// Results of all sides.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// The base model.
     pub base: SideReport,
     /// The base model with the run's adapter.
     pub tuned: SideReport,
-    /// The base model with `review.baseline_system`, where that is set.
+    /// The base model with `review.baseline_system`, if that is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<SideReport>,
-    /// Held-out rows looked at.
+    /// Number of held-out rows used.
     pub rows: usize,
-    /// The adapter's folder.
     pub adapter: PathBuf,
-    /// How long it took, loading included.
+    /// Duration, with loading.
     pub seconds: f64,
     /// Largest resident memory of the process.
     pub peak_memory_bytes: u64,
 }
 
-/// Something done, out of how much.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Progress<'a> {
-    /// In words.
+    /// The current work, as text.
     pub what: &'a str,
-    /// Units done.
     pub done: usize,
-    /// Units in all.
+    /// Units in total.
     pub total: usize,
 }
 
-/// Evaluates a run's adapter against its base model, and against the baseline where there is one. `progress` may break it
-/// off; then there is no result.
+/// Evaluates a run's adapter against its base model, and against the baseline if there is one. `progress` may
+/// cancel; then there is no result.
 pub fn compare(
     request: &Request,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
@@ -101,7 +95,7 @@ pub fn compare(
     let rows = &prepared.eval[..request.limit.unwrap_or(usize::MAX).min(prepared.eval.len())];
     if rows.is_empty() {
         return Err(EngineError::Data(
-            "the project holds no rows out; set data.eval and start a new run".into(),
+            "the project has no held-out rows; set data.eval and start a new run".into(),
         ));
     }
 
@@ -139,7 +133,7 @@ pub fn compare(
     }))
 }
 
-/// The run's result; while it has none, its newest checkpoint.
+/// The run's result, or its newest checkpoint if there is no result yet.
 fn adapter_folder(run: &RunDir, checkpoint: Option<u64>) -> Result<PathBuf> {
     if let Some(step) = checkpoint {
         let steps = run.checkpoints();
@@ -160,13 +154,12 @@ fn adapter_folder(run: &RunDir, checkpoint: Option<u64>) -> Result<PathBuf> {
     }
     newest_valid(run.path()).0.map(|checkpoint| checkpoint.path).ok_or_else(|| {
         EngineError::Config(
-            "the run has neither a result nor a checkpoint that is whole; wait for its next checkpoint"
-                .into(),
+            "the run has neither a result nor a complete checkpoint; wait for its next checkpoint".into(),
         )
     })
 }
 
-/// What is asked of each side, in the order base, tuned, baseline.
+/// The adapters and system prompts to compare, in the order base, tuned, baseline.
 struct Sides<'a> {
     base: &'a Base,
     config: &'a Config,
@@ -174,7 +167,7 @@ struct Sides<'a> {
     tuned: &'a dyn Adapter,
 }
 
-/// One held-out example as each side is asked it.
+/// One held-out example as each side's question.
 struct Put {
     plain: Question,
     with_baseline: Option<Question>,
@@ -198,7 +191,7 @@ impl Sides<'_> {
         Ok(questions)
     }
 
-    /// Generates all replies, base and tuned side by side in one batch; `false` where it was broken off.
+    /// Generates all replies, base and tuned in the same batch. `false` if cancelled.
     fn score(
         &self,
         questions: &[Put],
@@ -221,7 +214,7 @@ impl Sides<'_> {
         let mut last = usize::MAX;
         let replies = answer(self.base, &batch, &replying, &mut |done| {
             if done == last {
-                // Only news are worth a line, but breaking off is possible at each token.
+                // Only changes are reported, but every token is a chance to cancel.
                 return progress(Progress { what: "", done, total });
             }
             last = done;

@@ -1,4 +1,4 @@
-//! How good a model is: its replies, and the comparison of a run with its base model.
+//! Evaluation: a model's replies, and the comparison of a run with its base model.
 
 mod compare;
 #[cfg(test)]
@@ -16,29 +16,29 @@ use crate::error::Result;
 use crate::generation::{self, Ended, Sampling};
 use crate::layers::Adapter;
 
-/// Rows that generate at the same time.
+/// Rows generated at the same time.
 const ROWS_AT_ONCE: usize = 24;
 
-/// Something to answer.
+/// A prompt to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// The last thing said, as people are shown it.
+    /// The last message, as shown to people.
     pub shown: String,
-    /// Ids to go on from.
+    /// Token ids of the prompt.
     pub prompt: Vec<u32>,
-    /// The reply that is wanted, where there is one.
+    /// The expected reply, if there is one.
     pub expected: Option<String>,
 }
 
 impl Question {
-    /// From a conversation that ends where the model is to go on.
+    /// From a conversation up to the model's reply.
     pub fn new(base: &Base, config: &Config, messages: &[Message], expected: Option<String>) -> Result<Self> {
         let shown = messages.last().map(|message| message.content.clone()).unwrap_or_default();
         Ok(Self { shown, prompt: base.prompt(messages, config)?, expected })
     }
 
-    /// From a row of the dataset whose last message is the model's; none for others. An answer labelled as bad is not
-    /// expected.
+    /// From a row of the dataset whose last message is the model's; `None` for other rows. An answer labelled
+    /// as bad is not an expected reply.
     pub fn of_row(base: &Base, config: &Config, row: &DataRow) -> Result<Option<Self>> {
         let Some(messages) = row.example.messages() else { return Ok(None) };
         match messages.split_last() {
@@ -49,7 +49,7 @@ impl Question {
         }
     }
 
-    /// The same with another system prompt in place of its own.
+    /// The same with another system prompt instead of the row's own.
     pub fn of_row_with_system(
         base: &Base,
         config: &Config,
@@ -72,22 +72,21 @@ fn expected(row: &DataRow, reply: &Message) -> Option<String> {
     (row.extras.label != Some(false)).then(|| reply.content.clone())
 }
 
-/// How many tokens a reply may have, and how they are chosen.
+/// Reply length and sampling.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Replying {
-    /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Longest reply.
+    /// Most tokens of a reply.
     pub max_new_tokens: usize,
-    /// Decides what is drawn.
+    /// Seed of sampling.
     pub seed: u64,
 }
 
-/// A question put to the base model or to an adapter over it.
+/// A question for the base model or for an adapter over it.
 pub type Asked<'a> = (&'a Question, Option<&'a dyn Adapter>);
 
-/// Answers in the order of the questions, many at a time. `progress` hears the number of those done and may break it off:
-/// then fewer come back.
+/// Answers in the order of the questions, many at a time. `progress` is called with the number of finished
+/// replies and may cancel; then fewer are returned.
 pub fn answer(
     base: &Base,
     asked: &[Asked],
@@ -124,7 +123,7 @@ pub fn answer(
             replies.push(base.reply(tokens)?);
         }
     }
-    // Called once more so that the last part is heard of too.
+    // One more call, so that the last replies are reported too.
     let _ = progress(replies.len());
     Ok(replies)
 }

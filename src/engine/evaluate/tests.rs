@@ -50,7 +50,7 @@ fn a_fresh_adapter_fares_as_its_base_and_the_baseline_is_asked_too() {
 }
 
 #[test]
-fn a_fresh_adapter_prefers_nothing_to_its_base() {
+fn a_fresh_adapter_prefers_no_answer_over_its_base() {
     let project = Project::new();
     project.write_pairs("pairs.jsonl");
     let run = project.run(&["data.train=pairs.jsonl", "train.algorithm=dpo"]);
@@ -72,7 +72,7 @@ fn a_fresh_adapter_prefers_nothing_to_its_base() {
 }
 
 #[test]
-fn the_held_out_loss_is_a_mean_over_tokens_however_rows_are_cut() {
+fn the_held_out_loss_does_not_depend_on_how_rows_are_cut() {
     let project = Project::new();
     let config = Config::load(project.path(), &[]).unwrap();
     let files = model_files(&config, project.path()).unwrap();
@@ -93,7 +93,7 @@ fn the_held_out_loss_is_a_mean_over_tokens_however_rows_are_cut() {
 }
 
 #[test]
-fn rows_are_evaluated_in_parts_that_fit() {
+fn rows_are_evaluated_in_parts_of_limited_size() {
     let row = |row: usize, length: usize| EncodedRow::of_one_side(row, vec![1; length], vec![true; length]);
     let rows: Vec<EncodedRow> = [10, TOKENS_AT_ONCE - 10, 1, TOKENS_AT_ONCE + 5, 7]
         .into_iter()

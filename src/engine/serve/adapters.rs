@@ -9,18 +9,18 @@ use crate::layers::Adapter;
 use crate::methods;
 use crate::models::Model;
 
-/// Adapters kept at a time.
+/// Most adapters kept at a time.
 const KEPT: usize = 8;
 
-/// Bytes of trained weights that those kept beyond what is asked for may take: whole models are as large as their base.
+/// Most bytes of trained weights kept beyond those requested. After full fine-tuning, an adapter is as large
+/// as its base.
 const KEPT_BYTES: usize = 1 << 30;
 
-/// An adapter with what tells it from every other.
+/// A loaded adapter.
 pub struct Loaded {
     folder: PathBuf,
-    /// Names the weights that answer with it: [`weights_fingerprint`].
+    /// Identifies the weights that answer: [`weights_fingerprint`].
     pub fingerprint: String,
-    /// The adapter.
     pub adapter: Box<dyn Adapter>,
 }
 
@@ -30,14 +30,14 @@ impl Loaded {
     }
 }
 
-/// Adapters by folder, the last used last.
+/// Adapters by folder, most recently used last.
 #[derive(Default)]
 pub struct Adapters {
     loaded: Vec<Loaded>,
 }
 
 impl Adapters {
-    /// Makes sure that the adapter in each of `folders` is loaded as its files are now.
+    /// Loads the adapter in each of `folders`, unless it is loaded and its files are unchanged.
     pub fn load(&mut self, folders: &[&Path], model: &Model) -> Result<()> {
         for folder in folders {
             let fingerprint = fingerprint(folder, model)?;
@@ -62,7 +62,7 @@ impl Adapters {
         Ok(())
     }
 
-    /// Drops those not used for longest, but none that is asked for, until one more may come.
+    /// Drops the least recently used adapters, except the requested ones, until one more fits.
     fn make_room(&mut self, wanted: &[&Path]) {
         let is_full = |loaded: &[Loaded]| {
             loaded.len() >= KEPT || loaded.iter().map(Loaded::bytes).sum::<usize>() > KEPT_BYTES
@@ -74,12 +74,12 @@ impl Adapters {
         }
     }
 
-    /// The adapter of a folder that [`Adapters::load`] was called for.
+    /// The adapter of a folder that was loaded with [`Adapters::load`].
     pub fn get(&self, folder: &Path) -> Option<&Loaded> {
         self.loaded.iter().find(|loaded| loaded.folder == folder)
     }
 
-    /// Forgets them all.
+    /// Drops all adapters.
     pub fn clear(&mut self) {
         self.loaded.clear();
     }

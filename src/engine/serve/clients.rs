@@ -1,5 +1,5 @@
-//! The connections of the serving process: each is read by a thread and written by another, so that a slow client holds
-//! nobody up.
+//! The connections of the serving process. Each has one thread for reading and one for writing, so that a
+//! slow client does not block the others.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -12,25 +12,22 @@ use std::time::Duration;
 use luthier_core::runs::serving::{ServeReply, ServeRequest};
 use luthier_core::runs::{LineReader, LineWriter, OwnListener, RunError};
 
-/// Clients at a time.
+/// Most clients at a time.
 const CLIENTS: usize = 16;
 
-/// Replies that may wait for a slow client; past it the client is given up.
+/// Replies that may wait for a slow client. With more, the client is disconnected.
 const WAITING_REPLIES: usize = 16_384;
 
-/// Tells clients apart.
 pub type ClientId = u64;
 
-/// What arrives from clients.
+/// Messages from clients.
 #[derive(Debug)]
 pub enum Arrival {
-    /// A request.
     Request(ClientId, ServeRequest),
-    /// The client is gone.
+    /// The client disconnected.
     Gone(ClientId),
 }
 
-/// All connections.
 pub struct Clients {
     shared: Arc<Shared>,
     arrivals: Receiver<Arrival>,
@@ -42,7 +39,7 @@ struct Shared {
 }
 
 impl Clients {
-    /// Listens at `socket`, in threads of its own.
+    /// Listens at `socket` in its own threads.
     pub fn listen(socket: &Path) -> Result<Self, RunError> {
         let listener = OwnListener::bind(socket)?;
         let (sender, arrivals) = mpsc::channel();
@@ -61,22 +58,22 @@ impl Clients {
         Ok(Self { shared, arrivals })
     }
 
-    /// The next arrival; `None` where none came within `timeout`.
+    /// The next message; `None` if none came within `timeout`.
     pub fn wait(&self, timeout: Duration) -> Option<Arrival> {
         self.arrivals.recv_timeout(timeout).ok()
     }
 
-    /// What has arrived already.
+    /// A message that has already arrived.
     pub fn poll(&self) -> Option<Arrival> {
         self.arrivals.try_recv().ok()
     }
 
-    /// How many are connected.
+    /// Number of connected clients.
     pub fn count(&self) -> usize {
         self.shared.writers().len()
     }
 
-    /// Replies to a client. Never waits; a client that takes nothing is given up.
+    /// Sends a reply to a client without waiting. A client that does not read is disconnected.
     pub fn reply(&self, client: ClientId, reply: ServeReply) {
         let mut writers = self.shared.writers();
         if writers.get(&client).is_some_and(|writer| writer.try_send(reply).is_err()) {
@@ -98,19 +95,20 @@ impl Shared {
         {
             let mut writers = self.writers();
             if writers.len() >= CLIENTS {
-                let message = format!("{CLIENTS} clients are connected already; close one of them");
+                let message = format!("{CLIENTS} clients are already connected; close one of them");
                 return writer.send(&ServeReply::Error { id: 0, message });
             }
             writers.insert(client, replies);
         }
         let writing = thread::Builder::new().name("client-write".into()).spawn(move || {
-            // Ends when the client is given up, and what waits is written, or when the client is gone.
+            // Ends when the client is dropped and its waiting replies are written, or when the client
+            // disconnects.
             for reply in waiting {
                 if writer.send(&reply).is_err() {
                     break;
                 }
             }
-            // Wakes the reader; gone already is what is wanted.
+            // Wakes the reader. An error means that the client is already gone.
             let _ = closing.shutdown(std::net::Shutdown::Both);
         });
         let shared = Arc::clone(self);

@@ -1,7 +1,8 @@
-//! `luthier-engine serve`: answers prompts with the base model and with adapters over it, from one set of base weights.
+//! `luthier-engine serve`: answers prompts with the base model and with adapters, from one set of base
+//! weights.
 //!
-//! One thread owns the model and works off one generation after the other; rows of a generation are one batch, each with
-//! its own adapter, so that base and tuned answers cost about as much as one.
+//! One thread owns the model and runs one generation at a time. The rows of a generation are one batch, each
+//! with its own adapter, so that base and tuned answers together cost about as much as one.
 
 mod adapters;
 mod clients;
@@ -29,20 +30,20 @@ use crate::process::Termination;
 use adapters::{Adapters, Loaded};
 use clients::{Arrival, ClientId, Clients};
 
-/// Without clients for this long the process ends.
+/// The process ends after this long without clients.
 const IDLE: Duration = Duration::from_mins(10);
 
-/// How often a waiting server looks for signals and the end of its patience.
+/// How often a waiting server checks for signals and the idle limit.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How long a greeting waits for the `Load` that usually follows it, so that no model is loaded in vain.
+/// How long a `Hello` waits for the `Load` that usually follows it, so that no model is loaded in vain.
 const FOLLOW_UP: Duration = Duration::from_millis(100);
 
-/// Rows of one generation.
+/// Most rows of one generation.
 const ROWS: usize = 64;
 
-/// Serves `project` at `socket` until it is told to end or nobody has been connected for ten minutes. `device` goes before
-/// what the configuration says.
+/// Serves `project` at `socket` until a signal ends the process or no client has been connected for ten
+/// minutes. `device` overrides the configuration.
 pub fn serve(
     project: &Path,
     socket: &Path,
@@ -78,20 +79,20 @@ struct Server {
     project: PathBuf,
     device: Option<config::Device>,
     clients: Clients,
-    /// What arrived while something else was being done.
+    /// Messages that arrived during other work.
     waiting: VecDeque<Arrival>,
     base: Option<Serving>,
     adapters: Adapters,
 }
 
-/// The base model that answers, with the settings it was loaded with.
+/// The loaded base model and the settings that it was loaded with.
 struct Serving {
     base: Base,
     config: Config,
 }
 
 impl Server {
-    /// Works off one request; breaks where the device can do no more work in this process.
+    /// Handles one request. Breaks if the device can do no more work in this process.
     fn take(&mut self, client: ClientId, request: ServeRequest) -> ControlFlow<()> {
         let (id, outcome) = match request {
             ServeRequest::Hello { version } if version != SERVING_VERSION => {
@@ -107,7 +108,7 @@ impl Server {
             ServeRequest::Generate { id, rows, sampling } => {
                 (id, catching(|| self.generate(client, id, &rows, &sampling)))
             }
-            // What it was meant for is over.
+            // The generation that it was meant for has ended.
             ServeRequest::Cancel { .. } => return ControlFlow::Continue(()),
         };
         let Err(error) = outcome else { return ControlFlow::Continue(()) };
@@ -121,7 +122,8 @@ impl Server {
         }
     }
 
-    /// Answers a greeting: with what is loaded, with what the `Load` behind it asks for, or with the project's model.
+    /// Answers a `Hello` with the loaded model, with the one that a following `Load` asks for, or with the
+    /// project's.
     fn greet(&mut self, client: ClientId) -> Result<()> {
         if self.base.is_some() {
             self.ready(client, 1);
@@ -153,7 +155,7 @@ impl Server {
         }
     }
 
-    /// Loads the base model of a run or of the project, unless it is there already; answers `ready` times.
+    /// Loads the base model of a run or of the project, unless it is already loaded. Answers `ready` times.
     fn load(&mut self, client: ClientId, run: Option<&Path>, ready: usize) -> Result<()> {
         let configured = match run {
             Some(run) => RunDir::open(run)
@@ -176,7 +178,7 @@ impl Server {
             _ => {
                 let message = format!("loading {}", config.model.path);
                 self.clients.reply(client, ServeReply::Loading { message });
-                // The old weights go first: two sets need not fit.
+                // The old weights are freed first, because both may not fit into memory.
                 self.adapters.clear();
                 self.base = None;
                 let base =
@@ -270,7 +272,7 @@ impl Server {
     }
 }
 
-/// Whether a generation was given up since it was last asked. Everything else that has arrived waits.
+/// Whether this generation was cancelled since the last call. Other messages are kept for later.
 fn is_cancelled(clients: &Clients, waiting: &mut VecDeque<Arrival>, client: ClientId, id: u64) -> bool {
     let mut cancelled = false;
     while let Some(arrival) = clients.poll() {
@@ -283,7 +285,7 @@ fn is_cancelled(clients: &Clients, waiting: &mut VecDeque<Arrival>, client: Clie
     cancelled
 }
 
-/// Whether what arrived ends the generation `id` of `client`.
+/// Whether a message ends the generation `id` of `client`.
 fn gives_up(arrival: &Arrival, client: ClientId, id: u64) -> bool {
     match arrival {
         Arrival::Gone(gone) => *gone == client,
@@ -292,7 +294,7 @@ fn gives_up(arrival: &Arrival, client: ClientId, id: u64) -> bool {
     }
 }
 
-/// One row's tokens on their way to text.
+/// Converts one row's tokens to text.
 struct Speaker {
     text: DecodeStream,
     tokens: usize,
@@ -301,7 +303,7 @@ struct Speaker {
 }
 
 impl Speaker {
-    /// What to say after one more token.
+    /// The reply for one more token.
     fn hear(
         &mut self,
         id: u64,
@@ -336,7 +338,7 @@ fn read_config(path: &Path) -> Result<Config> {
     Config::load_file(path, &[]).map_err(|error| EngineError::Config(error.to_string()))
 }
 
-/// tch panics where a call without a fallible form fails; the server outlives that.
+/// tch panics if a call without a fallible form fails. The server must survive that.
 fn catching<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     panics::caught(work).unwrap_or_else(|panic| Err(EngineError::torch("an operation", &panic)))
 }

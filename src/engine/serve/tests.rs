@@ -1,4 +1,4 @@
-//! The serving process, spoken to over its socket.
+//! Tests the serving process through its socket.
 
 use std::path::PathBuf;
 use std::thread;
@@ -60,7 +60,7 @@ impl Served {
         assert!(matches!(self.next(), ServeReply::Ready { .. }));
     }
 
-    /// A folder with an adapter that is not zero.
+    /// A folder with an adapter whose weights are not zero.
     fn adapter(&self, seed: u64) -> PathBuf {
         let config = Config::load(self.project.path(), &[]).unwrap();
         let files = model_files(&config, self.project.path()).unwrap();
@@ -116,7 +116,7 @@ fn greedy(id: u64, rows: Vec<GenerateRow>, max_new_tokens: usize) -> ServeReques
 }
 
 #[test]
-fn base_and_tuned_answer_in_one_batch_as_they_do_alone() {
+fn base_and_tuned_answer_the_same_in_one_batch_and_alone() {
     let mut served = Served::new();
     served.greet();
     let (first, second) = (served.adapter(1), served.adapter(2));
@@ -131,7 +131,7 @@ fn base_and_tuned_answer_in_one_batch_as_they_do_alone() {
     weights.dedup();
     assert_eq!(weights.len(), 3, "each side names other weights");
 
-    // Other files in the same folder are other weights.
+    // Other files in the same folder are different weights.
     let third = served.adapter(3);
     std::fs::copy(third.join("adapter_model.safetensors"), first.join("adapter_model.safetensors")).unwrap();
     served.send(&greedy(3, vec![row(Some(first))], 8));
@@ -139,7 +139,7 @@ fn base_and_tuned_answer_in_one_batch_as_they_do_alone() {
 }
 
 #[test]
-fn a_generation_can_be_given_up_and_a_bad_one_is_explained() {
+fn a_generation_can_be_cancelled_and_a_bad_request_is_explained() {
     let mut served = Served::new();
     served.greet();
     served.send(&greedy(7, vec![row(None)], 100_000));
@@ -153,11 +153,11 @@ fn a_generation_can_be_given_up_and_a_bad_one_is_explained() {
     served.send(&greedy(9, vec![], 4));
     assert!(matches!(served.next(), ServeReply::Error { id: 9, .. }));
     served.send(&greedy(10, vec![row(None)], 4));
-    assert_eq!(served.answers(10, 1).len(), 1, "it answers on");
+    assert_eq!(served.answers(10, 1).len(), 1, "it still answers");
 }
 
 #[test]
-fn a_run_that_is_loaded_right_after_the_greeting_loads_the_model_once() {
+fn hello_then_load_loads_the_model_once() {
     let mut served = Served::new();
     let run = served.project.run(&[]);
     served.send(&ServeRequest::Hello { version: SERVING_VERSION });

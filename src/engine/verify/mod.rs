@@ -1,4 +1,5 @@
-//! A model held against stored outputs of another implementation, transformers for one: what `luthier model verify` shows.
+//! Compares a model with stored outputs of another implementation, such as transformers, for `luthier model
+//! verify`.
 
 mod reference;
 #[cfg(test)]
@@ -20,26 +21,24 @@ use crate::models::head::{IGNORED, Targets, loss_sum};
 use crate::ops;
 use reference::{Continuation, Reference};
 
-/// What to hold against what.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// Model folder or GGUF file.
     pub model: PathBuf,
     /// Folder with `ref.safetensors`.
     pub reference: PathBuf,
-    /// Where to compute.
     pub device: Device,
-    /// In which number format.
+    /// Number format.
     pub kind: Kind,
-    /// Largest difference of a logit or of a hidden state that passes, where the reference has none beyond ±1; else it
-    /// grows with the reference's largest. Of the loss a tenth of it.
+    /// Largest accepted difference of a logit or hidden state, if the reference's values are within ±1. Otherwise
+    /// it grows with the reference's largest value. For the loss, a tenth of it.
     pub tolerance: f64,
 }
 
-/// How far the model is from the reference.
+/// Differences between the model and the reference.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// The family as which the model runs.
+    /// The family whose code runs the model.
     pub family: &'static str,
     /// `cpu`, `cuda:0`.
     pub device: String,
@@ -47,22 +46,22 @@ pub struct Report {
     pub dtype: &'static str,
     /// The largest differences, over all [`Report::ways`].
     pub max_abs_error: Errors,
-    /// Each way of computing the same.
+    /// Every way of computing the same batch.
     pub ways: Vec<Way>,
     /// Continuations of the reference's prompts, token by token.
     pub greedy: Vec<Greedy>,
-    /// Whether all of them are equal, with and without cache.
+    /// Whether all continuations are equal, with and without cache.
     pub greedy_equal: bool,
-    /// What was allowed.
+    /// The accepted differences.
     pub allowed: Errors,
-    /// Whether everything is within what is allowed.
+    /// Whether all differences are accepted and `greedy_equal` is true.
     pub pass: bool,
 }
 
 /// Largest absolute differences.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Errors {
-    /// Of any logit of a token that counts.
+    /// Of any logit of a token that is not padding.
     pub logits: f64,
     /// Of any element of the final hidden states.
     pub hidden: f64,
@@ -73,10 +72,10 @@ pub struct Errors {
 /// One way of computing the reference's batch.
 #[derive(Debug, Clone, Serialize)]
 pub struct Way {
-    /// `padded`: rows beside each other; `packed`: end to end without padding; `cached`: one by one, in pieces, through a
-    /// cache.
+    /// `padded`: rows side by side; `packed`: end to end without padding; `cached`: one row at a time, in
+    /// parts, through a cache.
     pub name: &'static str,
-    /// How far off.
+    /// Its largest differences.
     #[serde(flatten)]
     pub errors: Errors,
 }
@@ -84,20 +83,19 @@ pub struct Way {
 /// One greedy continuation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Greedy {
-    /// Tokens compared.
+    /// Number of compared tokens.
     pub tokens: usize,
-    /// How many agree from the start with a cache.
+    /// Equal tokens from the start, with a cache.
     pub with_cache: usize,
-    /// How many agree from the start where each token is computed from the whole text.
+    /// Equal tokens from the start, if each token is computed from the whole sequence.
     pub without_cache: usize,
 }
 
-/// Differences that sums in another order explain, in this number format.
+/// Differences that a different order of sums can explain, in this number format.
 pub fn usual_tolerance(kind: Kind) -> f64 {
     if kind == Kind::BFloat16 { 3e-2 } else { 1e-4 }
 }
 
-/// Loads the model and compares.
 pub fn verify(request: &Request) -> Result<Report> {
     let _guard = tch::no_grad_guard();
     let files = ModelFiles::find(&request.model, Path::new(""))
@@ -119,7 +117,7 @@ fn compare(model: &Model, reference: &Reference, tolerance: f64) -> Result<Repor
         .map(|continuation| continue_greedily(model, continuation))
         .collect::<Result<_>>()?;
     let most = |pick: fn(&Errors) -> f64| {
-        // A difference that is no number must not hide behind one that is.
+        // A NaN must not be hidden by a finite difference.
         let worse = |worst: f64, error: f64| if error.is_nan() || error > worst { error } else { worst };
         ways.iter().map(|way| pick(&way.errors)).fold(0.0, worse)
     };
@@ -151,7 +149,7 @@ fn compare(model: &Model, reference: &Reference, tolerance: f64) -> Result<Repor
     })
 }
 
-/// Final hidden states of the tokens that count, `[N, H]`, row after row.
+/// Final hidden states of the tokens that are not padding, `[N, H]`, row after row.
 fn padded(model: &Model, reference: &Reference) -> Result<Tensor> {
     let positions = reference.columns(model.device())?;
     let counts = ops::to_kind(&reference.mask, Kind::Bool)?;
@@ -169,8 +167,8 @@ fn packed(model: &Model, reference: &Reference) -> Result<Tensor> {
     ops::reshape(&hidden, &[-1, model.architecture().hidden as i64])
 }
 
-/// Each row by itself: its first half at once, then token by token. Keys are rotated as in the reference's batch, for the
-/// length of its longest row.
+/// Each row separately: its first half at once, then token by token. Keys are rotated as in the reference's
+/// batch, for the length of its longest row.
 fn cached(model: &Model, reference: &Reference) -> Result<Tensor> {
     let columns = reference.columns(model.device())?;
     let longest = reference.lengths.iter().copied().max().unwrap_or_default();
@@ -226,7 +224,8 @@ fn without_cache(model: &Model, prompt: &[u32], count: usize) -> Result<Vec<u32>
 }
 
 impl Reference {
-    /// How far hidden states `[N, H]` of the tokens that count, and what the head makes of them, are from the reference.
+    /// Differences of hidden states `[N, H]` and their logits from the reference, for the tokens that are not
+    /// padding.
     fn errors(&self, model: &Model, hidden: &Tensor) -> Result<Errors> {
         let logits = model.logits(hidden, Active::Base)?;
         let targets = Targets::new(&self.wanted, model.device())?;
@@ -246,7 +245,8 @@ impl Reference {
     }
 }
 
-/// The labels of each row's next token, for the tokens that count: what each of them predicts.
+/// The labels of each row's next token, for the tokens that are not padding: the targets of their
+/// predictions.
 fn wanted(labels: &[i64], lengths: &[i64], width: usize) -> Vec<i64> {
     let rows = labels.chunks(width.max(1)).zip(lengths);
     let row = |(labels, &length): (&[i64], &i64)| {

@@ -1,4 +1,4 @@
-//! Stored outputs of another implementation: a batch with what it gives, and greedy continuations.
+//! Stored outputs of another implementation: a batch with its outputs, and greedy continuations.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,16 +11,16 @@ use crate::error::{EngineError, Result};
 use crate::ops;
 use crate::weights::safetensors;
 
-/// A batch of B rows of T columns, padded on the right, on the device that computes.
+/// A batch of B rows of T columns, padded on the right, on the computing device.
 #[derive(Debug)]
 pub(super) struct Reference {
     /// `[B, T]` int64
     pub ids: Tensor,
-    /// `[B, T]` int64: 1 where a token counts.
+    /// `[B, T]` int64: 0 for padding, otherwise 1.
     pub mask: Tensor,
-    /// Tokens of each row that count.
+    /// Tokens of each row without padding.
     pub lengths: Vec<i64>,
-    /// For each token that counts the one it should predict, or the label of those that are not trained on.
+    /// For each token that is not padding, its target, or the label of untrained tokens.
     pub wanted: Vec<i64>,
     /// `[B, T, V]`
     pub logits: Tensor,
@@ -29,7 +29,7 @@ pub(super) struct Reference {
     /// Mean over the trained tokens of the batch.
     pub loss: f64,
     pub continuations: Vec<Continuation>,
-    /// For each token that counts its place in `[B × T]`.
+    /// For each token that is not padding, its index in `[B × T]`.
     places: Tensor,
 }
 
@@ -41,8 +41,9 @@ pub(super) struct Continuation {
 }
 
 impl Reference {
-    /// Reads `ref.safetensors`: `input_ids`, `attention_mask`, `labels` (int64), `logits`, `last_hidden_state`, `loss`, and
-    /// any number of `genN.prompt` with `genN.tokens`. All that does not fit is reported at once.
+    /// Reads `ref.safetensors`: `input_ids`, `attention_mask`, `labels` (int64), `logits`,
+    /// `last_hidden_state`, `loss`, and any number of pairs `genN.prompt`, `genN.tokens`. All problems are
+    /// reported at once.
     pub fn read(folder: &Path, architecture: &Architecture, device: Device) -> Result<Self> {
         let path = file(folder);
         let mut tensors = safetensors::read(&path)?;
@@ -53,7 +54,7 @@ impl Reference {
         let batch = match rows[..] {
             [rows, columns] if rows > 0 && columns > 0 => [rows, columns],
             _ => {
-                let problem = "input_ids is no batch of shape [rows, columns]";
+                let problem = "input_ids is not a batch of shape [rows, columns]";
                 return Err(unfit(&path, &[problem.to_owned()]));
             }
         };
@@ -80,7 +81,7 @@ impl Reference {
         let states = take("last_hidden_state", &[rows, columns, hidden], false);
         let loss = tensors.remove("loss").filter(|loss| loss.numel() == 1);
         if loss.is_none() {
-            problems.push("loss is missing, or no single number".to_owned());
+            problems.push("loss is missing or not a single number".to_owned());
         }
         let (Some(ids), Some(mask), Some(labels), Some(logits), Some(states), Some(loss)) =
             (ids, mask, labels, logits, states, loss)
@@ -128,7 +129,7 @@ impl Reference {
         ops::reshape(&ops::integers(&places, device)?, &size)
     }
 
-    /// `[B, T, …]` → `[N, …]`: the tokens that count, row after row.
+    /// `[B, T, …]` → `[N, …]`: the tokens that are not padding, row after row.
     pub fn counted(&self, x: &Tensor) -> Result<Tensor> {
         let size = x.size();
         let shape: Vec<i64> = std::iter::once(-1).chain(size.into_iter().skip(2)).collect();
@@ -141,7 +142,7 @@ fn unfit(path: &Path, problems: &[String]) -> EngineError {
     EngineError::Data(format!("{} {message}", luthier_core::text::clean_line(&path.display().to_string())))
 }
 
-/// `genN.prompt` with `genN.tokens`, from N = 0 on.
+/// `genN.prompt` and `genN.tokens`, from N = 0.
 fn continuations(
     tensors: &mut BTreeMap<String, Tensor>,
     architecture: &Architecture,
@@ -155,7 +156,7 @@ fn continuations(
         };
         let mut read = |name: &str, tensor: &Tensor| -> Result<Vec<u32>> {
             if tensor.kind() != Kind::Int64 || tensor.numel() == 0 {
-                problems.push(format!("{name} is no list of tokens"));
+                problems.push(format!("{name} is not a list of tokens"));
                 return Ok(Vec::new());
             }
             let ids = ops::to_integers(tensor)?;
@@ -171,7 +172,7 @@ fn continuations(
     }
 }
 
-/// Tokens of each row that count; `None` where they are not its first ones, or a row has none.
+/// Tokens of each row without padding. `None` if padding is not on the right, or a row has no tokens.
 fn lengths(mask: &[i64], width: usize) -> Option<Vec<i64>> {
     mask.chunks(width)
         .map(|row| {

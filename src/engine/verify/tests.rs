@@ -27,7 +27,7 @@ fn copy(
 }
 
 #[test]
-fn what_differs_does_not_pass() {
+fn a_model_that_differs_does_not_pass() {
     let folder = references("tiny/llama");
     let check = |change: fn(&mut std::collections::BTreeMap<String, Tensor>)| {
         let reference = copy(&folder, change).keep();
@@ -57,7 +57,7 @@ fn what_differs_does_not_pass() {
 }
 
 #[test]
-fn what_is_no_reference_for_the_model_is_refused_with_all_that_is_wrong() {
+fn an_unsuitable_reference_is_refused_with_all_its_problems() {
     let folder = references("tiny/llama");
     let refused = |change: fn(&mut std::collections::BTreeMap<String, Tensor>)| {
         let reference = copy(&folder, change);
