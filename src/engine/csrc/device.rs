@@ -1,4 +1,4 @@
-//! What is asked of a device rather than of tensors: CUDA itself, how exact it is, its memory and its clock.
+//! Operations on a device itself: CUDA, precision settings, memory and events.
 
 use std::ffi::{c_int, c_void};
 use std::ptr::{NonNull, null_mut};
@@ -13,13 +13,15 @@ use super::{
 };
 use crate::error::{EngineError, Result};
 
-/// Whether operations must give the same bits each time, at some cost on CUDA; one of which libtorch has no such form fails.
+/// Whether operations must give the same bits each time, at some cost on CUDA. An operation without a
+/// deterministic form in libtorch then fails.
 pub fn set_deterministic(on: bool) -> Result<()> {
     // SAFETY: plain call without pointers.
     checked("set_deterministic", unsafe { luthier_set_deterministic(c_int::from(on)) })
 }
 
-/// Loads libtorch's CUDA half, which registers itself; `None` where it cannot be loaded. Keep what is returned.
+/// Loads libtorch's CUDA half, which registers itself; `None` if it cannot be loaded. The returned library
+/// must be kept.
 pub fn open_cuda() -> Option<libloading::Library> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
     // SAFETY: libtorch's own library from libtorch's own folder; its initialisers only register operators.
@@ -36,19 +38,19 @@ pub fn open_cuda() -> Option<libloading::Library> {
 /// Memory of a CUDA device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// Held by tensors now.
+    /// Currently used by tensors.
     pub allocated: i64,
-    /// Most ever held by tensors.
+    /// Highest use by tensors.
     pub peak: i64,
-    /// Held by the allocator.
+    /// Reserved by the allocator.
     pub reserved: i64,
-    /// Free on the device, counting what other processes use as taken.
+    /// Free on the device, after the use by all processes.
     pub free: i64,
-    /// Of the device.
+    /// Total on the device.
     pub total: i64,
 }
 
-/// What libtorch's allocator holds on a CUDA device.
+/// Memory of libtorch's allocator on a CUDA device.
 pub fn device_memory(index: usize) -> Result<DeviceMemory> {
     let mut out = [0_i64; 5];
     let index = device_index(index)?;
@@ -58,7 +60,7 @@ pub fn device_memory(index: usize) -> Result<DeviceMemory> {
     Ok(DeviceMemory { allocated, peak, reserved, free, total })
 }
 
-/// Gives unused memory back to a CUDA device and restarts [`DeviceMemory::peak`].
+/// Returns unused memory to a CUDA device and resets [`DeviceMemory::peak`].
 pub fn release_device_memory(index: usize) -> Result<()> {
     let index = device_index(index)?;
     // SAFETY: plain call without pointers.
@@ -71,7 +73,7 @@ pub fn set_tf32(on: bool) -> Result<()> {
     checked("set_tf32", unsafe { luthier_set_tf32(c_int::from(on)) })
 }
 
-/// What [`set_tf32`] was told.
+/// The value set with [`set_tf32`].
 pub fn tf32() -> Result<bool> {
     let mut on = 0;
     // SAFETY: one number written on success.
@@ -79,7 +81,7 @@ pub fn tf32() -> Result<bool> {
     Ok(on != 0)
 }
 
-/// A CPU tensor on a CUDA device, in whose stream the copy takes its turn: nobody waits for it.
+/// Copies a CPU tensor to a CUDA device. The copy is queued in the device's stream; nothing waits for it.
 pub fn upload(x: &Tensor, index: usize) -> Result<Tensor> {
     let index = device_index(index)?;
     let mut out = null_mut();
@@ -88,8 +90,8 @@ pub fn upload(x: &Tensor, index: usize) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// A tensor in this process's memory, whose numbers are there once the device has come so far: when an [`Event`] that was
-/// recorded after this has been waited for. Itself where it is there already.
+/// Copies a tensor to host memory. The numbers are valid once an [`Event`] recorded after this call has been
+/// waited for. Returns the tensor itself if it is already there.
 pub fn download(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cuda() {
         return Ok(x.shallow_clone());
@@ -100,20 +102,20 @@ pub fn download(x: &Tensor) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// The number of a CUDA device as libtorch counts them.
+/// The index of a CUDA device as libtorch counts them.
 fn device_index(index: usize) -> Result<c_int> {
     let index =
         i8::try_from(index).map_err(|_| EngineError::Device(format!("there is no device cuda:{index}")))?;
     Ok(c_int::from(index))
 }
 
-/// A point in what a device was given to do.
+/// A point in a device's queue of work.
 #[derive(Debug)]
 pub struct Event(Moment);
 
 #[derive(Debug)]
 enum Moment {
-    /// The CPU has done all it was given when the call returns.
+    /// A CPU has done all its work when the call returns.
     Host(Instant),
     Device(NonNull<c_void>),
 }
@@ -122,7 +124,7 @@ enum Moment {
 unsafe impl Send for Moment {}
 
 impl Event {
-    /// After all that was given to `device` so far.
+    /// After all work launched on `device` so far.
     pub fn record(device: Device) -> Result<Self> {
         let Device::Cuda(index) = device else { return Ok(Self(Moment::Host(Instant::now()))) };
         let index = device_index(index)?;
@@ -133,7 +135,7 @@ impl Event {
         Ok(Self(Moment::Device(event)))
     }
 
-    /// Waits until the device has come this far.
+    /// Waits until the device has reached this point.
     pub fn wait(&self) -> Result<()> {
         match &self.0 {
             Moment::Host(_) => Ok(()),
@@ -142,7 +144,8 @@ impl Event {
         }
     }
 
-    /// Seconds from `earlier`, on the same device, to this one, as the device counts them; waits until it has come this far.
+    /// Seconds from `earlier`, on the same device, to this point, as measured by the device. Waits until it
+    /// has reached this point.
     pub fn seconds_since(&self, earlier: &Self) -> Result<f64> {
         match (&earlier.0, &self.0) {
             (Moment::Host(earlier), Moment::Host(later)) => Ok(later.duration_since(*earlier).as_secs_f64()),
@@ -154,7 +157,7 @@ impl Event {
                 })?;
                 Ok(seconds)
             }
-            _ => Err(EngineError::torch("event", "the two are of different devices")),
+            _ => Err(EngineError::torch("event", "the events belong to different devices")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The CPU's own kernels for dense tensors: products, attention, and what stands between them.
+//! Our CPU kernels for dense tensors: products, attention, and the operations between them.
 
 use std::ptr::null_mut;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use super::{
 };
 use crate::error::{EngineError, Result};
 
-/// Whether the kernels for the CPU can work on a tensor: f32 or bf16, on the CPU, contiguous.
+/// Whether the CPU kernels support a tensor: f32 or bf16, on the CPU, contiguous.
 pub fn is_plain(x: &Tensor) -> bool {
     matches!(x.kind(), Kind::Float | Kind::BFloat16) && x.device() == tch::Device::Cpu && x.is_contiguous()
 }
 
-/// Whether they can work on all of `tensors` together: each [plain](is_plain), and all of one type.
+/// Whether they support all of `tensors` together: each [plain](is_plain), and all of one type.
 pub fn all_plain(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|x| is_plain(x) && tensors.first().is_some_and(|first| first.kind() == x.kind()))
 }
@@ -48,8 +48,8 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// Rotates the leading `2F` dimensions of every head of `x` `[N, heads, size]` by `cos` and `sin` `[N, …, F]` in one pass;
-/// plain tensors only. No gradient reaches `cos` and `sin`.
+/// Rotates the leading `2F` dimensions of every head of `x` `[N, heads, size]` by `cos` and `sin` `[N, …, F]`
+/// in one pass; plain tensors only. No gradient reaches `cos` and `sin`.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let mut out = null_mut();
     // SAFETY: three live tensors in, one pointer written on success; the shim checks shapes and types.
@@ -57,20 +57,21 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// What each document sees, as [`attention`] takes it. L: tokens of all documents together, each as often as it is seen as one of theirs.
+/// The tokens that each document sees, for [`attention`]. L: the sum of all documents' lengths, in which
+/// shared tokens count once per document.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
-    /// Tokens of each document that come before its own.
+    /// For each document, the number of tokens before its own.
     pub before: &'a [i64],
-    /// Own tokens of each document, at least one.
+    /// For each document, the number of its own tokens, at least 1.
     pub own: &'a [i64],
-    /// `[L]`: the row of keys and values for every token of every document; empty where those are just all rows in order.
+    /// `[L]`: the row of keys and values for every document's tokens; empty if these are all rows in order.
     pub rows: &'a [i64],
 }
 
-/// Causal softmax attention of documents whose own tokens lie end to end, and which may begin with tokens that have no
-/// queries of their own: `query` `[N, heads, size]`, `key` and `value` `[K, groups, size]`; plain tensors only. Returns
-/// `[N, heads · size]`.
+/// Causal softmax attention of documents whose own tokens lie end to end, and which may begin with tokens
+/// without queries: `query` `[N, heads, size]`, `key` and `value` `[K, groups, size]`; plain tensors only.
+/// Returns `[N, heads · size]`.
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, seen: Seen, scale: f64) -> Result<Tensor> {
     let Seen { before, own, rows } = seen;
     if before.len() != own.len() {
@@ -96,8 +97,8 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, seen: Seen, scale
     Ok(owned(out))
 }
 
-/// The rows of `x` `[K, …]` that `index` `[n]` (int64) names, some of them perhaps several times: what comes back to one
-/// is then summed in f32 and rounded once.
+/// The rows of `x` `[K, …]` given by `index` `[n]` (int64), which may repeat rows. The gradient of a repeated
+/// row is summed in f32 and rounded once.
 pub fn gather(x: &Tensor, index: &Tensor) -> Result<Tensor> {
     let mut out = null_mut();
     // SAFETY: two live tensors in, one pointer written on success; the shim checks shapes, libtorch the index.
@@ -105,8 +106,9 @@ pub fn gather(x: &Tensor, index: &Tensor) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// One new query a row against a cache: `query` `[B, heads, size]`, `keys` and `values` `[B, groups, room, size]`, of which
-/// row b has `lengths[b]`; plain tensors only. Returns `[B, heads · size]`; no gradient.
+/// Attention of one new query per row with a cache: `query` `[B, heads, size]`, `keys` and `values` `[B,
+/// groups, room, size]`, of which row b uses `lengths[b]`; plain tensors only. Returns `[B, heads · size]`;
+/// no gradient.
 pub fn attend(query: &Tensor, keys: &Tensor, values: &Tensor, lengths: &[i64], scale: f64) -> Result<Tensor> {
     let mut out = null_mut();
     // SAFETY: three live tensors and `lengths.len()` numbers in, one pointer written on success; the shim checks shapes
@@ -125,7 +127,7 @@ pub fn attend(query: &Tensor, keys: &Tensor, values: &Tensor, lengths: &[i64], s
     Ok(owned(out))
 }
 
-/// Parts of a step whose time is counted, as in `csrc/cpu.h`.
+/// Parts of a step that are timed, as in `csrc/cpu.h`.
 const PARTS: [&str; 9] = [
     "base products, forward",
     "base products, backward",
@@ -138,28 +140,27 @@ const PARTS: [&str; 9] = [
     "clipping and optimizer",
 ];
 
-/// What each part took on the CPU since the last call.
+/// CPU time of each part since the last call.
 pub fn time_spent() -> Result<Vec<(&'static str, Duration)>> {
     let mut nanoseconds = [0_i64; PARTS.len()];
-    // SAFETY: the shim writes as many numbers as it is told there are, or none.
+    // SAFETY: the shim writes exactly the given count of numbers, or none.
     checked("time_spent", unsafe { luthier_spent(nanoseconds.as_mut_ptr(), nanoseconds.len()) })?;
     let spent = nanoseconds.map(|count| Duration::from_nanos(u64::try_from(count).unwrap_or_default()));
     Ok(PARTS.into_iter().zip(spent).collect())
 }
 
-/// What LoRA adds to a linear layer: `scale · (x · aᵀ) · bᵀ`.
+/// LoRA's term in a linear layer: `scale · (x · aᵀ) · bᵀ`.
 #[derive(Debug, Clone, Copy)]
 pub struct LowRank<'a> {
     /// `[rank, in]`
     pub a: &'a Tensor,
     /// `[out, rank]`
     pub b: &'a Tensor,
-    /// Factor of the whole.
     pub scale: f64,
 }
 
-/// `x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ`, `[N, out]`: differentiable in all but `weight` `[out, in]`, which is
-/// frozen. The factors may be f32 where the others are not: their gradients then are f32 too.
+/// `x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ`, `[N, out]`. Differentiable in all but the frozen `weight`
+/// `[out, in]`. The factors may be f32 if the other tensors are not; then their gradients are f32 too.
 pub fn adapted_linear(
     x: &Tensor,
     weight: &Tensor,
@@ -175,9 +176,9 @@ pub fn adapted_linear(
     Ok(owned(out))
 }
 
-/// `y += scale · (x · aᵀ) · bᵀ` in place, differentiable in all four: `y` is `[N, out]` and the result of an operation
-/// that does not need it for its own gradient, `x` `[N, in]`, `a` `[rank, in]`, `b` `[out, rank]`. The factors may be f32
-/// where the others are not: their gradients then are f32 too.
+/// `y += scale · (x · aᵀ) · bᵀ` in place, differentiable in all four. `y` is `[N, out]` and the result of an
+/// operation that does not need it for its own gradient; `x` `[N, in]`, `a` `[rank, in]`, `b` `[out, rank]`.
+/// The factors may be f32 if the other tensors are not; then their gradients are f32 too.
 pub fn add_low_rank(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<()> {
     // SAFETY: four live tensors; `y` is written through autograd's own in-place operation.
     checked("add_low_rank", unsafe {

@@ -1,4 +1,4 @@
-//! Tensors over memory that Rust owns, and memory of tensors as Rust sees it.
+//! Tensors over memory that Rust owns, and access to tensors' memory from Rust.
 
 use std::ffi::{c_int, c_void};
 use std::fs::File;
@@ -19,8 +19,8 @@ pub fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
     Ok(Arc::new(map))
 }
 
-/// Gives the memory of a part of a mapped file back to the system, which reads it again where it is needed again: what will
-/// not be read soon need not stand beside what was made of it.
+/// Releases the memory of a part of a mapped file. The system reads it again if it is used again. Without
+/// this, rarely used pages would stay in memory in addition to the tensors made from them.
 pub fn release_pages(map: &Mmap, offset: usize, length: usize) {
     if offset.checked_add(length).and_then(|end| map.get(offset..end)).is_none() {
         return;
@@ -28,7 +28,7 @@ pub fn release_pages(map: &Mmap, offset: usize, length: usize) {
     // SAFETY: the part lies within the map, which is of a file and read-only, so that nothing in it is lost.
     let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, length) };
     if let Err(error) = released {
-        tracing::debug!(%error, "memory of a mapped file could not be given back");
+        tracing::debug!(%error, "memory of a mapped file could not be released");
     }
 }
 
@@ -37,7 +37,7 @@ extern "C" fn release_map(owner: *mut c_void) {
     drop(unsafe { Box::from_raw(owner.cast::<Arc<Mmap>>()) });
 }
 
-/// Number of an element type in `c10/core/ScalarType.h`; `None` for those that no weight has.
+/// Number of an element type in `c10/core/ScalarType.h`; `None` if weights never have it.
 pub(super) fn scalar_type(kind: Kind) -> Option<c_int> {
     match kind {
         Kind::Uint8 => Some(0),
@@ -48,8 +48,9 @@ pub(super) fn scalar_type(kind: Kind) -> Option<c_int> {
     }
 }
 
-/// A CPU tensor over `bytes` of a mapped file, without copying; the map lives as long as the tensor. The tensor must
-/// never be written to. `None` where the bytes do not hold exactly the shape, or lie unaligned.
+/// A CPU tensor over `bytes` of a mapped file, without copying. The map lives as long as the tensor. The
+/// tensor must never be written to. `None` if the bytes do not have exactly the shape's size, or are not
+/// aligned.
 pub fn borrow_map(map: &Arc<Mmap>, offset: usize, shape: &[i64], kind: Kind) -> Result<Option<Tensor>> {
     let size = kind.elt_size_in_bytes();
     let Some(scalar_type) = scalar_type(kind) else { return Ok(None) };
@@ -85,7 +86,7 @@ pub fn borrow_map(map: &Arc<Mmap>, offset: usize, shape: &[i64], kind: Kind) -> 
     Ok(Some(owned(out)))
 }
 
-/// An element type whose tensors [`fill`] makes.
+/// Element types that [`fill`] supports.
 pub trait Element: Copy {
     /// Its name in libtorch.
     const KIND: Kind;
@@ -108,7 +109,7 @@ pub(super) fn zeros(shape: &[i64], kind: Kind) -> Result<Tensor> {
     Tensor::f_zeros(shape, (kind, tch::Device::Cpu)).map_err(|error| from_tch("zeros", &error))
 }
 
-/// A new CPU tensor whose elements `write` sets; they are zero before.
+/// A new CPU tensor whose elements are set by `write`; they are zero before.
 pub fn fill<T: Element>(shape: &[i64], write: impl FnOnce(&mut [T]) -> Result<()>) -> Result<Tensor> {
     let tensor = zeros(shape, T::KIND)?;
     let length = tensor.numel();
@@ -120,14 +121,10 @@ pub fn fill<T: Element>(shape: &[i64], write: impl FnOnce(&mut [T]) -> Result<()
     Ok(tensor)
 }
 
-/// What `look` makes of the elements of a contiguous f32 tensor on the CPU, in row-major order.
+/// Calls `look` with the elements of a contiguous f32 tensor on the CPU, in row-major order.
 pub fn with_floats<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
     if x.kind() != Kind::Float || x.device() != tch::Device::Cpu || !x.is_contiguous() {
-        return Err(EngineError::mismatch(
-            "with_floats",
-            &[x],
-            "f32 in row-major order on the CPU is needed",
-        ));
+        return Err(EngineError::mismatch("with_floats", &[x], "needs f32 in row-major order on the CPU"));
     }
     if x.numel() == 0 {
         return Ok(look(&[]));
@@ -174,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_lie_in_the_map_is_not_borrowed() {
+    fn bytes_outside_the_map_are_not_borrowed() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[0; 64]).unwrap();
         let map = map(&file).unwrap();

@@ -1,5 +1,5 @@
-//! The C seam over libtorch (`csrc`): one safe function per symbol. The only unsafe code of the engine.
-#![expect(unsafe_code, reason = "this is the seam to C++; each use says why it is sound")]
+//! The C interface to libtorch (`csrc`): one safe function per symbol. The engine's only unsafe code.
+#![expect(unsafe_code, reason = "this is the interface to C++; each use says why it is sound")]
 
 mod device;
 mod kernels;
@@ -162,7 +162,7 @@ unsafe extern "C" {
     fn luthier_device_memory_release(device: c_int) -> c_int;
 }
 
-/// Turns a status of the shim into a result.
+/// Converts a status of the shim to a result.
 fn checked(operation: &str, status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
@@ -172,7 +172,7 @@ fn checked(operation: &str, status: c_int) -> Result<()> {
     Err(EngineError::torch(operation, &text))
 }
 
-/// The pointer the shim takes. It reads the tensor; where it writes, the function that calls it says so.
+/// The pointer for the shim. It reads the tensor; a function whose shim call writes says so.
 fn pointer(tensor: &Tensor) -> Pointer {
     tensor.as_ptr().cast_mut()
 }
@@ -181,14 +181,14 @@ fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<Pointer> {
     tensors.into_iter().map(pointer).collect()
 }
 
-/// Takes over a tensor that the shim made.
+/// Takes ownership of a tensor that the shim created.
 fn owned(tensor: Pointer) -> Tensor {
     // SAFETY: the shim made it with `new` for this call alone, and reported success; `Tensor` deletes it once.
     unsafe { Tensor::from_ptr(tensor) }
 }
 
-/// Settings that must be made before anything else in the process: what is freed stays with the process, and CUDA
-/// memory grows in place. Call once at the start of `main`.
+/// Process-wide settings that must come first: freed memory stays with the process, and CUDA memory grows in
+/// place. Call once at the start of `main`.
 pub fn prepare_process() -> Result<()> {
     // SAFETY: plain call; the caller has not started threads yet, so the environment may change.
     checked("prepare_process", unsafe { luthier_prepare_process() })
@@ -201,7 +201,7 @@ pub fn set_threads(threads: usize) -> Result<()> {
     checked("set_threads", unsafe { luthier_set_threads(threads) })
 }
 
-/// What [`parallel`] runs, and whether it ended in a panic.
+/// The work of [`parallel`], and whether it panicked.
 struct Shared<'a> {
     work: &'a (dyn Fn(usize) + Sync),
     panicked: AtomicBool,
@@ -215,14 +215,14 @@ extern "C" fn run_shared(owner: *mut c_void, index: i64) {
     }
 }
 
-/// Runs `work` for every number below `count`, on the threads that libtorch's operations run on: others would compete with
-/// these, which keep their cores busy for a while when they have nothing to do.
+/// Runs `work` for every number below `count`, on the threads of libtorch's operations. Other threads would
+/// compete with these, which keep their cores busy for a while after they become idle.
 pub fn parallel(count: usize, work: &(dyn Fn(usize) + Sync)) -> Result<()> {
     let mut shared = Shared { work, panicked: AtomicBool::new(false) };
     // SAFETY: `shared` lives until the call has returned, and the shim keeps nothing of it; several threads read it.
     checked("parallel", unsafe { luthier_parallel(count as i64, run_shared, (&raw mut shared).cast()) })?;
     if shared.panicked.into_inner() {
-        return Err(EngineError::torch("parallel", "a part of the work ended in a panic"));
+        return Err(EngineError::torch("parallel", "a part of the work panicked"));
     }
     Ok(())
 }

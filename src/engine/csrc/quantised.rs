@@ -1,4 +1,4 @@
-//! Weights that are held encoded, and decoded while they are multiplied with.
+//! Weights that are kept encoded and decoded during a product.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::ManuallyDrop;
@@ -15,23 +15,21 @@ use super::{
 };
 use crate::error::{EngineError, Result};
 
-/// A matrix `[rows, columns]` as it lies in a file.
+/// A matrix `[rows, columns]` as stored in a file.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredMatrix<'a> {
-    /// All of it, row after row.
+    /// The whole matrix, row after row.
     pub bytes: &'a [u8],
-    /// How its elements are encoded.
+    /// Encoding of the elements.
     pub storage: Storage,
-    /// Rows of the matrix.
     pub rows: usize,
-    /// Columns of the matrix.
     pub columns: usize,
-    /// Heads of a query or key projection whose rotary pairs lie side by side in the file
-    /// ([`luthier_core::model::Arrangement::RotaryPairs`]), where they are to be taken apart.
+    /// Number of heads of a query or key projection, if the file interleaves their rotary pairs
+    /// ([`luthier_core::model::Arrangement::RotaryPairs`]) and they must be separated.
     pub paired_heads: Option<usize>,
 }
 
-/// Number of an encoding in `csrc/kernels.h`; `None` for those it does not have.
+/// Number of an encoding in `csrc/kernels.h`; `None` if it has none.
 fn format_number(storage: Storage) -> Option<c_int> {
     match storage {
         Storage::BF16 => Some(0),
@@ -47,13 +45,13 @@ fn format_number(storage: Storage) -> Option<c_int> {
     }
 }
 
-/// Whether [`stored_product`] knows the encoding.
+/// Whether [`stored_product`] supports the encoding.
 pub fn can_multiply(storage: Storage) -> bool {
     format_number(storage).is_some()
 }
 
-/// `x · matrixᵀ`, `[tokens, columns]` → `[tokens, rows]`, decoding the matrix on the way: for few tokens, where reading
-/// the matrix takes the time. `x` must be plain; no gradient.
+/// `x · matrixᵀ`, `[tokens, columns]` → `[tokens, rows]`, decoded during the product: for few tokens, where
+/// reading the matrix dominates. `x` must be plain; no gradient.
 pub fn stored_product(x: &Tensor, matrix: &StoredMatrix) -> Result<Tensor> {
     let Some(format) = format_number(matrix.storage) else {
         return Err(EngineError::torch("stored_product", "no kernel for this encoding"));
@@ -76,8 +74,8 @@ pub fn stored_product(x: &Tensor, matrix: &StoredMatrix) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// A matrix out of `bytes`, a one-dimensional uint8 tensor of llama.cpp's blocks, decoded by tensor operations on the
-/// device it lies on: `[rows, columns]` of type `kind`.
+/// Decodes a matrix from `bytes`, a one-dimensional uint8 tensor of llama.cpp's blocks, by tensor operations
+/// on its device: `[rows, columns]` of type `kind`.
 pub fn blocks_decode(
     bytes: &Tensor,
     storage: Storage,
@@ -86,7 +84,10 @@ pub fn blocks_decode(
 ) -> Result<Tensor> {
     let known = format_number(storage).filter(|_| storage.is_quantised()).zip(scalar_type(kind));
     let Some((format, kind)) = known else {
-        return Err(EngineError::torch("blocks_decode", "no such blocks or elements"));
+        return Err(EngineError::torch(
+            "blocks_decode",
+            "this block format or element type is not supported",
+        ));
     };
     let mut out = null_mut();
     // SAFETY: one live tensor in, one pointer written on success; the shim checks that the bytes are exactly the matrix.
@@ -96,24 +97,22 @@ pub fn blocks_decode(
     Ok(owned(out))
 }
 
-/// A matrix in NF4 with the tables that decode it, laid out as `weights/nf4.rs` describes; all on one device.
+/// A matrix in NF4 with its decoding tables, in the layout of `weights/nf4.rs`; all on one device.
 #[derive(Debug, Clone, Copy)]
 pub struct Nf4Matrix<'a> {
-    /// uint8, two elements each.
+    /// uint8, two elements per byte.
     pub codes: &'a Tensor,
-    /// uint8, one for every 64 elements.
+    /// uint8, one per 64 elements.
     pub scales: &'a Tensor,
-    /// f32, one for every 256 scales.
+    /// f32, one per 256 scales.
     pub nested: &'a Tensor,
     /// One f32.
     pub offset: &'a Tensor,
-    /// `[256, 2]` f32: the two elements that each byte of `codes` stands for, unscaled.
+    /// `[256, 2]` f32: the two elements of each byte of `codes`, unscaled.
     pub pairs: &'a Tensor,
-    /// `[256]` f32: what each scale stands for.
+    /// `[256]` f32: the value of each scale code.
     pub dynamic: &'a Tensor,
-    /// Rows of the matrix.
     pub rows: usize,
-    /// Columns of the matrix.
     pub columns: usize,
 }
 
@@ -131,7 +130,7 @@ pub(super) struct Nf4Pointers {
 }
 
 impl Nf4Matrix<'_> {
-    /// Pointers that are good as long as the tensors are.
+    /// Pointers that are valid as long as the tensors are.
     fn pointers(&self) -> Nf4Pointers {
         Nf4Pointers {
             codes: pointer(self.codes),
@@ -146,10 +145,10 @@ impl Nf4Matrix<'_> {
     }
 }
 
-/// The matrix decoded, `[rows, columns]` of type `kind`, f32 or bf16; on the CPU only.
+/// Decodes the matrix to `[rows, columns]` of type `kind`, f32 or bf16; on the CPU only.
 pub fn nf4_decode(matrix: &Nf4Matrix, kind: Kind) -> Result<Tensor> {
     let Some(kind) = scalar_type(kind) else {
-        return Err(EngineError::torch("nf4_decode", "no such elements"));
+        return Err(EngineError::torch("nf4_decode", "this element type is not supported"));
     };
     let (matrix, mut out) = (matrix.pointers(), null_mut());
     // SAFETY: six live tensors in, one pointer written on success; the shim checks types and sizes.
@@ -160,7 +159,7 @@ pub fn nf4_decode(matrix: &Nf4Matrix, kind: Kind) -> Result<Tensor> {
 /// As [`nf4_decode`], by tensor operations, on any device.
 pub fn nf4_look_up(matrix: &Nf4Matrix, kind: Kind) -> Result<Tensor> {
     let Some(kind) = scalar_type(kind) else {
-        return Err(EngineError::torch("nf4_look_up", "no such elements"));
+        return Err(EngineError::torch("nf4_look_up", "this element type is not supported"));
     };
     let (matrix, mut out) = (matrix.pointers(), null_mut());
     // SAFETY: six live tensors in, one pointer written on success; the shim checks types and sizes.
@@ -168,8 +167,8 @@ pub fn nf4_look_up(matrix: &Nf4Matrix, kind: Kind) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// `x · matrixᵀ`, `[tokens, columns]` → `[tokens, rows]`, decoding the matrix on the way: for few tokens. `x` must be
-/// plain and `columns` a multiple of 64; no gradient.
+/// `x · matrixᵀ`, `[tokens, columns]` → `[tokens, rows]`, decoded during the product: for few tokens. `x`
+/// must be plain and `columns` a multiple of 64; no gradient.
 pub fn nf4_product(x: &Tensor, matrix: &Nf4Matrix) -> Result<Tensor> {
     let (matrix, mut out) = (matrix.pointers(), null_mut());
     // SAFETY: seven live tensors in, one pointer written on success; the shim checks types and sizes.
@@ -177,7 +176,7 @@ pub fn nf4_product(x: &Tensor, matrix: &Nf4Matrix) -> Result<Tensor> {
     Ok(owned(out))
 }
 
-/// Makes a frozen weight; called by whichever thread runs a backward.
+/// Makes a frozen weight. Called by the thread that runs a backward pass.
 type Make = Box<dyn Fn() -> Result<Tensor> + Send>;
 
 extern "C" fn make_weight(owner: *mut c_void, message: *mut c_char, room: usize) -> Pointer {
@@ -185,10 +184,10 @@ extern "C" fn make_weight(owner: *mut c_void, message: *mut c_char, room: usize)
     // from one thread at a time.
     let make = unsafe { &*owner.cast::<Make>() };
     let told = match catch_unwind(AssertUnwindSafe(make)) {
-        // The shim takes the tensor over.
+        // The shim takes ownership of the tensor.
         Ok(Ok(tensor)) => return ManuallyDrop::new(tensor).as_mut_ptr(),
         Ok(Err(error)) => error.to_string(),
-        Err(_) => "the weight's decoding ended in a panic".to_owned(),
+        Err(_) => "the decoding of a weight panicked".to_owned(),
     };
     let length = told.len().min(room.saturating_sub(1));
     // SAFETY: `message` has `room` bytes, zeroed, of which the last stays as it is.
@@ -201,8 +200,9 @@ extern "C" fn release_make(owner: *mut c_void) {
     drop(unsafe { Box::from_raw(owner.cast::<Make>()) });
 }
 
-/// `x · weightᵀ`, `[N, in]` → `[N, out]`, for the frozen weight `[out, in]` that `make` makes, of `x`'s type. It is let go
-/// after the product and made again for the gradient of `x`, so that a graph holds no weights.
+/// `x · weightᵀ`, `[N, in]` → `[N, out]`, for the frozen weight `[out, in]` that `make` makes, in `x`'s type.
+/// The weight is freed after the product and made again for the gradient of `x`, so that the graph keeps no
+/// weights.
 pub fn remade_linear(x: &Tensor, make: impl Fn() -> Result<Tensor> + Send + 'static) -> Result<Tensor> {
     let make: Make = Box::new(make);
     let owner = Box::into_raw(Box::new(make));

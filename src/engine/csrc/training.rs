@@ -1,4 +1,4 @@
-//! What a training step asks of libtorch: backward, optimizer, loss, dropout.
+//! libtorch's part of a training step: backward, optimizer, loss, dropout.
 
 use std::ffi::c_int;
 use std::ptr::null_mut;
@@ -12,11 +12,11 @@ use super::{
 };
 use crate::error::{EngineError, Result};
 
-/// Gradients of `roots` into the leaves they were made from, starting from `gradients` (of the roots' shapes; `None` is
-/// one, for scalars). Frees the graph.
+/// Computes the gradients of `roots` for the leaves they depend on, starting from `gradients` (in the roots'
+/// shapes; `None` is 1, for scalars). Frees the graph.
 pub fn backward(roots: &[&Tensor], gradients: &[Option<&Tensor>]) -> Result<()> {
     if roots.len() != gradients.len() {
-        return Err(EngineError::torch("backward", "as many gradients as roots are needed"));
+        return Err(EngineError::torch("backward", "the numbers of gradients and roots differ"));
     }
     let starts: Vec<Pointer> =
         gradients.iter().map(|gradient| gradient.map_or(null_mut(), pointer)).collect();
@@ -28,7 +28,6 @@ pub fn backward(roots: &[&Tensor], gradients: &[Option<&Tensor>]) -> Result<()> 
 /// Settings of [`adamw`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
-    /// Step size.
     pub learning_rate: f64,
     /// Decay of the first and of the second moment.
     pub betas: [f64; 2],
@@ -38,23 +37,23 @@ pub struct AdamW {
     pub epsilon: f64,
 }
 
-/// What [`adamw`] changes for one parameter, and its gradient.
+/// The tensors of one parameter that [`adamw`] uses.
 #[derive(Debug)]
 pub struct Moments<'a> {
     /// Updated in place.
     pub parameter: &'a Tensor,
-    /// Of the parameter's shape and type.
+    /// In the parameter's shape and type.
     pub gradient: &'a Tensor,
     /// First moment, updated in place.
     pub first: &'a Tensor,
     /// Second moment, updated in place.
     pub second: &'a Tensor,
-    /// Steps made, a 0-dimensional f32 tensor on the parameter's device; one is added.
+    /// Number of updates made, a 0-dimensional f32 tensor on the parameter's device; increased by one.
     pub step: &'a Tensor,
 }
 
-/// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters at once, in place; none where `left_out`, a
-/// 0-dimensional f32 tensor, holds 1. Parameters of one device and type.
+/// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters at once, in place. No update if
+/// `left_out`, a 0-dimensional f32 tensor, is 1. All parameters are on one device and of one type.
 pub fn adamw(parameters: &[Moments], settings: &AdamW, left_out: &Tensor) -> Result<()> {
     if parameters.is_empty() {
         return Ok(());
@@ -82,7 +81,8 @@ pub fn adamw(parameters: &[Moments], settings: &AdamW, left_out: &Tensor) -> Res
     })
 }
 
-/// Euclidean norm of all gradients together: a 0-dimensional f32 tensor on their device, so that nothing waits for it.
+/// Euclidean norm of all gradients together: a 0-dimensional f32 tensor on their device, so that nothing
+/// waits for it.
 pub fn grad_norm(gradients: &[Tensor]) -> Result<Tensor> {
     if gradients.is_empty() {
         return zeros(&[], Kind::Float);
@@ -104,12 +104,13 @@ pub fn clip(gradients: &[Tensor], norm: &Tensor, limit: f64) -> Result<()> {
     checked("clip", unsafe { luthier_clip(list.as_ptr(), list.len(), pointer(norm), limit) })
 }
 
-/// Which result of [`linear_cross_entropy`] carries the gradient of the hidden states (and of a trained head).
+/// The result of [`linear_cross_entropy`] that has the gradient of the hidden states (and of a trained head).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Through {
-    /// [`CrossEntropy::sum`]: every row counts alike.
+    /// [`CrossEntropy::sum`]: all rows have the same weight.
     Sum,
-    /// [`CrossEntropy::rows`]: each row counts as the backward pass says. A trained head's logits are computed again then.
+    /// [`CrossEntropy::rows`]: the backward pass gives each row's weight. A trained head's logits are then
+    /// computed again.
     Rows,
 }
 
@@ -120,23 +121,23 @@ pub struct CrossEntropy {
     pub sum: Tensor,
     /// Loss of each row, `[N]` f32.
     pub rows: Tensor,
-    /// Number of rows whose most likely token is the right one, 0-dimensional int64; 0 where it was not asked for.
+    /// Number of rows whose most likely token is the right one, 0-dimensional int64; 0 if not requested.
     pub correct: Tensor,
 }
 
-/// What turns hidden states into logits `z`: `hidden · weightᵀ + bias`, then `cap · tanh(z / cap)` where there is a cap.
+/// The output head: logits `z` are `hidden · weightᵀ + bias`, then `cap · tanh(z / cap)` if there is a cap.
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'a> {
     /// `[V, H]`
     pub weight: &'a Tensor,
     /// `[V]`
     pub bias: Option<&'a Tensor>,
-    /// Above 0.
+    /// Greater than 0.
     pub cap: Option<f64>,
 }
 
-/// Cross entropy of the softmax of the head's logits against `ids`, summed. `hidden` is `[N, H]`, `ids` `[N]` int64 within
-/// 0..V. Holds the logits of `chunk` rows at a time; gradients are made at once.
+/// Cross entropy of the softmax of the head's logits against `ids`, summed. `hidden` is `[N, H]`, `ids` `[N]`
+/// int64 within 0..V. Stores the logits of `chunk` rows at a time; gradients are computed in the same pass.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
     head: &Head,
@@ -165,7 +166,8 @@ pub fn linear_cross_entropy(
     Ok(CrossEntropy { sum: owned(sum), rows: owned(rows), correct: owned(correct) })
 }
 
-/// A tensor like `x` that is 0 with probability `p` and else `1 / (1 - p)`; a function of `seed` alone.
+/// A tensor like `x` whose elements are 0 with probability `p` and `1 / (1 - p)` otherwise, as a function of
+/// `seed` only.
 pub fn dropout_mask(x: &Tensor, p: f64, seed: u64) -> Result<Tensor> {
     let mut out = null_mut();
     // SAFETY: one live tensor in, one pointer written on success.
