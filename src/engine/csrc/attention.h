@@ -1,6 +1,6 @@
-// Causal attention, one head of one document at a time. Scores exist for a few queries at once only; the backward
-// computes them again from their normalisers (FlashAttention-2, arXiv 2307.08691, section 3.1). In bf16 the weights are
-// rounded before they meet the values, as PyTorch's kernel for the CPU does; sums are in f32.
+// Causal attention, one head of one document at a time. Scores are stored only for a few queries at a time; the
+// backward pass computes them again from their normalisers (FlashAttention-2, arXiv 2307.08691, section 3.1). In
+// bf16 the weights are rounded before the product with the values, as in PyTorch's CPU kernel; sums are in f32.
 #pragma once
 
 #include "product.h"
@@ -9,7 +9,7 @@
 namespace luthier {
 namespace {
 
-// A right operand that is used many times, all its panels one after the other.
+// A right operand that is used many times, stored as consecutive panels.
 struct Panels {
   int64_t columns, depth, vectors;
   const Unit* units;
@@ -37,7 +37,8 @@ void pack(const Panels& to, const T* from, int64_t row, int64_t depth, bool by_r
   }
 }
 
-// out [rows, padded] (+)= a · panels, over units [first, depth), columns below `columns` and what their panel holds.
+// out [rows, padded] (+)= a · panels, over units [first, depth), for columns below `columns`, padded to whole
+// panels.
 template <class T>
 INLINE void multiply(int64_t rows, const Unit* a, int64_t row, int64_t step, const Panels& b, int64_t columns,
                      int64_t first, int64_t depth, float* out, int64_t out_row, bool add) {
@@ -47,8 +48,8 @@ INLINE void multiply(int64_t rows, const Unit* a, int64_t row, int64_t step, con
                       depth - first, out + start, out_row, add);
 }
 
-// What every head of a group shares, in this order: keys for the scores, then values (forward), or values for the slopes
-// of the weights and keys for the gradient of the queries (backward).
+// Operands shared by all heads of a group, in this order: keys for the scores, then values (forward), or values for
+// the gradients of the weights and keys for the gradient of the queries (backward).
 template <class T>
 struct Packed {
   Panels keys, values, key_columns;
@@ -114,18 +115,18 @@ void attention_forward(const Head<T>& head, const Unit* shared, int64_t first, i
   }
 }
 
-// Queries whose share of the gradient of keys and values is added at once.
+// Number of queries whose gradients of keys and values are added together.
 constexpr int64_t QUERIES = 64;
 
 // Memory of a backward task.
 template <class T>
 struct Workspace {
   int64_t width, out_width;
-  // [TILE_ROWS, width] each: scores; slopes of the weights.
+  // [TILE_ROWS, width] each: scores; gradients of the weights.
   float *scores, *slopes;
-  // Units of neighbouring queries, [QUERIES / PACK, width]: weights; slopes of the scores.
+  // Units of consecutive queries, [QUERIES / PACK, width]: weights; gradients of the scores.
   Unit *weights, *changes;
-  // Slopes of the scores once more, units of neighbouring keys, [QUERIES, width / PACK].
+  // Gradients of the scores again, in units of consecutive keys, [QUERIES, width / PACK].
   T* change_rows;
   // Panels [QUERIES, size].
   Unit *queries, *outer;
@@ -162,15 +163,15 @@ int64_t attention_backward_space(int64_t length, int64_t size) {
   return Workspace<T>(length, size, nullptr).end - static_cast<Unit*>(nullptr);
 }
 
-// What one query contributes to the slopes of its scores.
+// One query's inputs for the gradients of its scores.
 struct Row {
   const float *scores, *slopes;
-  // Keys it sees; 0 for a query that is not there.
+  // Number of keys that it sees; 0 for padding.
   int64_t valid;
   float normaliser, shared;
 };
 
-// Weights of keys [i, i + LANES), and the slopes of their scores.
+// Weights of keys [i, i + LANES), and the gradients of their scores.
 INLINE void slopes_of(const Row& row, int64_t i, float scale, Floats* weights, Floats* changes) {
   Ints lane;
   for (int64_t j = 0; j < LANES; ++j) lane[j] = static_cast<int32_t>(j);
@@ -227,7 +228,7 @@ void attention_backward(const Head<T>& head, const Unit* shared, const T* out, c
             store(memory.change_rows + (start + r + 1) * width + i, e);
           }
         }
-        // Later queries of the block see more keys than these.
+        // Later queries of the block see more keys than this tile.
         const int64_t unseen = larger(0, seen - i);
         memset(memory.weights + to + i, 0, size_of(unseen) * sizeof(Unit));
         memset(memory.changes + to + i, 0, size_of(unseen) * sizeof(Unit));

@@ -1,4 +1,4 @@
-// Autograd functions over kernels.h: f32 and bf16 on the CPU. Included by shim.cpp alone.
+// Autograd functions over kernels.h: f32 and bf16 on the CPU. Included only by shim.cpp.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -26,19 +26,19 @@ using luthier::Unit;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Whether the kernels can work on it.
+// Whether the kernels support it.
 bool plain(const Tensor& x) {
   return x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) &&
          x.is_contiguous();
 }
 
-// On all of them together.
+// Whether they support all of them together.
 template <class... Others>
 bool plain(const Tensor& x, const Others&... others) {
   return plain(x) && ((plain(others) && others.scalar_type() == x.scalar_type()) && ...);
 }
 
-// What the functions below do, for those who ask where the time of a step goes; in the order of kernels.rs.
+// Parts of a step that are timed, in the order of kernels.rs.
 enum Part {
   LINEAR_FORWARD,
   LINEAR_BACKWARD,
@@ -54,7 +54,7 @@ enum Part {
 
 std::atomic<int64_t> spent[PARTS];
 
-// Counts the time until it goes out of scope.
+// Adds the time until it goes out of scope to a part.
 class Clock {
  public:
   explicit Clock(Part part) : part(part), began(std::chrono::steady_clock::now()) {}
@@ -98,15 +98,15 @@ Unit* space(int64_t units) {
   return static_cast<Unit*>(memory.get());
 }
 
-// Elements, and multiplications, below which one thread does all: to wake another one and wait for it takes longer, and
-// much longer where other processes want the processor too.
+// Below this many elements or multiplications one thread does all the work: waking another thread and waiting for
+// it takes longer, and much longer if other processes are using the cores.
 constexpr int64_t FEW_ELEMENTS = 1 << 15, FEW_PRODUCTS = 1 << 21;
 
-// Rows of so many elements that a thread should take at least.
+// Least rows of this many elements for each thread.
 int64_t grain(int64_t width) { return std::max<int64_t>(1, FEW_ELEMENTS / std::max<int64_t>(1, width)); }
 
-// Runs every task below count; each thread takes the next when it is done with one. `products` is what all of them
-// multiply.
+// Runs every task below count. Each thread takes the next task when it has finished one. `products` is the number
+// of multiplications of all tasks.
 template <class F>
 void spread(int64_t count, int64_t products, F&& task) {
   std::atomic<int64_t> next{0};
@@ -116,7 +116,7 @@ void spread(int64_t count, int64_t products, F&& task) {
   });
 }
 
-// Most rows of a task that takes several panels: what it goes through again and again should stay in its cache.
+// Most rows of a task with several panels, so that the data that it reads repeatedly stays in its cache.
 constexpr int64_t DEEP_ROWS = 512;
 
 template <class T>
@@ -126,7 +126,7 @@ void multiply(const luthier::Product<T>& product) {
   const auto share = [](int64_t whole, int64_t parts) { return (whole + parts - 1) / parts; };
   const int64_t wanted = 2 * at::get_num_threads();
   const int64_t panels = shape.deep ? share(shape.panels, wanted) : 1, columns = share(shape.panels, panels);
-  // A product of few columns is split by rows besides.
+  // A product of few columns is also split by rows.
   const int64_t most = share(product.rows, std::max<int64_t>(1, wanted / columns));
   const int64_t rows = share(shape.deep ? std::min(most, DEEP_ROWS) : most, shape.rows) * shape.rows;
   const int64_t blocks = share(product.rows, rows);
@@ -138,14 +138,14 @@ void multiply(const luthier::Product<T>& product) {
   });
 }
 
-// A left operand as rows of whole units.
+// A left operand whose rows are whole units.
 Tensor in_units(const Tensor& a) {
   const int64_t pack = static_cast<int64_t>(sizeof(Unit) / a.element_size()), depth = a.size(1);
   if (a.stride(0) % pack == 0 && depth % pack == 0) return a;
   return at::constant_pad_nd(a, {0, depth % pack}).contiguous();
 }
 
-// The right operand of a product, transposed where it lies across.
+// The right operand of a product, transposed if its columns are rows of memory.
 struct Right {
   const Tensor& matrix;
   bool across;
@@ -153,14 +153,14 @@ struct Right {
   int64_t columns() const { return matrix.size(across ? 0 : 1); }
 };
 
-// A product to be added to another one.
+// A second product to add.
 struct More {
   const Tensor& left;
   Right right;
 };
 
-// out (+)= scale · (a · b + more); a counts transposed where it lies across. Plain matrices of one type, whose rows may
-// be apart; out has their type or f32.
+// out (+)= scale · (a · b + more); with a_across, a is transposed. Plain matrices of one type, whose rows may be
+// apart; out has their type or f32.
 void multiply(const Tensor& a, bool a_across, const Right& b, const Tensor& out, double scale, bool add,
               const More* more = nullptr) {
   by_type(a, [&](auto number) {
@@ -214,7 +214,7 @@ void multiply(const Tensor& a, bool a_across, const Right& b, const Tensor& out,
   });
 }
 
-// Where the processor has matrix units, oneDNN uses them for bf16 and no vector kernel comes near.
+// On a processor with matrix units, oneDNN uses them for bf16 and is much faster than vector kernels.
 bool multiplies(const Tensor& x) {
   static const bool matrix_units = [] {
     const auto found = at::cpu::get_cpu_capabilities();
@@ -224,10 +224,10 @@ bool multiplies(const Tensor& x) {
   return plain(x) && !(x.scalar_type() == at::kBFloat16 && matrix_units);
 }
 
-// Up to so many tokens at once, reading a matrix takes longer than multiplying with it.
+// With at most this many tokens, reading a matrix takes longer than multiplying with it.
 constexpr int64_t FEW_TOKENS = 8;
 
-// x · weightᵀ + bias, where there is one.
+// x · weightᵀ + bias, if there is one.
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor compute(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
     const Clock clock(LINEAR_FORWARD);
@@ -282,7 +282,7 @@ Tensor inner(const Tensor& x, int64_t rank) {
   return memory.narrow(1, 0, rank);
 }
 
-// Gradients of the factors of scale · (x · aᵀ) · bᵀ, f32, where they are wanted: dhidden = scale · dy · b, hidden = x · aᵀ.
+// Gradients of the factors of scale · (x · aᵀ) · bᵀ, f32, as needed: dhidden = scale · dy · b, hidden = x · aᵀ.
 Tensor grad_of_a(const Tensor& dhidden, const Tensor& x, const Tensor& a) {
   const Tensor da = at::empty(a.sizes(), x.options().dtype(at::kFloat).requires_grad(false));
   multiply(dhidden, true, {x, false}, da, 1, false);
@@ -290,14 +290,14 @@ Tensor grad_of_a(const Tensor& dhidden, const Tensor& x, const Tensor& a) {
 }
 
 Tensor grad_of_b(const Tensor& hidden, const Tensor& dy, const Tensor& b, double scale) {
-  // As its transpose: the left operand of a product is copied, and this one is small.
+  // Computed as the transpose: the left operand of a product is copied, and this one is small.
   const Tensor across = at::empty({b.size(1), b.size(0)}, dy.options().dtype(at::kFloat).requires_grad(false));
   multiply(hidden, true, {dy, false}, across, scale, false);
   return across.t().to(b.scalar_type());
 }
 
-// x · weightᵀ + scale · (x · aᵀ) · bᵀ + bias in one product. The weight is frozen; the factors are f32 whatever the others
-// are, and so are their gradients.
+// x · weightᵀ + scale · (x · aᵀ) · bᵀ + bias in one product. The weight is frozen. The factors and their gradients
+// are always f32.
 struct Adapted : torch::autograd::Function<Adapted> {
   static std::pair<Tensor, Tensor> compute(const Tensor& x, const Tensor& weight, const Tensor& a, const Tensor& b,
                                            const std::optional<Tensor>& bias, double scale) {
@@ -314,7 +314,7 @@ struct Adapted : torch::autograd::Function<Adapted> {
     return {y, hidden};
   }
 
-  // The bias comes last: autograd does not count one that is not there.
+  // The bias comes last, because autograd does not count an undefined one.
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& a, const Tensor& b,
                         const std::optional<Tensor>& bias, double scale) {
     const auto [y, hidden] = compute(x, weight, a, b, bias, scale);
@@ -334,7 +334,7 @@ struct Adapted : torch::autograd::Function<Adapted> {
       const Clock clock(ADAPTER_BACKWARD);
       multiply(dy, false, {b.to(x.scalar_type()), false}, dhidden, ctx->saved_data["scale"].toDouble(), false);
       if (ctx->needs_input_grad(2)) result[2] = grad_of_a(dhidden, x, a);
-      // The scale is in what was kept already.
+      // The saved tensor already includes the scale.
       if (ctx->needs_input_grad(3)) result[3] = grad_of_b(hidden, dy, b, 1);
     }
     const Clock clock(LINEAR_BACKWARD);
@@ -348,7 +348,7 @@ struct Adapted : torch::autograd::Function<Adapted> {
   }
 };
 
-// y += scale · (x · aᵀ) · bᵀ in place. The factors are f32 whatever the others are, and so are their gradients.
+// y += scale · (x · aᵀ) · bᵀ in place. The factors and their gradients are always f32.
 struct LowRank : torch::autograd::Function<LowRank> {
   static Tensor compute(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b, double scale) {
     const Clock clock(ADAPTER_FORWARD);
@@ -419,7 +419,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
-// silu(gate) · up, keeping nothing but its operands.
+// silu(gate) · up, saving only its operands.
 struct SwiGlu : torch::autograd::Function<SwiGlu> {
   static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
     const Clock clock(ELEMENTWISE);
@@ -478,7 +478,7 @@ struct Rope : torch::autograd::Function<Rope> {
   }
 };
 
-// Sums [count, …] of the rows of x, f32, each of which belongs to one of `count`; in an order that does not change.
+// Sums [count, …] of the rows of x, f32, each of which belongs to one of `count` groups, in a fixed order.
 Tensor summed_by_row(const Tensor& x, const std::vector<int64_t>& rows, int64_t count) {
   std::vector<int64_t> ends(count + 1, 0), from(rows.size());
   for (int64_t row : rows) ++ends[row + 1];
@@ -501,8 +501,8 @@ Tensor summed_by_row(const Tensor& x, const std::vector<int64_t>& rows, int64_t 
   return sums;
 }
 
-// Rows of x [K, …] by an index [n] that may name some of them several times. What comes back to such a row is summed in
-// f32 and rounded once, as a product sums over its rows.
+// Rows of x [K, …] by an index [n] that may repeat rows. The gradient of a repeated row is summed in f32 and
+// rounded once, as in a product that sums over its rows.
 struct Gather : torch::autograd::Function<Gather> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& index) {
     ctx->save_for_backward({index});
@@ -525,23 +525,24 @@ struct Gather : torch::autograd::Function<Gather> {
   }
 };
 
-// Causal attention of documents whose own tokens lie end to end, and which may begin with tokens of others.
+// Causal attention of documents whose own tokens lie end to end, and which may begin with tokens of other
+// documents.
 struct Attention : torch::autograd::Function<Attention> {
-  // Queries of a task, a multiple of what the kernels compute at once.
+  // Queries per task, a multiple of the kernels' block.
   static constexpr int64_t QUERIES = 64;
 
-  // A document: its first own token among all of those, its first token among those of all documents, how many of its
-  // tokens come before its own, how many there are, and where its packed keys and values lie.
+  // A document: index of its first own token among all own tokens, index of its first token among all documents'
+  // tokens, number of tokens before its own, its length, and the place of its packed keys and values.
   struct Document {
     int64_t own, start, before, length, packed;
   };
 
-  // The documents, and the keys and values of every group in the order that the kernels read them in.
+  // The documents, and every group's keys and values in the order in which the kernels read them.
   template <class T>
   struct Layout {
     std::vector<Document> documents;
     Tensor keys, values, packed;
-    // Tokens of all documents together, each as often as it is seen as one of theirs.
+    // Sum of all documents' lengths, in which shared tokens count once per document.
     int64_t tokens = 0;
     int64_t heads, groups, size;
     bool backward;
@@ -563,7 +564,7 @@ struct Attention : torch::autograd::Function<Attention> {
         units += groups * kernels.attention_packed(length, size, backward);
       }
       packed = at::empty({units}, q.options().dtype(at::kInt).requires_grad(false));
-      // Packing reads each number once or twice, which takes as long as some eight multiplications.
+      // Packing reads each number once or twice, which takes as long as about eight multiplications.
       spread(static_cast<int64_t>(documents.size()) * groups, 8 * keys.numel(), [&](int64_t index) {
         const Document& document = documents[index / groups];
         const int64_t first = index % groups * (heads / groups);
@@ -581,7 +582,7 @@ struct Attention : torch::autograd::Function<Attention> {
               document.length, size, scale};
     }
 
-    // Pairs of a query and a key that it sees, of all heads.
+    // Pairs of a query and a key that it sees, over all heads.
     int64_t scores() const {
       int64_t pairs = 0;
       for (const Document& document : documents)
@@ -589,7 +590,7 @@ struct Attention : torch::autograd::Function<Attention> {
       return pairs * heads;
     }
 
-    // Of a head's first query.
+    // Offset of a head's first query.
     int64_t place(const Document& document, int64_t head) const { return (document.own * heads + head) * size; }
 
     Unit* units_of(const Document& document, int64_t head) const {
@@ -598,9 +599,9 @@ struct Attention : torch::autograd::Function<Attention> {
     }
   };
 
-  // query [N, heads, size], key and value [K, groups, size]; of each document its tokens before its own, and its own; the
-  // row of keys and values for every token of every document, where those are not just all rows in order. Returns
-  // [N, heads · size].
+  // query [N, heads, size], key and value [K, groups, size]; for each document, the number of tokens before its own
+  // and of its own; the row of keys and values for every document's tokens, unless these are all rows in order.
+  // Returns [N, heads · size].
   static Tensor forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value,
                         const std::vector<int64_t>& before, const std::vector<int64_t>& own,
                         const std::vector<int64_t>& rows, double scale) {
@@ -619,7 +620,7 @@ struct Attention : torch::autograd::Function<Attention> {
       for (const Document& document : layout.documents)
         for (int64_t first = document.before; first < document.length; first += QUERIES)
           for (int64_t head = 0; head < heads; ++head) tasks.push_back({&document, first, head});
-      // The last queries of a document see the most keys: what takes longest comes first.
+      // The last queries of a document see the most keys: the longest tasks come first.
       std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.first > b.first; });
       spread(static_cast<int64_t>(tasks.size()), layout.scores() * 2 * size, [&](int64_t index) {
         const auto [document, first, head] = tasks[index];
@@ -652,8 +653,8 @@ struct Attention : torch::autograd::Function<Attention> {
     by_type(query, [&](auto number) {
       using T = decltype(number);
       const Layout<T> layout(query, key, value, before, own, rows, scale, true);
-      // One share of the gradient of keys and values for each query head and each time that a token is seen as one of a
-      // document's, summed afterwards.
+      // One part of the gradient of keys and values for each query head and each document that sees a token, summed
+      // afterwards.
       const auto single = query.options().dtype(at::kFloat);
       dkey = at::empty({layout.tokens, heads, size}, single);
       dvalue = at::empty({layout.tokens, heads, size}, single);

@@ -1,4 +1,4 @@
-// Memory of tensors on the CPU.
+// Allocator of CPU tensors.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -10,17 +10,17 @@
 
 namespace luthier {
 
-// Aligns by itself what malloc gives. glibc's aligned requests (before 2.38) ask for more than they return and cut it
-// down, so that a freed tensor never has room for another of its own size: activations, which come and go in the same
-// sizes at each step, would leave holes everywhere.
+// Aligns malloc's memory itself. glibc's aligned requests (before 2.38) allocate more than they return and trim it,
+// so that the memory of a freed tensor is too small for another of the same size: activations, which are allocated
+// in the same sizes at each step, would leave holes everywhere.
 class Heap final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     const c10::Device device(c10::DeviceType::CPU);
     if (bytes == 0) return {nullptr, nullptr, &release, device};
     void* whole = bytes <= SIZE_MAX - ALIGNMENT ? std::malloc(bytes + ALIGNMENT) : nullptr;
-    TORCH_CHECK(whole != nullptr, "not enough memory: ", bytes, " bytes were asked for");
-    // malloc aligns to two words, so that one fits before what is returned.
+    TORCH_CHECK(whole != nullptr, "not enough memory: ", bytes, " bytes were requested");
+    // malloc aligns to two words, so there is room for one word before the returned address.
     void* data = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(whole) + ALIGNMENT) & ~(ALIGNMENT - 1));
     static_cast<void**>(data)[-1] = whole;
     return {data, data, &release, device};
@@ -30,9 +30,10 @@ class Heap final : public c10::Allocator {
 
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 
-  // In place of libtorch's own, for all that is allocated from now on.
+  // Replaces libtorch's allocator for all later allocations.
   static void install() {
-    // Freed activations stay with the process: giving them back costs a page fault per 4 KiB at the next step.
+    // The process keeps the memory of freed activations: releasing it costs a page fault per 4 KiB in the next
+    // step.
     mallopt(M_ARENA_MAX, 1);
     mallopt(M_MMAP_THRESHOLD, 1 << 30);
     mallopt(M_TRIM_THRESHOLD, INT32_MAX);

@@ -1,5 +1,5 @@
-// See kernels.h. Compiled several times, so nothing in here may be shared between the copies: no templates or inline
-// functions of the standard library, everything in the anonymous namespace but the table.
+// See kernels.h. This file is compiled several times, so the copies must not share anything: no templates or inline
+// functions of the standard library, and everything except the table is in the anonymous namespace.
 
 #include "attention.h"
 #include "product.h"

@@ -1,6 +1,6 @@
-// CPU kernels that ATen would run as several passes over memory, runs slower, or does not have. No torch in here: plain
-// pointers and ranges, so that callers decide how work is split. kernels.cpp is compiled once for every instruction set
-// below; kernels() is the best of them that this machine has.
+// CPU kernels for operations that ATen splits into several passes over memory, runs more slowly, or does not have.
+// No torch in this file: plain pointers and ranges, so that callers decide how to split the work. kernels.cpp is
+// compiled once for each instruction set below; kernels() returns the best one for this machine.
 //
 // Kernels exist for f32 and bf16. In bf16 they compute in f32 and round where PyTorch's operations store a result.
 #pragma once
@@ -17,7 +17,7 @@ struct bf16 {
   uint16_t bits;
 };
 
-// What products count their summed dimension in: one f32 number, or two neighbouring ones of bf16.
+// Unit of a product's summed dimension: one f32 number, or two consecutive bf16 numbers.
 typedef int32_t Unit;
 
 // out [rows, columns] (+)= scale · left [rows, depth] · right [depth, columns].
@@ -27,18 +27,18 @@ struct Product {
   // Unit u of row i is left[i · left_row + u · left_step].
   const Unit* left;
   int64_t left_row, left_step;
-  // right(l, j) is right[l · right_row + j], or right[j · right_row + l] where columns are rows of memory.
+  // right(l, j) is right[l · right_row + j], or right[j · right_row + l] if each column is a row of memory.
   const T* right;
   int64_t right_row;
   bool right_by_rows;
-  // Either of the two.
+  // One of the two is set.
   T* out;
   float* total;
   int64_t out_row;
   float scale;
   bool add;
-  // A second pair of operands, whose product counts as well: rows of `more_depth` units, and a right operand that lies as
-  // the first may. 0 where there is none.
+  // A second pair of operands, whose product is added: rows of `more_depth` units, and a right operand in either
+  // layout. 0 if there is none.
   int64_t more_depth;
   const Unit* more_left;
   int64_t more_left_row;
@@ -47,21 +47,22 @@ struct Product {
   bool more_right_by_rows;
 };
 
-// What tasks a product may fall into.
+// How a product can be split into tasks.
 struct ProductShape {
   // Panels of columns.
   int64_t panels;
-  // Tasks should be multiples of so many rows.
+  // Tasks should have a multiple of this many rows.
   int64_t rows;
-  // Whether tasks should take several panels, and then not too many rows.
+  // Whether tasks should take several panels, and then a limited number of rows.
   bool deep;
-  // Scratch memory of a task, in units: `space`, and so much for every row of every panel where it is deep, else of
-  // `rows` rows.
+  // Scratch memory of a task, in units: `space`, plus `space_per_row` for each row, per panel if it is deep,
+  // otherwise for `rows` rows only.
   int64_t space, space_per_row;
 };
 
-// One head of one document, keys and values [length, size], rows that far apart. The first `before` of its tokens have no
-// queries here: those of the others, [length - before, size], and gradients and results, lie as rows of the queries.
+// One head of one document, with keys and values [length, size] and the given distance between rows. The first
+// `before` tokens have no queries. The queries of the others, [length - before, size], gradients and results have
+// the queries' row layout.
 template <class T>
 struct Head {
   const T *query, *key, *value;
@@ -69,11 +70,11 @@ struct Head {
   float scale;
 };
 
-// A matrix [rows, columns] as it lies in a file.
+// A matrix [rows, columns] as stored in a file.
 struct Stored {
   const uint8_t* bytes;
   int64_t rows, columns;
-  // Heads whose rotary rows lie interleaved in the file (RopePermutation in luthier-core); 0 for none.
+  // Heads whose rotary rows are interleaved in the file (Arrangement::RotaryPairs in luthier-core); 0 for none.
   int64_t heads;
 };
 
@@ -82,7 +83,7 @@ enum Format { BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, FORMATS };
 constexpr int64_t BLOCK_ELEMENTS[FORMATS] = {32, 32, 32, 32, 32, 32, 256, 256, 256};
 constexpr int64_t BLOCK_BYTES[FORMATS] = {64, 34, 18, 20, 22, 24, 144, 176, 210};
 
-// Kernels of one element type. `space` is scratch memory of as many units as the function beside it says.
+// Kernels of one element type. `space` is scratch memory; the function next to it gives its size in units.
 template <class T>
 struct Typed {
   void (*widen)(const T* from, float* to, int64_t count);
@@ -99,40 +100,41 @@ struct Typed {
   void (*swiglu_backward)(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t count);
 
   // Rotates the first 2 · half dimensions of every head of tokens [start, end) of [·, heads, size]; cos and sin are
-  // [·, half]. direction 1 turns forward, -1 back.
+  // [·, half]. direction is 1 for forward rotation, -1 for the inverse.
   void (*rope)(const T* x, const T* cos, const T* sin, T* y, int64_t start, int64_t end, int64_t heads, int64_t size,
                int64_t half, float direction);
 
-  // Cross entropy of one row of logits against `id`; logits become softmax - onehot where `gradient` asks for it.
+  // Cross entropy of one row of logits against `id`. With `gradient`, the logits become softmax - onehot.
   float (*cross_entropy)(T* logits, int64_t width, int64_t id, bool gradient);
 
-  // A product falls into tasks: rows [first, last) of some panels of its columns.
+  // A product is split into tasks: rows [first, last) of some panels of its columns.
   ProductShape (*product_shape)(const Product<T>& product);
   void (*product)(const Product<T>& product, int64_t first_panel, int64_t last_panel, int64_t first, int64_t last,
                   Unit* space);
-  // The left operand of a product with the transpose of `from` [depth, rows], rows that far apart: unit u of row i is
-  // out[u · rows + i], for units [start, end).
+  // Packs the left operand of a product with the transpose of `from` [depth, rows], with the given distance between
+  // rows: unit u of row i is out[u · rows + i], for units [start, end).
   void (*pack_left)(const T* from, int64_t row, int64_t depth, int64_t rows, Unit* out, int64_t start, int64_t end);
 
   // y [tokens, rows] = x [tokens, columns] · weightᵀ for rows [start, end): for few tokens.
   void (*rows_product)(const float* x, const T* weight, T* y, int64_t tokens, int64_t columns, int64_t rows,
                        int64_t start, int64_t end);
 
-  // Keys and values in the order that the products of attention read them in, for all heads of a group.
+  // Packs keys and values of all heads of a group in the order in which attention's products read them.
   int64_t (*attention_packed)(int64_t length, int64_t size, bool backward);
   void (*attention_pack)(const Head<T>& head, bool backward, Unit* to);
-  // Queries of tokens [first, last) of one head; normalisers are the logarithms of the softmax's denominators, `heads` apart.
+  // Queries of tokens [first, last) of one head. normalisers are the logarithms of the softmax's denominators,
+  // `heads` apart.
   int64_t (*attention_forward_space)(int64_t length, int64_t size);
   void (*attention_forward)(const Head<T>& head, const Unit* packed, int64_t first, int64_t last, T* out,
                             float* normalisers, int64_t heads, Unit* space);
-  // All queries of one head; dkey and dvalue are this head's share, of all its tokens.
+  // All queries of one head. dkey and dvalue are this head's part for all its tokens.
   int64_t (*attention_backward_space)(int64_t length, int64_t size);
   void (*attention_backward)(const Head<T>& head, const Unit* packed, const T* out, const T* dout,
                              const float* normalisers, int64_t heads, T* dquery, float* dkey, float* dvalue,
                              Unit* space);
 
-  // out [queries, size] = softmax(scale · query · keysᵀ) · values for keys and values [count, size]; scores is room for
-  // queries · count.
+  // out [queries, size] = softmax(scale · query · keysᵀ) · values for keys and values [count, size]. scores has
+  // room for queries · count numbers.
   void (*attend)(const T* query, const T* keys, const T* values, float* scores, T* out, int64_t queries, int64_t size,
                  int64_t count, float scale);
 };
@@ -152,7 +154,7 @@ extern const Kernels kernels_base;
 extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16;
 #endif
 
-// The best for this machine, or what LUTHIER_INSTRUCTIONS names, for tests and comparisons.
+// The best kernels for this machine, or those that LUTHIER_INSTRUCTIONS names, for tests and comparisons.
 inline const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
 #if defined(__x86_64__)

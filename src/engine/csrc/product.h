@@ -1,7 +1,8 @@
-// Matrix products. The summed dimension is counted in units of 32 bits: one f32 number, or two neighbouring ones of
-// bf16, which AVX512_BF16 multiplies and adds at once. The left operand is read where it lies, one unit at a time for a
-// whole vector of columns; the right one is copied first, a panel of columns at a time, so that the innermost loop walks
-// through it (Goto and van de Geijn, ACM TOMS 34(3), 2008, with the panel in the second-level cache).
+// Matrix products. The summed dimension is counted in units of 32 bits: one f32 number, or two consecutive bf16
+// numbers, which AVX512_BF16 multiplies and adds at once. The left operand is read in place, one unit at a time for
+// a whole vector of columns. The right operand is copied first, a panel of columns at a time, so that the innermost
+// loop reads it sequentially (Goto and van de Geijn, ACM TOMS 34(3), 2008, with the panel in the second-level
+// cache).
 #pragma once
 
 #include "vectors.h"
@@ -13,12 +14,13 @@ namespace {
 template <class T>
 constexpr int64_t PACK = static_cast<int64_t>(sizeof(Unit) / sizeof(T));
 
-// Rows of the left operand and vectors of columns that the registers hold sums for.
+// Rows of the left operand and vectors of columns whose sums are kept in registers.
 constexpr int64_t TILE_ROWS = LANES == 16 ? 8 : 4;
 constexpr int64_t TILE_VECTORS = 3;
 
-// A product of up to DEPTH units is made panel by panel. A deeper one is made SLICE units at a time, which all panels of
-// a task take before the next: then the right operand, too large for any cache, is read from memory once.
+// A product of up to DEPTH units is computed panel by panel. A deeper one is computed SLICE units at a time, for
+// all panels of a task before the next slice, so that the right operand, which is too large for any cache, is read
+// from memory once.
 constexpr int64_t DEPTH = 768, SLICE = 256;
 
 INLINE Ints load_units(const Unit* from) {
@@ -107,7 +109,7 @@ void multiply_panel(int64_t rows, int64_t vectors, const Unit* a, int64_t row, i
   }
 }
 
-// Vectors in each panel of a matrix of `columns` columns: as even as can be.
+// Vectors in each panel of a matrix of `columns` columns, split as evenly as possible.
 INLINE int64_t panel_vectors(int64_t columns) {
   return ceiling(columns, LANES * ceiling(columns, LANES * TILE_VECTORS));
 }
@@ -117,7 +119,7 @@ INLINE int64_t units(int64_t depth) {
   return ceiling(depth, PACK<T>);
 }
 
-// ---- Copies of the right operand: out[u · width + j] is unit u of column j; what lies outside of it is zero.
+// ---- Copies of the right operand: out[u · width + j] is unit u of column j; anything outside it is zero.
 
 // Column j is a row of memory: b(l, j) = b[j · row + l].
 template <class T>
@@ -125,7 +127,7 @@ void pack_rows(const T* b, int64_t row, int64_t depth, int64_t columns, int64_t 
   const int64_t whole = depth / PACK<T>, all_units = units<T>(depth);
   int64_t j = 0;
 #if defined(__AVX512F__)
-  // Blocks of 16 × 16 units are turned in registers: what lies across is swapped over distances 8, 4, 2, 1.
+  // Blocks of 16 × 16 units are transposed in registers, by swaps over distances 8, 4, 2, 1.
   for (; j + 16 <= columns; j += 16) {
     int64_t u = 0;
     for (; u + 16 <= whole; u += 16) {
@@ -137,7 +139,7 @@ void pack_rows(const T* b, int64_t row, int64_t depth, int64_t columns, int64_t 
         const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         const __m512i over = _mm512_set1_epi32(static_cast<int>(distance));
         const __mmask16 upper = _mm512_test_epi32_mask(lane, over);
-        // Lanes 16 and up name the second operand.
+        // Lane numbers from 16 refer to the second operand.
         const __m512i first = _mm512_mask_add_epi32(lane, upper, lane, _mm512_sub_epi32(_mm512_set1_epi32(16), over));
         const __m512i second =
             _mm512_mask_add_epi32(_mm512_add_epi32(lane, over), upper, lane, _mm512_set1_epi32(16));
@@ -180,13 +182,13 @@ INLINE void pair(const bf16* first, const bf16* second, Unit* out) {
 // Rows fetched ahead of use.
 constexpr int64_t ROWS_AHEAD = 16;
 
-// Row l lies in one piece: b(l, j) = b[l · row + j].
+// Row l is contiguous: b(l, j) = b[l · row + j].
 template <class T>
 void pack_columns(const T* b, int64_t row, int64_t depth, int64_t columns, int64_t width, Unit* out) {
   for (int64_t u = 0; u < units<T>(depth); ++u) {
     Unit* to = out + u * width;
     const T* first = b + u * PACK<T> * row;
-    // The machine's own prefetching does not follow rows that are far apart.
+    // Hardware prefetching does not follow rows that are far apart.
     for (int64_t ahead = 0; ahead < PACK<T>; ++ahead)
       for (int64_t j = 0; j < columns; j += 64 / static_cast<int64_t>(sizeof(T)))
         __builtin_prefetch(first + (ROWS_AHEAD + ahead) * row + j, 0, 3);
@@ -206,7 +208,7 @@ void pack_columns(const T* b, int64_t row, int64_t depth, int64_t columns, int64
   }
 }
 
-// Adds a finished row of sums to where it belongs.
+// Adds a finished row of sums to the result.
 template <class T>
 INLINE void finish(const float* sums, int64_t count, float scale, bool add, T* to) {
   int64_t j = 0;
@@ -225,7 +227,7 @@ INLINE int64_t slice(const Product<T>& p) {
   return depth <= DEPTH ? depth : SLICE;
 }
 
-// Copies `columns` columns from `start` on of a right operand, numbers [at, at + count) of each.
+// Copies `columns` columns of a right operand from `start`, numbers [at, at + count) of each.
 template <class T>
 INLINE void pack(const T* right, int64_t row, bool by_rows, int64_t start, int64_t at, int64_t count, int64_t columns,
                  int64_t width, Unit* space) {
@@ -233,8 +235,8 @@ INLINE void pack(const T* right, int64_t row, bool by_rows, int64_t start, int64
   else pack_columns(right + at * row + start, row, count, columns, width, space);
 }
 
-// One task of a product: rows [first, last) of some panels of columns. `space` holds a slice of a panel, a panel of the
-// second right operand, then sums.
+// One task of a product: rows [first, last) of some panels of columns. `space` has a slice of a panel, a panel of
+// the second right operand, then sums.
 template <class T>
 void product(const Product<T>& p, int64_t first_panel, int64_t last_panel, int64_t first, int64_t last, Unit* space) {
   const int64_t vectors = panel_vectors(p.columns), width = vectors * LANES;
@@ -252,7 +254,7 @@ void product(const Product<T>& p, int64_t first_panel, int64_t last_panel, int64
       for (int64_t i = first; i < last; i += TILE_ROWS) {
         const int64_t rows = smaller(TILE_ROWS, last - i);
         const Unit* left = p.left + i * p.left_row + u * p.left_step;
-        // Sums that are complete at once stay in the first-level cache until they are written.
+        // Sums that are completed here stay in the first-level cache until they are written.
         float* here = step == depth ? sums : sums + ((panel - first_panel) * (last - first) + i - first) * width;
         multiply_panel<T>(rows, vectors, left, p.left_row, p.left_step, space, part, here, width, u > 0);
         if (!complete) continue;
@@ -276,7 +278,7 @@ ProductShape product_shape(const Product<T>& p) {
   return {ceiling(p.columns, width), TILE_ROWS, step < units<T>(p.depth), panels, width};
 }
 
-// A left operand that lies across: out(i, u) = out[u · rows + i].
+// A transposed left operand: out(i, u) = out[u · rows + i].
 template <class T>
 void pack_left(const T* from, int64_t row, int64_t depth, int64_t rows, Unit* out, int64_t start, int64_t end) {
   for (int64_t u = start; u < end; ++u) {
@@ -285,11 +287,11 @@ void pack_left(const T* from, int64_t row, int64_t depth, int64_t rows, Unit* ou
   }
 }
 
-// Few rows against a matrix [rows, columns], whose reading takes the time: y [tokens, rows] = x · weightᵀ for rows
-// [start, end).
+// Few rows times a matrix [rows, columns], where reading the matrix dominates: y [tokens, rows] = x · weightᵀ for
+// rows [start, end).
 template <class T, int TOKENS>
 INLINE void some_rows(const float* x, const T* weight, T* y, int64_t columns, int64_t rows, int64_t start, int64_t end) {
-  // Fetched ahead of use: the machine's own prefetching ends with each page.
+  // Prefetched in software, because hardware prefetching stops at each page.
   constexpr int64_t ahead = 4096 / static_cast<int64_t>(sizeof(T));
   for (int64_t row = start; row < end; ++row) {
     const T* from = weight + row * columns;

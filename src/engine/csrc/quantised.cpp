@@ -1,5 +1,5 @@
-// Decoding of weights that are held quantised, as kernels for the CPU and as tensor operations for every other device. The
-// same numbers as in weights/nf4.rs and weights/dequantise.rs, to the bit.
+// Decoding of quantised weights, as CPU kernels and as tensor operations for all other devices. Results equal those
+// of weights/nf4.rs and weights/dequantise.rs bit for bit.
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
@@ -28,7 +28,7 @@ constexpr int64_t BLOCK = 64, SCALES = 256;
 
 extern "C" {
 
-// A matrix [rows, columns] in NF4, as weights/nf4.rs encodes it, with the tables that decode it, all on one device.
+// A matrix [rows, columns] in NF4, in the encoding of weights/nf4.rs, with its decoding tables, all on one device.
 struct luthier_nf4 {
   const Tensor *codes, *scales;    // uint8: two elements a byte; one for every 64 elements
   const Tensor *nested, *offset;   // float: one for every 256 scales; one
@@ -118,18 +118,18 @@ Tensor as_signed(const Tensor& bytes) { return bytes.contiguous().view(at::kChar
 Tensor left(const Tensor& bytes, int64_t bits) { return bytes.bitwise_left_shift(bits); }
 Tensor right(const Tensor& bytes, int64_t bits) { return bytes.bitwise_right_shift(bits); }
 
-// 8 shifts that bring each bit down to the lowest place.
+// 8 shifts that move each bit to the lowest place.
 Tensor each_bit(const Tensor& bytes) { return at::arange(8, bytes.options()); }
 
-// Lower halves of all bytes along dimension 1, then their upper ones.
+// The low nibbles of all bytes along dimension 1, then the high nibbles.
 Tensor nibbles(const Tensor& bytes) { return at::cat({bytes & 15, right(bytes, 4)}, 1); }
 
-// Fifth bits of 32 elements in 4 bytes, the lowest first, where a fifth bit belongs.
+// Fifth bits of 32 elements in 4 bytes, the lowest first, shifted to their place in the code.
 Tensor fifth_bits(const Tensor& bytes) {
   return left(bytes.unsqueeze(2).bitwise_right_shift(each_bit(bytes)) & 1, 4).reshape({-1, 32});
 }
 
-// Scales and minima of 8 groups, 6 bits each in 12 bytes, [blocks, 8, 1] each.
+// Scales and minimums of 8 groups, 6 bits each in 12 bytes, [blocks, 8, 1] each.
 std::pair<Tensor, Tensor> group_scales(const Tensor& packed) {
   const Tensor low = part(packed, 0, 4), middle = part(packed, 4, 4), high = part(packed, 8, 4);
   const auto upper = [](const Tensor& x) { return left(right(x, 6), 4); };
@@ -138,14 +138,14 @@ std::pair<Tensor, Tensor> group_scales(const Tensor& packed) {
   return {scales.to(at::kFloat).unsqueeze(2), minima.to(at::kFloat).unsqueeze(2)};
 }
 
-// 8 groups of 32 codes under their own scales and minima.
+// 8 groups of 32 codes, each with its own scale and minimum.
 Tensor grouped(const Tensor& bytes, const Tensor& codes) {
   const auto [scales, minima] = group_scales(part(bytes, 4, 12));
   const Tensor scale = half(bytes, 0).unsqueeze(2), minimum = half(bytes, 2).unsqueeze(2);
   return (scale * scales).mul(codes).sub_(minimum * minima);
 }
 
-// 128 bytes of four bits: each 32 hold two groups, the lower halves first.
+// 128 bytes of 4-bit codes: every 32 bytes have two groups, the low nibbles first.
 Tensor paired_groups(const Tensor& bytes) {
   const Tensor fours = bytes.reshape({-1, 4, 32});
   return at::stack({fours & 15, right(fours, 4)}, 2).view({-1, 8, 32});
@@ -162,7 +162,7 @@ Tensor q6_k(const Tensor& bytes) {
   return codes.to(at::kFloat).sub_(32).view({-1, 16, 16}).mul_(scales.unsqueeze(2));
 }
 
-// Every element, in order; the blocks' shape is left to the caller.
+// All elements in order. The caller gives them the matrix's shape.
 Tensor decode_blocks(luthier::Format format, const Tensor& bytes) {
   switch (format) {
     case luthier::Q8_0:
@@ -200,7 +200,7 @@ Tensor decode_blocks(luthier::Format format, const Tensor& bytes) {
 
 extern "C" {
 
-// work(owner, i) for every i below count, on the threads that tensor operations run on.
+// Calls work(owner, i) for every i below count, on the threads of tensor operations.
 int luthier_parallel(int64_t count, void (*work)(void*, int64_t), void* owner) {
   return guarded([=] {
     at::parallel_for(0, count, 1, [=](int64_t start, int64_t end) {
@@ -234,8 +234,8 @@ int luthier_nf4_look_up(const luthier_nf4* matrix, int kind, Tensor** out) {
   });
 }
 
-// x [tokens, columns] times the matrix, transposed, for few tokens on the CPU: a row is decoded where the dot products find
-// it in the cache. Rows hold whole blocks. No gradient.
+// x [tokens, columns] times the transpose of the matrix, for few tokens on the CPU: each row is decoded just before
+// its dot products, so that these read it from the cache. Rows have whole blocks. No gradient.
 int luthier_nf4_product(Tensor* x, const luthier_nf4* matrix, Tensor** out) {
   return guarded([=] {
     at::NoGradGuard no_grad;
@@ -257,7 +257,8 @@ int luthier_nf4_product(Tensor* x, const luthier_nf4* matrix, Tensor** out) {
   });
 }
 
-// A matrix [rows, columns] out of `bytes`, uint8, as blocks of llama.cpp, by tensor operations on the device of `bytes`.
+// Decodes a matrix [rows, columns] from `bytes`, uint8, blocks of llama.cpp, by tensor operations on the device of
+// `bytes`.
 int luthier_blocks_decode(Tensor* bytes, int format, int64_t rows, int64_t columns, int kind, Tensor** out) {
   return guarded([=] {
     at::NoGradGuard no_grad;

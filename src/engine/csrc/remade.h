@@ -1,4 +1,4 @@
-// A linear layer that holds its weight only while it multiplies. Included by shim.cpp alone.
+// A linear layer that keeps its weight only during a product. Included only by shim.cpp.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -10,10 +10,10 @@
 
 namespace {
 
-// Makes a tensor that the caller owns, or writes why not into `message`, which has room for `room` bytes.
+// Makes a tensor that the caller owns, or writes the error to `message`, which has `room` bytes.
 using Make = Tensor* (*)(void* owner, char* message, size_t room);
 
-// A weight that Rust makes when it is asked to.
+// A weight that Rust makes on request.
 struct Maker : torch::CustomClassHolder {
   Maker(Make make, void (*release)(void*), void* owner) : make(make), release(release), owner(owner) {}
   ~Maker() override { release(owner); }
@@ -30,7 +30,7 @@ struct Maker : torch::CustomClassHolder {
   void* owner;
 };
 
-// x · weightᵀ that keeps nothing at all for its backward: the weight is frozen, and made again there.
+// x · weightᵀ. It saves nothing for its backward pass: the weight is frozen and made again there.
 struct RemadeLinear : torch::autograd::Function<RemadeLinear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const c10::intrusive_ptr<Maker>& maker) {
     ctx->saved_data["maker"] = c10::IValue::make_capsule(maker);

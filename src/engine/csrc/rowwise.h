@@ -1,4 +1,4 @@
-// Kernels that work on rows or elements by themselves.
+// Kernels that work on rows or elements independently.
 #pragma once
 
 #include "vectors.h"
@@ -85,7 +85,7 @@ void swiglu_backward(const T* gate, const T* up, const T* dy, T* dgate, T* dup, 
   store_part(dup + i, u, rest);
 }
 
-// The pair (low, high) turned by an angle of the given cosine and sine.
+// Rotates the pair (low, high) by an angle with the given cosine and sine.
 template <class T>
 INLINE void turn(Floats* low, Floats* high, Floats cos, Floats sin) {
   const Floats turned = rounded<T>(*low * cos) - rounded<T>(*high * sin);
@@ -134,7 +134,7 @@ INLINE float maximum(const T* values, int64_t count) {
   return top;
 }
 
-// exp(value · scale - shift) of `count` values, each handed with its place to `take`; returns their sum.
+// exp(value · scale - shift) of `count` values, each passed to `take` with its index; returns their sum.
 template <class T, class F>
 INLINE float exponentials(const T* values, int64_t count, float scale, float shift, F&& take) {
   Floats sums = {};
@@ -152,7 +152,7 @@ INLINE float exponentials(const T* values, int64_t count, float scale, float shi
   return total;
 }
 
-// The logits are read again for their gradient instead of keeping a copy in f32.
+// The logits are read again for their gradient, so that no f32 copy is needed.
 template <class T>
 float cross_entropy(T* logits, int64_t width, int64_t id, bool gradient) {
   const float wanted = load_part(logits + id, 1)[0], top = maximum(logits, width);

@@ -1,5 +1,5 @@
-// How failures cross the seam: every function that Rust calls returns 0, or 1 with the reason in last_error; no exception
-// leaves C++.
+// Error handling between C++ and Rust: every function that Rust calls returns 0, or 1 with the reason in
+// last_error. No exception leaves C++.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -8,7 +8,7 @@
 
 namespace luthier {
 
-// Of this thread's last failure.
+// Message of this thread's last failure.
 inline thread_local std::string last_error;
 
 template <class F>

@@ -1,7 +1,8 @@
-// What the engine needs of libtorch and tch does not offer: a backward with given gradients, fused optimizer and norm,
-// autograd functions with a hand-written backward, allocator statistics, tensors over memory that Rust owns.
+// Functions that the engine needs from libtorch and tch does not offer: backward with given gradients, fused
+// optimizer and norm, autograd functions with a hand-written backward, allocator statistics, tensors over memory
+// that Rust owns.
 //
-// Conventions: tensors cross as at::Tensor*, which is what torch_sys::C_tensor stands for; failures as seam.h says.
+// Conventions: tensors are passed as at::Tensor*, which is also torch_sys::C_tensor; for failures see seam.h.
 
 #include <ATen/Context.h>
 #include <ATen/Generator.h>
@@ -58,16 +59,16 @@ std::vector<Tensor> gather(Tensor* const* tensors, size_t count) {
   return list;
 }
 
-// Whether autograd must know of an operation on these.
+// Whether autograd must record an operation on these tensors.
 template <class... Tensors>
 bool differentiates(const Tensors&... tensors) {
   return at::GradMode::is_enabled() && (tensors.requires_grad() || ...);
 }
 
-// Sum over rows of the cross entropy between hidden · weightᵀ and ids, without ever holding all logits: each chunk of
-// rows makes its logits, its loss and at once its gradient (Liger kernel, arXiv 2410.10989, section 3).
+// Sum over rows of the cross entropy between hidden · weightᵀ and ids, without storing all logits: each chunk of
+// rows computes its logits, its loss and directly its gradient (Liger kernel, arXiv 2410.10989, section 3).
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
-  // Writes the loss of each row of logits, and turns logits into their gradient where it is wanted.
+  // Writes the loss of each row of logits, and replaces the logits by their gradient if requested.
   static void compare(Tensor& logits, const Tensor& ids, Tensor& losses, bool gradient) {
     const int64_t rows = logits.size(0), vocabulary = logits.size(1);
     if (plain(logits) && plain(losses) && ids.is_contiguous()) {
@@ -92,7 +93,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     }
   }
 
-  // Makes the logits of hidden states in raw; returns the slope of their cap where there is one.
+  // Computes the logits of hidden states in raw; returns the derivative of their cap if there is one.
   static Tensor score(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, double cap,
                       Tensor raw) {
     if (multiplies(hidden) && plain(hidden, weight)) multiply(hidden, false, {weight, true}, raw, 1, false);
@@ -107,10 +108,11 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     return slope;
   }
 
-  // hidden [N, H], weight [V, H], bias [V] or undefined, ids [N] int64 in 0..V; cap 0 is none. Returns {sum, per row [N],
-  // number of rows whose best is right}. Gradients flow through the sum, or by_row through each row's own loss. What the
-  // rows weigh is known in the backward pass alone: a row's hidden gradient is scaled there, those of a trained weight and
-  // bias are computed there, from the logits again.
+  // hidden [N, H], weight [V, H], bias [V] or undefined, ids [N] int64 in 0..V; cap 0 means none. Returns {sum,
+  // loss per row [N], number of rows whose most likely token is right}. Gradients flow through the sum or, with
+  // by_row, through each row's own loss. The weight of each row is known only in the backward pass. There, hidden
+  // gradients are scaled by row, and those of a trained weight and bias are computed from the logits, which are
+  // computed again.
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
                                const std::optional<Tensor>& bias, const Tensor& ids, double cap, int64_t chunk,
                                bool count_correct, bool by_row) {
@@ -162,7 +164,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     return {sum, losses, correct};
   }
 
-  // The gradients of weight and bias, where they are trained and each row's loss counts by its share [N].
+  // The gradients of a trained weight and bias, with each row's loss weighted by its share [N].
   static std::pair<Tensor, Tensor> weigh(const Tensor& hidden, const Tensor& weight, const Tensor& bias,
                                          const Tensor& ids, const Tensor& shares, double cap, int64_t chunk) {
     const int64_t rows = hidden.size(0);
@@ -189,8 +191,8 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
             want_bias ? grad_bias.to(bias.scalar_type()) : Tensor()};
   }
 
-  // gradient · share [1] f32, multiplied in f32: a step's share is one over a count, which bf16 would round by up to 1/512.
-  // The products of so many rows are held in f32 at a time.
+  // gradient · share [1] f32, multiplied in f32: a step's share is 1 / count, which bf16 would round by up to
+  // 1/512. The products are computed in f32 for this many rows at a time.
   static Tensor scaled(const Tensor& gradient, const Tensor& share, int64_t rows) {
     if (gradient.scalar_type() == at::kFloat) return gradient.mul(share);
     Tensor result = at::empty_like(gradient);
@@ -227,13 +229,13 @@ extern "C" {
 
 const char* luthier_last_error() { return luthier::last_error.c_str(); }
 
-// Once, before anything else allocates or starts a thread.
+// Must be called once, before anything else allocates or starts a thread.
 int luthier_prepare_process() {
   return guarded([] {
     luthier::Heap::install();
-    // Segments that grow instead of being sought anew halve CUDA fragmentation under changing shapes.
+    // With segments that grow instead of being allocated again, CUDA fragmentation under changing shapes is halved.
     setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", 0);
-    // Without it cuBLAS may give other bits each time; it takes 32 MiB.
+    // Without it cuBLAS results may differ from run to run; it takes 32 MiB.
     setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
   });
 }
@@ -245,7 +247,7 @@ int luthier_set_threads(int threads) {
 int luthier_set_deterministic(int on) {
   return guarded([=] {
     at::globalContext().setDeterministicAlgorithms(on != 0, /*warn_only=*/false);
-    // Nothing is read before it was written, so that nothing needs to be filled.
+    // No memory is read before it is written, so none needs to be filled.
     at::globalContext().setDeterministicFillUninitializedMemory(false);
   });
 }
@@ -256,12 +258,12 @@ int luthier_set_tf32(int on) {
   });
 }
 
-// Whether products of f32 on CUDA may round their operands.
+// Whether products of f32 on CUDA may round their operands to TF32.
 int luthier_tf32(int* on) {
   return guarded([=] { *on = at::globalContext().float32MatmulPrecision() != at::Float32MatmulPrecision::HIGHEST; });
 }
 
-// A tensor of this process's memory on a CUDA device, by way of pinned memory, in the device's current stream.
+// Copies a CPU tensor to a CUDA device through pinned memory, in the device's current stream.
 int luthier_upload(Tensor* x, int device, Tensor** out) {
   return guarded([=] {
     at::NoGradGuard no_grad;
@@ -270,7 +272,7 @@ int luthier_upload(Tensor* x, int device, Tensor** out) {
   });
 }
 
-// A CUDA tensor in pinned memory of this process, where it is when the device has come so far.
+// Copies a CUDA tensor to pinned host memory. It is valid once the device has reached this point.
 int luthier_download(Tensor* x, Tensor** out) {
   return guarded([=] {
     at::NoGradGuard no_grad;
@@ -287,7 +289,7 @@ int luthier_gather(Tensor* x, Tensor* index, Tensor** out) {
   });
 }
 
-// After everything that the current stream of a CUDA device was given so far.
+// Records an event after all work launched so far on the current stream of a CUDA device.
 int luthier_event_record(int device, c10::Event** out) {
   return guarded([=] {
     auto event = std::make_unique<c10::Event>(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT);
@@ -301,7 +303,7 @@ int luthier_event_wait(c10::Event* event) {
   return guarded([=] { event->synchronize(); });
 }
 
-// Waits for the later one.
+// Waits for the later event.
 int luthier_event_seconds(c10::Event* earlier, c10::Event* later, double* out) {
   return guarded([=] {
     later->synchronize();
@@ -311,7 +313,7 @@ int luthier_event_seconds(c10::Event* earlier, c10::Event* later, double* out) {
 
 void luthier_event_free(c10::Event* event) { delete event; }
 
-// A tensor over memory that the caller owns; release(owner) runs when the last tensor over it is gone.
+// A tensor over memory that the caller owns. release(owner) is called when the last tensor over it is freed.
 int luthier_borrow(void* data, const int64_t* sizes, size_t dimensions, int kind, void (*release)(void*), void* owner,
                    Tensor** out) {
   return guarded([=] {
@@ -321,7 +323,7 @@ int luthier_borrow(void* data, const int64_t* sizes, size_t dimensions, int kind
   });
 }
 
-// Gradients of roots, started with gradients (null: one), into the leaves.
+// Computes the gradients of the leaves, from roots with the given gradients (null: 1).
 int luthier_backward(Tensor* const* roots, Tensor* const* gradients, size_t count) {
   return guarded([=] {
     variable_list starts;
@@ -330,7 +332,7 @@ int luthier_backward(Tensor* const* roots, Tensor* const* gradients, size_t coun
   });
 }
 
-// Where left_out (0-dimensional, f32, on their device) holds 1, nothing changes.
+// If left_out (0-dimensional f32, on their device) is 1, nothing changes.
 int luthier_adamw(Tensor* const* parameters, Tensor* const* gradients, Tensor* const* first, Tensor* const* second,
                   Tensor* const* steps, size_t count, double learning_rate, double beta1, double beta2,
                   double weight_decay, double epsilon, Tensor* left_out) {
@@ -345,7 +347,8 @@ int luthier_adamw(Tensor* const* parameters, Tensor* const* gradients, Tensor* c
   });
 }
 
-// Euclidean norm over all gradients together, a 0-dimensional tensor on their device: reading it is the caller's choice.
+// Euclidean norm of all gradients together, a 0-dimensional tensor on their device. The caller decides when to read
+// it.
 int luthier_grad_norm(Tensor* const* gradients, size_t count, Tensor** out) {
   return guarded([=] {
     const Clock clock(OPTIMIZER);
@@ -388,12 +391,12 @@ int luthier_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** out) {
   });
 }
 
-// x [tokens, columns] times a weight that `make` makes, transposed; gradients reach x. release(owner) runs, in every case,
-// once the weight will not be made again.
+// x [tokens, columns] times the transpose of a weight that `make` makes; gradients reach x. release(owner) is
+// always called once the weight will not be made again.
 int luthier_remade_linear(Tensor* x, Make make, void (*release)(void*), void* owner, Tensor** out) {
   return guarded([=] {
     const auto maker = c10::make_intrusive<Maker>(make, release, owner);
-    TORCH_CHECK(x->dim() == 2, "a matrix is needed");
+    TORCH_CHECK(x->dim() == 2, "x must be a matrix");
     *out = new Tensor(RemadeLinear::apply(*x, maker));
   });
 }
@@ -421,7 +424,7 @@ int luthier_rope(Tensor* x, Tensor* cos, Tensor* sin, Tensor** out) {
   });
 }
 
-// Of each of `count` documents its tokens before its own, and its own; `rows` as Attention takes them.
+// For each of `count` documents, the number of tokens before its own and of its own; `rows` as in Attention.
 int luthier_attention(Tensor* query, Tensor* key, Tensor* value, const int64_t* before, const int64_t* own,
                       size_t count, const int64_t* rows, size_t row_count, double scale, Tensor** out) {
   return guarded([=] {
@@ -431,21 +434,21 @@ int luthier_attention(Tensor* query, Tensor* key, Tensor* value, const int64_t* 
     TORCH_CHECK(key->sizes() == value->sizes() && query->numel() > 0);
     int64_t queries = 0, seen = 0;
     for (size_t i = 0; i < count; ++i) {
-      TORCH_CHECK(befores[i] >= 0 && befores[i] <= key->size(0), "a document begins with tokens that are not there");
+      TORCH_CHECK(befores[i] >= 0 && befores[i] <= key->size(0), "a document begins with more tokens than there are keys");
       TORCH_CHECK(owns[i] > 0 && owns[i] <= query->size(0), "a document is empty");
       queries += owns[i];
       seen += befores[i] + owns[i];
     }
-    for (int64_t row : key_rows) TORCH_CHECK(row >= 0 && row < key->size(0), "a row of keys that is not there");
+    for (int64_t row : key_rows) TORCH_CHECK(row >= 0 && row < key->size(0), "a row of keys is out of range");
     TORCH_CHECK(query->size(0) == queries && seen == (row_count == 0 ? key->size(0) : static_cast<int64_t>(row_count)));
     TORCH_CHECK(query->size(2) == key->size(2) && key->size(1) > 0 && query->size(1) % key->size(1) == 0);
-    TORCH_CHECK(query->size(2) % 2 == 0, "heads of an odd size");
+    TORCH_CHECK(query->size(2) % 2 == 0, "the head size must be even");
     *out = new Tensor(Attention::apply(*query, *key, *value, befores, owns, key_rows, scale));
   });
 }
 
-// One query a row against a cache: query [B, heads, size], keys and values [B, groups, room, size] of which each row has
-// lengths[row]. Returns [B, heads · size]. No gradient.
+// One query per row against a cache: query [B, heads, size], keys and values [B, groups, room, size], of which each
+// row uses lengths[row]. Returns [B, heads · size]. No gradient.
 int luthier_attend(Tensor* query, Tensor* keys, Tensor* values, const int64_t* lengths, size_t count, double scale,
                    Tensor** out) {
   return guarded([=] {
@@ -474,7 +477,7 @@ int luthier_attend(Tensor* query, Tensor* keys, Tensor* values, const int64_t* l
   });
 }
 
-// x [tokens, columns] times a matrix as it lies in a file, transposed: [tokens, rows]. No gradient.
+// x [tokens, columns] times the transpose of a matrix as stored in a file: [tokens, rows]. No gradient.
 int luthier_stored_product(Tensor* x, const uint8_t* bytes, size_t length, int format, int64_t rows, int64_t columns,
                            int64_t heads, Tensor** out) {
   return guarded([=] {
@@ -503,7 +506,7 @@ int luthier_stored_product(Tensor* x, const uint8_t* bytes, size_t length, int f
   });
 }
 
-// Nanoseconds that each part took since the last call, on the CPU.
+// Nanoseconds of CPU time of each part since the last call.
 int luthier_spent(int64_t* out, size_t count) {
   return guarded([=] {
     TORCH_CHECK(count == PARTS);
@@ -545,7 +548,7 @@ int luthier_add_low_rank(Tensor* y, Tensor* x, Tensor* a, Tensor* b, double scal
   });
 }
 
-// 0 with probability p, else 1 / (1 - p), of x's shape, type and device; a function of the seed alone.
+// 0 with probability p, otherwise 1 / (1 - p), with x's shape, type and device; a function of the seed only.
 int luthier_dropout_mask(Tensor* x, double p, uint64_t seed, Tensor** out) {
   return guarded([=] {
     at::NoGradGuard no_grad;
@@ -555,7 +558,7 @@ int luthier_dropout_mask(Tensor* x, double p, uint64_t seed, Tensor** out) {
   });
 }
 
-// allocated now, allocated at most, reserved now, in bytes, then free and total bytes of the device.
+// Bytes allocated now, highest bytes allocated, bytes reserved now, then free and total bytes of the device.
 int luthier_device_memory(int device, int64_t* out) {
   return guarded([=] {
     auto* allocator = c10::getDeviceAllocator(at::kCUDA);
@@ -571,7 +574,7 @@ int luthier_device_memory(int device, int64_t* out) {
   });
 }
 
-// Gives cached blocks back to the device and starts the peak anew.
+// Returns cached blocks to the device and resets the peak.
 int luthier_device_memory_release(int device) {
   return guarded([=] {
     auto* allocator = c10::getDeviceAllocator(at::kCUDA);

@@ -1,4 +1,5 @@
-// Products with weights as they lie in a file, decoded on the way: the same numbers as in weights/dequantise.rs.
+// Products with weights as stored in a file, decoded during the product. Decoded weights equal those of
+// weights/dequantise.rs.
 #pragma once
 
 #include "vectors.h"
@@ -10,7 +11,7 @@ typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 constexpr int64_t PARTS = 16 / LANES;
 
-// 16 neighbouring weights of a row.
+// 16 consecutive weights of a row.
 struct Sixteen {
   Floats part[PARTS];
 };
@@ -93,7 +94,7 @@ INLINE float half(const uint8_t* from) {
 #endif
 }
 
-// One bit of each of 16 weights, the lowest first, as 16 where it is set.
+// One bit for each of 16 weights, the lowest first, as 16 if it is set.
 INLINE Bytes fifth_bits(uint32_t bits) {
   const Bytes select = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
   const uint8_t low = static_cast<uint8_t>(bits), high = static_cast<uint8_t>(bits >> 8);
@@ -101,7 +102,7 @@ INLINE Bytes fifth_bits(uint32_t bits) {
   return (Bytes)((spread & select) != 0) & 16;
 }
 
-// Scale and minimum, 6 bits each, of group `g` of 8 packed into 12 bytes.
+// Scale and minimum, 6 bits each, of group `g` of 8, packed into 12 bytes.
 INLINE void k_scale(const uint8_t* packed, int64_t g, float* scale, float* minimum) {
   if (g < 4) {
     *scale = static_cast<float>(packed[g] & 63);
@@ -193,7 +194,7 @@ INLINE void group(const uint8_t* block, int64_t g, Sixteen* first, Sixteen* seco
   }
 }
 
-// Bytes that weights are fetched ahead of use. The machine's own prefetching ends with each page.
+// Bytes by which weights are prefetched, because hardware prefetching stops at each page.
 constexpr int64_t AHEAD = 3072;
 
 INLINE int64_t source_row(int64_t row, const Stored& weights) {
@@ -202,7 +203,7 @@ INLINE int64_t source_row(int64_t row, const Stored& weights) {
   return row / size * size + 2 * (within % half_size) + within / half_size;
 }
 
-// y[m, row] = x[m] · weights[row] for TOKENS neighbouring m and rows [start, end).
+// y[m, row] = x[m] · weights[row] for TOKENS consecutive m and rows [start, end).
 template <Format FORMAT, int TOKENS>
 void some_tokens(const Stored& weights, const float* x, float* y, int64_t start, int64_t end) {
   const int64_t columns = weights.columns;

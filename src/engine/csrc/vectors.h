@@ -1,5 +1,5 @@
-// Vectors of one instruction set, and what all kernels make of them. Included by kernels.cpp alone, so everything is in
-// the anonymous namespace.
+// Vectors of one instruction set and functions on them. Included only by kernels.cpp, so everything is in the
+// anonymous namespace.
 #pragma once
 
 #include <math.h>
@@ -50,7 +50,7 @@ INLINE Floats all(float value) { return Floats{} + value; }
 // bf16 is the upper half of a float.
 INLINE Floats widened(Halves bits) { return (Floats)(__builtin_convertvector(bits, Words) << 16); }
 
-// To the nearest, ties to even; what is not a number stays so.
+// Rounds to nearest, ties to even; NaN stays NaN.
 INLINE Halves narrowed(Floats v) {
 #if defined(__AVX512BF16__)
   return (Halves)_mm512_cvtneps_pbh((__m512)v);
@@ -101,8 +101,8 @@ INLINE void store_part(bf16* to, Floats v, int64_t count) {
   memcpy(to, &bits, size_of(count * 2));
 }
 
-// What storing as T and loading again would leave. Kernels round wherever the operations they replace would have stored
-// a result, so that bf16 gives what PyTorch gives.
+// The value after storing as T and loading again. Kernels round wherever the operations that they replace store a
+// result, so that bf16 results equal PyTorch's.
 template <class T>
 INLINE Floats rounded(Floats v);
 
@@ -122,12 +122,12 @@ INLINE float sum(Floats v) {
   return total;
 }
 
-// exp to within 2 units in the last place (Cephes expf); 0 and infinity become the smallest and largest of their side.
+// exp to within 2 units in the last place (Cephes expf), clamped to the smallest and largest results.
 INLINE Floats exponential(Floats x) {
   const Floats low = all(-87.3f), high = all(88.3f);
   x = x < low ? low : x;
   x = x > high ? high : x;
-  // Adding 1.5 · 2^23 rounds to a whole number, which then stands in the lowest bits.
+  // Adding 1.5 · 2^23 rounds to an integer in the lowest bits.
   const Floats shifted = x * 1.44269504088896341f + 12582912.0f;
   const Floats whole = shifted - 12582912.0f;
   Floats r = x - whole * 0.693359375f;
