@@ -1,4 +1,4 @@
-//! A base model with all it takes to speak with it: weights, tokenizer, chat template, stop tokens.
+//! A base model with everything that a conversation needs: weights, tokenizer, chat template, stop tokens.
 
 use std::path::Path;
 
@@ -10,21 +10,19 @@ use crate::device;
 use crate::error::{EngineError, Result};
 use crate::models::Model;
 
-/// A base model, loaded.
 pub struct Base {
-    /// What its files say.
+    /// Configuration and headers of the files.
     pub files: ModelFiles,
-    /// Text to ids and back.
+    /// Converts text to ids and back.
     pub tokenizer: Tokenizer,
-    /// Messages to text.
+    /// Converts messages to text.
     pub template: Template,
     /// Ids that end a reply.
     pub stop: Vec<u32>,
-    /// The weights.
     pub model: Model,
 }
 
-/// What the files of the configured base model say; reads no weights.
+/// Reads the headers of the configured base model's files, without weights.
 pub fn model_files(config: &Config, project: &Path) -> Result<ModelFiles> {
     ModelFiles::find(&config.model.path, project).map_err(|error| EngineError::Config(error.to_string()))
 }
@@ -43,28 +41,27 @@ impl Base {
         Ok(Self { files, tokenizer, template, stop, model })
     }
 
-    /// The device in words: `cpu`, `cuda:0`.
+    /// Name of the device: `cpu`, `cuda:0`.
     pub fn device_name(&self) -> String {
         device_name(self.model.device())
     }
 
-    /// The type computed in, in words: `f32`, `bf16`.
+    /// Name of the compute type: `f32`, `bf16`.
     pub fn dtype_name(&self) -> &'static str {
         dtype_name(self.model.kind())
     }
 
-    /// Ids from which the model answers a conversation, the configured system prompt included.
+    /// The prompt's ids for a conversation, with the configured system prompt.
     pub fn prompt(&self, messages: &[Message], config: &Config) -> Result<Vec<u32>> {
         self.template.prompt_ids(messages, &self.tokenizer, config).map_err(data_error)
     }
 
-    /// The text of a reply.
     pub fn reply(&self, tokens: &[u32]) -> Result<String> {
         self.tokenizer.decode(tokens, true).map_err(data_error)
     }
 }
 
-/// A type that models compute in, in words: `f32`, `bf16`.
+/// Name of a compute type: `f32`, `bf16`.
 pub fn dtype_name(kind: tch::Kind) -> &'static str {
     match kind {
         tch::Kind::BFloat16 => "bf16",
@@ -72,7 +69,7 @@ pub fn dtype_name(kind: tch::Kind) -> &'static str {
     }
 }
 
-/// A device in words: `cpu`, `cuda:0`.
+/// Name of a device: `cpu`, `cuda:0`.
 pub fn device_name(device: tch::Device) -> String {
     match device {
         tch::Device::Cuda(index) => format!("cuda:{index}"),
@@ -80,7 +77,7 @@ pub fn device_name(device: tch::Device) -> String {
     }
 }
 
-/// A dataset's failure as one of the engine's.
+/// Converts an error of a dataset to the engine's.
 pub fn data_error(error: DataError) -> EngineError {
     match error {
         DataError::Write { path, source } => EngineError::File { action: "write", path, source },

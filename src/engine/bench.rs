@@ -1,4 +1,4 @@
-//! How fast this machine trains and generates: the figures that `make bench` shows.
+//! Measures training and generation speed of this machine, for `make bench`.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -28,101 +28,93 @@ use crate::step::{Launch, Launched, Learner, Outcome, StepSettings};
 use crate::training::trainer::Reading;
 use crate::{csrc, device};
 
-/// Steps that warm caches and are not measured.
+/// Warm-up steps, which are not measured.
 const WARM_UP: usize = 2;
 
-/// What to measure.
 #[derive(Debug, Clone)]
 pub struct Bench {
-    /// With which model and on which rows.
+    /// Model and rows.
     pub work: Work,
-    /// Number format.
     pub dtype: Dtype,
-    /// Where.
     pub device: ConfigDevice,
     /// Measured steps.
     pub steps: usize,
-    /// Whether activations are computed again.
+    /// Whether activations are computed again in the backward pass.
     pub recompute: bool,
     /// Rows generated at a time.
     pub rows: usize,
-    /// Tokens generated per row; 0 leaves generation out.
+    /// Tokens generated per row; 0 skips generation.
     pub new_tokens: usize,
-    /// Where to write the rows of every step, for others to measure the same on.
+    /// File for the rows of every step, so that other programs can be measured on the same rows.
     pub rows_to: Option<PathBuf>,
 }
 
-/// What training is measured on.
+/// The training work that is measured.
 #[derive(Debug, Clone)]
 pub enum Work {
-    /// Rows of random tokens, each trained on.
+    /// Rows of random tokens, all of them trained on.
     Random {
         /// Model folder or GGUF file.
         model: PathBuf,
-        /// Method, with adapters on all linear layers where it has any.
+        /// Method. Adapters are on all linear layers.
         method: MethodKind,
-        /// Rank of the factors, where the method has any.
+        /// Rank of the factors, if the method has any.
         rank: usize,
         /// Rows per step.
         batch: usize,
         /// Tokens per row.
         length: usize,
     },
-    /// A project's rows, in the order, the packing and the steps of its `luthier.toml`.
-    Project {
-        /// Its folder.
-        folder: PathBuf,
-    },
+    /// A project's rows, with the order, packing and steps of its `luthier.toml`.
+    Project { folder: PathBuf },
 }
 
-/// What was measured.
+/// The measurements.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figures {
     /// `cpu`, `cuda:0`.
     pub device: String,
     /// `Float`, `BFloat16`.
     pub dtype: String,
-    /// Seconds to have the weights ready.
+    /// Time to load the weights.
     pub load_seconds: f64,
-    /// What they take; of mapped ones, in their file.
+    /// Bytes of the weights; for mapped weights, in their file.
     pub weight_bytes: u64,
-    /// Training.
     pub train: Option<TrainFigures>,
-    /// Generation.
     pub decode: Option<DecodeFigures>,
     /// Largest resident memory of the process so far.
     pub peak_memory_bytes: u64,
-    /// Most that tensors held on the device.
+    /// Highest memory use of tensors on the device.
     pub peak_device_memory_bytes: Option<i64>,
 }
 
-/// Training.
+/// Measurements of training.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainFigures {
     /// Median over the measured steps.
     pub tokens_per_second: f64,
-    /// Each measured step.
+    /// Of each measured step.
     pub seconds: Vec<f64>,
     /// Tokens of each measured step.
     pub tokens: Vec<u64>,
-    /// Seconds of a measured step that each part takes on the CPU, on average.
+    /// Average seconds of each part on the CPU, per measured step.
     pub parts: BTreeMap<&'static str, f64>,
-    /// Trained parameters.
+    /// Number of trained parameters.
     pub trainable: usize,
-    /// Losses, first to last, warm-up included.
+    /// All losses in order, with warm-up steps.
     pub losses: Vec<f64>,
-    /// Seconds of each measured step's phases, as the device counted them.
+    /// Seconds of each measured step's phases, as measured by the device.
     pub phases: Vec<Phases>,
     /// Largest resident memory while training.
     pub peak_memory_bytes: u64,
 }
 
-/// Greedy generation.
+/// Measurements of greedy generation.
 #[derive(Debug, Clone, Serialize)]
 pub struct DecodeFigures {
     /// Rows at a time.
     pub rows: usize,
-    /// Tokens per second of all rows together, the prompt's time excluded.
+    /// Tokens per second of all rows together, without the time for the prompt.
     pub tokens_per_second: f64,
     /// Seconds until the first token.
     pub first_token_seconds: f64,
@@ -131,7 +123,7 @@ pub struct DecodeFigures {
 /// The rows of each micro-batch of a step.
 type Step = Vec<Vec<EncodedRow>>;
 
-/// What the work comes to.
+/// The work in the form in which it is run.
 struct Plan {
     files: ModelFiles,
     config: Config,
@@ -139,7 +131,6 @@ struct Plan {
     rows: Box<dyn Fn(usize) -> Step>,
 }
 
-/// Measures.
 pub fn bench(bench: &Bench) -> Result<Figures> {
     let device = device::choose(bench.device)?;
     let kind = device::compute_kind(bench.dtype, device);
@@ -237,7 +228,7 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
     for number in 0..WARM_UP + bench.steps {
         let rows = (plan.rows)(number);
         if number == WARM_UP {
-            // What was counted so far is forgotten.
+            // Discards the time counted so far.
             csrc::time_spent()?;
         }
         let batch = |rows: &Vec<EncodedRow>| {
@@ -285,7 +276,7 @@ fn train(bench: &Bench, plan: &Plan, model: &Model) -> Result<TrainFigures> {
     })
 }
 
-/// Steps as they are done with.
+/// Measured steps.
 struct Course {
     since: Instant,
     made: usize,
@@ -320,7 +311,7 @@ fn no_step(ended: &dyn std::fmt::Debug) -> EngineError {
     EngineError::Data(format!("a step of the benchmark ended with {ended:?}"))
 }
 
-/// Seconds of a step that each part took, and the rest.
+/// Seconds per step of each part, and of the rest.
 fn parts(seconds: &[f64]) -> Result<BTreeMap<&'static str, f64>> {
     let steps = seconds.len() as f64;
     let mut parts: BTreeMap<_, _> =
@@ -346,7 +337,7 @@ fn decode(bench: &Bench, model: &Model) -> Result<DecodeFigures> {
         .collect();
     let mut first = Duration::ZERO;
     let mut last = Duration::ZERO;
-    // The first round warms up.
+    // The first round is a warm-up.
     for _ in 0..2 {
         let began = Instant::now();
         first = Duration::ZERO;
@@ -366,7 +357,7 @@ fn decode(bench: &Bench, model: &Model) -> Result<DecodeFigures> {
     })
 }
 
-/// Tokens drawn evenly, every one but the first trained on.
+/// Uniformly random tokens, all of them trained on except the first.
 fn random_row(vocabulary: usize, length: usize, step: usize, row: usize) -> EncodedRow {
     let trained = (0..length).map(|place| place > 0).collect();
     EncodedRow::of_one_side(row, random_ids(vocabulary, length, step, row), trained)

@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    // The Rust half of the seam lies in the same folder and is no reason to compile the C++ half.
+    // The Rust half of the interface is in the same folder, but is no reason to compile the C++ half.
     let sources = std::fs::read_dir("csrc").into_iter().flatten().flatten().map(|entry| entry.path());
     for source in sources.filter(|path| path.extension().is_some_and(|kind| kind == "cpp" || kind == "h")) {
         println!("cargo:rerun-if-changed={}", source.display());
@@ -13,22 +13,22 @@ fn main() {
     let Some(linked) = env::var_os("LIBTORCH").map(PathBuf::from) else {
         panic!("LIBTORCH is not set: run `make setup`, which links .libtorch and lets cargo know of it");
     };
-    // The link may be moved after the build; the binary must go on finding what it was built against.
+    // The link may change after the build; the binary must still find the libtorch that it was built against.
     let torch = match linked.canonicalize() {
         Ok(torch) if torch.join("lib/libtorch_cpu.so").exists() => torch,
         _ => panic!("there is no libtorch in {}: run `make setup`", linked.display()),
     };
-    // Archives of libtorch have the first, a torch installed by pip the second. Cargo takes a watched file that
-    // does not exist for a changed one and would compile the seam at every build.
+    // Archives of libtorch have the first file, a torch installed by pip the second. Cargo treats a watched
+    // file that does not exist as changed and would compile the C++ code at every build.
     for version in ["build-version", "version.py"].map(|name| torch.join(name)) {
         if version.exists() {
             println!("cargo:rerun-if-changed={}", version.display());
         }
     }
     seam(&torch).file("csrc/shim.cpp").compile("luthier_shim");
-    // Decoded weights have the bits that bitsandbytes gives them only where a product is rounded before it is added to.
+    // Decoded weights equal those of bitsandbytes bit for bit only if products are rounded before additions.
     seam(&torch).flag("-ffp-contract=off").file("csrc/quantised.cpp").compile("luthier_quantised");
-    // The same kernels for several instruction sets; the program chooses when it runs.
+    // The same kernels for several instruction sets; the program chooses at run time.
     let x86: &[(&str, &[&str])] = &[
         ("avx2", &["-mavx2", "-mfma", "-mf16c"]),
         ("avx512", &["-march=x86-64-v4", "-mprefer-vector-width=512"]),
@@ -53,7 +53,7 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,--allow-shlib-undefined");
 }
 
-/// The OpenMP runtime that libtorch brings: a second one would be a second pool of threads on the same cores.
+/// Links libtorch's own OpenMP runtime: a second one would be a second thread pool on the same cores.
 fn link_openmp(lib: &Path) {
     let names = std::fs::read_dir(lib).into_iter().flatten().flatten();
     let names = names.filter_map(|entry| entry.file_name().into_string().ok());
@@ -67,7 +67,7 @@ fn link_openmp(lib: &Path) {
 fn seam(torch: &Path) -> cc::Build {
     let mut build = compiler();
     build
-        // Without it `at::parallel_for`, which is made of inline functions, works in one thread.
+        // Without it `at::parallel_for`, which consists of inline functions, uses one thread.
         .flag("-fopenmp")
         .warnings(true)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
@@ -87,10 +87,10 @@ fn compiler() -> cc::Build {
         .warnings(false)
         .opt_level(3)
         .debug(false)
-        // Nothing reads errno; without it loops over mathematical functions stay scalar.
+        // Nothing reads errno; with it, loops over mathematical functions would not be vectorised.
         .flag("-fno-math-errno")
         .flag("-ffp-contract=fast")
-        // Vector types wider than the baseline's registers never cross a call.
+        // Vector types wider than the baseline's registers are never passed to a function call.
         .flag("-Wno-psabi");
     build
 }

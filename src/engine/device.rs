@@ -1,4 +1,4 @@
-//! The device that tensors live on, and the process-wide settings of libtorch.
+//! The device of tensors, and libtorch's process-wide settings.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -14,14 +14,15 @@ fn driver_present() -> bool {
     Path::new("/dev/nvidiactl").exists() || Path::new("/dev/dxg").exists()
 }
 
-/// Loads libtorch's CUDA half where the machine has a driver. The linker drops libraries that nothing refers to, and
-/// without this one libtorch knows no CUDA. Must run before the first tensor is made; later calls do nothing.
+/// Loads libtorch's CUDA half if the machine has a driver. The linker drops libraries without references to
+/// them, and without this one libtorch has no CUDA. Must be called before the first tensor is created; later
+/// calls do nothing.
 pub fn load_cuda() {
     static CUDA: OnceLock<Option<libloading::Library>> = OnceLock::new();
     CUDA.get_or_init(|| if driver_present() { csrc::open_cuda() } else { None });
 }
 
-/// The device a configuration names. `auto` is the first CUDA device, or else the CPU.
+/// The device that a configuration gives. `auto` is the first CUDA device, or the CPU without one.
 pub fn choose(device: config::Device) -> Result<Device> {
     load_cuda();
     let Some(index) = wanted_gpu(device) else { return Ok(Device::Cpu) };
@@ -32,12 +33,13 @@ pub fn choose(device: config::Device) -> Result<Device> {
         Ok(Device::Cpu)
     } else {
         Err(EngineError::Device(format!(
-            "cuda:{index} is asked for (model.device, or --device), but this machine has {count} usable CUDA devices"
+            "cuda:{index} is requested (model.device or --device), but this machine has {count} usable CUDA devices"
         )))
     }
 }
 
-/// Makes the process compute as a configuration wants it. Both settings are a GPU's: a CPU is deterministic and exact.
+/// Applies a configuration's settings to the process. Both settings concern a GPU; a CPU is always
+/// deterministic and exact.
 pub fn prepare(config: &Config, device: Device) -> Result<()> {
     if device.is_cuda() {
         csrc::set_deterministic(config.train.deterministic)?;
@@ -46,7 +48,7 @@ pub fn prepare(config: &Config, device: Device) -> Result<()> {
     Ok(())
 }
 
-/// The type that activations and frozen weights have.
+/// The type of activations and frozen weights.
 pub fn compute_kind(dtype: config::Dtype, device: Device) -> Kind {
     if is_half(dtype, device.is_cuda()) { Kind::BFloat16 } else { Kind::Float }
 }

@@ -1,4 +1,4 @@
-//! What the engine can use on this machine.
+//! Reports what the engine can use on this machine.
 
 use std::time::{Duration, Instant};
 
@@ -10,33 +10,30 @@ use crate::base::device_name;
 use crate::error::Result;
 use crate::{device, ops};
 
-/// The libtorch that tch 0.24 is made for; its build refuses others.
+/// The libtorch version of tch 0.24, whose build refuses others.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
-/// Side of the square matrices that speed is measured with.
+/// Size of the square matrices for measuring speed.
 const SIDE: i64 = 768;
 
-/// How long one speed is measured.
+/// Duration of one speed measurement.
 const MEASURED_FOR: Duration = Duration::from_millis(200);
 
-/// What the engine can use.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Doctor {
-    /// Version of the engine.
     pub version: &'static str,
-    /// Version of libtorch.
     pub libtorch: &'static str,
-    /// CPU threads one operation uses.
+    /// CPU threads per operation.
     pub threads: usize,
     /// Whether libtorch's CUDA half is usable.
     pub cuda: bool,
-    /// The CPU, then each CUDA device, as `model.device` takes them.
+    /// The CPU, then each CUDA device, in the words of `model.device`.
     pub devices: Vec<String>,
-    /// What it can train, as `method.kind` takes them.
+    /// The methods, in the words of `method.kind`.
     pub methods: Vec<&'static str>,
-    /// How fast each of them is.
+    /// Speed of each device.
     pub speeds: Vec<Speed>,
-    /// What does not work, in words.
+    /// Problems found, as text.
     pub problems: Vec<String>,
 }
 
@@ -49,18 +46,19 @@ pub struct Speed {
     pub f32_gflops: f64,
     /// The same in bf16.
     pub bf16_gflops: f64,
-    /// `bf16` where that is at least as fast as f32, else `f32`.
+    /// `bf16` if it is at least as fast as f32, otherwise `f32`.
     pub faster: &'static str,
-    /// What follows for `model.dtype`.
+    /// Advice for `model.dtype`.
     pub hint: String,
 }
 
-/// What the engine can train, as `method.kind` takes it.
+/// The methods that the engine can train, in the words of `method.kind`.
 pub fn methods() -> impl Iterator<Item = &'static str> {
     config::MethodKind::CHOICES.iter().map(|choice| choice.name)
 }
 
-/// Looks at every device, which takes about half a second each. A device that fails is a problem, not an error.
+/// Examines every device, which takes about half a second each. A device that fails is a problem, not an
+/// error.
 pub fn examine() -> Doctor {
     let mut problems = Vec::new();
     let cuda = device::choose(config::Device::Auto).is_ok_and(Device::is_cuda);
@@ -70,7 +68,7 @@ pub fn examine() -> Doctor {
     for &device in &devices {
         match speed(device) {
             Ok(speed) => speeds.push(speed),
-            Err(error) => problems.push(format!("{} does not compute: {error}", device_name(device))),
+            Err(error) => problems.push(format!("{} does not work: {error}", device_name(device))),
         }
     }
     Doctor {

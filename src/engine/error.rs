@@ -1,4 +1,4 @@
-//! What can go wrong in the engine, sorted by what a run reports about its end.
+//! The engine's errors, with the failure class that a run reports at its end.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,24 +7,24 @@ use luthier_core::model::ModelError;
 use luthier_core::runs::FailureClass;
 use tch::{TchError, Tensor};
 
-/// Result of engine work.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
 
-/// What went wrong. [`EngineError::class`] sorts it, [`EngineError::remedy`] says what to do about it.
+/// An error of the engine. [`EngineError::class`] gives its failure class, [`EngineError::remedy`] what to do
+/// about it.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// An allocation was refused, on the device or the machine.
+    /// An allocation failed, on the device or in host memory.
     #[error("out of memory in {operation}: {message}")]
     OutOfMemory {
         /// The operation, its module and its operands' shapes.
         operation: String,
-        /// libtorch's first line.
+        /// First line of libtorch's message.
         message: String,
     },
     /// A loss or a gradient is infinite or not a number.
     #[error("{what} is not a finite number")]
     NotFinite {
-        /// What was looked at, and where.
+        /// The number that was checked, and its step.
         what: String,
     },
     /// A file cannot be read or written.
@@ -32,37 +32,29 @@ pub enum EngineError {
     File {
         /// A verb: read, write, replace …
         action: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
         source: io::Error,
     },
     /// The data cannot be trained on or generated from.
     #[error("{0}")]
     Data(String),
-    /// The configuration asks for what cannot be done.
+    /// The configuration asks for something impossible.
     #[error("{0}")]
     Config(String),
-    /// A base model's files are not what they say they are.
+    /// A base model's files are damaged or contradictory.
     #[error("{}: {message}", path.display())]
-    Model {
-        /// The file or folder.
-        path: PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// Files of an adapter or a checkpoint cannot be opened as what they should be; says which and what to do.
+    Model { path: PathBuf, message: String },
+    /// Files of an adapter or checkpoint cannot be opened. The message says which and what to do.
     #[error(transparent)]
     Files(#[from] ModelError),
-    /// An adapter does not fit the base model, or is damaged. All findings at once.
+    /// An adapter does not fit the base model or is damaged. All problems at once.
     #[error("the adapter {} does not fit: {}", path.display(), listed(problems))]
     Adapter {
-        /// The adapter's folder.
         path: PathBuf,
         /// One sentence each.
         problems: Vec<String>,
     },
-    /// The device is missing or failed; after such an error no more work can be done in this process.
+    /// The device is missing or failed. After such an error this process cannot continue to use it.
     #[error("{0}")]
     Device(String),
     /// libtorch refused an operation: a defect of Luthier.
@@ -70,13 +62,13 @@ pub enum EngineError {
     Torch {
         /// The operation, its module and its operands' shapes.
         operation: String,
-        /// libtorch's first line.
+        /// First line of libtorch's message.
         message: String,
     },
 }
 
 impl EngineError {
-    /// Sorts what libtorch says about a failed operation. The only place that reads libtorch's texts.
+    /// Classifies libtorch's message about a failed operation. Only this function reads libtorch's messages.
     pub fn torch(operation: impl Into<String>, text: &str) -> Self {
         const MEMORY: [&str; 5] = [
             "out of memory",
@@ -104,12 +96,12 @@ impl EngineError {
         }
     }
 
-    /// Operands of `operation` that do not fit.
+    /// Operands of `operation` that do not match.
     pub fn mismatch(operation: &str, operands: &[&Tensor], message: &str) -> Self {
         Self::torch(describe(operation, operands), message)
     }
 
-    /// The same error with the module it happened in.
+    /// Adds the module in which the error happened.
     #[must_use]
     pub fn within(mut self, module: &str) -> Self {
         if let Self::OutOfMemory { operation, .. } | Self::Torch { operation, .. } = &mut self {
@@ -118,7 +110,7 @@ impl EngineError {
         self
     }
 
-    /// How a run that ends with this error is classed.
+    /// Failure class of a run that ends with this error.
     pub fn class(&self) -> FailureClass {
         match self {
             Self::OutOfMemory { .. } => FailureClass::Oom,
@@ -133,7 +125,7 @@ impl EngineError {
         }
     }
 
-    /// What a user can do about it.
+    /// What the user can do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::OutOfMemory { .. } => {
@@ -155,7 +147,7 @@ impl EngineError {
     }
 }
 
-/// Findings named before the rest is only counted.
+/// Most problems that are listed; the rest are counted.
 const MAX_LISTED: usize = 20;
 
 fn listed(problems: &[String]) -> String {
@@ -173,7 +165,7 @@ pub(crate) fn describe(operation: &str, operands: &[&Tensor]) -> String {
     if shapes.is_empty() { operation.into() } else { format!("{operation} ({})", shapes.join(", ")) }
 }
 
-/// Sorts a failure of `operation`.
+/// Classifies a failure of `operation`.
 pub(crate) fn from_tch(operation: impl Into<String>, error: &TchError) -> EngineError {
     match error {
         TchError::Torch(text) => EngineError::torch(operation, text),

@@ -16,9 +16,9 @@ use luthier_engine::process::{Termination, bound_busy_waiting, log_to_stderr, th
 use luthier_engine::{csrc, device, doctor, serve, training, verify};
 use serde::Serialize;
 
-/// The work failed.
+/// Exit code after an error.
 const FAILED: u8 = 1;
-/// It was broken off by a signal.
+/// Exit code after a signal.
 const INTERRUPTED: u8 = 130;
 
 /// Trains, evaluates and answers for Luthier. Started by `luthier`; seldom by hand.
@@ -36,7 +36,7 @@ enum Command {
         /// The run's directory
         run: PathBuf,
     },
-    /// Answer prompts over a Unix socket, base and tuned side by side
+    /// Answer prompts over a Unix socket, with base and tuned model
     Serve {
         /// The project's folder
         #[arg(long)]
@@ -44,25 +44,25 @@ enum Command {
         /// Where to listen
         #[arg(long)]
         socket: PathBuf,
-        /// `auto`, `cpu` or `cuda:N`, instead of what the configuration says
+        /// `auto`, `cpu` or `cuda:N`, instead of the configuration's device
         #[arg(long, value_parser = parse_device)]
         device: Option<Device>,
     },
-    /// Held-out loss and the objective's scores of a run, beside its base model
+    /// Held-out loss and the objective's scores of a run, and of its base model
     Evaluate {
         /// The run's directory
         run: PathBuf,
         /// The checkpoint of this step, instead of the run's result
         #[arg(long)]
         checkpoint: Option<u64>,
-        /// Most held-out rows to look at
+        /// Most held-out rows to use
         #[arg(long)]
         limit: Option<usize>,
         /// JSON lines: progress, then the result
         #[arg(long)]
         json: bool,
     },
-    /// Hold a model against stored outputs: `luthier-engine verify MODEL --reference DIR --json`
+    /// Compare a model with stored outputs: `luthier-engine verify MODEL --reference DIR --json`
     Verify(VerifyArguments),
     /// What the engine can use on this machine
     Doctor {
@@ -100,7 +100,7 @@ struct BenchArguments {
     /// Model folder or GGUF file; trains on random tokens
     #[arg(required_unless_present = "project")]
     model: Option<PathBuf>,
-    /// A project's folder: trains on its rows, as its luthier.toml says
+    /// A project's folder: trains on its rows with the settings of its luthier.toml
     #[arg(long, conflicts_with_all = ["model", "method", "rank", "batch", "length"])]
     project: Option<PathBuf>,
     /// Write the rows of every step to this file, as JSON
@@ -252,7 +252,7 @@ fn evaluate(request: &Request, json: bool) -> Result<ExitCode, String> {
     let termination = listen()?;
     let found = compare(request, &mut |progress| {
         if json && !progress.what.is_empty() {
-            // Whoever reads may be gone; the signal for that ends the work.
+            // The reader may be gone; the signal for that ends the work.
             let _ = line(&serde_json::json!({ "progress": progress }));
         }
         if termination.asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -1,29 +1,28 @@
-//! Every libtorch operation the models use, fallible and labelled. The only caller of tch's `f_` functions outside tests.
+//! Every libtorch operation that the models use, with errors that name the operation. Outside tests, only
+//! this file calls tch's `f_` functions.
 //!
-//! Shapes: N tokens of all rows together, H hidden width, V vocabulary. Errors name the operation and its operands;
-//! callers add the module with [`EngineError::within`].
+//! Shapes: N tokens of all rows together, H hidden width, V vocabulary. Errors name the operation and its
+//! operands; callers add the module with [`EngineError::within`].
 
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::csrc;
 use crate::error::{EngineError, Result, describe, from_tch};
 
-/// Labels a failure with the operation and the shapes and types of its operands.
+/// Adds the operation and the shapes and types of its operands to a failure.
 fn labelled<T>(operation: &str, operands: &[&Tensor], result: Result<T, TchError>) -> Result<T> {
     result.map_err(|error| from_tch(describe(operation, operands), &error))
 }
 
-/// Zeros.
 pub fn zeros(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
     labelled("zeros", &[], Tensor::f_zeros(shape, (kind, device)))
 }
 
-/// Ones.
 pub fn ones(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
     labelled("ones", &[], Tensor::f_ones(shape, (kind, device)))
 }
 
-/// Memory whose content is whatever it was.
+/// Uninitialised memory.
 pub fn empty(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
     labelled("empty", &[], Tensor::f_empty(shape, (kind, device)))
 }
@@ -49,12 +48,12 @@ pub fn bytes(values: &[u8], device: Device) -> Result<Tensor> {
     to_device(&tensor, device)
 }
 
-/// Bytes that the elements take.
+/// Size of the elements in bytes.
 pub fn bytes_of(x: &Tensor) -> u64 {
     (x.numel() * x.kind().elt_size_in_bytes()) as u64
 }
 
-/// The tensor on `device`; itself where it is there already.
+/// Copies the tensor to `device`; the tensor itself if it is already there.
 pub fn to_device(x: &Tensor, device: Device) -> Result<Tensor> {
     if x.device() == device {
         return Ok(x.shallow_clone());
@@ -62,7 +61,8 @@ pub fn to_device(x: &Tensor, device: Device) -> Result<Tensor> {
     labelled("to_device", &[x], x.f_to_device(device))
 }
 
-/// A tensor of this process's memory on `device`; unlike [`to_device`], it does not wait for what a GPU has still to do.
+/// Copies a tensor from host memory to `device`. Unlike [`to_device`], it does not wait for a GPU's queued
+/// work.
 fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
     match device {
         Device::Cuda(index) => csrc::upload(x, index),
@@ -70,7 +70,7 @@ fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
     }
 }
 
-/// The tensor with elements of type `kind`; itself where they are already.
+/// Converts the tensor to type `kind`; the tensor itself if it has this type.
 pub fn to_kind(x: &Tensor, kind: Kind) -> Result<Tensor> {
     if x.kind() == kind {
         return Ok(x.shallow_clone());
@@ -78,7 +78,7 @@ pub fn to_kind(x: &Tensor, kind: Kind) -> Result<Tensor> {
     labelled("to_kind", &[x], x.f_to_kind(kind))
 }
 
-/// A copy without history.
+/// A copy without autograd history.
 pub fn copy(x: &Tensor) -> Result<Tensor> {
     let mut out = empty(&x.size(), x.kind(), x.device())?;
     let _guard = tch::no_grad_guard();
@@ -86,36 +86,36 @@ pub fn copy(x: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Copies `source` into `target`, of the same shape, without history.
+/// Copies `source` into `target`, which has the same shape, without autograd history.
 pub fn copy_into(target: &mut Tensor, source: &Tensor) -> Result<()> {
     let _guard = tch::no_grad_guard();
     let result = target.f_copy_(source);
     labelled("copy_into", &[target, source], result)
 }
 
-/// Without history.
+/// The tensor without autograd history.
 pub fn detach(x: &Tensor) -> Result<Tensor> {
     labelled("detach", &[x], x.f_detach())
 }
 
-/// A leaf that gathers gradients, over the same memory.
+/// A leaf over the same memory that accumulates gradients.
 pub fn leaf(x: &Tensor) -> Result<Tensor> {
     let leaf = detach(x)?;
     labelled("leaf", &[x], leaf.f_set_requires_grad(true))
 }
 
-/// The gradient gathered in a leaf; `None` before a backward.
+/// The accumulated gradient of a leaf; `None` before a backward pass.
 pub fn gradient(leaf: &Tensor) -> Result<Option<Tensor>> {
     let gradient = labelled("gradient", &[leaf], leaf.f_grad())?;
     Ok(gradient.defined().then_some(gradient))
 }
 
-/// Another shape over the same elements; copies only where strides do not allow it.
+/// Another shape over the same elements; copies only if the strides require it.
 pub fn reshape(x: &Tensor, shape: &[i64]) -> Result<Tensor> {
     labelled("reshape", &[x], x.f_reshape(shape))
 }
 
-/// Two dimensions swapped.
+/// Swaps two dimensions.
 pub fn transpose(x: &Tensor, first: i64, second: i64) -> Result<Tensor> {
     labelled("transpose", &[x], x.f_transpose(first, second))
 }
@@ -130,7 +130,7 @@ pub fn split(x: &Tensor, lengths: &[i64], dimension: i64) -> Result<Vec<Tensor>>
     labelled("split", &[x], x.f_split_with_sizes(lengths, dimension))
 }
 
-/// Parts laid end to end along `dimension`.
+/// Concatenates parts along `dimension`.
 pub fn concatenate(parts: &[Tensor], dimension: i64) -> Result<Tensor> {
     if let [only] = parts {
         return Ok(only.shallow_clone());
@@ -138,18 +138,18 @@ pub fn concatenate(parts: &[Tensor], dimension: i64) -> Result<Tensor> {
     labelled("concatenate", &parts.iter().collect::<Vec<_>>(), Tensor::f_cat(parts, dimension))
 }
 
-/// The rows of `x` along `dimension` that `index` (int64, one-dimensional) names.
+/// The rows of `x` along `dimension` given by `index` (int64, one-dimensional).
 pub fn select_rows(x: &Tensor, dimension: i64, index: &Tensor) -> Result<Tensor> {
     labelled("select_rows", &[x, index], x.f_index_select(dimension, index))
 }
 
-/// As [`select_rows`] along the first dimension, for rows that are named several times and learn from each: their gradients
-/// are summed in f32.
+/// As [`select_rows`] along the first dimension, for an index that repeats rows: the gradients of a row are
+/// summed in f32.
 pub fn gather(x: &Tensor, index: &Tensor) -> Result<Tensor> {
     if x.numel() == 0 { select_rows(x, 0, index) } else { csrc::gather(x, index) }
 }
 
-/// `x` with the rows that `index` (int64, one-dimensional) names replaced by those of `rows`.
+/// `x` with the rows given by `index` (int64, one-dimensional) replaced by those of `rows`.
 pub fn with_rows(x: &Tensor, index: &Tensor, rows: &Tensor) -> Result<Tensor> {
     labelled("with_rows", &[x, index, rows], x.f_index_copy(0, index, rows))
 }
@@ -167,32 +167,31 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     labelled("linear", &[x, weight], x.f_linear(weight, bias))
 }
 
-/// Matrix product.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("matmul", &[a, b], a.f_matmul(b))
 }
 
-/// Element by element.
+/// Elementwise.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("add", &[a, b], a.f_add(b))
 }
 
-/// Element by element.
+/// Elementwise.
 pub fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("multiply", &[a, b], a.f_mul(b))
 }
 
-/// Element by element.
+/// Elementwise.
 pub fn subtract(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("subtract", &[a, b], a.f_sub(b))
 }
 
-/// Every element times `factor`.
+/// Multiplies every element by `factor`.
 pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     labelled("scale", &[x], x.f_mul_scalar(factor))
 }
 
-/// The largest absolute difference in f32, 0 between empty tensors. Waits for the device.
+/// The largest absolute difference in f32; 0 for empty tensors. Waits for the device.
 pub fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
     if a.size() != b.size() {
         return Err(EngineError::mismatch("distance", &[a, b], "they differ in shape"));
@@ -207,7 +206,7 @@ pub fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
     labelled("distance", &[a, b], difference)
 }
 
-/// The largest absolute value in f32, 0 of an empty tensor. Waits for the device.
+/// The largest absolute value in f32; 0 for an empty tensor. Waits for the device.
 pub fn largest_magnitude(x: &Tensor) -> Result<f64> {
     if x.numel() == 0 {
         return Ok(0.0);
@@ -216,12 +215,12 @@ pub fn largest_magnitude(x: &Tensor) -> Result<f64> {
     labelled("largest_magnitude", &[x], largest.and_then(|x| x.f_double_value(&[])))
 }
 
-/// Element by element.
+/// Elementwise.
 pub fn divide(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("divide", &[a, b], a.f_div(b))
 }
 
-/// The root of each element, of 0 where it is below that.
+/// The square root of each element; negative elements give 0.
 pub fn square_root(x: &Tensor) -> Result<Tensor> {
     labelled("square_root", &[x], x.f_clamp_min(0).and_then(|x| x.f_sqrt()))
 }
@@ -231,17 +230,17 @@ pub fn sum_rows(x: &Tensor) -> Result<Tensor> {
     labelled("sum_rows", &[x], x.f_sum_dim_intlist(1_i64, false, x.kind()))
 }
 
-/// Every element and `number`.
+/// Adds `number` to every element.
 pub fn add_number(x: &Tensor, number: f64) -> Result<Tensor> {
     labelled("add_number", &[x], x.f_add_scalar(number))
 }
 
-/// Every element of an int64 tensor and `number`.
+/// Adds `number` to every element of an int64 tensor.
 pub fn add_integer(x: &Tensor, number: i64) -> Result<Tensor> {
     labelled("add_integer", &[x], x.f_add_scalar(number))
 }
 
-/// A number as elements of type `kind` hold it.
+/// A number rounded to type `kind`.
 pub fn rounded(number: f64, kind: Kind) -> f64 {
     match kind {
         Kind::Half => half::f16::from_f64(number).to_f64(),
@@ -251,7 +250,7 @@ pub fn rounded(number: f64, kind: Kind) -> f64 {
     }
 }
 
-/// The largest element of an int64 tensor, -1 of an empty one. Waits for the device.
+/// The largest element of an int64 tensor; -1 for an empty one. Waits for the device.
 pub fn largest(x: &Tensor) -> Result<i64> {
     if x.numel() == 0 {
         return Ok(-1);
@@ -265,7 +264,8 @@ pub fn repeat_rows(x: &Tensor, rows: i64) -> Result<Tensor> {
     labelled("repeat_rows", &[x], x.f_unsqueeze(0).and_then(|x| x.f_expand(shape, false)))
 }
 
-/// `[B, g, T, d]` → `[B, heads, T, d]`: each of g heads so often that there are `heads` of them, itself where there are.
+/// `[B, g, T, d]` → `[B, heads, T, d]`: each of g heads is repeated to give `heads`. Returns the tensor
+/// itself if g equals `heads`.
 pub fn repeat_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
     let present = x.size().get(1).copied().unwrap_or_default().max(1);
     if present == heads {
@@ -274,7 +274,7 @@ pub fn repeat_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
     labelled("repeat_heads", &[x], x.f_repeat_interleave_self_int(heads / present, 1, None))
 }
 
-/// Where both are true.
+/// Elementwise logical and.
 pub fn both(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("both", &[a, b], a.f_logical_and(b))
 }
@@ -284,8 +284,8 @@ pub fn sum(x: &Tensor) -> Result<Tensor> {
     labelled("sum", &[x], x.f_sum(Kind::Float))
 }
 
-/// Sums in f64 of the elements of `x` `[n]` that belong together: `groups` `[n]` int64 says to which of the `count` sums
-/// each belongs.
+/// Sums in f64 of the elements of `x` `[n]` by group: `groups` `[n]` int64 gives the index of each element's
+/// sum, below `count`.
 pub fn grouped_sums(x: &Tensor, groups: &Tensor, count: i64) -> Result<Tensor> {
     let sums = (|| {
         let start = Tensor::f_zeros([count], (Kind::Double, x.device()))?;
@@ -294,17 +294,17 @@ pub fn grouped_sums(x: &Tensor, groups: &Tensor, count: i64) -> Result<Tensor> {
     labelled("grouped_sums", &[x, groups], sums)
 }
 
-/// `1 / (1 + exp(-x))`, element by element.
+/// `1 / (1 + exp(-x))`, elementwise.
 pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
     labelled("sigmoid", &[x], x.f_sigmoid())
 }
 
-/// `log(1 / (1 + exp(-x)))`, element by element.
+/// `log(1 / (1 + exp(-x)))`, elementwise.
 pub fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
     labelled("log_sigmoid", &[x], x.f_log_sigmoid())
 }
 
-/// How many elements of `a` are above their counterpart in `b`, f32.
+/// Number of elements of `a` that are greater than the element of `b` at the same index, f32.
 pub fn count_above(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("count_above", &[a, b], a.f_gt_tensor(b).and_then(|above| above.f_sum(Kind::Float)))
 }
@@ -320,13 +320,13 @@ pub fn all_finite(x: &Tensor) -> Result<bool> {
     labelled("all_finite", &[x], finite.f_int64_value(&[])).map(|value| value != 0)
 }
 
-/// 0-dimensional f32: 1 where some element is not finite, else 0. Waits for nothing.
+/// 0-dimensional f32: 1 if some element is not finite, otherwise 0. Does not wait for the device.
 pub fn any_not_finite(x: &Tensor) -> Result<Tensor> {
     let found = x.f_isfinite().and_then(|each| each.f_all()).and_then(|all| all.f_logical_not());
     labelled("any_not_finite", &[x], found.and_then(|any| any.f_to_kind(Kind::Float)))
 }
 
-/// The greater of each two elements.
+/// Elementwise maximum.
 pub fn maximum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("maximum", &[a, b], a.f_maximum(b))
 }
@@ -354,8 +354,9 @@ pub fn to_integers(x: &Tensor) -> Result<Vec<i64>> {
     labelled("to_integers", &[x], Vec::<i64>::try_from(&flat))
 }
 
-/// `weight · x / sqrt(mean(x²) + epsilon)` over the last dimension. Statistics in f32, and below f32 rounded to the type
-/// of `x` before the product with `weight`, as LLaMA does (transformers `LlamaRMSNorm.forward`).
+/// `weight · x / sqrt(mean(x²) + epsilon)` over the last dimension. Statistics are in f32. For types below
+/// f32, the result is rounded to the type of `x` before the product with `weight`, as in LLaMA (transformers
+/// `LlamaRMSNorm.forward`).
 pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
     if csrc::all_plain(&[x, weight]) && !weight.requires_grad() {
         return csrc::rms_norm(x, weight, epsilon);
@@ -372,8 +373,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
     labelled("rms_norm", &[x, weight], normalised)
 }
 
-/// As [`rms_norm`], but rounded to the type of `x` only at the end, as Gemma does (transformers `GemmaRMSNorm.forward`);
-/// `weight` is f32.
+/// As [`rms_norm`], but rounded to the type of `x` only at the end, as in Gemma (transformers
+/// `GemmaRMSNorm.forward`); `weight` is f32.
 pub fn rms_norm_rounded_last(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
     to_kind(&rms_norm(&to_kind(x, Kind::Float)?, weight, epsilon)?, x.kind())
 }
@@ -383,28 +384,28 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f
     labelled("layer_norm", &[x, weight], x.f_layer_norm(weight.size(), Some(weight), bias, epsilon, false))
 }
 
-/// `x · sigmoid(x)`, element by element.
+/// `x · sigmoid(x)`, elementwise.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     labelled("silu", &[x], x.f_silu())
 }
 
-/// `x · Φ(x)`, element by element; `approximate` by a tanh.
+/// `x · Φ(x)`, elementwise; `approximate` uses a tanh.
 pub fn gelu(x: &Tensor, approximate: bool) -> Result<Tensor> {
     labelled("gelu", &[x], x.f_gelu(if approximate { "tanh" } else { "none" }))
 }
 
-/// `max(x, 0)`, element by element.
+/// `max(x, 0)`, elementwise.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     labelled("relu", &[x], x.f_relu())
 }
 
-/// `cap · tanh(x / cap)`, element by element.
+/// `cap · tanh(x / cap)`, elementwise.
 pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
     let capped = x.f_div_scalar(cap).and_then(|x| x.f_tanh()).and_then(|x| x.f_mul_scalar(cap));
     labelled("soft_cap", &[x], capped)
 }
 
-/// `silu(gate) · up`, element by element.
+/// `silu(gate) · up`, elementwise.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if csrc::all_plain(&[gate, up]) {
         return csrc::swiglu(gate, up);
@@ -435,9 +436,9 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     labelled("rope", &[x, cos, sin], rotated)
 }
 
-/// Softmax attention with grouped key-value heads: `query` `[B, heads, T, size]`, `key` and `value`
-/// `[B, key-value heads, K, size]`, `mask` bool, true where a query may look, broadcast to `[B, heads, T, K]`; without
-/// one `causal` says whether query `i` sees keys up to `i` only.
+/// Softmax attention with grouped key-value heads: `query` `[B, heads, T, size]`, `key` and `value` `[B,
+/// key-value heads, K, size]`, `mask` bool, true for keys that a query sees, broadcast to `[B, heads, T, K]`.
+/// Without a mask, `causal` says whether query `i` sees only keys up to `i`.
 pub fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -454,7 +455,7 @@ pub fn attention(
     )
 }
 
-/// How [`attention_openly`] makes scores of products.
+/// How [`attention_openly`] computes scores from products.
 #[derive(Debug, Clone, Copy)]
 pub struct ScoreForm<'a> {
     /// Factor on query · key, and on the linear bias.
@@ -465,7 +466,7 @@ pub struct ScoreForm<'a> {
     pub slopes: Option<&'a Tensor>,
 }
 
-/// As [`attention`], with all scores in memory, for what the fused form does not have.
+/// As [`attention`], with all scores in memory, for options that the fused kernel does not support.
 pub fn attention_openly(
     query: &Tensor,
     key: &Tensor,
@@ -498,8 +499,8 @@ pub fn attention_openly(
     labelled("attention_openly", &[query, key, value], mixed)
 }
 
-/// Cosine and sine, each `[N, 1, F]` of type `kind` and times `factor`, of `positions` `[N]` times `frequencies` `[F]` or
-/// `[N, F]` (f32), computed in f32.
+/// Cosine and sine, each `[N, 1, F]` of type `kind` and multiplied by `factor`, of `positions` `[N]` times
+/// `frequencies` `[F]` or `[N, F]` (f32), computed in f32.
 pub fn rotations(
     positions: &Tensor,
     frequencies: &Tensor,
@@ -514,8 +515,8 @@ pub fn rotations(
     labelled("rotations", &[positions, frequencies], tables)
 }
 
-/// `[rows, 1, T, K]`: whether query `i` of a row, whose first query stands at `past[row]`, may see key `j`: `j ≤ past + i`,
-/// and with a window no further back than `j > past + i - window`.
+/// `[rows, 1, T, K]`: whether query `i` of a row, whose first query is at `past[row]`, sees key `j`: `j ≤
+/// past + i` and, with a window, `j > past + i - window`.
 pub fn causal_mask(
     past: &[i64],
     queries: i64,
@@ -524,7 +525,7 @@ pub fn causal_mask(
     device: Device,
 ) -> Result<Tensor> {
     let past = match past {
-        // Made where it is needed: this one may be asked for in every layer.
+        // Filled on the device, because this mask may be requested in every layer.
         &[past] => labelled("causal_mask", &[], Tensor::f_full([1], past, (Kind::Int64, device)))?,
         _ => integers(past, device)?,
     };
@@ -542,8 +543,8 @@ pub fn causal_mask(
     labelled("causal_mask", &[&past], mask)
 }
 
-/// `[B, 1, T, T]`: causal, and only towards columns that count (`columns` `[B, T]` bool). Every column may see itself, so
-/// that no row of the softmax is empty.
+/// `[B, 1, T, T]`: causal, and without ignored columns (`columns` `[B, T]` bool, false for these). Every
+/// column sees itself, so that no row of the softmax is empty.
 pub fn padded_mask(columns: &Tensor) -> Result<Tensor> {
     let mask = (|| {
         let (rows, width) = columns.size2()?;
@@ -554,7 +555,7 @@ pub fn padded_mask(columns: &Tensor) -> Result<Tensor> {
     labelled("padded_mask", &[columns], mask)
 }
 
-/// `[B, 1, T, K]` → `[B, 1, T, count + K]`: every query sees the keys that are put first.
+/// `[B, 1, T, K]` → `[B, 1, T, count + K]`: every query also sees `count` keys before the others.
 pub fn see_first(mask: &Tensor, count: i64) -> Result<Tensor> {
     let size = mask.size();
     let first = (|| {
@@ -564,7 +565,7 @@ pub fn see_first(mask: &Tensor, count: i64) -> Result<Tensor> {
     labelled("see_first", &[mask], first)
 }
 
-/// `[B, T]` → `[B, count + T]`: the columns that are put first count.
+/// `[B, T]` → `[B, count + T]`: adds `count` columns that are not ignored at the start.
 pub fn count_first(columns: &Tensor, count: i64) -> Result<Tensor> {
     let rows = columns.size().first().copied().unwrap_or_default();
     let first = Tensor::f_ones([rows, count], (Kind::Bool, columns.device()))
@@ -572,17 +573,17 @@ pub fn count_first(columns: &Tensor, count: i64) -> Result<Tensor> {
     labelled("count_first", &[columns], first)
 }
 
-/// The same elements in row-major order, each next to the other.
+/// The same elements, contiguous in row-major order.
 pub fn contiguous(x: &Tensor) -> Result<Tensor> {
     labelled("contiguous", &[x], x.f_contiguous())
 }
 
-/// A new CPU tensor of these bytes, row-major; there are exactly as many as it takes.
+/// A new CPU tensor of these bytes, row-major. Their number must match the shape and type.
 pub fn from_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor> {
     labelled("from_bytes", &[], Tensor::f_from_data_size(bytes, shape, kind))
 }
 
-/// The bytes of a contiguous tensor on the CPU; `out` has exactly their number.
+/// Copies the bytes of a contiguous CPU tensor to `out`, which has exactly their number.
 pub fn copy_bytes(x: &Tensor, out: &mut [u8]) -> Result<()> {
     if x.numel() == 0 {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What belongs to the process as a whole: signals and where log lines go.
+//! Process-wide matters: signals, threads and the log.
 
 use std::ffi::OsStr;
 use std::io;
@@ -10,17 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
-/// How many times an idle OpenMP thread looks for work before it sleeps. libgomp's own 300,000 keep a core busy that
-/// another process could use, and a thread that waits for its turn on that core then holds up all the others.
-/// `bench/bench.py --beside` measures it, alone and beside busy processes.
+/// How often an idle OpenMP thread checks for work before it sleeps. libgomp's default, 300,000, keeps a core
+/// busy that another process could use; a thread that waits for its turn on that core then delays all others.
+/// `bench/bench.py --beside` measures it, alone and with busy processes.
 const SPIN_COUNT: &str = "10000";
 
-/// Settings of OpenMP with which a person says how threads wait.
+/// OpenMP's settings with which a user says how threads wait.
 const WAIT_SETTINGS: [&str; 3] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"];
 
-/// Bounds how long OpenMP's threads wait busily, unless the environment says how they wait. OpenMP reads its settings
-/// when it is loaded, before `main`, so the process starts itself once more, with the same arguments and process id.
-/// Call before anything else; returns where there is nothing to set.
+/// Limits how long OpenMP's threads wait busily, unless the environment already says how they wait. OpenMP
+/// reads its settings when it is loaded, before `main`, so the process starts itself once more, with the same
+/// arguments and process id. Call before anything else. Returns if there is nothing to set.
 pub fn bound_busy_waiting() {
     if WAIT_SETTINGS.iter().any(|name| is_set(name)) {
         return;
@@ -31,11 +31,11 @@ pub fn bound_busy_waiting() {
     command.arg0(arguments.next().unwrap_or_default()).args(arguments).env("GOMP_SPINCOUNT", SPIN_COUNT);
     let error = command.exec();
     tracing::warn!(
-        "OpenMP's threads wait as they do by default: this process could not start itself again: {error}"
+        "OpenMP keeps its default waiting policy, because this process could not restart itself: {error}"
     );
 }
 
-/// Whether the environment says how many threads OpenMP may use.
+/// Whether the environment sets the number of OpenMP threads.
 pub fn threads_are_set() -> bool {
     is_set("OMP_NUM_THREADS")
 }
@@ -44,15 +44,15 @@ fn is_set(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| value != OsStr::new(""))
 }
 
-/// A flag that SIGTERM and SIGINT raise. The work looks at it where it can stop cleanly.
+/// A flag that SIGTERM and SIGINT set. Work checks it at points where it can stop cleanly.
 #[derive(Debug, Clone, Default)]
 pub struct Termination {
     raised: Arc<AtomicBool>,
 }
 
 impl Termination {
-    /// Takes over SIGTERM and SIGINT, and lets SIGHUP and SIGPIPE do nothing: losing a terminal or a
-    /// reader must not end the work.
+    /// Handles SIGTERM and SIGINT, and ignores SIGHUP and SIGPIPE: losing a terminal or a reader must not end
+    /// the work.
     pub fn listen() -> io::Result<Self> {
         let raised = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
@@ -65,18 +65,18 @@ impl Termination {
         Ok(Self { raised })
     }
 
-    /// Raises the flag from within.
+    /// Sets the flag from this process.
     pub fn raise(&self) {
         self.raised.store(true, Ordering::Relaxed);
     }
 
-    /// True once the process has been asked to end.
+    /// Whether the process was asked to end.
     pub fn asked(&self) -> bool {
         self.raised.load(Ordering::Relaxed)
     }
 }
 
-/// Sends log lines to standard error, filtered by `LUTHIER_LOG` (default: `info`).
+/// Writes log lines to standard error, filtered by `LUTHIER_LOG` (default: `info`).
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("LUTHIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let outcome =
@@ -86,7 +86,7 @@ pub fn log_to_stderr() {
     }
 }
 
-/// `VmHWM` of this process, in bytes; 0 where the system does not say.
+/// `VmHWM` of this process, in bytes; 0 if the system does not report it.
 pub fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,4 @@
-//! A tiny project for tests: the llama reference with a few rows to learn.
+//! A tiny project for tests: the llama reference with a few training rows.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ pub struct Project {
 
 impl Project {
     pub fn new() -> Self {
-        // Tests run side by side; teams of threads in each would only wait for one another.
+        // Tests run in parallel; thread teams in each would only wait for each other.
         crate::csrc::set_threads(1).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let mut rows = String::new();
@@ -40,7 +40,7 @@ impl Project {
         Self { folder }
     }
 
-    /// Preference pairs, as many as there are rows to learn: the chosen answers count, the rejected ones do not.
+    /// Writes preference pairs, one per training row: the chosen answers count, the rejected ones do not.
     pub fn write_pairs(&self, name: &str) {
         let pair = |index: usize| {
             let (chosen, rejected) = (format!(" word is {}", index * 7), " no, never");
@@ -50,7 +50,7 @@ impl Project {
         std::fs::write(self.path().join(name), rows.concat()).unwrap();
     }
 
-    /// Labelled answers, as many as there are rows to learn: those that count are good, the others bad.
+    /// Writes labelled answers, one per training row: those that count are good, the others bad.
     pub fn write_labelled(&self, name: &str) {
         let row = |index: usize| {
             let good = index.is_multiple_of(2);
@@ -65,7 +65,7 @@ impl Project {
         self.folder.path()
     }
 
-    /// A new run with `set` over the project's settings.
+    /// A new run with `set` on top of the project's settings.
     pub fn run(&self, set: &[&str]) -> RunDir {
         let set: Vec<String> = set.iter().map(ToString::to_string).collect();
         let config = Config::load(self.path(), &set).unwrap();
