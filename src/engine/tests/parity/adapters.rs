@@ -1,4 +1,4 @@
-//! What an adapter promises: where it starts, what it trains, what it leaves on disk.
+//! Adapter invariants: initial values, what is trained, what is stored.
 
 use luthier_engine::csrc;
 use luthier_engine::error::EngineError;
@@ -33,7 +33,8 @@ fn stored(run: &str) -> Lora {
     Lora::load(&reference(&format!("training/llama/{run}/adapter-init")), &tiny(Kind::Float)).unwrap()
 }
 
-/// Gradients of one optimiser step's loss into the adapter; returns the loss. A step has two micro-batches.
+/// Accumulates the gradients of one optimiser step's loss in the adapter and returns the loss. A step has two
+/// micro-batches.
 fn accumulate(model: &Model, adapter: &dyn Adapter, step: i64, recompute: bool) -> f64 {
     let data = tensors("training/llama/batches.safetensors");
     let batches: Vec<(Tensor, LossTargets)> = (2 * step..2 * step + 2)
@@ -72,7 +73,7 @@ fn gradients(adapter: &dyn Adapter) -> Vec<Tensor> {
 }
 
 #[test]
-fn a_stored_adapter_gives_pefts_logits_and_so_does_the_merged_weight() {
+fn a_stored_adapter_and_its_merged_weights_give_pefts_logits() {
     let (model, adapter) = (tiny(Kind::Float), stored("lora"));
     let data = tensors("training/llama/batches.safetensors");
     let (ids, mask) = (data["input_ids"].get(0), data["attention_mask"].get(0));
@@ -103,7 +104,7 @@ fn a_new_adapter_is_the_base_model_bit_for_bit() {
 }
 
 #[test]
-fn a_new_adapter_is_a_function_of_its_seed_within_pefts_bounds() {
+fn a_new_adapter_depends_only_on_its_seed_and_is_within_pefts_bounds() {
     let model = tiny(Kind::Float);
     let [one, same, other] =
         [7, 7, 8].map(|seed| lora(8, &["q_proj", "down_proj"]).create(&model, seed).unwrap());
@@ -136,7 +137,7 @@ fn only_the_adapter_gets_gradients() {
 }
 
 #[test]
-fn recomputed_gradients_equal_kept_ones() {
+fn recomputed_gradients_equal_stored_ones() {
     let model = tiny(Kind::Float);
     let (kept, again) = (stored("lora"), stored("lora"));
     let losses = [accumulate(&model, &kept, 0, false), accumulate(&model, &again, 0, true)];
@@ -147,7 +148,7 @@ fn recomputed_gradients_equal_kept_ones() {
 }
 
 #[test]
-fn recomputing_repeats_dropout_exactly_and_noise_decides_it() {
+fn recomputing_repeats_dropout_exactly_and_only_noise_changes_it() {
     let model = tiny(Kind::Float);
     let ids = tensors("training/llama/batches.safetensors")["input_ids"].get(0);
     let positions = columns(2, 24);
@@ -192,7 +193,7 @@ fn dropout_keeps_the_mean_and_zeroes_its_share() {
 }
 
 #[test]
-fn a_saved_adapter_is_read_back_and_has_what_peft_asks_for() {
+fn a_saved_adapter_is_read_back_and_has_the_keys_that_peft_needs() {
     let (model, folder) = (tiny(Kind::Float), tempfile::tempdir().unwrap());
     let adapter = trained(&model, 3);
     let path = folder.path().join("adapter");
@@ -212,7 +213,7 @@ fn a_saved_adapter_is_read_back_and_has_what_peft_asks_for() {
 }
 
 #[test]
-fn every_misfit_of_an_adapter_is_reported_at_once() {
+fn all_problems_of_an_adapter_are_reported_at_once() {
     let (model, folder) = (tiny(Kind::Float), tempfile::tempdir().unwrap());
     let mut weights = tensors("training/llama/lora/adapter-init/adapter_model.safetensors");
     let name = |module: &str, factor: &str| format!("base_model.model.model.layers.{module}.{factor}.weight");
@@ -230,7 +231,7 @@ fn every_misfit_of_an_adapter_is_reported_at_once() {
     luthier_engine::weights::safetensors::write(&folder.path().join("adapter_model.safetensors"), pairs)
         .unwrap();
     let Err(EngineError::Adapter { problems, .. }) = Lora::load(folder.path(), &model) else {
-        panic!("it was taken");
+        panic!("it was accepted");
     };
     let found = problems.join("\n");
     for part in [

@@ -1,4 +1,5 @@
-//! What rows begin with alike is computed once, and their losses and gradients are those of rows computed each for itself.
+//! Shared beginnings of rows are computed once, and losses and gradients equal those of rows computed
+//! separately.
 
 use std::collections::BTreeMap;
 
@@ -18,8 +19,8 @@ use crate::support::{distance, variant};
 
 const ONCE: Beginnings = Beginnings::Once { worth: 16 };
 
-/// Rows of several lengths: two pairs that begin alike, one of them a beginning of the other, and one that shares nothing.
-/// Long enough for the windows of the tiny models.
+/// Rows of several lengths: two pairs with shared beginnings, one row that is a beginning of another, and one
+/// that shares nothing. Long enough for the windows of the tiny models.
 fn rows() -> Vec<EncodedRow> {
     let row = |row: usize, ids: Vec<u32>, from: usize| {
         let trained = (0..ids.len()).map(|place| place >= from).collect();
@@ -69,8 +70,8 @@ fn learned(
 }
 
 #[test]
-fn every_family_learns_the_same_from_rows_that_share_their_beginnings() {
-    // Of the variants those whose attention no tiny model has: scores with a linear bias.
+fn every_family_learns_the_same_with_shared_beginnings() {
+    // Of the variants, those with attention that no tiny model has: scores with a linear bias.
     let models = families()
         .into_iter()
         .map(|family| (family.clone(), open(&family, Kind::Float, Quantisation::None), None));
@@ -97,7 +98,7 @@ fn every_family_learns_the_same_from_rows_that_share_their_beginnings() {
     }
 }
 
-/// Distance of gradients from others, as a share of those.
+/// Distance between gradients, relative to the exact ones.
 fn relative(found: &BTreeMap<String, Tensor>, exact: &BTreeMap<String, Tensor>) -> f64 {
     let square = |x: &Tensor| x.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
     let error: f64 = exact.iter().map(|(name, gradient)| square(&(&found[name] - gradient))).sum();
@@ -105,8 +106,8 @@ fn relative(found: &BTreeMap<String, Tensor>, exact: &BTreeMap<String, Tensor>) 
 }
 
 #[test]
-fn bf16_loses_nothing_where_many_rows_share_their_beginning() {
-    // So many that a sum in bf16 would lose the last of them.
+fn bf16_is_as_exact_when_many_rows_share_their_beginning() {
+    // So many rows that a bf16 sum would lose the last of them.
     let begin: Vec<u32> = (0..24).map(|place| (5 + place * 37) % 509).collect();
     let row = |row: usize| {
         let ids = begin.iter().copied().chain([(row as u32 * 11) % 509, 3]).collect();
@@ -127,21 +128,21 @@ fn bf16_loses_nothing_where_many_rows_share_their_beginning() {
 }
 
 #[test]
-fn rows_of_a_shared_index_learn_from_each_of_its_uses_in_f32() {
+fn gradients_of_repeated_rows_are_summed_in_f32() {
     let x = Tensor::ones([3, 2], (Kind::BFloat16, Device::Cpu)).set_requires_grad(true);
     let index =
         Tensor::cat(&[Tensor::zeros([1000], (Kind::Int64, Device::Cpu)), Tensor::from_slice(&[2_i64])], 0);
     let y = ops::gather(&x, &index).unwrap();
     csrc::backward(&[&y.sum(Kind::Float)], &[None]).unwrap();
-    // One by one in bf16 the sum would stop at 256.
+    // A bf16 sum of one after another would stop at 256.
     let expected = Tensor::from_slice(&[1000.0_f32, 1000.0, 0.0, 0.0, 1.0, 1.0]).view([3, 2]);
     assert_eq!(x.grad().to_kind(Kind::Float), expected);
 }
 
 #[test]
-fn how_long_the_longest_document_is_decides_long_rope_to_the_token() {
+fn longrope_switches_at_the_exact_length_of_the_longest_document() {
     let (model, _folder) = variant("phi3-long-short");
-    // `original_max_position_embeddings`, from which on other frequencies are used.
+    // `original_max_position_embeddings`; beyond it, other frequencies are used.
     let original = 32;
     for (name, adapter) in each(&model) {
         let own = adapter.virtual_tokens() as i64;
@@ -154,7 +155,7 @@ fn how_long_the_longest_document_is_decides_long_rope_to_the_token() {
                 let pass = Pass { positions: &positions, mask, adapters, noise: None };
                 model.hidden(&ids, &pass, None).unwrap()
             };
-            // The one looks at the positions, the others at what they know of them.
+            // The first reads the positions, the others use the known lengths.
             let looked = hidden(Mask::Columns(&counts));
             for mask in [Mask::Causal, Mask::Documents(&[length, length])] {
                 let error = distance(&hidden(mask), &looked);

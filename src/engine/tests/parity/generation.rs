@@ -1,4 +1,4 @@
-//! Continuing prompts: against transformers, and the promises about rows.
+//! Continuation of prompts: comparison with transformers, and invariants of rows in a batch.
 
 use std::ops::ControlFlow;
 
@@ -38,7 +38,7 @@ fn adapter(model: &Model, seed: u64) -> Box<dyn Adapter> {
 }
 
 #[test]
-fn prompts_together_continue_as_transformers_continues_each() {
+fn prompts_in_one_batch_equal_transformers() {
     for family in families() {
         let model = open(&family, Kind::Float, Quantisation::None);
         let stored = tensors(&format!("tiny/{family}/ref.safetensors"));
@@ -49,7 +49,7 @@ fn prompts_together_continue_as_transformers_continues_each() {
 }
 
 #[test]
-fn rows_with_different_adapters_draw_what_each_draws_alone() {
+fn rows_with_different_adapters_equal_each_row_alone() {
     let model = tiny(Kind::Float);
     let (first, second) = (adapter(&model, 1), adapter(&model, 2));
     let sampling = Sampling { temperature: 0.9, top_k: 50, top_p: 0.95 };
@@ -69,7 +69,7 @@ fn rows_with_different_adapters_draw_what_each_draws_alone() {
 }
 
 #[test]
-fn a_seed_decides_what_is_drawn() {
+fn sampling_depends_on_the_seed() {
     let model = tiny(Kind::Float);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
     let with = |seed| tokens(&model, &[Row { sampling, seed, ..row(&[0, 39]) }]);
@@ -78,7 +78,7 @@ fn a_seed_decides_what_is_drawn() {
 }
 
 #[test]
-fn rows_end_on_their_own_and_every_token_is_seen() {
+fn rows_end_independently_and_every_token_is_reported() {
     let model = tiny(Kind::Float);
     let long = tokens(&model, &[row(&[0, 39, 83, 355, 379, 354, 274, 73, 30])])[0].clone();
     let prompt = [0, 39, 83, 355, 379, 354, 274, 73, 30];
@@ -115,7 +115,7 @@ fn rows_end_on_their_own_and_every_token_is_seen() {
 }
 
 #[test]
-fn a_text_longer_than_the_caches_first_room_goes_on() {
+fn generation_continues_beyond_the_caches_first_size() {
     let model = tiny(Kind::Float);
     let prompt: Vec<u32> = (0..250).map(|i| i * 7 % 512).collect();
     let short = [3, 4];
@@ -125,8 +125,8 @@ fn a_text_longer_than_the_caches_first_room_goes_on() {
 }
 
 #[test]
-fn a_reply_that_outgrows_its_frequencies_is_what_the_whole_text_gives() {
-    // Prompts that begin before, at and beyond the length at which frequencies change: 32 tokens and 8.
+fn a_reply_past_the_change_of_frequencies_equals_uncached_generation() {
+    // Prompts shorter than, equal to and longer than the length at which frequencies change: 32 tokens and 8.
     for (name, lengths) in [("phi3-long-short", [28, 32, 40, 3]), ("llama-dynamic", [5, 8, 12, 2])] {
         let (model, _folder) = variant(name);
         let prompts =
@@ -153,7 +153,7 @@ fn a_reply_that_outgrows_its_frequencies_is_what_the_whole_text_gives() {
 }
 
 #[test]
-fn prompts_that_cannot_be_read_are_errors() {
+fn invalid_prompts_are_errors() {
     let model = tiny(Kind::Float);
     for prompt in [&[][..], &[512]] {
         assert!(generate(&model, &[row(prompt)], &mut |_, _| ControlFlow::Continue(())).is_err());

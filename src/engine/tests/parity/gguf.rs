@@ -1,4 +1,4 @@
-//! GGUF files that llama.cpp's converter made of the tiny models, against the folders that it made them of.
+//! Compares GGUF files that llama.cpp's converter made from the tiny models with the folders of these models.
 
 use std::fs;
 use std::path::Path;
@@ -17,11 +17,11 @@ fn load(files: &ModelFiles) -> Model {
     Model::load(files, Device::Cpu, Kind::Float, Quantisation::None).unwrap()
 }
 
-/// A copy of the folder whose weights have lost what the GGUF file has not kept of them.
+/// A copy of the folder with its weights rounded as in the GGUF file.
 fn rounded(family: &str, gguf: &ModelFiles, to: &Path) -> ModelFiles {
     copy_files(&reference(&format!("tiny/{family}")), to);
     if family.starts_with("gemma") {
-        // llama.cpp divides scores by the root of the head size, whatever `query_pre_attn_scalar` says.
+        // llama.cpp divides scores by the root of the head size and ignores `query_pre_attn_scalar`.
         let mut config = json(&format!("tiny/{family}/config.json"));
         config["query_pre_attn_scalar"] = config["head_dim"].clone();
         fs::write(to.join("config.json"), config.to_string()).unwrap();

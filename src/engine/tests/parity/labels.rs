@@ -1,4 +1,5 @@
-//! Runs over labelled answers against TRL's KTOTrainer: losses, gradient norms, rewards, KL and the final adapter.
+//! Compares runs over labelled answers with TRL's KTOTrainer: losses, gradient norms, rewards, KL and the
+//! final adapter.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,7 @@ struct Logged {
     loss: f64,
     grad_norm: f64,
     lr: f64,
-    /// Metrics, by our names.
+    /// Metrics by our names.
     #[serde(flatten)]
     others: BTreeMap<String, f64>,
 }
@@ -44,7 +45,7 @@ fn adapter(run: &Run, name: &str, model: &Model) -> Lora {
     Lora::load(&run.path(name), model).unwrap()
 }
 
-/// The batches that TRL went through in turn, padding taken off.
+/// TRL's batches in order, without padding.
 fn batches(run: &Run) -> Vec<Vec<EncodedRow>> {
     let tensors = tensors(&format!("{}/batches.safetensors", run.folder));
     let batch = |place: usize| {
@@ -70,7 +71,7 @@ fn batches(run: &Run) -> Vec<Vec<EncodedRow>> {
     (0..).map_while(batch).collect()
 }
 
-/// A run's model and adapter on the way through its steps, each cut into micro-batches of `size`.
+/// A run's model and adapter, for making its steps, each split into micro-batches of `size`.
 struct Steps<'a> {
     model: &'a Model,
     adapter: Lora,
@@ -85,7 +86,7 @@ impl<'a> Steps<'a> {
         let adapter = adapter(run, "adapter-init", model);
         let optimizer = AdamW::new(adapter.parameters()).unwrap();
         let Known { beta, desirable_weight, undesirable_weight, .. } = known(run);
-        // Nothing is kept, so the folder need not be there.
+        // Nothing is stored, so the folder need not exist.
         let reference = Reference::open("nowhere".as_ref(), Key::default());
         let kto = Kto::new(KtoLoss { beta, desirable_weight, undesirable_weight }, reference, 128);
         Self { model, adapter, optimizer, kto, size, recompute }
@@ -138,7 +139,7 @@ fn every_step_equals_the_reference() {
 }
 
 #[test]
-fn held_out_rows_are_judged_as_those_of_a_step() {
+fn held_out_rows_give_the_metrics_of_a_step() {
     for run in label_runs() {
         let model = run.base();
         let (known, batches) = (known(&run), batches(&run));

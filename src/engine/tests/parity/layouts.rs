@@ -1,4 +1,4 @@
-//! The same tokens laid out in other ways: end to end, padded on the left, in pieces through a cache.
+//! The same tokens in other layouts: end to end, padded on the left, in parts through a cache.
 
 use luthier_engine::layers::{Active, Mask, Pass};
 use tch::{Kind, Tensor};
@@ -6,12 +6,12 @@ use tch::{Kind, Tensor};
 use crate::support::{columns, distance, distance_where, hidden, logits, logits_in_pieces, tensors, tiny};
 
 #[test]
-fn bf16_takes_documents_and_a_cache_as_f32_does() {
+fn bf16_documents_and_cache_are_close_to_f32() {
     let (model, stored) = (tiny(Kind::BFloat16), tensors("tiny/llama/ref.safetensors"));
     let ids = stored["input_ids"].narrow(0, 0, 1);
     let whole = logits(&model, &ids, Active::Base);
     let pieces = logits_in_pieces(&model, &ids, &[20, 1, 1, 5]);
-    // Sums are taken in another order, and bf16 keeps 8 bits.
+    // Sums are taken in another order, and bf16 has 8 bits of precision.
     assert!(distance(&pieces, &whole) <= 0.1);
     let ids = Tensor::cat(&[&ids, &ids.narrow(1, 0, 9)], 1);
     let positions = Tensor::cat(&[columns(1, 27), columns(1, 9)], 1);
@@ -34,7 +34,7 @@ fn documents_of_one_length_equal_rows() {
 }
 
 #[test]
-fn padding_on_the_left_changes_nothing_that_counts() {
+fn padding_on_the_left_does_not_change_other_tokens() {
     let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
     let lengths = [27_i64, 19, 11];
     let shifted = |x: &Tensor| {
@@ -66,10 +66,10 @@ fn has_512_bit_vectors() -> bool {
 }
 
 #[test]
-fn a_cache_fed_in_pieces_gives_the_same_logits() {
+fn a_cache_filled_in_parts_gives_the_same_logits() {
     let (model, stored) = (tiny(Kind::Float), tensors("tiny/llama/ref.safetensors"));
     let ids = &stored["input_ids"];
-    // Kernels without 512-bit vectors add up fewer partial sums at a time, and round a little more.
+    // Kernels without 512-bit vectors add fewer partial sums at a time, and round slightly more.
     let bound = if has_512_bit_vectors() { 1e-5 } else { 1.2e-5 };
     for pieces in [&[27][..], &[1; 27], &[10, 1, 1, 15], &[1, 26]] {
         let error = distance_where(
@@ -82,7 +82,7 @@ fn a_cache_fed_in_pieces_gives_the_same_logits() {
 }
 
 #[test]
-fn what_does_not_fit_together_is_an_error() {
+fn mismatched_inputs_are_errors() {
     let model = tiny(Kind::Float);
     let (ids, positions) = (columns(2, 8), columns(2, 8));
     let refused = |ids: &Tensor, mask: Mask| {

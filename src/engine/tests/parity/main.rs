@@ -1,5 +1,6 @@
-//! The engine against what transformers, PEFT and TRL compute, for every folder of `tests/references`: stored logits, hidden
-//! states, losses, gradients, continuations and training steps; and what the engine promises beside that.
+//! Compares the engine with transformers, PEFT and TRL for every folder of `tests/references`: stored logits,
+//! hidden states, losses, gradients, continuations and training steps. Also tests the engine's own
+//! invariants.
 
 #[cfg(test)]
 mod adapters;

@@ -1,5 +1,5 @@
-//! Promises that every method keeps: on disk as PEFT has it, in batches beside others, with a cache, folded, and refused
-//! where it does not fit.
+//! Invariants of every method: PEFT's format on disk, batches with other adapters, generation with a cache,
+//! folding, and errors for adapters that do not fit.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -35,7 +35,7 @@ fn config(change: impl FnOnce(&mut MethodSection)) -> Config {
     config
 }
 
-/// One of each kind, changed so that it does something.
+/// One adapter of each kind, with changed parameters so that it has an effect.
 pub fn each(model: &Model) -> Vec<(String, Box<dyn Adapter>)> {
     let head = model.head().name.clone();
     let embedding = model.architecture().parameters()[0].name.trim_end_matches(".weight").to_owned();
@@ -60,7 +60,7 @@ pub fn each(model: &Model) -> Vec<(String, Box<dyn Adapter>)> {
     made.collect()
 }
 
-/// Moves every parameter a little.
+/// Changes every parameter slightly.
 fn disturb(parameters: &Parameters, seed: u64) {
     let _guard = tch::no_grad_guard();
     for (name, parameter) in parameters {
@@ -77,7 +77,7 @@ fn some_ids(rows: i64, width: i64) -> Tensor {
     (Tensor::arange(rows * width, (Kind::Int64, Device::Cpu)) * 37).remainder(509).view([rows, width])
 }
 
-/// Gradients of a loss over two rows, the last of whose tokens are trained.
+/// Gradients of a loss over two rows, whose last tokens are trained.
 fn gradients(model: &Model, adapter: &dyn Adapter, recompute: bool, noise: Option<Noise>) -> Vec<Tensor> {
     for parameter in adapter.parameters().values() {
         parameter.shallow_clone().zero_grad();
@@ -103,7 +103,7 @@ fn gradients(model: &Model, adapter: &dyn Adapter, recompute: bool, noise: Optio
 }
 
 #[test]
-fn every_method_changes_the_model_and_trains_all_it_has() {
+fn every_method_changes_the_model_and_trains_all_its_parameters() {
     for family in &families() {
         let model = open(family);
         let ids = some_ids(2, 9);
@@ -116,7 +116,7 @@ fn every_method_changes_the_model_and_trains_all_it_has() {
                 gradients(&model, adapter.as_ref(), false, None).iter().zip(adapter.parameters().keys())
             {
                 assert!(gradient.defined(), "{family} {name} {parameter}");
-                // The softmax of attention does not see what is added to all keys.
+                // A constant added to all keys cancels in attention's softmax.
                 let blind =
                     parameter.ends_with("k_proj.bias") || parameter.ends_with("k_proj.base_layer.bias");
                 let norm = gradient.norm().double_value(&[]);
@@ -128,7 +128,7 @@ fn every_method_changes_the_model_and_trains_all_it_has() {
 }
 
 #[test]
-fn recomputed_gradients_are_the_plain_ones_with_dropout_too() {
+fn recomputed_gradients_equal_stored_ones_also_with_dropout() {
     for family in &families() {
         let model = open(family);
         let mut adapters = each(&model);
@@ -152,7 +152,7 @@ fn recomputed_gradients_are_the_plain_ones_with_dropout_too() {
 }
 
 #[test]
-fn what_was_saved_is_loaded_and_computes_the_same() {
+fn a_saved_adapter_computes_the_same_after_loading() {
     let folder = tempfile::tempdir().unwrap();
     for family in &families() {
         let model = open(family);
@@ -172,7 +172,7 @@ fn what_was_saved_is_loaded_and_computes_the_same() {
 }
 
 #[test]
-fn peft_folders_are_written_with_the_names_and_shapes_they_were_read_with() {
+fn peft_folders_keep_their_names_and_shapes() {
     let folder = tempfile::tempdir().unwrap();
     for run in runs().into_iter().filter(|run| run.has("adapter-final") && !run.is_projected()) {
         let stored = run.path("adapter-final");
@@ -181,7 +181,7 @@ fn peft_folders_are_written_with_the_names_and_shapes_they_were_read_with() {
         methods::save(adapter.as_ref(), &path, Purpose::Result).unwrap();
         let weights = |folder: &Path| safetensors::read(&folder.join("adapter_model.safetensors")).unwrap();
         assert_eq!(weights(&path), weights(&stored), "{run}");
-        // What our configuration says, PEFT's says too.
+        // PEFT's configuration must contain all that ours contains.
         let read = |folder: &Path| -> Value {
             serde_json::from_slice(&std::fs::read(folder.join("adapter_config.json")).unwrap()).unwrap()
         };
@@ -199,7 +199,7 @@ fn peft_folders_are_written_with_the_names_and_shapes_they_were_read_with() {
 }
 
 #[test]
-fn adapters_made_with_older_names_of_modules_are_the_same_adapters() {
+fn adapters_with_older_module_names_are_read() {
     let model = open("gpt_neox");
     let methods = [
         config(|method| method.modules_to_save = vec!["lm_head".to_owned()]),
@@ -230,7 +230,7 @@ fn adapters_made_with_older_names_of_modules_are_the_same_adapters() {
 }
 
 #[test]
-fn a_fully_trained_model_opens_by_itself_and_says_the_same() {
+fn a_fully_trained_model_opens_alone_and_computes_the_same() {
     let folder = tempfile::tempdir().unwrap();
     for family in &families() {
         let model = open(family);
@@ -262,7 +262,7 @@ fn a_fully_trained_model_opens_by_itself_and_says_the_same() {
 }
 
 #[test]
-fn a_fully_trained_model_is_rounded_to_its_bases_type_but_never_in_a_checkpoint() {
+fn a_full_result_is_rounded_to_the_bases_type_but_a_checkpoint_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().join("base");
     in_bf16("llama", &base);
@@ -287,7 +287,7 @@ fn a_fully_trained_model_is_rounded_to_its_bases_type_but_never_in_a_checkpoint(
 }
 
 #[test]
-fn folded_layers_alone_do_what_adapted_ones_do() {
+fn folded_layers_equal_adapted_ones() {
     for family in &families() {
         let model = open(family);
         for (name, adapter) in each(&model).into_iter().filter(|(_, adapter)| adapter.virtual_tokens() == 0) {
@@ -305,7 +305,7 @@ fn folded_layers_alone_do_what_adapted_ones_do() {
     }
 }
 
-/// Greedy tokens, each from the whole text again.
+/// Greedy tokens, each computed from the whole sequence.
 fn without_cache(model: &Model, adapter: Option<&dyn Adapter>, prompt: &[u32], count: usize) -> Vec<u32> {
     let _guard = tch::no_grad_guard();
     let active = adapter.map_or(Active::Base, Active::All);
@@ -318,7 +318,7 @@ fn without_cache(model: &Model, adapter: Option<&dyn Adapter>, prompt: &[u32], c
 }
 
 #[test]
-fn cached_generation_equals_uncached_in_batches_of_every_method() {
+fn cached_generation_equals_uncached_for_every_method() {
     for family in &families() {
         let model = open(family);
         let adapters = each(&model);
@@ -351,7 +351,7 @@ fn cached_generation_equals_uncached_in_batches_of_every_method() {
 }
 
 #[test]
-fn rows_of_all_methods_without_virtual_tokens_equal_each_row_alone() {
+fn a_batch_of_all_methods_without_virtual_tokens_equals_each_row_alone() {
     for family in &families() {
         let model = open(family);
         let mut adapters = each(&model);
@@ -370,7 +370,7 @@ fn rows_of_all_methods_without_virtual_tokens_equal_each_row_alone() {
 }
 
 #[test]
-fn packed_documents_see_the_virtual_tokens_each_for_itself() {
+fn every_packed_document_sees_the_virtual_tokens() {
     for family in &families() {
         let model = open(family);
         for (name, adapter) in each(&model) {
@@ -386,7 +386,7 @@ fn packed_documents_see_the_virtual_tokens_each_for_itself() {
                 let alone = logits(&model, &ids.narrow(1, start, length), adapters);
                 let error = distance(&packed.narrow(1, start, length), &alone);
                 let largest = alone.abs().max().double_value(&[]);
-                // The logits of these two are the largest, up to 5.9 under rsLoRA, and so is their rounding.
+                // These two have the largest logits, up to 5.9 under rsLoRA, and thus the largest rounding.
                 let bound = if family.starts_with("qwen") { 1.1e-5 } else { 1e-5 };
                 assert!(error <= bound, "{family} {name} {length}: {error} of {largest}");
                 start += length;
@@ -396,7 +396,7 @@ fn packed_documents_see_the_virtual_tokens_each_for_itself() {
 }
 
 #[test]
-fn a_new_adapter_is_a_function_of_its_seed_and_starts_where_peft_starts() {
+fn a_new_adapter_depends_only_on_its_seed_and_starts_like_pefts() {
     let model = open("llama");
     let ids = some_ids(2, 9);
     let base = logits(&model, &ids, Active::Base);
@@ -442,7 +442,7 @@ fn changed(folder: &Path, run: &str, change: &dyn Fn(&mut Value)) {
 }
 
 #[test]
-fn options_of_peft_that_would_be_ignored_are_refused_by_name() {
+fn unsupported_options_of_peft_are_refused_by_name() {
     let (model, folder) = (open("llama"), tempfile::tempdir().unwrap());
     let cases: [(&str, &str, Value, &str); 15] = [
         ("llama/lora", "use_qalora", json!(true), "use_qalora"),
@@ -458,14 +458,14 @@ fn options_of_peft_that_would_be_ignored_are_refused_by_name() {
         ("llama/lora", "bias", json!("some"), "no valid bias"),
         ("llama/lora", "peft_type", json!("VERA"), "VERA"),
         ("llama/prefix", "num_virtual_tokens", json!(9), "needs [9, 192]"),
-        ("llama/prefix", "token_dim", json!(64), "its token_dim is 64, where this model needs 32"),
+        ("llama/prefix", "token_dim", json!(64), "its token_dim is 64, but this model needs 32"),
         ("llama/prompt", "num_transformer_submodules", json!(2), "num_transformer_submodules"),
     ];
     for (place, (run, key, value, told)) in cases.into_iter().enumerate() {
         let path = folder.path().join(place.to_string());
         changed(&path, run, &|config| config[key] = value.clone());
         let Err(EngineError::Adapter { problems, .. }) = methods::load(&path, &model) else {
-            panic!("{key} = {value} was taken");
+            panic!("{key} = {value} was accepted");
         };
         assert!(problems.join("\n").contains(told), "{key}: {problems:?}");
     }
@@ -481,11 +481,11 @@ fn options_of_peft_that_would_be_ignored_are_refused_by_name() {
 }
 
 #[test]
-fn ranks_and_alphas_by_pattern_are_applied_and_kept() {
+fn rank_and_alpha_patterns_are_applied_and_saved() {
     let (model, folder) = (open("llama"), tempfile::tempdir().unwrap());
     let adapter = method_of(&config(|_| ())).create(&model, 1).unwrap();
     disturb(adapter.parameters(), 2);
-    // Half the rank of one module, and another scale: its second half of factors is cut off.
+    // Half the rank and another scale for one module: the second half of its factors is cut off.
     let narrowed: Parameters = adapter
         .parameters()
         .iter()
@@ -515,7 +515,7 @@ fn ranks_and_alphas_by_pattern_are_applied_and_kept() {
 }
 
 #[test]
-fn a_head_that_peft_stored_beside_its_adapter_must_be_the_bases() {
+fn a_head_stored_with_its_adapter_must_be_the_bases() {
     let (model, folder) = (open("llama"), tempfile::tempdir().unwrap());
     let on_head =
         config(|method| method.targets = luthier_core::config::Targets::Names(vec!["lm_head".into()]));
@@ -536,7 +536,7 @@ fn a_head_that_peft_stored_beside_its_adapter_must_be_the_bases() {
 }
 
 #[test]
-fn columns_that_all_count_equal_rows_also_where_virtual_tokens_fall_out_of_a_window() {
+fn a_mask_without_padding_equals_rows_also_when_virtual_tokens_leave_a_window() {
     for family in ["gemma2", "mistral", "llama"] {
         let model = open(family);
         let ids = &tensors(&format!("tiny/{family}/ref.safetensors"))["input_ids"];

@@ -1,5 +1,5 @@
-//! Every family and every option of one against transformers: logits, hidden states, losses, greedy continuations and
-//! gradients.
+//! Compares every family, and every option of a family, with transformers: logits, hidden states, losses,
+//! greedy continuations and gradients.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ fn every_family_equals_transformers_padded_packed_and_cached() {
         let report = compare_family(&family, Kind::Float);
         assert!(report.pass, "{family}: {report:?}");
         for way in &report.ways {
-            // Through a cache, sums are taken in another order than transformers' in every layer.
+            // With a cache, every layer takes its sums in another order than transformers.
             let bound = if way.name == "cached" { 1e-4 } else { 1e-5 };
             let errors = way.errors;
             assert!(errors.logits <= bound && errors.hidden <= bound, "{family}: {report:?}");
@@ -46,7 +46,7 @@ fn every_family_equals_transformers_padded_packed_and_cached() {
 }
 
 #[test]
-fn the_states_after_every_layer_equal_transformers() {
+fn hidden_states_of_every_layer_equal_transformers() {
     for family in families() {
         let model = open(&family, Kind::Float, Quantisation::None);
         let stored = tensors(&format!("tiny/{family}/ref.safetensors"));
@@ -64,7 +64,7 @@ fn the_states_after_every_layer_equal_transformers() {
 }
 
 #[test]
-fn the_hubs_older_spelling_of_a_configuration_gives_the_same_model() {
+fn an_older_spelling_of_the_configuration_gives_the_same_model() {
     for family in families() {
         let (folder, old) = (reference(&format!("tiny/{family}")), tempfile::tempdir().unwrap());
         copy_files(&folder, old.path());
@@ -85,7 +85,7 @@ fn every_option_of_a_family_equals_transformers() {
 }
 
 #[test]
-fn bf16_stays_as_near_to_f32_as_transformers_own() {
+fn bf16_is_as_close_to_f32_as_that_of_transformers() {
     for family in families() {
         let notes = json(&format!("tiny/{family}/ref.json"));
         let theirs = notes["bf16_maxdiff"].as_f64().unwrap();
@@ -95,7 +95,7 @@ fn bf16_stays_as_near_to_f32_as_transformers_own() {
     }
 }
 
-/// Distance of `a` from `b` where `mask` `[B, T]` is 1, as a share of `b`: root mean squares over `[B, T, V]`.
+/// Relative distance of `a` from `b` where `mask` `[B, T]` is 1: root mean squares over `[B, T, V]`.
 fn relative_distance(mask: &Tensor, a: &Tensor, b: &Tensor) -> f64 {
     let counts = mask.to_kind(Kind::Bool);
     let pick = |x: &Tensor| x.to_kind(Kind::Float).index(&[Some(&counts)]);
@@ -103,7 +103,7 @@ fn relative_distance(mask: &Tensor, a: &Tensor, b: &Tensor) -> f64 {
 }
 
 #[test]
-fn computing_in_bf16_is_within_2e_2_of_computing_in_f32_over_the_same_weights() {
+fn bf16_is_within_2e_2_of_f32_with_the_same_weights() {
     for family in families() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(&family);
@@ -120,7 +120,8 @@ fn computing_in_bf16_is_within_2e_2_of_computing_in_f32_over_the_same_weights() 
     }
 }
 
-/// The largest relative difference between the gradient norm of a parameter and transformers', and its name.
+/// The largest relative difference from transformers in the gradient norm of a parameter, and the parameter's
+/// name.
 fn furthest_gradient(family: &str, recompute: bool) -> (f64, String) {
     let model = open(family, Kind::Float, Quantisation::None);
     let full = FullMethod.create(&model, 0).unwrap();

@@ -1,4 +1,5 @@
-//! Runs over preference pairs against TRL: log-probabilities, losses, rewards, gradient norms and the final adapter.
+//! Compares runs over preference pairs with TRL: log-probabilities, losses, rewards, gradient norms and the
+//! final adapter.
 
 use luthier_core::data::{EncodedRow, EncodedSide};
 use luthier_engine::algorithms::Algorithm;
@@ -55,7 +56,7 @@ fn known(run: &Run) -> Known {
     serde_json::from_value(run.json("dpo.json")).unwrap()
 }
 
-/// The pairs of a run, padding taken off: all chosen sides, then all rejected ones.
+/// The pairs of a run without padding: all chosen sides, then all rejected ones.
 fn rows(run: &Run) -> Vec<EncodedRow> {
     let tensors = tensors(&format!("{}/batch.safetensors", run.folder));
     let (sides, width) = tensors["input_ids"].size2().unwrap();
@@ -95,7 +96,7 @@ fn mean(values: &Tensor) -> f64 {
 }
 
 #[test]
-fn losses_and_rewards_are_a_function_of_four_log_probabilities() {
+fn losses_and_rewards_follow_from_four_log_probabilities() {
     for run in preference_runs() {
         let Known { beta, first_step: first, .. } = known(&run);
         let side = |chosen: &[f64], rejected: &[f64]| LogProbs {
@@ -115,7 +116,7 @@ fn losses_and_rewards_are_a_function_of_four_log_probabilities() {
 }
 
 #[test]
-fn answers_are_as_likely_as_they_are_to_trl() {
+fn log_probabilities_equal_those_of_trl() {
     for run in preference_runs() {
         let model = run.base();
         let first = known(&run).first_step;
@@ -135,7 +136,7 @@ fn answers_are_as_likely_as_they_are_to_trl() {
 
 const ONCE: Beginnings = Beginnings::Once { worth: 16 };
 
-/// Steps over the pairs of a reference run, each step cut into micro-batches of `size`.
+/// Steps over the pairs of a reference run, each split into micro-batches of `size`.
 struct Steps<'a> {
     model: &'a Model,
     rows: Vec<EncodedRow>,
@@ -150,7 +151,7 @@ impl<'a> Steps<'a> {
     fn new(run: &Run, model: &'a Model, size: usize, recompute: bool) -> Self {
         let adapter = adapter(run, "adapter-init", model);
         let optimizer = AdamW::new(adapter.parameters()).unwrap();
-        // Nothing is kept, so the folder need not be there.
+        // Nothing is stored, so the folder need not exist.
         let reference = Reference::open("nowhere".as_ref(), Key::default());
         let dpo = Dpo::new(DpoLoss { beta: known(run).beta, label_smoothing: 0.0 }, reference);
         Self { model, rows: rows(run), adapter, optimizer, dpo, size, recompute }
@@ -191,7 +192,7 @@ fn every_step_equals_the_reference() {
             for (index, logged) in known.log.iter().enumerate() {
                 let ours = steps.step(logged.lr);
                 let metric = |name: &str| ours.metrics[name].get();
-                // Later steps gather the rounding of those before.
+                // Rounding errors accumulate from step to step.
                 let bound = if index == 0 { 1e-5 } else { 1e-4 };
                 assert!(relative(ours.loss, logged.loss) <= bound, "{place}, step {index}: {ours:?}");
                 let norm = relative(ours.grad_norm, logged.grad_norm);
@@ -206,7 +207,7 @@ fn every_step_equals_the_reference() {
 }
 
 #[test]
-fn a_step_does_not_depend_on_how_it_is_cut() {
+fn a_step_does_not_depend_on_how_it_is_split() {
     for run in preference_runs() {
         let model = run.base();
         let mut results = [rows(&run).len(), 1, 2, 3].map(|size| {

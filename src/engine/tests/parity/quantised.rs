@@ -1,4 +1,4 @@
-//! Models whose blocks are held quantised, against their dense form.
+//! Compares models with quantised blocks with their dense form.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -31,12 +31,12 @@ fn load(files: &ModelFiles, kind: Kind, quantisation: Quantisation) -> Model {
     Model::load(files, Device::Cpu, kind, quantisation).unwrap()
 }
 
-/// All linear layers but the head.
+/// All linear layers except the head.
 fn in_blocks_of(model: &Model) -> Vec<&Linear> {
     model.linears().filter(|linear| linear.name.contains(".layers.")).collect()
 }
 
-/// The tiny llama with its blocks' matrices rounded to NF4 and written down dense.
+/// The tiny llama with its blocks' matrices rounded to NF4 and stored dense.
 fn rounded_to_nf4(folder: &Path) -> ModelFiles {
     copy_files(&reference("tiny/llama"), folder);
     let mut weights = tensors("tiny/llama/model.safetensors");
@@ -58,7 +58,7 @@ fn q8_0(values: &[f32]) -> Vec<u8> {
     scale.to_le_bytes().into_iter().chain(codes).collect()
 }
 
-/// Q4_1: f16 scale and minimum, 32 halves of bytes, element i + 16 in the upper one.
+/// Q4_1: f16 scale and minimum, 32 nibbles, element i + 16 in the high one.
 fn q4_1(values: &[f32]) -> Vec<u8> {
     let (least, most) = values.iter().fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
     let (scale, minimum) = (half::f16::from_f32((most - least) / 15.0), half::f16::from_f32(least));
@@ -69,8 +69,8 @@ fn q4_1(values: &[f32]) -> Vec<u8> {
 
 type Encode = fn(&[f32]) -> Vec<u8>;
 
-/// The tiny llama as a GGUF file has it: its blocks' matrices in 8 bits, one of them in 4 and one not quantised at all,
-/// rows of queries and keys in llama.cpp's order.
+/// The tiny llama as in a GGUF file: its blocks' matrices in 8 bits, one of them in 4 and one not quantised,
+/// with rows of queries and keys in llama.cpp's order.
 fn in_blocks(folder: &Path) -> ModelFiles {
     let mut files = files();
     let weights = tensors("tiny/llama/model.safetensors");
@@ -113,7 +113,7 @@ fn rows(count: usize) -> Vec<EncodedRow> {
     micro_batches("llama").into_iter().flatten().take(count).collect()
 }
 
-/// Trains an adapter on one row a step; its parameters, and what each step measured.
+/// Trains an adapter on one row per step. Returns its parameters and the measurements of each step.
 fn train(
     model: &Model,
     rows: &[EncodedRow],
@@ -122,7 +122,8 @@ fn train(
 ) -> (Box<dyn Adapter>, Vec<Measured>) {
     let adapter = LoraMethod { variant, ..lora(4, &[]) }.create(model, 7).unwrap();
     let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
-    // With the usual epsilon the first updates are as large where a gradient is nothing but its rounding as anywhere else.
+    // With the usual epsilon, the first updates would be as large where a gradient is only rounding error as
+    // elsewhere.
     let settings = StepSettings {
         adamw: csrc::AdamW { learning_rate: 5e-3, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: 1e-4 },
         max_grad_norm: 1.0,
@@ -143,11 +144,11 @@ fn train(
     (adapter, measured)
 }
 
-/// Forms of LoRA, and whether activations are computed again.
+/// Forms of LoRA, and whether activations are computed again in the backward pass.
 const COURSES: [(Variant, bool); 3] =
     [(Variant::Plain, false), (Variant::Plain, true), (Variant::Dora, false)];
 
-/// Two models that hold the same numbers take the same steps.
+/// Asserts that two models with equal weights take the same steps.
 pub fn assert_same_course(
     one: &Model,
     other: &Model,
@@ -177,7 +178,7 @@ pub fn greedy(model: &Model, prompts: &[Vec<u32>], adapter: Option<&dyn Adapter>
 
 fn prompts() -> Vec<Vec<u32>> {
     let stored = tensors("tiny/llama/ref.safetensors");
-    // Longer than what the kernels for few tokens take, and shorter.
+    // Both longer and shorter than the limit of the kernels for few tokens.
     vec![ids(&stored["gen0.prompt"]), ids(&stored["gen1.prompt"]), vec![5, 6], (20..60).collect()]
 }
 
@@ -199,7 +200,7 @@ fn every_family_runs_over_nf4() {
 }
 
 #[test]
-fn training_over_nf4_equals_training_over_what_it_stands_for() {
+fn training_over_nf4_equals_training_over_its_dense_form() {
     let folder = tempfile::tempdir().unwrap();
     let dense = load(&rounded_to_nf4(folder.path()), Kind::Float, Quantisation::None);
     let quantised = load(&files(), Kind::Float, Quantisation::Nf4);
@@ -209,7 +210,7 @@ fn training_over_nf4_equals_training_over_what_it_stands_for() {
 }
 
 #[test]
-fn training_over_a_files_own_blocks_equals_training_over_what_they_stand_for() {
+fn training_over_a_files_own_blocks_equals_training_over_their_dense_form() {
     let folder = tempfile::tempdir().unwrap();
     let files = in_blocks(folder.path());
     let stored = load(&files, Kind::Float, Quantisation::AsStored);
@@ -222,7 +223,7 @@ fn training_over_a_files_own_blocks_equals_training_over_what_they_stand_for() {
         })
         .collect();
     assert_eq!(kinds.iter().filter(|&&kind| kind == "stored").count(), 20);
-    assert_eq!(kinds[18], "dense", "what the file does not quantise stays as it is");
+    assert_eq!(kinds[18], "dense", "matrices that the file does not quantise stay dense");
     let dense = load(&files, Kind::Float, Quantisation::None);
     for (variant, recompute) in COURSES {
         assert_same_course(&stored, &dense, &rows(8), variant, recompute);
@@ -230,7 +231,7 @@ fn training_over_a_files_own_blocks_equals_training_over_what_they_stand_for() {
 }
 
 #[test]
-fn greedy_replies_are_those_of_the_dense_form() {
+fn greedy_replies_equal_those_of_the_dense_form() {
     let (nf4, blocks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (rounded, stored) = (rounded_to_nf4(nf4.path()), in_blocks(blocks.path()));
     for (quantisation, files, dense) in
@@ -247,7 +248,7 @@ fn greedy_replies_are_those_of_the_dense_form() {
 }
 
 #[test]
-fn bf16_over_quantised_weights_stays_near_f32() {
+fn bf16_over_quantised_weights_is_close_to_f32() {
     let folder = tempfile::tempdir().unwrap();
     let stored = in_blocks(folder.path());
     for (quantisation, files) in [(Quantisation::Nf4, &files()), (Quantisation::AsStored, &stored)] {
@@ -267,7 +268,7 @@ fn bf16_over_quantised_weights_stays_near_f32() {
 }
 
 #[test]
-fn an_adapter_folds_into_what_quantised_weights_stand_for() {
+fn an_adapter_folds_into_the_dense_form_of_quantised_weights() {
     let folder = tempfile::tempdir().unwrap();
     let stored = in_blocks(folder.path());
     for (quantisation, files) in [(Quantisation::Nf4, &files()), (Quantisation::AsStored, &stored)] {
@@ -287,7 +288,7 @@ fn an_adapter_folds_into_what_quantised_weights_stand_for() {
 }
 
 #[test]
-fn weights_take_the_bytes_that_are_forecast() {
+fn weights_take_the_forecast_number_of_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let stored = in_blocks(folder.path());
     assert_eq!(Quantisation::of(MethodKind::Qlora, &files()), Quantisation::Nf4);
@@ -312,7 +313,7 @@ fn weights_take_the_bytes_that_are_forecast() {
 }
 
 #[test]
-fn a_weight_that_is_no_number_cannot_be_quantised() {
+fn a_nan_weight_cannot_be_quantised() {
     let folder = tempfile::tempdir().unwrap();
     copy_files(&reference("tiny/llama"), folder.path());
     let mut weights = tensors("tiny/llama/model.safetensors");
@@ -322,7 +323,7 @@ fn a_weight_that_is_no_number_cannot_be_quantised() {
     safetensors::write(&folder.path().join("model.safetensors"), weights).unwrap();
     let files = ModelFiles::open(folder.path()).unwrap();
     let Err(error) = Model::load(&files, Device::Cpu, Kind::Float, Quantisation::Nf4) else {
-        panic!("it was taken")
+        panic!("it was accepted")
     };
     assert!(error.to_string().contains(name) && error.to_string().contains("not finite"), "{error}");
 }

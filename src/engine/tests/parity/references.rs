@@ -1,4 +1,5 @@
-//! What there is under `tests/references`. Tests walk these listings: a new folder is compared without an edit here.
+//! Lists the contents of `tests/references`. Tests iterate over these lists, so that a new folder is compared
+//! without an edit here.
 
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use tch::{Device, Kind};
 
 use crate::support::{json, reference};
 
-/// Names of the folders below `path`, sorted; `_tokenizers` and the like hold no model.
+/// Names of the folders below `path`, sorted. `_tokenizers` and others with an underscore contain no model.
 fn folders(path: &str) -> Vec<String> {
     let entries = std::fs::read_dir(reference(path)).unwrap().map(Result::unwrap);
     let names = entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name());
@@ -19,21 +20,21 @@ fn folders(path: &str) -> Vec<String> {
     names
 }
 
-/// Folders of `tiny`: a model of each family, with what transformers computes with it.
+/// Folders of `tiny`: a model of each family, with outputs of transformers.
 pub fn families() -> Vec<String> {
     let found = folders("tiny");
     assert!(found.len() >= 12, "references are missing: {found:?}");
     found
 }
 
-/// Folders of `variants`: models with options that none of `tiny` has.
+/// Folders of `variants`: models with options that no model of `tiny` has.
 pub fn variants() -> Vec<String> {
     let found = folders("variants");
     assert!(found.len() >= 15, "references are missing: {found:?}");
     found
 }
 
-/// The names of the GGUF files that llama.cpp's converter made of [`families`].
+/// Names of the GGUF files that llama.cpp's converter made from [`families`].
 pub fn gguf_files() -> Vec<String> {
     let files = std::fs::read_dir(reference("gguf")).unwrap().map(|entry| entry.unwrap().path());
     let mut found: Vec<String> =
@@ -47,25 +48,25 @@ pub fn gguf_files() -> Vec<String> {
 #[derive(Debug, Clone)]
 pub struct Run {
     pub family: String,
-    /// Below `tests/references`.
+    /// Relative to `tests/references`.
     pub folder: String,
 }
 
-/// Every training run on a loss of its own tokens, by transformers or PEFT.
+/// Every training run whose loss is that of its own tokens, by transformers or PEFT.
 pub fn runs() -> Vec<Run> {
     let found = runs_with("trajectory.json");
     assert!(found.len() >= 34, "references are missing: {found:?}");
     found
 }
 
-/// Every training run on preference pairs, as TRL does it.
+/// Every training run on preference pairs, by TRL.
 pub fn preference_runs() -> Vec<Run> {
     let found = runs_with("dpo.json");
     assert!(!found.is_empty(), "references are missing");
     found
 }
 
-/// Every training run on labelled answers, as TRL does it.
+/// Every training run on labelled answers, by TRL.
 pub fn label_runs() -> Vec<Run> {
     let found = runs_with("kto.json");
     assert!(!found.is_empty(), "references are missing");
@@ -87,7 +88,7 @@ fn runs_with(file: &str) -> Vec<Run> {
 }
 
 impl Run {
-    /// A run that one test is about.
+    /// One particular run.
     pub fn named(family: &str, name: &str) -> Self {
         Self { family: family.to_owned(), folder: format!("training/{family}/{name}") }
     }
@@ -105,12 +106,12 @@ impl Run {
         json(&format!("{}/{name}", self.folder))
     }
 
-    /// Whether PEFT computed the prefix with a network that it trained, which a stored adapter no longer has.
+    /// Whether PEFT computed the prefix with a trained network, which a stored adapter does not contain.
     pub fn is_projected(&self) -> bool {
         self.has("adapter-init") && self.json("adapter-init/adapter_config.json")["prefix_projection"] == true
     }
 
-    /// The model that was trained over.
+    /// The base model of the run.
     pub fn base(&self) -> Model {
         let quantised = self.has("dequant_layer0.safetensors");
         let quantisation = if quantised { Quantisation::Nf4 } else { Quantisation::None };

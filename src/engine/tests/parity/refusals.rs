@@ -1,4 +1,4 @@
-//! Adapters that must not be loaded: each is refused in words, and nothing is read that does not fit.
+//! Adapters that must be refused, each with an error message, without reading tensors that do not fit.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -35,7 +35,7 @@ fn name(module: &str, factor: &str) -> String {
     format!("base_model.model.model.layers.{module}.{factor}.weight")
 }
 
-/// A copy whose tensors were changed.
+/// A copy with changed tensors.
 fn with_tensors(change: impl FnOnce(&mut std::collections::BTreeMap<String, Tensor>)) -> tempfile::TempDir {
     let folder = copy(ADAPTER);
     let mut weights = tensors(&format!("{ADAPTER}/{WEIGHTS}"));
@@ -62,7 +62,7 @@ fn an_adapter_of_another_base_is_refused_with_both_shapes() {
 }
 
 #[test]
-fn a_rank_other_than_the_settings_say_is_refused() {
+fn a_rank_that_differs_from_the_settings_is_refused() {
     let error = refusal(with_setting("r", json!(4)).path());
     let (a, b) = (name("2.mlp.down_proj", "lora_A"), name("2.mlp.down_proj", "lora_B"));
     assert!(error.contains("is [8, 64], but needs [4, 64]"), "{error}");
@@ -96,7 +96,7 @@ fn a_target_that_the_model_does_not_have_is_refused() {
 }
 
 #[test]
-fn numbers_that_are_none_and_types_that_do_not_train_are_refused() {
+fn nan_and_integer_tensors_are_refused() {
     let query = name("1.self_attn.q_proj", "lora_A");
     for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         let folder = with_tensors(|weights| {
@@ -113,7 +113,7 @@ fn numbers_that_are_none_and_types_that_do_not_train_are_refused() {
 }
 
 #[test]
-fn a_half_written_file_is_refused_wherever_it_ends() {
+fn a_truncated_file_is_refused_wherever_it_ends() {
     let folder = copy(ADAPTER);
     let path = folder.path().join(WEIGHTS);
     let whole = fs::read(&path).unwrap();
@@ -143,7 +143,7 @@ fn pickles_are_refused_with_the_remedy() {
 }
 
 #[test]
-fn files_that_are_none_do_not_block() {
+fn pipes_and_folders_in_place_of_files_do_not_block() {
     for file in [CONFIG, WEIGHTS] {
         let folder = copy(ADAPTER);
         let path = folder.path().join(file);
@@ -160,10 +160,10 @@ fn files_that_are_none_do_not_block() {
 }
 
 #[test]
-fn what_does_not_fit_is_not_read() {
+fn tensors_that_do_not_fit_are_not_read() {
     let folder = copy(ADAPTER);
     let (a, b) = (name("0.self_attn.q_proj", "lora_A"), name("0.self_attn.q_proj", "lora_B"));
-    // Eight tebibytes of zeros that take no room on the disk: a program that read them would never finish.
+    // Eight tebibytes of zeros that take no space on the disk: a program that read them would never finish.
     let (columns, bytes) = (1_u64 << 38, 8_u64 << 40);
     let header = json!({
         a.as_str(): {"dtype": "F32", "shape": [8, columns], "data_offsets": [0, bytes]},
@@ -179,7 +179,7 @@ fn what_does_not_fit_is_not_read() {
 }
 
 #[test]
-fn settings_of_any_sort_are_refused_or_leave_a_usable_adapter() {
+fn random_settings_are_refused_or_give_a_usable_adapter() {
     let model = tiny(Kind::Float);
     let values = [
         Value::Null,

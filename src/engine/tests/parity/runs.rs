@@ -1,4 +1,4 @@
-//! Training runs of transformers and PEFT, followed step by step through the engine's own step: the same batches, losses,
+//! Repeats training runs of transformers and PEFT with the engine's own step: the same batches, losses,
 //! gradient norms, final weights and logits.
 
 use std::collections::BTreeMap;
@@ -30,9 +30,9 @@ pub struct Trajectory {
     weight_decay: f64,
     betas: [f64; 2],
     pub log: Vec<Logged>,
-    /// `mean` where each micro-batch's mean counts as much as another's.
+    /// `mean` if every micro-batch's mean has the same weight.
     normalisation: String,
-    /// Parameters whose weights do not decay.
+    /// Parameters without weight decay.
     #[serde(default)]
     no_decay: Vec<String>,
     /// After full fine-tuning, by parameter.
@@ -53,7 +53,7 @@ impl Trajectory {
         serde_json::from_value(run.json("trajectory.json")).unwrap()
     }
 
-    /// Whether the loss is counted, and the weights decay, as the engine does it.
+    /// Whether the run normalises its loss and decays its weights as the engine does.
     fn counts_as_we_do(&self) -> bool {
         self.normalisation == "tokens" && self.no_decay.is_empty()
     }
@@ -80,7 +80,7 @@ impl Trajectory {
     }
 }
 
-/// What a run starts from, or what it led to.
+/// A run's initial or final adapter.
 pub fn adapter(run: &Run, name: &str, model: &Model) -> Box<dyn Adapter> {
     if run.has(name) {
         return methods::load(&run.path(name), model).unwrap();
@@ -88,7 +88,7 @@ pub fn adapter(run: &Run, name: &str, model: &Model) -> Box<dyn Adapter> {
     FullMethod.create(model, 0).unwrap()
 }
 
-/// The 40 micro-batches of a family's runs, padding taken off.
+/// The 40 micro-batches of a family's runs, without padding.
 pub fn micro_batches(family: &str) -> Vec<Vec<EncodedRow>> {
     let tensors = tensors(&format!("training/{family}/batches.safetensors"));
     let [count, rows, width] = tensors["input_ids"].size()[..] else { panic!("three dimensions") };
@@ -161,7 +161,7 @@ pub fn follow(run: &Run, model: &Model, recompute: bool) -> (Box<dyn Adapter>, V
     (adapter, measured)
 }
 
-/// Follows a run, and compares every step and everything that the run left behind.
+/// Repeats a run, and compares every step and every stored output.
 fn assert_run(run: &Run, recompute: bool) {
     let name = &run.folder;
     let model = run.base();
@@ -198,7 +198,7 @@ fn assert_stored_logits(run: &Run, model: &Model) {
     }
 }
 
-/// Logits of the first micro-batch, where there are tokens.
+/// Logits of the first micro-batch, without padding.
 fn assert_logits(run: &Run, model: &Model, adapter: &dyn Adapter, expected: &Tensor) {
     let stored = tensors(&format!("training/{}/batches.safetensors", run.family));
     let (ids, counts) = (stored["input_ids"].get(0), stored["attention_mask"].get(0));
@@ -206,13 +206,13 @@ fn assert_logits(run: &Run, model: &Model, adapter: &dyn Adapter, expected: &Ten
     assert!(distance <= 1e-4, "{}: logits are {distance} away", run.folder);
 }
 
-/// Compares the weights after full fine-tuning: some element by element, all by their norm.
+/// Compares the weights after full fine-tuning: some elementwise, all by their norm.
 fn assert_weights(run: &Run, model: &Model, trained: &dyn Adapter) {
     let name = &run.folder;
     let stored = tensors(&format!("{name}/final.safetensors"));
     assert_logits(run, model, trained, &stored["final_logits"]);
     let mut compared = 0;
-    // Attention hardly sees what is added to all keys, so that AdamW follows rounding there.
+    // A constant added to all keys hardly affects attention, so AdamW follows rounding errors there.
     let is_noise = |name: &str| name.ends_with("k_proj.bias");
     for (parameter, ours) in trained.parameters() {
         let Some(expected) = stored.get(&format!("final.{parameter}")) else { continue };
@@ -229,7 +229,7 @@ fn assert_weights(run: &Run, model: &Model, trained: &dyn Adapter) {
     }
 }
 
-/// Runs that count as the engine does.
+/// Runs that normalise and decay as the engine does.
 fn runs_like_ours() -> Vec<Run> {
     let mut found = runs();
     found.retain(|run| !run.is_projected() && Trajectory::of(run).counts_as_we_do());
@@ -252,7 +252,7 @@ fn every_run_with_recomputed_activations_equals_the_reference() {
 }
 
 #[test]
-fn learning_rates_are_those_of_the_reference() {
+fn learning_rates_equal_the_reference() {
     for run in runs() {
         let reference = Trajectory::of(&run);
         for (step, logged) in reference.log.iter().enumerate() {
@@ -264,7 +264,7 @@ fn learning_rates_are_those_of_the_reference() {
 }
 
 #[test]
-fn a_stored_projected_prefix_is_read_as_peft_reads_it() {
+fn a_stored_projected_prefix_gives_pefts_logits() {
     let projected: Vec<Run> = runs().into_iter().filter(Run::is_projected).collect();
     assert!(!projected.is_empty());
     for run in projected {
@@ -272,9 +272,9 @@ fn a_stored_projected_prefix_is_read_as_peft_reads_it() {
     }
 }
 
-/// Runs that count otherwise are far enough from ours for a test to notice.
+/// Runs with another normalisation differ enough for a test to detect it.
 #[test]
-fn other_normalisations_and_decays_would_be_noticed() {
+fn other_normalisations_and_decays_would_be_detected() {
     let mut compared = 0;
     for other in runs() {
         let trajectory = Trajectory::of(&other);

@@ -1,4 +1,4 @@
-//! The sample model, SmolLM2-135M-Instruct as a Q4_1 GGUF, that `make setup` fetches.
+//! The sample model, SmolLM2-135M-Instruct as a Q4_1 GGUF file, which `make setup` fetches.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ fn path() -> PathBuf {
     cache.join("luthier/models/smollm2-135m-instruct-q4_1.gguf")
 }
 
-/// The model, loaded once; one test uses it at a time.
+/// The model, loaded once. One test at a time uses it.
 fn model() -> MutexGuard<'static, Model> {
     static MODEL: OnceLock<Mutex<Model>> = OnceLock::new();
     let model = MODEL.get_or_init(|| {
@@ -57,7 +57,8 @@ fn logits_and_hidden_states_equal_transformers() {
 fn greedy_replies_equal_transformers() {
     let model = model();
     for case in json("smollm2/ref.json")["generations"].as_array().unwrap() {
-        // The reference's two best tokens are once only 0.0015 apart here: other arithmetic may choose otherwise.
+        // Here the reference's two best logits differ by only 0.0015 in one place: other arithmetic may
+        // choose the other token.
         if case["question"].as_str().unwrap().contains("sea") {
             continue;
         }
@@ -79,7 +80,7 @@ fn greedy_replies_equal_transformers() {
 }
 
 #[test]
-fn training_and_replies_over_the_files_own_blocks_are_those_of_its_dense_form() {
+fn training_and_replies_over_the_files_own_blocks_equal_those_of_its_dense_form() {
     let files = ModelFiles::open(&path()).unwrap();
     let stored = Model::load(&files, Device::Cpu, Kind::Float, Quantisation::AsStored).unwrap();
     let dense = model();

@@ -1,4 +1,4 @@
-//! Every function of the C++ seam against plain ATen operations, values and gradients.
+//! Compares every function of the C++ interface with plain ATen operations: values and gradients.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,11 +16,11 @@ use crate::support::distance;
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
-/// What the kernels for the CPU work in, and how far results may be from the plain path's, as a share of the largest of
-/// them: sums are taken in another order, and in bf16 that may change how a number is rounded.
+/// Types of the CPU kernels, and the accepted difference from plain operations, relative to the largest
+/// result: sums are taken in another order, which in bf16 may change the rounding of a number.
 const KINDS: [(Kind, f64); 2] = [(Kind::Float, 5e-6), (Kind::BFloat16, 8e-3)];
 
-/// Normal numbers; the same for the same seed.
+/// Normally distributed numbers, the same for the same seed.
 fn normal(shape: &[i64], seed: u64, kind: Kind) -> Tensor {
     let count: i64 = shape.iter().product();
     let unit = |place: u64| luthier_core::random::unit(seed * 1_000_003 + place);
@@ -35,13 +35,13 @@ fn leaf(shape: &[i64], seed: u64, kind: Kind) -> Tensor {
     normal(shape, seed, kind).set_requires_grad(true)
 }
 
-/// The same leaves again, without gradients yet.
+/// The same leaves again, without gradients.
 fn again(leaves: &[&Tensor]) -> Vec<Tensor> {
     leaves.iter().map(|leaf| leaf.detach().copy().set_requires_grad(true)).collect()
 }
 
-/// The same values as a leaf, and seen in such a way that they do not lie row after row: then [`ops`] takes the plain
-/// path.
+/// The same values as a leaf, and a view of it that is not contiguous, for which [`ops`] uses plain
+/// operations.
 fn apart(x: &Tensor) -> (Tensor, Tensor) {
     let twin = x.detach().transpose(0, -1).contiguous().set_requires_grad(true);
     let view = twin.transpose(0, -1);
@@ -49,25 +49,25 @@ fn apart(x: &Tensor) -> (Tensor, Tensor) {
     (twin, view)
 }
 
-/// The gradient of the first of [`apart`], as the second shows it.
+/// The gradient of [`apart`]'s leaf, in the view's layout.
 fn seen(twin: &Tensor) -> Tensor {
     twin.grad().transpose(0, -1)
 }
 
-/// Difference as a share of the largest number expected.
+/// Difference relative to the largest expected number.
 fn share(found: &Tensor, expected: &Tensor) -> f64 {
     let largest = expected.to_kind(Kind::Float).abs().max().double_value(&[]);
     distance(found, expected) / largest.max(f64::MIN_POSITIVE)
 }
 
-/// Sends one random direction back through both.
+/// Runs both backward passes with the same random gradient.
 fn backward(found: &Tensor, expected: &Tensor) {
     let direction = normal(&found.size(), 99, found.kind());
     csrc::backward(&[found], &[Some(&direction)]).unwrap();
     csrc::backward(&[expected], &[Some(&direction.to_kind(expected.kind()))]).unwrap();
 }
 
-/// Compares two results, and the gradients that one random direction sends through them.
+/// Compares two results and, with one random gradient, the gradients of their leaves.
 fn assert_alike(name: &str, found: &Tensor, expected: &Tensor, leaves: &[(&Tensor, &Tensor)], bound: f64) {
     let error = share(found, expected);
     assert!(error <= bound, "{name}: {error}");
@@ -120,7 +120,7 @@ fn rope() {
             let expected = ops::rope(&view, &cos, &sin).unwrap();
             backward(&found, &expected);
             if kind == Kind::BFloat16 {
-                // Every rounding happens in the same place.
+                // Both round at the same points.
                 assert_eq!((found, x.grad()), (expected, seen(&twin)));
             } else {
                 assert!(distance(&found, &expected) <= 1e-6);
@@ -153,7 +153,7 @@ fn linear() {
                 let count = if with_bias { 3 } else { 2 };
                 let pairs: Vec<_> = leaves.iter().zip(&twins).take(count).collect();
                 assert_alike(&name, &found, &expected, &pairs, bound);
-                // Without gradients, few tokens take another way.
+                // Without gradients, a few tokens use another kernel.
                 let frozen = leaves.each_ref().map(Tensor::detach);
                 let alone = csrc::linear(&frozen[0], &frozen[1], bias(&frozen).as_ref()).unwrap();
                 let error = share(&alone, &expected);
@@ -195,7 +195,7 @@ fn attention_of_documents() {
 
 #[test]
 fn attention_of_documents_that_share_their_beginnings() {
-    // The second begins as the first does, the third with parts of both; rows of keys that no query has come first.
+    // The second begins like the first, the third with parts of both. The first rows of keys have no queries.
     let before = [2_i64, 72, 93];
     let own = [90_i64, 5, 70];
     let ranges = [0..2, 2..92, 0..2, 2..72, 92..97, 0..2, 2..92, 96..97, 97..167];
@@ -273,7 +273,7 @@ fn cross_entropy_with_the_head() {
             if let Some(cap) = cap {
                 logits = (logits / cap).tanh() * cap;
             }
-            // Logits have the model's type, what follows is in f32.
+            // Logits have the model's type; everything after them is f32.
             let logits = logits.to_kind(Kind::Float);
             let rows =
                 logits.log_softmax(-1, Kind::Float).gather(1, &ids.unsqueeze(1), false).neg().squeeze_dim(1);
@@ -295,7 +295,7 @@ fn cross_entropy_with_the_head() {
 }
 
 #[test]
-fn a_share_that_bf16_cannot_hold_scales_the_gradient_all_the_same() {
+fn a_share_that_bf16_cannot_represent_scales_the_gradient_exactly() {
     let kind = Kind::BFloat16;
     let gradients = |share: f32| {
         let leaves = [leaf(&[11, 24], 1, kind), leaf(&[50, 24], 2, kind), leaf(&[50], 3, kind)];
@@ -305,7 +305,7 @@ fn a_share_that_bf16_cannot_hold_scales_the_gradient_all_the_same() {
         csrc::backward(&[&loss.sum], &[Some(&Tensor::from(share))]).unwrap();
         leaves.map(|leaf| leaf.grad().to_kind(Kind::Float))
     };
-    // 1 / 1.003 is in the middle between two numbers of bf16, and a step's count is any number.
+    // 1 / 1.003 is halfway between two bf16 numbers; a step's count can be any number.
     let share = 1.0 / 1.003;
     for (scaled, whole) in gradients(share).iter().zip(&gradients(1.0)) {
         let expected = (whole * f64::from(share)).to_kind(kind).to_kind(Kind::Float);
@@ -314,7 +314,7 @@ fn a_share_that_bf16_cannot_hold_scales_the_gradient_all_the_same() {
 }
 
 #[test]
-fn cross_entropy_whose_rows_weigh_differently() {
+fn cross_entropy_with_row_weights() {
     let ids = Tensor::from_slice(&[0_i64, 49, 7, 7, 3, 12, 30, 1, 2, 3, 48]);
     let shares = normal(&[11], 5, Kind::Float);
     for (kind, bound) in [(Kind::Float, 2e-5), (Kind::BFloat16, 8e-2)] {
@@ -379,7 +379,7 @@ fn low_rank_updates() {
     for (kind, bound) in KINDS {
         for (tokens, inner, outer, rank) in [(6, 8, 10, 3), (70, 96, 50, 16), (33, 64, 18, 1), (9, 7, 5, 2)] {
             let (y, x) = (leaf(&[tokens, outer], 1, kind), leaf(&[tokens, inner], 2, kind));
-            // Factors are trained in f32 whatever the model computes in.
+            // Factors are trained in f32 with any compute type.
             let (a, b) = (leaf(&[rank, inner], 3, Kind::Float), leaf(&[outer, rank], 4, Kind::Float));
             let twins = again(&[&y, &x, &a, &b]);
             let found = &y * 1.0;
@@ -395,7 +395,7 @@ fn low_rank_updates() {
 }
 
 #[test]
-fn linear_layers_with_what_is_added_to_them() {
+fn linear_layers_with_bias_and_low_rank_terms() {
     let shapes = [(9, 8, 10, 3), (70, 96, 50, 16), (33, 64, 18, 1), (12, 7, 5, 2), (40, 1602, 130, 8)];
     for (kind, bound) in KINDS {
         for (tokens, inner, outer, rank) in shapes {
@@ -428,7 +428,7 @@ fn linear_layers_with_what_is_added_to_them() {
 }
 
 #[test]
-fn parallel_work_is_done_once_each_and_a_panic_in_it_is_an_error() {
+fn parallel_work_runs_once_per_index_and_a_panic_is_an_error() {
     let done: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
     csrc::parallel(done.len(), &|index| {
         done[index].fetch_add(1, Ordering::Relaxed);
@@ -441,7 +441,7 @@ fn parallel_work_is_done_once_each_and_a_panic_in_it_is_an_error() {
 }
 
 #[test]
-fn a_remade_weight_is_made_for_each_use_and_let_go() {
+fn a_remade_weight_is_made_for_each_use_and_freed() {
     let (x, weight) = (leaf(&[5, 8], 1, Kind::Float), leaf(&[3, 8], 2, Kind::Float).detach());
     let twin = again(&[&x]).remove(0);
     let made = Arc::new(AtomicUsize::new(0));
@@ -456,18 +456,18 @@ fn a_remade_weight_is_made_for_each_use_and_let_go() {
     assert_eq!(made.load(Ordering::Relaxed), 2);
     assert_eq!(Arc::strong_count(&made), 2);
     drop(found);
-    assert_eq!(Arc::strong_count(&made), 1, "what makes the weight outlived its graph");
+    assert_eq!(Arc::strong_count(&made), 1, "the weight's closure outlived its graph");
 }
 
 #[test]
-fn a_weight_that_cannot_be_made_is_an_error_of_its_own_sort() {
+fn a_weight_that_cannot_be_made_keeps_its_error_class() {
     let x = leaf(&[5, 8], 1, Kind::Float);
     let full = || EngineError::torch("decoding", "CUDA out of memory. Tried to allocate 2.00 GiB.");
     let error = csrc::remade_linear(&x, move || Err(full())).unwrap_err();
     assert_eq!(error.class(), FailureClass::Oom, "{error}");
     let error = csrc::remade_linear(&x, || panic!("no weight")).unwrap_err();
     assert!(error.to_string().contains("panic"), "{error}");
-    // In the backward too, where it is C++ that asks.
+    // Also in the backward pass, where C++ calls it.
     let first = AtomicUsize::new(0);
     let y = csrc::remade_linear(&x, move || match first.fetch_add(1, Ordering::Relaxed) {
         0 => Ok(Tensor::zeros([3, 8], CPU)),
@@ -479,7 +479,7 @@ fn a_weight_that_cannot_be_made_is_an_error_of_its_own_sort() {
 }
 
 #[test]
-fn errors_of_the_seam_say_what_failed() {
+fn errors_of_the_interface_say_what_failed() {
     let error = csrc::rms_norm(&Tensor::zeros([2, 4], CPU), &Tensor::zeros([3], CPU), 1e-5).unwrap_err();
     assert!(error.to_string().contains("rms_norm"), "{error}");
     let error = csrc::attention(
@@ -503,7 +503,7 @@ fn errors_of_the_seam_say_what_failed() {
     assert!(!refused(&[0, 1], &[3, 1], &[0, 1, 2, 0, 3]));
 }
 
-/// Runs tests of this program again, in a process that may change what holds for a whole process.
+/// Runs tests of this program in a new process, which may change process-wide settings.
 fn elsewhere(tests: &[&str], variable: (&str, &str)) -> (bool, String) {
     let outcome = Command::new(std::env::current_exe().unwrap())
         .args(tests)
@@ -521,7 +521,8 @@ fn flags_hold_for_the_process_and_can_be_taken_back() {
         assert!(passed && output.contains("1 passed"), "{output}");
         return;
     }
-    // Which of two values ends up in one place depends on the order, so libtorch refuses it where order must not count.
+    // Which of two values is written to one place depends on the order, so in deterministic mode libtorch
+    // refuses it.
     let twice = || {
         let index = Tensor::from_slice(&[0_i64, 0]);
         Tensor::zeros([2], CPU).f_put_(&index, &Tensor::from_slice(&[1.0_f32, 2.0]), false)
@@ -536,7 +537,7 @@ fn flags_hold_for_the_process_and_can_be_taken_back() {
     assert!(twice().unwrap_err().to_string().contains("deterministic"));
     prepare("train.deterministic=false");
     assert!(twice().is_ok());
-    // TF32 is a GPU's: what a CPU computes stays as exact as it was.
+    // TF32 is a GPU setting: results of a CPU stay exact.
     let (a, b) = (normal(&[64, 64], 1, Kind::Float), normal(&[64, 64], 2, Kind::Float));
     let exact = a.matmul(&b);
     assert!(!csrc::tf32().unwrap());
@@ -549,7 +550,7 @@ fn flags_hold_for_the_process_and_can_be_taken_back() {
 }
 
 #[test]
-fn events_tell_how_long_a_device_took() {
+fn events_measure_the_time_on_a_device() {
     let first = csrc::Event::record(Device::Cpu).unwrap();
     let since = std::time::Instant::now();
     drop(normal(&[300, 300], 1, Kind::Float).matmul(&normal(&[300, 300], 2, Kind::Float)));
@@ -565,7 +566,7 @@ fn events_tell_how_long_a_device_took() {
 }
 
 #[test]
-fn every_instruction_set_of_this_machine_computes_the_same() {
+fn every_instruction_set_passes_the_same_tests() {
     const CHOICE: &str = "LUTHIER_INSTRUCTIONS";
     if std::env::var_os(CHOICE).is_some() {
         return;

@@ -1,4 +1,4 @@
-//! What a training step promises, however it is cut and whatever goes wrong in it.
+//! Invariants of a training step, for any split and after any failure.
 
 use luthier_core::data::EncodedRow;
 use luthier_engine::algorithms::sft::Sft;
@@ -25,7 +25,7 @@ fn values(parameters: &Parameters) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn the_gradient_does_not_depend_on_how_a_step_is_cut() {
+fn the_gradient_does_not_depend_on_how_a_step_is_split() {
     let model = tiny(Kind::Float);
     let rows: Vec<EncodedRow> = micro_batches("llama").into_iter().take(3).flatten().collect();
     let reference = reference();
@@ -46,7 +46,7 @@ fn the_gradient_does_not_depend_on_how_a_step_is_cut() {
 }
 
 #[test]
-fn rows_end_to_end_have_the_loss_they_have_alone() {
+fn rows_end_to_end_have_the_same_loss_as_alone() {
     let model = tiny(Kind::Float);
     let rows: Vec<EncodedRow> = micro_batches("llama").into_iter().take(4).flatten().collect();
     let loss = |micro_batches: &[Vec<EncodedRow>]| {
@@ -61,7 +61,7 @@ fn rows_end_to_end_have_the_loss_they_have_alone() {
 }
 
 #[test]
-fn a_loss_that_is_not_a_number_changes_nothing() {
+fn a_loss_that_is_not_finite_changes_nothing() {
     let model = tiny(Kind::Float);
     let adapter = adapter(&lora(), "adapter-init", &model);
     let mut optimizer = AdamW::new(adapter.parameters()).unwrap();
@@ -69,7 +69,7 @@ fn a_loss_that_is_not_a_number_changes_nothing() {
     let settings = reference().settings(4);
     make_step(&model, adapter.as_ref(), &mut optimizer, &batches, &settings);
 
-    // One factor too large to multiply with makes every logit infinite or undefined.
+    // One very large factor makes every logit infinite or NaN.
     let mut factor = adapter.parameters().values().next().unwrap().shallow_clone();
     let before = ops::copy(&factor).unwrap();
     tch::no_grad(|| factor.fill_(f64::from(f32::MAX))).size();
@@ -80,7 +80,7 @@ fn a_loss_that_is_not_a_number_changes_nothing() {
     assert!(matches!(outcome, Outcome::NotFinite(_)), "{outcome:?}");
     assert_eq!(state(&optimizer), untouched);
 
-    // Nor does a step that was launched before anybody knew.
+    // A step that was launched before the failure was known must also change nothing.
     let learner = Learner { model: &model, adapter: adapter.as_ref(), optimizer: &optimizer };
     let launch = |before| match learner.launch(&Sft, &batches, &settings, before, &|| false).unwrap() {
         Launch::Made(step) => step,
@@ -93,14 +93,14 @@ fn a_loss_that_is_not_a_number_changes_nothing() {
     ops::copy_into(&mut factor, &damaged).unwrap();
     assert_eq!(state(&optimizer), untouched);
 
-    // Nor does the bad gradient leak into the step after.
+    // The bad gradient must not leak into the next step.
     ops::copy_into(&mut factor, &before).unwrap();
     let measured = make_step(&model, adapter.as_ref(), &mut optimizer, &batches, &settings);
     assert!(measured.loss.is_finite() && measured.grad_norm.is_finite());
 }
 
 #[test]
-fn steps_without_anything_to_learn_or_given_up_change_nothing() {
+fn empty_and_cancelled_steps_change_nothing() {
     let model = tiny(Kind::Float);
     let adapter = adapter(&lora(), "adapter-init", &model);
     let optimizer = AdamW::new(adapter.parameters()).unwrap();
@@ -119,7 +119,7 @@ fn steps_without_anything_to_learn_or_given_up_change_nothing() {
 }
 
 #[test]
-fn bf16_weights_train_an_f32_adapter_that_stays_near() {
+fn training_over_bf16_weights_is_close_to_f32() {
     let model = tiny(Kind::BFloat16);
     let (adapter, measured) = follow(&lora(), &model, false);
     assert!(adapter.parameters().values().all(|parameter| parameter.kind() == Kind::Float));

@@ -1,4 +1,4 @@
-//! Stored references, and forwards over them.
+//! Stored references, and forward passes over them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,12 +28,12 @@ pub fn json(path: &str) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(reference(path)).unwrap()).unwrap()
 }
 
-/// The tiny model in a type.
+/// The tiny model in a given type.
 pub fn tiny(kind: Kind) -> Model {
     open("llama", kind, Quantisation::None)
 }
 
-/// Writes a tiny model again, into a new folder, its weights rounded to bf16.
+/// Writes a copy of a tiny model to a new folder, with its weights rounded to bf16.
 pub fn in_bf16(family: &str, folder: &Path) {
     std::fs::create_dir(folder).unwrap();
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
@@ -63,14 +63,14 @@ pub fn with_tokenizer(variant: &str) -> tempfile::TempDir {
     folder
 }
 
-/// A model of `tests/references/variants`; its files are deleted with the folder beside it.
+/// A model of `tests/references/variants`. Its files are deleted with the returned folder.
 pub fn variant(name: &str) -> (Model, tempfile::TempDir) {
     let folder = with_tokenizer(name);
     let files = ModelFiles::open(folder.path()).unwrap();
     (Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap(), folder)
 }
 
-/// Plain LoRA on the layers of these names, on all where there are none.
+/// Plain LoRA on the layers with these names; on all layers if there are none.
 pub fn lora(rank: usize, targets: &[&str]) -> LoraMethod {
     let targets = match targets {
         [] => Targets::AllLinear,
@@ -80,7 +80,7 @@ pub fn lora(rank: usize, targets: &[&str]) -> LoraMethod {
     LoraMethod::from_config(&method, "llama".as_ref())
 }
 
-/// The `adapter_config.json` that an adapter would be stored with.
+/// The `adapter_config.json` of a stored adapter.
 pub fn peft_config(adapter: &dyn Adapter) -> serde_json::Value {
     match adapter.form() {
         Form::Peft(config) => config,
@@ -88,7 +88,7 @@ pub fn peft_config(adapter: &dyn Adapter) -> serde_json::Value {
     }
 }
 
-/// The base model's linear layers in dense form, an adapter folded into them where there is one.
+/// The base model's linear layers in dense form, with an adapter folded into them if there is one.
 pub struct Merged {
     weights: Parameters,
     nothing: Parameters,
@@ -128,12 +128,12 @@ impl Adapter for Merged {
     }
 }
 
-/// `[rows, width]`, counting columns.
+/// `[rows, width]` with each column's index.
 pub fn columns(rows: i64, width: i64) -> Tensor {
     Tensor::arange(width, (Kind::Int64, Device::Cpu)).unsqueeze(0).repeat([rows, 1])
 }
 
-/// Hidden states of rows that are documents, or padded on the right.
+/// Hidden states of rows that are documents, or are padded on the right.
 pub fn hidden(model: &Model, ids: &Tensor, adapters: Active) -> Tensor {
     let (rows, width) = ids.size2().unwrap();
     let positions = columns(rows, width);
@@ -141,7 +141,7 @@ pub fn hidden(model: &Model, ids: &Tensor, adapters: Active) -> Tensor {
     model.hidden(ids, &pass, None).unwrap()
 }
 
-/// Logits of the same.
+/// Logits for the same input as [`hidden`].
 pub fn logits(model: &Model, ids: &Tensor, adapters: Active) -> Tensor {
     model.logits(&hidden(model, ids, adapters), adapters).unwrap()
 }
@@ -159,7 +159,7 @@ pub fn distance_where(mask: &Tensor, a: &Tensor, b: &Tensor) -> f64 {
     distance(&pick(a), &pick(b))
 }
 
-/// The most likely tokens after `prompt`, each from the whole text again.
+/// The most likely tokens after `prompt`, each computed from the whole sequence.
 pub fn greedy_without_cache(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
     let _guard = tch::no_grad_guard();
     let mut ids: Vec<i64> = prompt.iter().map(|&id| i64::from(id)).collect();
@@ -170,7 +170,7 @@ pub fn greedy_without_cache(model: &Model, prompt: &[u32], count: usize) -> Vec<
     ids[prompt.len()..].iter().map(|&id| id as u32).collect()
 }
 
-/// Logits of `ids` `[B, T]` fed in pieces through a cache.
+/// Logits of `ids` `[B, T]`, computed in parts through a cache.
 pub fn logits_in_pieces(model: &Model, ids: &Tensor, pieces: &[i64]) -> Tensor {
     let _guard = tch::no_grad_guard();
     let (rows, width) = ids.size2().unwrap();
@@ -191,7 +191,7 @@ pub fn logits_in_pieces(model: &Model, ids: &Tensor, pieces: &[i64]) -> Tensor {
     Tensor::cat(&parts, 1)
 }
 
-/// Difference as a share of what is expected.
+/// Relative difference from the expected number.
 pub fn relative(ours: f64, expected: f64) -> f64 {
     (ours - expected).abs() / expected.abs().max(1e-12)
 }
@@ -202,7 +202,7 @@ pub fn furthest(ours: &Parameters, expected: &Parameters) -> f64 {
     ours.values().zip(expected.values()).map(|(a, b)| distance(a, b)).fold(0.0, f64::max)
 }
 
-/// A tensor of ids as a row generation takes.
+/// A tensor of ids in the form that generation takes.
 pub fn ids(tensor: &Tensor) -> Vec<u32> {
     Vec::<i64>::try_from(tensor).unwrap().into_iter().map(|id| u32::try_from(id).unwrap()).collect()
 }
