@@ -1,4 +1,4 @@
-//! A row → tokens with their loss mask.
+//! Converts a row to tokens with a loss mask.
 
 use std::ops::Range;
 
@@ -10,12 +10,13 @@ use super::{
 };
 use crate::config::{Config, Overflow, TrainOn};
 
-/// The sides of a row as the model sees them, cut or refused by `data.max_length`.
+/// The sides of a row as the model sees them, truncated or refused by `data.max_length`.
 ///
-/// Conversations, pairs and both sides of a preference pair go through the chat template; without one, a pair is its
-/// prompt and completion joined, then end of text. A text is trained on whole, and ends with end of text. No text gets a
-/// second begin of text. Of a preference pair the answers alone are trained on, as TRL's `completion_mask` has it, and
-/// end as replies of a conversation do.
+/// Conversations, prompt-completion pairs and both sides of a preference pair use the chat template. Without
+/// one, a prompt-completion pair is its prompt and completion joined, followed by end of text. A text is
+/// trained on as a whole and ends with end of text. No text gets a second begin of text. For a preference
+/// pair, only the answers are trained on, as with TRL's `completion_mask`, and they end like replies of a
+/// conversation.
 pub fn encode(
     row: &Row,
     tokenizer: &Tokenizer,
@@ -26,7 +27,7 @@ pub fn encode(
     limit(whole, row, config)
 }
 
-/// As [`encode`], of whatever length.
+/// As [`encode`], but without a length limit.
 pub(super) fn encode_whole(
     row: &Row,
     tokenizer: &Tokenizer,
@@ -54,7 +55,7 @@ pub(super) fn encode_whole(
     only.map(|side| vec![Encoded { label: row.extras.label, ..side }])
 }
 
-/// One row on its way to tokens.
+/// Encodes one row.
 struct Encoder<'row> {
     row: &'row Row,
     tokenizer: &'row Tokenizer,
@@ -72,7 +73,8 @@ impl Encoder<'_> {
             .map_err(|error| self.fail(RowProblemKind::Tokenizer, error.to_string()))
     }
 
-    /// One side of a preference pair. `shared` is where a text that holds its own prompt goes on from it.
+    /// One side of a preference pair. `shared` is the byte at which a text that contains its own prompt
+    /// continues after it.
     fn side(&self, prompt: &[Message], answer: &str, shared: usize) -> Result<Encoded, RowProblem> {
         match prompt {
             [] => self.plain(answer, shared),
@@ -124,12 +126,12 @@ impl Encoder<'_> {
     }
 }
 
-/// Tokens of the longest of a row's sides.
+/// Number of tokens of a row's longest side.
 pub(super) fn longest(sides: &[Encoded]) -> usize {
     sides.iter().map(|side| side.ids.len()).max().unwrap_or(0)
 }
 
-/// Cuts or refuses what is longer than `data.max_length`; a row as a whole, for its longest side.
+/// Truncates or refuses rows longer than `data.max_length`, by their longest side.
 pub(super) fn limit(mut sides: Vec<Encoded>, row: &Row, config: &Config) -> Result<Vec<Encoded>, RowProblem> {
     let limit = config.data.max_length;
     let length = longest(&sides);
@@ -161,7 +163,7 @@ pub(super) fn limit(mut sides: Vec<Encoded>, row: &Row, config: &Config) -> Resu
 }
 
 impl Encoded {
-    /// Cuts tokens off behind the first `length`.
+    /// Drops the tokens after the first `length`.
     fn truncate(&mut self, length: usize) {
         if self.ids.len() > length {
             self.ids.truncate(length);
@@ -172,7 +174,7 @@ impl Encoded {
     }
 }
 
-/// Plain text, trained on from byte `start` on, between begin and end of text.
+/// Plain text, trained on from byte `start`, between begin and end of text.
 fn plain(text: &str, start: usize, tokenizer: &Tokenizer) -> Result<Encoded, DataError> {
     let mut encoding = tokenizer.encode(text, false)?;
     let mut text = text.to_owned();
@@ -200,7 +202,7 @@ fn plain(text: &str, start: usize, tokenizer: &Tokenizer) -> Result<Encoded, Dat
     Ok(with_mask(text, encoding, &spans))
 }
 
-/// Puts `ids` in at token `position`; their texts stand from byte `at` on.
+/// Inserts `ids` at token `position`; their text starts at byte `at`.
 fn put_in(encoding: &mut Encoding, position: usize, ids: &[u32], at: usize, tokenizer: &Tokenizer) {
     let mut from = at;
     let ranges: Vec<(usize, usize)> = ids
@@ -226,7 +228,7 @@ fn with_mask(text: String, encoding: Encoding, spans: &[Range<usize>]) -> Encode
     }
 }
 
-/// Ids as they are; their text is put together from each one's own.
+/// Given token ids. Their text is joined from that of each token.
 fn tokens(ids: &[u32], labels: &[i64], tokenizer: &Tokenizer) -> Result<Encoded, DataError> {
     tokenizer.check_ids(ids)?;
     let mut text = String::new();
@@ -238,12 +240,12 @@ fn tokens(ids: &[u32], labels: &[i64], tokenizer: &Tokenizer) -> Result<Encoded,
             (start, text.len())
         })
         .collect();
-    // The label of the first token would be predicted from nothing: the shift drops it.
+    // The first token has nothing before it to predict it from, so the shift drops its label.
     let trained = labels.iter().enumerate().map(|(index, &label)| index > 0 && label != -100).collect();
     Ok(Encoded { ids: ids.to_vec(), trained, text, offsets, truncated: false, label: None })
 }
 
-/// A side's tokens with the text each adds. Joined, the texts are the side's text up to the last token.
+/// A side's tokens with the text that each adds. Joined, the texts are the side's text up to the last token.
 pub fn row_tokens(encoded: &Encoded) -> Vec<TokenPiece> {
     let mut shown = 0;
     encoded
@@ -260,7 +262,7 @@ pub fn row_tokens(encoded: &Encoded) -> Vec<TokenPiece> {
         .collect()
 }
 
-/// The conversation of a row as the chat template sees it: `data.system` included.
+/// The conversation of a row as the chat template sees it, with `data.system`.
 pub fn conversation(row: &Row, config: &Config) -> Option<Vec<Message>> {
     row.example.messages().map(|messages| with_system(&messages, &config.data.system))
 }

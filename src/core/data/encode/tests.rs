@@ -48,7 +48,7 @@ fn first_side(
     encode(row, tokenizer, template, config).map(|mut sides| sides.remove(0))
 }
 
-/// The trained parts of a row's text, neighbours joined.
+/// The trained parts of a row's text; adjacent parts are joined.
 fn trained_text(encoded: &Encoded) -> Vec<String> {
     let mut parts: Vec<String> = Vec::new();
     let mut before = false;
@@ -86,7 +86,7 @@ fn masks_equal_the_reference_with_the_sample_model() {
     }
 }
 
-/// Without white space at the end of a part, and parts that the template writes one behind the other joined.
+/// Without white space at the end of a part. Parts that the template writes one after another are joined.
 fn comparable(text: &str, spans: &[Range<usize>]) -> Vec<String> {
     let mut joined: Vec<Range<usize>> = Vec::new();
     for span in spans {
@@ -99,7 +99,7 @@ fn comparable(text: &str, spans: &[Range<usize>]) -> Vec<String> {
 }
 
 #[test]
-fn prefix_rendering_finds_what_generation_blocks_mark() {
+fn prefix_rendering_finds_the_spans_of_generation_blocks() {
     let tokenizer = chat_tokenizer();
     let reference = reference_json("chat/chat.json");
     let masks = reference_json("chat/masks.json");
@@ -116,12 +116,13 @@ fn prefix_rendering_finds_what_generation_blocks_mark() {
             continue;
         }
         if name == "falcon-chat" && case["conv"] == "assistant-first" {
-            // Its generation prompt hangs on the last message, so there is none for an empty conversation.
+            // Its generation prompt needs a last message, so there is none for an empty conversation.
             assert!(matches!(spans, Err(MaskError::Uncertain(_))), "{place}");
             continue;
         }
         if name == "mistral-v0.3" && (messages[0].role == "system" || row.extras.tools.is_some()) {
-            // System prompt and tools stand in the last user message only, so a reply never stands behind what it was asked.
+            // System prompt and tools are only in the last user message, so a reply never follows the text of
+            // its own prompt.
             assert!(matches!(spans, Err(MaskError::Uncertain(_))), "{place}");
             continue;
         }
@@ -260,7 +261,7 @@ fn preference(prompt: &[Message], chosen: &str, rejected: &str) -> Row {
 }
 
 #[test]
-fn both_sides_of_a_pair_train_their_answer_behind_the_same_prompt() {
+fn both_sides_of_a_pair_train_their_answer_after_the_same_prompt() {
     let tokenizer = tiny("bytelevel");
     let settings = config("a.jsonl", &["data.system=\"Be brief.\"", "data.train_on=\"all\""]);
     let asked = [Message::new("user", "a"), Message::new("assistant", "b"), Message::new("user", "2+2?")];
@@ -286,9 +287,9 @@ fn both_sides_of_a_pair_train_their_answer_behind_the_same_prompt() {
     );
 }
 
-/// The pairs of `training/llama/dpo`: TRL tokenised them, the prompt as plain text.
+/// The pairs of `training/llama/dpo`: TRL tokenised them, with the prompt as plain text.
 #[test]
-fn pairs_without_a_template_are_tokenised_as_trl_does() {
+fn pairs_without_a_template_are_tokenised_as_by_trl() {
     let known = reference_json("training/llama/dpo/dpo.json");
     let batch = |name| reference_integers("training/llama/dpo/batch.safetensors", name);
     let (ids, attended, answered) = (batch("input_ids"), batch("attention_mask"), batch("completion_mask"));
@@ -393,7 +394,7 @@ fn a_row_that_is_too_long_is_cut_dropped_or_refused() {
 }
 
 #[test]
-fn a_mask_is_not_looked_for_without_end() {
+fn the_search_for_a_mask_is_limited() {
     let tokenizer = tiny("bytelevel");
     let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
     let template = Template::compile("plain", source, &SpecialTokens::default()).unwrap();
@@ -425,7 +426,7 @@ fn pieces_join_to_the_text() {
 }
 
 #[test]
-fn the_prompt_of_a_reply_is_what_training_puts_before_it() {
+fn the_prompt_of_a_reply_equals_that_of_training() {
     let tokenizer = tiny("bytelevel");
     let settings = config("a.jsonl", &["data.system=\"Be brief.\""]);
     let pair = row(Example::PromptCompletion { prompt: "2+2?".to_owned(), completion: "4".to_owned() });

@@ -1,4 +1,4 @@
-//! The whole dataset, tokenised on all cores and checked.
+//! Tokenises the whole dataset on all cores and checks it.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -20,38 +20,38 @@ use super::{
 use crate::config::{Config, EvalSource};
 use crate::model::{Architecture, ModelFiles};
 
-/// Most threads that tokenise.
+/// Most threads for tokenising.
 const MAX_THREADS: usize = 16;
-/// Stack of such a thread, in bytes: templates may nest.
+/// Stack of these threads, in bytes: templates may nest.
 const STACK_BYTES: usize = 8 << 20;
-/// Rows a thread takes at once.
+/// Rows that a thread takes at a time.
 const ROWS_AT_ONCE: usize = 16;
-/// Rows looked at for near-duplicates.
+/// Most rows compared for near-duplicates.
 const MAX_NEAR: usize = 100_000;
-/// How often progress is told, at most.
+/// Most progress reports.
 const PROGRESS_STEPS: usize = 200;
 
-/// A row that can be trained on or held out, as an algorithm's own check sees it.
+/// A usable training or held-out row, as an algorithm's own check sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UsableRow<'a> {
     pub(crate) row: &'a Row,
-    /// Whether it has several sides, and all are the same tokens.
+    /// Whether it has several sides, all with the same tokens.
     pub(crate) same_sides: bool,
-    /// Whether `data.max_length` cut tokens off.
+    /// Whether `data.max_length` cut off tokens.
     pub(crate) truncated: bool,
 }
 
-/// What became of a row.
+/// The result for one row.
 struct Outcome {
     facts: Facts,
-    /// Tokens of its longest side before `data.max_length`; 0 where the row could not be tokenised.
+    /// Tokens of its longest side before `data.max_length` is applied; 0 if the row could not be tokenised.
     length: usize,
     encoded: Result<(EncodedRow, TokenFacts, bool), RowProblem>,
 }
 
-/// Reads, tokenises and checks the project's dataset. Rows that cannot be used are findings of the report; an error is
-/// what makes all rows unusable. `progress` gets the number of rows done and of all rows; where it breaks off, the
-/// result is [`DataError::Cancelled`].
+/// Reads, tokenises and checks the project's dataset. Unusable rows become findings of the report; an error
+/// means that no row can be used. `progress` is called with the number of finished rows and of all rows; if
+/// it cancels, the result is [`DataError::Cancelled`].
 pub fn prepare(
     config: &Config,
     project: &Path,
@@ -70,7 +70,7 @@ pub fn prepare(
     Ok(prepared)
 }
 
-/// What to say where rows are longer than what the model was made for: one with learned positions has no more of them.
+/// The problem of rows longer than the model's context. A model with learned positions cannot read them.
 fn beyond_positions(architecture: &Architecture, prepared: &Prepared) -> Option<DataProblem> {
     let room = architecture.learned_positions.unwrap_or(architecture.positions);
     let rows = prepared.train.iter().chain(&prepared.eval).filter(|row| row.longest() > room).count();
@@ -118,7 +118,7 @@ pub(super) fn prepare_with(
     Ok(assemble(dataset, template, outcomes, findings))
 }
 
-/// Calls `look` for each row, on several threads, and keeps their order.
+/// Calls `look` for each row, on several threads; the results are in the rows' order.
 fn look_at_all(
     rows: &[Row],
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
@@ -165,7 +165,7 @@ fn look_at_all(
         for (done, (index, outcome)) in (1..).zip(receiver) {
             outcomes[index] = Some(outcome);
             if (done % every == 0 || done == rows.len()) && progress(done, rows.len()).is_break() {
-                // The receiver is gone with the loop, at which the workers end.
+                // Leaving the loop drops the receiver, which ends the workers.
                 cancelled = true;
                 break;
             }
@@ -290,7 +290,7 @@ fn repeated_rows(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     let mut first: HashMap<(u64, Split), &Row> = HashMap::new();
     let mut seen = Seen::default();
     let mut compared = 0;
-    // Training rows first, so that a held-out row is the one that is told of.
+    // Training rows first, so that the held-out row is the one reported.
     let sides = [Split::Train, Split::Eval];
     for side in sides {
         for (row, outcome) in rows.iter().zip(outcomes).filter(|(row, _)| row.split == side) {

@@ -62,7 +62,7 @@ fn a_sound_dataset_is_counted_and_passes() {
 }
 
 #[test]
-fn rows_that_would_spoil_a_run_block_it() {
+fn unusable_rows_block_a_run() {
     let rows =
         [pair("a", "b"), json!({"prompt": "x"}), json!({"messages": [{"role": "user", "content": "x"}]})];
     let prepared = prepared(&rows, &["data.eval=0"]);
@@ -88,7 +88,7 @@ fn a_row_without_a_reply_blocks() {
 }
 
 #[test]
-fn length_is_reported_as_overflow_wants_it() {
+fn long_rows_are_reported_by_the_overflow_setting() {
     let rows = [pair("a", "b"), pair("a", &"long ".repeat(100)), pair(&"long ".repeat(100), "b")];
     let cut = prepared(&rows, &["data.eval=0", "data.max_length=60"]);
     assert_eq!((cut.report.truncated, found(&cut, ProblemKind::Truncated).len()), (2, 2));
@@ -130,7 +130,7 @@ fn pairs_are_counted_with_both_sides() {
 }
 
 #[test]
-fn pairs_and_their_algorithm_need_each_other() {
+fn pairs_and_dpo_need_each_other() {
     let pairs = [preference("a", "b", "c"), preference("d", "e", "f")];
     let sft = prepared(&pairs, &["data.eval=0"]);
     let problem = found(&sft, ProblemKind::NotForAlgorithm)[0];
@@ -150,7 +150,7 @@ fn pairs_and_their_algorithm_need_each_other() {
 }
 
 #[test]
-fn a_bad_answer_is_not_learned_as_a_good_one() {
+fn a_bad_answer_is_refused_in_supervised_training() {
     let answer = |label: bool| json!({"prompt": "a", "completion": "b", "label": label});
     let sft = prepared(&[answer(true), answer(false)], &["data.eval=0"]);
     let problem = found(&sft, ProblemKind::NotForAlgorithm)[0];
@@ -163,7 +163,7 @@ fn a_bad_answer_is_not_learned_as_a_good_one() {
 }
 
 #[test]
-fn labelled_answers_and_their_algorithm_need_each_other() {
+fn labelled_answers_and_kto_need_each_other() {
     let kto = ["data.eval=0", "train.algorithm=kto"];
     let answer = |text: &str, label: bool| json!({"prompt": "a", "completion": text, "label": label});
     let mixed = [answer("b", true), answer("c", false), answer("d", true), answer("e", false)];
@@ -182,7 +182,7 @@ fn labelled_answers_and_their_algorithm_need_each_other() {
 }
 
 #[test]
-fn good_and_bad_answers_are_weighed() {
+fn unbalanced_labels_suggest_weights() {
     let answers = |good: usize, bad: usize| -> Vec<_> {
         let row =
             |place: usize| json!({"prompt": "a", "completion": format!("{place}"), "label": place < good});
@@ -206,7 +206,7 @@ fn good_and_bad_answers_are_weighed() {
 }
 
 #[test]
-fn a_pair_without_a_difference_or_an_answer_is_told() {
+fn a_pair_without_a_difference_or_an_answer_is_reported() {
     let dpo = ["data.eval=0", "train.algorithm=dpo"];
     let rows = [preference("a", "b", "c"), preference("d", "e", "e"), preference("f", "", "g")];
     let prepared = |rows: &[serde_json::Value], more: &[&str]| prepared(rows, &[&dpo[..], more].concat());
@@ -263,7 +263,7 @@ fn an_empty_dataset_blocks() {
 }
 
 #[test]
-fn texts_that_deserve_a_look_are_named() {
+fn suspicious_texts_are_reported() {
     let rows = [
         pair("one", ""),
         pair("two", "caf\u{fffd}"),
@@ -316,7 +316,7 @@ fn repeated_rows_are_found_within_and_across_the_split() {
 }
 
 #[test]
-fn a_template_that_never_ends_a_turn_is_told_once() {
+fn a_template_that_never_ends_a_turn_is_reported_once() {
     let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
     let endless = Template::compile("plain", source, &SpecialTokens::default()).unwrap();
     let rows = [pair("a", "b"), pair("c", "d")];
@@ -328,7 +328,7 @@ fn a_template_that_never_ends_a_turn_is_told_once() {
 }
 
 #[test]
-fn two_begins_of_text_are_told() {
+fn two_begins_of_text_are_reported() {
     let rows = [json!({"input_ids": [0, 0, 70, 71]}), json!({"input_ids": [0, 70, 71]})];
     let prepared = prepared(&rows, &["data.eval=0"]);
     assert_eq!(
