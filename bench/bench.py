@@ -2,9 +2,9 @@
 """Tokens per second and peak memory on this machine, per method and number format, with the sample base model.
 
 Training: batch 1 × 512, every token trained, all linear layers where a method has targets. Generation: greedy, after a
-prompt of 64 tokens, one row and two rows at a time. Each figure is the median of ROUNDS processes (3 unless the
-environment says otherwise). `METHODS` and `DTYPES`, separated by commas, choose; `--parts` shows where a step's time goes.
-`--beside` measures LoRA and generation once more beside one and two other processes that each keep a core busy.
+prompt of 64 tokens, one row and two rows at a time. Each figure is the median of ROUNDS processes (default 3).
+`METHODS` and `DTYPES`, separated by commas, choose what is measured; `--parts` shows the time of each part of a step.
+`--beside` measures LoRA and generation alone, and with one and two other processes that each keep a core busy.
 """
 
 import json
@@ -20,12 +20,12 @@ def chosen(name, available):
     names = [part.strip() for part in wanted.split(",")] if wanted else available
     unknown = sorted(set(names) - set(available))
     if unknown:
-        sys.exit(f"bench: {name} names {', '.join(unknown)}; there are {', '.join(available)}")
+        sys.exit(f"bench: {name} has unknown names: {', '.join(unknown)}; known are {', '.join(available)}")
     return names
 
 
 def methods():
-    """What this build of the engine can train."""
+    """The methods that this build of the engine supports."""
     told = subprocess.run([str(measure.ENGINE), "doctor", "--json"], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(told.stdout)["methods"]
 
@@ -35,7 +35,7 @@ def line(name, speeds, peaks, runs):
 
 
 def parts(runs):
-    """The share of each part in the median step, largest first."""
+    """Prints the share of each part in the median step, largest first."""
     seconds = {name: measure.middle([run["train"]["parts"][name] for run in runs]) for name in runs[0]["train"]["parts"]}
     whole = sum(seconds.values())
     for name, spent in sorted(seconds.items(), key=lambda entry: -entry[1]):
@@ -43,12 +43,12 @@ def parts(runs):
 
 
 def beside(count, dtype):
-    """LoRA and generation while 0 to 2 other processes keep a core busy each."""
-    others = ["alone", "beside a busy process", "beside two busy processes"][count]
+    """LoRA and generation, with 0 to 2 other processes that each keep a core busy."""
+    others = ["alone", "with one busy process", "with two busy processes"][count]
     with measure.busy_processes(count):
         runs = [measure.engine("--dtype", dtype, "--steps", 3, "--new-tokens", 32) for _ in range(measure.ROUNDS)]
     for run in runs:
-        run["others"] = 0.0  # They are meant to be there.
+        run["others"] = 0.0  # Intended here.
     peaks = [run["peak_memory_bytes"] for run in runs]
     line(f"lora 1×512 {dtype}, {others}", [run["train"]["tokens_per_second"] for run in runs], peaks, runs)
     line(f"generation {dtype}, {others}", [run["decode"]["tokens_per_second"] for run in runs], peaks, runs)
@@ -64,10 +64,10 @@ def main():
                 beside(count, dtype)
         return
     for method in chosen("METHODS", methods()):
-        # What full fine-tuning leaves behind is laid out as its base, so it starts from no GGUF file.
+        # Full fine-tuning writes its result in the layout of its base, so it cannot start from a GGUF file.
         model = measure.FOLDER if method == "full" else measure.MODEL
         if not model.exists():
-            print(f"{method:<44} is left out: it starts from a model folder, which `make bench-peers` writes", flush=True)
+            print(f"{method:<44} is skipped: it needs a model folder, which `make bench-peers` writes", flush=True)
             continue
         for dtype in dtypes:
             runs = [measure.engine("--method", method, "--dtype", dtype, "--new-tokens", 0, model=model) for _ in range(measure.ROUNDS)]

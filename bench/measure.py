@@ -1,4 +1,4 @@
-"""What both benches share: running a measurement in a process of its own, and telling whether it had the machine to itself."""
+"""Shared by the benches: runs each measurement in its own process, and checks whether other processes disturbed it."""
 
 import contextlib
 import json
@@ -17,15 +17,15 @@ ENGINE = CLONE / "target" / "release" / "luthier-engine"
 LUTHIER = CLONE / "target" / "release" / "luthier"
 PROJECT = CLONE / "sample-data" / "tickets"
 MODEL = PROJECT / "models" / "smollm2-135m-instruct-q4_1.gguf"
-# The same weights as a Hugging Face folder, which peers.py writes.
+# The same weights as a Hugging Face folder, written by peers.py.
 FOLDER = setup.CACHE / "peers" / "smollm2-135m"
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
-# Share of the machine that other processes may take before a figure is called disturbed.
+# Largest CPU share of other processes before a figure is marked as disturbed.
 QUIET = 0.06
 
 
 def _busy():
-    """Seconds that all processors together have worked so far; None where the system does not say."""
+    """Busy seconds of all processors together so far; None if the system does not report them."""
     try:
         with open("/proc/stat") as file:
             ticks = [int(value) for value in file.readline().split()[1:9]]
@@ -35,19 +35,19 @@ def _busy():
 
 
 def _own():
-    """Seconds that this process and those that it has waited for have worked so far."""
+    """CPU seconds of this process and its finished children so far."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
 
 
 class Others:
-    """Watches, from when it is made, which share of the machine other processes take."""
+    """Measures the CPU share of other processes since its creation."""
 
     def __init__(self):
         self.began, self.busy, self.own = time.monotonic(), _busy(), _own()
 
     def share(self):
-        """Their share so far, once our own have been waited for; None where the system does not say."""
+        """Their share so far; our own processes must have ended. None if the system does not report it."""
         if self.busy is None:
             return None
         machine = (time.monotonic() - self.began) * os.cpu_count()
@@ -55,12 +55,12 @@ class Others:
 
 
 def answer(command, **options):
-    """The JSON document on the last line that a command prints; `others` in it is the share of the machine that other
-    processes took meanwhile."""
+    """The JSON document on the last line of a command's output. Its `others` is the CPU share of other processes
+    during the command."""
     others = Others()
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False, **options)
     if done.returncode:
-        sys.exit(f"bench: {command[0]} ended with status {done.returncode}; what it said stands above")
+        sys.exit(f"bench: {command[0]} ended with status {done.returncode}; see its output above")
     found = json.loads(done.stdout.splitlines()[-1])
     share = others.share()
     if share is not None:
@@ -74,7 +74,7 @@ def engine(*arguments, model=MODEL):
 
 @contextlib.contextmanager
 def busy_processes(count):
-    """Runs `count` other processes meanwhile, each of which keeps a core busy."""
+    """Runs `count` other processes that each keep a core busy."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -93,7 +93,7 @@ def gib(count):
 
 
 def note(runs):
-    """What to say about figures that others may have spoilt."""
+    """A note on figures that other processes may have disturbed."""
     most = max((run.get("others", 0.0) for run in runs), default=0.0)
     return f"   (disturbed: others took up to {100 * most:.0f} % of the machine)" if most > QUIET else ""
 

@@ -1,11 +1,11 @@
 """One measurement of transformers + PEFT, in the environment that peers.py makes. Prints one JSON document.
 
     peer.py convert GGUF FOLDER             the sample base model as a Hugging Face folder, in f32
-    peer.py train FOLDER DTYPE              on rows of random tokens, each trained on
+    peer.py train FOLDER DTYPE              on rows of random tokens, all trained on
     peer.py train FOLDER DTYPE --rows JSON  on given rows, padded, loss on completions
     peer.py generate FOLDER DTYPE           greedy `generate` after a prompt of 64 tokens
 
-Threads are torch's own default, as for us: one for each core.
+Threads are torch's default, as in the engine: one per core.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WARM_UP = 2
 
 
 def peak(device):
-    """Most that tensors held on the device; on the CPU, largest resident memory of this process. In bytes."""
+    """Highest memory use of tensors on the device; on the CPU, largest resident memory of this process. In bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with open("/proc/self/status") as file:
@@ -47,10 +47,10 @@ def load(folder, dtype, device, **more):
 
 
 def trained(arguments):
-    """The model and what is trained: everything, or an adapter of rank 16 on all linear layers."""
+    """The model with its trained weights: all weights, or an adapter of rank 16 on all linear layers."""
     folder, dtype, device = arguments.folder, arguments.dtype, arguments.device
     if arguments.method == "full":
-        # Weights are trained in f32, as ours are, and multiplied in the number format that is asked for.
+        # As in the engine, weights are trained in f32, and products use the requested number format.
         model = load(folder, "f32", device)
     elif arguments.method == "qlora":
         from transformers import BitsAndBytesConfig
@@ -74,7 +74,7 @@ def trained(arguments):
 def steps_of(model, parameters, steps, arguments):
     """Seconds of each step of `steps`, each a list of micro-batches; the loss is the mean over the step's trained tokens."""
     device = arguments.device
-    # As their trainers do: factors and whatever else is held in f32 is multiplied in the number format that is asked for.
+    # As in their trainers: products with f32 tensors, such as the factors, use the requested number format.
     mixed = arguments.dtype != "f32"
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
     seconds = []
@@ -94,7 +94,7 @@ def steps_of(model, parameters, steps, arguments):
 
 
 def padded(rows):
-    """A micro-batch as `DataCollatorForSeq2Seq` makes it: rows padded on the right to the longest."""
+    """A micro-batch like that of `DataCollatorForSeq2Seq`: rows padded on the right to the longest."""
     width = max(len(row["ids"]) for row in rows)
 
     def fill(values, filler):
@@ -143,7 +143,7 @@ def generate(arguments):
 
     count = arguments.tokens
     seconds(4)
-    # The first token's time, the prompt's above all, is not counted, as for us.
+    # As in the engine's bench, the time of the first token, mostly that of the prompt, is not counted.
     first = statistics.median(seconds(1) for _ in range(3))
     return {"tokens_per_second": (count - 1) / (seconds(count) - first), "peak_memory_bytes": peak(device)}
 
@@ -151,7 +151,7 @@ def generate(arguments):
 def convert(arguments):
     source, name = os.path.split(arguments.gguf)
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
-    # What transformers made of the file says that it is quantised; a plain model of the same weights is wanted.
+    # After reading the GGUF file, the configuration says that the model is quantised; the copy must be a plain model.
     settings = {key: value for key, value in read.config.to_dict().items()
                 if key not in ("quantization_config", "_model_name_or_path", "unk_token_id", "pretraining_tp")}
     model = LlamaForCausalLM(LlamaConfig(**{**settings, "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}))

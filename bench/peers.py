@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The same work here and through transformers + PEFT, in turn, and what becomes of it as ratios.
+"""Runs the same work with Luthier and with transformers + PEFT, alternating, and prints the ratios.
 
 Training: LoRA of rank 16 on all linear layers, every token trained, batch 1 × 512; the sample project's rows in the steps
-that its luthier.toml makes, theirs padded, ours packed; generation of one row against `generate`. Both run in processes of
-their own, ours and theirs alternating, ROUNDS times (3 unless the environment says otherwise). Tokens are real ones:
-padding is work, but no token.
+of its luthier.toml, theirs padded, ours packed; generation of one row compared with `generate`. Each measurement is a
+process of its own, ours and theirs alternating, ROUNDS times (default 3). Padding takes time but does not count as
+tokens.
 
-On first use the peers are installed into Luthier's cache (a few minutes), over the torch that Luthier is built with where
-that is one of Python's, and the sample base model is written there as a Hugging Face folder.
+On first use the peers are installed into Luthier's cache (a few minutes). They use the torch that Luthier is built with
+if that is a Python package. The sample base model is written there as a Hugging Face folder.
 """
 
 import os
@@ -19,7 +19,7 @@ import sys
 import measure
 from measure import FOLDER, setup
 
-# Everything that is compared with; transformers and PEFT at the versions that made tests/references.
+# The packages to compare with; transformers and PEFT at the versions that made tests/references.
 PACKAGES = (
     f"torch=={setup.TORCH_VERSION}",
     "transformers==5.23.0",
@@ -39,7 +39,7 @@ NEW_TOKENS = 64
 
 
 def borrow_torch(environment):
-    """Lets the peers see the torch in Luthier's cache, so that pip fetches only what that leaves out."""
+    """Makes the torch in Luthier's cache visible to the peers, so that pip fetches only missing packages."""
     packages = (measure.CLONE / ".libtorch").resolve().parent
     if not (packages / f"torch-{setup.TORCH_VERSION}.dist-info").is_dir():
         return
@@ -69,7 +69,7 @@ def theirs(*arguments):
 
 
 def compare(name, ours, peers):
-    """Runs both in turn and prints one line; `ours` and `peers` give a run's speed and peak memory beside its answer."""
+    """Runs both alternately and prints one line. `ours` and `peers` return a run's speed, peak memory and answer."""
     mine, other = [], []
     for _ in range(measure.ROUNDS):
         mine.append(ours())
@@ -95,7 +95,7 @@ def peer(run):
 
 def main():
     if not measure.ENGINE.exists():
-        sys.exit("bench: there is no engine yet: run `make build`")
+        sys.exit("bench: the engine is not built: run `make build`")
     install()
     print(f"{measure.processor()}; {', '.join(PACKAGES[:3])}; ours first, then theirs", flush=True)
     train = ["--steps", STEPS, "--new-tokens", 0]

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What the workbench itself costs, in a pseudo-terminal of 200×60 on a copy of the sample project.
+"""Measures the workbench itself, in a pseudo-terminal of 200×60 on a copy of the sample project.
 
-Times count from `exec` to the arrival of the last byte of the frame that shows what is waited for; they and the resident
-memory are medians of ROUNDS processes (3 unless the environment says otherwise), each on a copy of its own, with caches of
-its own. The workbench asks the terminal nothing, so nothing is answered. Runs are made by `luthier train`, with a program
-in the engine's place that ends at once; this script then writes what the engine would have written.
+Times are from `exec` to the last byte of the frame that shows the expected text. They and the resident memory are medians
+of ROUNDS processes (default 3), each with its own copy and caches. The workbench sends no queries to the terminal, so none
+are answered. Runs are started by `luthier train`, with a program that ends at once instead of the engine; this script then
+writes the files that the engine would have written.
 """
 
 import bisect
@@ -32,12 +32,12 @@ import measure
 
 COLUMNS, ROWS = 200, 60
 STEPS = 20_000
-# The live run: its length, where it stands when the workbench is opened, its pace, and how long bytes are counted.
+# The live run: its steps, the steps made when the workbench is opened, its pace, and how long bytes are counted.
 LIVE_STEPS, LIVE_MADE, STEP_SECONDS, WINDOW = 2_000, 1_000, 0.5, 12.0
-# Quiet for so long, the workbench has shown all that it has to show.
+# After this many seconds without output, the workbench has drawn everything.
 SETTLED = 1.5
 PATIENCE = 60.0
-# No other step has a loss that is near to it, so the screen shows it only when the journal was read to its end.
+# No other step has a loss near this one, so the screen shows it only after the whole journal was read.
 LAST_LOSS = 0.321
 # Ends a frame: the workbench writes each as one synchronized update.
 FRAME_END = b"\x1b[?2026l"
@@ -45,13 +45,13 @@ CONTROL = re.compile(r"\x1b\[([0-?]*)[ -/]*([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1
 
 
 def stamp(moment):
-    """A time, in seconds of the epoch, as it stands in a run's files."""
+    """Converts seconds since the epoch to the form in a run's files."""
     moment = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
 class Home:
-    """A copy of the sample project in a folder that also holds everything a program would keep elsewhere."""
+    """A copy of the sample project, in a folder that also has the home, caches and other folders of its programs."""
 
     def __init__(self, folder):
         self.project = folder / "tickets"
@@ -67,7 +67,7 @@ class Home:
             self.environment[name] = str(place)
 
     def luthier(self, *arguments):
-        """The JSON document that a command prints."""
+        """The JSON output of a command."""
         command = [str(measure.LUTHIER), *arguments, "-C", str(self.project), "--json"]
         done = subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
@@ -76,7 +76,7 @@ class Home:
 
 
 class Run:
-    """A run whose directory this script writes in the engine's place."""
+    """A run whose directory is written by this script instead of the engine."""
 
     def __init__(self, home, steps):
         self.home, self.steps, self.step = home, steps, 0
@@ -86,7 +86,7 @@ class Run:
         # The same values each time.
         self.random = random.Random(1)
         self.status = json.loads((self.folder / "status.json").read_text())
-        # A run lives as long as the process that it names, by number, start and boot: this one.
+        # A run is live as long as its process, identified by number, start time and boot. Here this is our own process.
         fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         self.status.update(pid=os.getpid(), process_start=int(fields[19]), total_steps=steps, device="cpu")
         self.journal = open(self.folder / "events.jsonl", "a", encoding="utf-8")
@@ -107,7 +107,7 @@ class Run:
         self.event("state", moment, state="running")
 
     def advance(self, moment):
-        """Makes a step, with values that scatter as those of small batches do."""
+        """Makes a step, with values as noisy as those of small batches."""
         self.step += 1
         done, noise = self.step / self.steps, self.random.gauss
         loss = LAST_LOSS if self.step == STEPS else max(0.4, 0.6 + 1.2 * math.exp(-8 * done) + noise(0, 0.08))
@@ -129,7 +129,7 @@ class Run:
                 self.status["best_step"] = self.step
 
     def write(self, state):
-        """Replaces the status as the engine does, so that a reader never finds half of one."""
+        """Replaces the status atomically like the engine, so that a reader never sees half of it."""
         self.journal.flush()
         self.status.update(state=state, heartbeat=stamp(time.time()))
         beside = self.folder / ".status.json.tmp"
@@ -137,16 +137,16 @@ class Run:
         beside.replace(self.folder / "status.json")
 
     def check(self, state):
-        """That Luthier takes the directory for what it is meant to be."""
+        """Checks that Luthier lists the run with the intended state."""
         found = next((run for run in self.home.luthier("runs") if run["id"] == self.id), None)
         expected = {"state": state, "step": self.step, "total_steps": self.steps}
         if found is None or any(found[key] != value for key, value in expected.items()):
-            sys.exit(f"bench: `luthier runs` should list {self.id} with {expected}, but says {found}")
+            sys.exit(f"bench: `luthier runs` should list {self.id} with {expected}, but lists {found}")
 
 
 @contextlib.contextmanager
 def project(steps, made):
-    """A copy of the project with a run that has made so many of its steps."""
+    """A copy of the project with a run that has made `made` of its `steps`."""
     with tempfile.TemporaryDirectory(prefix="luthier-bench-") as folder:
         home = Home(pathlib.Path(folder))
         with contextlib.closing(Run(home, steps)) as run:
@@ -164,7 +164,7 @@ def project(steps, made):
 
 
 class Workbench:
-    """The workbench in a pseudo-terminal, and what it wrote when. `keys` are pressed as soon as it is started."""
+    """The workbench in a pseudo-terminal, with its output and times. `keys` are pressed right after the start."""
 
     def __init__(self, home, keys):
         told, tell = os.pipe()
@@ -172,7 +172,7 @@ class Workbench:
         if self.process == 0:
             try:
                 fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-                # The pipe closes itself on exec. The clock is the machine's, the same in every process.
+                # The pipe closes on exec. The monotonic clock is the same in all processes of the machine.
                 os.write(tell, struct.pack("d", time.monotonic()))
                 os.execve(measure.LUTHIER, [str(measure.LUTHIER), str(home.project)], home.environment)
             finally:
@@ -182,7 +182,7 @@ class Workbench:
         os.close(told)
         self.press(keys)
         self.written = bytearray()
-        # Of each piece that came, when, and how much had come with it.
+        # For each piece of output: its time, and the total length with it.
         self.times, self.ends = [], []
 
     def close(self):
@@ -194,7 +194,7 @@ class Workbench:
         os.write(self.terminal, keys.encode())
 
     def listen(self, until):
-        """Takes what it writes until then."""
+        """Reads its output until this time."""
         while (left := until - time.monotonic()) > 0:
             if not select.select([self.terminal], [], [], left)[0]:
                 return
@@ -209,7 +209,7 @@ class Workbench:
             self.ends.append(len(self.written))
 
     def frames(self):
-        """Every frame so far, as the milliseconds after the start at which its last byte came, and its text."""
+        """Every frame so far: milliseconds from the start to its last byte, and its text."""
         cells = [[" "] * COLUMNS for _ in range(ROWS)]
         begin = 0
         while (end := self.written.find(FRAME_END, begin)) >= 0:
@@ -220,10 +220,10 @@ class Workbench:
             begin = end
 
     def wait(self, *texts):
-        """Waits until one frame shows all the texts and nothing more comes; the time of the first such frame."""
+        """Waits until output stops and a frame has shown all the texts. Returns the time of the first such frame."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            # Looked through only once it is quiet, so that looking takes nothing from the workbench while it works.
+            # Frames are examined only when output stops, so that this does not slow down the workbench.
             before = len(self.written)
             self.listen(time.monotonic() + SETTLED)
             if len(self.written) == before:
@@ -232,17 +232,17 @@ class Workbench:
                         return came
             if time.monotonic() > deadline:
                 *_, (_, text) = [(0, "nothing"), *self.frames()]
-                sys.exit(f"bench: waited in vain for {', '.join(texts)}; the screen shows:\n{text}")
+                sys.exit(f"bench: the screen never showed {', '.join(texts)}; it shows:\n{text}")
 
     def resident(self):
-        """Bytes of memory that it holds."""
+        """Its resident memory in bytes."""
         status = pathlib.Path(f"/proc/{self.process}/status").read_text()
         return 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", status)[1])
 
 
 def show(text, cells):
-    """Puts what a frame writes into the cells. A frame only places the cursor, sets styles and prints; what follows a wide
-    character is placed anew, so the width of characters does not matter here."""
+    """Writes a frame into the cells. A frame only moves the cursor, sets styles and prints. After a wide character the
+    cursor is always moved, so the width of characters does not matter here."""
     row = column = position = 0
     while position < len(text):
         control = CONTROL.match(text, position)
@@ -258,13 +258,13 @@ def show(text, cells):
 
 
 def opening():
-    """One process that is opened on a finished run, the train pane asked for at once."""
+    """One process on a project with a finished run; the train pane is opened at once."""
     with project(STEPS, STEPS) as (home, _):
         others = measure.Others()
         with contextlib.closing(Workbench(home, "2")) as workbench:
             drawn = workbench.wait("✓ finished", f"step {STEPS}/{STEPS}", f"train {LAST_LOSS}")
             first = workbench.wait("luthier · tickets", "1 Data", "2 Train", "3 Sweep", "4 Review")
-            # The rows are read meanwhile, unseen; their pane tells that they are there.
+            # The rows are read in the background; their pane shows when they are loaded.
             workbench.press("1")
             workbench.wait("420 train, 40 held out")
             run = {"first": first, "drawn": drawn, "resident": workbench.resident()}
@@ -273,7 +273,7 @@ def opening():
 
 
 def idle():
-    """Bytes that come while nothing happens."""
+    """Bytes written while nothing happens."""
     with project(STEPS, STEPS) as (home, _), contextlib.closing(Workbench(home, "2")) as workbench:
         workbench.wait("✓ finished", f"train {LAST_LOSS}")
         before = len(workbench.written)
@@ -282,10 +282,10 @@ def idle():
 
 
 def live():
-    """Bytes that come while a run makes steps."""
+    """Bytes written while a run makes steps."""
     with project(LIVE_STEPS, LIVE_MADE) as (home, run), contextlib.closing(Workbench(home, "2")) as workbench:
         workbench.wait("▶ running", f"step {LIVE_MADE}/{LIVE_STEPS}")
-        # The first steps are not counted: with them the pace and the end of the run become known.
+        # The first steps are not counted, because they establish the pace and the expected end of the run.
         warm = 4
         began = time.monotonic()
         for step in range(1, warm + round(WINDOW / STEP_SECONDS) + 1):
@@ -307,7 +307,7 @@ def line(name, value, unit, remark=""):
 def main():
     if not measure.LUTHIER.exists() or not measure.MODEL.exists():
         sys.exit("bench: the workbench or the sample base model is missing; `make build` gets both")
-    # Told to end, it leaves nothing behind either.
+    # Cleans up also after SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"{measure.processor()}; a terminal of {COLUMNS}×{ROWS}", flush=True)
     runs = [opening() for _ in range(measure.ROUNDS)]
