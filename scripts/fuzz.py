@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Runs the fuzz targets of `fuzz/` one after the other, each for a short while.
 
-    scripts/fuzz.py [TARGET …]     all of them where none is named
+    scripts/fuzz.py [TARGET …]     all targets if none is given
 
-FUZZ_SECONDS says how long each runs (10). Each starts from a corpus made of the reference data under
-`tests/references` and of the sample project; what it finds worth keeping is added there, under `fuzz/corpus`. A target
-fails that panics, takes longer than two seconds for an input, or more than 512 MiB in all; the input is kept under
-`fuzz/artifacts`, and the call that repeats it is printed.
+FUZZ_SECONDS sets the seconds for each target (default 10). Each starts from a corpus made from the reference data under
+`tests/references` and the sample project; inputs with new coverage are added to it, under `fuzz/corpus`. A target fails
+if it panics, takes longer than two seconds for an input, or uses more than 512 MiB. The input is kept under
+`fuzz/artifacts`, and the command that repeats it is printed.
 
-Works with the stable compiler: no sanitizer is asked for, since Luthier's own parsers have no unsafe code.
+Works with the stable compiler: no sanitizer is used, because Luthier's own parsers have no unsafe code.
 """
 
 import json
@@ -37,12 +37,12 @@ def targets():
 
 
 def tools():
-    """The environment in which `cargo fuzz` is known; installs it beside the build's products where it is not."""
+    """An environment with `cargo fuzz`, which is installed into the build folder if it is missing."""
     tool = TOOLS / "bin" / "cargo-fuzz"
     if not tool.exists():
         install = [CARGO, "install", "cargo-fuzz", "--version", CARGO_FUZZ, "--locked", "--root", str(TOOLS)]
         if subprocess.run(install, check=False).returncode:
-            sys.exit("fuzz: cargo-fuzz could not be installed; what cargo said stands above")
+            sys.exit("fuzz: cargo-fuzz could not be installed; see cargo's output above")
     return {**os.environ, "PATH": f"{os.environ['PATH']}{os.pathsep}{tool.parent}"}
 
 
@@ -51,7 +51,7 @@ def host():
     return re.search(r"^host: (\S+)$", told, re.MULTILINE).group(1)
 
 
-# --- Seeds: one list of inputs per target, in the form that the target's own head describes. ---
+# --- Seeds: one list of inputs per target, in the form described at the top of the target. ---
 
 
 def tiny_models():
@@ -63,7 +63,7 @@ def zeros(count):
 
 
 def without_data(path):
-    """A safetensors file's header, and how many bytes of data it needs behind it."""
+    """A safetensors file's header, and the number of data bytes that follow it."""
     content = path.read_bytes()
     start = 8 + struct.unpack("<Q", content[:8])[0]
     return content[:start] + zeros(len(content) - start)
@@ -73,13 +73,13 @@ def safetensors():
     return [without_data(path) for path in sorted(REFERENCES.glob("**/*.safetensors"))]
 
 
-# Bytes of a GGUF metadata value by its type; texts and arrays say their own length.
+# Bytes of a GGUF metadata value by its type; strings and arrays store their own length.
 GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 GGUF_TEXT, GGUF_ARRAY = 8, 9
 
 
 def gguf():
-    """Each GGUF reference without its data."""
+    """Every GGUF reference without its data."""
     return [header_of_gguf(path.read_bytes()) for path in sorted(REFERENCES.glob("gguf/**/*.gguf"))]
 
 
@@ -258,7 +258,7 @@ def run(target, program, scratch):
     print(done.stderr[-6000:], file=sys.stderr)
     kept = re.search(r"Test unit written to (\S+)", done.stderr)
     again = f"TMPDIR=$(mktemp -d) {program} {' '.join(LIMITS)} {kept[1]}" if kept else " ".join(call)
-    print(f"{target:<14} FAILED; again with: {again}", flush=True)
+    print(f"{target:<14} FAILED; repeat with: {again}", flush=True)
     return False
 
 
@@ -266,10 +266,10 @@ def main():
     wanted = sys.argv[1:] or targets()
     unknown = [target for target in wanted if target not in targets()]
     if unknown:
-        sys.exit(f"fuzz: no target {', '.join(unknown)}; there are {', '.join(targets())}")
+        sys.exit(f"fuzz: no target {', '.join(unknown)}; the targets are {', '.join(targets())}")
     environment = tools()
     if subprocess.run([CARGO, "fuzz", "build", "--sanitizer", "none"], cwd=CLONE, env=environment, check=False).returncode:
-        sys.exit("fuzz: the targets could not be built; what cargo said stands above")
+        sys.exit("fuzz: the targets could not be built; see cargo's output above")
     programs = FUZZ / "target" / host() / "release"
     memory = pathlib.Path("/dev/shm")
     scratch = tempfile.mkdtemp(prefix="luthier-fuzz-", dir=memory if os.access(memory, os.W_OK) else None)

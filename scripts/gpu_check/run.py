@@ -2,9 +2,9 @@
 """Checks this build of Luthier on this machine's GPU. Needs python3 with torch 2.11.
 
 Compares every family with transformers' stored outputs in f32 and bf16, and every method with PEFT's stored training steps,
-on the device: whatever is in the archive's references. Then measures training and generation on random llamas of 1 and 8
-billion weights, beside transformers + PEFT where python has them. Writes one JSON document; exit status 3 where a check
-failed.
+on the device, for all references in the archive. Then measures training and generation on random llamas of 1 and 8
+billion weights, compared with transformers + PEFT if they are installed. Writes one JSON document. The exit status is 3
+if a check failed.
 """
 
 import argparse
@@ -28,14 +28,14 @@ ENGINE = HERE / "bin" / "luthier-engine"
 LUTHIER = HERE / "bin" / "luthier"
 REFERENCES = HERE / "references"
 
-# What random weights need: of a logit of transformers' own, bf16 is up to 0.24 away from f32 in these models.
+# For random weights: in transformers itself, bf16 logits of these models differ from f32 by up to 0.24.
 BF16_TOLERANCE = 0.06
 # Largest relative difference of a step's loss from the reference's f32.
 LOSS_BOUND = {"f32": 1e-4, "bf16": 5e-2}
 
 
 def environment():
-    """libtorch lies where python's torch is."""
+    """libtorch is in the folder of python's torch."""
     library = pathlib.Path(torch.__file__).parent / "lib"
     paths = [str(library)] + [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
     return {**os.environ, "LD_LIBRARY_PATH": ":".join(paths), "LUTHIER_ENGINE": str(ENGINE)}
@@ -79,15 +79,15 @@ def check_family(folder, dtype, device):
     report = json.loads(out)
     worst = {key: max(way[key] for way in report["ways"]) for key in ["logits", "hidden", "loss"]}
     passed = all(worst[key] <= report["allowed"][key] for key in worst)
-    # A greedy token may turn where bf16 rounds two logits to one.
+    # A greedy token may differ if bf16 rounds two logits to the same number.
     if dtype == "f32":
         passed = passed and report["greedy_equal"]
     return {"pass": passed, "max_abs_error": worst, "greedy_equal": report["greedy_equal"]}
 
 
 def trained_runs():
-    """Family and name of every reference run that the engine can repeat: those that count and decay as it does, and whose
-    adapter still has all that was trained."""
+    """Family and name of every reference run that the engine can repeat: those with its normalisation and weight decay,
+    and whose stored adapter has all trained weights."""
     for path in sorted((REFERENCES / "training").glob("*/*/trajectory.json")):
         settings = json.loads(path.read_text())
         adapter = path.parent / "adapter-init" / "adapter_config.json"
@@ -97,7 +97,7 @@ def trained_runs():
 
 
 def method_of(reference):
-    """The [method] section that a reference run was made with, as its adapter says it."""
+    """The [method] section of a reference run, from its adapter."""
     start = reference / "adapter-init"
     if not start.exists():
         return 'kind = "full"'
@@ -159,7 +159,7 @@ def check_method(family, name, dtype, device):
 
 
 def train_alike(folder, family, device):
-    """Losses of five steps on rows that begin alike, which the engine computes once."""
+    """Losses of five steps on rows with a shared beginning, which the engine computes once."""
     numbers = random.Random(7)
     begin = [numbers.randrange(3, 500) for _ in range(20)]
     rows = [begin + [numbers.randrange(3, 500) for _ in range(numbers.randrange(4, 14))] for _ in range(30)]
@@ -178,7 +178,7 @@ def train_alike(folder, family, device):
 
 
 def check_beginnings(family, device):
-    """The same steps on the device and on the processor, which have different kernels."""
+    """Compares the same steps on the device and on the CPU, which have different kernels."""
     losses = []
     for where in (device, "cpu"):
         with tempfile.TemporaryDirectory() as scratch:
@@ -193,7 +193,7 @@ def check_beginnings(family, device):
 
 
 def check_deterministic(family, name, dtype, device):
-    """Two runs with train.deterministic = true: the same bits of every loss and norm, and of the weights that they write."""
+    """Two runs with train.deterministic = true must have the same bits in every loss, norm and final weight."""
     runs = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as scratch:
@@ -230,7 +230,7 @@ def main():
     arguments = parser.parse_args()
     sizes = [] if arguments.sizes == "none" else arguments.sizes.split(",")
     if unknown := sorted(set(sizes) - set(speed.SIZES)):
-        parser.error(f"--sizes names {', '.join(unknown)}; there are {', '.join(speed.SIZES)}")
+        parser.error(f"--sizes: unknown {', '.join(unknown)}; known are {', '.join(speed.SIZES)}")
     if arguments.device != "cpu" and not torch.cuda.is_available():
         sys.exit("gpu-check: torch sees no CUDA device; `luthier doctor` says why")
     result = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
@@ -260,7 +260,7 @@ def main():
         for dtype in ["f32", "bf16"]:
             note("methods", f"{family} {name} {dtype} twice the same", check_deterministic(family, name, dtype, arguments.device))
     for family in ["llama", "gemma2", "falcon-7b", "gpt2"]:
-        note("methods", f"{family} rows that begin alike", check_beginnings(family, arguments.device))
+        note("methods", f"{family} rows with a shared beginning", check_beginnings(family, arguments.device))
 
     def measured(name, found):
         result["speed"][name] = found

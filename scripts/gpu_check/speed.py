@@ -1,4 +1,4 @@
-"""Speed and memory on random llamas of the usual sizes, beside transformers + PEFT where python has them."""
+"""Speed and memory on random llamas of the usual sizes, compared with transformers + PEFT if they are installed."""
 
 import ctypes
 import json
@@ -13,7 +13,7 @@ import torch
 
 PEER = pathlib.Path(__file__).resolve().parent / "peer.py"
 
-# Shapes of Llama 3.2 1B and Llama 3.1 8B; `toy` is there to try the script.
+# Shapes of Llama 3.2 1B and Llama 3.1 8B; `toy` is for trying the script.
 COMMON = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
     "max_position_embeddings": 8192, "rope_theta": 500000.0, "attention_bias": False, "mlp_bias": False,
@@ -27,10 +27,10 @@ SIZES = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
 }
-# What is trained at each size. Full fine-tuning of 8 billion weights with f32 masters, gradients and moments takes 128 GB.
+# Methods measured at each size. Full fine-tuning of 8 billion weights with f32 masters, gradients and moments takes 128 GB.
 METHODS = {"toy": ["lora", "qlora", "full"], "1b": ["lora", "qlora", "full"], "8b": ["lora", "qlora"]}
 BATCH, LENGTH, STEPS, NEW_TOKENS = 4, 1024, 8, 128
-# Deviation of random weights, as transformers initialises them.
+# Standard deviation of random weights, as in transformers' initialisation.
 DEVIATION = 0.02
 
 
@@ -53,7 +53,7 @@ def tensors(config):
 
 
 def make_model(folder, size, device, tokenizer):
-    """Writes a Hugging Face folder of a llama whose bf16 weights are drawn on the device."""
+    """Writes a Hugging Face folder of a llama with random bf16 weights, generated on the device."""
     config = COMMON | SIZES[size]
     shutil.copytree(tokenizer, folder)
     (folder / "config.json").write_text(json.dumps(config))
@@ -100,11 +100,11 @@ def peers_are_there():
 
 
 def measure(size, scratch, device, tokenizer, call, engine, note):
-    """Trains by every method and generates; `note` hears each result by name."""
+    """Trains with every method and generates. `note` is called with each result's name."""
     model = pathlib.Path(scratch) / size
     parameters = make_model(model, size, device, tokenizer)
     peers = peers_are_there()
-    # Activations of a large model are computed again by either.
+    # For a large model, both compute activations again in the backward pass.
     recompute = ["--recompute"] if size == "8b" else []
     shape = ["--batch", BATCH, "--length", LENGTH, "--steps", STEPS, *recompute]
     for method in METHODS[size]:
