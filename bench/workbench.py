@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Measures the workbench itself, in a pseudo-terminal of 200×60 on a copy of the sample project.
 
-Times are from `exec` to the last byte of the frame that shows the expected text. They and the resident memory are medians
-of ROUNDS processes (default 3), each with its own copy and caches. The workbench sends no queries to the terminal, so none
-are answered. Runs are started by `luthier train`, with a program that ends at once instead of the engine; this script then
-writes the files that the engine would have written.
+Times are from `exec` to the last byte of the frame that shows the expected text. They and the resident memory are
+medians of ROUNDS processes (default 3), each with its own copy and caches. The workbench sends no queries to the
+terminal, so none are answered. Runs are started by `luthier train`, with a program that ends at once instead of the
+engine; this script then writes the files that the engine would have written.
 """
 
 import bisect

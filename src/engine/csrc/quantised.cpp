@@ -30,9 +30,9 @@ extern "C" {
 
 // A matrix [rows, columns] in NF4, in the encoding of weights/nf4.rs, with its decoding tables, all on one device.
 struct luthier_nf4 {
-  const Tensor *codes, *scales;    // uint8: two elements a byte; one for every 64 elements
-  const Tensor *nested, *offset;   // float: one for every 256 scales; one
-  const Tensor *pairs, *dynamic;   // float: [256, 2], the two elements of every byte; [256], what scales stand for
+  const Tensor *codes, *scales;    // uint8: two elements per byte; one per 64 elements
+  const Tensor *nested, *offset;   // float: one per 256 scales; one number
+  const Tensor *pairs, *dynamic;   // float: [256, 2], the two elements of every byte; [256], the scales' values
   int64_t rows, columns;
 };
 

@@ -190,7 +190,7 @@ extern "C" fn make_weight(owner: *mut c_void, message: *mut c_char, room: usize)
         Err(_) => "the decoding of a weight panicked".to_owned(),
     };
     let length = told.len().min(room.saturating_sub(1));
-    // SAFETY: `message` has `room` bytes, zeroed, of which the last stays as it is.
+    // SAFETY: `message` has `room` zeroed bytes, of which the last is not written.
     unsafe { std::ptr::copy_nonoverlapping(told.as_ptr().cast(), message, length) };
     null_mut()
 }

@@ -434,7 +434,7 @@ int luthier_attention(Tensor* query, Tensor* key, Tensor* value, const int64_t* 
     TORCH_CHECK(key->sizes() == value->sizes() && query->numel() > 0);
     int64_t queries = 0, seen = 0;
     for (size_t i = 0; i < count; ++i) {
-      TORCH_CHECK(befores[i] >= 0 && befores[i] <= key->size(0), "a document begins with more tokens than there are keys");
+      TORCH_CHECK(befores[i] >= 0 && befores[i] <= key->size(0), "a document shares more tokens than there are keys");
       TORCH_CHECK(owns[i] > 0 && owns[i] <= query->size(0), "a document is empty");
       queries += owns[i];
       seen += befores[i] + owns[i];

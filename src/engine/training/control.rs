@@ -93,7 +93,7 @@ impl Control {
         self.pending().stop == Some(StopWhen::Now)
     }
 
-    /// Who asked for the end, as text.
+    /// Why the run should end, as text.
     pub fn stop_reason(&self) -> &'static str {
         if self.pending().stop.is_some() { "asked to stop" } else { "the process received SIGTERM" }
     }
@@ -116,12 +116,12 @@ impl Control {
         drop(self.shared.changed.wait_timeout(pending, SIGNAL_POLL));
     }
 
-    /// Whether a checkpoint was asked for since the last call.
+    /// Whether a checkpoint was requested since the last call.
     pub fn take_checkpoint(&self) -> bool {
         self.pending().once.remove(&Once::Checkpoint)
     }
 
-    /// Whether an evaluation was asked for since the last call.
+    /// Whether an evaluation was requested since the last call.
     pub fn take_evaluation(&self) -> bool {
         self.pending().once.remove(&Once::Evaluation)
     }

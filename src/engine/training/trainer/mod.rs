@@ -98,7 +98,7 @@ pub struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     /// Continues from `state` with `config`.
-    #[expect(clippy::too_many_arguments, reason = "all that a run is made of")]
+    #[expect(clippy::too_many_arguments, reason = "everything that a run consists of")]
     pub fn new(
         record: &'a mut Record,
         control: &'a Control,
