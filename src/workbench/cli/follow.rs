@@ -33,7 +33,7 @@ const EXCERPT: usize = 100;
 pub enum Ending {
     /// The run is over, with this status.
     Over(Box<Status>),
-    /// The user pressed ctrl-C; the run goes on.
+    /// The user pressed ctrl-C; the run continues.
     Left,
 }
 
@@ -99,7 +99,7 @@ impl Progress {
                 self.bar.set_message(format!("on {}", clean_line(&run.device)));
                 if let Some(from) = run.resumed_from {
                     self.bar.set_position(from);
-                    self.say(&format!("goes on from step {from}"));
+                    self.say(&format!("continues from step {from}"));
                 }
             }
             EventBody::Step(done) => self.step(step, done),

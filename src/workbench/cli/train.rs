@@ -145,7 +145,7 @@ fn complaint(run: &RunDir, status: &Status) -> String {
     }
     lines.push(format!("its log: {}", run.log_path().display()));
     if !run.checkpoints().is_empty() {
-        lines.push(format!("go on from its newest checkpoint: luthier run resume {id}"));
+        lines.push(format!("continue from its newest checkpoint: luthier run resume {id}"));
     }
     lines.join("\n  ")
 }

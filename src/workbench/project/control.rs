@@ -31,20 +31,20 @@ pub fn edit(run: &RunDir, key: &str, value: &str, who: &str) -> Result<String, R
     ask(run, &Request::Edit { key: key.to_owned(), value: value.to_owned(), who })
 }
 
-/// Changes a setting in the file of a run without a process, which reads it when it goes on.
+/// Changes a setting in the file of a run without a process, which reads it when it is resumed.
 pub fn write_setting(run: &RunDir, key: &str, value: &str) -> Result<String, Refusal> {
     write_key(&run.config_path(), key, value)?;
-    Ok(format!("{key} = {value} from when the run goes on"))
+    Ok(format!("{key} = {value} from when the run is resumed"))
 }
 
-/// Lets a paused run go on, or starts the engine again on one whose process is gone. Returns what happened.
+/// Resumes a paused run, or starts the engine again on one whose process is gone. Returns what happened.
 pub fn resume(run: &RunDir, host: &Host) -> Result<String, Refusal> {
     match resume_way(&run.status()?, newest_checkpoint(run)).map_err(|reason| refused(run, reason))? {
         ResumeWay::Ask => Ok(runs::ask(run, &Request::Resume)?),
         ResumeWay::Start { from_step } => {
             let process = start_detached_with(&(host.engine)()?, run, &[])?;
             let from = from_step.map_or_else(|| "the beginning".to_owned(), |step| format!("step {step}"));
-            Ok(format!("goes on from {from}, process {process}"))
+            Ok(format!("continues from {from}, process {process}"))
         }
     }
 }

@@ -572,7 +572,7 @@ fn every_instruction_set_passes_the_same_tests() {
         return;
     }
     for instructions in ["base", "avx2", "avx512"] {
-        let tests = ["seam::", "tiny::logits", "sample_model::greedy"];
+        let tests = ["seam::", "models::every_family", "sample_model::greedy"];
         let (passed, output) = elsewhere(&tests, (CHOICE, instructions));
         assert!(passed && output.contains("seam::swiglu ... ok"), "{instructions}: {output}");
     }

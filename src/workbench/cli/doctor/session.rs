@@ -105,11 +105,11 @@ fn survival(root: &Path, user: Option<&str>) -> Option<Finding> {
         return None;
     }
     if !kills_user_processes(root) {
-        return Some(Finding::good("log-out", "runs go on after it"));
+        return Some(Finding::good("log-out", "runs continue after it"));
     }
     let user = user?;
     if !user.contains('/') && root.join("var/lib/systemd/linger").join(user).exists() {
-        return Some(Finding::good("log-out", "runs go on after it (lingering is on)"));
+        return Some(Finding::good("log-out", "runs continue after it (lingering is on)"));
     }
     Some(Finding::short(
         "log-out",

@@ -16,7 +16,7 @@ pub struct Pause {
     which: Which,
 }
 
-/// Let a paused run go on, or start a stopped, failed or lost one again from its newest checkpoint
+/// Resume a paused run, or start a stopped, failed or lost one again from its newest checkpoint
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  luthier run resume latest -C tickets")]
 pub struct Resume {
