@@ -38,15 +38,18 @@ fn check(config: &Config, rows: &[UsableRow], findings: &mut Findings) {
     if good == 0 || bad == 0 {
         if good + bad > 0 {
             let which = if bad == 0 { "good" } else { "bad" };
-            warn(&format!("every answer to train on is labelled {which}: there is nothing to tell it from"));
+            let other = if bad == 0 { "bad" } else { "good" };
+            warn(&format!(
+                "every answer to train on is labelled {which}: there is nothing to tell it from; add {other} answers"
+            ));
         }
         return;
     }
     let [desirable, undesirable] = [config.train.kto_desirable_weight, config.train.kto_undesirable_weight];
     let (good, bad) = (good as f64, bad as f64);
     let ratio = desirable * good / (undesirable * bad);
-    // Weights are written with two digits, and a weight at a rounded bound is within it.
-    if (0.99..=MOST * 1.01).contains(&ratio) {
+    // A tenth more or less is no imbalance.
+    if (0.9..=MOST * 1.1).contains(&ratio) {
         return;
     }
     let advice: Vec<String> = [

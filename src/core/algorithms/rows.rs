@@ -91,12 +91,21 @@ impl RowShape {
             )),
             _ => {}
         }
-        let without = count(Self::Answer);
-        if self == Self::LabelledAnswer && without > 0 {
-            block(&format!(
-                "{without} of {all} rows have no label, and train.algorithm = \"{algorithm}\" learns from good and bad \
-                 answers: give each row a prompt, a completion and a label, true for a good answer"
+        let without = || rows.iter().filter(|row| Self::of(row) == Self::Answer);
+        if self == Self::LabelledAnswer && without().count() == all && all > 0 {
+            findings.add(ProblemKind::NotForAlgorithm, Severity::Blocks, None, &format!(
+                "no row has a \"label\" that is true or false, and train.algorithm = \"{algorithm}\" learns from good and bad \
+                 answers: give each row a prompt, a completion and a label, true for a good answer; if the label has \
+                 another name, say data.columns = {{ label = \"…\" }}"
             ));
+        } else if self == Self::LabelledAnswer {
+            for row in without() {
+                let what = format!(
+                    "has no \"label\" that is true or false, and train.algorithm = \"{algorithm}\" needs one: true for a \
+                     good answer, false for a bad one"
+                );
+                findings.row(ProblemKind::NotForAlgorithm, Severity::Blocks, row, &what);
+            }
         }
         if self == Self::Answer {
             for row in rows.iter().filter(|row| row.extras.label == Some(false)) {

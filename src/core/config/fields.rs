@@ -33,6 +33,7 @@ const ROLES: &[&str] = &[
     "rejected",
     "input_ids",
     "labels",
+    "label",
 ];
 
 /// A share of a whole, which cannot be all of it.

@@ -172,7 +172,7 @@ fn labelled_answers_and_kto_need_each_other() {
     let labels: Vec<_> = fine.train.iter().map(|row| row.sides[0].label).collect();
     assert_eq!(labels, [Some(true), Some(false), Some(true), Some(false)]);
     for (rows, told) in [
-        (vec![pair("a", "b"), answer("c", false)], "1 of 2 rows have no label"),
+        (vec![pair("a", "b"), answer("c", false)], "a.jsonl:1: has no \"label\" that is true or false"),
         (vec![preference("a", "b", "c")], "1 of 1 rows are preference pairs"),
     ] {
         let refused = prepared(&rows, &kto);
