@@ -106,7 +106,8 @@ proptest! {
             let cache = HubCache::new("/cache".into());
             let below = |path: PathBuf| path.strip_prefix("/cache").unwrap().components().count();
             prop_assert_eq!(below(cache.repository(&model)), 1);
-            prop_assert_eq!(below(cache.reference(&model)), 3);
+            // A revision may have slashes.
+            prop_assert!(below(cache.reference(&model)) >= 3);
             prop_assert!(!cache.reference(&model).to_string_lossy().contains(".."));
         }
     }
