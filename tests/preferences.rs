@@ -104,7 +104,7 @@ fn every_method_learns_from_labelled_answers() {
         let project = project();
         let row = |index: usize| {
             let colour = ["red", "blue", "green"][index / 2 % 3];
-            let good = index % 2 == 0;
+            let good = index.is_multiple_of(2);
             let answer = if good {
                 format!("{{\"colour\": \"{colour}\"}}")
             } else {

@@ -125,7 +125,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
         let name = path.file_name().unwrap().to_str().unwrap();
         if path.is_dir() && name != "tests" {
             collect(&path, files);
-        } else if name.ends_with(".rs")
+        } else if path.extension().is_some_and(|extension| extension == "rs")
             && !["tests.rs", "testing.rs", "lib.rs", "main.rs", "build.rs"].contains(&name)
         {
             files.push(path);

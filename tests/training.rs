@@ -117,7 +117,7 @@ fn a_detached_run_can_be_controlled() {
     let project = Project::tiny();
     let run = start_long(&project);
     let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
-    project.luthier(["run", "resume", "latest"]).run().expect(1).complains(&["running already"]);
+    project.luthier(["run", "resume", "latest"]).run().expect(1).complains(&["already running"]);
 
     project.luthier(["run", "pause", "latest"]).run().expect(0);
     let paused = wait_for_state(&run, "paused")["step"].clone();

@@ -1,7 +1,7 @@
 //! Cross-key validation: settings that are legal one by one and contradict each other.
 
 use super::choices::{Algorithm, Bias, MethodKind, OnNan, TrainOn, Variant};
-use super::keys::key;
+use super::keys::{Key, key};
 use super::resolve::Reader;
 use super::sections::Config;
 use super::toml_text::number;
@@ -26,7 +26,7 @@ fn check_algorithm(config: &Config, reader: &mut Reader) {
     for (other, setting) in
         others.flat_map(|other| other.declaration().settings.iter().map(move |key| (other, *key)))
     {
-        if config.get_text(setting).as_deref() != key(setting).map(|key| key.default()).as_deref() {
+        if config.get_text(setting).as_deref() != key(setting).map(Key::default).as_deref() {
             reader.contradict(
                 &[setting, "train.algorithm"],
                 &format!("`{setting}` belongs to \"{other}\", and `train.algorithm` is \"{algorithm}\""),
