@@ -36,7 +36,7 @@ fn spin_count(environment: &[(&str, &str)]) -> String {
 
 #[test]
 fn threads_spin_briefly_unless_the_environment_decides() {
-    assert_eq!(spin_count(&[]), "10000");
+    assert_eq!(spin_count(&[]), "1000");
     assert_eq!(spin_count(&[("GOMP_SPINCOUNT", "777")]), "777");
     assert_eq!(spin_count(&[("OMP_WAIT_POLICY", "PASSIVE")]), "0");
 }

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 /// How often an idle OpenMP thread checks for work before it sleeps. libgomp's default, 300,000, keeps a core
 /// busy that another process could use; a thread that waits for its turn on that core then delays all others.
 /// `bench/bench.py --beside` measures it, alone and with busy processes.
-const SPIN_COUNT: &str = "10000";
+const SPIN_COUNT: &str = "1000";
 
 /// OpenMP's settings with which a user says how threads wait.
 const WAIT_SETTINGS: [&str; 3] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"];
