@@ -19,7 +19,7 @@ use super::outcome::ResultForm;
 use super::process::Host;
 use super::status::{Failure, RunState, Status, replace_file};
 use super::time;
-use crate::config::Config;
+use crate::config::{Algorithm, Config};
 use crate::files;
 
 /// The folder with a project's runs.
@@ -381,8 +381,9 @@ fn order_of(id: &str) -> (String, u32) {
     (base.to_owned(), number.parse().unwrap_or(1))
 }
 
-/// What a configuration trains, in short: `lora r16`, `dora r8`, `prefix 20`, `full`. Does not validate the
-/// configuration, because a list must show runs of other versions too.
+/// What a configuration trains, in short: `lora r16`, `dora r8`, `prefix 20`, `full`, with the algorithm unless it is SFT:
+/// `lora r16 kto`. Losses of different algorithms cannot be compared. Does not validate the configuration, because a list
+/// must show runs of other versions too.
 pub fn method_label(config: &str) -> String {
     let table: toml::Table = config.parse().unwrap_or_default();
     let Some(method) = table.get("method").and_then(toml::Value::as_table) else {
@@ -391,7 +392,7 @@ pub fn method_label(config: &str) -> String {
     let kind = method.get("kind").and_then(toml::Value::as_str).unwrap_or("unknown");
     let kind = crate::text::clean_line(kind).into_owned();
     let whole = |key: &str| method.get(key).and_then(toml::Value::as_integer);
-    match kind.as_str() {
+    let label = match kind.as_str() {
         "lora" | "qlora" => {
             let variant = method.get("variant").and_then(toml::Value::as_str).unwrap_or("plain");
             let name = if kind == "qlora" || variant == "plain" { &kind } else { variant };
@@ -402,6 +403,11 @@ pub fn method_label(config: &str) -> String {
             whole("virtual_tokens").map_or_else(|| kind.clone(), |tokens| format!("{kind} {tokens}"))
         }
         _ => kind,
+    };
+    let algorithm = table.get("train").and_then(|train| train.get("algorithm")).and_then(toml::Value::as_str);
+    match algorithm.filter(|name| *name != Algorithm::Sft.name()) {
+        Some(name) => format!("{label} {}", crate::text::clean_line(name)),
+        None => label,
     }
 }
 
@@ -481,6 +487,7 @@ mod tests {
             ("method.kind=prefix", "prefix 20"),
             ("method.kind=full", "full"),
             ("method.kind=ia3", "ia3"),
+            ("train.algorithm=dpo", "lora r16 dpo"),
         ] {
             assert_eq!(method_label(&config(&[set]).to_toml()), label);
         }
