@@ -10,13 +10,14 @@ use luthier_engine::algorithms::reference::{Key, Reference};
 use luthier_engine::layers::{Active, Adapter};
 use luthier_engine::methods::lora::Lora;
 use luthier_engine::models::Model;
-use luthier_engine::step::adamw::{AdamW, EPSILON};
-use luthier_engine::step::{Launch, Learner, Measured, Outcome, StepSettings};
-use luthier_engine::{csrc, ops};
+use luthier_engine::ops;
+use luthier_engine::step::Measured;
+use luthier_engine::step::adamw::AdamW;
 use serde::Deserialize;
 use tch::Tensor;
 
 use crate::references::{Run, label_runs};
+use crate::runs::{Cut, algorithm_step};
 use crate::support::{furthest, relative, tensors};
 
 #[derive(Deserialize)]
@@ -93,21 +94,16 @@ impl<'a> Steps<'a> {
     }
 
     fn step(&mut self, rows: &[EncodedRow], learning_rate: f64) -> Measured {
-        let rows: Vec<&EncodedRow> = rows.iter().collect();
-        let micro_batches: Vec<Vec<&EncodedRow>> = rows.chunks(self.size).map(<[_]>::to_vec).collect();
-        let settings = StepSettings {
-            adamw: csrc::AdamW { learning_rate, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
-            max_grad_norm: 0.0,
-            recompute: self.recompute,
-            seed: 1,
-        };
-        let learner = Learner { model: self.model, adapter: &self.adapter, optimizer: &self.optimizer };
-        let launch = self.kto.launch(&learner, &micro_batches, &settings, None, &|| false).unwrap();
-        let Launch::Made(step) = launch else { panic!("{launch:?}") };
-        match step.settle(&mut self.optimizer).unwrap() {
-            Outcome::Updated(measured) => measured,
-            other @ Outcome::NotFinite(_) => panic!("{other:?}"),
-        }
+        let cut = Cut { size: self.size, recompute: self.recompute };
+        algorithm_step(
+            &mut self.kto,
+            self.model,
+            &self.adapter,
+            &mut self.optimizer,
+            rows,
+            cut,
+            learning_rate,
+        )
     }
 }
 

@@ -2,20 +2,20 @@
 //! final adapter.
 
 use luthier_core::data::{EncodedRow, EncodedSide};
-use luthier_engine::algorithms::Algorithm;
 use luthier_engine::algorithms::dpo::{Dpo, DpoLoss, LogProbs, Pairs};
 use luthier_engine::algorithms::reference::{Key, Reference};
 use luthier_engine::layers::{Active, Adapter, Parameters};
 use luthier_engine::methods::lora::Lora;
 use luthier_engine::models::Model;
-use luthier_engine::step::adamw::{AdamW, EPSILON};
+use luthier_engine::ops;
+use luthier_engine::step::Measured;
+use luthier_engine::step::adamw::AdamW;
 use luthier_engine::step::batch::Beginnings;
-use luthier_engine::step::{Launch, Learner, Measured, Outcome, StepSettings};
-use luthier_engine::{csrc, ops};
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
 use crate::references::{Run, preference_runs};
+use crate::runs::{Cut, algorithm_step};
 use crate::support::{furthest, relative, tensors};
 
 #[derive(Deserialize)]
@@ -158,21 +158,16 @@ impl<'a> Steps<'a> {
     }
 
     fn step(&mut self, learning_rate: f64) -> Measured {
-        let rows: Vec<&EncodedRow> = self.rows.iter().collect();
-        let micro_batches: Vec<Vec<&EncodedRow>> = rows.chunks(self.size).map(<[_]>::to_vec).collect();
-        let settings = StepSettings {
-            adamw: csrc::AdamW { learning_rate, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
-            max_grad_norm: 0.0,
-            recompute: self.recompute,
-            seed: 1,
-        };
-        let learner = Learner { model: self.model, adapter: &self.adapter, optimizer: &self.optimizer };
-        let launch = self.dpo.launch(&learner, &micro_batches, &settings, None, &|| false).unwrap();
-        let Launch::Made(step) = launch else { panic!("{launch:?}") };
-        match step.settle(&mut self.optimizer).unwrap() {
-            Outcome::Updated(measured) => measured,
-            other @ Outcome::NotFinite(_) => panic!("{other:?}"),
-        }
+        let cut = Cut { size: self.size, recompute: self.recompute };
+        algorithm_step(
+            &mut self.dpo,
+            self.model,
+            &self.adapter,
+            &mut self.optimizer,
+            &self.rows,
+            cut,
+            learning_rate,
+        )
     }
 
     fn parameters(&self) -> &Parameters {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use luthier_core::config::{Config, Schedule, TrainSection, Warmup};
 use luthier_core::data::EncodedRow;
+use luthier_engine::algorithms::Algorithm;
 use luthier_engine::algorithms::sft::Sft;
 use luthier_engine::layers::{Active, Adapter};
 use luthier_engine::methods::{self, FullMethod, Method};
@@ -291,4 +292,39 @@ fn other_normalisations_and_decays_would_be_detected() {
         compared += 1;
     }
     assert!(compared >= 7, "references are missing: {compared}");
+}
+
+/// How a step is computed, which must not change its result.
+#[derive(Clone, Copy)]
+pub struct Cut {
+    /// Rows in a micro-batch.
+    pub size: usize,
+    pub recompute: bool,
+}
+
+/// One update by an algorithm over whole answers, with the optimizer's settings of the references of TRL.
+pub fn algorithm_step(
+    algorithm: &mut dyn Algorithm,
+    model: &Model,
+    adapter: &dyn Adapter,
+    optimizer: &mut AdamW,
+    rows: &[EncodedRow],
+    cut: Cut,
+    learning_rate: f64,
+) -> Measured {
+    let rows: Vec<&EncodedRow> = rows.iter().collect();
+    let micro_batches: Vec<Vec<&EncodedRow>> = rows.chunks(cut.size).map(<[_]>::to_vec).collect();
+    let settings = StepSettings {
+        adamw: csrc::AdamW { learning_rate, betas: [0.9, 0.999], weight_decay: 0.01, epsilon: EPSILON },
+        max_grad_norm: 0.0,
+        recompute: cut.recompute,
+        seed: 1,
+    };
+    let learner = Learner { model, adapter, optimizer: &*optimizer };
+    let launch = algorithm.launch(&learner, &micro_batches, &settings, None, &|| false).unwrap();
+    let Launch::Made(step) = launch else { panic!("{launch:?}") };
+    match step.settle(optimizer).unwrap() {
+        Outcome::Updated(measured) => measured,
+        other @ Outcome::NotFinite(_) => panic!("{other:?}"),
+    }
 }
