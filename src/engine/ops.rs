@@ -279,6 +279,12 @@ pub fn both(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     labelled("both", &[a, b], a.f_logical_and(b))
 }
 
+/// Tensors of one element each as one vector.
+pub fn join(numbers: &[Tensor]) -> Result<Tensor> {
+    let numbers = numbers.iter().map(|number| reshape(number, &[1])).collect::<Result<Vec<_>>>()?;
+    concatenate(&numbers, 0)
+}
+
 /// Sum of all elements in f32.
 pub fn sum(x: &Tensor) -> Result<Tensor> {
     labelled("sum", &[x], x.f_sum(Kind::Float))

@@ -104,8 +104,7 @@ impl Compared {
             ops::sum(&self.rejected)?,
             ops::count_above(&self.chosen, &self.rejected)?,
         ];
-        let sums = sums.iter().map(|sum| ops::reshape(sum, &[1])).collect::<Result<Vec<_>>>()?;
-        ops::concatenate(&sums, 0)
+        ops::join(&sums)
     }
 }
 

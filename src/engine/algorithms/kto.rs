@@ -110,8 +110,7 @@ impl Judged {
             ops::sum(&labels.good)?,
             ops::to_kind(&ops::scale(kl, rows)?, Kind::Float)?,
         ];
-        let sums = sums.iter().map(|sum| ops::reshape(sum, &[1])).collect::<Result<Vec<_>>>()?;
-        ops::concatenate(&sums, 0)
+        ops::join(&sums)
     }
 }
 
