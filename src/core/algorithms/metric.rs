@@ -1,4 +1,4 @@
-//! What a training algorithm reports beside its loss.
+//! What a training algorithm reports in addition to its loss.
 
 use serde::{Deserialize, Serialize};
 

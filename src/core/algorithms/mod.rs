@@ -38,13 +38,13 @@ pub struct Declaration {
     pub sides: usize,
     /// Whether short rows may share a sequence (`data.packing`).
     pub packs: bool,
-    /// Whether its loss is a mean over tokens. Then the model's head makes the gradient of the logits in their own place.
+    /// Whether its loss is a mean over tokens. Then the gradient of the logits overwrites them, which saves memory.
     pub token_loss: bool,
-    /// Whether the model without the adapter must be at hand in every step, so that `method.kind = "full"` does not serve.
+    /// Whether each step needs the base model, which `method.kind = "full"` does not keep.
     pub needs_adapter: bool,
     /// The settings that it alone uses, by dotted key.
     pub settings: &'static [&'static str],
-    /// What it reports beside the loss, in the order in which it is shown.
+    /// What it reports in addition to the loss, in the order in which it is shown.
     pub metrics: &'static [Metric],
     /// Adds to the findings what is wrong with usable rows for it.
     pub(crate) check: fn(&Config, &[UsableRow], &mut Findings),

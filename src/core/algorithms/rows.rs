@@ -16,7 +16,7 @@ pub enum RowShape {
 }
 
 impl RowShape {
-    /// The shape of a row as it stands.
+    /// The shape that a row has.
     fn of(row: &Row) -> Self {
         if row.example.is_pair() {
             Self::Pair

@@ -58,7 +58,7 @@ pub fn replace_if(path: &Path, expected: &[u8], content: &[u8]) -> io::Result<bo
     end(&beside, &path, replaced)
 }
 
-/// Replaces a folder, or makes it. `fill` writes its files into an empty folder beside it.
+/// Replaces a folder, or makes it. `fill` writes its files into an empty folder next to it.
 pub fn replace_folder<E: From<io::Error>>(
     folder: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
@@ -133,7 +133,7 @@ fn sync_parent(path: &Path) {
     let _ = sync_folder(parent.unwrap_or(Path::new(".")));
 }
 
-/// A name beside `path` that no other thread or living process uses.
+/// A temporary name next to `path` that no other thread or living process uses.
 fn beside(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -164,7 +164,7 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     step(|| fs::rename(from, to))
 }
 
-/// Removes what is left beside after a failure, and syncs the folder after a success.
+/// Removes the temporary file after a failure, and syncs the folder after a success.
 fn end<T>(beside: &Path, path: &Path, replaced: io::Result<T>) -> io::Result<T> {
     match &replaced {
         Ok(_) => sync_parent(path),
@@ -173,7 +173,7 @@ fn end<T>(beside: &Path, path: &Path, replaced: io::Result<T>) -> io::Result<T> 
     replaced
 }
 
-/// The first failure is the one to report; a file that is left beside does no harm.
+/// The first failure is the one to report; a temporary file that is left does no harm.
 fn remove(beside: &Path) {
     let _ = step(|| fs::remove_file(beside));
 }

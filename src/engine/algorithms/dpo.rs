@@ -23,7 +23,7 @@ use crate::ops;
 use crate::step::batch::{Batch, Beginnings};
 use crate::step::{Launch, Launched, Learner, Loss, Objective, StepSettings};
 
-/// The algorithm: the loss, and what the base model makes of the pairs.
+/// The algorithm: its loss, and the log-probabilities under the base model.
 #[derive(Debug)]
 pub struct Dpo {
     loss: DpoLoss,
@@ -90,7 +90,7 @@ impl LogProbs {
             [chosen, rejected] => {
                 Ok(Self { chosen: chosen.shallow_clone(), rejected: rejected.shallow_clone() })
             }
-            _ => Err(EngineError::Data("a preference pair has not two sides".into())),
+            _ => Err(EngineError::Data("a preference pair must have exactly two sides".into())),
         }
     }
 }
@@ -126,7 +126,7 @@ impl Pairs {
         Ok(Self { answers: Answers::new(&sequences, beginnings, device)?, count: rows.len() as u64 })
     }
 
-    /// What the model with `adapters`, whose final hidden states these are, makes of the answers; carries their gradient.
+    /// Log-probabilities of the answers from the final hidden states of the model with `adapters`. They carry the gradient.
     fn log_probs(&self, model: &Model, adapters: Active, hidden: &Tensor) -> Result<LogProbs> {
         LogProbs::of(&split_sides(&self.answers.log_probs(model, adapters, hidden)?, 2)?)
     }
@@ -137,7 +137,7 @@ impl Pairs {
     }
 }
 
-/// Pairs with what the base model makes of them.
+/// Pairs with their log-probabilities under the base model.
 #[derive(Debug)]
 pub struct PairBatch {
     pairs: Pairs,

@@ -1,4 +1,4 @@
-//! Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306): each answer stands alone, labelled good or
+//! Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306): each answer is by itself, labelled good or
 //! bad, and is to become likelier or less likely than it is to the base model.
 //!
 //! With `π` the model that is trained, `ref` its base, and log-probabilities summed over an answer's tokens, the answer's
@@ -28,7 +28,7 @@ use crate::ops;
 use crate::step::batch::{Batch, Beginnings, Sequence};
 use crate::step::{Launch, Launched, Learner, Loss, Objective, StepSettings};
 
-/// The algorithm: the loss, and what the base model makes of the rows.
+/// The algorithm: its loss, and the log-probabilities under the base model.
 #[derive(Debug)]
 pub struct Kto {
     loss: KtoLoss,
@@ -114,7 +114,7 @@ impl Judged {
     }
 }
 
-/// R labelled answers with what the base model makes of them.
+/// R labelled answers with their log-probabilities under the base model.
 #[derive(Debug)]
 pub struct LabelledBatch {
     answers: Answers,
@@ -191,7 +191,7 @@ impl Kto {
         }
     }
 
-    /// The mean ratio of mismatched answers, 0-dimensional f64 without gradient, at least 0. Nothing where it was broken off.
+    /// The mean ratio of mismatched answers, 0-dimensional f64 without gradient, at least 0. `None` if cancelled.
     fn kl(
         &self,
         model: &Model,

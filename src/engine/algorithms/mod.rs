@@ -1,5 +1,5 @@
 //! What a run learns from, one file for each value of `train.algorithm`: its batches, its loss, its held-out score. What
-//! the rest of the program knows about an algorithm stands in [`luthier_core::algorithms`].
+//! the rest of the program knows about an algorithm is in [`luthier_core::algorithms`].
 
 pub mod answers;
 pub mod dpo;
@@ -23,12 +23,12 @@ use crate::step::{Launch, Launched, Learner, StepSettings};
 /// Tokens of held-out rows in one forward pass.
 pub const TOKENS_AT_ONCE: usize = 4096;
 
-/// Told of the number of rows done; may break off.
+/// Called with the number of rows done; may cancel.
 pub type Progress<'a> = dyn FnMut(usize) -> ControlFlow<()> + 'a;
 
 /// A training algorithm at work on one run.
 pub trait Algorithm: Debug {
-    /// Computes and keeps what must be known before `method` changes the model. `progress` may break it off.
+    /// Computes and keeps what must be known before `method` changes the model. `progress` may cancel.
     fn begin(
         &mut self,
         _model: &Model,
@@ -49,8 +49,8 @@ pub trait Algorithm: Debug {
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Launch>;
 
-    /// The score of held-out `rows` of the run's data under the model with `adapters`. Nothing where `progress` broke it
-    /// off, or where there is nothing to measure.
+    /// The score of held-out `rows` of the run's data under the model with `adapters`. `None` if `progress`
+    /// cancelled or there is nothing to measure.
     fn held_out(
         &mut self,
         model: &Model,

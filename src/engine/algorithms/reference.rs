@@ -1,5 +1,5 @@
-//! What the base model makes of answers. The base is the same weights with the adapter off, so there is no second model;
-//! and since it never changes, a run computes each row once and keeps the result beside its journal.
+//! Log-probabilities of answers under the base model. The base is the same weights with the adapter off, so there is no second
+//! model. It never changes, so a run computes each row once and keeps the result in its directory.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -27,7 +27,7 @@ use crate::step::batch::Beginnings;
 /// and the log-probabilities of the answers of its sides, between tabs, in as many digits as they have.
 const FILE: &str = "reference.tsv";
 
-/// What log-probabilities depend on. Those of another key are worth nothing.
+/// What log-probabilities depend on. Those of another key are not used.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
     /// The base weights.
@@ -40,7 +40,7 @@ pub struct Key {
     pub data_hash: String,
     /// The chat template.
     pub template_fingerprint: String,
-    /// Token ids and loss masks of all rows: whatever else decides on them is in here.
+    /// Hash of the token ids and loss masks of all rows, which covers every setting that they depend on.
     pub tokens: String,
 }
 
@@ -88,7 +88,7 @@ pub struct Reference {
     path: PathBuf,
     key: Key,
     known: BTreeMap<usize, Vec<f64>>,
-    /// What the device was asked to compute, and nobody has read yet.
+    /// Requested from the device, not read yet.
     asked: Vec<Asked>,
     /// Whether the file lacks some of them.
     unsaved: bool,
@@ -116,7 +116,7 @@ impl Reference {
         self.known.len() + self.asked.iter().map(|asked| asked.rows.len()).sum::<usize>()
     }
 
-    /// Computes and keeps all of `rows` where `method` trains base weights themselves. `progress` may break it off.
+    /// Computes and keeps all of `rows` where `method` trains base weights themselves. `progress` may cancel.
     pub fn begin<'a>(
         &mut self,
         model: &Model,
@@ -138,7 +138,7 @@ impl Reference {
     }
 
     /// The log-probabilities of R rows, `[R]` f64 for each side, computing what is missing in one forward pass without
-    /// gradient. Where none of the rows was asked for before, or all are known, nothing waits for the device.
+    /// gradient. It waits for the device only if one of the rows was requested before and is not read yet.
     pub fn of(&mut self, model: &Model, rows: &[&EncodedRow], beginnings: Beginnings) -> Result<Vec<Tensor>> {
         if self.asked.iter().any(|asked| rows.iter().any(|row| asked.rows.contains(&row.row))) {
             self.settle()?;
@@ -166,7 +166,7 @@ impl Reference {
         self.known.get(&row.row).is_some_and(|sides| sides.len() == row.sides.len())
     }
 
-    /// Asks for those of `rows` that are not known.
+    /// Requests those of `rows` that are not known.
     fn ask(&mut self, model: &Model, rows: &[&EncodedRow], beginnings: Beginnings) -> Result<()> {
         let missing: Vec<&EncodedRow> = rows.iter().copied().filter(|row| !self.knows(row)).collect();
         if missing.is_empty() {
@@ -180,7 +180,7 @@ impl Reference {
         Ok(())
     }
 
-    /// Waits for what was asked for.
+    /// Waits for the results that were requested.
     fn settle(&mut self) -> Result<()> {
         for Asked { rows, found } in std::mem::take(&mut self.asked) {
             let sides = found.iter().map(ops::to_doubles).collect::<Result<Vec<_>>>()?;

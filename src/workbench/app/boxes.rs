@@ -1,4 +1,4 @@
-//! How open boxes handle commands, and how replies reach whoever asked.
+//! How open boxes handle commands, and how a reply goes back to the asker: the workbench or a pane.
 
 use super::layers::{Chooser, Layer, PromptBox, Standing, palette_commands};
 use super::{

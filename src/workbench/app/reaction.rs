@@ -114,7 +114,7 @@ pub struct Message {
     pub severity: Severity,
 }
 
-/// What a box asks, so that the reply reaches whoever asked.
+/// What a box asks. It says where the reply goes: to the workbench or to a pane.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Question {
     /// The workbench itself asked.
