@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// Tokenising a dataset allocates for each word: a quarter of its time went into the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     luthier_workbench::cli::run()
 }

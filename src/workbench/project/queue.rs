@@ -170,9 +170,10 @@ fn check_trials(
 
 /// Whether the data check gives the same for both.
 fn share_data(one: &Config, other: &Config) -> bool {
-    let splits = matches!(one.data.eval, EvalSource::Fraction(_));
+    let chooses = one.data.train.iter().any(|source| source.rows.is_some() || source.share.is_some());
+    let by_seed = chooses || matches!(one.data.eval, EvalSource::Fraction(_));
     one.data == other.data
         && one.model.path == other.model.path
         && one.train.algorithm == other.train.algorithm
-        && (!splits || one.train.seed == other.train.seed)
+        && (!by_seed || one.train.seed == other.train.seed)
 }

@@ -1,20 +1,23 @@
 //! JSON files: an array of objects, objects one after the other, or one object whose only list holds the
 //! rows.
 
-use std::fs::File;
+use std::borrow::Cow;
 use std::io::Read;
 
 use serde_json::{Deserializer, Value};
 
 use super::Sink;
+use super::encoding::{UTF_16, is_wide};
+use super::nan::{without_nan, words};
 use crate::data::DataError;
 use crate::json;
+use crate::units::counted;
 
 /// Largest `.json` file, which must fit into memory, and most values in it. JSON Lines has no such limits.
 const MAX_FILE_BYTES: u64 = 2 << 30;
 const MAX_FILE_VALUES: usize = 1 << 26;
 
-pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
+pub(super) fn read(file: impl Read, sink: &mut Sink) -> Result<(), DataError> {
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES + 1)
         .read_to_end(&mut bytes)
@@ -25,11 +28,18 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
             format!("larger than {} GiB; write it as .jsonl, one object per line", MAX_FILE_BYTES >> 30),
         ));
     }
+    if is_wide(&bytes) {
+        return Err(DataError::file(sink.path, UTF_16));
+    }
     let too_many = "contains too many values; write it as .jsonl, one object per line";
     json::check(&bytes, MAX_FILE_VALUES).map_err(|_| DataError::file(sink.path, too_many))?;
     let text = std::str::from_utf8(&bytes)
         .map_err(|error| DataError::file(sink.path, super::lines::not_utf8(error.valid_up_to())))?;
-    let mut rows = Rows { text: text.strip_prefix('\u{feff}').unwrap_or(text), at: 0, line: 1 };
+    let (text, replaced) = replaced(text.strip_prefix('\u{feff}').unwrap_or(text));
+    if replaced > 0 {
+        sink.notice(&words(&counted(replaced, "place", "places"), replaced));
+    }
+    let mut rows = Rows { text: &text, at: 0, line: 1 };
     match rows.next_byte() {
         None => Ok(()),
         Some(b'[') => {
@@ -37,6 +47,15 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
             read_array(&mut rows, sink)
         }
         Some(_) => read_objects(&mut rows, sink),
+    }
+}
+
+/// The text with null where it had numbers that JSON has not, and how many those were.
+fn replaced(text: &str) -> (Cow<'_, str>, usize) {
+    let found = without_nan(text.as_bytes());
+    match found.and_then(|(bytes, count)| Some((String::from_utf8(bytes).ok()?, count))) {
+        Some((text, count)) => (Cow::Owned(text), count),
+        None => (Cow::Borrowed(text), 0),
     }
 }
 
@@ -118,7 +137,17 @@ fn read_objects(rows: &mut Rows, sink: &mut Sink) -> Result<(), DataError> {
         };
         let lists: Vec<&String> =
             fields.iter().filter(|(_, value)| is_list(value)).map(|(key, _)| key).collect();
-        let known = ["messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools"];
+        let known = [
+            "messages",
+            "conversations",
+            "conversation",
+            "prompt",
+            "completion",
+            "chosen",
+            "rejected",
+            "tools",
+            "functions",
+        ];
         if let [only] = lists[..]
             && !known.contains(&only.as_str())
         {

@@ -5,11 +5,12 @@ use std::io::{self, BufRead};
 
 use serde_json::{Map, Value};
 
+use super::encoding::{BOM, UTF_16, is_wide};
+use super::nan::{without_nan, words};
 use super::{MAX_ROW_BYTES, MAX_ROW_VALUES, Sink};
 use crate::data::DataError;
 use crate::json;
-
-const BOM: &[u8] = b"\xef\xbb\xbf";
+use crate::units::counted;
 
 /// What was read as the next line.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,7 +23,18 @@ enum Line {
 
 /// One JSON object per line; blank lines are skipped.
 pub(super) fn read_json_lines(reader: impl BufRead, sink: &mut Sink) -> Result<(), DataError> {
-    each_line(reader, sink, |line| json::from_slice(line, MAX_ROW_VALUES).map_err(|error| describe(&error)))
+    let mut replaced = 0;
+    each_line(reader, sink, |line| {
+        json::from_slice(line, MAX_ROW_VALUES).or_else(|error| {
+            let row = without_nan(line).and_then(|(line, _)| json::from_slice(&line, MAX_ROW_VALUES).ok());
+            replaced += usize::from(row.is_some());
+            row.ok_or_else(|| describe(&error))
+        })
+    })?;
+    if replaced > 0 {
+        sink.notice(&words(&counted(replaced, "row", "rows"), replaced));
+    }
+    Ok(())
 }
 
 /// One text per line; blank lines are skipped.
@@ -51,7 +63,7 @@ fn describe(error: &serde_json::Error) -> String {
 fn each_line(
     mut reader: impl BufRead,
     sink: &mut Sink,
-    parse: impl Fn(&[u8]) -> Result<Value, String>,
+    mut parse: impl FnMut(&[u8]) -> Result<Value, String>,
 ) -> Result<(), DataError> {
     let mut buffer = Vec::new();
     let mut number = 0;
@@ -60,8 +72,8 @@ fn each_line(
         let Some(line) = line else { return Ok(()) };
         number += 1;
         if number == 1 {
-            if buffer.starts_with(b"\xff\xfe") || buffer.starts_with(b"\xfe\xff") {
-                return Err(DataError::file(sink.path, "UTF-16 text; convert it to UTF-8"));
+            if is_wide(&buffer) {
+                return Err(DataError::file(sink.path, UTF_16));
             }
             if buffer.starts_with(BOM) {
                 buffer.drain(..BOM.len());

@@ -114,17 +114,39 @@ impl HubCache {
         found.ok_or_else(|| ModelError::NotInCache { model: model.clone(), cache: (&self.root).into() })
     }
 
+    /// The folder of a dataset, all of its commits.
+    pub fn dataset(&self, name: &HubModel) -> PathBuf {
+        self.root.join(format!("datasets--{}", joined(name)))
+    }
+
+    /// The folder of a dataset's files at its revision, if it is in the cache.
+    pub fn find_dataset(&self, name: &HubModel) -> Option<PathBuf> {
+        let repository = self.dataset(name);
+        let commit = commit_in(&repository.join("refs").join(name.revision()), name)?;
+        Some(repository.join("snapshots").join(commit)).filter(|folder| folder.is_dir())
+    }
+
     fn commit(&self, model: &HubModel) -> Option<String> {
-        if let Some(commit) = model.commit() {
-            return Some(commit.to_owned());
-        }
-        let held = files::read_text(&self.reference(model), LARGEST_REFERENCE).ok()?;
-        Some(held.trim().to_owned()).filter(|commit| is_plain_file_name(commit))
+        commit_in(&self.reference(model), model)
     }
 }
 
+/// The commit that a name means: itself, or what the file of its revision holds.
+fn commit_in(reference: &Path, name: &HubModel) -> Option<String> {
+    if let Some(commit) = name.commit() {
+        return Some(commit.to_owned());
+    }
+    let held = files::read_text(reference, LARGEST_REFERENCE).ok()?;
+    Some(held.trim().to_owned()).filter(|commit| is_plain_file_name(commit))
+}
+
 fn folder_name(model: &HubModel) -> String {
-    format!("models--{}", model.repository().replace('/', "--"))
+    format!("models--{}", joined(model))
+}
+
+/// Organisation and name as one part of a folder's name.
+fn joined(name: &HubModel) -> String {
+    name.repository().replace('/', "--")
 }
 
 /// Where the model lies that `model.path`, or an argument in its place, names: a name of the hub leads into the download

@@ -190,6 +190,7 @@ fn training_file(context: &Context) -> Result<PathBuf, String> {
         .data
         .train
         .iter()
+        .map(|source| &source.path)
         .find(lines)
         .cloned()
         .ok_or_else(|| "rows can be added to a .jsonl file only, and data.train names none".to_owned())

@@ -34,7 +34,8 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
             let (start, length) = guarded(|| column.byte_range()).map_err(&fail)?;
             let end = start.checked_add(length).filter(|&end| end <= size);
             let end = end.ok_or_else(|| fail("a column chunk is beyond the end of the file".to_owned()))?;
-            check::pages(&pages, start..end).map_err(|error| fail(error.to_string()))?;
+            check::pages(&pages, start..end, column.compression())
+                .map_err(|error| fail(error.to_string()))?;
         }
     }
     let mut rows =
@@ -54,6 +55,12 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
 
 fn object(row: Row) -> Value {
     row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect::<Map<_, _>>().into()
+}
+
+/// Arrow gives each structure all fields that any row has, and fills those that a row lacks with null.
+fn structure(row: Row) -> Value {
+    let fields = row.into_columns().into_iter().map(|(name, field)| (name, value(field)));
+    fields.filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into()
 }
 
 fn value(field: Field) -> Value {
@@ -77,7 +84,7 @@ fn value(field: Field) -> Value {
             Ok(text) => text.into(),
             Err(_) => Value::Null,
         },
-        Field::Group(row) => object(row),
+        Field::Group(row) => structure(row),
         Field::ListInternal(list) => list.elements().iter().cloned().map(value).collect::<Vec<_>>().into(),
         Field::MapInternal(map) => map
             .entries()

@@ -6,7 +6,9 @@ use std::io::{self, Read};
 /// Deepest nesting allowed; Parquet's own structures have some eight levels.
 const MAX_DEPTH: usize = 32;
 
-/// Types of fields and elements.
+/// Types of fields and elements. A truth value is the type of its field.
+pub(super) const TRUE: u8 = 1;
+pub(super) const FALSE: u8 = 2;
 pub(super) const I32: u8 = 5;
 pub(super) const LIST: u8 = 9;
 pub(super) const STRUCT: u8 = 12;
@@ -72,7 +74,7 @@ impl<R: Read> Thrift<R> {
     fn skip(&mut self, kind: u8, depth: usize) -> io::Result<()> {
         let Some(depth) = depth.checked_sub(1) else { return Err(broken("it is nested too deeply")) };
         match kind {
-            1 | 2 => Ok(()),
+            TRUE | FALSE => Ok(()),
             3 => self.skip_bytes(1),
             4..=6 => self.number().map(drop),
             7 => self.skip_bytes(8),
@@ -100,7 +102,7 @@ impl<R: Read> Thrift<R> {
 
     /// Truth values take one byte as elements, and none as fields.
     fn skip_element(&mut self, kind: u8, depth: usize) -> io::Result<()> {
-        if matches!(kind, 1 | 2) { self.skip_bytes(1) } else { self.skip(kind, depth) }
+        if matches!(kind, TRUE | FALSE) { self.skip_bytes(1) } else { self.skip(kind, depth) }
     }
 
     fn skip_structure(&mut self, depth: usize) -> io::Result<()> {
