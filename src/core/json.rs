@@ -1,6 +1,7 @@
 //! JSON that others wrote, bounded in the memory it takes: a value of two bytes in a file takes some eighty in memory.
 
 use serde::de::{DeserializeOwned, Error as _};
+use serde_json::Value;
 
 /// Parses JSON that holds at most about `most` values. They are counted by the marks that come before one, so that marks
 /// within texts count as well: `most` must leave room for those.
@@ -19,10 +20,41 @@ pub fn check(bytes: &[u8], most: usize) -> Result<(), serde_json::Error> {
     Err(serde_json::Error::custom(format_args!("it holds more than {most} values")))
 }
 
+/// JSON text with the spaces that Python's `json.dumps` writes, as most datasets and templates have it.
+pub fn python_text(value: &Value) -> String {
+    let mut text = String::new();
+    write_python(value, &mut text);
+    text
+}
+
+fn write_python(value: &Value, text: &mut String) {
+    match value {
+        Value::Array(elements) => {
+            text.push('[');
+            for (index, element) in elements.iter().enumerate() {
+                text.push_str(if index > 0 { ", " } else { "" });
+                write_python(element, text);
+            }
+            text.push(']');
+        }
+        Value::Object(members) => {
+            text.push('{');
+            for (index, (name, member)) in members.iter().enumerate() {
+                text.push_str(if index > 0 { ", " } else { "" });
+                text.push_str(&Value::from(name.as_str()).to_string());
+                text.push_str(": ");
+                write_python(member, text);
+            }
+            text.push('}');
+        }
+        other => text.push_str(&other.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -41,6 +73,12 @@ mod tests {
         let error = from_slice::<Value>(text.as_bytes(), 99).unwrap_err();
         assert_eq!(error.to_string(), "it holds more than 99 values");
         assert!(from_slice::<Value>(b"[1", 99).is_err());
+    }
+
+    #[test]
+    fn text_has_the_spaces_of_python() {
+        let value = json!({"a": [1, null, {"é": "b\"c"}], "d": {}, "e": []});
+        assert_eq!(python_text(&value), r#"{"a": [1, null, {"é": "b\"c"}], "d": {}, "e": []}"#);
     }
 
     proptest! {

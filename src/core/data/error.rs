@@ -80,6 +80,8 @@ pub enum RowProblemKind {
     Mask,
     /// It is longer than `data.max_length` and `data.overflow` is `drop`.
     Dropped,
+    /// `data.max_length` cuts off all its reply.
+    CutOff,
     /// It is longer than `data.max_length` and `data.overflow` is `error`.
     TooLong,
 }

@@ -1,35 +1,20 @@
 //! Rows of a dataset, independent of their file format.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::Message;
 use crate::hash::hex;
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant` or `tool`; a template may know others.
-    pub role: String,
-    pub content: String,
-}
-
-impl Message {
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Message { role: role.into(), content: content.into() }
-    }
-
-    pub fn is_assistant(&self) -> bool {
-        self.role == "assistant"
-    }
-}
 
 /// The content of a row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", content = "value", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "the rows of a dataset have one form as a rule")]
 pub enum Example {
     /// A conversation.
     Messages(Vec<Message>),
@@ -45,9 +30,11 @@ pub enum Example {
         /// is then their common beginning ([`shared_beginning`]).
         prompt: Vec<Message>,
         /// The better answer.
-        chosen: String,
+        #[serde(serialize_with = "answer")]
+        chosen: Message,
         /// The worse answer.
-        rejected: String,
+        #[serde(serialize_with = "answer")]
+        rejected: Message,
     },
     /// Token ids and labels as in transformers: -100 is not trained; the loss shifts the labels.
     Tokens {
@@ -68,7 +55,7 @@ impl Example {
             }
             Example::Preference { prompt, chosen, .. } if !prompt.is_empty() => {
                 let mut messages = prompt.clone();
-                messages.push(Message::new("assistant", chosen));
+                messages.push(chosen.clone());
                 Some(messages)
             }
             Example::Preference { .. } | Example::Text(_) | Example::Tokens { .. } => None,
@@ -79,37 +66,64 @@ impl Example {
         matches!(self, Example::Preference { .. })
     }
 
-    /// The last text the model is to learn: the final assistant reply, the completion or the preferred
+    /// The reply that the model is to learn last: the final assistant message, the completion or the preferred
     /// answer.
-    pub fn reply(&self) -> Option<&str> {
+    pub fn reply(&self) -> Option<Cow<'_, Message>> {
         match self {
-            Example::Messages(messages) => messages
-                .iter()
-                .rev()
-                .find(|message| message.is_assistant())
-                .map(|message| message.content.as_str()),
-            Example::PromptCompletion { completion, .. } => Some(completion),
-            Example::Preference { chosen, .. } => Some(chosen),
+            Example::Messages(messages) => {
+                messages.iter().rev().find(|message| message.is_assistant()).map(Cow::Borrowed)
+            }
+            Example::PromptCompletion { completion, .. } => {
+                Some(Cow::Owned(Message::new("assistant", completion)))
+            }
+            Example::Preference { chosen, .. } => Some(Cow::Borrowed(chosen)),
+            Example::Text(_) | Example::Tokens { .. } => None,
+        }
+    }
+
+    /// Both answers of a pair, the preferred one first.
+    pub fn answers(&self) -> Option<[&Message; 2]> {
+        match self {
+            Example::Preference { chosen, rejected, .. } => Some([chosen, rejected]),
+            _ => None,
+        }
+    }
+
+    /// What comes before the last reply. A text, and a pair that does not tell them apart, have no prompt.
+    pub(crate) fn prompt(&self) -> Option<Vec<Message>> {
+        match self {
+            Example::Messages(messages) => {
+                let reply = messages.iter().rposition(Message::is_assistant)?;
+                Some(messages[..reply].to_vec())
+            }
+            Example::PromptCompletion { prompt, .. } => Some(vec![Message::new("user", prompt)]),
+            Example::Preference { prompt, .. } => Some(prompt.clone()).filter(|prompt| !prompt.is_empty()),
             Example::Text(_) | Example::Tokens { .. } => None,
         }
     }
 
     /// All texts, each on its own line: for search, lists and comparison.
     pub fn plain_text(&self) -> String {
-        match self {
-            Example::Messages(messages) => {
-                messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n")
-            }
-            Example::PromptCompletion { prompt, completion } => format!("{prompt}\n{completion}"),
-            Example::Text(text) => text.clone(),
+        let of = |messages: &[Message]| messages.iter().flat_map(Message::texts).collect::<Vec<_>>();
+        let lines = match self {
+            Example::Messages(messages) => of(messages),
+            Example::PromptCompletion { prompt, completion } => vec![prompt.clone(), completion.clone()],
+            Example::Text(text) => vec![text.clone()],
             Example::Preference { prompt, chosen, rejected } => {
-                let mut lines: Vec<&str> = prompt.iter().map(|message| message.content.as_str()).collect();
-                lines.extend([chosen.as_str(), rejected.as_str()]);
-                lines.join("\n")
+                let mut lines = of(prompt);
+                lines.extend(chosen.texts().chain(rejected.texts()));
+                lines
             }
-            Example::Tokens { .. } => String::new(),
-        }
+            Example::Tokens { .. } => Vec::new(),
+        };
+        lines.join("\n")
     }
+}
+
+/// A pair's answer as its text where it is nothing more. Rows keep the hash that they had when answers were
+/// texts only.
+fn answer<S: Serializer>(answer: &Message, serializer: S) -> Result<S::Ok, S::Error> {
+    if answer.is_plain() { answer.content.serialize(serializer) } else { answer.serialize(serializer) }
 }
 
 /// Length in bytes of the prompt that two plain texts share: their common beginning without a space at its
@@ -129,16 +143,15 @@ pub struct Extras {
     /// Tools offered to the model, passed to the chat template as `tools`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Value>,
-    /// Other fields of each message (`tool_calls`, `name`, `reasoning_content` …), passed to the chat
-    /// template. Empty, or one per message.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub fields: Vec<Map<String, Value>>,
-    /// Indices of assistant messages with `"weight": 0`, which are never trained on.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub untrained: Vec<usize>,
+    /// Variables for the chat template, which override those of the project.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub variables: Map<String, Value>,
     /// Whether its answer is good, if the row has a label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<bool>,
+    /// The row's value in the column that `data.group_by` names.
+    #[serde(skip)]
+    pub group: Option<String>,
 }
 
 impl Extras {

@@ -4,14 +4,18 @@
 //! into text, the tokenizer turns text into ids, and [`encode`] alone decides which tokens are trained on.
 //! [`StepOrder`] says which rows belong to a step, as a pure function of seed, epoch and step.
 
+#[cfg(test)]
+mod case_tests;
 mod checks;
 mod encode;
 mod error;
 mod example;
 mod mask;
+mod message;
 mod near;
 mod order;
 mod prepare;
+mod presence;
 mod quarantine;
 mod read;
 mod report;
@@ -19,19 +23,22 @@ mod template;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
+mod write;
 
-pub use encode::{conversation, encode, row_tokens};
+pub use encode::{conversation, encode, row_tokens, written_reply};
 pub use error::{DataError, RowProblem, RowProblemKind};
-pub use example::{Example, Extras, Message, Origin, Row, Split};
+pub use example::{Example, Extras, Origin, Row, Split};
+pub use message::Message;
 pub use order::{MicroBatch, StepOrder};
 pub(crate) use prepare::UsableRow;
 pub use prepare::prepare;
 pub use quarantine::Quarantine;
-pub use read::{Dataset, read_dataset, read_rows};
+pub use read::{Dataset, UnusedField, read_dataset, read_dataset_without, read_rows};
 pub(crate) use report::Findings;
-pub use report::{DataProblem, HistogramBin, LengthStatistics, ProblemKind, Report, Severity};
+pub use report::{DataProblem, HistogramBin, KindRows, LengthStatistics, ProblemKind, Report, Severity};
 pub use template::{Template, with_system};
 pub use tokenizer::{DecodeStream, Encoding, Tokenizer};
+pub use write::{Form, Written, written};
 
 use crate::config::{Config, Warmup};
 
@@ -45,6 +52,8 @@ pub struct Encoded {
     pub text: String,
     /// For each id, its start and end in bytes of `text`. Tokens that share a character have the same range.
     pub offsets: Vec<(usize, usize)>,
+    /// The place in `text` of a token that begins before a trained part and ends in it.
+    pub across: Option<(usize, usize)>,
     /// Whether it was truncated to `data.max_length`.
     pub truncated: bool,
     /// Whether its answer is good, if the row has a label.

@@ -1,23 +1,35 @@
 //! Reads rows from dataset files: `.jsonl .json .csv .tsv .parquet .txt`, in any of the known formats.
 
+mod amounts;
+mod encoding;
 mod formats;
 mod json;
+mod kinds;
 mod lines;
+mod nan;
 mod parquet;
+mod sources;
 mod split;
 mod table;
+mod unpack;
 
+pub(super) use split::prompt_key;
+
+use std::collections::HashSet;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use indexmap::IndexMap;
+use formats::{Detected, Shaped};
 use serde_json::{Map, Value};
 
+use self::kinds::{Content, KNOWN};
+use self::sources::{Found, OpenCache};
 use super::quarantine::Quarantine;
 use super::{DataError, Example, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
 use crate::algorithms::RowShape;
 use crate::config::{Config, EvalSource, Format};
 use crate::files;
+use crate::model::hub::{HubCache, HubFolders};
 use crate::text::clean_line;
 
 /// Longest row, in bytes.
@@ -26,6 +38,11 @@ const MAX_ROW_BYTES: usize = 64 << 20;
 const MAX_ROW_VALUES: usize = 1 << 22;
 /// Most row problems kept; the rest are counted.
 const MAX_PROBLEMS: usize = 1000;
+/// Most names of unused fields kept.
+const MAX_UNUSED: usize = 100;
+/// `data.group_by` for rows with one prompt, and for each row by itself.
+const BY_PROMPT: &str = "prompt";
+const BY_ROW: &str = "row";
 
 /// The content of a project's dataset files.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,6 +56,22 @@ pub struct Dataset {
     pub problems: Vec<RowProblem>,
     /// Number of rows that cannot be used.
     pub unreadable: usize,
+    /// What was decided while reading that the user should know.
+    pub notices: Vec<String>,
+    /// Fields of rows that nothing reads, in the order in which they were found.
+    pub unused: Vec<UnusedField>,
+}
+
+/// A field that rows have and nothing reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnusedField {
+    pub name: String,
+    /// Number of rows that have it.
+    pub rows: usize,
+    /// The first of them.
+    pub first: Origin,
+    /// The format as which that row was read.
+    pub format: Format,
 }
 
 /// The project's rows: training files first, then evaluation files. If a row cannot be used, the error lists
@@ -50,48 +83,146 @@ pub fn read_rows(config: &Config, project: &Path) -> Result<Vec<Row>, DataError>
 
 /// As [`read_rows`], but returns the usable rows and the others.
 pub fn read_dataset(config: &Config, project: &Path) -> Result<Dataset, DataError> {
-    let columns = Columns::new(&config.data.columns, config.train.algorithm.declaration().rows);
-    let quarantine = Quarantine::load(project)?;
-    let mut dataset = Dataset::default();
+    read_with(config, project, &|| Ok(HubCache::new(HubFolders::of_environment()?.cache)))
+}
+
+/// As [`read_dataset`], with another list of rows to leave out than the project's.
+pub fn read_dataset_without(
+    config: &Config,
+    project: &Path,
+    quarantine: &Quarantine,
+) -> Result<Dataset, DataError> {
+    read_without(config, project, quarantine, &|| Ok(HubCache::new(HubFolders::of_environment()?.cache)))
+}
+
+/// What a row's fields say where no setting tells how to read them.
+pub(super) fn reread(fields: Map<String, Value>, wanted: RowShape) -> Result<(Example, Extras), String> {
+    let present = fields.iter().filter(|(_, value)| !value.is_null());
+    let names: Vec<&str> = present.map(|(name, _)| name.as_str()).collect();
+    let detected = formats::detect(&names, &fields, wanted)?;
+    let shaped = formats::shape(detected.format, fields, wanted)?;
+    Ok((shaped.example, shaped.extras))
+}
+
+fn read_with(config: &Config, project: &Path, cache: OpenCache) -> Result<Dataset, DataError> {
+    read_without(config, project, &Quarantine::load(project)?, cache)
+}
+
+fn read_without(
+    config: &Config,
+    project: &Path,
+    quarantine: &Quarantine,
+    cache: OpenCache,
+) -> Result<Dataset, DataError> {
+    let columns = Columns::new(config);
     let eval_paths: &[PathBuf] = match &config.data.eval {
         EvalSource::Fraction(_) => &[],
         EvalSource::Paths(paths) => paths,
     };
-    let files = config.data.train.iter().map(|path| (path, Split::Train));
-    for (path, split) in files.chain(eval_paths.iter().map(|path| (path, Split::Eval))) {
-        let mut sink = Sink {
-            path,
-            split,
-            columns: &columns,
-            wanted: config.data.format,
-            found: None,
-            quarantine: &quarantine,
-            dataset: &mut dataset,
-        };
-        read_file(&project.join(path), &mut sink)?;
+    let find = |path, split| sources::find(path, project, split, cache).map(|found| (path, found));
+    let mut train: Vec<(&Path, Found)> = config
+        .data
+        .train
+        .iter()
+        .map(|source| find(source.path.as_path(), Split::Train))
+        .collect::<Result<_, _>>()?;
+    let eval: Vec<(&Path, Found)> =
+        eval_paths.iter().map(|path| find(path.as_path(), Split::Eval)).collect::<Result<_, _>>()?;
+    let held_out: Vec<&Found> = eval.iter().map(|(_, found)| found).collect();
+    sources::keep_apart(&mut train, &held_out)?;
+    let mut reading =
+        Reading { config, columns, quarantine, kept: HashSet::new(), dataset: Dataset::default() };
+    let mut ranges = Vec::with_capacity(train.len());
+    for ((path, found), source) in train.iter().zip(&config.data.train) {
+        let start = reading.dataset.rows.len();
+        reading.read(path, found, Split::Train)?;
+        amounts::limit(&mut reading.dataset, start, source, config.train.seed);
+        ranges.push((start..reading.dataset.rows.len(), source));
     }
+    for (path, found) in &eval {
+        reading.read(path, found, Split::Eval)?;
+    }
+    let mut dataset = reading.dataset;
     if let EvalSource::Fraction(fraction) = config.data.eval {
-        split::hold_out(&mut dataset.rows, fraction, config.train.seed);
+        let by_row = config.data.group_by == BY_ROW;
+        hold_out(&mut dataset, fraction, config.train.seed, by_row);
+        if config.data.group_by != BY_ROW && config.data.group_by != BY_PROMPT {
+            let without = dataset.rows.iter().filter(|row| row.extras.group.is_none()).count();
+            if without == dataset.rows.len() && without > 0 {
+                return Err(DataError::Settings(format!(
+                    "no row has the column {:?}, which data.group_by names; name another, or \"prompt\" or \"row\"",
+                    clean_line(&config.data.group_by)
+                )));
+            }
+            if without > 0 {
+                dataset.notices.push(format!(
+                    "{without} of {} rows have no {:?} (data.group_by) and are grouped by their prompts",
+                    dataset.rows.len(),
+                    config.data.group_by
+                ));
+            }
+        }
+        let held_out = dataset.rows.iter().filter(|row| row.split == Split::Eval).count();
+        let asked = (dataset.rows.len() as f64 * fraction).round() as usize;
+        if held_out > asked.max(1) * 2 || held_out * 2 < asked {
+            dataset.notices.push(format!(
+                "data.eval = {fraction} asks for {asked} of {} rows, and {held_out} are held out, since rows of one group \
+                 (data.group_by = {:?}) stay together",
+                dataset.rows.len(),
+                config.data.group_by
+            ));
+        }
     }
+    amounts::repeat(&mut dataset, &ranges, config.train.seed);
     Ok(dataset)
+}
+
+/// A dataset that grows file by file.
+struct Reading<'config> {
+    config: &'config Config,
+    columns: Columns,
+    quarantine: &'config Quarantine,
+    /// The hashes of rows that are used and whose copies are not.
+    kept: HashSet<String>,
+    dataset: Dataset,
+}
+
+impl Reading<'_> {
+    /// Reads the files that one element of `data.train` or `data.eval` stands for.
+    fn read(&mut self, source: &Path, found: &Found, split: Split) -> Result<(), DataError> {
+        if let Some(notice) = &found.notice {
+            self.dataset.notices.push(format!("{}: {notice}", source.display()));
+        }
+        for file in &found.files {
+            let mut sink = Sink {
+                path: &file.shown,
+                split,
+                columns: &self.columns,
+                wanted: self.config.data.format,
+                found: None,
+                quarantine: self.quarantine,
+                kept: &mut self.kept,
+                dataset: &mut self.dataset,
+            };
+            read_file(&file.path, &mut sink)?;
+        }
+        Ok(())
+    }
 }
 
 fn read_file(path: &Path, sink: &mut Sink) -> Result<(), DataError> {
     let shown = sink.path;
-    let extension =
-        path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let (file, _) = files::open(path).map_err(|error| DataError::read(shown, error))?;
-    match extension.as_str() {
-        "jsonl" | "ndjson" => lines::read_json_lines(BufReader::new(file), sink),
-        "json" => json::read(file, sink),
-        "csv" => table::read(file, b',', sink),
-        "tsv" => table::read(file, b'\t', sink),
-        "parquet" => parquet::read(file, sink),
-        "txt" => lines::read_text_lines(BufReader::new(file), sink),
-        _ => Err(DataError::file(
-            shown,
-            "not a known kind of dataset; use .jsonl, .json, .csv, .tsv, .parquet or .txt",
-        )),
+    let (file, size) = files::open(path).map_err(|error| DataError::read(shown, error))?;
+    let Some((content, packing)) = kinds::of(shown) else {
+        return Err(DataError::file(shown, format!("not a known kind of dataset; use {KNOWN}")));
+    };
+    let unpacked = |file| unpack::open(file, size, packing).map_err(|error| DataError::read(shown, error));
+    match content {
+        Content::JsonLines => lines::read_json_lines(BufReader::new(unpacked(file)?), sink),
+        Content::Json => json::read(unpacked(file)?, sink),
+        Content::Table(separator) => table::read(unpacked(file)?, separator, sink),
+        Content::Parquet => parquet::read(file, sink),
+        Content::Text => lines::read_text_lines(BufReader::new(unpacked(file)?), sink),
     }
 }
 
@@ -102,19 +233,22 @@ struct Sink<'read> {
     split: Split,
     columns: &'read Columns,
     wanted: Format,
-    /// The format of the file's first usable row, with `format = "auto"`.
-    found: Option<Format>,
+    /// The format of the file's last usable row.
+    found: Option<Detected>,
     quarantine: &'read Quarantine,
+    kept: &'read mut HashSet<String>,
     dataset: &'read mut Dataset,
 }
 
 impl Sink<'_> {
     fn row(&mut self, line: usize, value: Result<Value, String>) {
         match value.and_then(|value| self.example(value)) {
-            Ok((example, extras)) => {
+            Ok((shaped, format)) => {
                 let origin = self.origin(line);
+                self.count_unused(shaped.unused, format, &origin);
+                let (example, extras) = (shaped.example, shaped.extras);
                 let row = Row { index: self.dataset.rows.len(), origin, split: self.split, example, extras };
-                if self.quarantine.contains(&row.hash()) {
+                if self.is_left_out(row.hash()) {
                     self.dataset.quarantined.push(row);
                 } else {
                     self.dataset.rows.push(row);
@@ -131,23 +265,58 @@ impl Sink<'_> {
         }
     }
 
+    /// Whether the quarantine lists a row with this hash.
+    fn is_left_out(&mut self, hash: String) -> bool {
+        self.quarantine.contains(&hash) || (self.quarantine.contains_copies(&hash) && !self.kept.insert(hash))
+    }
+
+    /// Says something about the file as a whole.
+    fn notice(&mut self, what: &str) {
+        self.dataset.notices.push(format!("{}: {what}", self.path.display()));
+    }
+
     fn origin(&self, line: usize) -> Origin {
         Origin { file: self.path.to_path_buf(), line }
     }
 
-    fn example(&mut self, value: Value) -> Result<(Example, Extras), String> {
+    fn count_unused(&mut self, names: Vec<String>, format: Format, first: &Origin) {
+        let unused = &mut self.dataset.unused;
+        for name in names {
+            if let Some(field) = unused.iter_mut().find(|field| field.name == name) {
+                field.rows += 1;
+            } else if unused.len() < MAX_UNUSED {
+                unused.push(UnusedField { name, rows: 1, first: first.clone(), format });
+            }
+        }
+    }
+
+    fn example(&mut self, value: Value) -> Result<(Shaped, Format), String> {
         let Value::Object(mut fields) = value else {
             return Err(format!("{} where an object is expected", formats::kind(&value)));
         };
+        let group = self.columns.group(&fields);
         self.columns.rename(&mut fields)?;
-        let format = match (self.wanted, self.found) {
-            (Format::Auto, Some(found)) => found,
+        let detected = match (self.wanted, &self.found) {
+            (Format::Auto, Some(found)) => self.columns.detect_again(found, &fields),
             (Format::Auto, None) => self.columns.detect(&fields)?,
-            (wanted, _) => wanted,
+            (wanted, _) => wanted.into(),
         };
-        let row = formats::shape(format, fields, self.columns.shape)?;
-        self.found = Some(format);
-        Ok(row)
+        self.columns.check_taken(detected.format)?;
+        rename(&detected.columns, &mut fields);
+        let mut shaped = formats::shape(detected.format, fields, self.columns.shape)?;
+        shaped.extras.group = group;
+        let format = detected.format;
+        if self.found.is_none() && !detected.columns.is_empty() {
+            let columns = detected.columns.iter().map(|(role, column)| format!("{role} = {column:?}"));
+            let columns: Vec<String> = columns.collect();
+            self.dataset.notices.push(format!(
+                "{}: read as data.columns = {{ {} }}",
+                self.path.display(),
+                columns.join(", ")
+            ));
+        }
+        self.found = Some(detected);
+        Ok((shaped, format))
     }
 }
 
@@ -160,18 +329,48 @@ struct Columns {
     messages: Vec<(String, String)>,
     /// The rows that the algorithm needs.
     shape: RowShape,
+    /// The column that `data.group_by` names.
+    group: Option<String>,
 }
 
 impl Columns {
-    fn new(columns: &IndexMap<String, String>, shape: RowShape) -> Self {
-        let (messages, rows) = columns
+    fn new(config: &Config) -> Self {
+        let (messages, rows) = config
+            .data
+            .columns
             .iter()
             .map(|(role, column)| (role.clone(), column.clone()))
             .partition(|(role, _)| formats::MESSAGE_ROLES.contains(&role.as_str()));
-        Columns { rows, messages, shape }
+        let group = Some(config.data.group_by.clone()).filter(|by| by != BY_PROMPT && by != BY_ROW);
+        Columns { rows, messages, shape: config.train.algorithm.declaration().rows, group }
+    }
+
+    /// The row's value in the column of `data.group_by`, as text.
+    fn group(&self, fields: &Map<String, Value>) -> Option<String> {
+        match at_path(fields, self.group.as_deref()?)? {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            value => Some(value.to_string()),
+        }
+    }
+
+    /// Rejects a role of `data.columns` that rows of this format do not have.
+    fn check_taken(&self, format: Format) -> Result<(), String> {
+        let takes = formats::takes(format);
+        match self.rows.iter().find(|(role, _)| !takes.contains(&role.as_str())) {
+            Some((role, column)) => Err(format!(
+                "data.columns names {role} = {:?}, and rows of format \"{format}\" have no {role}, only {}",
+                clean_line(column),
+                takes.join(", ")
+            )),
+            None => Ok(()),
+        }
     }
 
     fn rename(&self, fields: &mut Map<String, Value>) -> Result<(), String> {
+        for (_, column) in &self.rows {
+            lift(fields, column);
+        }
         for (role, column) in &self.rows {
             if !fields.contains_key(column) && !formats::OPTIONAL_ROLES.contains(&role.as_str()) {
                 return Err(format!(
@@ -191,7 +390,8 @@ impl Columns {
         if self.messages.is_empty() {
             return Ok(());
         }
-        for key in ["messages", "conversations", "prompt", "completion", "chosen", "rejected"] {
+        for key in ["messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected"]
+        {
             let Some(value) = fields.get_mut(key) else { continue };
             *value = formats::parsed_list(std::mem::take(value));
             for message in value.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
@@ -202,31 +402,119 @@ impl Columns {
     }
 
     /// The format of a row: from the mapped roles, otherwise from all its fields.
-    fn detect(&self, fields: &Map<String, Value>) -> Result<Format, String> {
+    fn detect(&self, fields: &Map<String, Value>) -> Result<Detected, String> {
         let roles: Vec<&str> = self.rows.iter().map(|(role, _)| role.as_str()).collect();
+        let detect = |names: &[&str], fields: &Map<String, Value>| formats::detect(names, fields, self.shape);
+        if !roles.is_empty()
+            && let Ok(detected) = detect(&roles, fields)
+        {
+            return Ok(detected);
+        }
+        // Tables pad rows with null and with blank texts.
+        let with_words = fields.iter().filter(|(_, value)| !formats::is_missing(value));
+        let with_words: Vec<&str> = with_words.map(|(name, _)| name.as_str()).collect();
         let all: Vec<&str> = fields.keys().map(String::as_str).collect();
-        let detect = |names: &[&str]| formats::detect(names, fields, self.shape);
-        detect(&roles).or_else(|| detect(&all)).ok_or_else(|| {
-            format!(
-                "its fields ({}) match no known format. Say which is which, e.g. \
-                 data.columns = {{ prompt = \"question\", completion = \"answer\" }}",
-                formats::names(fields)
-            )
-        })
+        let found = detect(&with_words, fields).or_else(|problem| detect(&all, fields).map_err(|_| problem));
+        found.or_else(|problem| self.detect_capitals(fields).ok_or(problem))
+    }
+
+    /// The format of a row whose fields have capital letters, such as `Question` and `Answer`.
+    fn detect_capitals(&self, fields: &Map<String, Value>) -> Option<Detected> {
+        let lower: Map<String, Value> =
+            fields.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect();
+        let is_new = lower.len() == fields.len() && lower.keys().any(|name| !fields.contains_key(name));
+        let names: Vec<&str> = lower.keys().map(String::as_str).collect();
+        let detected = formats::detect(&names, &lower, self.shape).ok().filter(|_| is_new)?;
+        let written = |name: &str| fields.keys().find(|field| field.to_lowercase() == name).cloned();
+        let mut columns: Vec<(&'static str, String)> =
+            detected.columns.iter().filter_map(|(role, column)| Some((*role, written(column)?))).collect();
+        for role in formats::takes(detected.format) {
+            let is_taken = columns.iter().any(|(known, _)| known == role);
+            if let Some(column) = written(role).filter(|column| column != role && !is_taken) {
+                columns.push((role, column));
+            }
+        }
+        Some(Detected { format: detected.format, columns })
+    }
+
+    /// The format of a row after others of the format `found`. A file may mix the forms of conversations and of
+    /// prompts with completions; other formats keep to themselves, so that a broken row is not read as something
+    /// else.
+    fn detect_again(&self, found: &Detected, fields: &Map<String, Value>) -> Detected {
+        let fits = found.columns.iter().all(|(_, column)| fields.contains_key(column));
+        let mixes = formats::is_answer(found.format) && !(fits && formats::has_needed(found.format, fields));
+        let other = if mixes { self.detect(fields).ok() } else { None };
+        other.filter(|other| formats::is_answer(other.format)).unwrap_or_else(|| found.clone())
+    }
+}
+
+/// Chooses the held-out rows. Rows in quarantine take part, so that setting rows aside moves no other row between
+/// training and evaluation.
+fn hold_out(dataset: &mut Dataset, fraction: f64, seed: u64, by_row: bool) {
+    let used = dataset.rows.len();
+    let mut all = std::mem::take(&mut dataset.rows);
+    all.append(&mut dataset.quarantined);
+    split::hold_out(&mut all, fraction, seed, by_row);
+    dataset.quarantined = all.split_off(used);
+    dataset.rows = all;
+    let held_out = dataset.rows.iter().filter(|row| row.split == Split::Eval).count();
+    let is_one_sided = held_out == 0 || held_out == used;
+    if is_one_sided && used > 1 && fraction > 0.0 {
+        dataset.rows.iter_mut().for_each(|row| row.split = Split::Train);
+        split::hold_out(&mut dataset.rows, fraction, seed, by_row);
     }
 }
 
 /// Moves the value of each column to its role; an earlier field with the role's name is replaced.
-fn rename(names: &[(String, String)], fields: &mut Map<String, Value>) {
-    let values: Vec<(&String, Value)> =
-        names.iter().filter_map(|(role, column)| Some((role, fields.get(column)?.clone()))).collect();
+fn rename(names: &[(impl AsRef<str>, String)], fields: &mut Map<String, Value>) {
+    let values: Vec<(&str, Value)> = names
+        .iter()
+        .filter_map(|(role, column)| Some((role.as_ref(), fields.get(column)?.clone())))
+        .collect();
     for (_, column) in names {
         fields.shift_remove(column);
     }
     for (role, value) in values {
-        fields.insert(role.clone(), value);
+        fields.insert(role.to_owned(), value);
     }
 }
 
+/// The value of a column; `input.messages` is a member of the column `input`.
+fn at_path<'row>(fields: &'row Map<String, Value>, column: &str) -> Option<&'row Value> {
+    fields.get(column).or_else(|| {
+        let (outer, inner) = column.split_once('.')?;
+        match fields.get(outer)? {
+            Value::Object(members) => at_path(members, inner),
+            _ => None,
+        }
+    })
+}
+
+/// Makes a member that a column such as `input.messages` names a field of the row, and removes it from its
+/// object.
+fn lift(fields: &mut Map<String, Value>, column: &str) {
+    if fields.contains_key(column) {
+        return;
+    }
+    if let Some(value) = remove_path(fields, column) {
+        fields.insert(column.to_owned(), value);
+    }
+}
+
+fn remove_path(fields: &mut Map<String, Value>, column: &str) -> Option<Value> {
+    if let Some(value) = fields.shift_remove(column) {
+        return Some(value);
+    }
+    let (outer, inner) = column.split_once('.')?;
+    let Some(Value::Object(members)) = fields.get_mut(outer) else { return None };
+    let value = remove_path(members, inner);
+    if members.is_empty() {
+        fields.shift_remove(outer);
+    }
+    value
+}
+
+#[cfg(test)]
+mod file_tests;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::data::Message;
 use crate::data::example::shared_beginning;
+use crate::data::{Example, Extras, Message};
 use crate::testing::{damage, damaged};
 
 struct Project {
@@ -103,7 +103,7 @@ fn json_lines_may_have_bom_crlf_blank_lines_and_no_last_newline() {
 #[test]
 fn broken_rows_are_reported_and_the_rest_is_read() {
     let file =
-        b"{\"text\": \"one\"}\n{\"text\": \xff}\n[1]\n{\"text\": 5}\n{\"txt\": \"x\"}\n{\"text\": \"two\"}\n";
+        b"{\"text\": \"one\"}\n{\"text\": \xff}\n[1]\n{\"text\": true}\n{\"txt\": \"x\"}\n{\"text\": \"two\"}\n";
     let project = Project::new(&[("a.jsonl", file)], &["data.eval=0"]);
     let dataset = project.read();
     assert_eq!(dataset.rows.len(), 2);
@@ -111,7 +111,7 @@ fn broken_rows_are_reported_and_the_rest_is_read() {
     let messages: Vec<String> = dataset.problems.iter().map(ToString::to_string).collect();
     assert!(messages[0].starts_with("a.jsonl:2: not JSON"), "{messages:?}");
     assert_eq!(messages[1], "a.jsonl:3: a list where an object is expected");
-    assert_eq!(messages[2], "a.jsonl:4: \"text\" is a number where text is expected");
+    assert_eq!(messages[2], "a.jsonl:4: \"text\" is true or false where text is expected");
     assert!(messages[3].contains("data.columns = { text = "), "{messages:?}");
     let error = read_rows(&project.config, project.folder.path()).unwrap_err().to_string();
     assert!(error.starts_with("4 rows cannot be used\n  a.jsonl:2:"), "{error}");
@@ -236,21 +236,21 @@ fn conversations_are_read_in_all_common_formats() {
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},
             {"role": "assistant", "content": "no", "weight": 0},
-            {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}], "refusal": null},
+            {"role": "assistant", "content": null, "refusal": null,
+             "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
         ],
         "tools": [{"type": "function"}],
         "parallel_tool_calls": false,
     }));
     let expected = [("user", "ab"), ("assistant", "no"), ("assistant", "")];
-    assert_eq!(
-        example,
-        Example::Messages(expected.map(|(role, content)| Message::new(role, content)).to_vec())
-    );
-    assert_eq!(extras.untrained, [1]);
-    assert_eq!(
-        serde_json::to_value(&extras.fields).unwrap(),
-        json!([{"name": "Ann"}, {}, {"tool_calls": [{"id": "1"}]}])
-    );
+    let Example::Messages(messages) = &example else { panic!("{example:?}") };
+    let said: Vec<_> =
+        messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
+    assert_eq!(said, expected);
+    assert_eq!(messages[0].fields["name"], "Ann");
+    assert_eq!(messages[1].trained, Some(false));
+    let call = json!({"type": "function", "function": {"name": "f", "arguments": {"a": 1}}, "id": "1"});
+    assert_eq!((messages[2].tool_calls.as_slice(), messages[2].fields.len()), (&[call][..], 0));
     assert_eq!(extras.tools, Some(json!([{"type": "function"}])));
 
     let (example, extras) = only(&json!({
@@ -280,8 +280,8 @@ fn conversations_are_read_in_all_common_formats() {
 fn preferences_and_tokens() {
     let expected = Example::Preference {
         prompt: vec![Message::new("user", "a")],
-        chosen: "b".to_owned(),
-        rejected: "c".to_owned(),
+        chosen: Message::new("assistant", "b"),
+        rejected: Message::new("assistant", "c"),
     };
     assert_eq!(only(&json!({"prompt": "a", "chosen": "b", "rejected": "c"})).0, expected);
     let talk =
@@ -328,7 +328,10 @@ fn the_prompt_of_two_texts_is_their_common_beginning() {
     let texts = |chosen: &str, rejected: &str| only(&json!({"chosen": chosen, "rejected": rejected})).0;
     let example = texts("The sky is blue.", "The sky is green.");
     let Example::Preference { prompt, chosen, rejected } = &example else { panic!("{example:?}") };
-    assert_eq!((prompt.as_slice(), shared_beginning(chosen, rejected)), (&[][..], "The sky is".len()));
+    assert_eq!(
+        (prompt.as_slice(), shared_beginning(&chosen.content, &rejected.content)),
+        (&[][..], "The sky is".len())
+    );
     assert_eq!(example.messages(), None);
     for (chosen, rejected, shared) in [
         ("caféa", "caféb", "café"),
@@ -352,11 +355,14 @@ fn pairs_keep_tools_and_message_fields_of_their_prompt() {
         })
     };
     let (example, extras) = only(&row(json!({"role": "assistant", "content": "d"})));
-    assert_eq!(example.messages().unwrap().len(), extras.fields.len());
-    assert_eq!(serde_json::to_value(&extras.fields).unwrap(), json!([{"name": "Ann"}, {}, {}, {}]));
-    assert_eq!((extras.tools, extras.untrained), (Some(json!([{"type": "function"}])), vec![]));
-    let calling = row(json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}));
-    assert!(refused(&calling).contains("\"chosen\" calls tools"));
+    let messages = example.messages().unwrap();
+    assert_eq!(messages.len(), 4);
+    assert_eq!((&messages[0].fields["name"], messages[1].trained), (&json!("Ann"), Some(false)));
+    assert_eq!(extras.tools, Some(json!([{"type": "function"}])));
+    let calls = json!([{"name": "f", "arguments": {}}]);
+    let (calling, _) = only(&row(json!({"role": "assistant", "content": null, "tool_calls": calls})));
+    let Example::Preference { chosen, rejected, .. } = &calling else { panic!("{calling:?}") };
+    assert_eq!((chosen.tool_calls.len(), rejected.content.as_str()), (1, "c"));
 }
 
 #[test]
@@ -389,8 +395,8 @@ fn malformed_conversations_are_refused_with_their_place() {
     let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
     assert!(message(image).contains("only text can be trained on"));
     assert!(
-        refused(&json!({"question": "x", "answer": "y"}))
-            .contains("(question, answer) match no known format")
+        refused(&json!({"first": "x", "second": "y"}))
+            .contains("data.columns = { prompt = \"first\", completion = \"second\" }")
     );
     assert!(
         refused(&json!({"conversations": [{"from": "nobody", "value": "x"}]}))
@@ -478,13 +484,28 @@ fn evaluation_files_and_quarantine() {
     assert_eq!(dataset.rows.iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
 
     let mut quarantine = Quarantine::load(project.folder.path()).unwrap();
-    quarantine.toggle(&dataset.rows[2].hash());
+    quarantine.insert(&dataset.rows[2].hash());
     quarantine.save().unwrap();
     let after = project.read();
     assert_eq!(after.quarantined.len(), 1);
     assert_eq!(after.quarantined[0].example, dataset.rows[2].example);
     assert_eq!(after.rows.iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     assert!(after.rows.iter().all(|row| row.example != dataset.rows[2].example));
+}
+
+#[test]
+fn copies_in_quarantine_leave_the_first_row() {
+    let file = b"{\"text\": \"a\"}\n{\"text\": \"b\"}\n{\"text\": \"a\"}\n";
+    let files: [(&str, &[u8]); 2] = [("a.jsonl", file), ("b.jsonl", b"{\"text\": \"a\"}\n")];
+    let project = Project::new(&files, &["data.eval=\"b.jsonl\""]);
+    let dataset = project.read();
+    let mut quarantine = Quarantine::load(project.folder.path()).unwrap();
+    quarantine.insert_copies(&dataset.rows[0].hash());
+    let without = read_dataset_without(&project.config, project.folder.path(), &quarantine).unwrap();
+    assert_eq!(without.rows, dataset.rows[..2]);
+    let places: Vec<String> = without.quarantined.iter().map(|row| row.origin.to_string()).collect();
+    assert_eq!(places, ["a.jsonl:3", "b.jsonl:1"]);
+    assert_eq!(project.read(), dataset, "nothing was saved");
 }
 
 proptest! {
