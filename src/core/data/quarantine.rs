@@ -1,4 +1,5 @@
-//! Rows that the user has excluded: `quarantine.json` in the project, a JSON list of row hashes.
+//! Rows that the user has excluded: `quarantine.json` in the project, a JSON list of row hashes. A hash behind
+//! `copies:` excludes all rows that have it but the first.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,6 +14,8 @@ const FILE: &str = "quarantine.json";
 /// Largest file that is read; enough for a million rows.
 const MAX_BYTES: u64 = 32 << 20;
 const MAX_ROWS: usize = 1 << 20;
+/// Stands before a hash of which the first row is used.
+const COPIES: &str = "copies:";
 
 /// The hashes ([`super::Row::hash`]) of rows that are not used at all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,8 +44,19 @@ impl Quarantine {
         Ok(Quarantine { path, hashes })
     }
 
+    /// Whether all rows with this hash are excluded.
     pub fn contains(&self, hash: &str) -> bool {
         self.hashes.contains(hash)
+    }
+
+    /// Whether all rows with this hash but the first are excluded.
+    pub fn contains_copies(&self, hash: &str) -> bool {
+        self.hashes.contains(&of_copies(hash))
+    }
+
+    /// Every hash that is listed, also those of copies.
+    pub fn hashes(&self) -> impl Iterator<Item = &str> {
+        self.hashes.iter().map(|entry| entry.strip_prefix(COPIES).unwrap_or(entry))
     }
 
     pub fn len(&self) -> usize {
@@ -53,12 +67,26 @@ impl Quarantine {
         self.hashes.is_empty()
     }
 
-    /// Adds a hash, or removes it if it is listed. Returns whether it is listed now.
-    pub fn toggle(&mut self, hash: &str) -> bool {
-        if self.hashes.remove(hash) {
-            return false;
-        }
+    /// Excludes all rows with this hash. Returns whether that changes anything.
+    pub fn insert(&mut self, hash: &str) -> bool {
+        self.hashes.remove(&of_copies(hash));
         self.hashes.insert(hash.to_owned())
+    }
+
+    /// Excludes all rows with this hash but the first. Returns whether that changes anything.
+    pub fn insert_copies(&mut self, hash: &str) -> bool {
+        !self.contains(hash) && self.hashes.insert(of_copies(hash))
+    }
+
+    /// Lets all rows with this hash back. Returns whether it was listed.
+    pub fn remove(&mut self, hash: &str) -> bool {
+        let copies = self.hashes.remove(&of_copies(hash));
+        self.hashes.remove(hash) || copies
+    }
+
+    /// Lets all rows back.
+    pub fn clear(&mut self) {
+        self.hashes.clear();
     }
 
     /// Replaces the file atomically.
@@ -68,6 +96,10 @@ impl Quarantine {
         text.push('\n');
         files::replace(&self.path, text.as_bytes(), Access::Shared).map_err(fail)
     }
+}
+
+fn of_copies(hash: &str) -> String {
+    format!("{COPIES}{hash}")
 }
 
 #[cfg(test)]
@@ -81,14 +113,31 @@ mod tests {
         let project = tempfile::tempdir().unwrap();
         let mut quarantine = Quarantine::load(project.path()).unwrap();
         assert!(quarantine.is_empty());
-        assert!(quarantine.toggle("aa"));
-        assert!(quarantine.toggle("bb"));
-        assert!(!quarantine.toggle("aa"));
+        assert!(quarantine.insert("aa"));
+        assert!(quarantine.insert("bb"));
+        assert!(quarantine.remove("aa"));
         quarantine.save().unwrap();
         let again = Quarantine::load(project.path()).unwrap();
         assert_eq!(again, quarantine);
         assert!(again.contains("bb") && !again.contains("aa"));
         assert_eq!(fs::read_dir(project.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_hash_is_listed_once_for_all_rows_or_for_copies() {
+        let project = tempfile::tempdir().unwrap();
+        let mut quarantine = Quarantine::load(project.path()).unwrap();
+        assert!(quarantine.insert_copies("aa") && !quarantine.insert_copies("aa"));
+        assert!(quarantine.contains_copies("aa") && !quarantine.contains("aa"));
+        quarantine.save().unwrap();
+        assert_eq!(Quarantine::load(project.path()).unwrap(), quarantine);
+        assert!(quarantine.insert("aa") && !quarantine.insert("aa") && !quarantine.insert_copies("aa"));
+        assert_eq!(quarantine.hashes().collect::<Vec<_>>(), ["aa"]);
+        assert!(quarantine.remove("aa") && !quarantine.remove("aa"));
+        assert!(quarantine.insert_copies("bb") && quarantine.remove("bb") && quarantine.is_empty());
+        quarantine.insert("cc");
+        quarantine.clear();
+        assert!(quarantine.is_empty());
     }
 
     #[test]
