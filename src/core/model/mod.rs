@@ -52,6 +52,8 @@ pub struct ModelFiles {
     pub tokenizer: TokenizerSource,
     /// The model's own Jinja template, if it has one.
     pub chat_template: Option<String>,
+    /// The model's template for conversations with tools, if it has one of its own (`tool_use`).
+    pub tool_template: Option<String>,
     /// Tokens with a special meaning.
     pub special: SpecialTokens,
     /// 64 hex digits that identify the weights: the same for a moved or copied model, different for other

@@ -33,6 +33,16 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     });
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
+    // minijinja's own tests answer otherwise than Jinja's for none, texts and maps.
+    environment.add_test("iterable", |value: &Value| {
+        matches!(
+            value.kind(),
+            ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
+        )
+    });
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
+    });
     // Both take time cubic in the depth of nested values, and no fuel.
     environment.remove_filter("pprint");
     environment.remove_global("debug");

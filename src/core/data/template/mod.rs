@@ -1,7 +1,10 @@
 //! Chat templates: messages → text, in the Jinja dialect of `transformers`, in a sandbox with limits.
 
+mod arrange;
 mod dialect;
+mod probe;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -10,15 +13,20 @@ use std::sync::Arc;
 use std::thread;
 
 use minijinja::{Environment, ErrorKind, Value};
-use serde_json::Map;
+use regex::Regex;
+use serde_json::{Map, json};
 
 use super::example::short_hash;
 use super::{DataError, Extras, Message, Tokenizer};
 use crate::config::Config;
 use crate::files;
+use crate::json::python_text;
 use crate::model::{ModelFiles, SpecialTokens};
 use crate::panics::guarded;
 use crate::text::clean;
+
+pub use arrange::with_system;
+pub(crate) use probe::{Part, Probe};
 
 /// Largest template source, in bytes; published ones stay below 50 kB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -71,6 +79,22 @@ struct Compiled {
     environment: Environment<'static>,
     /// Special tokens by their names in templates.
     tokens: Vec<(&'static str, String)>,
+    main: Source,
+    /// For rows with tools, if there is one of its own (transformers' `tool_use`).
+    for_tools: Option<Source>,
+    /// `data.template_variables`.
+    variables: Map<String, serde_json::Value>,
+    habits: Habits,
+    /// Whether its habits are being found out, so that it gets everything as it is.
+    is_tried: bool,
+    probes: probe::Probes,
+}
+
+/// One template of the model.
+struct Source {
+    /// Its name in the environment.
+    name: &'static str,
+    text: String,
     marks_generation: bool,
 }
 
@@ -101,15 +125,22 @@ impl Template {
     /// The template for `data.template`. `auto` is the model's own, or none if it has none.
     pub fn resolve(config: &Config, project: &Path, files: &ModelFiles) -> Result<Self, DataError> {
         let wanted = config.data.template.as_str();
+        let variables = &config.data.template_variables;
         match wanted {
             "auto" => match &files.chat_template {
-                Some(source) => Self::compile("model", source, &files.special),
+                Some(source) => Self::compile_all(
+                    "model",
+                    source,
+                    files.tool_template.as_deref(),
+                    &files.special,
+                    variables,
+                ),
                 None => Ok(Self::none()),
             },
             NONE => Ok(Self::none()),
             _ => {
                 if let Some((name, source)) = BUILT_IN.iter().find(|(name, _)| *name == wanted) {
-                    return Self::compile(name, source, &files.special);
+                    return Self::compile_all(name, source, None, &files.special, variables);
                 }
                 let path = project.join(wanted);
                 let is_template = path.extension().is_some_and(|extension| {
@@ -125,7 +156,7 @@ impl Template {
                     ));
                 }
                 let name = path.file_name().map_or_else(|| wanted.into(), |name| name.to_string_lossy());
-                Self::compile(&name, &read_source(&path)?, &files.special)
+                Self::compile_all(&name, &read_source(&path)?, None, &files.special, variables)
             }
         }
     }
@@ -139,30 +170,39 @@ impl Template {
         self.compiled.is_none()
     }
 
-    /// Whether `{% generation %}` blocks mark the model's output.
-    pub(crate) fn marks_generation(&self) -> bool {
-        self.compiled.as_ref().is_some_and(|compiled| compiled.marks_generation)
+    /// Whether `{% generation %}` blocks mark the model's output in rows with these extras.
+    pub(crate) fn marks_generation(&self, extras: &Extras) -> bool {
+        self.compiled.as_ref().is_some_and(|compiled| compiled.source(extras).marks_generation)
     }
 
+    /// Whether the source has this word, outside of other words.
+    pub(crate) fn mentions(&self, word: &str) -> bool {
+        let pattern = format!(r"(?:^|[^0-9A-Za-z_]){}(?:$|[^0-9A-Za-z_])", regex::escape(word));
+        let Some(compiled) = &self.compiled else { return false };
+        Regex::new(&pattern)
+            .is_ok_and(|pattern| compiled.sources().any(|source| pattern.is_match(&source.text)))
+    }
+
+    /// A template without variables, and without another one for tools.
+    #[cfg(test)]
     pub(crate) fn compile(name: &str, source: &str, special: &SpecialTokens) -> Result<Self, DataError> {
+        Self::compile_all(name, source, None, special, &Map::new())
+    }
+
+    pub(crate) fn compile_all(
+        name: &str,
+        source: &str,
+        for_tools: Option<&str>,
+        special: &SpecialTokens,
+        variables: &Map<String, serde_json::Value>,
+    ) -> Result<Self, DataError> {
         let name = clean(name).into_owned();
-        if source.len() > MAX_SOURCE_BYTES {
-            return Err(DataError::template(name, format!("larger than {} KiB", MAX_SOURCE_BYTES >> 10)));
-        }
-        let (marked, marks_generation) = dialect::with_marked_generation(source);
-        if marks_generation && marked.contains([dialect::GENERATION_START, dialect::GENERATION_END]) {
-            return Err(DataError::template(
-                name,
-                "contains the noncharacters U+FDD0 or U+FDD1, which mark generation here",
-            ));
-        }
-        let environment = guarded(|| -> Result<_, minijinja::Error> {
-            let mut environment = dialect::environment()?;
-            environment.add_template_owned("chat", marked)?;
-            Ok(environment)
-        })
-        .map_err(|panic| DataError::template(&name, panic))?
-        .map_err(|error| DataError::template(&name, describe(&error)))?;
+        let mut environment = guarded(dialect::environment)
+            .map_err(|panic| DataError::template(&name, panic))?
+            .map_err(|error| DataError::template(&name, describe(&error)))?;
+        let main = add(&mut environment, &name, "chat", source)?;
+        let for_tools =
+            for_tools.map(|source| add(&mut environment, &name, "tool_use", source)).transpose()?;
         let texts = [
             ("bos_token", special.bos.as_ref()),
             ("eos_token", special.eos.first()),
@@ -170,11 +210,28 @@ impl Template {
             ("unk_token", special.unknown.as_ref()),
         ];
         let tokens = texts.into_iter().filter_map(|(key, token)| Some((key, token?.text.clone()?))).collect();
-        Ok(Template {
-            fingerprint: short_hash(&[source.as_bytes()]),
-            compiled: Some(Arc::new(Compiled { environment, tokens, marks_generation })),
+        let mut parts = vec![source.as_bytes()];
+        parts.extend(for_tools.as_ref().map(|source| source.text.as_bytes()));
+        let mut template = Template {
+            fingerprint: short_hash(&parts),
+            compiled: Some(Arc::new(Compiled {
+                environment,
+                tokens,
+                main,
+                for_tools,
+                variables: variables.clone(),
+                habits: Habits::default(),
+                is_tried: true,
+                probes: probe::Probes::default(),
+            })),
             name,
-        })
+        };
+        let habits = Habits::of(&template);
+        if let Some(compiled) = template.compiled.as_mut().and_then(Arc::get_mut) {
+            compiled.habits = habits;
+            compiled.is_tried = false;
+        }
+        Ok(template)
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the model continues. Without a
@@ -183,16 +240,17 @@ impl Template {
         Ok(self.render_marked(messages, &Extras::default(), add_generation_prompt)?.text)
     }
 
-    /// Token ids of the prompt for an answer to `messages`, with `data.system` before them if they have no
-    /// system message. Training puts exactly these ids before a reply.
+    /// Token ids of the prompt for an answer to `messages`, arranged as in training ([`Template::arranged`]),
+    /// with the row's tools and variables. Training puts exactly these ids before a reply.
     pub fn prompt_ids(
         &self,
         messages: &[Message],
+        extras: &Extras,
         tokenizer: &Tokenizer,
         config: &Config,
     ) -> Result<Vec<u32>, DataError> {
-        let messages = with_system(messages, &config.data.system);
-        let text = self.render(&messages, true)?;
+        let messages = self.arranged(messages, config);
+        let text = self.render_marked(&messages, extras, true)?.text;
         let mut ids = tokenizer.encode(&text, false)?.ids;
         if self.is_none() && !ids.starts_with(tokenizer.ids_before()) {
             ids.splice(0..0, tokenizer.ids_before().iter().copied());
@@ -217,11 +275,25 @@ impl Template {
 
     /// The special token that this template writes after a reply.
     pub(crate) fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
-        let reply = "Certainly";
-        let messages = [Message::new("user", "Hello"), Message::new("assistant", reply)];
-        let text = self.render(&messages, false).ok().filter(|_| !self.is_none())?;
-        let behind = &text[text.rfind(reply)? + reply.len()..];
-        tokenizer.special_at_start(behind.trim_start()).map(|(_, id)| id)
+        let after = self.compiled.as_ref()?.habits.after_reply.trim_start();
+        tokenizer.special_at_start(after).map(|(_, id)| id)
+    }
+
+    /// The text of the special token that this template writes after a reply.
+    pub(crate) fn turn_end(&self, tokenizer: &Tokenizer) -> Option<String> {
+        let after = self.compiled.as_ref()?.habits.after_reply.trim_start();
+        tokenizer.special_at_start(after).map(|(text, _)| text.to_owned())
+    }
+
+    /// What this template writes before every reply, without what it may put before its words.
+    pub(crate) fn any_reply_header(&self) -> &str {
+        self.compiled.as_ref().map_or("", |compiled| compiled.habits.header.as_str())
+    }
+
+    /// The part of a generation prompt that the template also writes before a finished reply.
+    pub(crate) fn reply_header(&self, supplied: &str) -> &str {
+        let header = self.any_reply_header();
+        if supplied.starts_with(header) || supplied.is_empty() { header } else { "" }
     }
 
     /// As [`Template::render`], with the row's tools and other message fields, and the ranges of generation
@@ -237,11 +309,13 @@ impl Template {
             return Ok(Rendered { text, generation: Vec::new() });
         };
         let fail = |message: String| DataError::template(&self.name, message);
-        let (context, size) = context(compiled, messages, extras, add_generation_prompt);
-        if compiled.marks_generation
+        let source = compiled.source(extras);
+        let (context, size) = compiled.context(messages, extras, add_generation_prompt);
+        let is_mark = |text: &str| text.contains([dialect::GENERATION_START, dialect::GENERATION_END]);
+        if source.marks_generation
             && messages
                 .iter()
-                .any(|message| message.content.contains([dialect::GENERATION_START, dialect::GENERATION_END]))
+                .any(|message| is_mark(&message.content) || message.reasoning.as_deref().is_some_and(is_mark))
         {
             return Err(fail("a message contains the noncharacters U+FDD0 or U+FDD1".to_owned()));
         }
@@ -252,7 +326,7 @@ impl Template {
             let mut environment = compiled.environment.clone();
             environment.set_fuel(Some(fuel));
             let mut output = Bounded { bytes: Vec::new(), limit };
-            environment.get_template("chat")?.render_captured_to(context.clone(), &mut output)?;
+            environment.get_template(source.name)?.render_captured_to(context.clone(), &mut output)?;
             Ok(output.bytes)
         };
         let mut rendered = guarded(|| render(FUEL_HERE));
@@ -263,7 +337,7 @@ impl Template {
         }
         let bytes = rendered.map_err(&fail)?.map_err(|error| fail(describe(&error)))?;
         let text = String::from_utf8(bytes).map_err(|error| fail(error.to_string()))?;
-        if !compiled.marks_generation {
+        if !source.marks_generation {
             return Ok(Rendered { text, generation: Vec::new() });
         }
         without_marks(&text)
@@ -271,49 +345,184 @@ impl Template {
     }
 }
 
-/// `messages` with `system` before them, unless it is empty or they have a system message.
-pub fn with_system(messages: &[Message], system: &str) -> Vec<Message> {
-    let mut all = Vec::with_capacity(messages.len() + 1);
-    if !system.is_empty() && messages.first().is_none_or(|message| message.role != "system") {
-        all.push(Message::new("system", system));
+impl Compiled {
+    /// The template for a row.
+    fn source(&self, extras: &Extras) -> &Source {
+        match &self.for_tools {
+            Some(source) if extras.tools.is_some() => source,
+            _ => &self.main,
+        }
     }
-    all.extend_from_slice(messages);
-    all
+
+    fn sources(&self) -> impl Iterator<Item = &Source> {
+        std::iter::once(&self.main).chain(&self.for_tools)
+    }
 }
 
-/// The variables of a template, and their size in bytes.
-fn context(
-    compiled: &Compiled,
-    messages: &[Message],
-    extras: &Extras,
-    add_generation_prompt: bool,
-) -> (Value, usize) {
-    let mut size = 0;
-    let rows: Vec<Value> = messages
-        .iter()
-        .enumerate()
-        .map(|(index, message)| {
-            size += message.role.len() + message.content.len();
-            let mut pairs = vec![
-                ("role".to_owned(), Value::from(message.role.as_str())),
-                ("content".to_owned(), Value::from(message.content.as_str())),
-            ];
-            for (key, value) in extras.fields.get(index).into_iter().flatten() {
-                size += key.len();
-                pairs.push((key.clone(), from_json(value, &mut size)));
-            }
-            Value::from_pairs(pairs)
-        })
-        .collect();
-    let tools = extras.tools.as_ref().map_or_else(|| Value::from(()), |tools| from_json(tools, &mut size));
-    let mut variables: Vec<(&str, Value)> = vec![
-        ("messages", Value::from(rows)),
-        ("tools", tools),
-        ("documents", Value::from(())),
-        ("add_generation_prompt", Value::from(add_generation_prompt)),
-    ];
-    variables.extend(compiled.tokens.iter().map(|(key, text)| (*key, Value::from(text.as_str()))));
-    (Value::from_pairs(variables), size)
+/// Adds a template to the environment.
+fn add(
+    environment: &mut Environment<'static>,
+    shown: &str,
+    name: &'static str,
+    source: &str,
+) -> Result<Source, DataError> {
+    if source.len() > MAX_SOURCE_BYTES {
+        return Err(DataError::template(shown, format!("larger than {} KiB", MAX_SOURCE_BYTES >> 10)));
+    }
+    // As Jinja does: the line ends of the source do not reach the text.
+    let text = source.replace("\r\n", "\n").replace('\r', "\n");
+    let (marked, marks_generation) = dialect::with_marked_generation(&text);
+    if marks_generation && marked.contains([dialect::GENERATION_START, dialect::GENERATION_END]) {
+        return Err(DataError::template(
+            shown,
+            "contains the noncharacters U+FDD0 or U+FDD1, which mark generation here",
+        ));
+    }
+    guarded(|| environment.add_template_owned(name, marked))
+        .map_err(|panic| DataError::template(shown, panic))?
+        .map_err(|error| DataError::template(shown, describe(&error)))?;
+    Ok(Source { name, text, marks_generation })
+}
+
+impl Compiled {
+    /// The variables of a template, and their size in bytes.
+    fn context(&self, messages: &[Message], extras: &Extras, add_generation_prompt: bool) -> (Value, usize) {
+        let mut size = 0;
+        let rows: Vec<Value> = messages.iter().map(|message| self.message(message, &mut size)).collect();
+        let tools =
+            extras.tools.as_ref().map_or_else(|| Value::from(()), |tools| from_json(tools, &mut size));
+        let mut variables: Vec<(&str, Value)> = vec![("documents", Value::from(()))];
+        variables.extend(self.tokens.iter().map(|(key, text)| (*key, Value::from(text.as_str()))));
+        let given = self.variables.iter().chain(&extras.variables);
+        variables.extend(given.map(|(key, value)| (key.as_str(), from_json(value, &mut size))));
+        variables.extend([
+            ("messages", Value::from(rows)),
+            ("tools", tools),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ]);
+        (Value::from_pairs(variables), size)
+    }
+
+    /// A message as templates expect it. What it thinks has all the names that are in use (transformers'
+    /// `_alias_reasoning_fields`).
+    fn message(&self, message: &Message, size: &mut usize) -> Value {
+        *size += message.role.len() + message.content.len();
+        let content = match &message.result {
+            Some(result) if self.habits.object_results || self.is_tried => from_json(result, size),
+            _ => Value::from(message.content.as_str()),
+        };
+        let mut pairs =
+            vec![("role".to_owned(), Value::from(message.role.as_str())), ("content".to_owned(), content)];
+        if let Some(reasoning) = &message.reasoning {
+            *size += reasoning.len();
+            let names = ["reasoning_content", "reasoning", "thinking"];
+            pairs.extend(names.map(|name| (name.to_owned(), Value::from(reasoning.as_str()))));
+        }
+        if !message.tool_calls.is_empty() {
+            let as_text = self.habits.text_arguments;
+            let calls = message.tool_calls.iter().map(|call| {
+                let call = if as_text { Cow::Owned(with_text_arguments(call)) } else { Cow::Borrowed(call) };
+                from_json(&call, size)
+            });
+            pairs.push(("tool_calls".to_owned(), calls.collect::<Vec<_>>().into()));
+        }
+        for (key, value) in &message.fields {
+            *size += key.len();
+            pairs.push((key.clone(), from_json(value, size)));
+        }
+        Value::from_pairs(pairs)
+    }
+}
+
+/// What a template writes around a reply, and does with tools and system messages; found by trying.
+#[derive(Debug, Clone, Default)]
+struct Habits {
+    /// Written before a reply, both by the generation prompt and in a finished conversation.
+    header: String,
+    /// Written after a reply.
+    after_reply: String,
+    /// Refuses conversations with a system message.
+    refuses_system: bool,
+    /// Joins the arguments of a tool call to other text, so that they must be JSON text.
+    text_arguments: bool,
+    /// Writes a tool's result that is an object as JSON.
+    object_results: bool,
+}
+
+impl Habits {
+    fn of(template: &Template) -> Self {
+        let renders = |messages: &[Message], prompt: bool| {
+            template.render_marked(messages, &Extras::default(), prompt).ok().map(|rendered| rendered.text)
+        };
+        let asked = Message::new("user", "Hello");
+        let system = [Message::new("system", "Be brief."), asked.clone()];
+        // A template that refuses both says nothing about system messages.
+        let refuses_system = renders(&system, true).is_none() && renders(&system[1..], true).is_some();
+        let call = |arguments: serde_json::Value| Message {
+            tool_calls: vec![
+                json!({"type": "function", "function": {"name": "look", "arguments": arguments}}),
+            ],
+            ..Message::new("assistant", "")
+        };
+        let object = [asked, call(json!({"word": "hello"}))];
+        let text = [object[0].clone(), call(json!("{\"word\": \"hello\"}"))];
+        let writes = |messages: &[Message], given: &str| {
+            renders(messages, false).is_some_and(|text| text.contains(given))
+        };
+        let refuses = renders(&object, false).is_none() && renders(&text, false).is_some();
+        // Written without `tojson`, an object comes out in the form of a programming language.
+        let prints = writes(&object, "{'word': 'hello'}") && writes(&text, "{\"word\": \"hello\"}");
+        let text_arguments = refuses || prints;
+        let result = json!({"found": [true, null]});
+        let content = python_text(&result);
+        let with_result = |result| {
+            let message = Message { result, ..Message::new("tool", &content) };
+            renders(&[object[0].clone(), object[1].clone(), message], false)
+        };
+        let object_results = with_result(Some(result.clone())).is_some_and(|text| text.contains(&content));
+        let reply = "Certainly";
+        let whole =
+            renders(&[object[0].clone(), Message::new("assistant", reply)], false).unwrap_or_default();
+        let after_reply = whole.rfind(reply).map_or("", |at| &whole[at + reply.len()..]).to_owned();
+        let prompt = renders(&object[..1], true).unwrap_or_default();
+        let before = renders(&object[..1], false).filter(|before| whole.starts_with(before.as_str()));
+        // A template may write a reply differently once the conversation goes on.
+        let earlier = [object[0].clone(), Message::new("assistant", reply), Message::new("user", "Thanks")];
+        let earlier = renders(&earlier, true).unwrap_or_else(|| whole.clone());
+        let header = before.and_then(|before| {
+            let supplied = prompt.strip_prefix(before.as_str())?;
+            let last = whole[before.len()..].split(reply).next()?;
+            let earlier = earlier.strip_prefix(before.as_str()).unwrap_or(last).split(reply).next()?;
+            Some(shared_header(&[supplied, last, earlier]))
+        });
+        let header = header.unwrap_or_default();
+        Habits { header, after_reply, refuses_system, text_arguments, object_results }
+    }
+}
+
+/// What all of these begin with, up to the end of a line, a tag or one of the texts.
+fn shared_header(texts: &[&str]) -> String {
+    let Some((first, others)) = texts.split_first() else { return String::new() };
+    let is_shared =
+        |at: usize| others.iter().all(|other| other.as_bytes().starts_with(&first.as_bytes()[..at]));
+    let shared = (0..=first.len()).rev().filter(|&at| first.is_char_boundary(at)).find(|&at| is_shared(at));
+    let shared = &first[..shared.unwrap_or(0)];
+    if texts.contains(&shared) {
+        return shared.to_owned();
+    }
+    let end = shared.rfind(['>', '\n', ' ', ':', ']']).map_or(0, |at| at + 1);
+    shared[..end].to_owned()
+}
+
+/// A tool call with its arguments as JSON text.
+fn with_text_arguments(call: &serde_json::Value) -> serde_json::Value {
+    let mut call = call.clone();
+    if let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments"))
+        && !arguments.is_string()
+    {
+        *arguments = python_text(arguments).into();
+    }
+    call
 }
 
 fn from_json(value: &serde_json::Value, size: &mut usize) -> Value {

@@ -122,7 +122,7 @@ fn built_in_templates_equal_the_published_ones() {
             continue;
         }
         let template = Template::compile(ours, source, &special(&reference["templates"][published])).unwrap();
-        assert!(template.marks_generation());
+        assert!(template.marks_generation(&Extras::default()));
         let rendered =
             template.render(&messages(conversation), case["add_generation_prompt"].as_bool().unwrap());
         match case["text"].as_str() {
@@ -262,14 +262,11 @@ fn the_dialect_has_what_templates_use() {
 #[test]
 fn templates_get_message_fields_and_tools() {
     let template = compile("{{ messages[0].tool_calls[0].function | tojson }} {{ tools | length }}");
-    let fields = serde_json::json!({"tool_calls": [{"function": {"name": "f", "n": 1.5, "big": 18_446_744_073_709_551_615_u64}}]});
-    let extras = Extras {
-        tools: Some(serde_json::json!([{"type": "function"}])),
-        fields: vec![fields.as_object().unwrap().clone()],
-        untrained: Vec::new(),
-        label: None,
-    };
-    let rendered = template.render_marked(&[Message::new("assistant", "")], &extras, false).unwrap();
+    let call =
+        serde_json::json!({"function": {"name": "f", "n": 1.5, "big": 18_446_744_073_709_551_615_u64}});
+    let extras = Extras { tools: Some(serde_json::json!([{"type": "function"}])), ..Extras::default() };
+    let message = Message { tool_calls: vec![call], ..Message::new("assistant", "") };
+    let rendered = template.render_marked(&[message], &extras, false).unwrap();
     assert_eq!(rendered.text, r#"{"name": "f", "n": 1.5, "big": 18446744073709551615} 1"#);
 }
 

@@ -37,6 +37,8 @@ const MAX_HEADERS: u64 = 128 << 20;
 /// Largest `tokenizer_config.json` that is read; one with 30,000 added tokens has some 6 MB.
 const MAX_TOKENIZER_CONFIG: u64 = 16 << 20;
 
+/// The template for conversations with tools, in newer folders.
+const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 /// Largest `chat_template.jinja` that is read.
 const MAX_TEMPLATE: u64 = 4 << 20;
 
@@ -80,7 +82,7 @@ pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
     let tokenizer_config = files::find(&folder, "tokenizer_config.json")?;
     let tokenizer_config =
         tokenizer_config.map(|path| files::read_object(&path, MAX_TOKENIZER_CONFIG)).transpose()?;
-    let chat_template = chat_template(&folder, tokenizer_config.as_ref())?;
+    let (chat_template, tool_template) = chat_templates(&folder, tokenizer_config.as_ref())?;
     let special = special::read(
         &folder,
         &settings,
@@ -97,6 +99,7 @@ pub(super) fn open(root: &Path) -> Result<ModelFiles, ModelError> {
         files,
         tokenizer: TokenizerSource::HuggingFace { tokenizer_json, config: tokenizer_config.map(Into::into) },
         chat_template,
+        tool_template,
         special,
         fingerprint,
     })
@@ -313,26 +316,33 @@ fn shard(folder: &Folder, index: &Path, name: &str) -> Result<PathBuf, ModelErro
     }
 }
 
-/// As in transformers: the file takes precedence over the configuration, which may have several templates by
-/// name.
-fn chat_template(
+/// The template, and the one for conversations with tools if there is one of its own. As in transformers: files
+/// take precedence over the configuration, which may have several templates by name.
+fn chat_templates(
     folder: &Folder,
     config: Option<&serde_json::Map<String, serde_json::Value>>,
-) -> Result<Option<String>, ModelError> {
-    if let Some(file) = files::find(folder, "chat_template.jinja")? {
-        return files::read_text(&file, MAX_TEMPLATE).map(Some);
+) -> Result<(Option<String>, Option<String>), ModelError> {
+    let from_file = |name: &str| -> Result<Option<String>, ModelError> {
+        files::find(folder, name)?.map(|file| files::read_text(&file, MAX_TEMPLATE)).transpose()
+    };
+    let configured = config.and_then(|config| config.get("chat_template"));
+    let named = |wanted: &str| {
+        let list = configured.and_then(serde_json::Value::as_array)?;
+        let found = list.iter().find(|named| named.get("name").is_some_and(|name| name == wanted))?;
+        Some(found.get("template")?.as_str()?.to_owned())
+    };
+    let first = || {
+        let first = configured.and_then(serde_json::Value::as_array)?.first()?;
+        Some(first.get("template")?.as_str()?.to_owned())
+    };
+    let alone = configured.and_then(serde_json::Value::as_str).map(ToOwned::to_owned);
+    let main = from_file("chat_template.jinja")?;
+    let for_tools = from_file(TOOL_TEMPLATE)?;
+    if main.is_some() {
+        return Ok((main, for_tools));
     }
-    let template = config.and_then(|config| config.get("chat_template"));
-    Ok(match template {
-        Some(serde_json::Value::String(template)) => Some(template.clone()),
-        Some(serde_json::Value::Array(named)) => {
-            let template = |named: &serde_json::Value| Some(named.get("template")?.as_str()?.to_owned());
-            let is_default =
-                |named: &&serde_json::Value| named.get("name").is_some_and(|name| name == "default");
-            named.iter().find(is_default).or(named.first()).and_then(template)
-        }
-        _ => None,
-    })
+    let main = alone.or_else(|| named("default")).or_else(first);
+    Ok((main, for_tools.or_else(|| named("tool_use"))))
 }
 
 #[cfg(test)]

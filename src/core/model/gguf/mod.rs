@@ -52,7 +52,9 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
     arrange(&architecture, style.rows, &mut tensors);
     let vocabulary =
         GgufVocabulary::read(&mut header, architecture.vocabulary).map_err(|fault| fault.at(path))?;
-    let chat_template = header.get("tokenizer.chat_template").and_then(Value::text).map(str::to_owned);
+    let template = |key: &str| header.get(key).and_then(Value::text).map(str::to_owned);
+    let chat_template = template("tokenizer.chat_template");
+    let tool_template = template("tokenizer.chat_template.tool_use");
     let fingerprint = fingerprint::of(&architecture, &tensors, &files)?;
     Ok(ModelFiles {
         root: path.to_owned(),
@@ -63,6 +65,7 @@ pub(super) fn open(path: &Path) -> Result<ModelFiles, ModelError> {
         special: special_tokens(&header, &vocabulary),
         tokenizer: TokenizerSource::Gguf(vocabulary),
         chat_template,
+        tool_template,
         fingerprint,
     })
 }
