@@ -5,12 +5,13 @@ use std::ops::Range;
 use super::example::shared_beginning;
 use super::mask::{MaskError, trained_spans, trained_tokens};
 use super::{
-    DataError, Encoded, Encoding, Example, Message, Row, RowProblem, RowProblemKind, Template, TokenPiece,
-    Tokenizer, with_system,
+    DataError, Encoded, EncodedRow, Encoding, Example, Message, Row, RowProblem, RowProblemKind, Template,
+    TokenPiece, Tokenizer,
 };
-use crate::config::{Config, Overflow, TrainOn};
+use crate::config::{Config, Overflow, Reasoning, TrainOn};
 
-/// The sides of a row as the model sees them, truncated or refused by `data.max_length`.
+/// The sides of a row as the model sees them, truncated or refused by `data.max_length`. A text that
+/// `data.overflow = "split"` cuts into several sequences is whole.
 ///
 /// Conversations, prompt-completion pairs and both sides of a preference pair use the chat template. Without
 /// one, a prompt-completion pair is its prompt and completion joined, followed by end of text. A text is
@@ -37,8 +38,8 @@ pub(super) fn encode_whole(
     let encoder = Encoder { row, tokenizer, template, config };
     let only = match &row.example {
         Example::Preference { prompt, chosen, rejected } => {
-            let shared = shared_beginning(chosen, rejected);
-            let side = |answer: &str, good: bool| {
+            let shared = shared_beginning(&chosen.content, &rejected.content);
+            let side = |answer: &Message, good: bool| {
                 encoder.side(prompt, answer, shared).map(|side| Encoded { label: Some(good), ..side })
             };
             return Ok(vec![side(chosen, true)?, side(rejected, false)?]);
@@ -75,15 +76,15 @@ impl Encoder<'_> {
 
     /// One side of a preference pair. `shared` is the byte at which a text that contains its own prompt
     /// continues after it.
-    fn side(&self, prompt: &[Message], answer: &str, shared: usize) -> Result<Encoded, RowProblem> {
+    fn side(&self, prompt: &[Message], answer: &Message, shared: usize) -> Result<Encoded, RowProblem> {
         match prompt {
-            [] => self.plain(answer, shared),
-            [asked] if self.template.is_none() => {
-                self.plain(&format!("{}{answer}", asked.content), asked.content.len())
+            [] => self.plain(&answer.content, shared),
+            [asked] if self.template.is_none() && answer.is_plain() => {
+                self.plain(&format!("{}{}", asked.content, answer.content), asked.content.len())
             }
             _ => {
-                let reply = Message::new("assistant", answer);
-                let messages: Vec<Message> = prompt.iter().cloned().chain([reply]).collect();
+                let untold = |message: &Message| Message { trained: None, ..message.clone() };
+                let messages: Vec<Message> = prompt.iter().chain([answer]).map(untold).collect();
                 self.conversation(&messages, TrainOn::Completion)
             }
         }
@@ -101,24 +102,16 @@ impl Encoder<'_> {
                 ),
             ));
         }
-        let messages = with_system(own, &config.data.system);
-        let mut extras = row.extras.clone();
-        if messages.len() > own.len() {
-            if !extras.fields.is_empty() {
-                extras.fields.insert(0, serde_json::Map::new());
-            }
-            extras.untrained.iter_mut().for_each(|index| *index += 1);
-        }
+        let messages = template.arranged(own, config);
+        let extras = &row.extras;
         let rendered = template
-            .render_marked(&messages, &extras, false)
+            .render_marked(&messages, extras, false)
             .map_err(|error| self.fail(RowProblemKind::Template, error.to_string()))?;
-        let spans =
-            trained_spans(template, tokenizer, &messages, &extras, train_on, &rendered).map_err(|error| {
-                match error {
-                    MaskError::Template(error) => self.fail(RowProblemKind::Template, error.to_string()),
-                    MaskError::Uncertain(message) => self.fail(RowProblemKind::Mask, message),
-                }
-            })?;
+        let spans = trained_spans(template, tokenizer, &messages, extras, &config.data, train_on, &rendered);
+        let spans = spans.map_err(|error| match error {
+            MaskError::Template(error) => self.fail(RowProblemKind::Template, error.to_string()),
+            MaskError::Uncertain(message) => self.fail(RowProblemKind::Mask, message),
+        })?;
         let encoding = tokenizer
             .encode(&rendered.text, false)
             .map_err(|error| self.fail(RowProblemKind::Tokenizer, error.to_string()))?;
@@ -142,9 +135,16 @@ pub(super) fn limit(mut sides: Vec<Encoded>, row: &Row, config: &Config) -> Resu
     let refuse =
         |kind, message| RowProblem { kind, origin: row.origin.clone(), row: Some(row.index), message };
     match config.data.overflow {
-        Overflow::Truncate => {
+        Overflow::Split if is_split(row, config) => Ok(sides),
+        Overflow::Truncate | Overflow::Split => {
             for side in &mut sides {
                 side.truncate(limit);
+            }
+            Ok(sides)
+        }
+        Overflow::KeepEnd => {
+            for side in &mut sides {
+                side.keep_end(limit);
             }
             Ok(sides)
         }
@@ -162,7 +162,72 @@ pub(super) fn limit(mut sides: Vec<Encoded>, row: &Row, config: &Config) -> Resu
     }
 }
 
+/// Whether `data.overflow` cuts this row into as many sequences as it fills.
+fn is_split(row: &Row, config: &Config) -> bool {
+    config.data.overflow == Overflow::Split
+        && matches!(row.example, Example::Text(_) | Example::Tokens { .. })
+}
+
+/// A row as sequences for training: one, or for a long text that is split as many as it fills. A later one begins
+/// with the tokens that the tokenizer puts before a text, or with the last token of the sequence before, so that
+/// every token is learned once.
+pub(super) fn sequences(
+    row: &Row,
+    sides: Vec<Encoded>,
+    tokenizer: &Tokenizer,
+    config: &Config,
+) -> Vec<EncodedRow> {
+    let limit = config.data.max_length;
+    if longest(&sides) <= limit || !is_split(row, config) {
+        return vec![EncodedRow::new(row.index, sides)];
+    }
+    let before = tokenizer.ids_before();
+    let mut parts = Vec::new();
+    for side in sides {
+        let mut at = 0;
+        while at < side.ids.len() {
+            let (mut ids, mut trained) = (Vec::with_capacity(limit), Vec::with_capacity(limit));
+            if at > 0 {
+                let lead =
+                    if before.is_empty() || before.len() >= limit { &side.ids[at - 1..at] } else { before };
+                ids.extend_from_slice(lead);
+                trained.resize(lead.len(), false);
+            }
+            let end = side.ids.len().min(at + limit - ids.len());
+            ids.extend_from_slice(&side.ids[at..end]);
+            trained.extend_from_slice(&side.trained[at..end]);
+            at = end;
+            parts.push(EncodedRow::of_one_side(row.index, ids, trained));
+        }
+    }
+    parts
+}
+
 impl Encoded {
+    /// Drops the tokens before the last `length`.
+    fn keep_end(&mut self, length: usize) {
+        if self.ids.len() <= length {
+            return;
+        }
+        let cut = self.ids.len() - length;
+        self.ids.drain(..cut);
+        self.trained.drain(..cut);
+        self.offsets.drain(..cut);
+        self.truncated = true;
+        // Nothing precedes it any more.
+        if let Some(first) = self.trained.first_mut() {
+            *first = false;
+        }
+        let start = self.offsets.first().map_or(0, |&(start, _)| start);
+        self.text.drain(..start);
+        for (from, to) in &mut self.offsets {
+            *from = from.saturating_sub(start);
+            *to = to.saturating_sub(start);
+        }
+        self.across =
+            self.across.filter(|(from, _)| *from >= start).map(|(from, to)| (from - start, to - start));
+    }
+
     /// Drops the tokens after the first `length`.
     fn truncate(&mut self, length: usize) {
         if self.ids.len() > length {
@@ -218,8 +283,13 @@ fn put_in(encoding: &mut Encoding, position: usize, ids: &[u32], at: usize, toke
 }
 
 fn with_mask(text: String, encoding: Encoding, spans: &[Range<usize>]) -> Encoded {
+    let trained = trained_tokens(&encoding.offsets, spans);
+    let is_across =
+        |&(start, end): &(usize, usize)| spans.iter().any(|span| start < span.start && span.start < end);
+    let across = encoding.offsets.iter().position(is_across);
     Encoded {
-        trained: trained_tokens(&encoding.offsets, spans),
+        across: across.map(|token| encoding.offsets[token]),
+        trained,
         ids: encoding.ids,
         offsets: encoding.offsets,
         text,
@@ -242,7 +312,7 @@ fn tokens(ids: &[u32], labels: &[i64], tokenizer: &Tokenizer) -> Result<Encoded,
         .collect();
     // The first token has nothing before it to predict it from, so the shift drops its label.
     let trained = labels.iter().enumerate().map(|(index, &label)| index > 0 && label != -100).collect();
-    Ok(Encoded { ids: ids.to_vec(), trained, text, offsets, truncated: false, label: None })
+    Ok(Encoded { ids: ids.to_vec(), trained, text, offsets, across: None, truncated: false, label: None })
 }
 
 /// A side's tokens with the text that each adds. Joined, the texts are the side's text up to the last token.
@@ -262,9 +332,28 @@ pub fn row_tokens(encoded: &Encoded) -> Vec<TokenPiece> {
         .collect()
 }
 
-/// The conversation of a row as the chat template sees it, with `data.system`.
-pub fn conversation(row: &Row, config: &Config) -> Option<Vec<Message>> {
-    row.example.messages().map(|messages| with_system(&messages, &config.data.system))
+/// The last reply of a row as the template writes it, without special tokens; `None` if the row has none or cannot
+/// be used.
+pub fn written_reply(
+    row: &Row,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    config: &Config,
+) -> Option<String> {
+    let messages = row.example.messages()?;
+    let untold = messages.into_iter().map(|message| Message { trained: None, ..message }).collect();
+    let row = Row { example: Example::Messages(untold), ..row.clone() };
+    let mut config = config.clone();
+    config.data.train_on = TrainOn::Completion;
+    config.data.reasoning = Reasoning::Train;
+    let side = encode_whole(&row, tokenizer, template, &config).ok()?.into_iter().next()?;
+    let ids = side.ids.iter().zip(&side.trained).filter(|(_, trained)| **trained).map(|(&id, _)| id);
+    tokenizer.decode(&ids.collect::<Vec<_>>(), true).ok()
+}
+
+/// The conversation of a row as the chat template gets it.
+pub fn conversation(row: &Row, template: &Template, config: &Config) -> Option<Vec<Message>> {
+    row.example.messages().map(|messages| template.arranged(&messages, config))
 }
 
 #[cfg(test)]

@@ -38,6 +38,12 @@ fn conversation_row(reference: &Value, id: &Value) -> Row {
     Row { extras: Extras { tools, ..Extras::default() }, ..row(Example::Messages(messages)) }
 }
 
+/// Gives a message of a conversation a weight of its own.
+fn weigh(row: &mut Row, message: usize, trained: bool) {
+    let Example::Messages(messages) = &mut row.example else { panic!("{row:?}") };
+    messages[message].trained = Some(trained);
+}
+
 /// The first side of a row.
 fn first_side(
     row: &Row,
@@ -111,18 +117,20 @@ fn prefix_rendering_finds_the_spans_of_generation_blocks() {
         let messages = row.example.messages().unwrap();
         let plain = template(&reference, name, "template");
         let whole = plain.render_marked(&messages, &row.extras, false).unwrap();
-        let spans = trained_spans(&plain, &tokenizer, &messages, &row.extras, TrainOn::Assistant, &whole);
+        let spans = trained_spans(
+            &plain,
+            &tokenizer,
+            &messages,
+            &row.extras,
+            &Config::default().data,
+            TrainOn::Assistant,
+            &whole,
+        );
         if case["same_text_as_plain_template"] == false {
             continue;
         }
-        if name == "falcon-chat" && case["conv"] == "assistant-first" {
-            // Its generation prompt needs a last message, so there is none for an empty conversation.
-            assert!(matches!(spans, Err(MaskError::Uncertain(_))), "{place}");
-            continue;
-        }
-        if name == "mistral-v0.3" && (messages[0].role == "system" || row.extras.tools.is_some()) {
-            // System prompt and tools are only in the last user message, so a reply never follows the text of
-            // its own prompt.
+        if name == "mistral-v0.3" && case["conv"] == "empty-contents" {
+            // Without words and without a header, nothing tells where the reply stands.
             assert!(matches!(spans, Err(MaskError::Uncertain(_))), "{place}");
             continue;
         }
@@ -164,8 +172,8 @@ fn a_template_that_rewrites_earlier_turns_is_followed_or_refused() {
         "{{ messages[0].role }}: {{ messages[0].content }}",
         &SpecialTokens::default(),
     );
-    let refused = first_side(&first, &tokenizer, &strict.unwrap(), &settings).unwrap_err();
-    assert!(refused.message.contains("message 1 has no message before it"), "{refused}");
+    let encoded = first_side(&first, &tokenizer, &strict.unwrap(), &settings).unwrap();
+    assert_eq!(trained_text(&encoded), [" I begin."]);
     let all = config("a.jsonl", &["data.train_on=\"all\""]);
     assert!(first_side(&row, &tokenizer, &shouting, &all).is_ok());
 }
@@ -189,10 +197,15 @@ fn train_on_chooses_the_turns() {
             "{all:?}"
         );
         let mut weighted = row.clone();
-        weighted.extras.untrained = vec![2];
+        weigh(&mut weighted, 2, false);
         assert_eq!(trained(&weighted, kind, "assistant"), ["Bonne nuit !<|im_end|>"]);
-        weighted.extras.untrained = vec![4];
+        weigh(&mut weighted, 4, false);
         assert_eq!(trained(&weighted, kind, "completion"), [] as [&str; 0]);
+        weigh(&mut weighted, 2, true);
+        assert_eq!(trained(&weighted, kind, "completion"), ["Bonjour !<|im_end|>"]);
+        let all = trained(&weighted, kind, "all");
+        assert_eq!(all.len(), 2, "{all:?}");
+        assert!(all[0].ends_with("<|im_start|>assistant\n") && all[1] == "\n", "{all:?}");
     }
 }
 
@@ -205,12 +218,12 @@ fn the_system_prompt_of_the_config_shifts_message_indices() {
         Message::new("user", "c"),
         Message::new("assistant", "d"),
     ]));
-    row.extras.untrained = vec![1];
+    weigh(&mut row, 1, false);
     let settings = config("a.jsonl", &["data.train_on=\"assistant\"", "data.system=\"Be brief.\""]);
     let encoded = first_side(&row, &tokenizer, &chatml(), &settings).unwrap();
     assert!(encoded.text.starts_with("<|im_start|>system\nBe brief.<|im_end|>\n"), "{}", encoded.text);
     assert_eq!(trained_text(&encoded), ["d<|im_end|>"]);
-    assert_eq!(conversation(&row, &settings).unwrap().len(), 5);
+    assert_eq!(conversation(&row, &chatml(), &settings).unwrap().len(), 5);
 }
 
 #[test]
@@ -220,8 +233,8 @@ fn pairs_and_preferences_are_conversations() {
     let pair = row(Example::PromptCompletion { prompt: "2+2?".to_owned(), completion: "4".to_owned() });
     let preference = row(Example::Preference {
         prompt: vec![Message::new("user", "2+2?")],
-        chosen: "4".to_owned(),
-        rejected: "5".to_owned(),
+        chosen: Message::new("assistant", "4"),
+        rejected: Message::new("assistant", "5"),
     });
     for row in [pair, preference] {
         let encoded = first_side(&row, &tokenizer, &chatml(), &settings).unwrap();
@@ -244,7 +257,9 @@ fn without_a_template_a_pair_is_joined_and_ends() {
         let encoded = first_side(&pair, &tokenizer, &none, &settings).unwrap();
         assert_eq!(encoded.text, text);
         assert_eq!(trained_text(&encoded).concat(), text.rsplit('=').next().unwrap(), "{name}");
-        let prompt = none.prompt_ids(&[Message::new("user", "2+2=")], &tokenizer, &settings).unwrap();
+        let prompt = none
+            .prompt_ids(&[Message::new("user", "2+2=")], &Extras::default(), &tokenizer, &settings)
+            .unwrap();
         assert!(encoded.ids.starts_with(&prompt), "{name}");
     }
     let talk = row(Example::Messages(vec![Message::new("user", "x")]));
@@ -256,7 +271,7 @@ fn without_a_template_a_pair_is_joined_and_ends() {
 }
 
 fn preference(prompt: &[Message], chosen: &str, rejected: &str) -> Row {
-    let (chosen, rejected) = (chosen.to_owned(), rejected.to_owned());
+    let [chosen, rejected] = [chosen, rejected].map(|text| Message::new("assistant", text));
     row(Example::Preference { prompt: prompt.to_vec(), chosen, rejected })
 }
 
@@ -405,7 +420,7 @@ fn the_search_for_a_mask_is_limited() {
     let config = config("a.jsonl", &["data.train_on=assistant"]);
     assert!(first_side(&talk(3), &tokenizer, &template, &config).is_ok());
     let problem = first_side(&talk(1025), &tokenizer, &template, &config).unwrap_err();
-    assert!(problem.message.contains("message 2050 has too many replies before it"), "{problem}");
+    assert!(problem.message.contains("message 2050 (assistant) has too many replies before it"), "{problem}");
 }
 
 #[test]
@@ -431,7 +446,9 @@ fn the_prompt_of_a_reply_equals_that_of_training() {
     let settings = config("a.jsonl", &["data.system=\"Be brief.\""]);
     let pair = row(Example::PromptCompletion { prompt: "2+2?".to_owned(), completion: "4".to_owned() });
     let encoded = first_side(&pair, &tokenizer, &chatml(), &settings).unwrap();
-    let prompt = chatml().prompt_ids(&[Message::new("user", "2+2?")], &tokenizer, &settings).unwrap();
+    let prompt = chatml()
+        .prompt_ids(&[Message::new("user", "2+2?")], &Extras::default(), &tokenizer, &settings)
+        .unwrap();
     let first = encoded.trained.iter().position(|&trained| trained).unwrap();
     assert_eq!(encoded.ids[..first], prompt);
 }
