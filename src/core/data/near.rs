@@ -14,6 +14,8 @@ const PIECE: usize = 8;
 const MAX_CHARACTERS: usize = 20_000;
 /// Shortest text compared: fewer pieces give too poor an estimate.
 const MIN_CHARACTERS: usize = 40;
+/// Base of the polynomial that hashes a piece: odd, so that no character is lost.
+const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 const BINS: usize = 128;
 /// Bins in a band. With 16 bands, two rows with 0.8 of their pieces in common are compared in 95 of 100
 /// cases, with 0.5 in 6.
@@ -33,8 +35,19 @@ pub(super) fn signature(text: &str) -> Option<Signature> {
         return None;
     }
     let mut least: [Option<u32>; BINS] = [None; BINS];
-    for piece in characters.windows(PIECE) {
-        let hash = piece.iter().fold(0, |hash, &character| mix_pair(hash, u64::from(character)));
+    // The pieces overlap, so that the hash of one follows from that of the one before.
+    let leaving = BASE.wrapping_pow(PIECE as u32);
+    let mut rolling = 0_u64;
+    for (end, &character) in characters.iter().enumerate() {
+        rolling = rolling.wrapping_mul(BASE).wrapping_add(u64::from(character) + 1);
+        if end >= PIECE {
+            let first = u64::from(characters[end - PIECE]) + 1;
+            rolling = rolling.wrapping_sub(first.wrapping_mul(leaving));
+        }
+        if end + 1 < PIECE {
+            continue;
+        }
+        let hash = mix_pair(rolling, 0);
         let (bin, value) = ((hash >> 57) as usize, hash as u32);
         let least = &mut least[bin];
         *least = Some(least.map_or(value, |known| known.min(value)));
