@@ -1,8 +1,9 @@
 //! The pre-flight report of a dataset: its statistics and problems.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
 
 use super::Row;
 use crate::text::clean_line;
@@ -29,8 +30,12 @@ pub struct Report {
     pub truncated: usize,
     /// Rows left out because they are longer than `data.max_length`.
     pub dropped: usize,
-    /// Most severe first, then by kind and row.
+    /// Most severe first, then by kind and row. Of each kind, the first 1000.
     pub problems: Vec<DataProblem>,
+    /// The rows of each kind of problem, all of them.
+    pub rows_of: Vec<KindRows>,
+    /// Whether the data is enough for the task, in plain sentences.
+    pub advice: Vec<String>,
     pub lengths: LengthStatistics,
     pub template: String,
     pub template_fingerprint: String,
@@ -46,10 +51,23 @@ impl Report {
         self.problems.iter().filter(|problem| problem.severity == severity).count()
     }
 
+    /// The rows with a kind of problem.
+    pub fn rows_of(&self, kind: ProblemKind) -> &[usize] {
+        self.rows_of.iter().find(|rows| rows.kind == kind).map_or(&[], |rows| rows.rows.as_slice())
+    }
+
     /// Fraction of tokens that are targets of the loss, 0 to 1; 0 without tokens.
     pub fn trained_share(&self) -> f64 {
         if self.tokens == 0 { 0.0 } else { self.trained_tokens as f64 / self.tokens as f64 }
     }
+}
+
+/// The rows with one kind of problem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KindRows {
+    pub kind: ProblemKind,
+    /// [`super::Row::index`] of each, ascending.
+    pub rows: Vec<usize>,
 }
 
 /// One problem found.
@@ -59,6 +77,9 @@ pub struct DataProblem {
     pub severity: Severity,
     /// [`super::Row::index`]; `None` if it is about the dataset or a row that could not be read.
     pub row: Option<usize>,
+    /// [`super::Row::index`] of the row that this one is like, for problems between two rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other: Option<usize>,
     /// What is wrong and what to do. Untrusted text in it is cleaned.
     pub message: String,
 }
@@ -74,91 +95,150 @@ pub enum Severity {
     Note,
 }
 
-/// Kinds of problems.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProblemKind {
-    EmptyDataset,
+macro_rules! kinds {
+    ($( #[doc = $doc:literal] $kind:ident = $label:literal; )+) => {
+        /// Kinds of problems.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, IntoStaticStr, VariantArray)]
+        #[serde(rename_all = "snake_case")]
+        #[strum(serialize_all = "snake_case")]
+        pub enum ProblemKind {
+            $( #[doc = $doc] $kind, )+
+        }
+
+        impl ProblemKind {
+            /// Short name for lists: `no trained tokens`.
+            pub fn label(self) -> &'static str {
+                match self {
+                    $( ProblemKind::$kind => $label, )+
+                }
+            }
+
+            /// What it is, in one sentence.
+            pub fn about(self) -> &'static str {
+                match self {
+                    $( ProblemKind::$kind => $doc.trim_ascii(), )+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// There is no row to train on.
+    EmptyDataset = "empty dataset";
     /// Every row is longer than `data.max_length`.
-    AllTooLong,
+    AllTooLong = "all rows too long";
     /// A row that does not parse, or lacks a field that its format needs.
-    UnreadableRow,
+    UnreadableRow = "unreadable row";
     /// A row that the chat template refuses.
-    TemplateFailed,
+    TemplateFailed = "template refuses";
     /// A row that cannot be tokenised.
-    TokenizerFailed,
+    TokenizerFailed = "tokenizer refuses";
     /// A row whose loss mask is uncertain.
-    MaskUncertain,
+    MaskUncertain = "loss mask uncertain";
     /// A row without a token to learn.
-    NoTrainedTokens,
+    NoTrainedTokens = "no trained tokens";
+    /// A reply of which nothing but the end-of-turn token is learned.
+    NothingLearned = "empty reply learned";
     /// Rows that `train.algorithm` cannot learn from.
-    NotForAlgorithm,
+    NotForAlgorithm = "not for train.algorithm";
     /// A preference pair whose sides are the same.
-    SameSides,
+    SameSides = "chosen equals rejected";
     /// Numbers of good and bad answers that are out of balance.
-    UnevenLabels,
+    UnevenLabels = "good and bad out of balance";
     /// A row longer than `data.max_length` under `overflow = "error"`.
-    TooLong,
+    TooLong = "over max_length";
+    /// A row that is left out because `data.max_length` cuts off all its reply.
+    ReplyCutOff = "reply cut off";
+    /// Something that a row says and the template leaves out.
+    NotInText = "not in the text";
     /// A held-out row that is also a training row.
-    EvalInTrain,
+    EvalInTrain = "held-out also in train";
+    /// A held-out row whose prompt is also trained on.
+    PromptInTrain = "held-out prompt in train";
     /// A reply whose end-of-turn token is not trained: the model will not learn to stop.
-    EndOfTurnNotTrained,
+    EndOfTurnNotTrained = "end of turn not trained";
     /// Two begin-of-text tokens.
-    DoubleBos,
+    DoubleBos = "double BOS";
+    /// A token that belongs to both prompt and reply.
+    TokenAcross = "token across the boundary";
     /// A row truncated to `data.max_length`.
-    Truncated,
+    Truncated = "truncated";
     /// A row left out because it is longer than `data.max_length`.
-    Dropped,
+    Dropped = "dropped, over max_length";
     /// Rows longer than the positions that the model has or was trained for.
-    BeyondPositions,
+    BeyondPositions = "beyond the model's positions";
     /// A row equal to an earlier one.
-    Duplicate,
+    Duplicate = "duplicate";
     /// A row nearly equal to an earlier one.
-    NearDuplicate,
+    NearDuplicate = "near-duplicate";
+    /// Rows with one prompt and different replies.
+    Contradiction = "contradiction";
     /// A reply without text.
-    EmptyReply,
+    EmptyReply = "empty reply";
+    /// A prompt without words.
+    EmptyPrompt = "empty prompt";
+    /// Every reply thinks nothing before it answers.
+    EmptyReasoning = "empty reasoning";
+    /// What was decided while reading the files.
+    Reading = "reading";
+    /// A field of rows or messages that nothing reads.
+    UnusedField = "unused field";
+    /// A tool call whose arguments are not JSON.
+    ToolArguments = "tool arguments not JSON";
+    /// Rows with several replies, of which only the last is learned.
+    EarlierReplies = "earlier replies not trained";
+    /// A reply that declines to answer.
+    Refusal = "refusal";
+    /// A reply with a phrase or a placeholder that is not meant for the reader.
+    Boilerplate = "boilerplate";
+    /// A reply with a code fence that is never closed.
+    UnclosedFence = "unclosed code fence";
+    /// A reply that is not JSON where the objective wants JSON.
+    BrokenJson = "broken JSON";
+    /// A text that repeats itself without end.
+    Repetition = "repetition";
+    /// A reply that repeats its prompt.
+    EchoedPrompt = "echoed prompt";
+    /// Text that was decoded with the wrong character set.
+    Mojibake = "wrongly decoded text";
     /// Replacement or control characters.
-    BrokenText,
+    BrokenText = "broken text";
+    /// Text with escapes that were not undone.
+    EscapedText = "escaped text";
     /// Text that contains a special token.
-    SpecialTokenInText,
-    /// An e-mail address.
-    EmailAddress,
+    SpecialTokenInText = "special token in text";
+    /// A key, a token or a password.
+    Secret = "secret";
+    /// An e-mail address, a card or account number, a phone number.
+    PersonalData = "personal data";
+    /// A row much longer or shorter than the others.
+    LengthOutlier = "length outlier";
+    /// Preferred replies that are longer on the whole.
+    LongerChosen = "chosen replies longer";
+    /// System prompts that are put into the first user message.
+    SystemMerged = "system prompt merged";
+    /// Texts that are learned as several examples.
+    TextSplit = "text in parts";
     /// The split leaves no row to evaluate on.
-    NoEvalRows,
+    NoEvalRows = "nothing held out";
     /// The dataset is larger than the limit of a check.
-    CheckLimited,
+    CheckLimited = "check limited";
 }
 
 impl ProblemKind {
-    /// Short name for lists: `no trained tokens`.
-    pub fn label(self) -> &'static str {
-        match self {
-            ProblemKind::EmptyDataset => "empty dataset",
-            ProblemKind::AllTooLong => "all rows too long",
-            ProblemKind::UnreadableRow => "unreadable row",
-            ProblemKind::TemplateFailed => "template refuses",
-            ProblemKind::TokenizerFailed => "tokenizer refuses",
-            ProblemKind::MaskUncertain => "loss mask uncertain",
-            ProblemKind::NoTrainedTokens => "no trained tokens",
-            ProblemKind::NotForAlgorithm => "not for train.algorithm",
-            ProblemKind::SameSides => "chosen equals rejected",
-            ProblemKind::UnevenLabels => "good and bad out of balance",
-            ProblemKind::TooLong => "over max_length",
-            ProblemKind::EvalInTrain => "held-out also in train",
-            ProblemKind::EndOfTurnNotTrained => "end of turn not trained",
-            ProblemKind::DoubleBos => "double BOS",
-            ProblemKind::Truncated => "truncated",
-            ProblemKind::Dropped => "dropped, over max_length",
-            ProblemKind::BeyondPositions => "beyond the model's positions",
-            ProblemKind::Duplicate => "duplicate",
-            ProblemKind::NearDuplicate => "near-duplicate",
-            ProblemKind::EmptyReply => "empty reply",
-            ProblemKind::BrokenText => "broken text",
-            ProblemKind::SpecialTokenInText => "special token in text",
-            ProblemKind::EmailAddress => "e-mail addresses",
-            ProblemKind::NoEvalRows => "nothing held out",
-            ProblemKind::CheckLimited => "check limited",
-        }
+    /// Its name in reports, in `data.allow` and on the command line: `no_trained_tokens`.
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::VARIANTS.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// The name of every kind.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Self::VARIANTS.iter().map(|kind| kind.name())
     }
 }
 
@@ -206,15 +286,35 @@ impl LengthStatistics {
 pub(crate) struct Findings {
     problems: Vec<DataProblem>,
     counts: HashMap<(ProblemKind, Severity), usize>,
+    /// The rows of each kind, all of them.
+    rows: BTreeMap<ProblemKind, Vec<usize>>,
+    /// Kinds that `data.allow` names.
+    allowed: Vec<ProblemKind>,
 }
 
 impl Findings {
+    pub(crate) fn allowing(names: &[String]) -> Self {
+        let allowed = names.iter().filter_map(|name| ProblemKind::from_name(name)).collect();
+        Findings { allowed, ..Findings::default() }
+    }
+
     pub(crate) fn add(&mut self, kind: ProblemKind, severity: Severity, row: Option<usize>, message: &str) {
+        let is_allowed = severity == Severity::Blocks && self.allowed.contains(&kind);
+        let severity = if is_allowed { Severity::Warning } else { severity };
+        if let Some(row) = row {
+            let rows = self.rows.entry(kind).or_default();
+            if rows.last() != Some(&row) {
+                rows.push(row);
+            }
+        }
         let count = self.counts.entry((kind, severity)).or_default();
         *count += 1;
         if *count <= MAX_OF_A_KIND {
-            let message = clean_line(message).into_owned();
-            self.problems.push(DataProblem { kind, severity, row, message });
+            let mut message = clean_line(message).into_owned();
+            if is_allowed {
+                message.push_str(" (allowed by data.allow)");
+            }
+            self.problems.push(DataProblem { kind, severity, row, other: None, message });
         }
     }
 
@@ -223,12 +323,40 @@ impl Findings {
         self.add(kind, severity, Some(row.index), &format!("{}: {what}", row.origin));
     }
 
+    /// A problem between a row and another one, which is like it.
+    pub(crate) fn row_like(
+        &mut self,
+        kind: ProblemKind,
+        severity: Severity,
+        row: &Row,
+        other: usize,
+        what: &str,
+    ) {
+        let place = self.problems.len();
+        self.row(kind, severity, row, what);
+        // Nothing was kept if there are too many of its kind.
+        if let Some(problem) = self.problems.get_mut(place) {
+            problem.other = Some(other);
+        }
+    }
+
+    /// The rows of each kind, in order.
+    pub(super) fn rows(&mut self) -> Vec<KindRows> {
+        let rows = std::mem::take(&mut self.rows);
+        let rows = rows.into_iter().map(|(kind, mut rows)| {
+            rows.sort_unstable();
+            rows.dedup();
+            KindRows { kind, rows }
+        });
+        rows.collect()
+    }
+
     /// Most severe first, then by kind and row; problems without a row last.
     pub(super) fn sorted(mut self) -> Vec<DataProblem> {
         for ((kind, severity), count) in self.counts {
             if count > MAX_OF_A_KIND {
                 let message = format!("{}: {} more rows", kind.label(), count - MAX_OF_A_KIND);
-                self.problems.push(DataProblem { kind, severity, row: None, message });
+                self.problems.push(DataProblem { kind, severity, row: None, other: None, message });
             }
         }
         self.problems
@@ -259,13 +387,13 @@ mod tests {
     fn findings_are_limited_cleaned_and_sorted() {
         let mut findings = Findings::default();
         for row in 0..1500 {
-            findings.add(ProblemKind::EmailAddress, Severity::Note, Some(row), "x\u{1b}[0m");
+            findings.add(ProblemKind::PersonalData, Severity::Note, Some(row), "x\u{1b}[0m");
         }
         findings.add(ProblemKind::EmptyDataset, Severity::Blocks, None, "empty");
         let sorted = findings.sorted();
         assert_eq!(sorted.len(), 1002);
         assert_eq!(sorted[0].kind, ProblemKind::EmptyDataset);
         assert_eq!(sorted[1].message, "x[0m");
-        assert_eq!(sorted[1001].message, "e-mail addresses: 500 more rows");
+        assert_eq!(sorted[1001].message, "personal data: 500 more rows");
     }
 }

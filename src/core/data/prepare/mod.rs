@@ -1,24 +1,34 @@
 //! Tokenises the whole dataset on all cores and checks it.
 
-use std::collections::HashMap;
+mod unused;
+
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use super::checks::{Checks, Facts, TokenFacts};
-use super::encode::{encode_whole, limit, longest};
+use serde_json::Value;
+
+use super::checks::{Checks, Facts, Sizes, TokenFacts, advice, length_preference, outliers};
+use super::encode::{encode_whole, limit, longest, sequences};
 use super::example::short_hash;
+use super::mask::wanted;
+use super::message::call_parts;
 use super::near::Seen;
+use super::presence::{Lost, lost};
 use super::read::Dataset;
 use super::report::Findings;
 use super::{
-    DataError, DataProblem, EncodedRow, LengthStatistics, Prepared, ProblemKind, Report, Row, RowProblem,
-    RowProblemKind, Severity, Split, Template, Tokenizer, read_dataset,
+    DataError, DataProblem, EncodedRow, LengthStatistics, Message, Prepared, ProblemKind, Report, Row,
+    RowProblem, RowProblemKind, Severity, Split, Template, Tokenizer, read_dataset, with_system,
 };
-use crate::config::{Config, EvalSource};
+use crate::algorithms::RowShape;
+use crate::config::{Config, EvalSource, Overflow, SystemRole, TrainOn};
 use crate::model::{Architecture, ModelFiles};
+use crate::text::clean_line;
+use crate::units;
 
 /// Most threads for tokenising.
 const MAX_THREADS: usize = 16;
@@ -46,7 +56,20 @@ struct Outcome {
     facts: Facts,
     /// Tokens of its longest side before `data.max_length` is applied; 0 if the row could not be tokenised.
     length: usize,
-    encoded: Result<(EncodedRow, TokenFacts, bool), RowProblem>,
+    encoded: Result<Usable, RowProblem>,
+    /// What its text lacks.
+    lost: Vec<Lost>,
+}
+
+/// A row that can be used.
+struct Usable {
+    /// Its token sequences: one, or several of a text that is split.
+    sequences: Vec<EncodedRow>,
+    tokens: TokenFacts,
+    /// Whether `data.max_length` cut off tokens.
+    truncated: bool,
+    /// The text of a token that belongs to prompt and reply.
+    across: Option<String>,
 }
 
 /// Reads, tokenises and checks the project's dataset. Unusable rows become findings of the report; an error
@@ -85,7 +108,7 @@ fn beyond_positions(architecture: &Architecture, prepared: &Prepared) -> Option<
         "{rows} {} longer than the {room} tokens that the model {what}; set data.max_length = {room} or less",
         if rows == 1 { "row is" } else { "rows are" }
     );
-    Some(DataProblem { kind: ProblemKind::BeyondPositions, severity, row: None, message })
+    Some(DataProblem { kind: ProblemKind::BeyondPositions, severity, row: None, other: None, message })
 }
 
 pub(super) fn prepare_with(
@@ -96,26 +119,51 @@ pub(super) fn prepare_with(
     stop: Vec<u32>,
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Prepared, DataError> {
-    let checks = Checks::new(tokenizer, stop);
+    let checks = Checks::new(tokenizer, template, config, stop);
     let outcomes = look_at_all(&dataset.rows, progress, &|row| {
         let facts = checks.row(row);
         let whole = encode_whole(row, tokenizer, template, config);
         let length = whole.as_ref().map_or(0, |sides| longest(sides));
-        let encoded = whole.and_then(|whole| limit(whole, row, config)).map(|sides| {
+        let lost = whole.as_ref().map_or_else(|_| Vec::new(), |sides| lost(row, sides, template, config));
+        let encoded = whole.and_then(|whole| limit(whole, row, config)).and_then(|sides| {
             let tokens = checks.tokens(row, &sides);
-            let cut = sides.iter().any(|side| side.truncated);
-            (EncodedRow::new(row.index, sides), tokens, cut)
+            let truncated = sides.iter().any(|side| side.truncated);
+            if truncated && tokens.trained == 0 {
+                return Err(cut_off(row, length, config));
+            }
+            let across = sides.iter().find_map(|side| {
+                let (start, end) = side.across?;
+                side.text.get(start..end).map(ToOwned::to_owned)
+            });
+            let sequences = sequences(row, sides, tokenizer, config);
+            Ok(Usable { sequences, tokens, truncated, across })
         });
-        Outcome { facts, length, encoded }
+        Outcome { facts, length, encoded, lost }
     })?;
-    let mut findings = Findings::default();
-    unusable_rows(dataset, &outcomes, &mut findings);
-    token_findings(&dataset.rows, &outcomes, &mut findings);
-    algorithm_findings(config, &dataset.rows, &outcomes, &mut findings);
-    text_findings(&dataset.rows, &outcomes, &mut findings);
-    repeated_rows(&dataset.rows, &outcomes, &mut findings);
-    dataset_findings(config, &dataset.rows, &outcomes, &mut findings);
+    let mut findings = Findings::allowing(&config.data.allow);
+    let rows = &dataset.rows;
+    reading_findings(config, dataset, template, &mut findings);
+    unusable_rows(config, dataset, &outcomes, &mut findings);
+    token_findings(config, rows, &outcomes, &mut findings);
+    lost_findings(rows, &outcomes, &mut findings);
+    conversation_findings(config, template, rows, &outcomes, &mut findings);
+    algorithm_findings(config, rows, &outcomes, &mut findings);
+    text_findings(rows, &outcomes, &mut findings);
+    length_findings(rows, &outcomes, &mut findings);
+    repeated_rows(rows, &outcomes, &mut findings);
+    prompts_on_both_sides(rows, &outcomes, &mut findings);
+    contradictions(config, rows, &outcomes, &mut findings);
+    dataset_findings(config, rows, &outcomes, &mut findings);
     Ok(assemble(dataset, template, outcomes, findings))
+}
+
+fn cut_off(row: &Row, length: usize, config: &Config) -> RowProblem {
+    let message = format!(
+        "left out: its {length} tokens are cut to data.max_length = {}, and nothing of its reply is left. Raise it, or \
+         set data.overflow = \"keep-end\"",
+        config.data.max_length
+    );
+    RowProblem { kind: RowProblemKind::CutOff, origin: row.origin.clone(), row: Some(row.index), message }
 }
 
 /// Calls `look` for each row, on several threads; the results are in the rows' order.
@@ -180,7 +228,49 @@ fn look_at_all(
     Ok(outcomes.into_iter().flatten().collect())
 }
 
-fn unusable_rows(dataset: &Dataset, outcomes: &[Outcome], findings: &mut Findings) {
+/// What was decided while reading, and what was read and is not used.
+fn reading_findings(config: &Config, dataset: &Dataset, template: &Template, findings: &mut Findings) {
+    for notice in &dataset.notices {
+        findings.add(ProblemKind::Reading, Severity::Note, None, notice);
+    }
+    for field in &dataset.unused {
+        let (severity, hint) = unused::hint(field);
+        let what = format!(
+            "nothing reads the field {:?} of {} (first in {}){hint}",
+            clean_line(&field.name),
+            units::counted(field.rows, "row", "rows"),
+            field.first
+        );
+        findings.add(ProblemKind::UnusedField, severity, None, &what);
+    }
+    for field in unused::of_messages(&dataset.rows, template, config) {
+        let what = format!(
+            "the template {} does not read the field {:?} of {} (first in {})",
+            template.name,
+            clean_line(&field.name),
+            units::counted(field.messages, "message", "messages"),
+            field.first
+        );
+        findings.add(ProblemKind::UnusedField, Severity::Note, None, &what);
+    }
+}
+
+fn unusable_rows(config: &Config, dataset: &Dataset, outcomes: &[Outcome], findings: &mut Findings) {
+    let is_cut_off = |outcome: &&Outcome| {
+        outcome.encoded.as_ref().err().is_some_and(|problem| problem.kind == RowProblemKind::CutOff)
+    };
+    let cut_off = outcomes.iter().filter(is_cut_off).count();
+    let most = config.data.cut_limit * outcomes.len() as f64;
+    let of_cut_off = if cut_off as f64 > most { Severity::Blocks } else { Severity::Warning };
+    if of_cut_off == Severity::Blocks {
+        let what = format!(
+            "{cut_off} of {} rows lose all their reply to data.max_length = {}, more than data.cut_limit = {} allows",
+            outcomes.len(),
+            config.data.max_length,
+            config.data.cut_limit
+        );
+        findings.add(ProblemKind::ReplyCutOff, Severity::Blocks, None, &what);
+    }
     for problem in &dataset.problems {
         findings.add(ProblemKind::UnreadableRow, Severity::Blocks, None, &problem.to_string());
     }
@@ -201,28 +291,44 @@ fn unusable_rows(dataset: &Dataset, outcomes: &[Outcome], findings: &mut Finding
             RowProblemKind::Mask => (ProblemKind::MaskUncertain, Severity::Blocks),
             RowProblemKind::TooLong => (ProblemKind::TooLong, Severity::Blocks),
             RowProblemKind::Dropped => (ProblemKind::Dropped, Severity::Note),
+            RowProblemKind::CutOff => (ProblemKind::ReplyCutOff, Severity::Warning),
         };
         findings.add(kind, severity, problem.row, &problem.to_string());
     }
 }
 
-fn token_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+fn token_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     let mut endless = Vec::new();
     let mut ending = 0;
     for (row, outcome) in rows.iter().zip(outcomes) {
-        let Ok((_, tokens, truncated)) = &outcome.encoded else { continue };
+        let Ok(Usable { sequences, tokens, truncated, across }) = &outcome.encoded else { continue };
         if tokens.trained == 0 {
             let severity = if row.split == Split::Train { Severity::Blocks } else { Severity::Warning };
-            let why = if *truncated {
-                "nothing to learn is left below data.max_length; raise it, or set data.overflow = \"drop\""
-            } else {
-                "nothing in it is trained on; add a reply, change data.train_on, or quarantine the row"
-            };
+            let why = "nothing in it is trained on; add a reply, change data.train_on, or quarantine the row";
             findings.row(ProblemKind::NoTrainedTokens, severity, row, why);
         }
+        if tokens.says_nothing && tokens.trained > 0 {
+            let is_pair = row.example.is_pair() || row.extras.label.is_some();
+            let severity = if is_pair { Severity::Warning } else { Severity::Blocks };
+            let what = "a reply of which only the end-of-turn token is trained: the model would learn to answer with \
+                        nothing. Is its content empty, or left out by the template?";
+            findings.row(ProblemKind::NothingLearned, severity, row, what);
+        }
+        if let Some(token) = across {
+            let what = format!(
+                "the token {token:?} belongs to the end of the prompt and to the beginning of the reply; asked, the \
+                 prompt ends in another token. Move the space between them to the reply"
+            );
+            findings.row(ProblemKind::TokenAcross, Severity::Warning, row, &what);
+        }
+        if sequences.len() > 1 {
+            let what = format!("its {} tokens are learned as {} examples", outcome.length, sequences.len());
+            findings.row(ProblemKind::TextSplit, Severity::Note, row, &what);
+        }
         if *truncated {
+            let lost = if config.data.overflow == Overflow::KeepEnd { "beginning" } else { "end" };
             let what =
-                format!("cut from {} tokens to data.max_length; its end is not learned", outcome.length);
+                format!("cut from {} tokens to data.max_length; its {lost} is not learned", outcome.length);
             findings.row(ProblemKind::Truncated, Severity::Warning, row, &what);
         }
         if tokens.double_bos {
@@ -254,14 +360,104 @@ fn token_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     }
 }
 
+/// What rows say and their texts lack.
+fn lost_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+    for (row, outcome) in rows.iter().zip(outcomes) {
+        for lost in &outcome.lost {
+            let severity = if lost.is_history { Severity::Note } else { Severity::Warning };
+            let what = format!("{} is not in the text: the template leaves it out", lost.what);
+            findings.row(ProblemKind::NotInText, severity, row, &what);
+        }
+    }
+}
+
+/// What the project's settings do to conversations.
+fn conversation_findings(
+    config: &Config,
+    template: &Template,
+    rows: &[Row],
+    outcomes: &[Outcome],
+    findings: &mut Findings,
+) {
+    let data = &config.data;
+    let usable = || rows.iter().zip(outcomes).filter(|(_, outcome)| outcome.encoded.is_ok());
+    let (mut earlier, mut merged, mut undecoded) = (0, 0, Vec::new());
+    for (row, _) in usable() {
+        let Some(messages) = row.example.messages() else { continue };
+        let left_out = |messages: &[Message]| {
+            let learned = wanted(messages, data.train_on);
+            messages.iter().enumerate().any(|(index, message)| {
+                message.is_assistant() && message.trained.is_none() && !learned.contains(&index)
+            })
+        };
+        let is_answer = !row.example.is_pair() && row.extras.label.is_none();
+        earlier += usize::from(is_answer && data.train_on == TrainOn::Completion && left_out(&messages));
+        merged += usize::from(
+            data.system_role == SystemRole::Auto
+                && template.merges_system(&with_system(&messages, &data.system), config),
+        );
+        let is_text = |call: &Value| call_parts(call).1.is_some_and(Value::is_string);
+        if messages.iter().flat_map(|message| &message.tool_calls).any(is_text) {
+            undecoded.push(row);
+        }
+    }
+    if template.is_none()
+        && !data.system.is_empty()
+        && rows.iter().any(|row| row.example.messages().is_some())
+    {
+        let what = "data.system has no effect: without a chat template, prompts and completions are joined as they are";
+        findings.add(ProblemKind::NotInText, Severity::Warning, None, what);
+    }
+    for name in data.template_variables.keys().filter(|name| !template.is_none() && !template.mentions(name))
+    {
+        let what = format!(
+            "the template {} reads no variable {:?}, which data.template_variables sets",
+            template.name,
+            clean_line(name)
+        );
+        findings.add(ProblemKind::UnusedField, Severity::Warning, None, &what);
+    }
+    if earlier > 0 {
+        let what = format!(
+            "in {} with several replies only the last is trained on; set data.train_on = \"assistant\" to learn them \
+             all",
+            units::counted(earlier, "row", "rows")
+        );
+        findings.add(ProblemKind::EarlierReplies, Severity::Note, None, &what);
+    }
+    if merged > 0 {
+        let what = format!(
+            "the template {} refuses system messages: in {} the system prompt is put before the first user message \
+             (data.system_role = \"merge\")",
+            template.name,
+            units::counted(merged, "row", "rows")
+        );
+        findings.add(ProblemKind::SystemMerged, Severity::Note, None, &what);
+    }
+    for row in undecoded {
+        let what = "the arguments of a tool call are a text that is not JSON, and are written as that text";
+        findings.row(ProblemKind::ToolArguments, Severity::Warning, row, what);
+    }
+    let thinks: Vec<bool> =
+        usable().filter_map(|(_, outcome)| outcome.encoded.as_ref().ok()?.tokens.thinks).collect();
+    if !thinks.is_empty() && !thinks.contains(&true) {
+        let what = format!(
+            "the trained replies of {} think nothing before they answer (<think> blocks are empty): the model will \
+             unlearn to think. Give the rows reasoning_content, or set data.reasoning = \"mask\"",
+            units::counted(thinks.len(), "row", "rows")
+        );
+        findings.add(ProblemKind::EmptyReasoning, Severity::Warning, None, &what);
+    }
+}
+
 /// Rows must have the shape that the algorithm learns from, and pass its own checks.
 fn algorithm_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     let algorithm = config.train.algorithm;
     let declaration = algorithm.declaration();
     declaration.rows.check(algorithm, rows, findings);
     let usable = |(row, outcome): (_, &Outcome)| {
-        let (_, tokens, truncated) = outcome.encoded.as_ref().ok()?;
-        Some(UsableRow { row, same_sides: tokens.same_sides, truncated: *truncated })
+        let usable = outcome.encoded.as_ref().ok()?;
+        Some(UsableRow { row, same_sides: usable.tokens.same_sides, truncated: usable.truncated })
     };
     let usable: Vec<UsableRow> = rows.iter().zip(outcomes).filter_map(usable).collect();
     (declaration.check)(config, &usable, findings);
@@ -269,20 +465,53 @@ fn algorithm_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findi
 
 fn text_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     for (row, outcome) in rows.iter().zip(outcomes) {
-        let facts = &outcome.facts;
-        if facts.empty_reply {
-            findings.row(ProblemKind::EmptyReply, Severity::Warning, row, "its reply is empty");
+        let learns_nothing = outcome.encoded.as_ref().is_ok_and(|usable| usable.tokens.says_nothing);
+        for found in &outcome.facts.found {
+            // Said once is enough.
+            if !(learns_nothing && found.kind == ProblemKind::EmptyReply) {
+                findings.row(found.kind, found.severity, row, &found.what);
+            }
         }
-        if let Some(broken) = facts.broken {
-            findings.row(ProblemKind::BrokenText, Severity::Warning, row, broken);
+    }
+}
+
+/// Rows and replies whose lengths stand out.
+fn length_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+    let measured: Vec<(&Row, usize)> = rows
+        .iter()
+        .zip(outcomes)
+        .filter(|(_, outcome)| outcome.length > 0)
+        .map(|(row, outcome)| (row, outcome.length))
+        .collect();
+    let lengths: Vec<usize> = measured.iter().map(|&(_, length)| length).collect();
+    if let Some(far) = outliers(&lengths) {
+        for index in &far.rows {
+            let Some((row, length)) = measured.get(*index) else { continue };
+            let what = format!("has {length} tokens, and half of the rows have {:.0} or fewer", far.median);
+            findings.row(ProblemKind::LengthOutlier, Severity::Note, row, &what);
         }
-        if let Some(token) = &facts.special {
-            let what = format!("its text spells {token}, which becomes that special token");
-            findings.row(ProblemKind::SpecialTokenInText, Severity::Warning, row, &what);
-        }
-        if facts.email {
-            findings.row(ProblemKind::EmailAddress, Severity::Note, row, "holds an e-mail address");
-        }
+    }
+    let answer = |row: &EncodedRow, side: usize| {
+        row.sides.get(side).map(|side| side.trained.iter().filter(|&&trained| trained).count())
+    };
+    let pairs: Vec<(usize, usize)> = rows
+        .iter()
+        .zip(outcomes)
+        .filter(|(row, _)| row.example.is_pair() && row.split == Split::Train)
+        .filter_map(|(_, outcome)| outcome.encoded.as_ref().ok()?.sequences.first())
+        .filter_map(|row| Some((answer(row, 0)?, answer(row, 1)?)))
+        .collect();
+    if let Some(found) = length_preference(&pairs) {
+        let (share, which) =
+            if found.effect > 0.0 { (found.longer, "longer") } else { (found.shorter, "shorter") };
+        let what = format!(
+            "in {} of {} the chosen reply is the {which} one (effect size {:.1}): the model may learn the length \
+             instead of what makes a reply better",
+            units::percent(share),
+            units::counted(pairs.len(), "pair", "pairs"),
+            found.effect.abs()
+        );
+        findings.add(ProblemKind::LongerChosen, Severity::Warning, None, &what);
     }
 }
 
@@ -299,10 +528,13 @@ fn repeated_rows(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
             if let Some(other) = in_train {
                 let what =
                     format!("held out, but says the same as training row {} ({})", other.index, other.origin);
-                findings.row(ProblemKind::EvalInTrain, Severity::Warning, row, &what);
+                findings.row_like(ProblemKind::EvalInTrain, Severity::Warning, row, other.index, &what);
             } else if let Some(other) = first.get(&(key, side)) {
-                let what = format!("says the same as row {} ({})", other.index, other.origin);
-                findings.row(ProblemKind::Duplicate, Severity::Warning, row, &what);
+                // A row that its source's share repeats is meant to be there twice.
+                if other.origin != row.origin {
+                    let what = format!("says the same as row {} ({})", other.index, other.origin);
+                    findings.row_like(ProblemKind::Duplicate, Severity::Warning, row, other.index, &what);
+                }
             } else if let Some(signature) = &outcome.facts.signature
                 && compared < MAX_NEAR
             {
@@ -316,7 +548,7 @@ fn repeated_rows(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
                         rows[other].origin,
                         share * 100.0
                     );
-                    findings.row(ProblemKind::NearDuplicate, Severity::Warning, row, &what);
+                    findings.row_like(ProblemKind::NearDuplicate, Severity::Warning, row, other, &what);
                 }
             }
             first.entry((key, side)).or_insert(row);
@@ -328,6 +560,44 @@ fn repeated_rows(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     }
 }
 
+/// Held-out rows whose prompt is trained on with another reply.
+fn prompts_on_both_sides(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+    let mut trained: HashMap<u64, &Row> = HashMap::new();
+    let of = |split: Split| rows.iter().zip(outcomes).filter(move |(row, _)| row.split == split);
+    let keys: HashSet<u64> = of(Split::Train).map(|(_, outcome)| outcome.facts.key).collect();
+    for (row, outcome) in of(Split::Train) {
+        if let Some(prompt) = outcome.facts.prompt {
+            trained.entry(prompt).or_insert(row);
+        }
+    }
+    for (row, outcome) in of(Split::Eval).filter(|(_, outcome)| !keys.contains(&outcome.facts.key)) {
+        if let Some(other) = outcome.facts.prompt.and_then(|prompt| trained.get(&prompt)) {
+            let what = format!(
+                "held out, but its prompt is that of training row {} ({}): what is measured has been seen",
+                other.index, other.origin
+            );
+            findings.row_like(ProblemKind::PromptInTrain, Severity::Warning, row, other.index, &what);
+        }
+    }
+}
+
+/// Training rows with one prompt and different replies.
+fn contradictions(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+    // Algorithms that compare replies want several for one prompt.
+    if config.train.algorithm.declaration().rows != RowShape::Answer {
+        return;
+    }
+    let mut first: HashMap<u64, (&Row, u64)> = HashMap::new();
+    for (row, outcome) in rows.iter().zip(outcomes).filter(|(row, _)| row.split == Split::Train) {
+        let Some(asked) = outcome.facts.asked.filter(|_| outcome.facts.prompt.is_some()) else { continue };
+        let (other, key) = *first.entry(asked).or_insert((row, outcome.facts.key));
+        if key != outcome.facts.key {
+            let what = format!("answers the prompt of row {} ({}) differently", other.index, other.origin);
+            findings.row_like(ProblemKind::Contradiction, Severity::Note, row, other.index, &what);
+        }
+    }
+}
+
 fn dataset_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     let usable = |split: Split| {
         rows.iter()
@@ -335,7 +605,10 @@ fn dataset_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], finding
             .filter(|(row, outcome)| row.split == split && outcome.encoded.is_ok())
             .count()
     };
-    let too_long = outcomes.iter().filter(|outcome| outcome.length > config.data.max_length).count();
+    let is_whole =
+        |outcome: &&Outcome| outcome.encoded.as_ref().is_ok_and(|usable| usable.sequences.len() > 1);
+    let is_long = |outcome: &&Outcome| outcome.length > config.data.max_length && !is_whole(outcome);
+    let too_long = outcomes.iter().filter(is_long).count();
     if !rows.is_empty() && too_long == rows.len() {
         let what = format!(
             "all {too_long} rows are longer than data.max_length = {}; raise it",
@@ -355,7 +628,12 @@ fn dataset_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], finding
     }
 }
 
-fn assemble(dataset: &Dataset, template: &Template, outcomes: Vec<Outcome>, findings: Findings) -> Prepared {
+fn assemble(
+    dataset: &Dataset,
+    template: &Template,
+    outcomes: Vec<Outcome>,
+    mut findings: Findings,
+) -> Prepared {
     let rows = &dataset.rows;
     let label = |row: &Row| row.extras.label.map_or_else(String::new, |label| label.to_string());
     let hashes: Vec<String> =
@@ -365,19 +643,35 @@ fn assemble(dataset: &Dataset, template: &Template, outcomes: Vec<Outcome>, find
         outcomes.iter().map(|outcome| outcome.length).filter(|&length| length > 0).collect();
     let (mut train, mut eval) = (Vec::new(), Vec::new());
     let (mut truncated, mut dropped) = (0, 0);
+    let mut prompts = HashSet::new();
     for (row, outcome) in rows.iter().zip(outcomes) {
         match outcome.encoded {
-            Ok((encoded, _, cut)) => {
-                truncated += usize::from(cut);
+            Ok(usable) => {
+                truncated += usize::from(usable.truncated);
                 match row.split {
-                    Split::Train => train.push(encoded),
-                    Split::Eval => eval.push(encoded),
+                    Split::Train => {
+                        prompts.extend(outcome.facts.prompt);
+                        train.extend(usable.sequences);
+                    }
+                    Split::Eval => eval.extend(usable.sequences),
                 }
             }
-            Err(problem) => dropped += usize::from(problem.kind == RowProblemKind::Dropped),
+            Err(problem) => {
+                dropped +=
+                    usize::from(matches!(problem.kind, RowProblemKind::Dropped | RowProblemKind::CutOff));
+            }
         }
     }
     let all = || train.iter().chain(&eval);
+    let replies =
+        train.iter().map(EncodedRow::trained_tokens).filter(|&tokens| tokens > 0).collect::<Vec<_>>();
+    let sizes = Sizes {
+        rows: train.len(),
+        trained_tokens: train.iter().map(|row| row.trained_tokens() as u64).sum(),
+        prompts: (!prompts.is_empty()).then_some(prompts.len()),
+        held_out: eval.len(),
+        reply_length: median(replies),
+    };
     let report = Report {
         rows: rows.len() + dataset.unreadable,
         train_rows: train.len(),
@@ -387,12 +681,19 @@ fn assemble(dataset: &Dataset, template: &Template, outcomes: Vec<Outcome>, find
         trained_tokens: all().map(|row| row.trained_tokens() as u64).sum(),
         truncated,
         dropped,
+        rows_of: findings.rows(),
         problems: findings.sorted(),
+        advice: advice(&sizes),
         lengths: LengthStatistics::of(lengths),
         template: template.name.clone(),
         template_fingerprint: template.fingerprint.clone(),
     };
     Prepared { train, eval, report, data_hash: short_hash(&parts) }
+}
+
+fn median(mut numbers: Vec<usize>) -> Option<f64> {
+    numbers.sort_unstable();
+    numbers.get(numbers.len() / 2).map(|&number| number as f64)
 }
 
 #[cfg(test)]

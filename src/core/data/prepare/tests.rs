@@ -15,11 +15,11 @@ fn chatml() -> Template {
     Template::compile("chatml", &source, &SpecialTokens::default()).unwrap()
 }
 
-fn prepared(rows: &[serde_json::Value], settings: &[&str]) -> Prepared {
+fn prepared(rows: &[Value], settings: &[&str]) -> Prepared {
     prepared_with(rows, settings, &chatml())
 }
 
-fn prepared_with(rows: &[serde_json::Value], settings: &[&str], template: &Template) -> Prepared {
+fn prepared_with(rows: &[Value], settings: &[&str], template: &Template) -> Prepared {
     let project = tempfile::tempdir().unwrap();
     fs::write(project.path().join("a.jsonl"), json_lines(rows)).unwrap();
     let config = config("a.jsonl", settings);
@@ -30,7 +30,7 @@ fn prepared_with(rows: &[serde_json::Value], settings: &[&str], template: &Templ
         .unwrap()
 }
 
-fn pair(prompt: &str, completion: &str) -> serde_json::Value {
+fn pair(prompt: &str, completion: &str) -> Value {
     json!({"prompt": prompt, "completion": completion})
 }
 
@@ -67,7 +67,9 @@ fn unusable_rows_block_a_run() {
         [pair("a", "b"), json!({"prompt": "x"}), json!({"messages": [{"role": "user", "content": "x"}]})];
     let prepared = prepared(&rows, &["data.eval=0"]);
     let unreadable = found(&prepared, ProblemKind::UnreadableRow);
-    assert_eq!(unreadable.len(), 2);
+    assert_eq!(unreadable.len(), 1);
+    // A conversation among prompts and completions is read as what it is.
+    assert_eq!(found(&prepared, ProblemKind::NoTrainedTokens).len(), 1);
     assert!(unreadable[0].message.starts_with("a.jsonl:2: no \"completion\""), "{unreadable:?}");
     assert!(prepared.report.blocks());
     assert_eq!(prepared.report.rows, 3);
@@ -91,8 +93,19 @@ fn a_row_without_a_reply_blocks() {
 fn long_rows_are_reported_by_the_overflow_setting() {
     let rows = [pair("a", "b"), pair("a", &"long ".repeat(100)), pair(&"long ".repeat(100), "b")];
     let cut = prepared(&rows, &["data.eval=0", "data.max_length=60"]);
-    assert_eq!((cut.report.truncated, found(&cut, ProblemKind::Truncated).len()), (2, 2));
-    assert_eq!(found(&cut, ProblemKind::NoTrainedTokens)[0].row, Some(2));
+    assert_eq!((cut.report.truncated, found(&cut, ProblemKind::Truncated).len()), (1, 1));
+    let lost = found(&cut, ProblemKind::ReplyCutOff);
+    assert_eq!((lost.len(), lost[0].row, lost[0].severity), (1, Some(2), Severity::Warning));
+    assert_eq!((cut.report.dropped, cut.report.train_rows, cut.report.blocks()), (1, 2, false));
+    let strict = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.cut_limit=0.3"]);
+    assert!(found(&strict, ProblemKind::ReplyCutOff)[0].message.starts_with("1 of 3 rows lose"));
+    assert!(strict.report.blocks());
+    let allowed =
+        ["data.eval=0", "data.max_length=60", "data.cut_limit=0.3", "data.allow=[\"reply_cut_off\"]"];
+    assert!(!prepared(&rows, &allowed).report.blocks());
+    let kept = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.overflow=keep-end"]);
+    assert_eq!((kept.report.train_rows, kept.report.truncated), (3, 2));
+    assert!(kept.train[2].trained_tokens() > 0 && kept.train[2].longest() == 60);
     assert!(cut.report.lengths.max > 60);
     assert!(cut.train.iter().all(|row| row.longest() <= 60));
     let dropped = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.overflow=\"drop\""]);
@@ -105,7 +118,19 @@ fn long_rows_are_reported_by_the_overflow_setting() {
     assert_eq!(found(&all, ProblemKind::AllTooLong)[0].severity, Severity::Blocks);
 }
 
-fn preference(prompt: &str, chosen: &str, rejected: &str) -> serde_json::Value {
+#[test]
+fn a_finding_that_is_allowed_does_not_block() {
+    let rows = [pair("a", "b"), pair("a", &"long ".repeat(100))];
+    let settings = ["data.eval=0", "data.max_length=60", "data.overflow=error"];
+    assert!(prepared(&rows, &settings).report.blocks());
+    let allowed = prepared(&rows, &[&settings[..], &["data.allow=[\"too_long\"]"]].concat());
+    let found = found(&allowed, ProblemKind::TooLong);
+    assert_eq!((found.len(), found[0].severity), (1, Severity::Warning));
+    assert!(found[0].message.ends_with("(allowed by data.allow)"), "{found:?}");
+    assert_eq!((allowed.report.train_rows, allowed.report.blocks()), (1, false));
+}
+
+fn preference(prompt: &str, chosen: &str, rejected: &str) -> Value {
     json!({"prompt": prompt, "chosen": chosen, "rejected": rejected})
 }
 
@@ -209,14 +234,15 @@ fn unbalanced_labels_suggest_weights() {
 fn a_pair_without_a_difference_or_an_answer_is_reported() {
     let dpo = ["data.eval=0", "train.algorithm=dpo"];
     let rows = [preference("a", "b", "c"), preference("d", "e", "e"), preference("f", "", "g")];
-    let prepared = |rows: &[serde_json::Value], more: &[&str]| prepared(rows, &[&dpo[..], more].concat());
+    let prepared = |rows: &[Value], more: &[&str]| prepared(rows, &[&dpo[..], more].concat());
     let told = prepared(&rows, &[]);
     let same = found(&told, ProblemKind::SameSides);
     assert_eq!(
         same.iter().map(|one| (one.row, one.severity)).collect::<Vec<_>>(),
         [(Some(1), Severity::Warning)]
     );
-    assert_eq!(found(&told, ProblemKind::EmptyReply)[0].row, Some(2));
+    let empty = found(&told, ProblemKind::NothingLearned)[0];
+    assert_eq!((empty.row, empty.severity), (Some(2), Severity::Warning));
     assert!(!told.report.blocks());
     let all = prepared(&rows[1..2], &[]);
     assert!(all.report.blocks());
@@ -227,7 +253,7 @@ fn a_pair_without_a_difference_or_an_answer_is_reported() {
     );
     assert!(found(&cut, ProblemKind::SameSides)[0].message.contains("the same up to data.max_length"));
     let hidden = prepared(&[rows[0].clone(), preference(&long, "b", "c")], &["data.max_length=60"]);
-    assert_eq!(found(&hidden, ProblemKind::NoTrainedTokens)[0].severity, Severity::Blocks);
+    assert_eq!(found(&hidden, ProblemKind::ReplyCutOff)[0].row, Some(1));
     let turned = [preference("a", "b", "c"), preference("a", "c", "b"), preference("A", "b", "c")];
     assert_eq!(
         found(&prepared(&turned, &[]), ProblemKind::Duplicate).iter().map(|one| one.row).collect::<Vec<_>>(),
@@ -268,14 +294,14 @@ fn suspicious_texts_are_reported() {
         pair("one", ""),
         pair("two", "caf\u{fffd}"),
         pair("three <|im_end|>", "x"),
-        pair("write to ann@example.org", "x"),
+        pair("write to ann@mail.org", "x"),
     ];
     let prepared = prepared(&rows, &["data.eval=0"]);
     for (kind, row) in [
-        (ProblemKind::EmptyReply, 0),
+        (ProblemKind::NothingLearned, 0),
         (ProblemKind::BrokenText, 1),
         (ProblemKind::SpecialTokenInText, 2),
-        (ProblemKind::EmailAddress, 3),
+        (ProblemKind::PersonalData, 3),
     ] {
         assert_eq!(
             found(&prepared, kind).iter().map(|problem| problem.row).collect::<Vec<_>>(),
@@ -284,7 +310,7 @@ fn suspicious_texts_are_reported() {
         );
     }
     assert_eq!(found(&prepared, ProblemKind::NoEvalRows).len(), 1);
-    assert!(!prepared.report.blocks());
+    assert_eq!(found(&prepared, ProblemKind::NothingLearned)[0].severity, Severity::Blocks);
     assert!(prepared.report.problems.is_sorted_by_key(|problem| problem.severity));
 }
 
@@ -292,7 +318,7 @@ fn suspicious_texts_are_reported() {
 fn repeated_rows_are_found_within_and_across_the_split() {
     let long = "The badge reader at gate B rejects everyone since this morning, please hurry, it is raining outside.";
     let project = tempfile::tempdir().unwrap();
-    let write = |name: &str, rows: &[serde_json::Value]| {
+    let write = |name: &str, rows: &[Value]| {
         fs::write(project.path().join(name), json_lines(rows)).unwrap();
     };
     write("a.jsonl", &[pair("a", "b"), pair("A ", "b"), pair(long, "yes"), pair(&format!("{long}!"), "yes")]);
@@ -307,6 +333,8 @@ fn repeated_rows_are_found_within_and_across_the_split() {
     assert_eq!(rows(ProblemKind::Duplicate), [1]);
     assert_eq!(rows(ProblemKind::EvalInTrain), [4]);
     assert_eq!(rows(ProblemKind::NearDuplicate), [3, 6]);
+    assert_eq!(found(&prepared, ProblemKind::Duplicate)[0].other, Some(0));
+    assert!(found(&prepared, ProblemKind::NearDuplicate).iter().all(|problem| problem.other < problem.row));
     assert!(found(&prepared, ProblemKind::EvalInTrain)[0].message.contains("training row 0 (a.jsonl:1)"));
     assert!(
         found(&prepared, ProblemKind::NearDuplicate)[1]
@@ -340,7 +368,7 @@ fn two_begins_of_text_are_reported() {
 #[test]
 fn the_hash_depends_on_rows_order_and_split() {
     let rows = [pair("a", "b"), pair("c", "d"), pair("e", "f")];
-    let hash = |rows: &[serde_json::Value], settings: &[&str]| prepared(rows, settings).data_hash;
+    let hash = |rows: &[Value], settings: &[&str]| prepared(rows, settings).data_hash;
     let first = hash(&rows, &["data.eval=0"]);
     assert_eq!(first.len(), 16);
     assert_eq!(first, hash(&rows, &["data.eval=0", "train.learning_rate=1e-5"]));
@@ -398,4 +426,15 @@ fn the_sample_model_prepares_a_project() {
         .map(|(&id, _)| id)
         .collect();
     assert_eq!(tokenizer.decode(&trained, false).unwrap(), "a number<|im_end|>");
+}
+
+#[test]
+fn what_was_decided_while_reading_is_noted_and_repeated_rows_are_meant() {
+    let train = "data.train={ path = \"a.jsonl\", share = 3 }";
+    let prepared = prepared(&[pair("a question", "an answer")], &["data.eval=0", train]);
+    assert_eq!(prepared.train.len(), 3);
+    let notes = found(&prepared, ProblemKind::Reading);
+    assert_eq!(notes[0].message, "a.jsonl: 1 training row is used 3 times in all (share = 3)");
+    assert_eq!((notes.len(), notes[0].severity), (1, Severity::Note));
+    assert!(found(&prepared, ProblemKind::Duplicate).is_empty());
 }

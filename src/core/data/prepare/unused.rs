@@ -1,0 +1,105 @@
+//! Fields that rows have and nothing reads.
+
+use std::collections::HashMap;
+
+use crate::config::{Config, Format};
+use crate::data::template::Part;
+use crate::data::{Example, Message, Origin, Row, Severity, Template, UnusedField};
+
+/// Most names of message fields that are kept.
+const MAX_NAMES: usize = 100;
+
+/// A field of messages that the template does not read.
+pub(super) struct MessageField {
+    pub(super) name: String,
+    /// Number of messages that have it.
+    pub(super) messages: usize,
+    /// The first row that has it.
+    pub(super) first: Origin,
+}
+
+/// How grave it is that nothing reads a field of rows, and what it may be meant as; a text that follows
+/// directly.
+pub(super) fn hint(field: &UnusedField) -> (Severity, String) {
+    let name = field.name.to_lowercase();
+    let meant = match name.as_str() {
+        "label" | "kto_tag" | "rating" | "liked" => {
+            "if it says which answers are good, set train.algorithm = \"kto\" and data.columns = { label = … }"
+        }
+        "chosen" | "rejected" => "preference pairs need train.algorithm = \"dpo\"",
+        "weight" | "train" | "training" | "loss" | "train_on" => {
+            "weights are read from each message, as \"weight\": 0 or 1"
+        }
+        "system" | "system_prompt" | "persona" | "instructions" => {
+            "if it is a system prompt, set data.columns = { system = … } with rows that have a prompt"
+        }
+        "tools" | "functions" | "tool_calls" => {
+            "tools are read from conversations, prompts with completions and preference pairs"
+        }
+        "thinking" | "reasoning" | "reasoning_content" | "rationale" | "thought" | "cot" => {
+            "reasoning is read from each message, as \"reasoning_content\""
+        }
+        "context" | "input" | "document" | "documents" | "passage" | "background" => {
+            "if it belongs to the prompt, set data.columns = { input = … } with an instruction and an output"
+        }
+        "history" => "earlier turns are read beside a prompt and a completion",
+        "prompt" | "completion" | "response" | "answer" | "output" | "question" | "instruction" | "query"
+        | "text" => {
+            if field.format == Format::Messages || field.format == Format::ShareGpt {
+                // Many datasets repeat parts of the conversation.
+                return (Severity::Note, "; the conversation is read instead".to_owned());
+            }
+            "say which field is which with data.columns"
+        }
+        _ => return (Severity::Note, String::new()),
+    };
+    (Severity::Warning, format!("; {meant}"))
+}
+
+/// The fields of messages that the template does not read, in the order in which they occur. Of a field that is a text
+/// this is tried; of others, the template must at least name them.
+pub(super) fn of_messages(rows: &[Row], template: &Template, config: &Config) -> Vec<MessageField> {
+    let mut found: Vec<MessageField> = Vec::new();
+    let mut named: HashMap<String, bool> = HashMap::new();
+    for row in rows.iter().filter(|_| !template.is_none()) {
+        for messages in conversations(row) {
+            if messages.iter().all(|message| message.fields.is_empty()) {
+                continue;
+            }
+            let messages = template.arranged(&messages, config);
+            let probe = template.probe(&messages, &row.extras);
+            for (index, message) in messages.iter().enumerate() {
+                for (position, (name, value)) in message.fields.iter().enumerate() {
+                    let is_read = match &probe {
+                        Some(probe) if value.is_string() => {
+                            !probe.lost().contains(&Part::Field(index, position))
+                        }
+                        _ => *named.entry(name.clone()).or_insert_with(|| template.mentions(name)),
+                    };
+                    if !is_read {
+                        count(&mut found, name, row);
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The conversations of a row: of a pair, one with each answer.
+fn conversations(row: &Row) -> Vec<Vec<Message>> {
+    match &row.example {
+        Example::Preference { prompt, chosen, rejected } if !prompt.is_empty() => {
+            [chosen, rejected].map(|answer| prompt.iter().chain([answer]).cloned().collect()).to_vec()
+        }
+        example => example.messages().into_iter().collect(),
+    }
+}
+
+fn count(found: &mut Vec<MessageField>, name: &str, row: &Row) {
+    if let Some(field) = found.iter_mut().find(|field| field.name == name) {
+        field.messages += 1;
+    } else if found.len() < MAX_NAMES {
+        found.push(MessageField { name: name.to_owned(), messages: 1, first: row.origin.clone() });
+    }
+}
