@@ -107,9 +107,24 @@ choices! {
         All = "all", "every token";
     }
 
+    /// `data.system_role`.
+    pub enum SystemRole {
+        Auto = "auto", "a message of its own; merged where the template refuses that";
+        Merge = "merge", "put before the first user message, in the same turn";
+    }
+
+    /// `data.reasoning`.
+    pub enum Reasoning {
+        Train = "train", "learned where the template writes it";
+        Mask = "mask", "stands in the text, and is not learned";
+        DropHistory = "drop-history", "removed from replies before the last question";
+    }
+
     /// `data.overflow`.
     pub enum Overflow {
         Truncate = "truncate", "cut off at the end";
+        KeepEnd = "keep-end", "cut off at the beginning";
+        Split = "split", "texts become as many examples as they fill; others are cut off at the end";
         Drop = "drop", "left out, and counted";
         Error = "error", "the run does not start";
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use regex::Regex;
+use serde_json::{Map, Value as Json};
 use toml::Value;
 
 use super::choices::{Choice, FOREIGN};
@@ -33,8 +34,18 @@ const ROLES: &[&str] = &[
     "rejected",
     "input_ids",
     "labels",
+    "attention_mask",
     "label",
+    "tools",
+    "history",
+    "chat_template_kwargs",
+    "reasoning_content",
+    "tool_calls",
+    "weight",
 ];
+
+/// Variables of a chat template that no setting can give.
+const TEMPLATE_ARGUMENTS: &[&str] = &["messages", "tools", "add_generation_prompt"];
 
 /// A share of a whole, which cannot be all of it.
 pub(super) const SHARE: Bounds = Bounds::below(0.0, 1.0);
@@ -277,6 +288,25 @@ fn path<'a>(value: &'a Located, kind: &Kind, source: &Source) -> Result<&'a str,
     Ok(path)
 }
 
+/// Files of a dataset: a path that is not empty, or the name of a dataset of the hub.
+pub(super) fn data_path(value: &Located, kind: &Kind, source: &Source) -> Result<PathBuf, Fault> {
+    let path = path(value, kind, source)?;
+    if path.is_empty() {
+        return Err(Fault::new(value, "has an empty path").help("name a file"));
+    }
+    if HubModel::is_meant_by(path) {
+        let problem = match HubModel::parse(path) {
+            Ok(dataset) => dataset.file().map(|_| "it ends with a model's file"),
+            Err(error) => Some(error.problem),
+        };
+        if let Some(problem) = problem {
+            return Err(Fault::new(value, format!("names no dataset of the hub: {problem}"))
+                .help("write hf:org/name or hf:org/name@revision"));
+        }
+    }
+    Ok(PathBuf::from(path))
+}
+
 /// Empty means "not set".
 impl Field for Option<PathBuf> {
     const KIND: Kind = Kind::Path;
@@ -291,7 +321,7 @@ impl Field for Option<PathBuf> {
     }
 }
 
-fn write_path(path: &Path) -> Value {
+pub(super) fn write_path(path: &Path) -> Value {
     Value::String(path.to_string_lossy().into_owned())
 }
 
@@ -324,7 +354,7 @@ pub(super) fn check_pattern(value: &Located, pattern: &str) -> Result<(), Fault>
 }
 
 /// One item or a list of items.
-fn one_or_many<'a, T>(
+pub(super) fn one_or_many<'a, T>(
     value: &'a Located,
     read: impl Fn(&'a Located) -> Result<T, Fault>,
 ) -> Result<Vec<T>, Fault> {
@@ -334,7 +364,7 @@ fn one_or_many<'a, T>(
     }
 }
 
-fn write_one_or_many(mut items: Vec<Value>) -> Value {
+pub(super) fn write_one_or_many(mut items: Vec<Value>) -> Value {
     match items.len() {
         1 => items.remove(0),
         _ => Value::Array(items),
@@ -345,13 +375,7 @@ impl Field for Vec<PathBuf> {
     const KIND: Kind = Kind::Paths;
 
     fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
-        let paths = one_or_many(value, |item| {
-            let path = path(item, kind, source)?;
-            if path.is_empty() {
-                return Err(Fault::new(item, "has an empty path").help("name a file"));
-            }
-            Ok(PathBuf::from(path))
-        })?;
+        let paths = one_or_many(value, |item| data_path(item, kind, source))?;
         if paths.is_empty() {
             return Err(Fault::new(value, "has no path").help("name at least one file"));
         }
@@ -415,4 +439,59 @@ impl Field for IndexMap<String, String> {
         let columns = self.iter().map(|(role, column)| (role.clone(), Value::String(column.clone())));
         Value::Table(columns.collect())
     }
+}
+
+impl Field for Map<String, Json> {
+    const KIND: Kind = Kind::Variables;
+
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let Raw::Table(table) = &value.value else {
+            return Err(Fault::mismatch(value, kind, source));
+        };
+        if let Some((name, _)) =
+            table.iter().find(|(name, _)| TEMPLATE_ARGUMENTS.contains(&name.text.as_str()))
+        {
+            let message = format!("sets `{}`, which comes from the rows", name.text);
+            return Err(Fault { span: name.span.clone(), message, help: Some("leave it out".to_owned()) });
+        }
+        table.iter().map(|(name, value)| Ok((name.text.clone(), json(value)?))).collect()
+    }
+
+    fn write(&self) -> Value {
+        toml_of(&Json::Object(self.clone())).unwrap_or(Value::Table(toml::Table::new()))
+    }
+}
+
+fn json(value: &Located) -> Result<Json, Fault> {
+    let too_large = || Fault::new(value, "holds a number that does not fit");
+    Ok(match &value.value {
+        Raw::Text(text) => Json::from(text.as_str()),
+        Raw::Whole(whole) => Json::from(whole.ok_or_else(too_large)?),
+        Raw::Number(number) => Json::from(number.ok_or_else(too_large)?),
+        Raw::Flag(flag) => Json::from(*flag),
+        Raw::Date => return Err(Fault::new(value, "holds a date").help("write it in quotes")),
+        Raw::List(list) => list.iter().map(json).collect::<Result<Vec<_>, _>>()?.into(),
+        Raw::Table(table) => {
+            let members = table.iter().map(|(name, value)| Ok((name.text.clone(), json(value)?)));
+            Json::Object(members.collect::<Result<_, Fault>>()?)
+        }
+    })
+}
+
+/// A value as TOML, which has no null.
+fn toml_of(value: &Json) -> Option<Value> {
+    Some(match value {
+        Json::Null => return None,
+        Json::Bool(flag) => Value::Boolean(*flag),
+        Json::Number(number) => match number.as_i64() {
+            Some(whole) => Value::Integer(whole),
+            None => Value::Float(number.as_f64()?),
+        },
+        Json::String(text) => Value::String(text.clone()),
+        Json::Array(list) => Value::Array(list.iter().filter_map(toml_of).collect()),
+        Json::Object(members) => {
+            let members = members.iter().filter_map(|(name, value)| Some((name.clone(), toml_of(value)?)));
+            Value::Table(members.collect())
+        }
+    })
 }

@@ -18,6 +18,8 @@ pub enum Kind {
     Model,
     /// One path or a list of them, at least one.
     Paths,
+    /// `data.train`: a path, a table with a path and how many of its rows, or a list of those.
+    Sources,
     /// A text or a list of texts; empty for none.
     Texts,
     /// A regular expression; empty for none.
@@ -41,6 +43,8 @@ pub enum Kind {
     Eval,
     /// `data.columns`: a table from one of these roles to a column name.
     Columns(&'static [&'static str]),
+    /// `data.template_variables`: a table from names to any values.
+    Variables,
     /// `method.targets`: `"all-linear"`, a list of module names, or a regular expression.
     Targets,
     /// `train.warmup`: a share of the run, or a whole number of steps.
@@ -110,6 +114,9 @@ impl fmt::Display for Kind {
             Self::Path => formatter.write_str("a path in quotes"),
             Self::Model => formatter.write_str("a model folder, a .gguf file or hf:org/name in quotes"),
             Self::Paths => formatter.write_str("a path in quotes, or a list of them"),
+            Self::Sources => formatter.write_str(
+                "a file, folder, pattern or hf:org/name in quotes, a table { path, rows, share }, or a list",
+            ),
             Self::Texts => formatter.write_str("a text in quotes, or a list of them"),
             Self::Pattern => formatter.write_str("a regular expression in quotes"),
             Self::Flag => formatter.write_str("true or false"),
@@ -125,6 +132,7 @@ impl fmt::Display for Kind {
             Self::Device => formatter.write_str("\"auto\", \"cpu\" or \"cuda:0\""),
             Self::Eval => formatter.write_str("a path in quotes, or a share at least 0 and below 1"),
             Self::Columns(_) => formatter.write_str("a table such as { prompt = \"question\" }"),
+            Self::Variables => formatter.write_str("a table such as { enable_thinking = false }"),
             Self::Targets => {
                 formatter.write_str("\"all-linear\", a list of module names, or one regular expression")
             }

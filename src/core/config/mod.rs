@@ -27,8 +27,8 @@ mod write;
 mod tests;
 
 pub use choices::{
-    Algorithm, Bias, Choice, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Overflow, Recompute, Schedule,
-    TrainOn, Variant,
+    Algorithm, Bias, Choice, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Overflow, Reasoning, Recompute,
+    Schedule, SystemRole, TrainOn, Variant,
 };
 pub use edit::{Edit, EditPlan, edit_plan};
 pub use goal::{Goal, MissingSetting};
@@ -42,6 +42,6 @@ pub use sections::{
     UiSection,
 };
 pub use template::{reference, template};
-pub use values::{Device, EvalSource, Targets, Warmup};
+pub use values::{DataSource, Device, EvalSource, Targets, Warmup};
 pub use watch::Watcher;
 pub use write::write_key;

@@ -1,11 +1,16 @@
 //! Cross-key validation: settings that are legal one by one and contradict each other.
 
+use std::path::Path;
+
 use super::choices::{Algorithm, Bias, MethodKind, OnNan, TrainOn, Variant};
 use super::keys::{Key, key};
+use super::names::nearest;
 use super::resolve::Reader;
 use super::sections::Config;
 use super::toml_text::number;
 use super::values::{EvalSource, Targets, Warmup};
+use crate::data::ProblemKind;
+use crate::hub::HubModel;
 
 /// Reports every contradiction in `config`.
 pub(super) fn check(config: &Config, reader: &mut Reader) {
@@ -13,6 +18,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
     check_method(config, reader);
     check_course(config, reader);
     check_evaluation(config, reader);
+    check_allowed(config, reader);
     check_objective(config, reader);
 }
 
@@ -138,7 +144,7 @@ fn check_evaluation(config: &Config, reader: &mut Reader) {
         }
     }
     if let EvalSource::Paths(paths) = &config.data.eval
-        && let Some(path) = paths.iter().find(|path| config.data.train.contains(path))
+        && let Some(path) = paths.iter().find(|path| is_trained_on(path, config))
     {
         reader.contradict(
             &["data.eval", "data.train"],
@@ -146,6 +152,25 @@ fn check_evaluation(config: &Config, reader: &mut Reader) {
             "give a share such as eval = 0.1 to split one file",
         );
     }
+}
+
+fn check_allowed(config: &Config, reader: &mut Reader) {
+    for name in &config.data.allow {
+        if ProblemKind::from_name(name).is_none() {
+            let near = nearest(name, ProblemKind::names());
+            let help = near.map_or_else(
+                || "`luthier data check --json` shows the kind of each finding".to_owned(),
+                |near| format!("did you mean \"{near}\"?"),
+            );
+            reader.contradict(&["data.allow"], &format!("no finding is called \"{name}\""), &help);
+        }
+    }
+}
+
+/// Whether a held-out path is one of `data.train`. A dataset of the hub is read in parts by each of the two.
+fn is_trained_on(path: &Path, config: &Config) -> bool {
+    let is_of_hub = path.to_str().is_some_and(HubModel::is_meant_by);
+    !is_of_hub && config.data.train.iter().any(|source| source.path == path)
 }
 
 fn check_objective(config: &Config, reader: &mut Reader) {

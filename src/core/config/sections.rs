@@ -7,16 +7,17 @@
 use std::path::PathBuf;
 
 use indexmap::IndexMap;
+use serde_json::{Map, Value as Json};
 
 use super::choices::{
-    Algorithm, Bias, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Overflow, Recompute, Schedule, TrainOn,
-    Variant,
+    Algorithm, Bias, Dtype, Format, MethodKind, ObjectiveKind, OnNan, Overflow, Reasoning, Recompute,
+    Schedule, SystemRole, TrainOn, Variant,
 };
 use super::fields::Field;
 use super::keys::Change::{NewRun, NextEvaluation, Now, Refused};
 use super::keys::{Key, settings};
 use super::kinds::{Bounds, Kind};
-use super::values::{Device, EvalSource, Targets, Warmup};
+use super::values::{DataSource, Device, EvalSource, Targets, Warmup};
 
 const fn whole(least: u64, most: u64) -> Kind {
     Kind::Whole { least, most }
@@ -49,8 +50,8 @@ settings! {
 
     /// what it learns from
     data: DataSection {
-        /// .jsonl .json .csv .tsv .parquet .txt; one path or a list
-        train: Vec<PathBuf>, NewRun;
+        /// .jsonl .json .csv .tsv .parquet .txt (also .gz .zst); one or a list
+        train: Vec<DataSource>, NewRun;
         /// a path, or the share held out
         eval: EvalSource = EvalSource::Fraction(0.1), NewRun;
         /// layout of a row
@@ -59,14 +60,28 @@ settings! {
         columns: IndexMap<String, String> = IndexMap::new(), NewRun;
         /// auto (the model's own), a built-in name, or a .jinja file
         template: String = "auto".to_owned(), NewRun;
+        /// variables of the template, such as { enable_thinking = false }
+        template_variables: Map<String, Json> = Map::new(), NewRun;
         /// system prompt put before conversations that have none
         system: String = String::new(), NewRun;
-        /// tokens that carry loss
+        /// where system prompts go
+        system_role: SystemRole = SystemRole::Auto, NewRun;
+        /// tokens that carry loss, unless a message has a weight
         train_on: TrainOn = TrainOn::Completion, NewRun;
+        /// what replies think before they answer
+        reasoning: Reasoning = Reasoning::Train, NewRun;
+        /// also train what follows a reply's end-of-turn token, as TRL does
+        train_after_end: bool = false, NewRun;
         /// most tokens of an example, or of a pair's side
         max_length: usize [whole(2, 1 << 24)] = 1024, NewRun;
         /// what happens to longer examples
         overflow: Overflow = Overflow::Truncate, NewRun;
+        /// share of rows that max_length may leave without a reply
+        cut_limit: f64 [closed(0.0, 1.0)] = 0.5, NewRun;
+        /// rows on one side of the split: "prompt", "row", or a column
+        group_by: String = "prompt".to_owned(), NewRun;
+        /// findings that do not block a run, such as mask_uncertain
+        allow: Vec<String> = Vec::new(), NewRun;
         /// short examples share a sequence without seeing each other; for sft
         packing: bool = true, NewRun;
         /// a new order of rows in each epoch

@@ -390,7 +390,7 @@ fn overrides_go_over_the_file() {
     assert_eq!(config.review.suite.as_deref(), Some(Path::new("prompts.jsonl")));
     assert_eq!(config.review.baseline_system, "You are \"brief\".");
     assert_eq!(config.model.path, "2024-01-01");
-    assert_eq!(config.data.train, [Path::new("a"), Path::new("b")]);
+    assert_eq!(config.data.train, ["a", "b"].map(DataSource::from));
     let columns: Vec<_> =
         config.data.columns.iter().map(|(role, column)| format!("{role}={column}")).collect();
     assert_eq!(columns, ["completion=answer", "prompt=question"]);
@@ -400,6 +400,69 @@ fn overrides_go_over_the_file() {
     assert_eq!(config.objective.pattern.as_deref(), Some("[a-z]+"));
     assert_eq!(config.ui.theme, "x");
     assert_eq!(config.train.seed, 2);
+}
+
+#[test]
+fn training_files_may_have_amounts() {
+    let sources = |written: &str| {
+        let text = format!("[model]\npath = \"m\"\n[data]\ntrain = {written}\n");
+        let config = parse(&text, &[]).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(parse(&config.to_toml(), &[]).as_ref(), Ok(&config));
+        (config.get_text("data.train").unwrap_or_default(), config.data.train)
+    };
+    let (written, read) =
+        sources("[\"a.jsonl\", { path = \"b*.csv\", rows = 1000 }, { share = 2, path = \"hf:org/name\" }]");
+    assert_eq!(
+        written,
+        "[\"a.jsonl\", { path = \"b*.csv\", rows = 1000 }, { path = \"hf:org/name\", share = 2.0 }]"
+    );
+    let expected = [
+        DataSource::from("a.jsonl"),
+        DataSource { rows: Some(1000), ..DataSource::from("b*.csv") },
+        DataSource { share: Some(2.0), ..DataSource::from("hf:org/name") },
+    ];
+    assert_eq!(read, expected);
+    assert_eq!(sources("{ path = \"a\" }").0, "\"a\"");
+    assert_eq!(sources("[{ path = \"a\", rows = 5 }]").0, "{ path = \"a\", rows = 5 }");
+    let set = parse(SMALL, &["data.train={ path = \"a\", share = 0.5 }"]).expect("valid");
+    assert_eq!(set.data.train, [DataSource { share: Some(0.5), ..DataSource::from("a") }]);
+}
+
+#[test]
+fn wrong_training_files_are_pointed_at() {
+    let wrong = [
+        (
+            "{ path = \"a\", row = 5 }",
+            "4:23: `data.train` has a table with an unknown part `row` (did you mean `rows`?)",
+        ),
+        (
+            "{ path = \"a\", share = -1 }",
+            "4:31: `data.train` has `share`, which must be a number above 0 and at most 100",
+        ),
+        (
+            "[\"a\", { path = \"b\", rows = 0 }]",
+            "4:36: `data.train` has `rows`, which must be a whole number, at least 1",
+        ),
+        ("{ rows = 5 }", "4:9: `data.train` has a table without a path"),
+        ("{ path = 3 }", "4:18: `data.train` has `path`, which must be a path in quotes, not 3"),
+        ("{ path = \"\" }", "4:18: `data.train` has `path`, which has an empty path"),
+        ("[]", "4:9: `data.train` has no path"),
+        ("3", "4:9: `data.train` must be a file, folder, pattern or hf:org/name in quotes"),
+        ("\"hf:name\"", "4:9: `data.train` names no dataset of the hub: it lacks"),
+        ("\"hf:org/name:a.gguf\"", "4:9: `data.train` names no dataset of the hub: it ends with"),
+    ];
+    for (value, start) in wrong {
+        let found = problems(&format!("[model]\npath = \"m\"\n[data]\ntrain = {value}\n"), &[]);
+        assert_eq!(found.len(), 1, "{value}: {found:?}");
+        assert!(found[0].starts_with(&format!("luthier.toml:{start}")), "{value}: {found:?}");
+    }
+    let both = |path: &str| {
+        format!(
+            "[model]\npath = \"m\"\n[data]\ntrain = {{ path = \"{path}\", rows = 5 }}\neval = \"{path}\"\n"
+        )
+    };
+    assert!(problems(&both("a.jsonl"), &[])[0].contains("a.jsonl is both trained on and held out"));
+    assert!(parse(&both("hf:org/name"), &[]).is_ok());
 }
 
 #[test]
@@ -490,7 +553,10 @@ fn configs() -> impl Strategy<Value = Config> {
         prop::sample::select(vec![Device::Auto, Device::Cpu, Device::Cuda(3)]),
     );
     let data = (
-        prop::collection::vec("[a-zA-Z. ]{1,8}", 1..4),
+        prop::collection::vec(
+            ("[a-zA-Z. ]{1,8}", prop::option::of(1..1_000_000_u64), prop::option::of(1e-3..100.0_f64)),
+            1..4,
+        ),
         prop_oneof![
             (0.0..1.0).prop_map(EvalSource::Fraction),
             prop::collection::vec("[0-9]{1,8}".prop_map_into(), 1..3).prop_map(EvalSource::Paths)
@@ -523,7 +589,9 @@ fn configs() -> impl Strategy<Value = Config> {
         config.model.path = model.0;
         config.model.dtype = Dtype::ALL[model.1];
         config.model.device = model.2;
-        config.data.train = data.0.into_iter().map(Into::into).collect();
+        let sources = data.0.into_iter();
+        config.data.train =
+            sources.map(|(path, rows, share)| DataSource { path: path.into(), rows, share }).collect();
         config.data.eval = data.1;
         config.data.columns = data.2.into_iter().map(|(role, column)| (role.to_owned(), column)).collect();
         config.data.system = data.3;

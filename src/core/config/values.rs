@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use toml::Value;
 
-use super::fields::{Fault, Field, SHARE, check_pattern, number};
-use super::kinds::Kind;
+use super::fields::{
+    Fault, Field, SHARE, check_pattern, data_path, number, one_or_many, write_one_or_many, write_path,
+};
+use super::kinds::{Bounds, Kind, MOST};
+use super::names::nearest;
 use super::problems::Source;
 use super::raw::{Located, Raw};
 
@@ -66,6 +69,103 @@ impl Field for Device {
 
     fn write(&self) -> Value {
         Value::String(self.to_string())
+    }
+}
+
+/// An element of `data.train`: files, and how many of their rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataSource {
+    /// A file, a folder, a pattern such as `part-*.jsonl`, or `hf:org/name`.
+    pub path: PathBuf,
+    /// At most so many rows are used.
+    pub rows: Option<u64>,
+    /// This share of the rows is used: above 0; 2 means each row twice.
+    pub share: Option<f64>,
+}
+
+impl DataSource {
+    const PARTS: [&str; 3] = ["path", "rows", "share"];
+    const ROWS: Kind = Kind::Whole { least: 1, most: MOST };
+    const SHARES: Kind = Kind::Number(Bounds::above(0.0, 100.0));
+
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let Raw::Table(table) = &value.value else {
+            return data_path(value, kind, source).map(Self::from);
+        };
+        let (mut path, mut rows, mut share) = (None, None, None);
+        for (name, part) in table {
+            let of_part = |fault: Fault| Fault {
+                message: format!("has `{}`, which {}", name.text, fault.message),
+                ..fault
+            };
+            match name.text.as_str() {
+                "path" => path = Some(data_path(part, &Kind::Path, source).map_err(of_part)?),
+                "rows" => rows = Some(u64::read(part, &Self::ROWS, source).map_err(of_part)?),
+                "share" => share = Some(f64::read(part, &Self::SHARES, source).map_err(of_part)?),
+                other => {
+                    let help = match nearest(other, Self::PARTS) {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => format!("such a table has {}", Self::PARTS.join(", ")),
+                    };
+                    let message = format!("has a table with an unknown part `{other}`");
+                    return Err(Fault { span: name.span.clone(), message, help: Some(help) });
+                }
+            }
+        }
+        let path = path.ok_or_else(|| {
+            Fault::new(value, "has a table without a path").help("write { path = \"a.jsonl\", rows = 1000 }")
+        })?;
+        Ok(Self { path, rows, share })
+    }
+
+    fn write(&self) -> Value {
+        let path = write_path(&self.path);
+        if self.rows.is_none() && self.share.is_none() {
+            return path;
+        }
+        let mut table = toml::Table::new();
+        table.insert("path".to_owned(), path);
+        if let Some(rows) = self.rows {
+            table.insert("rows".to_owned(), rows.write());
+        }
+        if let Some(share) = self.share {
+            table.insert("share".to_owned(), share.write());
+        }
+        Value::Table(table)
+    }
+}
+
+impl From<PathBuf> for DataSource {
+    fn from(path: PathBuf) -> Self {
+        Self { path, rows: None, share: None }
+    }
+}
+
+impl From<String> for DataSource {
+    fn from(path: String) -> Self {
+        PathBuf::from(path).into()
+    }
+}
+
+impl From<&str> for DataSource {
+    fn from(path: &str) -> Self {
+        PathBuf::from(path).into()
+    }
+}
+
+impl Field for Vec<DataSource> {
+    const KIND: Kind = Kind::Sources;
+
+    fn read(value: &Located, kind: &Kind, source: &Source) -> Result<Self, Fault> {
+        let sources = one_or_many(value, |item| DataSource::read(item, kind, source))?;
+        if sources.is_empty() {
+            return Err(Fault::new(value, "has no path").help("name at least one file"));
+        }
+        Ok(sources)
+    }
+
+    fn write(&self) -> Value {
+        write_one_or_many(self.iter().map(DataSource::write).collect())
     }
 }
 

@@ -70,10 +70,41 @@ const FLIPS: &[(&str, &str, Shows)] = &[
         InRun(&["data.train=wide.jsonl", "data.format=prompt-completion"]),
     ),
     ("data.template", "llama3", InRun(CHAT)),
+    (
+        "data.template_variables",
+        "{ ending = \"!\" }",
+        InRun(&["data.train=chats.jsonl", "data.template=own.jinja"]),
+    ),
     ("data.system", "be brief", InRun(CHAT)),
+    (
+        "data.system_role",
+        "merge",
+        InRun(&[
+            "data.train=chats.jsonl",
+            "data.template=chatml",
+            "data.max_length=256",
+            "data.system=brief",
+        ]),
+    ),
     ("data.train_on", "assistant", InRun(CHAT)),
+    ("data.reasoning", "mask", InRun(&["data.train=thoughts.jsonl", "data.template=chatml"])),
+    (
+        "data.train_after_end",
+        "true",
+        In {
+            file: "src/core/data/case_tests.rs",
+            test: "what_follows_the_end_of_a_turn_is_trained_where_asked",
+        },
+    ),
     ("data.max_length", "24", InRun(LONG)),
     ("data.overflow", "drop", InRun(&["data.train=long.jsonl", "data.max_length=24"])),
+    ("data.cut_limit", "0", Refused(&["data.train=cut.jsonl", "data.max_length=24"], "lose all their reply")),
+    ("data.group_by", "row", InRun(&["data.train=groups.jsonl", "data.eval=0.25"])),
+    (
+        "data.allow",
+        "[\"too_long\"]",
+        In { file: "src/core/data/prepare/tests.rs", test: "a_finding_that_is_allowed_does_not_block" },
+    ),
     ("data.packing", "false", InRun(&[])),
     ("data.shuffle", "false", InRun(&[])),
     ("method.kind", "ia3", InRun(&["method.dropout=0"])),
@@ -187,6 +218,21 @@ fn project() -> Project {
             message("user", "a"), message("assistant", "b"), message("user", &again), message("assistant", "c"),
         ] })
     });
+    write(
+        "thoughts.jsonl",
+        &|index| serde_json::json!({ "prompt": format!("no {index}"), "completion": "<think>well</think>yes" }),
+    );
+    write("cut.jsonl", &|index| {
+        let asked = if index == 5 { "no ".repeat(40) } else { format!("no {index}") };
+        serde_json::json!({ "prompt": asked, "completion": " yes" })
+    });
+    write(
+        "groups.jsonl",
+        &|index| serde_json::json!({ "prompt": format!("no {}", index / 6), "completion": format!(" yes {index}") }),
+    );
+    let own = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ ending }}\n{% endfor %}\
+               {% if add_generation_prompt %}assistant: {% endif %}";
+    fs::write(project.path().join("own.jinja"), own).unwrap();
     project.write_pairs("pairs.jsonl");
     project.write_labelled("labelled.jsonl");
     fs::write(project.path().join("other-prompts.jsonl"), "{\"prompt\": \"another\"}\n").unwrap();
