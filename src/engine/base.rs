@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use luthier_core::config::Config;
-use luthier_core::data::{DataError, Message, Template, Tokenizer};
+use luthier_core::data::{DataError, Extras, Message, Template, Tokenizer};
 use luthier_core::model::{ModelFiles, Quantisation};
 
 use crate::device;
@@ -51,9 +51,9 @@ impl Base {
         dtype_name(self.model.kind())
     }
 
-    /// The prompt's ids for a conversation, with the configured system prompt.
-    pub fn prompt(&self, messages: &[Message], config: &Config) -> Result<Vec<u32>> {
-        self.template.prompt_ids(messages, &self.tokenizer, config).map_err(data_error)
+    /// The prompt's ids for a conversation with a row's tools and template variables, as in training.
+    pub fn prompt(&self, messages: &[Message], extras: &Extras, config: &Config) -> Result<Vec<u32>> {
+        self.template.prompt_ids(messages, extras, &self.tokenizer, config).map_err(data_error)
     }
 
     pub fn reply(&self, tokens: &[u32]) -> Result<String> {

@@ -7,7 +7,7 @@ mod tests;
 use std::ops::ControlFlow;
 
 use luthier_core::config::Config;
-use luthier_core::data::{Message, Row as DataRow};
+use luthier_core::data::{self, Extras, Message, Row as DataRow};
 
 pub use compare::{Comparison, Request, SideReport, compare};
 
@@ -31,19 +31,25 @@ pub struct Question {
 }
 
 impl Question {
-    /// From a conversation up to the model's reply.
-    pub fn new(base: &Base, config: &Config, messages: &[Message], expected: Option<String>) -> Result<Self> {
-        let shown = messages.last().map(|message| message.content.clone()).unwrap_or_default();
-        Ok(Self { shown, prompt: base.prompt(messages, config)?, expected })
+    /// From a conversation up to the model's reply, with a row's tools and template variables.
+    pub fn new(
+        base: &Base,
+        config: &Config,
+        messages: &[Message],
+        extras: &Extras,
+        expected: Option<String>,
+    ) -> Result<Self> {
+        let shown = messages.last().map(Message::shown).unwrap_or_default();
+        Ok(Self { shown, prompt: base.prompt(messages, extras, config)?, expected })
     }
 
     /// From a row of the dataset whose last message is the model's; `None` for other rows. An answer labelled
-    /// as bad is not an expected reply.
+    /// as bad, or with a weight of 0, is not an expected reply.
     pub fn of_row(base: &Base, config: &Config, row: &DataRow) -> Result<Option<Self>> {
         let Some(messages) = row.example.messages() else { return Ok(None) };
         match messages.split_last() {
             Some((reply, before)) if reply.is_assistant() && !before.is_empty() => {
-                Self::new(base, config, before, expected(row, reply)).map(Some)
+                Self::new(base, config, before, &row.extras, expected(base, config, row, reply)).map(Some)
             }
             _ => Ok(None),
         }
@@ -57,19 +63,28 @@ impl Question {
         system: &str,
     ) -> Result<Option<Self>> {
         let Some(mut messages) = row.example.messages() else { return Ok(None) };
-        messages.retain(|message| message.role != "system");
+        messages.retain(|message| !message.is_system());
         messages.insert(0, Message::new("system", system));
         match messages.split_last() {
             Some((reply, before)) if reply.is_assistant() && before.len() > 1 => {
-                Self::new(base, config, before, expected(row, reply)).map(Some)
+                Self::new(base, config, before, &row.extras, expected(base, config, row, reply)).map(Some)
             }
             _ => Ok(None),
         }
     }
 }
 
-fn expected(row: &DataRow, reply: &Message) -> Option<String> {
-    (row.extras.label != Some(false)).then(|| reply.content.clone())
+/// The reply that the row has. One that thinks or calls tools is what the template makes of it, since that is what the
+/// model writes.
+fn expected(base: &Base, config: &Config, row: &DataRow, reply: &Message) -> Option<String> {
+    if row.extras.label == Some(false) || reply.trained == Some(false) {
+        return None;
+    }
+    if reply.reasoning.is_none() && reply.tool_calls.is_empty() {
+        return Some(reply.content.clone());
+    }
+    let written = data::written_reply(row, &base.tokenizer, &base.template, config);
+    Some(written.unwrap_or_else(|| reply.content.clone()))
 }
 
 /// Reply length and sampling.

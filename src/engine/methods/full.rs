@@ -2,7 +2,6 @@
 //! A tied head is trained once, as the embedding. The result is a model folder in the base's own layout.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
 use luthier_core::model::trained::{Copied, every_tensor};
@@ -22,7 +21,7 @@ use crate::weights::safetensors;
 pub(super) const WEIGHTS: &str = "model.safetensors";
 
 /// Other files of a model folder, if the base has them: configuration, tokenizer, chat template.
-const COMPANIONS: [&str; 11] = [
+const COMPANIONS: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -34,6 +33,7 @@ const COMPANIONS: [&str; 11] = [
     "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
 ];
 
 /// Full fine-tuning has no settings.
@@ -121,11 +121,14 @@ pub(super) fn save(
     let failed = |path: &Path, source| EngineError::File { action: "write", path: path.to_owned(), source };
     fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
     for name in COMPANIONS {
-        let target = folder.join(name);
-        match fs::copy(base.root.join(name), &target) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            copied => drop(copied.map_err(|source| failed(&target, source))?),
+        let (source, target) = (base.root.join(name), folder.join(name));
+        if !source.exists() {
+            continue;
         }
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).map_err(|source| failed(parent, source))?;
+        }
+        fs::copy(&source, &target).map_err(|source| failed(&target, source))?;
     }
     let path = folder.join(WEIGHTS);
     if purpose == Purpose::Checkpoint {
