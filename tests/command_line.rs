@@ -520,11 +520,12 @@ fn one_problem_of_many_rows_is_reported_once() {
     };
     let rows: Vec<_> = tiny_rows(3).into_iter().chain((3..23).map(row)).collect();
     project.write_rows("train.jsonl", &rows);
-    let told = project.luthier(["data", "check"]).run().expect(0);
-    assert_eq!(told.stdout.matches("its reply is empty").count(), 1, "{told}");
-    assert!(told.stdout.contains("20 rows: 3 (train.jsonl:4), 4 (train.jsonl:5)"), "{told}");
-    let document = project.luthier(["data", "check", "--json"]).run().expect(0).json();
-    let empty = problems(&document).into_iter().filter(|(kind, _)| kind == "empty_reply").count();
+    let told = project.luthier(["data", "check"]).run().expect(3);
+    assert_eq!(told.stdout.matches("only the end-of-turn token is trained").count(), 1, "{told}");
+    assert!(told.stdout.contains("empty reply learned: 20 rows, 69 %"), "{told}");
+    assert!(told.stdout.contains("rows 3 (train.jsonl:4), 4 (train.jsonl:5)"), "{told}");
+    let document = project.luthier(["data", "check", "--json"]).run().expect(3).json();
+    let empty = problems(&document).into_iter().filter(|(kind, _)| kind == "nothing_learned").count();
     assert_eq!(empty, 20);
 }
 

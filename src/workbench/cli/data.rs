@@ -1,9 +1,9 @@
-//! `luthier data …`: the pre-flight of a project's data.
+//! `luthier data …`: the pre-flight of a project's data, and what changes it.
 
 use clap::{Args, Subcommand};
 use luthier_core::data::{
-    self, Encoded, Example, Message, Prepared, Report, Row, Severity, Split, Template, Tokenizer,
-    read_dataset,
+    self, Encoded, Example, Message, Prepared, ProblemKind, Report, Row, Severity, Split, Template,
+    Tokenizer, read_dataset,
 };
 use luthier_core::text::indented;
 use luthier_core::units;
@@ -11,12 +11,16 @@ use serde_json::json;
 
 use super::failure::{Failure, Outcome};
 use super::output;
-use super::preflight;
 use super::project::Settings;
-use crate::project::{Project, grouped};
+use super::{convert, preflight, quarantine};
+use crate::project::{Project, findings};
 
 /// Bars of the length histogram are this wide.
 const BAR: usize = 40;
+
+/// Kinds of problems that leave nothing to train on, or that are the model's.
+const NEVER_ALLOWED: [ProblemKind; 3] =
+    [ProblemKind::EmptyDataset, ProblemKind::AllTooLong, ProblemKind::BeyondPositions];
 
 /// Look at a project's data as it will be trained on
 #[derive(Debug, Args)]
@@ -30,6 +34,8 @@ enum Command {
     Check(Check),
     Show(Show),
     Stats(Stats),
+    Quarantine(quarantine::Arguments),
+    Convert(convert::Arguments),
 }
 
 /// Check the data before training; exit status 3 where something would break training
@@ -77,6 +83,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
         Command::Check(arguments) => check(arguments),
         Command::Show(arguments) => show(arguments),
         Command::Stats(arguments) => stats(arguments),
+        Command::Quarantine(arguments) => quarantine::run(arguments),
+        Command::Convert(arguments) => convert::run(arguments),
     }
 }
 
@@ -93,7 +101,8 @@ fn check(arguments: &Check) -> Outcome {
     if arguments.json {
         output::document(report)?;
     } else {
-        output::line(&describe_check(report))?;
+        let told = describe_check(report, &project.config.data.allow);
+        output::line(&output::fitted(&told))?;
     }
     if report.blocks() {
         let count = report.count(Severity::Blocks);
@@ -106,8 +115,11 @@ fn check(arguments: &Check) -> Outcome {
 }
 
 fn summary(report: &Report) -> String {
+    let unused = report.rows.saturating_sub(report.train_rows + report.eval_rows);
+    let left_out =
+        if unused == 0 { String::new() } else { format!(", {} left out", units::count(unused as u64)) };
     format!(
-        "{}: {} to train on, {} held out\n{} tokens, {} trained ({})\ntemplate {} ({})",
+        "{}: {} to train on, {} held out{left_out}\n{} tokens, {} trained ({})\ntemplate {} ({})",
         units::counted(report.rows, "row", "rows"),
         units::count(report.train_rows as u64),
         units::count(report.eval_rows as u64),
@@ -119,12 +131,12 @@ fn summary(report: &Report) -> String {
     )
 }
 
-fn describe_check(report: &Report) -> String {
+fn describe_check(report: &Report, allowed: &[String]) -> String {
     let mut lines = vec![summary(report)];
     if report.problems.is_empty() {
         lines.push("no problems".to_owned());
     }
-    for group in grouped(&report.problems) {
+    for group in findings(report) {
         let mark = match group.severity {
             Severity::Blocks => "✗",
             Severity::Warning => "!",
@@ -132,7 +144,34 @@ fn describe_check(report: &Report) -> String {
         };
         lines.push(format!("{mark} {}", indented(&group.to_string(), 2)));
     }
+    lines.extend(ways_on(report, allowed));
+    if !report.advice.is_empty() {
+        lines.push("size:".to_owned());
+        lines.extend(report.advice.iter().map(|sentence| format!("  {sentence}")));
+    }
     lines.join("\n")
+}
+
+/// What can be done about the findings of a report.
+fn ways_on(report: &Report, allowed: &[String]) -> Vec<String> {
+    let of_rows = report.rows_of.iter().filter(|found| !found.rows.is_empty());
+    let of_rows: Vec<&str> = of_rows.map(|found| found.kind.name()).collect();
+    let mut lines = Vec::new();
+    if !of_rows.is_empty() {
+        let kinds = of_rows.join(", ");
+        lines.push(format!("to set rows aside: luthier data quarantine --kind KIND ({kinds})"));
+    }
+    let mut allow: Vec<&str> = allowed.iter().map(String::as_str).collect();
+    for problem in &report.problems {
+        let may_pass = problem.severity == Severity::Blocks && !NEVER_ALLOWED.contains(&problem.kind);
+        if may_pass && !allow.contains(&problem.kind.name()) {
+            allow.push(problem.kind.name());
+        }
+    }
+    if allow.len() > allowed.len() {
+        lines.push(format!("to go on in spite of it: data.allow = {allow:?}"));
+    }
+    lines
 }
 
 fn stats(arguments: &Stats) -> Outcome {
@@ -183,7 +222,7 @@ fn show(arguments: &Show) -> Outcome {
     let template = Template::resolve(&project.config, &project.folder, &files)?;
     let sides = data::encode(&row, &tokenizer, &template, &project.config)
         .map_err(|problem| Failure::check(problem.to_string()))?;
-    let messages = data::conversation(&row, &project.config);
+    let messages = data::conversation(&row, &template, &project.config);
     if arguments.json {
         let first = sides.first();
         let mut document = json!({
@@ -200,7 +239,7 @@ fn show(arguments: &Show) -> Outcome {
         }
         if let (Example::Preference { rejected: reply, .. }, Some(side)) = (&row.example, sides.get(1)) {
             document["rejected"] = json!({
-                "reply": reply,
+                "reply": reply.shown(),
                 "text": side.text,
                 "tokens": data::row_tokens(side),
                 "truncated": side.truncated,
@@ -247,13 +286,13 @@ fn describe_row(row: &Row, messages: Option<&[Message]>, sides: &[Encoded]) -> S
         if cut { ", cut at data.max_length" } else { "" }
     )];
     for message in messages.unwrap_or_default() {
-        lines.push(format!("\n{}: {}", message.role, message.content));
+        lines.push(format!("\n{}: {}", message.role, message.shown()));
     }
     if let Example::Preference { prompt, chosen, rejected } = &row.example {
         if prompt.is_empty() {
-            lines.push(format!("\nchosen: {chosen}"));
+            lines.push(format!("\nchosen: {}", chosen.shown()));
         }
-        lines.push(format!("\nrejected: {rejected}"));
+        lines.push(format!("\nrejected: {}", rejected.shown()));
     }
     lines.push(String::from("\ntokens, trained ones between ▐ and ▌:\n"));
     lines.push(sides.iter().map(marked).collect::<Vec<_>>().join("\n\nof the rejected side:\n\n"));

@@ -101,7 +101,9 @@ impl Exit {
             | Refusal::Plan(_)
             | Refusal::NoQueue
             | Refusal::NoCheckpoint(_)
-            | Refusal::Exists(_) => Self::Usage,
+            | Refusal::Exists(_)
+            | Refusal::NotReplaced(_)
+            | Refusal::NoRow(_) => Self::Usage,
             Refusal::NotEvaluated
             | Refusal::Serving(Unserved::Cancelled)
             | Refusal::Hub(HubError::Cancelled) => Self::Interrupted,

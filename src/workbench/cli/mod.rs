@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod convert;
 mod data;
 mod doctor;
 mod eval;
@@ -14,6 +15,7 @@ mod output;
 mod plan;
 mod preflight;
 mod project;
+mod quarantine;
 mod queue;
 mod review;
 mod run;

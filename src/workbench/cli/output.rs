@@ -2,13 +2,16 @@
 //! control characters, and a closed pipe ends the command quietly.
 
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 
 use luthier_core::text::clean;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
 use super::failure::{Failure, Outcome};
+
+/// Columns that lines for people are made to fit.
+const COLUMNS: usize = 80;
 
 /// Writes one or more lines to stdout.
 pub fn line(text: &str) -> Outcome {
@@ -78,6 +81,36 @@ fn escaped_json(json: &str) -> String {
     escaped
 }
 
+/// The text with long lines broken between words where stdout is a terminal. What reads from a pipe gets whole lines.
+pub fn fitted(text: &str) -> String {
+    if !io::stdout().is_terminal() {
+        return text.to_owned();
+    }
+    text.lines().map(|line| wrapped(line, COLUMNS)).collect::<Vec<_>>().join("\n")
+}
+
+/// A line broken between words; what follows the first break stands two columns right of where the line begins.
+fn wrapped(line: &str, columns: usize) -> String {
+    let words = line.trim_start();
+    let beginning = line.len() - words.len();
+    let indent = " ".repeat(beginning + 2);
+    let mut text = " ".repeat(beginning);
+    let mut width = beginning;
+    for (place, word) in words.split(' ').enumerate() {
+        if place > 0 && width + 1 + word.width() > columns {
+            text.push('\n');
+            text.push_str(&indent);
+            width = indent.len();
+        } else if place > 0 {
+            text.push(' ');
+            width += 1;
+        }
+        text.push_str(word);
+        width += word.width();
+    }
+    text
+}
+
 /// How a column of a table is aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
@@ -134,6 +167,15 @@ mod tests {
         let json = escaped_json(&serde_json::to_string(value).unwrap());
         assert_eq!(json, "\"a\\u009b2J\\u202e\\udb40\\udc41\\u007f ü 世 e\u{301}\"");
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), value);
+    }
+
+    #[test]
+    fn long_lines_are_broken_between_words() {
+        assert_eq!(wrapped("  one two three", 9), "  one two\n    three");
+        assert_eq!(wrapped("世界 世界", 8), "世界\n  世界");
+        for whole in ["", "  a  b", "averylongwordindeed"] {
+            assert_eq!(wrapped(whole, 9), whole);
+        }
     }
 
     #[test]

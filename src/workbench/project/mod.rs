@@ -2,12 +2,14 @@
 //! pass typed input, show progress, and print or draw the result or the [`Refusal`].
 
 mod control;
+mod convert;
 mod diff;
 mod evaluate;
 mod export;
 mod plan;
 mod problems;
 mod pull;
+mod quarantine;
 mod queue;
 mod refusal;
 mod serving;
@@ -26,12 +28,14 @@ use luthier_core::plan::{Place, PlanError};
 use luthier_core::runs::{self, RunError};
 
 pub use control::{ask, edit, resume, write_setting};
+pub use convert::{Converted, convert, is_read};
 pub use diff::{Difference, diff};
 pub use evaluate::{EvaluationProgress, evaluate};
 pub use export::{export_pairs, verdicts};
 pub use plan::{Planned, Ready, plan, ready, unblocked};
-pub use problems::grouped;
+pub use problems::findings;
 pub use pull::pull;
+pub use quarantine::{Aside, Back, Changed, Entry, bring_back, entries, put, set_aside};
 pub use queue::{Change, Queued, SWEEP_EXAMPLE, add, change, sweep};
 pub use refusal::Refusal;
 pub use serving::{Server, StartServing, Unserved, sampling};

@@ -1,57 +1,117 @@
-//! Problems of the data, grouped for the reader: equal ones once, with the rows that have them.
+//! Problems of the data, grouped for the reader: one entry for each thing that is wrong, with the rows that have it.
 
 use std::fmt;
+use std::ops::Range;
 
 use indexmap::IndexMap;
-use luthier_core::data::{DataProblem, ProblemKind, Severity};
+use luthier_core::data::{DataProblem, ProblemKind, Report, Severity};
 
 use luthier_core::units;
 
 /// Rows of a group that are named; the rest is counted.
 const NAMED_ROWS: usize = 3;
+/// A smaller share of the rows is not put into a number.
+const SMALL_SHARE: f64 = 0.005;
 
-/// Problems that differ only in the rows that have them.
+/// Problems that differ only in the rows that have them, and in what they count.
 #[derive(Debug)]
 pub struct Group<'a> {
     pub severity: Severity,
     kind: ProblemKind,
-    /// What is wrong, without the place of a row.
+    /// What is wrong, without the place of a row: of the first row where rows differ.
     what: String,
+    /// Whether other rows are told something else than `what`.
+    is_example: bool,
+    /// One for each row, the first that was found.
     problems: Vec<&'a DataProblem>,
+    /// How many rows have it.
+    rows: usize,
+    /// Their share of all rows, where that is known.
+    share: Option<f64>,
 }
 
-/// Groups equal problems, in the order of their first ones.
+/// Groups problems of one kind, in the order of their first ones.
 pub fn grouped<'a>(problems: impl IntoIterator<Item = &'a DataProblem>) -> Vec<Group<'a>> {
     let mut groups: IndexMap<(Severity, ProblemKind, String), Vec<&DataProblem>> = IndexMap::new();
     for problem in problems {
         let (_, what) = parts(problem);
-        let key = if has_lengths(problem.kind) { pattern(what) } else { what.to_owned() };
+        // What is said about the dataset as a whole has numbers and names that matter.
+        let key = if is_of_a_row(problem) { pattern(&without_places(what)) } else { what.to_owned() };
         groups.entry((problem.severity, problem.kind, key)).or_default().push(problem);
     }
-    let group =
-        |((severity, kind, key), problems): ((Severity, ProblemKind, String), Vec<&'a DataProblem>)| {
-            let what = if has_lengths(kind) { ranged(&problems) } else { key };
-            Group { severity, kind, what, problems }
-        };
-    groups.into_iter().map(group).collect()
+    groups.into_iter().map(|((severity, kind, _), problems)| Group::new(severity, kind, problems)).collect()
+}
+
+/// Groups the problems of a report, with their share of its rows.
+pub fn findings(report: &Report) -> Vec<Group<'_>> {
+    let mut groups = grouped(&report.problems);
+    let of_rows =
+        |kind: ProblemKind| groups.iter().filter(|group| group.kind == kind && group.has_rows()).count();
+    let alone: Vec<bool> = groups.iter().map(|group| of_rows(group.kind) == 1).collect();
+    for (group, &alone) in groups.iter_mut().zip(&alone) {
+        if alone && group.has_rows() {
+            // Of many problems only the first are kept.
+            group.rows = group.rows.max(report.rows_of(group.kind).len());
+        }
+        group.share = (report.rows > 0).then(|| group.rows as f64 / report.rows as f64);
+    }
+    let kept = groups.into_iter().zip(alone).filter(|(group, alone)| !(*alone && group.counts_the_rest()));
+    kept.map(|(group, _)| group).collect()
+}
+
+impl<'a> Group<'a> {
+    fn new(severity: Severity, kind: ProblemKind, mut problems: Vec<&'a DataProblem>) -> Self {
+        let first = problems.first().map_or("", |problem| parts(problem).1);
+        let differs = problems.iter().any(|problem| parts(problem).1 != first);
+        let (what, is_example) =
+            if has_lengths(kind) { (ranged(&problems), false) } else { (first.to_owned(), differs) };
+        problems.dedup_by(|later, earlier| later.row.is_some() && later.row == earlier.row);
+        Group { severity, kind, what, is_example, rows: problems.len(), problems, share: None }
+    }
+
+    fn has_rows(&self) -> bool {
+        self.problems.iter().any(|problem| problem.row.is_some())
+    }
+
+    /// Whether it only says how many more problems of its kind there are.
+    fn counts_the_rest(&self) -> bool {
+        let [problem] = self.problems[..] else { return false };
+        let rest = problem.message.strip_prefix(self.kind.label());
+        let rest = rest.and_then(|rest| rest.strip_prefix(": ")?.strip_suffix(" more rows"));
+        problem.row.is_none() && rest.is_some_and(is_number)
+    }
 }
 
 impl fmt::Display for Group<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let label = self.kind.label();
-        if let [problem] = self.problems[..] {
+        if let [problem] = self.problems[..]
+            && self.rows == 1
+            && !self.is_example
+        {
             return match problem.row {
                 Some(row) => write!(formatter, "row {row}: {label}: {}", problem.message),
+                None if self.counts_the_rest() => formatter.write_str(&problem.message),
                 None => write!(formatter, "{label}: {}", problem.message),
             };
         }
-        let count = self.problems.len();
+        let rows = units::counted(self.rows, "row", "rows");
+        let share = match self.share {
+            Some(share) if share < SMALL_SHARE => ", below 1 %".to_owned(),
+            Some(share) => format!(", {}", units::percent(share)),
+            None => String::new(),
+        };
+        let example = if self.is_example { "such as: " } else { "" };
         let named: Vec<String> = self.problems.iter().take(NAMED_ROWS).map(|problem| row(problem)).collect();
-        let rows = units::counted(count, "row", "rows");
-        write!(formatter, "{label}: {}\n  {rows}: {}", self.what, named.join(", "))?;
-        match count - named.len() {
+        let word = match (self.has_rows(), self.rows) {
+            (false, _) => "",
+            (true, 1) => "row ",
+            (true, _) => "rows ",
+        };
+        write!(formatter, "{label}: {rows}{share}\n  {example}{}\n  {word}{}", self.what, named.join(", "))?;
+        match self.rows.saturating_sub(named.len()) {
             0 => Ok(()),
-            more => write!(formatter, " and {more} more"),
+            more => write!(formatter, " and {} more", units::count(more as u64)),
         }
     }
 }
@@ -69,15 +129,18 @@ fn row(problem: &DataProblem) -> String {
 /// The place that a row's message begins with, such as `train.jsonl:31`, and what is wrong there.
 fn parts(problem: &DataProblem) -> (Option<&str>, &str) {
     let message = problem.message.as_str();
-    let of_a_row = problem.row.is_some() || problem.kind == ProblemKind::UnreadableRow;
     let mut ends = message.match_indices(": ").filter(|(end, _)| {
         let place = &message[..*end];
         place.rsplit_once(':').is_some_and(|(file, line)| !file.is_empty() && is_number(line))
     });
-    match ends.next().filter(|_| of_a_row) {
+    match ends.next().filter(|_| is_of_a_row(problem)) {
         Some((end, separator)) => (Some(&message[..end]), &message[end + separator.len()..]),
         None => (None, message),
     }
+}
+
+fn is_of_a_row(problem: &DataProblem) -> bool {
+    problem.row.is_some() || problem.kind == ProblemKind::UnreadableRow
 }
 
 fn is_number(text: &str) -> bool {
@@ -100,6 +163,37 @@ fn pieces(text: &str) -> Vec<&str> {
         (rest, digits) = (after, !digits);
     }
     pieces
+}
+
+/// A text with every place in parentheses, such as `(train.jsonl:4)`, as `(#)`.
+fn without_places(text: &str) -> String {
+    let (mut kept, mut rest) = (String::new(), text);
+    while let Some(place) = place(rest) {
+        kept.push_str(&rest[..place.start]);
+        kept.push_str("(#)");
+        rest = &rest[place.end..];
+    }
+    kept.push_str(rest);
+    kept
+}
+
+/// Where the first place in parentheses is.
+fn place(text: &str) -> Option<Range<usize>> {
+    text.match_indices(')').find_map(|(end, _)| {
+        let digits = text[..end].bytes().rev().take_while(u8::is_ascii_digit).count();
+        let file = text[..end - digits].strip_suffix(':').filter(|_| digits > 0)?;
+        // The name of a file may have parentheses itself.
+        let mut open = 0_usize;
+        for (start, character) in file.char_indices().rev() {
+            match character {
+                ')' => open += 1,
+                '(' if open == 0 => return Some(start..end + 1),
+                '(' => open -= 1,
+                _ => {}
+            }
+        }
+        None
+    })
 }
 
 /// A text with every number in it as `#`.
@@ -127,12 +221,13 @@ fn ranged(problems: &[&DataProblem]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use luthier_core::data::{KindRows, LengthStatistics};
     use pretty_assertions::assert_eq;
 
     use super::*;
 
     fn problem(kind: ProblemKind, row: Option<usize>, message: &str) -> DataProblem {
-        DataProblem { kind, severity: Severity::Warning, row, message: message.to_owned() }
+        DataProblem { kind, severity: Severity::Warning, row, other: None, message: message.to_owned() }
     }
 
     fn shown(problems: &[DataProblem]) -> Vec<String> {
@@ -155,7 +250,7 @@ mod tests {
         assert_eq!(
             shown(&problems),
             [
-                "empty reply: its reply is empty\n  6 rows: 0 (train.jsonl:1), 1 (train.jsonl:2), \
+                "empty reply: 6 rows\n  its reply is empty\n  rows 0 (train.jsonl:1), 1 (train.jsonl:2), \
                  2 (train.jsonl:3) and 3 more",
                 "row 2: broken text: train.jsonl:3: control characters",
             ]
@@ -169,38 +264,92 @@ mod tests {
         });
         assert_eq!(
             shown(&problems),
-            ["unreadable row: no \"prompt\": see 1: 2\n  2 rows: train.jsonl:31, train.jsonl:32"]
+            ["unreadable row: 2 rows\n  no \"prompt\": see 1: 2\n  train.jsonl:31, train.jsonl:32"]
         );
     }
 
     #[test]
-    fn lengths_become_a_range_and_other_numbers_keep_problems_apart() {
+    fn lengths_become_a_range_and_other_numbers_an_example() {
         let cut = |row, length| {
             let message = format!("t.jsonl:{row}: cut from {length} tokens to data.max_length");
             problem(ProblemKind::Truncated, Some(row), &message)
         };
         let same = |row, other| {
-            problem(
-                ProblemKind::Duplicate,
-                Some(row),
-                &format!("t.jsonl:{row}: says the same as row {other}"),
-            )
+            let message = format!("t.jsonl:{row}: says the same as row {other} (my (2) t.jsonl:{other})");
+            problem(ProblemKind::Duplicate, Some(row), &message)
         };
         assert_eq!(
             shown(&[cut(3, 150), cut(4, 97), same(5, 1), same(6, 2)]),
             [
-                "truncated: cut from 97–150 tokens to data.max_length\n  2 rows: 3 (t.jsonl:3), 4 (t.jsonl:4)",
-                "row 5: duplicate: t.jsonl:5: says the same as row 1",
-                "row 6: duplicate: t.jsonl:6: says the same as row 2",
+                "truncated: 2 rows\n  cut from 97–150 tokens to data.max_length\n  rows 3 (t.jsonl:3), 4 (t.jsonl:4)",
+                "duplicate: 2 rows\n  such as: says the same as row 1 (my (2) t.jsonl:1)\n  \
+                 rows 5 (t.jsonl:5), 6 (t.jsonl:6)",
             ]
         );
     }
 
     #[test]
+    fn a_row_counts_once_and_settings_are_not_grouped() {
+        let lost = |number| {
+            let message = format!("a.jsonl:8: the content of message {number} is not in the text");
+            problem(ProblemKind::NotInText, Some(7), &message)
+        };
+        let unused =
+            |name| problem(ProblemKind::UnusedField, None, &format!("nothing reads the field {name}"));
+        assert_eq!(
+            shown(&[lost(1), lost(3), unused("\"a1\""), unused("\"a2\"")]),
+            [
+                "not in the text: 1 row\n  such as: the content of message 1 is not in the text\n  row 7 (a.jsonl:8)",
+                "unused field: nothing reads the field \"a1\"",
+                "unused field: nothing reads the field \"a2\"",
+            ]
+        );
+    }
+
+    fn report(rows: usize, problems: Vec<DataProblem>, rows_of: Vec<KindRows>) -> Report {
+        Report {
+            rows,
+            train_rows: rows,
+            eval_rows: 0,
+            quarantined: 0,
+            tokens: 0,
+            trained_tokens: 0,
+            truncated: 0,
+            dropped: 0,
+            problems,
+            rows_of,
+            advice: Vec::new(),
+            lengths: LengthStatistics::default(),
+            template: String::new(),
+            template_fingerprint: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_share_counts_rows_whose_problems_were_not_kept() {
+        let kind = ProblemKind::PersonalData;
+        let of_row = |row| problem(kind, Some(row), &format!("a.jsonl:{}: holds an e-mail address", row + 1));
+        let rest = problem(kind, None, "personal data: 28 more rows");
+        let all =
+            report(40, vec![of_row(0), of_row(1), rest], vec![KindRows { kind, rows: (0..30).collect() }]);
+        let shown = findings(&all).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let expected = "personal data: 30 rows, 75 %\n  holds an e-mail address\n  \
+                        rows 0 (a.jsonl:1), 1 (a.jsonl:2) and 28 more";
+        assert_eq!(shown, [expected]);
+        let one = problem(kind, Some(3), "a.jsonl:4: holds an e-mail address");
+        let few = report(1000, vec![of_row(0), one], vec![KindRows { kind, rows: vec![0, 3] }]);
+        assert!(findings(&few)[0].to_string().starts_with("personal data: 2 rows, below 1 %\n"));
+    }
+
+    #[test]
     fn any_message_can_be_shown() {
-        for message in ["", ": ", ":1: ", "7", "ä:9: ", "99999999999999999999999"] {
-            let problems = [1, 2].map(|row| problem(ProblemKind::TooLong, Some(row), message));
-            assert_eq!(shown(&problems).len(), 1, "{message}");
+        for message in
+            ["", ": ", ":1: ", "7", "ä:9: ", "99999999999999999999999", "(:1)", "):1)", "((ä:1)", "1)"]
+        {
+            for kind in [ProblemKind::TooLong, ProblemKind::Duplicate] {
+                let problems = [1, 2].map(|row| problem(kind, Some(row), message));
+                assert_eq!(shown(&problems).len(), 1, "{message}");
+            }
         }
     }
 }

@@ -109,6 +109,12 @@ pub enum Refusal {
     /// A file to be written exists.
     #[error("`{}` is there already; name another file, or move it away", shown(.0))]
     Exists(PathBuf),
+    /// A file to be written exists, and was not to be replaced.
+    #[error("`{}` is there already; name another file, or replace it with --force", shown(.0))]
+    NotReplaced(PathBuf),
+    /// A row that was named is not there.
+    #[error("{0}")]
+    NoRow(String),
     /// The system refused something.
     #[error("{doing}: {source}")]
     System {
