@@ -1,15 +1,17 @@
 //! Performs what the data pane asks for.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use luthier_core::config::Config;
-use luthier_core::data::{self, Quarantine, Row, Template, Tokenizer};
+use luthier_core::data::{self, Prepared, Row, StepOrder, Template, Tokenizer};
+use luthier_core::units;
 
 use super::{Job, Worker};
-use crate::panes::data::{DataEffect as Effect, DataEvent as Event, Rendered};
-use crate::project::{Host, Project, Refusal};
+use crate::panes::data::{Checked, Chosen, DataEffect as Effect, DataEvent as Event, Rendered, RowSize};
+use crate::project::{self, Host, Project, Refusal};
 
 /// How often progress is posted.
 const PROGRESS: Duration = Duration::from_millis(250);
@@ -51,8 +53,8 @@ impl Performer {
                     worker.send(Event::Rendered(Box::new(rendered)));
                 }
             }
-            Effect::Quarantine(hash) => {
-                worker.send(Event::Quarantined(quarantine(&project, &hash)));
+            Effect::Quarantine(rows, inside) => {
+                worker.send(Event::Quarantined(quarantine(&project, &rows, inside)));
             }
         });
     }
@@ -63,6 +65,7 @@ fn load(project: &Path, shared: &Mutex<Option<Arc<Loaded>>>, worker: &Worker<Eve
     let (config, folder) = (&project.config, &project.folder);
     let dataset = data::read_dataset(config, folder)?;
     let rows = Arc::new(dataset.rows);
+    let rows_read = rows.len();
     let files = project.model();
     let tools = match &files {
         Ok(files) => Tokenizer::open(files)
@@ -85,14 +88,41 @@ fn load(project: &Path, shared: &Mutex<Option<Arc<Loaded>>>, worker: &Worker<Eve
             worker.wanted()
         })
     });
-    let report = checked.map(|prepared| Arc::new(prepared.report));
-    worker.send(Event::Checked(report.map_err(|refusal| refusal.to_string())));
+    let checked = checked.map(|prepared| {
+        let sizes = sizes(&prepared, rows_read);
+        let sequences = config.packs().then(|| sequences(&prepared, config));
+        Box::new(Checked { report: Arc::new(prepared.report), sizes, sequences })
+    });
+    worker.send(Event::Checked(checked.map_err(|refusal| refusal.to_string())));
     Ok(())
+}
+
+/// The size of each of `rows` rows, in all the parts that it is trained in.
+fn sizes(prepared: &Prepared, rows: usize) -> Vec<RowSize> {
+    let mut sizes = vec![RowSize::default(); rows];
+    for row in prepared.train.iter().chain(&prepared.eval) {
+        if let Some(size) = sizes.get_mut(row.row) {
+            size.tokens += row.tokens();
+            size.trained += row.trained_tokens();
+        }
+    }
+    sizes
+}
+
+/// Into how many sequences one epoch is packed: its steps, if each were of one sequence.
+fn sequences(prepared: &Prepared, config: &Config) -> u64 {
+    let mut config = config.clone();
+    config.train.batch_size = 1;
+    config.train.accumulate = 1;
+    config.train.max_steps = None;
+    config.train.epochs = 1.0;
+    StepOrder::new(&prepared.summary().train_lengths, &config).total_steps()
 }
 
 fn render(loaded: &Loaded, index: usize) -> Option<Rendered> {
     let row = loaded.rows.get(index)?;
-    let messages = data::conversation(row, &loaded.config);
+    let template = loaded.tools.as_ref().ok().map(|(_, template)| template);
+    let messages = template.and_then(|template| data::conversation(row, template, &loaded.config));
     let sides = match &loaded.tools {
         Ok((tokenizer, template)) => {
             data::encode(row, tokenizer, template, &loaded.config).map_err(|problem| problem.to_string())
@@ -104,9 +134,15 @@ fn render(loaded: &Loaded, index: usize) -> Option<Rendered> {
     Some(Rendered { row: index, messages, sides, truncated })
 }
 
-fn quarantine(project: &Path, hash: &str) -> Result<String, String> {
-    let mut quarantine = Quarantine::load(project).map_err(|error| error.to_string())?;
-    let inside = quarantine.toggle(hash);
-    quarantine.save().map_err(|error| error.to_string())?;
-    Ok(if inside { "the row is in quarantine" } else { "the row is back" }.to_owned())
+fn quarantine(folder: &Path, rows: &Chosen, inside: bool) -> Result<String, String> {
+    // Rows that say the same have one hash. Where one of them is not chosen, it stays, and the copies go.
+    let hashes: BTreeSet<String> = rows.rows().map(Row::hash).collect();
+    let chosen: BTreeSet<usize> = rows.positions.iter().copied().collect();
+    let others = rows.pool.iter().enumerate().filter(|(position, _)| !chosen.contains(position));
+    let stay: BTreeSet<String> =
+        others.map(|(_, row)| row.hash()).filter(|hash| hashes.contains(hash)).collect();
+    project::put(folder, &hashes, &stay, inside).map_err(|refusal| refusal.to_string())?;
+    let count = rows.positions.len();
+    let (are, what) = (if count == 1 { "is" } else { "are" }, units::counted(count, "row", "rows"));
+    Ok(format!("{what} {are} {}", if inside { "in quarantine" } else { "back" }))
 }

@@ -10,10 +10,24 @@ const HERE: KeyContext = KeyContext::Pane(PaneId::Data);
 pub enum DataCommand {
     /// Conversation, text, tokens, in turn.
     Form,
-    /// List only rows with one kind of problem, or of one split.
+    /// The numbers of tokens beside their texts, or not.
+    Ids,
+    /// List only some of the rows.
     Filter,
-    /// Keep the row out of every run, or let it back in.
+    /// Another order of the list.
+    Order,
+    /// How often each value of a field occurs.
+    Table,
+    /// The lengths of all rows.
+    Lengths,
+    /// The row beside the one that it is like.
+    Compare,
+    /// Mark the row, or remove its mark.
+    Mark,
+    /// Keep the marked rows, or the selected one, out of every run, or let them back in.
     Quarantine,
+    /// As [`DataCommand::Quarantine`], of all listed rows.
+    QuarantineListed,
     /// Open the row's file at its line.
     Edit,
     /// Go to a random row.
@@ -31,21 +45,70 @@ pub const COMMANDS: &[Entry<DataCommand>] = &[
         name: "data.form",
         label: "view",
         doc: "Show the row as conversation, as text, or as tokens with the loss mask",
-        keys: &[(HERE, &["tab", "t"])],
+        keys: &[(HERE, &["tab"])],
+    },
+    Entry {
+        command: DataCommand::Ids,
+        name: "data.ids",
+        label: "ids",
+        doc: "Show the number of each token beside its text, or not",
+        keys: &[(HERE, &["i"])],
     },
     Entry {
         command: DataCommand::Filter,
         name: "data.filter",
         label: "filter",
-        doc: "List only rows with one kind of problem, or of one split",
+        doc: "List only some rows: with one kind of problem, of one split, with a label, the longest",
         keys: &[(HERE, &["f"])],
+    },
+    Entry {
+        command: DataCommand::Order,
+        name: "data.sort",
+        label: "sort",
+        doc: "Sort the list by length, trained tokens or findings",
+        keys: &[(HERE, &["s"])],
+    },
+    Entry {
+        command: DataCommand::Table,
+        name: "data.table",
+        label: "table",
+        doc: "Count the values of a field, and list the rows with one of them",
+        keys: &[(HERE, &["t"])],
+    },
+    Entry {
+        command: DataCommand::Lengths,
+        name: "data.lengths",
+        label: "lengths",
+        doc: "Show how long the rows are, in tokens",
+        keys: &[(HERE, &["h"])],
+    },
+    Entry {
+        command: DataCommand::Compare,
+        name: "data.compare",
+        label: "compare",
+        doc: "Show the row beside the one that it repeats or contradicts",
+        keys: &[(HERE, &["="])],
+    },
+    Entry {
+        command: DataCommand::Mark,
+        name: "data.mark",
+        label: "mark",
+        doc: "Mark the row and go to the next, or remove its mark",
+        keys: &[(HERE, &["m"])],
     },
     Entry {
         command: DataCommand::Quarantine,
         name: "data.quarantine",
         label: "quarantine",
-        doc: "Exclude the row from all future runs, or include it again",
+        doc: "Exclude the marked rows, or this one, from all future runs, or include them again",
         keys: &[(HERE, &["x"])],
+    },
+    Entry {
+        command: DataCommand::QuarantineListed,
+        name: "data.quarantine-listed",
+        label: "quarantine all",
+        doc: "Exclude all listed rows from all future runs, or include them again",
+        keys: &[(HERE, &["X"])],
     },
     Entry {
         command: DataCommand::Edit,

@@ -1,5 +1,6 @@
 //! What the data pane has done outside of its state.
 
+use super::state::Chosen;
 use crate::app::Slot;
 
 /// Work for the performer in `effects/data.rs`.
@@ -9,8 +10,8 @@ pub enum DataEffect {
     Load,
     /// Render one row: conversation, text and tokens.
     Render(usize),
-    /// Keep the row with this hash out of runs, or let it back in.
-    Quarantine(String),
+    /// Keep these rows out of runs; or, if not, let them back in.
+    Quarantine(Chosen, bool),
 }
 
 impl DataEffect {
@@ -19,7 +20,7 @@ impl DataEffect {
         match self {
             Self::Load => Slot::Latest("load"),
             Self::Render(_) => Slot::Latest("render"),
-            Self::Quarantine(_) => Slot::Each,
+            Self::Quarantine(..) => Slot::Each,
         }
     }
 }

@@ -1,9 +1,13 @@
 //! Rows, loss mask and pre-flight of the project's data.
 
 mod command;
+mod compare;
 mod effect;
 mod event;
+mod lengths;
+mod listing;
 mod question;
+mod search;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -12,6 +16,6 @@ mod view;
 
 pub use command::DataCommand;
 pub use effect::DataEffect;
-pub use event::DataEvent;
+pub use event::{Checked, DataEvent};
 pub use question::DataQuestion;
-pub use state::{DataState, Rendered};
+pub use state::{Chosen, DataState, Rendered, RowSize};

@@ -1,12 +1,19 @@
 //! What the data pane asks in a box.
 
-use super::state::Filter;
+use super::listing::{Field, Filter};
+use super::state::Chosen;
 
 /// What the pane asks in a box, so that the answer finds its way back.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DataQuestion {
     /// Which of these filters.
     Filter(Vec<Filter>),
-    /// Really keep the row with this hash out of runs?
-    Quarantine(String),
+    /// In which order.
+    Order,
+    /// A table of which of these fields.
+    Field(Vec<Field>),
+    /// Which of these values of a field.
+    Value(Field, Vec<String>),
+    /// Really keep these rows out of runs? Or, if not, let them back in?
+    Quarantine(Chosen, bool),
 }

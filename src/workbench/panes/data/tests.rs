@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use luthier_core::data::{
-    DataProblem, Example, Extras, HistogramBin, LengthStatistics, Message, Origin, ProblemKind, Report, Row,
-    Severity, Split, TokenPiece,
+    DataProblem, Example, Extras, HistogramBin, KindRows, LengthStatistics, Message, Origin, ProblemKind,
+    Report, Row, Severity, Split, TokenPiece,
 };
 
 use super::effect::DataEffect;
-use super::event::DataEvent;
-use super::state::{Form, Rendered};
+use super::event::{Checked, DataEvent};
+use super::listing::{Field, Filter, Order};
+use super::state::{Form, Rendered, RowSize};
 use crate::app::{Effect, Event, Tag};
 use crate::panes::{PaneEffect, PaneEvent};
 use crate::testing::{TestApp, config, snapshot};
@@ -47,6 +48,7 @@ fn report() -> Report {
         kind,
         severity,
         row: Some(row),
+        other: None,
         message: message.to_owned(),
     };
     Report {
@@ -71,10 +73,22 @@ fn report() -> Report {
         },
         template: "chatml".into(),
         template_fingerprint: "a3f9c0de".into(),
+        rows_of: vec![
+            KindRows { kind: ProblemKind::NoTrainedTokens, rows: vec![3] },
+            KindRows { kind: ProblemKind::EmptyReply, rows: vec![3] },
+            KindRows { kind: ProblemKind::BrokenText, rows: vec![2] },
+        ],
+        advice: Vec::new(),
         quarantined: 0,
         truncated: 0,
         dropped: 0,
     }
+}
+
+fn checked(report: Report) -> DataEvent {
+    let tokens = [(139, 52), (203, 60), (150, 50), (60, 0), (60, 70)];
+    let sizes = tokens.map(|(tokens, trained)| RowSize { tokens, trained }).to_vec();
+    DataEvent::Checked(Ok(Box::new(Checked { report: Arc::new(report), sizes, sequences: Some(2) })))
 }
 
 fn rendered(index: usize) -> Rendered {
@@ -95,13 +109,10 @@ fn answers(effect: &Effect) -> Vec<Event> {
     let Effect::Pane(tag, PaneEffect::Data(effect)) = effect else { return Vec::new() };
     let answers = match effect {
         DataEffect::Load => {
-            vec![
-                DataEvent::Rows(Ok((Arc::new(rows()), Arc::default()))),
-                DataEvent::Checked(Ok(Arc::new(report()))),
-            ]
+            vec![DataEvent::Rows(Ok((Arc::new(rows()), Arc::default()))), checked(report())]
         }
         DataEffect::Render(row) => vec![DataEvent::Rendered(Box::new(rendered(*row)))],
-        DataEffect::Quarantine(_) => vec![DataEvent::Quarantined(Ok("the row is in quarantine".into()))],
+        DataEffect::Quarantine(..) => vec![DataEvent::Quarantined(Ok("1 row is in quarantine".into()))],
     };
     answers.into_iter().map(|answer| posted(*tag, answer)).collect()
 }
@@ -118,8 +129,8 @@ fn pair_answers(effect: &Effect) -> Vec<Event> {
     let row = Row {
         example: Example::Preference {
             prompt: asked,
-            chosen: chosen.to_owned(),
-            rejected: rejected.to_owned(),
+            chosen: Message::new("assistant", chosen),
+            rejected: Message::new("assistant", rejected),
         },
         ..rows().remove(0)
     };
@@ -131,7 +142,7 @@ fn pair_answers(effect: &Effect) -> Vec<Event> {
             sides: Ok(vec![side(chosen), side(rejected)]),
             truncated: false,
         })),
-        DataEffect::Quarantine(_) => return Vec::new(),
+        DataEffect::Quarantine(..) => return Vec::new(),
     };
     vec![posted(*tag, answer)]
 }
@@ -203,19 +214,266 @@ fn search_and_filter_narrow_the_list() {
     assert_eq!(app.app.panes.data.listed.len(), 5);
 }
 
+/// What was asked of the quarantine since the last time: positions, and whether to put them in.
+fn quarantined(app: &mut TestApp) -> Vec<(Vec<usize>, bool)> {
+    let effects = app.take_effects().into_iter();
+    effects
+        .filter_map(|effect| match effect {
+            Effect::Pane(_, PaneEffect::Data(DataEffect::Quarantine(rows, inside))) => {
+                Some((rows.positions, inside))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 #[test]
 fn a_row_goes_into_quarantine_only_after_yes() {
     let mut app = opened(120, 32);
-    let quarantined = |app: &mut TestApp| {
-        let effects = app.take_effects().into_iter();
-        effects
-            .filter(|effect| matches!(effect, Effect::Pane(_, PaneEffect::Data(DataEffect::Quarantine(_)))))
-            .count()
-    };
     app.keys("x<enter>");
-    assert_eq!(quarantined(&mut app), 0, "no is the default");
+    assert!(quarantined(&mut app).is_empty(), "no is the default");
     app.keys("xy");
-    assert_eq!(quarantined(&mut app), 1);
+    assert_eq!(quarantined(&mut app), [(vec![0], true)]);
+}
+
+#[test]
+fn marked_rows_go_together() {
+    let mut app = opened(120, 32);
+    snapshot!(app, "mjvx");
+    app.keys("y");
+    assert_eq!(quarantined(&mut app), [(vec![0, 2], true)]);
+    assert!(app.app.panes.data.marked.is_empty(), "the rows are read again");
+    app.keys("m<esc>");
+    assert!(app.app.panes.data.marked.is_empty());
+}
+
+#[test]
+fn all_listed_rows_go_after_a_question_that_says_how_many() {
+    let mut app = opened(120, 32);
+    app.keys("Xy");
+    assert!(quarantined(&mut app).is_empty(), "all rows are listed");
+    snapshot!(app, "ftraining<enter>X");
+    app.keys("y");
+    assert_eq!(quarantined(&mut app), [(vec![0, 1, 2, 3], true)]);
+}
+
+#[test]
+fn rows_come_back_from_quarantine() {
+    let mut app = TestApp::respond(120, 32, |effect| match effect {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => {
+            let mut rows = rows();
+            let out = rows.split_off(3);
+            vec![posted(*tag, DataEvent::Rows(Ok((Arc::new(rows), Arc::new(out)))))]
+        }
+        _ => Vec::new(),
+    });
+    app.keys("1fquarantine<enter>");
+    assert_eq!(app.app.panes.data.filter, Filter::Quarantined);
+    app.keys("jx");
+    assert_eq!(quarantined(&mut app), [(vec![1], false)]);
+    app.keys("kmmx");
+    assert_eq!(quarantined(&mut app), [(vec![0, 1], false)]);
+}
+
+#[test]
+fn filters_are_offered_with_their_shares() {
+    let mut app = opened(120, 32);
+    snapshot!(app, "f");
+}
+
+#[test]
+fn problems_beyond_those_kept_are_listed_too() {
+    let mut report = report();
+    report.problems.retain(|problem| problem.kind != ProblemKind::BrokenText);
+    report.problems.push(DataProblem {
+        kind: ProblemKind::BrokenText,
+        severity: Severity::Note,
+        row: None,
+        other: None,
+        message: "broken text: 1 more rows".to_owned(),
+    });
+    let mut app = TestApp::respond(120, 32, move |effect| match effect {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => vec![
+            posted(*tag, DataEvent::Rows(Ok((Arc::new(rows()), Arc::default())))),
+            posted(*tag, checked(report.clone())),
+        ],
+        _ => Vec::new(),
+    });
+    app.keys("1fbroken<enter>");
+    let data = &app.app.panes.data;
+    assert_eq!(data.listed, [2]);
+    let row = data.selected().unwrap();
+    assert_eq!(data.problems_of(row), ["broken text"]);
+    assert_eq!(data.worst(row), Some(Severity::Note));
+}
+
+#[test]
+fn the_list_is_sorted_and_says_so() {
+    let mut app = opened(120, 32);
+    snapshot!(app, "slongest<enter>");
+    assert_eq!(app.app.panes.data.listed, [1, 2, 0, 3, 4]);
+    app.keys("sshortest<enter>");
+    assert_eq!(app.app.panes.data.listed, [3, 4, 0, 2, 1]);
+    app.keys("strained<enter>");
+    assert_eq!(app.app.panes.data.listed, [4, 1, 0, 2, 3]);
+    app.keys("sfindings<enter>");
+    assert_eq!(app.app.panes.data.listed, [3, 2, 0, 1, 4]);
+    assert_eq!(app.app.panes.data.order, Order::Findings);
+    app.keys("flongest<enter>");
+    assert_eq!(app.app.panes.data.listed, [1]);
+}
+
+#[test]
+fn an_unfinished_pattern_keeps_what_was_found() {
+    let mut app = opened(120, 32);
+    snapshot!(app, "/re:(wi");
+    assert_eq!(app.app.panes.data.listed.len(), 5);
+    app.keys("fi|leckt)<enter>");
+    assert_eq!(app.app.panes.data.listed, [3, 4]);
+    assert_eq!(app.app.panes.data.search_problem, None);
+    app.keys("<esc>/~kfmsch");
+    assert_eq!(app.app.panes.data.listed, [4]);
+    app.keys("<esc>/KANN nicht<enter>");
+    assert_eq!(app.app.panes.data.listed, [2]);
+}
+
+#[test]
+fn what_was_found_is_marked_in_the_row() {
+    let mut app = opened(80, 24);
+    app.keys("/badge gate<enter>");
+    let places = app.app.panes.data.found_in("The badge reader at gate B");
+    assert_eq!(places, [4..9, 20..24]);
+    snapshot!(app, "");
+    app.keys("<esc>");
+    assert!(app.app.panes.data.found_in("The badge reader").is_empty());
+}
+
+#[test]
+fn a_search_narrows_and_widens_again() {
+    let mut app = opened(80, 24);
+    app.keys("/category ac");
+    assert_eq!(app.app.panes.data.listed, [1, 2, 4]);
+    app.keys("ce");
+    assert_eq!(app.app.panes.data.listed, [1]);
+    app.keys("<backspace><backspace><backspace><backspace>");
+    assert_eq!(app.app.panes.data.listed, [0, 1, 2, 4]);
+    snapshot!(app, "nowhere<enter>");
+}
+
+#[test]
+fn token_numbers_are_shown_on_request() {
+    let mut app = opened(120, 32);
+    snapshot!(app, "j<tab><tab>i");
+}
+
+#[test]
+fn wide_and_joined_characters_hold_their_columns() {
+    let texts = ["日本語のテキスト。", "مرحبا بالعالم", "👩‍💻 ok 🇩🇪", "e\u{301}te\u{301}"];
+    let mut app = TestApp::respond(120, 24, move |effect| {
+        let Effect::Pane(tag, PaneEffect::Data(effect)) = effect else { return Vec::new() };
+        let row = |(index, text): (usize, &&str)| Row {
+            index,
+            example: Example::Messages(vec![Message::new("user", *text), Message::new("assistant", "はい")]),
+            ..rows().remove(0)
+        };
+        let answer = match effect {
+            DataEffect::Load => {
+                let rows = texts.iter().enumerate().map(row).collect();
+                DataEvent::Rows(Ok((Arc::new(rows), Arc::default())))
+            }
+            DataEffect::Render(row) => {
+                let pieces = texts.iter().flat_map(|text| text.split_inclusive(' '));
+                let pieces = pieces.cycle().take(40).enumerate();
+                let tokens = pieces.map(|(place, text)| TokenPiece {
+                    id: place as u32,
+                    text: text.to_owned(),
+                    trained: place % 5 > 2,
+                });
+                DataEvent::Rendered(Box::new(Rendered {
+                    row: *row,
+                    messages: None,
+                    sides: Ok(vec![tokens.collect()]),
+                    truncated: false,
+                }))
+            }
+            DataEffect::Quarantine(..) => return Vec::new(),
+        };
+        vec![posted(*tag, answer)]
+    });
+    snapshot!(app, "1j<tab><tab>");
+}
+
+#[test]
+fn a_row_stands_beside_the_one_that_it_is_like() {
+    let mut app = TestApp::respond(120, 32, |effect| match effect {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => {
+            let mut rows = rows();
+            rows[1].example = Example::Messages(vec![
+                Message::new("user", "Printer on floor 4 is on fire again"),
+                Message::new("assistant", TICKETS[0].1),
+            ]);
+            let mut report = report();
+            report.problems.push(DataProblem {
+                kind: ProblemKind::NearDuplicate,
+                severity: Severity::Warning,
+                row: Some(1),
+                other: Some(0),
+                message: "train.jsonl:2: nearly equal to row 0 (train.jsonl:1): 91 % of its pieces"
+                    .to_owned(),
+            });
+            report.rows_of.push(KindRows { kind: ProblemKind::NearDuplicate, rows: vec![1] });
+            vec![
+                posted(*tag, DataEvent::Rows(Ok((Arc::new(rows), Arc::default())))),
+                posted(*tag, checked(report)),
+            ]
+        }
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Render(row))) => {
+            vec![posted(*tag, DataEvent::Rendered(Box::new(rendered(*row))))]
+        }
+        _ => Vec::new(),
+    });
+    app.keys("1=");
+    assert_eq!(app.app.panes.data.beside, None, "row 0 is like no earlier one");
+    snapshot!(app, "j=");
+    assert!(app.app.panes.data.beside.is_some());
+    app.keys("<esc>");
+    assert_eq!(app.app.panes.data.beside, None);
+    assert_eq!(app.app.panes.data.selected().map(|row| row.index), Some(1));
+}
+
+#[test]
+fn values_of_a_field_are_counted_and_listed() {
+    let mut app = opened(120, 32);
+    snapshot!(app, "treply<enter>");
+    app.keys("account<enter>");
+    let filter = Filter::Value(Field::FirstWords, "{\"category\": \"account\"}".to_owned());
+    assert_eq!(app.app.panes.data.filter, filter);
+    assert_eq!(app.app.panes.data.listed, [2]);
+}
+
+#[test]
+fn lengths_are_shown_in_a_box() {
+    let mut app = opened(80, 24);
+    snapshot!(app, "h");
+}
+
+#[test]
+fn labels_and_trained_shares_stand_in_the_list() {
+    let mut app = TestApp::respond(160, 24, |effect| match effect {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => {
+            let mut rows = rows();
+            rows[0].extras.label = Some(true);
+            rows[1].extras.label = Some(false);
+            vec![
+                posted(*tag, DataEvent::Rows(Ok((Arc::new(rows), Arc::default())))),
+                posted(*tag, checked(report())),
+            ]
+        }
+        _ => Vec::new(),
+    });
+    snapshot!(app, "1j");
+    app.keys("fbad<enter>");
+    assert_eq!(app.app.panes.data.listed, [1]);
 }
 
 #[test]

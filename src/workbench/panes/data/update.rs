@@ -1,16 +1,32 @@
 //! How the data pane reacts.
 
-use luthier_core::random;
+use luthier_core::data::{Row, Split};
+use luthier_core::{random, units};
 
 use super::command::DataCommand;
+use super::compare::Pair;
 use super::effect::DataEffect;
 use super::event::DataEvent;
+use super::lengths::bar;
+use super::listing::{Field, Filter, Order, has_several_replies, has_tools, share};
 use super::question::DataQuestion;
-use super::state::{DataState, Filter};
-use crate::app::{Confirm, Context, Input, Link, Pick, PickItem, Question, Reaction, Reply, Severity};
+use super::state::{Chosen, DataState};
+use crate::app::{
+    Confirm, Context, Input, Link, Message, Pick, PickItem, Question, Reaction, Reply, Severity,
+};
 use crate::command::{Command, InputCommand, ListCommand, ViewCommand};
 use crate::panes::{PaneCommand, PaneId};
 use crate::widgets::TextLine;
+use crate::widgets::text::fit;
+
+/// Most values of a field that are offered.
+const MOST_VALUES: usize = 1000;
+
+/// Columns of the bar of the most frequent value.
+const BAR: usize = 16;
+
+/// Rows shown when several are asked about.
+const EXAMPLES: usize = 3;
 
 /// Reacts to one input. No IO, no clock.
 pub(super) fn update(state: &mut DataState, context: &Context, input: Input) -> Vec<Reaction> {
@@ -36,8 +52,8 @@ pub(super) fn update(state: &mut DataState, context: &Context, input: Input) -> 
         }
         Input::Edited(_) => load(state),
         Input::Link(Link::Rows(what, rows)) => {
-            state.filter = Filter::All;
             state.search.clear();
+            state.list_only(Filter::All);
             state.asked = Some((what, rows));
             relisted(state)
         }
@@ -48,16 +64,32 @@ pub(super) fn update(state: &mut DataState, context: &Context, input: Input) -> 
 /// Reacts to the reply to a question that the pane asked in a box.
 pub(super) fn replied(state: &mut DataState, question: DataQuestion, reply: Reply) -> Vec<Reaction> {
     match (question, reply) {
-        (DataQuestion::Quarantine(hash), Reply::Yes) => vec![Reaction::from(DataEffect::Quarantine(hash))],
-        (DataQuestion::Filter(filters), Reply::Choice(index)) => {
-            if let Some(filter) = filters.into_iter().nth(index) {
-                state.filter = filter;
-                state.asked = None;
-            }
+        (DataQuestion::Quarantine(rows, inside), Reply::Yes) => {
+            vec![Reaction::from(DataEffect::Quarantine(rows, inside))]
+        }
+        (DataQuestion::Filter(filters), Reply::Choice(index)) => match filters.into_iter().nth(index) {
+            Some(filter) => list_only(state, filter),
+            None => vec![Reaction::Unchanged],
+        },
+        (DataQuestion::Order, Reply::Choice(index)) => {
+            state.order = Order::ALL.get(index).copied().unwrap_or_default();
             relisted(state)
         }
+        (DataQuestion::Field(fields), Reply::Choice(index)) => match fields.into_iter().nth(index) {
+            Some(field) => vec![table(state, field)],
+            None => vec![Reaction::Unchanged],
+        },
+        (DataQuestion::Value(field, values), Reply::Choice(index)) => match values.into_iter().nth(index) {
+            Some(value) => list_only(state, Filter::Value(field, value)),
+            None => vec![Reaction::Unchanged],
+        },
         _ => vec![Reaction::Unchanged],
     }
+}
+
+fn list_only(state: &mut DataState, filter: Filter) -> Vec<Reaction> {
+    state.list_only(filter);
+    selected(state)
 }
 
 fn load(state: &mut DataState) -> Vec<Reaction> {
@@ -84,11 +116,12 @@ fn run(state: &mut DataState, context: &Context, command: Command) -> Vec<Reacti
             }
             typed(state)
         }
+        Command::List(ListCommand::Mark) => mark(state),
         Command::List(ListCommand::Open) => {
             state.reading = state.selected().is_some();
             Vec::new()
         }
-        Command::List(command) if state.reading => {
+        Command::List(command) if state.reading || state.beside.is_some() => {
             if state.scroll.apply(command) {
                 Vec::new()
             } else {
@@ -104,16 +137,24 @@ fn run(state: &mut DataState, context: &Context, command: Command) -> Vec<Reacti
         }
         Command::View(ViewCommand::Search) => {
             state.reading = false;
+            state.beside = None;
             state.typing = Some(TextLine::new(&state.search));
             Vec::new()
         }
         Command::View(ViewCommand::Back) => {
-            if state.reading {
-                state.reading = false;
+            if state.beside.take().is_some() {
+                state.scroll.reset();
+                return Vec::new();
+            }
+            if std::mem::take(&mut state.reading) {
+                return Vec::new();
+            }
+            if !state.marked.is_empty() {
+                state.marked.clear();
                 return Vec::new();
             }
             if state.asked.take().is_none() && std::mem::take(&mut state.search).is_empty() {
-                state.filter = Filter::All;
+                return list_only(state, Filter::All);
             }
             relisted(state)
         }
@@ -130,18 +171,32 @@ fn typed(state: &mut DataState) -> Vec<Reaction> {
     if let Some(line) = &state.typing {
         line.value().clone_into(&mut state.search);
     }
-    relisted(state)
+    state.search_again();
+    selected(state)
 }
 
 fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Reaction> {
     match command {
         DataCommand::Form => {
             state.form = state.form.next();
+            state.beside = None;
             state.scroll.reset();
             Vec::new()
         }
+        DataCommand::Ids => {
+            state.ids = !state.ids;
+            Vec::new()
+        }
         DataCommand::Filter => vec![filters(state)],
+        DataCommand::Order => vec![orders(state)],
+        DataCommand::Table => vec![fields(state)],
+        DataCommand::Lengths => lengths(state, context),
+        DataCommand::Compare => compare(state),
+        DataCommand::Mark => mark(state),
         DataCommand::Quarantine => quarantine(state),
+        DataCommand::QuarantineListed => state.all_listed().map_or_else(Vec::new, |listed| {
+            vec![ask_quarantine(listed, "listed", state.filter != Filter::Quarantined)]
+        }),
         DataCommand::Edit => state.selected().map_or_else(Vec::new, |row| {
             let file = context.project.join(&row.origin.file);
             vec![Reaction::Edit(file, Some(row.origin.line))]
@@ -160,50 +215,140 @@ fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Re
 }
 
 fn filters(state: &DataState) -> Reaction {
-    let rows = state.rows.as_ref().map_or(0, |rows| rows.len());
-    let count = |filter: &Filter| match filter {
-        Filter::All => rows,
-        Filter::Quarantined => state.quarantined.len(),
-        Filter::Train => state.report.as_ref().map_or(0, |report| report.train_rows),
-        Filter::Eval => state.report.as_ref().map_or(0, |report| report.eval_rows),
-        Filter::Problem(_) => 0,
-    };
-    let mut filters = vec![Filter::All, Filter::Train, Filter::Eval];
-    let labels = ["all rows", "training rows", "held-out rows"];
-    let mut items: Vec<PickItem> = labels
-        .iter()
-        .zip(&filters)
-        .map(|(label, filter)| PickItem { label: (*label).to_owned(), detail: count(filter).to_string() })
-        .collect();
+    let rows = state.all();
+    let count = |of: &dyn Fn(&Row) -> bool| rows.iter().filter(|row| of(row)).count();
+    let train = count(&|row: &Row| row.split == Split::Train);
+    let mut choices =
+        vec![(Filter::All, rows.len()), (Filter::Train, train), (Filter::Eval, rows.len() - train)];
     for group in state.groups() {
-        items.push(PickItem { label: group.kind.label().to_owned(), detail: group.count.to_string() });
-        filters.push(Filter::Problem(group.kind));
+        if state.report.as_ref().is_some_and(|report| !report.rows_of(group.kind).is_empty()) {
+            choices.push((Filter::Problem(group.kind), group.count));
+        }
     }
-    items.push(PickItem { label: "in quarantine".to_owned(), detail: state.quarantined.len().to_string() });
-    filters.push(Filter::Quarantined);
-    let selected = filters.iter().position(|filter| *filter == state.filter).unwrap_or(0);
+    let some = [
+        (Filter::Label(true), count(&|row: &Row| row.extras.label == Some(true))),
+        (Filter::Label(false), count(&|row: &Row| row.extras.label == Some(false))),
+        (Filter::SeveralReplies, count(&has_several_replies)),
+        (Filter::Tools, count(&has_tools)),
+        (Filter::Longest, rows.len().div_ceil(Filter::LONGEST)),
+    ];
+    choices.extend(some.into_iter().filter(|(_, count)| *count > 0));
+    if let Filter::Value(..) = &state.filter {
+        choices.push((state.filter.clone(), state.list.length()));
+    }
+    choices.push((Filter::Quarantined, state.quarantined.len()));
+    let selected = choices.iter().position(|(filter, _)| *filter == state.filter).unwrap_or(0);
+    let items = choices
+        .iter()
+        .map(|(filter, count)| PickItem { label: filter.title(), detail: share(*count, rows.len()) })
+        .collect();
     Reaction::Pick(Pick {
         title: "List which rows?".to_owned(),
         items,
         selected,
-        question: Question::from(DataQuestion::Filter(filters)),
+        question: Question::from(DataQuestion::Filter(
+            choices.into_iter().map(|(filter, _)| filter).collect(),
+        )),
     })
 }
 
-fn quarantine(state: &DataState) -> Vec<Reaction> {
-    let Some(row) = state.selected() else { return Vec::new() };
-    if state.filter == Filter::Quarantined {
-        return vec![Reaction::from(DataEffect::Quarantine(row.hash()))];
+fn orders(state: &DataState) -> Reaction {
+    let items = Order::ALL.map(|order| PickItem { label: order.title().to_owned(), detail: String::new() });
+    Reaction::Pick(Pick {
+        title: "List in which order?".to_owned(),
+        items: items.into(),
+        selected: Order::ALL.iter().position(|order| *order == state.order).unwrap_or(0),
+        question: Question::from(DataQuestion::Order),
+    })
+}
+
+fn fields(state: &DataState) -> Reaction {
+    let rows = state.all();
+    let fields = Field::all(rows);
+    let items = fields.iter().map(|field| PickItem { label: field.title(), detail: String::new() }).collect();
+    Reaction::Pick(Pick {
+        title: "Count the values of what?".to_owned(),
+        items,
+        selected: 0,
+        question: Question::from(DataQuestion::Field(fields)),
+    })
+}
+
+/// How often each value of a field occurs. The rows with the chosen one are listed.
+fn table(state: &DataState, field: Field) -> Reaction {
+    let rows = state.all();
+    let counts = field.counts(rows);
+    let most = counts.first().map_or(0, |(_, count)| *count);
+    let title = format!("{} · {}", field.title(), units::counted(counts.len(), "value", "values"));
+    let shown = || counts.iter().take(MOST_VALUES);
+    let items = shown().map(|(value, count)| PickItem {
+        label: value.clone(),
+        detail: format!("{}  {}", share(*count, rows.len()), bar(*count, most, BAR)),
+    });
+    Reaction::Pick(Pick {
+        title,
+        items: items.collect(),
+        selected: 0,
+        question: Question::from(DataQuestion::Value(
+            field,
+            shown().map(|(value, _)| value.clone()).collect(),
+        )),
+    })
+}
+
+fn lengths(state: &DataState, context: &Context) -> Vec<Reaction> {
+    let Some(report) = &state.report else { return Vec::new() };
+    let text = super::lengths::text(report, context.config.as_deref(), state.sequences);
+    vec![Reaction::Message(Message { title: "Lengths".to_owned(), text, severity: Severity::Note })]
+}
+
+fn compare(state: &mut DataState) -> Vec<Reaction> {
+    state.scroll.reset();
+    if state.beside.take().is_none()
+        && let (Some(row), Some(other)) = (state.selected(), state.other())
+    {
+        state.beside = Some(Pair::new(row, other));
     }
-    vec![Reaction::Confirm(Confirm {
-        title: format!("Keep row {} out of every run?", row.index),
-        lines: vec![
-            crate::widgets::text::fit(&DataState::headline(row), 60),
-            "Its file stays as it is; `f` lists the quarantine, `x` there lets it back in.".to_owned(),
-        ],
-        yes: "Quarantine".to_owned(),
-        question: Question::from(DataQuestion::Quarantine(row.hash())),
-    })]
+    Vec::new()
+}
+
+fn mark(state: &mut DataState) -> Vec<Reaction> {
+    let Some(position) = state.position() else { return vec![Reaction::Unchanged] };
+    if !state.marked.remove(&position) {
+        state.marked.insert(position);
+    }
+    if state.list.apply(ListCommand::Down) { selected(state) } else { Vec::new() }
+}
+
+fn quarantine(state: &DataState) -> Vec<Reaction> {
+    let Some(chosen) = state.chosen() else { return Vec::new() };
+    if state.filter == Filter::Quarantined {
+        return vec![Reaction::from(DataEffect::Quarantine(chosen, false))];
+    }
+    vec![ask_quarantine(chosen, "marked", true)]
+}
+
+/// Asks whether to keep rows out of runs or, if not, to let them back in. `which` tells several from others.
+fn ask_quarantine(rows: Chosen, which: &str, inside: bool) -> Reaction {
+    let what = match rows.positions.as_slice() {
+        [_] => rows.rows().next().map_or_else(String::new, |row| format!("row {}", row.index)),
+        several => format!("{} {which} rows", units::count(several.len() as u64)),
+    };
+    let mut lines: Vec<String> =
+        rows.rows().take(EXAMPLES).map(|row| fit(&DataState::headline(row), 60)).collect();
+    if rows.positions.len() > EXAMPLES {
+        lines.push("…".to_owned());
+    }
+    let (title, yes) = if inside {
+        lines.push(
+            "The files stay as they are; `f` lists the quarantine, `x` there lets rows back in.".to_owned(),
+        );
+        (format!("Keep {what} out of every run?"), "Quarantine")
+    } else {
+        (format!("Let {what} back into runs?"), "Let back in")
+    };
+    let question = Question::from(DataQuestion::Quarantine(rows, inside));
+    Reaction::Confirm(Confirm { title, lines, yes: yes.to_owned(), question })
 }
 
 fn relisted(state: &mut DataState) -> Vec<Reaction> {
@@ -215,6 +360,9 @@ fn relisted(state: &mut DataState) -> Vec<Reaction> {
 fn selected(state: &mut DataState) -> Vec<Reaction> {
     let Some(row) = state.selected() else { return Vec::new() };
     let index = row.index;
+    if state.beside.as_ref().is_some_and(|pair| pair.rows[0] != index) {
+        state.beside = None;
+    }
     if state.filter == Filter::Quarantined {
         state.rendered = None;
         return Vec::new();
@@ -229,11 +377,7 @@ fn selected(state: &mut DataState) -> Vec<Reaction> {
 pub(super) fn answered(state: &mut DataState, answer: DataEvent) -> Vec<Reaction> {
     match answer {
         DataEvent::Rows(Ok((rows, quarantined))) => {
-            state.problem = None;
-            state.report = None;
-            state.rendered = None;
-            state.rows = Some(rows);
-            state.quarantined = quarantined;
+            state.read(rows, quarantined);
             relisted(state)
         }
         DataEvent::Rows(Err(problem)) | DataEvent::Checked(Err(problem)) => {
@@ -245,9 +389,8 @@ pub(super) fn answered(state: &mut DataState, answer: DataEvent) -> Vec<Reaction
             state.checking = Some((done, total));
             Vec::new()
         }
-        DataEvent::Checked(Ok(report)) => {
-            state.checking = None;
-            state.report = Some(report);
+        DataEvent::Checked(Ok(checked)) => {
+            state.checked(*checked);
             relisted(state)
         }
         DataEvent::Rendered(rendered) => {

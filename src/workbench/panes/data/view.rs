@@ -1,5 +1,7 @@
 //! How the data pane looks.
 
+use std::ops::Range;
+
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
@@ -8,7 +10,9 @@ use ratatui::text::Line;
 use luthier_core::data::{Example, Row, Severity, Split, TokenPiece};
 use luthier_core::units;
 
-use super::state::{DataState, Filter, Form, Rendered};
+use super::compare::Pair;
+use super::listing::{Filter, Order};
+use super::state::{DataState, Form, Rendered};
 use crate::app::Context;
 use crate::theme::{Role, Theme};
 use crate::ui::layout::{Split as Layout, list_and_detail};
@@ -16,8 +20,17 @@ use crate::widgets::rule;
 use crate::widgets::sparkline::sparkline;
 use crate::widgets::text::{self, Piece, Wrap, fit_middle, put, put_pieces, put_right};
 
-/// Columns of the list of rows.
-const LIST_WIDTH: u16 = 38;
+/// Least and most columns of the list of rows, which otherwise has a third of the screen.
+const LIST_WIDTHS: [u16; 2] = [38, 72];
+
+/// Least columns of a list that shows how much of each row is trained.
+const WITH_SHARES: u16 = 48;
+
+/// Most lines about what is wrong with a row.
+const PROBLEM_LINES: u16 = 4;
+
+/// Columns of the mark and the number of a row in the list.
+const NUMBER: u16 = 7;
 
 /// Kinds of problems listed above the rows.
 const GROUPS: usize = 6;
@@ -43,22 +56,15 @@ pub fn view(state: &DataState, context: &Context, area: Rect, buffer: &mut Buffe
         put(buffer, rest.x + 1, rest.y, rest.right(), text, theme.style(Role::Muted));
         return;
     }
-    match list_and_detail(rest, LIST_WIDTH, buffer, theme) {
+    let [least, most] = LIST_WIDTHS;
+    match list_and_detail(rest, (rest.width / 3).clamp(least, most), buffer, theme) {
         Layout::Wide { list, detail } => {
             let below = draw_groups(state, list, buffer, theme);
             draw_rows(state, below, buffer, theme);
             draw_detail(state, detail, buffer, theme);
         }
         Layout::Narrow { selector, detail } => {
-            let position = state.list.selected().map_or(0, |position| position + 1);
-            let text = format!(" {}  row {position} of {}  ↑↓", filter_title(state), state.list.length());
-            put(buffer, selector.x, selector.y, selector.right(), &text, theme.style(Role::Muted));
-            draw_search(
-                state,
-                Rect { x: selector.right().saturating_sub(30), width: 30, ..selector },
-                buffer,
-                theme,
-            );
+            draw_selector(state, selector, buffer, theme);
             let detail = Rect { x: detail.x + 1, width: detail.width.saturating_sub(2), ..detail };
             draw_detail(state, detail, buffer, theme);
         }
@@ -151,17 +157,52 @@ fn draw_groups(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme
     Rect { y: y + 1, height: area.bottom().saturating_sub(y + 1), ..area }
 }
 
-fn filter_title(state: &DataState) -> String {
-    if let Some((what, _)) = &state.asked {
-        return format!("rows of {what}");
+/// What is listed, how many, in which order, and how many are marked.
+fn listed(state: &DataState) -> String {
+    let mut text = match &state.asked {
+        Some((what, _)) => format!("rows of {what}"),
+        None => state.filter.title(),
+    };
+    let (count, all) = (state.list.length() as u64, state.pool().len() as u64);
+    let of = if count == all { String::new() } else { format!(" of {}", units::count(all)) };
+    text = format!("{text} · {}{of}", units::count(count));
+    if state.order != Order::File {
+        text = format!("{text} · {}", state.order.title());
     }
-    match state.filter {
-        Filter::All => "all rows".to_owned(),
-        Filter::Train => "training rows".to_owned(),
-        Filter::Eval => "held-out rows".to_owned(),
-        Filter::Problem(kind) => kind.label().to_owned(),
-        Filter::Quarantined => "in quarantine".to_owned(),
+    if !state.marked.is_empty() {
+        text = format!("{text} · {} marked", units::count(state.marked.len() as u64));
     }
+    text
+}
+
+/// Why no row is listed.
+fn nothing(state: &DataState) -> String {
+    if state.lists_all() {
+        "no row".to_owned()
+    } else if state.search.is_empty() {
+        "no row; esc lists all".to_owned()
+    } else {
+        format!("no row fits /{}; esc clears it", state.search)
+    }
+}
+
+/// The list where there is room for one line only.
+fn draw_selector(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+    const SEARCH: u16 = 30;
+    let searching = state.typing.is_some() || !state.search.is_empty();
+    let end = if searching { area.right().saturating_sub(SEARCH) } else { area.right() };
+    if let Some(problem) = &state.search_problem {
+        put(buffer, area.x + 1, area.y, end, problem, theme.style(Role::Error));
+    } else {
+        let position = state.list.selected().map_or(0, |position| position + 1);
+        let marked = state.position().is_some_and(|position| state.marked.contains(&position));
+        let mark = if marked { "●" } else { " " };
+        let x = put(buffer, area.x, area.y, end, mark, theme.style(Role::Marked));
+        let text = format!("{}  ↑↓ {}", listed(state), units::count(position as u64));
+        put(buffer, x, area.y, end, &text, theme.style(Role::Muted));
+    }
+    let field = Rect { x: end, width: area.right().saturating_sub(end), height: 1, ..area };
+    draw_search(state, field, buffer, theme);
 }
 
 fn draw_search(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
@@ -169,62 +210,97 @@ fn draw_search(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme
         let x = put(buffer, area.x, area.y, area.right(), "/", theme.style(Role::Key));
         let field = Rect { x, width: area.right().saturating_sub(x + 1), height: 1, ..area };
         line.draw(field, buffer, theme, true);
+        if line.value().is_empty() {
+            let kinds = "words, re:pattern or ~letters";
+            put(buffer, field.x + 1, field.y, field.right(), kinds, theme.style(Role::Muted));
+        }
     } else if !state.search.is_empty() {
         put(buffer, area.x, area.y, area.right(), &format!("/{}", state.search), theme.style(Role::Match));
     }
 }
 
 fn draw_rows(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
-    if area.height == 0 {
-        return;
+    let heading = if state.reading || state.beside.is_some() { Role::Title } else { Role::Focus };
+    let pieces = [Piece::new(listed(state), theme.style(heading))];
+    let mut rows = area;
+    for line in text::layout(&pieces, area.width.saturating_sub(2), Wrap::Words) {
+        if rows.height > 0 {
+            buffer.set_line(rows.x + 1, rows.y, &line, rows.width.saturating_sub(2));
+            rows = Rect { y: rows.y + 1, height: rows.height - 1, ..rows };
+        }
     }
-    let heading = if state.reading { Role::Title } else { Role::Focus };
-    let count = format!("{} · {}", filter_title(state), state.list.length());
-    let x = put(buffer, area.x + 1, area.y, area.right(), &count, theme.style(heading));
-    let search = Rect { x: x + 2, width: area.right().saturating_sub(x + 2), height: 1, ..area };
-    draw_search(state, search, buffer, theme);
-    let rows = Rect { y: area.y + 1, height: area.height - 1, ..area };
-    if state.list.length() == 0 {
-        put(buffer, rows.x + 1, rows.y, rows.right(), "none", theme.style(Role::Muted));
+    let searching = state.typing.is_some() || !state.search.is_empty();
+    if searching && rows.height > 0 {
+        let field = Rect { x: rows.x + 1, width: rows.width.saturating_sub(2), height: 1, ..rows };
+        draw_search(state, field, buffer, theme);
+        rows = Rect { y: rows.y + 1, height: rows.height - 1, ..rows };
+    }
+    if let Some(problem) = state.search_problem.as_ref().filter(|_| rows.height > 0) {
+        put(buffer, rows.x + 1, rows.y, rows.right(), problem, theme.style(Role::Error));
+        rows = Rect { y: rows.y + 1, height: rows.height - 1, ..rows };
+    }
+    if state.list.length() == 0 && rows.height > 0 {
+        put(buffer, rows.x + 1, rows.y, rows.right(), &nothing(state), theme.style(Role::Muted));
     }
     for (position, y) in state.list.visible(rows.height).zip(rows.top()..rows.bottom()) {
-        let Some(row) = state.row_at(position) else { continue };
-        let selected = state.list.selected() == Some(position);
-        if selected {
-            let role = if state.reading { Role::SelectionIdle } else { Role::Selection };
-            buffer.set_style(Rect { y, height: 1, ..rows }, theme.style(role));
-        }
-        let style = |role| if selected { Style::new() } else { theme.style(role) };
-        let end = rows.right().saturating_sub(1);
-        let number_end = (rows.x + 6).min(end);
-        put_right(buffer, rows.x, y, number_end, &row.index.to_string(), style(Role::Muted));
-        let mut right = end;
-        if let Some(severity) = worst(state, row.index) {
-            let (glyph, role) = glyph(severity);
-            right = put_right(buffer, number_end, y, right, glyph, style(role)).saturating_sub(1);
-        }
-        put(buffer, number_end + 2, y, right, &DataState::headline(row), style(Role::Screen));
+        draw_row(state, position, Rect { y, height: 1, ..rows }, buffer, theme);
     }
 }
 
-fn worst(state: &DataState, row: usize) -> Option<Severity> {
-    let problems = state.report.iter().flat_map(|report| &report.problems);
-    problems.filter(|problem| problem.row == Some(row)).map(|problem| problem.severity).min()
+fn draw_row(state: &DataState, position: usize, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+    let Some(row) = state.row_at(position) else { return };
+    let y = area.y;
+    let selected = state.list.selected() == Some(position);
+    if selected {
+        let idle = state.reading || state.beside.is_some();
+        let role = if idle { Role::SelectionIdle } else { Role::Selection };
+        buffer.set_style(area, theme.style(role));
+    }
+    let style = |role| if selected { Style::new() } else { theme.style(role) };
+    let end = area.right().saturating_sub(1);
+    let number_end = (area.x + NUMBER).min(end);
+    if state.listed.get(position).is_some_and(|at| state.marked.contains(at)) {
+        put(buffer, area.x, y, number_end, "●", style(Role::Marked));
+    }
+    put_right(buffer, area.x + 1, y, number_end, &row.index.to_string(), style(Role::Muted));
+    let mut right = end;
+    if let Some(severity) = state.worst(row) {
+        let (glyph, role) = glyph(severity);
+        right = put_right(buffer, number_end, y, right, glyph, style(role)).saturating_sub(1);
+    }
+    if let Some(good) = row.extras.label {
+        let (word, role) = if good { ("good", Role::Added) } else { ("bad", Role::Removed) };
+        right = put_right(buffer, number_end, y, right, word, style(role)).saturating_sub(1);
+    }
+    if let Some(size) = state.size(row).filter(|_| area.width >= WITH_SHARES) {
+        let share = units::percent(size.trained as f64 / size.tokens as f64);
+        let text = format!("{:>6} {share:>5}", size.tokens);
+        right = put_right(buffer, number_end, y, right, &text, style(Role::Muted)).saturating_sub(1);
+    }
+    put(buffer, number_end + 1, y, right, &DataState::headline(row), style(Role::Screen));
 }
 
 fn draw_detail(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
     let Some(row) = state.selected() else {
-        put(buffer, area.x, area.y, area.right(), "no row", theme.style(Role::Muted));
+        put(buffer, area.x, area.y, area.right(), &nothing(state), theme.style(Role::Muted));
         return;
     };
+    if let Some(pair) = &state.beside {
+        draw_beside(state, pair, area, buffer, theme);
+        return;
+    }
     let rendered = state.rendered.as_ref().filter(|rendered| rendered.row == row.index);
-    draw_heading(state, row, rendered, area, buffer, theme);
-    let footer = 2.min(area.height.saturating_sub(4));
-    let body = Rect { y: area.y + 2, height: area.height.saturating_sub(2 + footer), ..area };
+    let heading = draw_heading(state, row, rendered, area, buffer, theme);
+    let footer = 2.min(area.height.saturating_sub(heading + 2));
+    let body = Rect { y: area.y + heading, height: area.height.saturating_sub(heading + footer), ..area };
     let lines = match (state.form, rendered) {
-        (Form::Conversation, _) => conversation(row, rendered, body.width, theme),
-        (_, None) => text::layout(&[Piece::new("…", theme.style(Role::Muted))], body.width, Wrap::Words),
-        (Form::Text | Form::Tokens, Some(rendered)) => tokens(state.form, rendered, body.width, theme),
+        (Form::Conversation, _) => conversation(state, row, rendered, body.width, theme),
+        (_, None) => {
+            let kept_out = state.filter == Filter::Quarantined;
+            let what = if kept_out { "rows in quarantine have no tokens; x lets it back in" } else { "…" };
+            text::layout(&[Piece::new(what, theme.style(Role::Muted))], body.width, Wrap::Words)
+        }
+        (Form::Text | Form::Tokens, Some(rendered)) => tokens(state, rendered, body.width, theme),
     };
     text::draw_lines(buffer, body, &lines, &state.scroll, theme.style(Role::Muted));
     if footer > 0 {
@@ -232,6 +308,40 @@ fn draw_detail(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme
     }
 }
 
+/// Two rows beside each other; the words that only one of them has are marked.
+fn draw_beside(state: &DataState, pair: &Pair, area: Rect, buffer: &mut Buffer, theme: &Theme) {
+    const GAP: u16 = 3;
+    let width = area.width.saturating_sub(GAP) / 2;
+    let columns = [area.x, area.x + width + GAP];
+    let mut texts = Vec::new();
+    for (side, role) in pair.sides.iter().zip([Role::Removed, Role::Added]) {
+        let pieces: Vec<Piece<'_>> = side
+            .iter()
+            .map(|part| {
+                let role = if part.changed { role } else { Role::Screen };
+                Piece::new(part.text.as_str(), theme.style(role))
+            })
+            .collect();
+        texts.push(text::layout(&pieces, width, Wrap::Words));
+    }
+    let longest = texts.iter().map(Vec::len).max().unwrap_or(0);
+    for ((mut lines, x), row) in texts.into_iter().zip(columns).zip(pair.rows) {
+        // Both columns scroll together, to the end of the longer one.
+        lines.resize(longest, Line::default());
+        let title = format!("row {row}");
+        put(buffer, x, area.y, x + width, &title, theme.style(Role::Focus));
+        if let Some(other) = state.all().get(row) {
+            let room = usize::from(width).saturating_sub(text::width(&title) + 3);
+            let origin = fit_middle(&other.origin.to_string(), room);
+            put_right(buffer, x, area.y, x + width, &origin, theme.style(Role::Muted));
+        }
+        let body = Rect { x, y: area.y + 2, width, height: area.height.saturating_sub(2) };
+        text::draw_lines(buffer, body, &lines, &state.scroll, theme.style(Role::Muted));
+    }
+    rule::vertical(Rect { x: area.x + width + 1, width: 1, ..area }, buffer, theme);
+}
+
+/// Draws what is known about a row, and what is wrong with it; the rows that this takes.
 fn draw_heading(
     state: &DataState,
     row: &Row,
@@ -239,7 +349,7 @@ fn draw_heading(
     area: Rect,
     buffer: &mut Buffer,
     theme: &Theme,
-) {
+) -> u16 {
     let mut right = area.right();
     for form in Form::ALL.into_iter().rev() {
         let shown = form == state.form;
@@ -271,14 +381,50 @@ fn draw_heading(
     if room > 12 {
         put(buffer, x + 3, area.y, right, &fit_middle(&origin, room), theme.style(Role::Muted));
     }
-    let problems: Vec<&str> = state.problems_of(row.index).map(|(_, message)| message).collect();
-    let y = area.y + 1;
-    if !problems.is_empty() && y < area.bottom() {
-        put(buffer, area.x, y, area.right(), &problems.join(" · "), theme.style(Role::Warning));
+    let problems = state.problems_of(row);
+    let pieces = [Piece::new(problems.join("\n"), theme.style(Role::Warning))];
+    let mut lines = text::layout(&pieces, area.width, Wrap::Words);
+    let most = usize::from(PROBLEM_LINES.min(area.height.saturating_sub(1)));
+    let cut = lines.len() > most;
+    lines.truncate(most);
+    if let Some(last) = lines.last_mut().filter(|_| cut) {
+        let shorter = text::fit(last.to_string().trim_end(), usize::from(area.width.saturating_sub(1)));
+        *last = Line::styled(format!("{}…", shorter.trim_end_matches('…')), theme.style(Role::Warning));
     }
+    for (line, y) in lines.iter().zip(area.y + 1..area.bottom()) {
+        buffer.set_line(area.x, y, line, area.width);
+    }
+    1 + lines.len() as u16
 }
 
-fn conversation(row: &Row, rendered: Option<&Rendered>, width: u16, theme: &Theme) -> Vec<Line<'static>> {
+/// Splits pieces where the search found something, and marks it.
+fn with_matches(state: &DataState, pieces: Vec<Piece<'static>>, theme: &Theme) -> Vec<Piece<'static>> {
+    let mut split = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let places = state.found_in(&piece.text);
+        if places.is_empty() {
+            split.push(piece);
+            continue;
+        }
+        let part = |range: Range<usize>| piece.text.get(range).unwrap_or_default().to_owned();
+        let mut end = 0;
+        for place in places {
+            split.push(Piece::new(part(end..place.start), piece.style));
+            end = place.end;
+            split.push(Piece::new(part(place), piece.style.patch(theme.style(Role::Match))));
+        }
+        split.push(Piece::new(part(end..piece.text.len()), piece.style));
+    }
+    split
+}
+
+fn conversation(
+    state: &DataState,
+    row: &Row,
+    rendered: Option<&Rendered>,
+    width: u16,
+    theme: &Theme,
+) -> Vec<Line<'static>> {
     let messages = rendered.and_then(|rendered| rendered.messages.clone()).or_else(|| row.example.messages());
     let mut pieces = Vec::new();
     if messages.is_none() {
@@ -286,7 +432,7 @@ fn conversation(row: &Row, rendered: Option<&Rendered>, width: u16, theme: &Them
             Example::Tokens { .. } => "token ids without text; `tokens` shows them".to_owned(),
             Example::Preference { chosen, .. } => {
                 pieces.push(Piece::new("chosen\n", theme.style(Role::Added).bold()));
-                chosen.clone()
+                chosen.shown()
             }
             other => other.plain_text(),
         };
@@ -307,19 +453,28 @@ fn conversation(row: &Row, rendered: Option<&Rendered>, width: u16, theme: &Them
         };
         let lead = if index > 0 { "\n\n" } else { "" };
         pieces.push(Piece::new(format!("{lead}{}\n", message.role), theme.style(role).bold()));
-        let content = if message.content.is_empty() { "(empty)".to_owned() } else { message.content };
+        if let Some(reasoning) = &message.reasoning {
+            pieces.push(Piece::new(format!("{reasoning}\n\n"), theme.style(Role::Muted)));
+        }
+        let calls: Vec<String> = message.tool_calls.iter().map(|call| format!("calls {call}")).collect();
+        let content = match (message.content.is_empty(), calls.is_empty()) {
+            (true, true) => "(empty)".to_owned(),
+            (true, false) => calls.join("\n"),
+            (false, true) => message.content,
+            (false, false) => format!("{}\n{}", message.content, calls.join("\n")),
+        };
         pieces.push(Piece::new(content, theme.style(Role::Screen)));
     }
     if let Example::Preference { rejected, .. } = &row.example {
         pieces.push(Piece::new("\n\nrejected\n", theme.style(Role::Removed).bold()));
-        pieces.push(Piece::new(rejected.clone(), theme.style(Role::Screen)));
+        pieces.push(Piece::new(rejected.shown(), theme.style(Role::Screen)));
     }
-    text::layout(&pieces, width, Wrap::Words)
+    text::layout(&with_matches(state, pieces, theme), width, Wrap::Words)
 }
 
 /// The rendered text, with line ends made visible. As tokens, each trained stretch is put between bars, so
 /// that it is readable without colour, and neighbouring tokens alternate in style.
-fn tokens(form: Form, rendered: &Rendered, width: u16, theme: &Theme) -> Vec<Line<'static>> {
+fn tokens(state: &DataState, rendered: &Rendered, width: u16, theme: &Theme) -> Vec<Line<'static>> {
     let sides = match &rendered.sides {
         Ok(sides) => sides,
         Err(problem) => {
@@ -335,15 +490,15 @@ fn tokens(form: Form, rendered: &Rendered, width: u16, theme: &Theme) -> Vec<Lin
         if index > 0 {
             pieces.push(Piece::new("\n\nrejected\n", theme.style(Role::Removed).bold()));
         }
-        if form == Form::Text {
+        if state.form == Form::Text {
             let all: String = tokens.iter().map(|token| token.text.as_str()).collect();
             pieces.push(Piece::new(visible(&all), theme.style(Role::Screen)));
         } else {
-            push_tokens(&mut pieces, tokens, theme);
+            push_tokens(&mut pieces, tokens, state.ids, theme);
         }
     }
-    if form == Form::Text {
-        return text::layout(&pieces, width, Wrap::Anywhere);
+    if state.form == Form::Text {
+        return text::layout(&with_matches(state, pieces, theme), width, Wrap::Anywhere);
     }
     pieces.push(Piece::new("\n\n", Style::new()));
     pieces.push(Piece::new("▐ trained ▌", theme.style(Role::Trained)));
@@ -355,7 +510,7 @@ fn visible(text: &str) -> String {
     text.replace('\n', "⏎\n")
 }
 
-fn push_tokens(pieces: &mut Vec<Piece<'static>>, tokens: &[TokenPiece], theme: &Theme) {
+fn push_tokens(pieces: &mut Vec<Piece<'static>>, tokens: &[TokenPiece], ids: bool, theme: &Theme) {
     let mut inside = false;
     for (index, token) in tokens.iter().enumerate() {
         if token.trained != inside {
@@ -366,7 +521,15 @@ fn push_tokens(pieces: &mut Vec<Piece<'static>>, tokens: &[TokenPiece], theme: &
         if index % 2 == 1 {
             style = style.underlined();
         }
-        pieces.push(Piece::new(visible(&token.text), style));
+        let text = visible(&token.text);
+        if ids {
+            // The number stands before the line end that the token may close with.
+            let (text, end) = text.strip_suffix('\n').map_or((text.as_str(), ""), |text| (text, "\n"));
+            pieces.push(Piece::new(text.to_owned(), style));
+            pieces.push(Piece::new(format!("‹{}›{end}", token.id), theme.style(Role::Muted)));
+        } else {
+            pieces.push(Piece::new(text, style));
+        }
     }
     if inside {
         pieces.push(Piece::new("▌", theme.style(Role::Trained)));
