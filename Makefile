@@ -6,7 +6,7 @@ CARGO ?= cargo
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run demo test bench bench-peers bench-workbench gpu-check fuzz lint deny clean
+.PHONY: help setup build run demo test bench bench-peers bench-workbench bench-data gpu-check fuzz lint deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ bench-peers: build ## the same work through transformers + PEFT, in turn with ou
 
 bench-workbench: build ## what the workbench itself costs: time to the first frame, memory, bytes written to the terminal
 	@python3 bench/workbench.py
+
+bench-data: build ## checking a dataset of 100,000 rows: time and memory
+	@python3 bench/data.py
 
 gpu-check: build ## one archive that checks this build on a machine with a GPU, python3 and torch 2.11
 	@python3 scripts/gpu_check/pack.py
