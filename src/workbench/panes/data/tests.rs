@@ -282,6 +282,33 @@ fn filters_are_offered_with_their_shares() {
 }
 
 #[test]
+fn kinds_without_room_are_counted() {
+    let mut report = report();
+    let problem = |kind: &str| DataProblem {
+        kind: ProblemKind::from_name(kind).unwrap(),
+        severity: Severity::Note,
+        row: Some(2),
+        other: None,
+        message: kind.to_owned(),
+    };
+    report.problems = ProblemKind::names().map(problem).collect();
+    let kinds = report.problems.len();
+    let mut app = TestApp::respond(120, 32, move |effect| match effect {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => vec![
+            posted(*tag, DataEvent::Rows(Ok((Arc::new(rows()), Arc::default())))),
+            posted(*tag, checked(report.clone())),
+        ],
+        _ => Vec::new(),
+    });
+    app.keys("1");
+    let said = app.screen().lines().find_map(|line| {
+        let (before, _) = line.split_once(" more kinds;")?;
+        before.split_whitespace().last()?.parse::<usize>().ok()
+    });
+    assert!(said.is_some_and(|more| more > 20 && more < kinds), "{said:?} of {kinds}");
+}
+
+#[test]
 fn problems_beyond_those_kept_are_listed_too() {
     let mut report = report();
     report.problems.retain(|problem| problem.kind != ProblemKind::BrokenText);

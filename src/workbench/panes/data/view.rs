@@ -32,8 +32,8 @@ const PROBLEM_LINES: u16 = 4;
 /// Columns of the mark and the number of a row in the list.
 const NUMBER: u16 = 7;
 
-/// Kinds of problems listed above the rows.
-const GROUPS: usize = 6;
+/// Most lines of problems above the rows.
+const GROUPS: usize = 12;
 
 /// Draws the pane.
 pub fn view(state: &DataState, context: &Context, area: Rect, buffer: &mut Buffer, theme: &Theme) {
@@ -143,7 +143,8 @@ fn draw_groups(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme
         return area;
     }
     let mut y = area.y;
-    let shown = groups.len().min(GROUPS).min(usize::from(area.height / 3));
+    let room = GROUPS.min(usize::from(area.height / 3));
+    let shown = if groups.len() > room { room.saturating_sub(1) } else { groups.len() };
     for group in &groups[..shown] {
         let (glyph, role) = glyph(group.severity);
         let x = put(buffer, area.x + 1, y, area.right(), glyph, theme.style(role));
@@ -151,6 +152,11 @@ fn draw_groups(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme
         let count = units::counted(group.count, "row", "rows");
         let right = put_right(buffer, x + 1, y, end, &count, theme.style(Role::Muted));
         put(buffer, x + 1, y, right.saturating_sub(1), group.kind.label(), theme.style(Role::Screen));
+        y += 1;
+    }
+    if shown < groups.len() && room > 0 {
+        let more = format!("{} more kinds; the filter lists them", groups.len() - shown);
+        put(buffer, area.x + 3, y, area.right().saturating_sub(1), &more, theme.style(Role::Muted));
         y += 1;
     }
     rule::horizontal(Rect { y, height: 1, ..area }, buffer, theme);
