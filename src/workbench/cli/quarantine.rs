@@ -84,7 +84,14 @@ pub fn run(arguments: &Arguments) -> Outcome {
             "rows": changed.rows,
         }));
     }
-    output::line(&describe(&changed, !arguments.restore.is_empty(), dry))
+    let mut said = describe(&changed, !arguments.restore.is_empty(), dry);
+    if changed.rows.is_empty() && !arguments.kind.is_empty() {
+        said.push_str(
+            "\nno row in use has such a finding; unreadable rows, and findings about fields or files, have no row to set \
+             aside",
+        );
+    }
+    output::line(&said)
 }
 
 fn describe(changed: &Changed, is_back: bool, dry: bool) -> String {

@@ -41,7 +41,8 @@ pub(super) fn read(mut file: impl Read, usual: u8, sink: &mut Sink) -> Result<()
         sink.notice(&format!("fields are separated by {name}"));
     }
     // The reader counts a line end of two characters only after the next row has begun.
-    let ends = usize::from(head.contains(&b'\r') && head.windows(2).any(|pair| pair == b"\r\n"));
+    let first = head.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let ends = usize::from(first.ends_with(b"\r"));
     let budget = Rc::new(Cell::new(MAX_ROW_BYTES));
     let whole = Cursor::new(head.to_vec()).chain(file);
     let bounded = Bounded { inner: whole, budget: Rc::clone(&budget) };
