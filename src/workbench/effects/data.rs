@@ -1,6 +1,5 @@
 //! Performs what the data pane asks for.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -135,14 +134,8 @@ fn render(loaded: &Loaded, index: usize) -> Option<Rendered> {
 }
 
 fn quarantine(folder: &Path, rows: &Chosen, inside: bool) -> Result<String, String> {
-    // Rows that say the same have one hash. Where one of them is not chosen, it stays, and the copies go.
-    let hashes: BTreeSet<String> = rows.rows().map(Row::hash).collect();
-    let chosen: BTreeSet<usize> = rows.positions.iter().copied().collect();
-    let others = rows.pool.iter().enumerate().filter(|(position, _)| !chosen.contains(position));
-    let stay: BTreeSet<String> =
-        others.map(|(_, row)| row.hash()).filter(|hash| hashes.contains(hash)).collect();
-    project::put(folder, &hashes, &stay, inside).map_err(|refusal| refusal.to_string())?;
-    let count = rows.positions.len();
+    let count = project::put(folder, &rows.pool, &rows.positions, inside);
+    let count = count.map_err(|refusal| refusal.to_string())?;
     let (are, what) = (if count == 1 { "is" } else { "are" }, units::counted(count, "row", "rows"));
     Ok(format!("{what} {are} {}", if inside { "in quarantine" } else { "back" }))
 }

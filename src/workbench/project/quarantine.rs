@@ -145,24 +145,29 @@ pub fn entries(project: &Project) -> Result<Vec<Entry>, Refusal> {
     Ok(known.into_iter().chain(gone).map(entry).collect())
 }
 
-/// Sets the rows with these hashes aside, or brings them back. Of those with a hash in `stay`, the first is kept.
-pub fn put(
-    folder: &Path,
-    hashes: &BTreeSet<String>,
-    stay: &BTreeSet<String>,
-    inside: bool,
-) -> Result<(), Refusal> {
+/// Sets rows aside, or brings them back: those at `positions` of `pool`, and all that are equal to them. Where all equal
+/// rows but the first are chosen, the first stays. Returns how many rows of `pool` that are.
+pub fn put(folder: &Path, pool: &[Row], positions: &[usize], inside: bool) -> Result<usize, Refusal> {
+    let chosen: BTreeSet<usize> = positions.iter().copied().collect();
+    let mut equal: IndexMap<String, Vec<bool>> = IndexMap::new();
+    for (position, row) in pool.iter().enumerate() {
+        equal.entry(row.hash()).or_default().push(chosen.contains(&position));
+    }
     let mut quarantine = Quarantine::load(folder)?;
-    for hash in hashes {
-        if inside && stay.contains(hash) {
-            quarantine.insert_copies(hash);
-        } else if inside {
-            quarantine.insert(hash);
-        } else {
+    let mut count = 0;
+    for (hash, chosen) in equal.iter().filter(|(_, chosen)| chosen.contains(&true)) {
+        let copies = chosen.split_first().is_some_and(|(first, rest)| !first && !rest.contains(&false));
+        count += chosen.len() - usize::from(inside && copies);
+        if !inside {
             quarantine.remove(hash);
+        } else if copies {
+            quarantine.insert_copies(hash);
+        } else {
+            quarantine.insert(hash);
         }
     }
-    Ok(quarantine.save()?)
+    quarantine.save()?;
+    Ok(count)
 }
 
 /// Writes the changed list, and counts what is left with it.
@@ -249,10 +254,10 @@ mod tests {
         let hashes = [listed[0].hash.clone(), listed[0].hash.clone()];
         let back = bring_back(&project, Back::Hashes(&hashes), false).unwrap();
         assert_eq!(counts(&back), (1, 0, 3, 0));
-        let one = BTreeSet::from([listed[0].hash.clone()]);
-        put(&project.folder, &one, &BTreeSet::new(), true).unwrap();
+        let rows = data::read_dataset(&project.config, &project.folder).unwrap().rows;
+        assert_eq!(put(&project.folder, &rows, &[1], true).unwrap(), 1);
         assert!(Quarantine::load(&project.folder).unwrap().contains(&listed[0].hash));
-        put(&project.folder, &one, &one, false).unwrap();
+        assert_eq!(put(&project.folder, &rows, &[1], false).unwrap(), 1);
         assert!(!Quarantine::load(&project.folder).unwrap().contains(&listed[0].hash));
     }
 
@@ -268,6 +273,23 @@ mod tests {
         assert_eq!(told, [("one text", 2, true), ("One Text", 1, false)]);
         let back = bring_back(&project, Back::All, false).unwrap();
         assert_eq!(counts(&back), (3, 0, 5, 0));
+    }
+
+    #[test]
+    fn of_equal_rows_the_first_stays_only_if_the_others_are_chosen() {
+        let (_folder, project) = project(&["one text", "one text", "one text", "another"]);
+        let rows = data::read_dataset(&project.config, &project.folder).unwrap().rows;
+        let left = |positions: &[usize]| {
+            let count = put(&project.folder, &rows, positions, true).unwrap();
+            let left = data::read_dataset(&project.config, &project.folder).unwrap().rows;
+            put(&project.folder, &rows, positions, false).unwrap();
+            assert_eq!(count + left.len(), 4);
+            left.iter().map(|row| row.origin.line).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&[1, 2]), [1, 4]);
+        assert_eq!(left(&[0]), [4]);
+        assert_eq!(left(&[2]), [4]);
+        assert_eq!(left(&[3]), [1, 2, 3]);
     }
 
     #[test]
