@@ -156,13 +156,21 @@ fn check_evaluation(config: &Config, reader: &mut Reader) {
 
 fn check_allowed(config: &Config, reader: &mut Reader) {
     for name in &config.data.allow {
-        if ProblemKind::from_name(name).is_none() {
-            let near = nearest(name, ProblemKind::names());
-            let help = near.map_or_else(
-                || "`luthier data check --json` shows the kind of each finding".to_owned(),
-                |near| format!("did you mean \"{near}\"?"),
-            );
-            reader.contradict(&["data.allow"], &format!("no finding is called \"{name}\""), &help);
+        match ProblemKind::from_name(name) {
+            Some(kind) if kind.can_be_allowed() => {}
+            Some(_) => reader.contradict(
+                &["data.allow"],
+                &format!("\"{name}\" cannot be allowed: there would be nothing that the model can train on"),
+                "leave it out, and change the data or data.max_length",
+            ),
+            None => {
+                let near = nearest(name, ProblemKind::names());
+                let help = near.map_or_else(
+                    || "`luthier data check --json` shows the kind of each finding".to_owned(),
+                    |near| format!("did you mean \"{near}\"?"),
+                );
+                reader.contradict(&["data.allow"], &format!("no finding is called \"{name}\""), &help);
+            }
         }
     }
 }

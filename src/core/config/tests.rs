@@ -106,6 +106,16 @@ fn broken_syntax_does_not_hide_the_other_mistakes() {
 }
 
 #[test]
+fn findings_that_leave_nothing_to_train_on_cannot_be_allowed() {
+    let with = |name: &str| format!("[model]\npath = \"m\"\n[data]\ntrain = \"t\"\nallow = [{name:?}]\n");
+    assert_eq!(problems(&with("mask_uncertain"), &[]), [] as [String; 0]);
+    let empty = problems(&with("empty_dataset"), &[]);
+    assert!(empty[0].contains("\"empty_dataset\" cannot be allowed"), "{empty:?}");
+    let unknown = problems(&with("mask_uncertian"), &[]);
+    assert!(unknown[0].contains("did you mean \"mask_uncertain\"?"), "{unknown:?}");
+}
+
+#[test]
 fn an_unclosed_value_causes_no_false_alarms() {
     let open_list = "[model]\npath = \"m\"\n[data]\ntrain = [\"a\", \"b\"\neval = 0.1\n[train]\nseed = 1\n";
     let found = problems(open_list, &[]);

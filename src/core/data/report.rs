@@ -236,6 +236,11 @@ impl ProblemKind {
         Self::VARIANTS.iter().copied().find(|kind| kind.name() == name)
     }
 
+    /// Whether a run can start in spite of it: not without rows, or with rows that the model cannot read.
+    pub fn can_be_allowed(self) -> bool {
+        !matches!(self, Self::EmptyDataset | Self::AllTooLong | Self::BeyondPositions)
+    }
+
     /// The name of every kind.
     pub fn names() -> impl Iterator<Item = &'static str> {
         Self::VARIANTS.iter().map(|kind| kind.name())

@@ -2,8 +2,8 @@
 
 use clap::{Args, Subcommand};
 use luthier_core::data::{
-    self, Encoded, Example, Message, Prepared, ProblemKind, Report, Row, Severity, Split, Template,
-    Tokenizer, read_dataset,
+    self, Encoded, Example, Message, Prepared, Report, Row, Severity, Split, Template, Tokenizer,
+    read_dataset,
 };
 use luthier_core::text::indented;
 use luthier_core::units;
@@ -17,10 +17,6 @@ use crate::project::{Project, findings};
 
 /// Bars of the length histogram are this wide.
 const BAR: usize = 40;
-
-/// Kinds of problems that leave nothing to train on, or that are the model's.
-const NEVER_ALLOWED: [ProblemKind; 3] =
-    [ProblemKind::EmptyDataset, ProblemKind::AllTooLong, ProblemKind::BeyondPositions];
 
 /// Look at a project's data as it will be trained on
 #[derive(Debug, Args)]
@@ -163,7 +159,7 @@ fn ways_on(report: &Report, allowed: &[String]) -> Vec<String> {
     }
     let mut allow: Vec<&str> = allowed.iter().map(String::as_str).collect();
     for problem in &report.problems {
-        let may_pass = problem.severity == Severity::Blocks && !NEVER_ALLOWED.contains(&problem.kind);
+        let may_pass = problem.severity == Severity::Blocks && problem.kind.can_be_allowed();
         if may_pass && !allow.contains(&problem.kind.name()) {
             allow.push(problem.kind.name());
         }
