@@ -114,8 +114,10 @@ fn summary(report: &Report) -> String {
     let unused = report.rows.saturating_sub(report.train_rows + report.eval_rows);
     let left_out =
         if unused == 0 { String::new() } else { format!(", {} left out", units::count(unused as u64)) };
+    // Long texts may be learned in parts.
+    let parts = if report.train_rows + report.eval_rows > report.rows { " examples" } else { "" };
     format!(
-        "{}: {} to train on, {} held out{left_out}\n{} tokens, {} trained ({})\ntemplate {} ({})",
+        "{}: {}{parts} to train on, {} held out{left_out}\n{} tokens, {} trained ({})\ntemplate {} ({})",
         units::counted(report.rows, "row", "rows"),
         units::count(report.train_rows as u64),
         units::count(report.eval_rows as u64),
