@@ -89,6 +89,16 @@ impl Example {
         }
     }
 
+    /// The row's conversations: one, or for a pair with a prompt one with each answer.
+    pub(crate) fn conversations(&self) -> Vec<Vec<Message>> {
+        match self {
+            Example::Preference { prompt, chosen, rejected } if !prompt.is_empty() => {
+                [chosen, rejected].map(|answer| prompt.iter().chain([answer]).cloned().collect()).to_vec()
+            }
+            example => example.messages().into_iter().collect(),
+        }
+    }
+
     /// What comes before the last reply. A text, and a pair that does not tell them apart, have no prompt.
     pub(crate) fn prompt(&self) -> Option<Vec<Message>> {
         match self {

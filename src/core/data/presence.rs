@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 
 use super::message::{call_parts, inline_reasoning};
 use super::template::Part;
-use super::{Encoded, Example, Extras, Message, Row, Template};
+use super::{Encoded, Extras, Message, Row, Template};
 use crate::config::Config;
 use crate::text::clean_line;
 
@@ -16,6 +16,8 @@ const SHOWN_NAME: usize = 40;
 pub(super) struct Lost {
     /// Such as `the content of message 1 (system)`.
     pub(super) what: String,
+    /// What to do; a sentence.
+    pub(super) remedy: &'static str,
     /// Whether it is what an earlier reply thought, which many templates leave out on purpose.
     pub(super) is_history: bool,
 }
@@ -26,14 +28,7 @@ pub(super) fn lost(row: &Row, sides: &[Encoded], template: &Template, config: &C
         return Vec::new();
     }
     let mut all: Vec<Lost> = Vec::new();
-    let conversations = match &row.example {
-        Example::Preference { prompt, .. } if prompt.is_empty() => return Vec::new(),
-        Example::Preference { prompt, chosen, rejected } => [chosen, rejected]
-            .map(|answer| prompt.iter().chain([answer]).cloned().collect::<Vec<_>>())
-            .to_vec(),
-        example => example.messages().into_iter().collect(),
-    };
-    for (own, side) in conversations.iter().zip(sides) {
+    for (own, side) in row.example.conversations().iter().zip(sides) {
         let messages = template.arranged(own, config);
         for part in lost_parts(template, &messages, &row.extras, &side.text) {
             let found = describe(part, &messages, own.len(), &row.extras);
@@ -139,7 +134,16 @@ fn describe(part: Part, messages: &[Message], own: usize, extras: &Extras) -> Lo
         Part::Description(index) => format!("the description of the offered tool {}", offered(index)),
         Part::Field(index, _) => format!("a field of {}", of(index)),
     };
-    Lost { what, is_history }
+    let remedy = match part {
+        Part::Content(index) if messages[index].is_system() => {
+            "Set data.system_role = \"merge\" to put it into the first user message"
+        }
+        Part::CallName(..) | Part::CallArguments(..) | Part::Tool(_) | Part::Description(_) => {
+            "Set data.template to a template that writes tools"
+        }
+        _ => "Set data.template to one that writes it, or quarantine the rows",
+    };
+    Lost { what, remedy, is_history }
 }
 
 fn shown(name: &str) -> String {

@@ -365,7 +365,11 @@ fn lost_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
     for (row, outcome) in rows.iter().zip(outcomes) {
         for lost in &outcome.lost {
             let severity = if lost.is_history { Severity::Note } else { Severity::Warning };
-            let what = format!("{} is not in the text: the template leaves it out", lost.what);
+            let what = match severity {
+                // Most templates for models that think do so on purpose.
+                Severity::Note => format!("the template leaves out {}", lost.what),
+                _ => format!("the template leaves out {}. {}", lost.what, lost.remedy),
+            };
             findings.row(ProblemKind::NotInText, severity, row, &what);
         }
     }

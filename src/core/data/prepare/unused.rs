@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::config::{Config, Format};
 use crate::data::template::Part;
-use crate::data::{Example, Message, Origin, Row, Severity, Template, UnusedField};
+use crate::data::{Origin, Row, Severity, Template, UnusedField};
 
 /// Most names of message fields that are kept.
 const MAX_NAMES: usize = 100;
@@ -62,7 +62,7 @@ pub(super) fn of_messages(rows: &[Row], template: &Template, config: &Config) ->
     let mut found: Vec<MessageField> = Vec::new();
     let mut named: HashMap<String, bool> = HashMap::new();
     for row in rows.iter().filter(|_| !template.is_none()) {
-        for messages in conversations(row) {
+        for messages in row.example.conversations() {
             if messages.iter().all(|message| message.fields.is_empty()) {
                 continue;
             }
@@ -84,16 +84,6 @@ pub(super) fn of_messages(rows: &[Row], template: &Template, config: &Config) ->
         }
     }
     found
-}
-
-/// The conversations of a row: of a pair, one with each answer.
-fn conversations(row: &Row) -> Vec<Vec<Message>> {
-    match &row.example {
-        Example::Preference { prompt, chosen, rejected } if !prompt.is_empty() => {
-            [chosen, rejected].map(|answer| prompt.iter().chain([answer]).cloned().collect()).to_vec()
-        }
-        example => example.messages().into_iter().collect(),
-    }
 }
 
 fn count(found: &mut Vec<MessageField>, name: &str, row: &Row) {
