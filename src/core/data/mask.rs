@@ -132,15 +132,11 @@ impl Finder<'_> {
         let replies: Vec<usize> =
             (0..self.messages.len()).filter(|&index| self.messages[index].is_assistant()).collect();
         let owners = self.owners(&replies);
-        let last = replies.last().copied().unwrap_or(0);
-        if replies.iter().all(|reply| wanted.contains(reply)) {
-            // All are wanted, whoever wrote them.
-            let owner = |place: usize| owners.as_ref().and_then(|owners| owners.get(place)).copied();
-            return Ok(blocks
-                .iter()
-                .enumerate()
-                .map(|(place, span)| (owner(place).unwrap_or(last), span.clone()))
-                .collect());
+        let all = replies.iter().all(|reply| wanted.contains(reply));
+        if owners.is_none() && all && self.settings.reasoning != Reasoning::Mask {
+            // Every block is trained, so it makes no difference which reply wrote it.
+            let last = replies.last().copied().unwrap_or(0);
+            return Ok(blocks.iter().map(|span| (last, span.clone())).collect());
         }
         let owners = owners.ok_or_else(|| {
             let what = format!(
@@ -229,9 +225,6 @@ impl Finder<'_> {
     fn shared_with_prompt(&self, supplied: &str, text: &str) -> usize {
         let same = supplied.char_indices().zip(text.chars()).take_while(|((_, left), right)| left == right);
         let end = same.last().map_or(0, |((at, character), _)| at + character.len_utf8());
-        if end == supplied.len() {
-            return end;
-        }
         if supplied[end..].trim().is_empty() {
             return end;
         }
@@ -268,8 +261,7 @@ impl Finder<'_> {
         let from = ends.filter(|&end| end <= place.start).max().unwrap_or(0);
         let first = self.render(0, true).unwrap_or_default();
         let supplied = prompt.map_or(first.as_str(), |(_, supplied)| supplied);
-        let between = &whole[from.min(place.start)..place.start];
-        let at = from.min(place.start);
+        let between = &whole[from..place.start];
         let header = self.template.reply_header(supplied);
         if header.is_empty() {
             return Ok(place.start - (between.len() - between.trim_end_matches(' ').len()));
@@ -278,8 +270,8 @@ impl Finder<'_> {
             let what = "has no header of a reply before its words";
             return Err(self.uncertain(index, what, prompt.map(|(prompt, _)| prompt)));
         };
-        let behind = &whole[at + found..];
-        Ok(at + found + self.shared_with_prompt(supplied, behind).max(header.len()))
+        let behind = &whole[from + found..];
+        Ok(from + found + self.shared_with_prompt(supplied, behind).max(header.len()))
     }
 
     /// Where a reply ends that begins at `start` and is followed by other messages.
