@@ -13,7 +13,7 @@ use luthier_core::units;
 use super::failure::{Failure, Outcome};
 use super::output;
 use super::project::Settings;
-use crate::project::{Converted, convert, is_read};
+use crate::project::{Converted, convert};
 
 /// In place of a file: standard output.
 const STDOUT: &str = "-";
@@ -80,9 +80,6 @@ pub fn run(arguments: &Arguments) -> Outcome {
         )));
     }
     let project = arguments.settings.load()?;
-    if !is_stdout && is_read(&project, out) {
-        return Err(Failure::usage(format!("`{}` is a file that the rows are read from", out.display())));
-    }
     let converted = convert(&project, arguments.to, arguments.split.split())?;
     if converted.rows.is_empty() {
         let told = reasons(&converted.left_out).map(|reasons| format!(": {reasons}"));
@@ -141,6 +138,8 @@ fn reasons<Name: fmt::Display>(counts: &BTreeMap<Name, usize>) -> Option<String>
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use pretty_assertions::assert_eq;
     use serde_json::Map;
 
@@ -153,6 +152,7 @@ mod tests {
             left_out: BTreeMap::new(),
             dropped: BTreeMap::new(),
             unused: BTreeMap::new(),
+            sources: BTreeSet::new(),
         };
         assert_eq!(describe(&converted, Form::Text), "1 row written as text");
         converted.left_out = BTreeMap::from([("it calls tools", 1200), ("other", 1)]);

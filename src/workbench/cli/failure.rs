@@ -103,6 +103,7 @@ impl Exit {
             | Refusal::NoCheckpoint(_)
             | Refusal::Exists(_)
             | Refusal::NotReplaced(_)
+            | Refusal::Source(_)
             | Refusal::NoRow(_) => Self::Usage,
             Refusal::NotEvaluated
             | Refusal::Serving(Unserved::Cancelled)

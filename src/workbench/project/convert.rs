@@ -1,7 +1,7 @@
 //! The project's rows in another form.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 
 use luthier_core::data::{self, DataError, Form, Split};
 use luthier_core::files::{self, Access};
@@ -23,11 +23,19 @@ pub struct Converted {
     pub dropped: BTreeMap<&'static str, usize>,
     /// Fields of the read rows that nothing reads, and how many rows have them.
     pub unused: BTreeMap<String, usize>,
+    /// The files that the rows come from.
+    pub sources: BTreeSet<PathBuf>,
 }
 
 impl Converted {
-    /// Writes the rows to `file` as JSON Lines. A file that is there stays, unless it may be replaced.
+    /// Writes the rows to `file` as JSON Lines. A file that is there stays, unless it may be replaced; one that the rows
+    /// come from always stays.
     pub fn save(&self, file: &Path, may_replace: bool) -> Result<(), Refusal> {
+        let real = |path: &Path| path.canonicalize().ok();
+        if real(file).is_some_and(|file| self.sources.iter().any(|source| real(source) == Some(file.clone())))
+        {
+            return Err(Refusal::Source(file.to_owned()));
+        }
         if !may_replace && file.symlink_metadata().is_ok() {
             return Err(Refusal::NotReplaced(file.to_owned()));
         }
@@ -41,22 +49,16 @@ impl Converted {
     }
 }
 
-/// Whether the project reads rows from `file`.
-pub fn is_read(project: &Project, file: &Path) -> bool {
-    let Ok(file) = file.canonicalize() else { return false };
-    data::read_dataset(&project.config, &project.folder).is_ok_and(|dataset| {
-        let files: HashSet<&Path> = dataset.rows.iter().map(|row| row.origin.file.as_path()).collect();
-        files.into_iter().any(|read| project.folder.join(read).canonicalize().is_ok_and(|read| read == file))
-    })
-}
-
 /// The project's rows, or those of one side of the split, in another form. A row that the settings use several times
 /// is there once.
 pub fn convert(project: &Project, form: Form, split: Option<Split>) -> Result<Converted, Refusal> {
     let dataset = data::read_dataset(&project.config, &project.folder)?;
     let unused = dataset.unused.iter().map(|field| (field.name.clone(), field.rows)).collect();
+    let origins = dataset.rows.iter().chain(&dataset.quarantined).map(|row| &row.origin);
+    let origins = origins.chain(dataset.problems.iter().map(|problem| &problem.origin));
+    let sources = origins.map(|origin| project.folder.join(&origin.file)).collect();
     let mut converted =
-        Converted { rows: Vec::new(), left_out: BTreeMap::new(), dropped: BTreeMap::new(), unused };
+        Converted { rows: Vec::new(), left_out: BTreeMap::new(), dropped: BTreeMap::new(), unused, sources };
     if dataset.unreadable > 0 {
         converted.left_out.insert(UNREADABLE, dataset.unreadable);
     }
@@ -114,6 +116,8 @@ mod tests {
         assert!(refusal.contains("out.jsonl") && refusal.contains("--force"), "{refusal}");
         converted.save(&file, true).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2);
+        let source = converted.save(&folder.path().join("a.jsonl"), true).unwrap_err().to_string();
+        assert!(source.contains("the rows come from"), "{source}");
         let nowhere = converted.save(Path::new("/nowhere/a.jsonl"), false).unwrap_err().to_string();
         assert!(nowhere.contains("/nowhere/a.jsonl"), "{nowhere}");
     }

@@ -28,7 +28,7 @@ use luthier_core::plan::{Place, PlanError};
 use luthier_core::runs::{self, RunError};
 
 pub use control::{ask, edit, resume, write_setting};
-pub use convert::{Converted, convert, is_read};
+pub use convert::{Converted, convert};
 pub use diff::{Difference, diff};
 pub use evaluate::{EvaluationProgress, evaluate};
 pub use export::{export_pairs, verdicts};

@@ -112,6 +112,9 @@ pub enum Refusal {
     /// A file to be written exists, and was not to be replaced.
     #[error("`{}` is there already; name another file, or replace it with --force", shown(.0))]
     NotReplaced(PathBuf),
+    /// A file to be written is one that is read.
+    #[error("`{}` is a file that the rows come from; name another", shown(.0))]
+    Source(PathBuf),
     /// A row that was named is not there.
     #[error("{0}")]
     NoRow(String),
