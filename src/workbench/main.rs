@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Tokenising a dataset allocates for each word: a quarter of its time went into the system's allocator.
+/// Tokenising a dataset allocates for each word, which the system's allocator is slow at.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
