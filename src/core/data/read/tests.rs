@@ -70,6 +70,7 @@ fn a_bad_label_is_kept() {
         json!({"messages": messages, "label": false}),
         json!({"conversations": turns, "label": false}),
         json!({"instruction": "a", "output": "b", "label": false}),
+        json!({"instruction": "a", "output": "b", "label": null, "kto_tag": false}),
     ];
     for row in bad {
         assert_eq!(only(&row).1.label, Some(false), "{row}");

@@ -76,7 +76,8 @@ fn refuse_media(fields: &mut Fields) -> Result<(), String> {
 /// without types has it as text. A number means a label only where one is `wanted`: elsewhere it is as often
 /// a class, and stays a field that nothing reads.
 fn label(fields: &mut Fields, wanted: bool) -> Option<bool> {
-    let name = ["label", "kto_tag"].into_iter().find(|name| fields.contains_key(*name))?;
+    let is_given = |name: &&str| fields.get(*name).is_some_and(|value| !value.is_null());
+    let name = ["label", "kto_tag"].into_iter().find(is_given)?;
     let good = match fields.get(name)? {
         Value::Bool(good) => Some(*good),
         Value::Number(number) if wanted => truth(&number.to_string()),
