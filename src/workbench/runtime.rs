@@ -110,7 +110,7 @@ async fn run(project: PathBuf) -> Result<Ending, OpenError> {
         theme,
         now: clock.now(),
         zone: TimeZone::system(),
-        size: terminal.size()?,
+        size: term::size()?,
     });
     let (sender, events) = mpsc::channel(QUEUE);
     let theme = app.theme.name().to_owned();
@@ -187,6 +187,7 @@ struct Signals {
     terminate: Listener,
     hangup: Listener,
     resumed: Listener,
+    resized: Listener,
 }
 
 impl Signals {
@@ -196,6 +197,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
             resumed: signal(SignalKind::from_raw(rustix::process::Signal::CONT.as_raw()))?,
+            resized: signal(SignalKind::window_change())?,
         })
     }
 
@@ -207,6 +209,8 @@ impl Signals {
             _ = self.hangup.recv() => Event::Signal(Signal::Hangup),
             _ = self.interrupt.recv() => Event::Signal(Signal::Interrupt),
             _ = self.resumed.recv() => Event::Resumed,
+            // A terminal that cannot tell its size is gone.
+            _ = self.resized.recv() => term::size().map_or(Event::Signal(Signal::Hangup), Event::Resize),
         }
     }
 
@@ -346,7 +350,7 @@ impl Loop {
 
     /// Reads the terminal's size again, which may have changed meanwhile, and redraws every cell.
     fn redraw(&mut self) -> Result<(), OpenError> {
-        self.app.context.size = self.terminal.size()?;
+        self.app.context.size = term::size()?;
         self.terminal.forget();
         self.changed = true;
         Ok(())

@@ -2,7 +2,7 @@
 
 use crossterm::event::{Event as Reported, KeyEventKind, MouseEventKind};
 
-use crate::app::{Event, Size};
+use crate::app::Event;
 use crate::keymap::Key;
 
 /// Lines the wheel moves by.
@@ -15,7 +15,8 @@ pub fn translate(reported: Reported) -> Option<Event> {
         Reported::Key(key) if key.kind != KeyEventKind::Press => None,
         Reported::Key(key) => Key::from_terminal(&key).map(Event::Key),
         Reported::Paste(text) => Some(Event::Paste(text)),
-        Reported::Resize(width, height) => Some(Event::Resize(Size { width, height })),
+        // The loop listens to the signal itself: crossterm loses one that arrives together with a key.
+        Reported::Resize(..) => None,
         Reported::FocusGained => Some(Event::Attention(true)),
         Reported::FocusLost => Some(Event::Attention(false)),
         Reported::Mouse(mouse) => match mouse.kind {

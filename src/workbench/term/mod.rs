@@ -71,6 +71,12 @@ pub fn check() -> Result<(), TerminalError> {
     }
 }
 
+/// The terminal's size in cells.
+pub fn size() -> Result<Size, TerminalError> {
+    let (width, height) = terminal::size()?;
+    Ok(Size { width, height })
+}
+
 /// The terminal while the workbench runs; given back when dropped.
 #[derive(Debug)]
 pub struct Terminal {
@@ -89,12 +95,6 @@ impl Terminal {
         let mut terminal = Self { screen: Screen::new(io::stdout()), log, mouse };
         terminal.resume()?;
         Ok(terminal)
-    }
-
-    /// The size in cells.
-    pub fn size(&self) -> Result<Size, TerminalError> {
-        let (width, height) = terminal::size()?;
-        Ok(Size { width, height })
     }
 
     /// Draws a frame; returns the number of bytes written.
