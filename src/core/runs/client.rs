@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::RunError;
 use super::directory::RunDir;
-use super::event::Event;
+use super::event::JournalEvent;
 use super::process::Host;
 use super::protocol::{PROTOCOL_VERSION, Reply, Request};
 use super::socket::{LineReader, LineWriter, connect_checked};
@@ -100,7 +100,7 @@ pub struct Subscription(LineReader);
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Heard {
-    Event(Box<Event>),
+    Event(Box<JournalEvent>),
     /// This many events were dropped.
     Missed(u64),
 }

@@ -24,7 +24,7 @@ const LINE_KEYS: [&str; 3] = ["kind", "time", "step"];
 /// One line of a run's journal. Written as one flat JSON object: first `kind`, `time` and, if present,
 /// `step`, then the keys of the body.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Event {
+pub struct JournalEvent {
     /// When it happened, to the millisecond.
     pub time: Timestamp,
     /// The number of optimiser updates made so far; the first update is 1. An event between two updates has
@@ -267,7 +267,7 @@ pub struct StateEvent {
     pub failure: Option<Failure>,
 }
 
-impl Event {
+impl JournalEvent {
     /// An event with the current time.
     pub fn now(step: Option<u64>, body: impl Into<EventBody>) -> Self {
         Self { time: time::now(), step, body: body.into() }
@@ -383,7 +383,7 @@ fn unknown(kind: String, mut keys: Map<String, Value>) -> EventBody {
     EventBody::Unknown { kind, keys }
 }
 
-impl Serialize for Event {
+impl Serialize for JournalEvent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("kind", self.body.kind())?;
@@ -412,7 +412,7 @@ impl Serialize for Event {
     }
 }
 
-impl<'de> Deserialize<'de> for Event {
+impl<'de> Deserialize<'de> for JournalEvent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Map::<String, Value>::deserialize(deserializer)?;
         let line = serde_json::to_vec(&value).map_err(D::Error::custom)?;
@@ -432,7 +432,7 @@ mod tests {
         ["reward_margin", "reward_accuracy"].map(str::to_owned).into_iter().zip(values.map(Number)).collect()
     }
 
-    fn one_of_each() -> Vec<Event> {
+    fn one_of_each() -> Vec<JournalEvent> {
         let bodies: Vec<EventBody> = vec![
             RunEvent {
                 config_hash: "c0".into(),
@@ -483,7 +483,7 @@ mod tests {
         bodies
             .into_iter()
             .enumerate()
-            .map(|(step, body)| Event::now((step > 0).then_some(step as u64), body))
+            .map(|(step, body)| JournalEvent::now((step > 0).then_some(step as u64), body))
             .collect()
     }
 
@@ -492,14 +492,14 @@ mod tests {
         for event in one_of_each() {
             let line = event.to_line();
             assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
-            assert_eq!(Event::from_line(&line).unwrap(), event);
-            assert_eq!(serde_json::from_slice::<Event>(&line).unwrap(), event);
+            assert_eq!(JournalEvent::from_line(&line).unwrap(), event);
+            assert_eq!(serde_json::from_slice::<JournalEvent>(&line).unwrap(), event);
         }
     }
 
     #[test]
     fn kind_time_and_step_come_first() {
-        let event = Event {
+        let event = JournalEvent {
             time: "2026-08-23T14:02:11.25Z".parse().unwrap(),
             step: Some(3),
             body: CheckpointEvent { path: "p".into(), bytes: 1, seconds: 2.0.into() }.into(),
@@ -512,21 +512,26 @@ mod tests {
 
     #[test]
     fn metrics_are_keys_of_the_line() {
-        let event = Event::now(Some(1), StepEvent { metrics: metrics([0.75, 0.5]), ..StepEvent::default() });
+        let event =
+            JournalEvent::now(Some(1), StepEvent { metrics: metrics([0.75, 0.5]), ..StepEvent::default() });
         let keys: Map<String, Value> = serde_json::from_slice(&event.to_line()).unwrap();
         assert_eq!(
             (&keys["reward_margin"], &keys["reward_accuracy"]),
             (&Value::from(0.75), &Value::from(0.5))
         );
-        let plain = Event::now(Some(1), StepEvent::default());
-        let EventBody::Step(read) = Event::from_line(&plain.to_line()).unwrap().body else { unreachable!() };
+        let plain = JournalEvent::now(Some(1), StepEvent::default());
+        let EventBody::Step(read) = JournalEvent::from_line(&plain.to_line()).unwrap().body else {
+            unreachable!()
+        };
         assert!(read.metrics.is_empty(), "{read:?}");
     }
 
     #[test]
     fn undeclared_numbers_are_metrics_too() {
         let line = r#"{"kind":"eval","time":"2026-08-23T14:02:11.250Z","step":3,"loss":0.5,"kl":"NaN","note":"a","more":[1],"bleu":0.25}"#;
-        let EventBody::Eval(eval) = Event::from_line(line.as_bytes()).unwrap().body else { unreachable!() };
+        let EventBody::Eval(eval) = JournalEvent::from_line(line.as_bytes()).unwrap().body else {
+            unreachable!()
+        };
         let expected =
             [("kl", f64::NAN), ("bleu", 0.25)].map(|(name, value)| (name.to_owned(), Number(value)));
         assert_eq!(eval.metrics, Metrics::from(expected));
@@ -538,13 +543,13 @@ mod tests {
             r#"{"kind":"rung","time":"2026-08-23T14:02:11.250Z","step":3,"place":{"of":[1,2]}}"#,
             r#"{"kind":"step","time":"2026-08-23T14:02:11.250Z","step":3,"loss":["a","shape","of","the","future"]}"#,
         ] {
-            let event = Event::from_line(line.as_bytes()).unwrap();
+            let event = JournalEvent::from_line(line.as_bytes()).unwrap();
             assert!(matches!(event.body, EventBody::Unknown { .. }), "{event:?}");
             assert_eq!(String::from_utf8(event.to_line()).unwrap().trim_end(), line);
         }
         let known =
             r#"{"kind":"alert","time":"2026-08-23T14:02:11.250Z","alert":"aliens","message":"m","new":1}"#;
-        let event = Event::from_line(known.as_bytes()).unwrap();
+        let event = JournalEvent::from_line(known.as_bytes()).unwrap();
         assert_eq!(
             event.body,
             AlertEvent { alert: AlertKind::Other, message: "m".into(), rows: vec![] }.into()
@@ -557,7 +562,7 @@ mod tests {
             let line = event.to_line();
             for end in 0..line.len() - 2 {
                 assert!(
-                    Event::from_line(&line[..end]).is_err(),
+                    JournalEvent::from_line(&line[..end]).is_err(),
                     "{:?}",
                     String::from_utf8_lossy(&line[..end])
                 );
@@ -580,10 +585,10 @@ mod tests {
                 AlertEvent { message: texts.1, rows, ..AlertEvent::default() }.into(),
             ];
             for body in bodies {
-                let event = Event::now(step, body);
+                let event = JournalEvent::now(step, body);
                 let line = event.to_line();
                 prop_assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
-                prop_assert_eq!(Event::from_line(&line).unwrap(), event);
+                prop_assert_eq!(JournalEvent::from_line(&line).unwrap(), event);
             }
         }
 
@@ -596,10 +601,10 @@ mod tests {
             let line = which.get(&one_of_each()).to_line();
             let spoilt = spoilt(&serde_json::from_slice(&line).unwrap(), &changes).to_string();
             for line in [spoilt.into_bytes(), damaged(&line, &damage)] {
-                let Ok(event) = Event::from_line(&line) else { continue };
+                let Ok(event) = JournalEvent::from_line(&line) else { continue };
                 // The first reading drops digits below a millisecond and repeated keys.
-                let once = Event::from_line(&event.to_line()).unwrap();
-                prop_assert_eq!(Event::from_line(&once.to_line()).unwrap(), once);
+                let once = JournalEvent::from_line(&event.to_line()).unwrap();
+                prop_assert_eq!(JournalEvent::from_line(&once.to_line()).unwrap(), once);
             }
         }
     }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::RunError;
 use super::error::io_error;
-use super::event::{AlertEvent, AlertKind, Event};
+use super::event::{AlertEvent, AlertKind, JournalEvent};
 use super::time;
 
 /// Most lines kept in memory while the disk fails.
@@ -70,7 +70,7 @@ impl JournalWriter {
     }
 
     /// Appends one event. Never fails: see [`JournalWriter::problem`].
-    pub fn append(&mut self, event: &Event) {
+    pub fn append(&mut self, event: &JournalEvent) {
         let line = event.to_line();
         if self.gap.is_none() {
             match self.write(&line) {
@@ -174,13 +174,13 @@ impl JournalWriter {
 }
 
 impl Gap {
-    fn mark(&self) -> Event {
+    fn mark(&self) -> JournalEvent {
         let lost = match self.lost {
             0 => "none was lost".to_owned(),
             1 => "1 older one was lost".to_owned(),
             lost => format!("{lost} older ones were lost"),
         };
-        Event::now(
+        JournalEvent::now(
             None,
             AlertEvent {
                 alert: AlertKind::JournalGap,
@@ -243,8 +243,8 @@ mod tests {
         }
     }
 
-    fn step(number: u64) -> Event {
-        Event::now(Some(number), StepEvent { loss: 0.5.into(), ..StepEvent::default() })
+    fn step(number: u64) -> JournalEvent {
+        JournalEvent::now(Some(number), StepEvent { loss: 0.5.into(), ..StepEvent::default() })
     }
 
     fn write_all(
@@ -263,9 +263,9 @@ mod tests {
         let content = disk.lock().unwrap().content.clone();
         let (mut steps, mut alerts) = (Vec::new(), Vec::new());
         for line in content.split(|byte| *byte == b'\n') {
-            match Event::from_line(line) {
-                Ok(Event { step: Some(step), .. }) => steps.push(step),
-                Ok(Event { body: EventBody::Alert(alert), .. }) => alerts.push(alert.message),
+            match JournalEvent::from_line(line) {
+                Ok(JournalEvent { step: Some(step), .. }) => steps.push(step),
+                Ok(JournalEvent { body: EventBody::Alert(alert), .. }) => alerts.push(alert.message),
                 _ => {}
             }
         }
@@ -330,7 +330,7 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         JournalWriter::open(&path).unwrap().append(&step(2));
         let text = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<_> = text.lines().map(|line| Event::from_line(line.as_bytes()).ok()).collect();
+        let lines: Vec<_> = text.lines().map(|line| JournalEvent::from_line(line.as_bytes()).ok()).collect();
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[1], None);
         assert_eq!(lines[2].as_ref().and_then(|event| event.step), Some(2));

@@ -37,8 +37,8 @@ pub use directory::{
 };
 pub use error::RunError;
 pub use event::{
-    AlertEvent, AlertKind, CheckpointEvent, EditEvent, EvalEvent, Event, EventBody, Metrics, ParameterCount,
-    RunEvent, SampleEvent, StateEvent, StepEvent,
+    AlertEvent, AlertKind, CheckpointEvent, EditEvent, EvalEvent, EventBody, JournalEvent, Metrics,
+    ParameterCount, RunEvent, SampleEvent, StateEvent, StepEvent,
 };
 pub use journal::JournalWriter;
 pub(crate) use journal::ends_torn;

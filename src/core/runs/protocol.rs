@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::event::Event;
+use super::event::JournalEvent;
 
 /// Protocol version. Raised when a request or reply changes its meaning, not when one is added.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -78,7 +78,7 @@ pub enum Reply {
     /// Refused; in words for the user.
     Error { message: String },
     /// A journal event, for subscribers.
-    Event { event: Box<Event> },
+    Event { event: Box<JournalEvent> },
     /// The subscriber was too slow: events before the next one were dropped. The journal has them.
     Missed { events: u64 },
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::RunError;
 use super::error::io_error;
-use super::event::Event;
+use super::event::JournalEvent;
 use crate::files;
 
 const CHUNK: usize = 256 * 1024;
@@ -26,7 +26,7 @@ const LINES_PER_LOOK: usize = 64;
 #[derive(Debug, Default)]
 pub struct Batch {
     /// New events, oldest first.
-    pub events: Vec<Event>,
+    pub events: Vec<JournalEvent>,
     /// The file was replaced or truncated: these events are from its beginning, and those read earlier are
     /// void.
     pub restarted: bool,
@@ -76,7 +76,7 @@ impl JournalReader {
             match self.next_line() {
                 Some(range) => {
                     let line = &self.buffer[range];
-                    match Event::from_line(line) {
+                    match JournalEvent::from_line(line) {
                         Ok(event) => batch.events.push(event),
                         Err(_) if line.trim_ascii().is_empty() => {}
                         Err(_) => batch.broken_lines += 1,
@@ -196,8 +196,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_hours(1);
 
-    fn step(number: u64) -> Event {
-        Event::now(Some(number), StepEvent { loss: 0.5.into(), ..StepEvent::default() })
+    fn step(number: u64) -> JournalEvent {
+        JournalEvent::now(Some(number), StepEvent { loss: 0.5.into(), ..StepEvent::default() })
     }
 
     fn lines(steps: impl IntoIterator<Item = u64>) -> Vec<u8> {
@@ -324,12 +324,12 @@ mod tests {
             cuts in prop::collection::vec(1..400_usize, 1..60),
             most in 1..7_usize,
         ) {
-            let events: Vec<Event> = kinds.iter().enumerate().map(|(number, kind)| match kind {
+            let events: Vec<JournalEvent> = kinds.iter().enumerate().map(|(number, kind)| match kind {
                 0 => step(number as u64),
-                1 => Event::now(None, StateEvent::default()),
-                _ => Event::now(Some(number as u64), EventBody::Unknown { kind: "rung".into(), keys: serde_json::Map::new() }),
+                1 => JournalEvent::now(None, StateEvent::default()),
+                _ => JournalEvent::now(Some(number as u64), EventBody::Unknown { kind: "rung".into(), keys: serde_json::Map::new() }),
             }).collect();
-            let bytes: Vec<u8> = events.iter().flat_map(Event::to_line).collect();
+            let bytes: Vec<u8> = events.iter().flat_map(JournalEvent::to_line).collect();
             let journal = journal();
             let mut reader = JournalReader::new(&journal.path);
             let mut rest = bytes.as_slice();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::RunError;
 use super::directory::RunDir;
-use super::event::Event;
+use super::event::JournalEvent;
 use super::protocol::{PROTOCOL_VERSION, Reply, Request};
 use super::socket::{
     Closer, LineReader, LineWriter, OwnListener, Peer, control_socket_path, sweep_stale_sockets,
@@ -114,7 +114,7 @@ impl Server {
 
     /// Sends an event to every subscriber. Never waits: a slow subscriber misses events and gets their
     /// number.
-    pub fn publish(&self, event: &Event) {
+    pub fn publish(&self, event: &JournalEvent) {
         let clients: Vec<_> =
             self.shared.clients().iter().filter(|client| client.outbox.is_subscriber()).cloned().collect();
         if clients.is_empty() {
@@ -377,8 +377,8 @@ mod tests {
         Running { _folder: folder, path, server, calls }
     }
 
-    fn step(number: u64) -> Event {
-        Event::now(Some(number), StepEvent::default())
+    fn step(number: u64) -> JournalEvent {
+        JournalEvent::now(Some(number), StepEvent::default())
     }
 
     fn raw(path: &Path, text: &str) -> String {

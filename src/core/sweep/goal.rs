@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::algorithms::{Direction, metric, metrics};
-use crate::runs::{EvalEvent, Event, EventBody, JournalReader, Number, RunDir, RunError};
+use crate::runs::{EvalEvent, EventBody, JournalEvent, JournalReader, Number, RunDir, RunError};
 
 /// Events read at once.
 const EVENTS: usize = 10_000;
@@ -95,7 +95,7 @@ impl Goal {
         }))
     }
 
-    fn note(&self, event: &Event, found: &mut Vec<(u64, Number)>) {
+    fn note(&self, event: &JournalEvent, found: &mut Vec<(u64, Number)>) {
         match &event.body {
             EventBody::Run(run) => {
                 // A process that did not resume from a checkpoint started from the beginning.
@@ -123,16 +123,16 @@ mod tests {
     use crate::runs::testing::config;
     use crate::runs::{JournalWriter, RunEvent};
 
-    fn eval(step: u64, loss: f64) -> Event {
+    fn eval(step: u64, loss: f64) -> JournalEvent {
         let scores = IndexMap::from([("passed".to_owned(), Number(1.0 - loss))]);
-        Event::now(Some(step), EvalEvent { loss: loss.into(), scores, ..EvalEvent::default() })
+        JournalEvent::now(Some(step), EvalEvent { loss: loss.into(), scores, ..EvalEvent::default() })
     }
 
-    fn resumed(from: u64) -> Event {
-        Event::now(None, RunEvent { resumed_from: Some(from), ..RunEvent::default() })
+    fn resumed(from: u64) -> JournalEvent {
+        JournalEvent::now(None, RunEvent { resumed_from: Some(from), ..RunEvent::default() })
     }
 
-    fn result(goal: &str, events: &[Event]) -> Option<Number> {
+    fn result(goal: &str, events: &[JournalEvent]) -> Option<Number> {
         let project = tempfile::tempdir().unwrap();
         let run = RunDir::create(project.path(), &config(&[]), None).unwrap();
         let mut journal = JournalWriter::open(&run.journal_path()).unwrap();
@@ -157,7 +157,7 @@ mod tests {
     fn evaluations_lost_in_a_crash_are_ignored() {
         let events = [resumed(0), eval(50, 0.5), eval(100, 0.1), resumed(50), eval(100, 0.3)];
         assert_eq!(result("eval.loss", &events), Some(Number(0.3)));
-        let again = Event::now(None, RunEvent::default());
+        let again = JournalEvent::now(None, RunEvent::default());
         assert_eq!(result("eval.loss", &[eval(50, 0.1), again, eval(50, 0.4)]), Some(Number(0.4)));
     }
 

@@ -8,8 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use luthier_core::runs::{
-    AlertEvent, AlertKind, Event, EventBody, Failure, HEARTBEAT_INTERVAL, JournalWriter, ProcessIdentity,
-    RunDir, RunError, RunState, Server, StateEvent, Status, time,
+    AlertEvent, AlertKind, EventBody, Failure, HEARTBEAT_INTERVAL, JournalEvent, JournalWriter,
+    ProcessIdentity, RunDir, RunError, RunState, Server, StateEvent, Status, time,
 };
 use luthier_core::text::clean;
 
@@ -70,7 +70,7 @@ impl Record {
 
     /// Writes an event to the journal and sends it to subscribers.
     pub fn event(&mut self, body: impl Into<EventBody>) {
-        let event = Event::now(Some(self.step), body);
+        let event = JournalEvent::now(Some(self.step), body);
         self.journal.append(&event);
         if let Some(server) = &self.server {
             server.publish(&event);

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier_core::algorithms::{Metric, metrics};
-use luthier_core::runs::{Event, EventBody, JournalReader, Metrics, RunDir, RunState, Status, StepEvent};
+use luthier_core::runs::{
+    EventBody, JournalEvent, JournalReader, Metrics, RunDir, RunState, Status, StepEvent,
+};
 use luthier_core::text::{clean_line, indented};
 use luthier_core::units;
 
@@ -41,7 +43,7 @@ pub enum Ending {
 pub fn follow(
     run: &RunDir,
     interrupts: &Interrupts,
-    see: &mut dyn FnMut(&Event) -> Outcome,
+    see: &mut dyn FnMut(&JournalEvent) -> Outcome,
 ) -> Outcome<Ending> {
     let mut reader = JournalReader::new(&run.journal_path());
     let mut over = None;
@@ -89,7 +91,7 @@ impl Progress {
         Self { bar, drawn, said: None, total: 0, seconds: Vec::new() }
     }
 
-    pub fn see(&mut self, event: &Event) {
+    pub fn see(&mut self, event: &JournalEvent) {
         let step = event.step.unwrap_or(0);
         match &event.body {
             EventBody::Run(run) => {

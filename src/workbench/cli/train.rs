@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use luthier_core::runs::{Event, EventBody, RunDir, RunState, Status};
+use luthier_core::runs::{EventBody, JournalEvent, RunDir, RunState, Status};
 use luthier_core::units;
 use serde_json::json;
 
@@ -79,10 +79,10 @@ fn watch(run: &RunDir, json: bool, interrupts: &Interrupts) -> Outcome {
     interrupts.hold();
     let mut first_loss = None;
     let ending = if json {
-        follow(run, interrupts, &mut |event: &Event| output::record(event))?
+        follow(run, interrupts, &mut |event: &JournalEvent| output::record(event))?
     } else {
         let mut progress = Progress::new();
-        let ending = follow(run, interrupts, &mut |event: &Event| {
+        let ending = follow(run, interrupts, &mut |event: &JournalEvent| {
             if let (None, EventBody::Step(step)) = (first_loss, &event.body) {
                 first_loss = Some(step.loss.get());
             }

@@ -163,7 +163,7 @@ fn follow(project: &Path, id: &str, worker: &Worker<Event>) {
 }
 
 /// All of a run's journal.
-fn journal(run: &RunDir) -> Vec<runs::Event> {
+fn journal(run: &RunDir) -> Vec<runs::JournalEvent> {
     let mut reader = JournalReader::new(&run.journal_path());
     let mut events = Vec::new();
     while let Ok(batch) = reader.read(BATCH, BATCH_TIME) {

@@ -243,7 +243,10 @@ fn live_run(project: &Project) -> (RunDir, Status, i64) {
     let mut status = Status::of_this_process(RunState::Running);
     status.write_atomic(run.path()).unwrap();
     let mut journal = JournalWriter::open(&run.journal_path()).unwrap();
-    journal.append(&crate::runs::Event::now(Some(5), EvalEvent { loss: 0.7.into(), ..EvalEvent::default() }));
+    journal.append(&crate::runs::JournalEvent::now(
+        Some(5),
+        EvalEvent { loss: 0.7.into(), ..EvalEvent::default() },
+    ));
     (run, status, trial.id)
 }
 

@@ -9,7 +9,7 @@ fn run(project: &Project) -> RunDir {
 }
 
 fn metrics(run: &RunDir) -> Vec<Metrics> {
-    let metrics = |event: Event| match event.body {
+    let metrics = |event: JournalEvent| match event.body {
         EventBody::Step(step) => Some(step.metrics),
         _ => None,
     };

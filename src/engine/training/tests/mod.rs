@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use luthier_core::runs::{
-    AlertKind, Event, EventBody, FailureClass, JournalReader, ResultForm, RunDir, RunState, Status,
+    AlertKind, EventBody, FailureClass, JournalEvent, JournalReader, ResultForm, RunDir, RunState, Status,
 };
 use tch::Device;
 
@@ -35,13 +35,13 @@ fn work_reading(run: &RunDir, termination: Termination, reading: fn(Device) -> R
     ended
 }
 
-fn events(run: &RunDir) -> Vec<Event> {
+fn events(run: &RunDir) -> Vec<JournalEvent> {
     let mut reader = JournalReader::new(&run.journal_path());
     reader.read(10_000, Duration::from_secs(10)).unwrap().events
 }
 
 fn losses(run: &RunDir) -> Vec<(u64, f64, f64)> {
-    let step = |event: &Event| match &event.body {
+    let step = |event: &JournalEvent| match &event.body {
         EventBody::Step(step) => Some((event.step?, step.loss.get(), step.learning_rate.get())),
         _ => None,
     };
@@ -49,7 +49,7 @@ fn losses(run: &RunDir) -> Vec<(u64, f64, f64)> {
 }
 
 fn alerts(run: &RunDir) -> Vec<(AlertKind, String)> {
-    let alert = |event: Event| match event.body {
+    let alert = |event: JournalEvent| match event.body {
         EventBody::Alert(alert) => Some((alert.alert, alert.message)),
         _ => None,
     };
@@ -270,7 +270,7 @@ fn a_loss_that_is_not_a_number_stops_is_skipped_or_rolled_back_as_configured() {
             project.run(&set)
         };
         let bad_steps = |run: &RunDir| -> Vec<u64> {
-            let bad = |event: &Event| matches!(&event.body, EventBody::Alert(alert) if alert.alert == AlertKind::Nan);
+            let bad = |event: &JournalEvent| matches!(&event.body, EventBody::Alert(alert) if alert.alert == AlertKind::Nan);
             events(run).iter().filter(|event| bad(event)).filter_map(|event| event.step).collect()
         };
         let stopped = run("train.on_nan=stop");

@@ -23,7 +23,7 @@ fn run(project: &Project, more: &[&str]) -> RunDir {
 }
 
 fn metrics(run: &RunDir) -> Vec<Metrics> {
-    let metrics = |event: Event| match event.body {
+    let metrics = |event: JournalEvent| match event.body {
         EventBody::Step(step) => Some(step.metrics),
         _ => None,
     };

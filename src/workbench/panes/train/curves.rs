@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use jiff::Timestamp;
 use luthier_core::algorithms;
 use luthier_core::runs::{
-    AlertEvent, EditEvent, EvalEvent, Event, EventBody, Number, RunEvent, SampleEvent, StepEvent,
+    AlertEvent, EditEvent, EvalEvent, EventBody, JournalEvent, Number, RunEvent, SampleEvent, StepEvent,
 };
 
 /// Samples kept; older ones stay in the journal.
@@ -121,9 +121,9 @@ impl Default for Curves {
 
 impl Curves {
     /// Adds journal events, oldest first.
-    pub fn add(&mut self, events: Vec<Event>) {
+    pub fn add(&mut self, events: Vec<JournalEvent>) {
         for event in events {
-            let Event { time, step, body } = event;
+            let JournalEvent { time, step, body } = event;
             let step = step.unwrap_or_else(|| self.last.as_ref().map_or(0, |last| last.step));
             match body {
                 EventBody::Run(run) => {
@@ -256,7 +256,7 @@ pub mod tests {
     use super::*;
 
     /// A step's event, `seconds` long.
-    pub fn step(step: u64, loss: f64) -> Event {
+    pub fn step(step: u64, loss: f64) -> JournalEvent {
         let body = StepEvent {
             loss: loss.into(),
             learning_rate: 1e-4.into(),
@@ -266,12 +266,12 @@ pub mod tests {
             memory_bytes: 1 << 30,
             ..StepEvent::default()
         };
-        Event { time: Timestamp::UNIX_EPOCH, step: Some(step), body: EventBody::Step(body) }
+        JournalEvent { time: Timestamp::UNIX_EPOCH, step: Some(step), body: EventBody::Step(body) }
     }
 
-    fn evaluation(step: u64, loss: f64) -> Event {
+    fn evaluation(step: u64, loss: f64) -> JournalEvent {
         let body = EvalEvent { loss: loss.into(), ..EvalEvent::default() };
-        Event { time: Timestamp::UNIX_EPOCH, step: Some(step), body: EventBody::Eval(body) }
+        JournalEvent { time: Timestamp::UNIX_EPOCH, step: Some(step), body: EventBody::Eval(body) }
     }
 
     #[test]
@@ -317,7 +317,7 @@ pub mod tests {
         let metrics = [("reward_margin", 0.5), ("reward_accuracy", 0.75), ("of_another_version", 1.0)];
         let metrics = metrics.map(|(name, value)| (name.to_owned(), value.into())).into();
         let body = StepEvent { metrics, ..StepEvent::default() };
-        curves.add(vec![Event { time: Timestamp::UNIX_EPOCH, step: Some(2), body: body.into() }]);
+        curves.add(vec![JournalEvent { time: Timestamp::UNIX_EPOCH, step: Some(2), body: body.into() }]);
         assert_eq!(curves.series(reported("reward_margin")), [(2.0, 0.5)]);
         assert_eq!(curves.series(reported("reward_accuracy")), [(2.0, 0.75)]);
     }
@@ -328,7 +328,7 @@ pub mod tests {
         curves.add((1..=50).map(|number| step(number, 1.0)).collect());
         curves.add(vec![evaluation(20, 1.2), evaluation(40, 1.1)]);
         let resumed = RunEvent { resumed_from: Some(30), ..RunEvent::default() };
-        curves.add(vec![Event { time: Timestamp::UNIX_EPOCH, step: None, body: resumed.into() }]);
+        curves.add(vec![JournalEvent { time: Timestamp::UNIX_EPOCH, step: None, body: resumed.into() }]);
         assert_eq!(curves.series(Metric::Loss).last(), Some(&(30.0, 1.0)));
         assert_eq!(curves.held_out(), [(20.0, 1.2)]);
     }
@@ -338,7 +338,11 @@ pub mod tests {
         let mut curves = Curves::default();
         curves.add((1..=50).map(|number| step(number, 1.0)).collect());
         curves.add(vec![evaluation(20, 1.2)]);
-        curves.add(vec![Event { time: Timestamp::UNIX_EPOCH, step: None, body: RunEvent::default().into() }]);
+        curves.add(vec![JournalEvent {
+            time: Timestamp::UNIX_EPOCH,
+            step: None,
+            body: RunEvent::default().into(),
+        }]);
         assert!(curves.series(Metric::Loss).is_empty() && curves.held_out().is_empty());
     }
 

@@ -14,7 +14,7 @@ pub enum TrainEvent {
     Journal {
         run: String,
         /// New events, oldest first.
-        events: Vec<runs::Event>,
+        events: Vec<runs::JournalEvent>,
         /// The journal starts again: drop what was read before.
         restarted: bool,
         /// Everything written so far was read.
@@ -30,7 +30,7 @@ pub enum TrainEvent {
         config: Option<Box<Config>>,
     },
     /// The whole journal of a run shown for comparison.
-    Overlay(String, Vec<runs::Event>),
+    Overlay(String, Vec<runs::JournalEvent>),
     /// The end of a run's log.
     Log(String, Vec<String>),
     /// How far the data for a plan are prepared: rows done, rows in all.

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use luthier_core::runs::{
-    AlertEvent, AlertKind, EditEvent, EvalEvent, Event as JournalEvent, EventBody, Failure, FailureClass,
-    Number, Request, RunEvent, RunState, RunSummary, SampleEvent, Status, StepEvent, StopWhen,
+    AlertEvent, AlertKind, EditEvent, EvalEvent, EventBody, Failure, FailureClass, JournalEvent, Number,
+    Request, RunEvent, RunState, RunSummary, SampleEvent, Status, StepEvent, StopWhen,
 };
 
 use super::effect::TrainEffect;
