@@ -18,6 +18,6 @@ fuzz_target!(|input: &[u8]| {
     let which = usize::from(which) % FILES.len();
     scratch.write(FILES[which], content);
     if let Ok(dataset) = read_dataset(&configs[which], scratch.path()) {
-        assert!(dataset.rows.iter().enumerate().all(|(index, row)| row.index == index));
+        assert!(dataset.rows.iter().enumerate().all(|(index, row)| row.is_ok_and(|row| row.index == index)));
     }
 });

@@ -23,7 +23,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
 
 /// The sides of a pair must differ.
 fn check(_: &Config, rows: &[UsableRow], findings: &mut Findings) {
-    let pairs = || rows.iter().filter(|usable| usable.row.example.is_pair());
+    let pairs = || rows.iter().filter(|usable| usable.row.is_pair);
     for UsableRow { row, truncated, .. } in pairs().filter(|usable| usable.same_sides) {
         let what = if *truncated {
             "chosen and rejected are the same up to data.max_length: nothing in it can be preferred"

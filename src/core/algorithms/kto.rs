@@ -28,7 +28,7 @@ const MOST: f64 = 4.0 / 3.0;
 /// Good and bad answers must weigh about the same.
 fn check(config: &Config, rows: &[UsableRow], findings: &mut Findings) {
     let train = || rows.iter().filter(|usable| usable.row.split == Split::Train);
-    let count = |label: bool| train().filter(|usable| usable.row.extras.label == Some(label)).count();
+    let count = |label: bool| train().filter(|usable| usable.row.label == Some(label)).count();
     let (good, bad) = (count(true), count(false));
     if config.train.batch_size * config.train.accumulate < 2 {
         let what = "a step has one row, so that the KL to the base model counts as 0; set train.accumulate = 2 or more";

@@ -2,7 +2,7 @@
 
 use super::Algorithm;
 use crate::config::Format;
-use crate::data::{Findings, ProblemKind, Row, Severity};
+use crate::data::{Findings, PlacedHead, ProblemKind, Severity};
 
 /// What a row is to an algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,10 +17,10 @@ pub enum RowShape {
 
 impl RowShape {
     /// The shape that a row has.
-    fn of(row: &Row) -> Self {
-        if row.example.is_pair() {
+    fn of(row: &PlacedHead) -> Self {
+        if row.is_pair {
             Self::Pair
-        } else if row.extras.label.is_some() {
+        } else if row.label.is_some() {
             Self::LabelledAnswer
         } else {
             Self::Answer
@@ -71,7 +71,7 @@ impl RowShape {
     }
 
     /// Adds to `findings` the rows of another shape, which block a run.
-    pub(crate) fn check(self, algorithm: Algorithm, rows: &[Row], findings: &mut Findings) {
+    pub(crate) fn check(self, algorithm: Algorithm, rows: &[PlacedHead], findings: &mut Findings) {
         let mut block = |what: &str| {
             findings.add(ProblemKind::NotForAlgorithm, Severity::Blocks, None, what);
         };
@@ -108,7 +108,7 @@ impl RowShape {
             }
         }
         if self == Self::Answer {
-            for row in rows.iter().filter(|row| row.extras.label == Some(false)) {
+            for row in rows.iter().filter(|row| row.label == Some(false)) {
                 findings.row(ProblemKind::NotForAlgorithm, Severity::Blocks, row, &bad_answer(algorithm));
             }
         }

@@ -52,7 +52,7 @@ fn encoded(template: &str, rows: &[Value], more: &[&str]) -> Vec<Encoded> {
     assert_eq!(dataset.problems, []);
     let (tokenizer, template) = (tiny("bytelevel"), compiled(template));
     let side = |row| encode(row, &tokenizer, &template, &config).unwrap().remove(0);
-    dataset.rows.iter().map(side).collect()
+    dataset.rows.all().iter().map(side).collect()
 }
 
 /// The text of a side, with what is trained in brackets.
@@ -87,7 +87,8 @@ fn checked_in(project: &Path, config: &Config, template: &str) -> Prepared {
 }
 
 fn kinds(prepared: &Prepared) -> Vec<(ProblemKind, Severity)> {
-    let problems = prepared.report.problems.iter().filter(|problem| problem.kind != ProblemKind::NoEvalRows);
+    let problems =
+        prepared.checked.report.problems.iter().filter(|problem| problem.kind != ProblemKind::NoEvalRows);
     let mut kinds: Vec<_> = problems.map(|problem| (problem.kind, problem.severity)).collect();
     kinds.dedup();
     kinds
@@ -206,7 +207,7 @@ fn what_the_template_leaves_out_is_said_and_an_empty_reply_blocks() {
         kinds(&prepared),
         [(ProblemKind::NothingLearned, Severity::Blocks), (ProblemKind::NotInText, Severity::Warning),]
     );
-    assert_eq!(prepared.report.rows_of(ProblemKind::NotInText), [0]);
+    assert_eq!(prepared.checked.report.rows_of(ProblemKind::NotInText), [0]);
     assert_eq!(kinds(&checked(TOOLS, &[row], &[])), []);
 }
 
@@ -273,7 +274,7 @@ fn what_the_generation_prompt_supplies_is_never_trained() {
     assert!(texts[2].ends_with("assistant\n⟦<tool_call>x</tool_call><|im_end|>⟧\n"), "{texts:?}");
     let prepared = checked(template, &rows[1..2], &[]);
     assert_eq!(kinds(&prepared), [(ProblemKind::NotInText, Severity::Warning)]);
-    assert!(prepared.report.problems[0].message.contains("the reasoning of message 2 (assistant)"));
+    assert!(prepared.checked.report.problems[0].message.contains("the reasoning of message 2 (assistant)"));
 }
 
 #[test]
@@ -303,7 +304,7 @@ fn a_system_prompt_that_is_written_only_before_the_last_question_is_missed() {
         {"role": "assistant", "content": "Five."}]});
     assert_eq!(texts(template, std::slice::from_ref(&row), &[]), ["[Five.]⟦Five.<|im_end|>⟧"]);
     let prepared = checked(template, std::slice::from_ref(&row), &[]);
-    assert!(prepared.report.problems[0].message.contains("the content of message 1 (system)"));
+    assert!(prepared.checked.report.problems[0].message.contains("the content of message 1 (system)"));
     assert_eq!(
         texts(template, &[row], &["data.system_role=merge"]),
         ["[Be brief.\n\nFive.]⟦Five.<|im_end|>⟧"]
@@ -346,18 +347,26 @@ fn rows_with_one_prompt_stay_on_one_side_of_the_split() {
     let split = |more: &[&str]| {
         let config = config("a.jsonl", &[&["data.eval=0.25"], more].concat());
         let dataset = read_dataset(&config, project.path()).unwrap();
-        let held_out: Vec<usize> =
-            dataset.rows.iter().filter(|row| row.split == super::Split::Eval).map(|row| row.index).collect();
+        let held_out: Vec<usize> = dataset
+            .rows
+            .all()
+            .iter()
+            .filter(|row| row.split == super::Split::Eval)
+            .map(|row| row.index)
+            .collect();
         (held_out, checked_in(project.path(), &config, PLAIN))
     };
     let (held_out, prepared) = split(&[]);
     assert_eq!(held_out.len(), 8);
     let prompts =
         |rows: &[usize]| rows.iter().map(|row| row % 10).collect::<std::collections::HashSet<_>>().len();
-    assert_eq!((prompts(&held_out), prepared.report.rows_of(ProblemKind::PromptInTrain)), (2, &[][..]));
+    assert_eq!(
+        (prompts(&held_out), prepared.checked.report.rows_of(ProblemKind::PromptInTrain)),
+        (2, &[][..])
+    );
     let (alone, prepared) = split(&["data.group_by=row"]);
     assert_eq!((alone.len(), prompts(&alone) > 2), (10, true));
-    assert!(!prepared.report.rows_of(ProblemKind::PromptInTrain).is_empty());
+    assert!(!prepared.checked.report.rows_of(ProblemKind::PromptInTrain).is_empty());
     let (talks, _) = split(&["data.group_by=talk"]);
     assert_eq!(talks.iter().map(|row| row / 8).collect::<std::collections::HashSet<_>>().len(), 1);
 }
@@ -373,7 +382,12 @@ fn a_token_across_the_boundary_is_said() {
     let mut go_on = |_, _| ControlFlow::Continue(());
     let prepared =
         prepare_with(&config, &dataset, &tiny("bytelevel"), &Template::none(), vec![1], &mut go_on).unwrap();
-    assert_eq!(prepared.report.rows_of(ProblemKind::TokenAcross), [0], "{:?}", prepared.report.problems);
+    assert_eq!(
+        prepared.checked.report.rows_of(ProblemKind::TokenAcross),
+        [0],
+        "{:?}",
+        prepared.checked.report.problems
+    );
 }
 
 #[test]
@@ -413,7 +427,7 @@ fn common_columns_are_understood_and_the_others_named() {
     }
     let prepared = checked(PLAIN, &rows[3..4], &[]);
     let messages: Vec<&str> =
-        prepared.report.problems.iter().map(|problem| problem.message.as_str()).collect();
+        prepared.checked.report.problems.iter().map(|problem| problem.message.as_str()).collect();
     assert!(
         messages.iter().any(|message| message.contains("prompt = \"problem\", completion = \"solution\"")),
         "{messages:?}"
@@ -460,10 +474,13 @@ fn a_long_text_is_learned_in_as_many_examples_as_it_fills() {
     let rows = [json!({"text": text})];
     let whole = checked(PLAIN, &rows, &["data.max_length=100000"]);
     let parts = checked(PLAIN, &rows, &["data.max_length=64", "data.overflow=split"]);
-    assert_eq!(parts.report.rows_of(ProblemKind::TextSplit), [0]);
+    assert_eq!(parts.checked.report.rows_of(ProblemKind::TextSplit), [0]);
     assert!(parts.train.len() > 10 && parts.train.iter().all(|row| row.longest() <= 64));
-    assert_eq!(parts.report.trained_tokens, whole.report.trained_tokens, "every token is learned once");
-    assert!(!parts.report.blocks());
+    assert_eq!(
+        parts.checked.report.trained_tokens, whole.checked.report.trained_tokens,
+        "every token is learned once"
+    );
+    assert!(!parts.checked.report.blocks());
 }
 
 #[test]
@@ -595,7 +612,7 @@ fn fields_of_messages_that_the_template_leaves_out_are_named() {
     row["messages"][0]["name"] = "Ann".into();
     let prepared = checked(&template, &[row], &[]);
     let messages: Vec<&str> =
-        prepared.report.problems.iter().map(|problem| problem.message.as_str()).collect();
+        prepared.checked.report.problems.iter().map(|problem| problem.message.as_str()).collect();
     for field in ["name", "mood"] {
         let said = format!("does not read the field {field:?} of 1 message");
         assert!(messages.iter().any(|message| message.contains(&said)), "{messages:?}");
@@ -610,11 +627,11 @@ fn setting_rows_aside_moves_no_other_row_across_the_split() {
     let config = config("a.jsonl", &["data.eval=0.2"]);
     let splits = || {
         let dataset = read_dataset(&config, project.path()).unwrap();
-        dataset.rows.into_iter().map(|row| (row.origin.line, row.split)).collect::<Vec<_>>()
+        dataset.rows.all().into_iter().map(|row| (row.origin.line, row.split)).collect::<Vec<_>>()
     };
     let before = splits();
     let mut quarantine = super::Quarantine::load(project.path()).unwrap();
-    for row in read_dataset(&config, project.path()).unwrap().rows.iter().step_by(4) {
+    for row in read_dataset(&config, project.path()).unwrap().rows.all().iter().step_by(4) {
         quarantine.insert(&row.hash());
     }
     quarantine.save().unwrap();
@@ -630,7 +647,7 @@ fn a_table_with_windows_line_ends_has_the_same_lines() {
         fs::write(project.path().join("a.csv"), text).unwrap();
         let settings = config("a.csv", &["data.eval=0"]);
         let dataset = read_dataset(&settings, project.path()).unwrap();
-        dataset.rows.iter().map(|row| row.origin.line).collect::<Vec<_>>()
+        dataset.rows.all().iter().map(|row| row.origin.line).collect::<Vec<_>>()
     };
     let text = "prompt,completion\na,b\n\"c\nd\",e\nf,g\n";
     assert_eq!(lines(text), [2, 3, 5]);

@@ -9,7 +9,6 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::Message;
-use crate::hash::hex;
 
 /// The content of a row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -59,6 +58,25 @@ impl Example {
                 Some(messages)
             }
             Example::Preference { .. } | Example::Text(_) | Example::Tokens { .. } => None,
+        }
+    }
+
+    /// Whether it is a conversation with more than one reply.
+    pub(crate) fn has_several_replies(&self) -> bool {
+        match self {
+            Example::Messages(messages) => {
+                messages.iter().filter(|message| message.is_assistant()).nth(1).is_some()
+            }
+            Example::Preference { prompt, .. } => prompt.iter().any(Message::is_assistant),
+            Example::PromptCompletion { .. } | Example::Text(_) | Example::Tokens { .. } => false,
+        }
+    }
+
+    /// Length of all its texts; of token ids, four bytes each.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match self {
+            Example::Tokens { input_ids, .. } => input_ids.len() * size_of::<u32>(),
+            other => other.plain_text().len(),
         }
     }
 
@@ -167,8 +185,12 @@ pub struct Extras {
 impl Extras {
     /// The label in words; `None` if the row has none.
     pub fn label_name(&self) -> Option<&'static str> {
-        self.label.map(|good| if good { "good answer" } else { "bad answer" })
+        label_name(self.label)
     }
+}
+
+pub(crate) fn label_name(label: Option<bool>) -> Option<&'static str> {
+    label.map(|good| if good { "good answer" } else { "bad answer" })
 }
 
 /// The place of a row.
@@ -210,22 +232,35 @@ pub struct Row {
 impl Row {
     /// 16 hex digits that depend only on the row's content. The quarantine lists rows by this.
     pub fn hash(&self) -> String {
-        content_hash(&self.example, &Extras { label: None, ..self.extras.clone() })
+        format!("{:016x}", hash_of_content(&self.example, &self.extras))
+    }
+
+    /// Whether it offers tools or calls one.
+    pub(crate) fn has_tools(&self) -> bool {
+        self.extras.tools.is_some()
+            || self.example.messages().is_some_and(|messages| {
+                messages.iter().any(|message| message.role == "tool" || !message.tool_calls.is_empty())
+            })
     }
 }
 
-/// The first 16 hex digits of the SHA-256 of the canonical JSON of a row's content.
-pub(crate) fn content_hash(example: &Example, extras: &Extras) -> String {
+/// The first 64 bits of the SHA-256 of the canonical JSON of a row's content, without its label.
+pub(crate) fn hash_of_content(example: &Example, extras: &Extras) -> u64 {
+    let extras = Extras { label: None, ..extras.clone() };
     let canonical = serde_json::to_vec(&(example, extras)).unwrap_or_default();
-    short_hash(&[&canonical])
+    first_bits(&[&canonical])
 }
 
 /// The first 16 hex digits of the SHA-256 of `parts`, each preceded by its length.
 pub(crate) fn short_hash(parts: &[&[u8]]) -> String {
+    format!("{:016x}", first_bits(parts))
+}
+
+fn first_bits(parts: &[&[u8]]) -> u64 {
     let mut hasher = Sha256::new();
     for part in parts {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    hex(&hasher.finalize()[..8])
+    hasher.finalize()[..8].iter().fold(0, |bits, byte| bits << 8 | u64::from(*byte))
 }

@@ -31,9 +31,12 @@ pub use example::{Example, Extras, Origin, Row, Split};
 pub use message::Message;
 pub use order::{MicroBatch, StepOrder};
 pub(crate) use prepare::UsableRow;
-pub use prepare::prepare;
+pub use prepare::{check, prepare};
 pub use quarantine::Quarantine;
-pub use read::{Dataset, UnusedField, read_dataset, read_dataset_without, read_rows};
+pub use read::{
+    Dataset, PlacedHead, ReadProgress, RowHead, Rows, UnusedField, read_dataset, read_dataset_heard,
+    read_dataset_without, read_rows,
+};
 pub(crate) use report::Findings;
 pub use report::{DataProblem, HistogramBin, KindRows, LengthStatistics, ProblemKind, Report, Severity};
 pub use template::{Template, with_system};
@@ -117,16 +120,51 @@ pub struct TokenPiece {
     pub trained: bool,
 }
 
+/// A dataset for training.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prepared {
     /// Training rows in reading order; [`StepOrder`] returns indices into this list.
     pub train: Vec<EncodedRow>,
     /// Held-out rows, in reading order.
     pub eval: Vec<EncodedRow>,
+    pub checked: Checked,
+}
+
+/// What the check of a dataset found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checked {
     /// The pre-flight report.
     pub report: Report,
     /// 16 hex digits; equal for equal rows in the same order with the same split.
     pub data_hash: String,
+    /// The sizes of the training rows in reading order, as [`Prepared::train`].
+    pub train: Vec<ExampleSize>,
+    /// The sizes of the held-out rows in reading order.
+    pub eval: Vec<ExampleSize>,
+}
+
+/// The size of an [`EncodedRow`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExampleSize {
+    /// [`Row::index`].
+    pub row: usize,
+    /// Tokens in all its sides.
+    pub tokens: usize,
+    /// Those of them that are targets of the loss.
+    pub trained: usize,
+    /// Tokens of its longest side.
+    pub longest: usize,
+}
+
+impl ExampleSize {
+    fn of(row: &EncodedRow) -> Self {
+        ExampleSize {
+            row: row.row,
+            tokens: row.tokens(),
+            trained: row.trained_tokens(),
+            longest: row.longest(),
+        }
+    }
 }
 
 /// The sizes of a prepared dataset, for a forecast.
@@ -142,7 +180,7 @@ pub struct DataSummary {
     pub eval_lengths: Vec<usize>,
 }
 
-impl Prepared {
+impl Checked {
     /// Rejects a configuration whose warm-up would be longer than the run.
     ///
     /// # Errors
@@ -151,7 +189,7 @@ impl Prepared {
     pub fn check_warmup(&self, config: &Config) -> Result<(), DataError> {
         let train = &config.train;
         let Warmup::Steps(warmup) = train.warmup else { return Ok(()) };
-        let steps = StepOrder::new(&self.summary().train_lengths, config).total_steps();
+        let steps = self.order(config).total_steps();
         // A dataset without rows is reported elsewhere. `train.max_steps` is compared with the warm-up when
         // the configuration is read.
         if steps == 0 || warmup <= steps || train.max_steps.is_some() {
@@ -165,12 +203,17 @@ impl Prepared {
         )))
     }
 
+    /// Which training rows each step of a run takes.
+    pub fn order(&self, config: &Config) -> StepOrder {
+        StepOrder::new(&self.train.iter().map(|row| row.tokens).collect::<Vec<_>>(), config)
+    }
+
     pub fn summary(&self) -> DataSummary {
-        let lengths = |rows: &[EncodedRow]| rows.iter().map(EncodedRow::tokens).collect::<Vec<_>>();
+        let lengths = |rows: &[ExampleSize]| rows.iter().map(|row| row.tokens).collect::<Vec<_>>();
         let train_lengths = lengths(&self.train);
         DataSummary {
             train_tokens: train_lengths.iter().map(|&length| length as u64).sum(),
-            trained_tokens: self.train.iter().map(|row| row.trained_tokens() as u64).sum(),
+            trained_tokens: self.train.iter().map(|row| row.trained as u64).sum(),
             train_lengths,
             eval_lengths: lengths(&self.eval),
         }

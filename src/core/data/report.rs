@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 use strum::{IntoStaticStr, VariantArray};
 
-use super::Row;
+use super::PlacedHead;
 use crate::text::clean_line;
 
 /// Most findings of one kind that are kept; the rest are counted.
@@ -45,6 +45,13 @@ impl Report {
     /// Whether a problem prevents training.
     pub fn blocks(&self) -> bool {
         self.problems.iter().any(|problem| problem.severity == Severity::Blocks)
+    }
+
+    /// Adds a problem of the dataset as a whole.
+    pub(super) fn add(&mut self, problem: Option<DataProblem>) {
+        let Some(problem) = problem else { return };
+        let place = self.problems.partition_point(|other| other.severity <= problem.severity);
+        self.problems.insert(place, problem);
     }
 
     pub fn count(&self, severity: Severity) -> usize {
@@ -128,6 +135,8 @@ kinds! {
     EmptyDataset = "empty dataset";
     /// Every row is longer than `data.max_length`.
     AllTooLong = "all rows too long";
+    /// A warm-up that is longer than the run over these rows.
+    LongWarmup = "warm-up longer than the run";
     /// A row that does not parse, or lacks a field that its format needs.
     UnreadableRow = "unreadable row";
     /// A row that the chat template refuses.
@@ -236,9 +245,10 @@ impl ProblemKind {
         Self::VARIANTS.iter().copied().find(|kind| kind.name() == name)
     }
 
-    /// Whether a run can start in spite of it: not without rows, or with rows that the model cannot read.
+    /// Whether a run can start in spite of it: not without rows, with rows that the model cannot read, or with a
+    /// warm-up that never ends.
     pub fn can_be_allowed(self) -> bool {
-        !matches!(self, Self::EmptyDataset | Self::AllTooLong | Self::BeyondPositions)
+        !matches!(self, Self::EmptyDataset | Self::AllTooLong | Self::BeyondPositions | Self::LongWarmup)
     }
 
     /// The name of every kind.
@@ -324,8 +334,8 @@ impl Findings {
     }
 
     /// A problem of one row; the message begins with the row's place.
-    pub(crate) fn row(&mut self, kind: ProblemKind, severity: Severity, row: &Row, what: &str) {
-        self.add(kind, severity, Some(row.index), &format!("{}: {what}", row.origin));
+    pub(crate) fn row(&mut self, kind: ProblemKind, severity: Severity, row: &PlacedHead, what: &str) {
+        self.add(kind, severity, Some(row.index), &format!("{row}: {what}"));
     }
 
     /// A problem between a row and another one, which is like it.
@@ -333,7 +343,7 @@ impl Findings {
         &mut self,
         kind: ProblemKind,
         severity: Severity,
-        row: &Row,
+        row: &PlacedHead,
         other: usize,
         what: &str,
     ) {

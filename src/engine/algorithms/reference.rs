@@ -56,7 +56,7 @@ impl Key {
             model_fingerprint: base.files.fingerprint.clone(),
             dtype: base.dtype_name().into(),
             method: config.method.kind.name().into(),
-            data_hash: prepared.data_hash.clone(),
+            data_hash: prepared.checked.data_hash.clone(),
             template_fingerprint: base.template.fingerprint.clone(),
             tokens: digest(rows),
         }

@@ -179,12 +179,13 @@ impl Sides<'_> {
         let system = &self.config.review.baseline_system;
         let dataset = data::read_rows(self.config, project).map_err(data_error)?;
         let mut questions = Vec::with_capacity(prepared.eval.len());
-        for row in dataset.iter().filter(|row| row.split == Split::Eval && wanted(row.index)) {
-            let Some(plain) = Question::of_row(self.base, self.config, row)? else { continue };
+        for head in dataset.heads().iter().filter(|row| row.split == Split::Eval && wanted(row.index)) {
+            let Some(row) = dataset.get(head.index).map_err(data_error)? else { continue };
+            let Some(plain) = Question::of_row(self.base, self.config, &row)? else { continue };
             let with_baseline = if system.is_empty() {
                 None
             } else {
-                Question::of_row_with_system(self.base, self.config, row, system)?
+                Question::of_row_with_system(self.base, self.config, &row, system)?
             };
             questions.push(Put { plain, with_baseline });
         }

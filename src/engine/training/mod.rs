@@ -116,7 +116,7 @@ fn work(
     let method = method_of(&config);
     let identity = Identity {
         model_fingerprint: base.files.fingerprint.clone(),
-        data_hash: prepared.data_hash.clone(),
+        data_hash: prepared.checked.data_hash.clone(),
         template_fingerprint: base.template.fingerprint.clone(),
         seed: config.train.seed,
         fixed: Identity::fixed_of(&config),
@@ -184,7 +184,8 @@ fn prepare(
     record.activity(Some("reading the data"));
     let prepared = data::prepare(config, run.project(), files, &mut |_, _| ControlFlow::Continue(()))
         .map_err(data_error)?;
-    let blocking = prepared.report.problems.iter().find(|problem| problem.severity == data::Severity::Blocks);
+    let blocking =
+        prepared.checked.report.problems.iter().find(|problem| problem.severity == data::Severity::Blocks);
     if let Some(problem) = blocking {
         return Err(EngineError::Data(problem.message.clone()));
     }

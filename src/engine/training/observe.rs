@@ -41,14 +41,17 @@ impl Questions {
             .map_err(|error| EngineError::Config(error.to_string()))?;
         let rows = data::read_rows(config, project).map_err(data_error)?;
         let mut scored = Vec::new();
-        for row in rows.iter().filter(|row| row.split == Split::Eval) {
+        for head in rows.heads().iter().filter(|row| row.split == Split::Eval) {
             if scored.len() == SCORED_REPLIES {
                 break;
             }
             // A bad answer is nothing to compare a reply with.
-            let is_bad = row.extras.label == Some(false);
-            if !is_bad && prepared.eval.iter().any(|encoded| encoded.row == row.index) {
-                scored.extend(Question::of_row(base, config, row)?);
+            let is_bad = head.label == Some(false);
+            if is_bad || !prepared.eval.iter().any(|encoded| encoded.row == head.index) {
+                continue;
+            }
+            if let Some(row) = rows.get(head.index).map_err(data_error)? {
+                scored.extend(Question::of_row(base, config, &row)?);
             }
         }
         let suite = match &config.review.suite {

@@ -2,8 +2,7 @@
 
 use clap::{Args, Subcommand};
 use luthier_core::data::{
-    self, Encoded, Example, Message, Prepared, Report, Row, Severity, Split, Template, Tokenizer,
-    read_dataset,
+    self, Checked, Encoded, Example, Message, Report, Row, Severity, Split, Template, Tokenizer, read_dataset,
 };
 use luthier_core::text::indented;
 use luthier_core::units;
@@ -84,7 +83,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     }
 }
 
-fn prepared(project: &Project) -> Outcome<Prepared> {
+fn checked(project: &Project) -> Outcome<Checked> {
     let files = project.model()?;
     preflight::with_bar(|progress| project.check_data(&files, progress))
 }
@@ -92,8 +91,7 @@ fn prepared(project: &Project) -> Outcome<Prepared> {
 fn check(arguments: &Check) -> Outcome {
     let project = arguments.settings.load()?;
     preflight::theme(&project);
-    let prepared = prepared(&project)?;
-    let report = &prepared.report;
+    let report = &checked(&project)?.report;
     if arguments.json {
         output::document(report)?;
     } else {
@@ -107,7 +105,7 @@ fn check(arguments: &Check) -> Outcome {
             if count == 1 { "one problem keeps".to_owned() } else { format!("{count} problems keep") }
         )));
     }
-    Ok(prepared.check_warmup(&project.config)?)
+    Ok(())
 }
 
 fn summary(report: &Report) -> String {
@@ -173,7 +171,7 @@ fn ways_on(report: &Report, allowed: &[String]) -> Vec<String> {
 }
 
 fn stats(arguments: &Stats) -> Outcome {
-    let report = prepared(&arguments.settings.load()?)?.report;
+    let report = checked(&arguments.settings.load()?)?.report;
     if arguments.json {
         return output::document(&json!({
             "rows": report.rows,
@@ -250,18 +248,13 @@ fn show(arguments: &Show) -> Outcome {
 
 fn find(project: &Project, wanted: usize) -> Outcome<Row> {
     let dataset = read_dataset(&project.config, &project.folder)?;
-    let last = dataset.rows.iter().map(|row| row.index).max();
-    let unreadable = dataset.problems.into_iter().find(|problem| problem.row == Some(wanted));
-    if let Some(row) = dataset.rows.into_iter().find(|row| row.index == wanted) {
+    if let Some(row) = dataset.rows.get(wanted)? {
         return Ok(row);
     }
-    if let Some(problem) = unreadable {
-        return Err(Failure::check(problem.to_string()));
-    }
-    if dataset.quarantined.iter().any(|row| row.index == wanted) {
+    if dataset.quarantined.heads().iter().any(|row| row.index == wanted) {
         return Err(Failure::work(format!("row {wanted} is in quarantine")));
     }
-    Err(Failure::usage(match last {
+    Err(Failure::usage(match dataset.rows.len().checked_sub(1) {
         Some(last) => format!("there is no row {wanted}; rows are numbered from 0 to {last}"),
         None => "the data has no rows".to_owned(),
     }))

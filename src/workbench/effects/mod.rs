@@ -1,6 +1,6 @@
 //! Performs effects and posts their results as events. The only place that starts work.
 
-mod data;
+pub(crate) mod data;
 mod device;
 mod job;
 mod review;

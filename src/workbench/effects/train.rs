@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use luthier_core::config::{Change, Config, Edit};
-use luthier_core::data::{DataError, EncodedRow, Severity, StepOrder};
+use luthier_core::data::{DataError, Severity};
 use luthier_core::runs::{self, JournalReader, Request, RunDir, Status};
 use luthier_core::units::{bytes, count};
 
@@ -304,22 +304,21 @@ fn rows(project: &Path, run: &str, step: u64, worker: &Worker<Event>) -> Result<
     let run = open(project, run)?;
     let config = Config::load_file(&run.config_path(), &[])?;
     let of_run = Project { folder: project.to_owned(), config };
-    let prepared = of_run.check_data(&of_run.model()?, &mut |_, _| worker.wanted())?;
+    let checked = of_run.check_data(&of_run.model()?, &mut |_, _| worker.wanted())?;
     let journaled = journal(&run).into_iter().rev().find_map(|event| match event.body {
         runs::EventBody::Run(run) => Some(run.data_hash),
         _ => None,
     });
-    if journaled.is_some_and(|hash| hash != prepared.data_hash) {
+    if journaled.is_some_and(|hash| hash != checked.data_hash) {
         return Err(Refusal::DataChanged);
     }
-    let lengths: Vec<usize> = prepared.train.iter().map(EncodedRow::tokens).collect();
-    let order = StepOrder::new(&lengths, &of_run.config);
-    let mut found: VecDeque<usize> = order
+    let mut found: VecDeque<usize> = checked
+        .order(&of_run.config)
         .step(step.saturating_sub(1))
         .into_iter()
         .flat_map(|batch| batch.sequences)
         .flatten()
-        .filter_map(|index| prepared.train.get(index).map(|row| row.row))
+        .filter_map(|index| checked.train.get(index).map(|row| row.row))
         .collect();
     found.make_contiguous().sort_unstable();
     Ok(found.into())

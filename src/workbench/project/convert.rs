@@ -54,8 +54,8 @@ impl Converted {
 pub fn convert(project: &Project, form: Form, split: Option<Split>) -> Result<Converted, Refusal> {
     let dataset = data::read_dataset(&project.config, &project.folder)?;
     let unused = dataset.unused.iter().map(|field| (field.name.clone(), field.rows)).collect();
-    let origins = dataset.rows.iter().chain(&dataset.quarantined).map(|row| &row.origin);
-    let origins = origins.chain(dataset.problems.iter().map(|problem| &problem.origin));
+    let origins = dataset.rows.places().chain(dataset.quarantined.places()).map(|row| row.origin());
+    let origins = origins.chain(dataset.problems.iter().map(|problem| problem.origin.clone()));
     let sources = origins.map(|origin| project.folder.join(&origin.file)).collect();
     let mut converted =
         Converted { rows: Vec::new(), left_out: BTreeMap::new(), dropped: BTreeMap::new(), unused, sources };
@@ -63,9 +63,10 @@ pub fn convert(project: &Project, form: Form, split: Option<Split>) -> Result<Co
         converted.left_out.insert(UNREADABLE, dataset.unreadable);
     }
     let mut seen = HashSet::new();
-    let wanted = dataset.rows.iter().filter(|row| split.is_none_or(|split| row.split == split));
-    for row in wanted.filter(|row| seen.insert(&row.origin)) {
-        match data::written(row, form) {
+    let wanted = dataset.rows.places().filter(|row| split.is_none_or(|split| row.split == split));
+    for place in wanted.filter(|row| seen.insert(row.origin())) {
+        let Some(row) = dataset.rows.get(place.index)? else { continue };
+        match data::written(&row, form) {
             Ok(written) => {
                 for name in written.dropped {
                     *converted.dropped.entry(name).or_default() += 1;

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
 use luthier_core::config::Config;
-use luthier_core::data::{self, Prepared};
+use luthier_core::data::{self, Checked};
 use luthier_core::machine;
 use luthier_core::model::ModelFiles;
 use luthier_core::plan::{Place, PlanError};
@@ -64,8 +64,8 @@ impl Project {
     }
 
     /// Reads, tokenises and checks the data. What is wrong with single rows is in the report.
-    pub fn check_data(&self, files: &ModelFiles, progress: &mut Progress) -> Result<Prepared, Refusal> {
-        Ok(data::prepare(&self.config, &self.folder, files, progress)?)
+    pub fn check_data(&self, files: &ModelFiles, progress: &mut Progress) -> Result<Checked, Refusal> {
+        Ok(data::check(&self.config, &self.folder, files, progress)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use luthier_core::config::MethodKind;
-use luthier_core::data::{Prepared, Report, Severity};
+use luthier_core::data::{Checked, Report, Severity};
 use luthier_core::eval::{Objective, Suite};
 use luthier_core::model::{AdapterFiles, ModelFiles};
 use luthier_core::plan::{Place, Plan, plan_at};
@@ -35,8 +35,8 @@ pub struct Ready {
 /// Forecasts a run. Rows with problems are in the report, and do not keep it from being forecast.
 pub fn plan(project: &Project, host: &Host, progress: &mut Progress) -> Result<Planned, Refusal> {
     let files = project.model()?;
-    let prepared = project.check_data(&files, progress)?;
-    project.planned(&files, &prepared, host)
+    let checked = project.check_data(&files, progress)?;
+    project.planned(&files, &checked, host)
 }
 
 /// Checks everything that a run needs.
@@ -44,9 +44,9 @@ pub fn ready(project: Project, host: &Host, progress: &mut Progress) -> Result<R
     // First, since the rest takes time.
     let engine = (host.engine)()?;
     let files = project.model()?;
-    let prepared = project.check_data(&files, progress)?;
-    unblocked(&prepared.report)?;
-    let planned = project.planned(&files, &prepared, host)?;
+    let checked = project.check_data(&files, progress)?;
+    unblocked(&checked.report)?;
+    let planned = project.planned(&files, &checked, host)?;
     project.check_disk(&planned.plan, host)?;
     Ok(Ready { project, planned, engine })
 }
@@ -70,22 +70,22 @@ pub fn unblocked(report: &Report) -> Result<(), Refusal> {
 }
 
 impl Project {
-    fn planned(&self, files: &ModelFiles, prepared: &Prepared, host: &Host) -> Result<Planned, Refusal> {
+    fn planned(&self, files: &ModelFiles, checked: &Checked, host: &Host) -> Result<Planned, Refusal> {
         let place = (host.place)(&self.config)?;
-        let plan = self.check_settings(files, prepared, place)?;
-        let train_tokens = prepared.summary().train_tokens;
-        Ok(Planned { plan, report: prepared.report.clone(), train_tokens })
+        let plan = self.check_settings(files, checked, place)?;
+        let train_tokens = checked.summary().train_tokens;
+        Ok(Planned { plan, report: checked.report.clone(), train_tokens })
     }
 
     /// Checks the settings against the data, the model and the files they name.
     pub(super) fn check_settings(
         &self,
         files: &ModelFiles,
-        prepared: &Prepared,
+        checked: &Checked,
         place: Place,
     ) -> Result<Plan, Refusal> {
-        prepared.check_warmup(&self.config)?;
-        let plan = plan_at(files, &self.config, &prepared.summary(), place)?;
+        checked.check_warmup(&self.config)?;
+        let plan = plan_at(files, &self.config, &checked.summary(), place)?;
         self.check_init()?;
         // The run needs these only at its first evaluation: too late to learn that they are wrong.
         Objective::from_config(&self.config, &self.folder)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use indexmap::IndexMap;
-use luthier_core::data::{self, Dataset, Origin, ProblemKind, Quarantine, Row, Split};
+use luthier_core::data::{self, Dataset, Origin, PlacedHead, ProblemKind, Quarantine, RowHead, Rows, Split};
 
 use super::{Progress, Project, Refusal};
 
@@ -86,8 +86,8 @@ pub fn set_aside(
             }
         }
     }
-    let mut equal: IndexMap<String, Vec<&Row>> = IndexMap::new();
-    for row in &dataset.rows {
+    let mut equal: IndexMap<String, Vec<&RowHead>> = IndexMap::new();
+    for row in dataset.rows.heads() {
         equal.entry(row.hash()).or_default().push(row);
     }
     let mut quarantine = Quarantine::load(folder)?;
@@ -126,31 +126,32 @@ pub fn bring_back(project: &Project, which: Back, dry: bool) -> Result<Changed, 
 pub fn entries(project: &Project) -> Result<Vec<Entry>, Refusal> {
     let dataset = data::read_dataset(&project.config, &project.folder)?;
     let quarantine = Quarantine::load(&project.folder)?;
-    let mut found: IndexMap<String, Vec<&Row>> = IndexMap::new();
-    for row in &dataset.quarantined {
+    let mut found: IndexMap<String, Vec<PlacedHead>> = IndexMap::new();
+    for row in dataset.quarantined.places() {
         found.entry(row.hash()).or_default().push(row);
     }
     let known = found.keys().cloned().collect::<Vec<_>>();
     let gone = quarantine.hashes().filter(|hash| !found.contains_key(*hash)).map(ToOwned::to_owned);
     let entry = |hash: String| {
         let rows = found.get(&hash).map(Vec::as_slice).unwrap_or_default();
-        Entry {
+        let first = rows.first().map(|row| dataset.quarantined.row(row)).transpose()?;
+        Ok(Entry {
             copies: quarantine.contains_copies(&hash),
             rows: rows.len(),
-            origin: rows.first().map(|row| row.origin.clone()),
-            text: rows.first().map_or_else(String::new, |row| row.example.plain_text()),
+            text: first.as_ref().map_or_else(String::new, |row| row.example.plain_text()),
+            origin: first.map(|row| row.origin),
             hash,
-        }
+        })
     };
-    Ok(known.into_iter().chain(gone).map(entry).collect())
+    known.into_iter().chain(gone).map(entry).collect()
 }
 
 /// Sets rows aside, or brings them back: those at `positions` of `pool`, and all that are equal to them. Where all equal
 /// rows but the first are chosen, the first stays. Returns how many rows of `pool` that are.
-pub fn put(folder: &Path, pool: &[Row], positions: &[usize], inside: bool) -> Result<usize, Refusal> {
+pub fn put(folder: &Path, pool: &Rows, positions: &[usize], inside: bool) -> Result<usize, Refusal> {
     let chosen: BTreeSet<usize> = positions.iter().copied().collect();
     let mut equal: IndexMap<String, Vec<bool>> = IndexMap::new();
-    for (position, row) in pool.iter().enumerate() {
+    for (position, row) in pool.heads().iter().enumerate() {
         equal.entry(row.hash()).or_default().push(chosen.contains(&position));
     }
     let mut quarantine = Quarantine::load(folder)?;
@@ -181,10 +182,10 @@ fn finish(
     if !dry {
         quarantine.save()?;
     }
-    let of = |split: Split| after.rows.iter().filter(|row| row.split == split).count();
+    let of = |split: Split| after.rows.heads().iter().filter(|row| row.split == split).count();
     let (was, is) = (places(&before.quarantined), places(&after.quarantined));
     Ok(Changed {
-        rows: was.symmetric_difference(&is).map(|origin| (*origin).clone()).collect(),
+        rows: was.symmetric_difference(&is).cloned().collect(),
         before: before.quarantined.len(),
         now: after.quarantined.len(),
         train: of(Split::Train),
@@ -192,8 +193,8 @@ fn finish(
     })
 }
 
-fn places(rows: &[Row]) -> BTreeSet<&Origin> {
-    rows.iter().map(|row| &row.origin).collect()
+fn places(rows: &Rows) -> BTreeSet<Origin> {
+    rows.places().map(|row| row.origin()).collect()
 }
 
 fn no_row(row: usize, dataset: &Dataset) -> Refusal {
@@ -284,7 +285,7 @@ mod tests {
             let left = data::read_dataset(&project.config, &project.folder).unwrap().rows;
             put(&project.folder, &rows, positions, false).unwrap();
             assert_eq!(count + left.len(), 4);
-            left.iter().map(|row| row.origin.line).collect::<Vec<_>>()
+            left.heads().iter().map(|row| row.line).collect::<Vec<_>>()
         };
         assert_eq!(left(&[1, 2]), [1, 4]);
         assert_eq!(left(&[0]), [4]);

@@ -154,13 +154,13 @@ fn check_trials(
         let (number, first) = &group[0];
         let refused = |refusal| (*number, refusal);
         let files = first.model().map_err(refused)?;
-        let prepared = first.check_data(&files, progress).map_err(refused)?;
-        unblocked(&prepared.report).map_err(refused)?;
+        let checked = first.check_data(&files, progress).map_err(refused)?;
+        unblocked(&checked.report).map_err(refused)?;
         for (number, trial) in &group {
             let place = (host.place)(&trial.config).map_err(Refusal::from);
             place
                 .and_then(|place| {
-                    trial.check_settings(&files, &prepared, Place { available: u64::MAX, ..place })
+                    trial.check_settings(&files, &checked, Place { available: u64::MAX, ..place })
                 })
                 .map_err(|refusal| (*number, refusal))?;
         }

@@ -11,6 +11,7 @@ use std::thread;
 
 use serde_json::Value;
 
+use self::unused::MessageField;
 use super::checks::{Checks, Facts, Sizes, TokenFacts, advice, length_preference, outliers};
 use super::encode::{encode_whole, limit, longest, sequences};
 use super::example::short_hash;
@@ -21,8 +22,9 @@ use super::presence::{Lost, lost};
 use super::read::Dataset;
 use super::report::Findings;
 use super::{
-    DataError, DataProblem, EncodedRow, LengthStatistics, Message, Prepared, ProblemKind, Report, Row,
-    RowProblem, RowProblemKind, Severity, Split, Template, Tokenizer, read_dataset, with_system,
+    Checked, DataError, DataProblem, EncodedRow, ExampleSize, LengthStatistics, PlacedHead, Prepared,
+    ProblemKind, Report, Row, RowProblem, RowProblemKind, Rows, Severity, Split, Template, Tokenizer,
+    read_dataset, with_system,
 };
 use crate::algorithms::RowShape;
 use crate::config::{Config, EvalSource, Overflow, SystemRole, TrainOn};
@@ -44,7 +46,7 @@ const PROGRESS_STEPS: usize = 200;
 /// A usable training or held-out row, as an algorithm's own check sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UsableRow<'a> {
-    pub(crate) row: &'a Row,
+    pub(crate) row: PlacedHead<'a>,
     /// Whether it has several sides, all with the same tokens.
     pub(crate) same_sides: bool,
     /// Whether `data.max_length` cut off tokens.
@@ -54,6 +56,9 @@ pub(crate) struct UsableRow<'a> {
 /// The result for one row.
 struct Outcome {
     facts: Facts,
+    conversation: Conversation,
+    /// Fields of its messages that the template does not read, a name for each message.
+    unread: Vec<String>,
     /// Tokens of its longest side before `data.max_length` is applied; 0 if the row could not be tokenised.
     length: usize,
     encoded: Result<Usable, RowProblem>,
@@ -61,10 +66,27 @@ struct Outcome {
     lost: Vec<Lost>,
 }
 
+/// What the project's settings do to a row that is a conversation.
+#[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that have nothing to do with each other")]
+struct Conversation {
+    is_one: bool,
+    /// Whether a reply before the last is not trained.
+    leaves_out_earlier: bool,
+    /// Whether its system prompt is put into the first user message.
+    is_merged: bool,
+    /// Whether the arguments of a tool call are a text that is not JSON.
+    has_undecoded_call: bool,
+}
+
 /// A row that can be used.
 struct Usable {
-    /// Its token sequences: one, or several of a text that is split.
+    /// The sizes of its token sequences: one, or several of a text that is split.
+    sizes: Vec<ExampleSize>,
+    /// Those sequences, if they are kept.
     sequences: Vec<EncodedRow>,
+    /// Trained tokens of each side of a preference pair.
+    answers: Option<(usize, usize)>,
     tokens: TokenFacts,
     /// Whether `data.max_length` cut off tokens.
     truncated: bool,
@@ -86,17 +108,42 @@ pub fn prepare(
     let template = Template::resolve(config, project, files)?;
     let stop = template.stop_tokens(&tokenizer, files);
     let mut prepared = prepare_with(config, &dataset, &tokenizer, &template, stop, progress)?;
-    if let Some(problem) = beyond_positions(&files.architecture, &prepared) {
-        let place = prepared.report.problems.partition_point(|other| other.severity <= problem.severity);
-        prepared.report.problems.insert(place, problem);
-    }
+    let problem = beyond_positions(&files.architecture, &prepared.checked);
+    prepared.checked.report.add(problem);
     Ok(prepared)
 }
 
+/// As [`prepare`], for a run that is not started yet: without the tokens, so that memory does not grow with what the rows
+/// say, and with the problems of the settings.
+pub fn check(
+    config: &Config,
+    project: &Path,
+    files: &ModelFiles,
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Checked, DataError> {
+    let dataset = read_dataset(config, project)?;
+    let tokenizer = Tokenizer::open(files)?;
+    let template = Template::resolve(config, project, files)?;
+    let stop = template.stop_tokens(&tokenizer, files);
+    let looked = look(config, &dataset, &tokenizer, &template, stop, Keep::Sizes, progress)?;
+    let mut checked = looked.checked;
+    for problem in [long_warmup(config, &checked), beyond_positions(&files.architecture, &checked)] {
+        checked.report.add(problem);
+    }
+    Ok(checked)
+}
+
+/// The problem of a warm-up that is longer than the run over these rows.
+fn long_warmup(config: &Config, checked: &Checked) -> Option<DataProblem> {
+    let message = checked.check_warmup(config).err()?.to_string();
+    let kind = ProblemKind::LongWarmup;
+    Some(DataProblem { kind, severity: Severity::Blocks, row: None, other: None, message })
+}
+
 /// The problem of rows longer than the model's context. A model with learned positions cannot read them.
-fn beyond_positions(architecture: &Architecture, prepared: &Prepared) -> Option<DataProblem> {
+fn beyond_positions(architecture: &Architecture, checked: &Checked) -> Option<DataProblem> {
     let room = architecture.learned_positions.unwrap_or(architecture.positions);
-    let rows = prepared.train.iter().chain(&prepared.eval).filter(|row| row.longest() > room).count();
+    let rows = checked.train.iter().chain(&checked.eval).filter(|row| row.longest > room).count();
     if rows == 0 {
         return None;
     }
@@ -111,6 +158,13 @@ fn beyond_positions(architecture: &Architecture, prepared: &Prepared) -> Option<
     Some(DataProblem { kind: ProblemKind::BeyondPositions, severity, row: None, other: None, message })
 }
 
+/// What is kept of each row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Tokens,
+    Sizes,
+}
+
 pub(super) fn prepare_with(
     config: &Config,
     dataset: &Dataset,
@@ -119,7 +173,20 @@ pub(super) fn prepare_with(
     stop: Vec<u32>,
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Prepared, DataError> {
+    look(config, dataset, tokenizer, template, stop, Keep::Tokens, progress)
+}
+
+fn look(
+    config: &Config,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    stop: Vec<u32>,
+    keep: Keep,
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Prepared, DataError> {
     let checks = Checks::new(tokenizer, template, config, stop);
+    let fields = unused::MessageFields::new(template, config);
     let outcomes = look_at_all(&dataset.rows, progress, &|row| {
         let facts = checks.row(row);
         let whole = encode_whole(row, tokenizer, template, config);
@@ -135,26 +202,62 @@ pub(super) fn prepare_with(
                 let (start, end) = side.across?;
                 side.text.get(start..end).map(ToOwned::to_owned)
             });
-            let sequences = sequences(row, sides, tokenizer, config);
-            Ok(Usable { sequences, tokens, truncated, across })
+            let mut sequences = sequences(row, sides, tokenizer, config);
+            let answers = sequences.first().filter(|_| row.example.is_pair()).and_then(answers);
+            let sizes = sequences.iter().map(ExampleSize::of).collect();
+            if keep == Keep::Sizes {
+                sequences = Vec::new();
+            }
+            Ok(Usable { sizes, sequences, answers, tokens, truncated, across })
         });
-        Outcome { facts, length, encoded, lost }
+        let conversation = conversation(row, template, config);
+        Outcome { facts, conversation, unread: fields.unread(row), length, encoded, lost }
     })?;
     let mut findings = Findings::allowing(&config.data.allow);
-    let rows = &dataset.rows;
-    reading_findings(config, dataset, template, &mut findings);
+    let rows: Vec<PlacedHead> = dataset.rows.places().collect();
+    let unread = outcomes.iter().map(|outcome| outcome.unread.as_slice());
+    let of_messages = unused::counted(rows.iter().zip(unread));
+    reading_findings(dataset, &of_messages, template, &mut findings);
     unusable_rows(config, dataset, &outcomes, &mut findings);
-    token_findings(config, rows, &outcomes, &mut findings);
-    lost_findings(rows, &outcomes, &mut findings);
-    conversation_findings(config, template, rows, &outcomes, &mut findings);
-    algorithm_findings(config, rows, &outcomes, &mut findings);
-    text_findings(rows, &outcomes, &mut findings);
-    length_findings(rows, &outcomes, &mut findings);
-    repeated_rows(rows, &outcomes, &mut findings);
-    prompts_on_both_sides(rows, &outcomes, &mut findings);
-    contradictions(config, rows, &outcomes, &mut findings);
-    dataset_findings(config, rows, &outcomes, &mut findings);
-    Ok(assemble(dataset, template, outcomes, findings))
+    token_findings(config, &rows, &outcomes, &mut findings);
+    lost_findings(&rows, &outcomes, &mut findings);
+    conversation_findings(config, template, &rows, &outcomes, &mut findings);
+    algorithm_findings(config, &rows, &outcomes, &mut findings);
+    text_findings(&rows, &outcomes, &mut findings);
+    length_findings(&rows, &outcomes, &mut findings);
+    repeated_rows(&rows, &outcomes, &mut findings);
+    prompts_on_both_sides(&rows, &outcomes, &mut findings);
+    contradictions(config, &rows, &outcomes, &mut findings);
+    dataset_findings(config, &rows, &outcomes, &mut findings);
+    Ok(assemble(dataset, &rows, template, outcomes, findings))
+}
+
+/// Trained tokens of both sides of a pair.
+fn answers(row: &EncodedRow) -> Option<(usize, usize)> {
+    let trained =
+        |side: usize| row.sides.get(side).map(|side| side.trained.iter().filter(|&&trained| trained).count());
+    Some((trained(0)?, trained(1)?))
+}
+
+/// What the settings do to a row that is a conversation.
+fn conversation(row: &Row, template: &Template, config: &Config) -> Conversation {
+    let data = &config.data;
+    let Some(messages) = row.example.messages() else { return Conversation::default() };
+    let learned = wanted(&messages, data.train_on);
+    let left_out = || {
+        messages.iter().enumerate().any(|(index, message)| {
+            message.is_assistant() && message.trained.is_none() && !learned.contains(&index)
+        })
+    };
+    let is_answer = !row.example.is_pair() && row.extras.label.is_none();
+    let is_text = |call: &Value| call_parts(call).1.is_some_and(Value::is_string);
+    Conversation {
+        is_one: true,
+        leaves_out_earlier: is_answer && data.train_on == TrainOn::Completion && left_out(),
+        is_merged: data.system_role == SystemRole::Auto
+            && template.merges_system(&with_system(&messages, &data.system), config),
+        has_undecoded_call: messages.iter().flat_map(|message| &message.tool_calls).any(is_text),
+    }
 }
 
 fn cut_off(row: &Row, length: usize, config: &Config) -> RowProblem {
@@ -168,7 +271,7 @@ fn cut_off(row: &Row, length: usize, config: &Config) -> RowProblem {
 
 /// Calls `look` for each row, on several threads; the results are in the rows' order.
 fn look_at_all(
-    rows: &[Row],
+    rows: &Rows,
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     look: &(dyn Fn(&Row) -> Outcome + Sync),
 ) -> Result<Vec<Outcome>, DataError> {
@@ -191,12 +294,11 @@ fn look_at_all(
             let work = move || {
                 loop {
                     let start = next.fetch_add(ROWS_AT_ONCE, Ordering::Relaxed);
-                    let Some(part) = rows.get(start..rows.len().min(start + ROWS_AT_ONCE)) else { return };
-                    if part.is_empty() {
-                        return;
-                    }
-                    for (index, row) in (start..).zip(part) {
-                        if sender.send((index, look(row))).is_err() {
+                    let part = rows.heads().get(start..rows.len().min(start + ROWS_AT_ONCE));
+                    let Some(part) = part.filter(|part| !part.is_empty()) else { return };
+                    for (index, head) in (start..).zip(part) {
+                        let outcome = rows.row(head).map(|row| look(&row));
+                        if sender.send((index, outcome)).is_err() {
                             return;
                         }
                     }
@@ -208,13 +310,18 @@ fn look_at_all(
             );
         }
         drop(sender);
-        let mut cancelled = false;
+        let mut ended = Ok(());
         let every = rows.len().div_ceil(PROGRESS_STEPS).max(1);
         for (done, (index, outcome)) in (1..).zip(receiver) {
-            outcomes[index] = Some(outcome);
+            match outcome {
+                Ok(outcome) => outcomes[index] = Some(outcome),
+                Err(error) => ended = Err(error),
+            }
             if (done % every == 0 || done == rows.len()) && progress(done, rows.len()).is_break() {
+                ended = Err(DataError::Cancelled);
+            }
+            if ended.is_err() {
                 // Leaving the loop drops the receiver, which ends the workers.
-                cancelled = true;
                 break;
             }
         }
@@ -223,13 +330,18 @@ fn look_at_all(
                 .join()
                 .map_err(|_| DataError::Tokenizer("tokenising stopped on an internal fault".to_owned()))?;
         }
-        if cancelled { Err(DataError::Cancelled) } else { Ok(()) }
+        ended
     })?;
     Ok(outcomes.into_iter().flatten().collect())
 }
 
 /// What was decided while reading, and what was read and is not used.
-fn reading_findings(config: &Config, dataset: &Dataset, template: &Template, findings: &mut Findings) {
+fn reading_findings(
+    dataset: &Dataset,
+    of_messages: &[MessageField],
+    template: &Template,
+    findings: &mut Findings,
+) {
     for notice in &dataset.notices {
         findings.add(ProblemKind::Reading, Severity::Note, None, notice);
     }
@@ -243,7 +355,7 @@ fn reading_findings(config: &Config, dataset: &Dataset, template: &Template, fin
         );
         findings.add(ProblemKind::UnusedField, severity, None, &what);
     }
-    for field in unused::of_messages(&dataset.rows, template, config) {
+    for field in of_messages {
         let what = format!(
             "the template {} does not read the field {:?} of {} (first in {})",
             template.name,
@@ -297,18 +409,19 @@ fn unusable_rows(config: &Config, dataset: &Dataset, outcomes: &[Outcome], findi
     }
 }
 
-fn token_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+fn token_findings(config: &Config, rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findings) {
     let mut endless = Vec::new();
     let mut ending = 0;
     for (row, outcome) in rows.iter().zip(outcomes) {
-        let Ok(Usable { sequences, tokens, truncated, across }) = &outcome.encoded else { continue };
+        let Ok(usable) = &outcome.encoded else { continue };
+        let Usable { sizes, tokens, truncated, across, .. } = usable;
         if tokens.trained == 0 {
             let severity = if row.split == Split::Train { Severity::Blocks } else { Severity::Warning };
             let why = "nothing in it is trained on; add a reply, change data.train_on, or quarantine the row";
             findings.row(ProblemKind::NoTrainedTokens, severity, row, why);
         }
         if tokens.says_nothing && tokens.trained > 0 {
-            let is_pair = row.example.is_pair() || row.extras.label.is_some();
+            let is_pair = row.is_pair || row.label.is_some();
             let severity = if is_pair { Severity::Warning } else { Severity::Blocks };
             let what = "a reply of which only the end-of-turn token is trained: the model would learn to answer with \
                         nothing. Is its content empty, or left out by the template?";
@@ -321,8 +434,8 @@ fn token_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings:
             );
             findings.row(ProblemKind::TokenAcross, Severity::Warning, row, &what);
         }
-        if sequences.len() > 1 {
-            let what = format!("its {} tokens are learned as {} examples", outcome.length, sequences.len());
+        if sizes.len() > 1 {
+            let what = format!("its {} tokens are learned as {} examples", outcome.length, sizes.len());
             findings.row(ProblemKind::TextSplit, Severity::Note, row, &what);
         }
         if *truncated {
@@ -361,7 +474,7 @@ fn token_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings:
 }
 
 /// What rows say and their texts lack.
-fn lost_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+fn lost_findings(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findings) {
     for (row, outcome) in rows.iter().zip(outcomes) {
         for lost in &outcome.lost {
             let severity = if lost.is_history { Severity::Note } else { Severity::Warning };
@@ -379,35 +492,19 @@ fn lost_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
 fn conversation_findings(
     config: &Config,
     template: &Template,
-    rows: &[Row],
+    rows: &[PlacedHead],
     outcomes: &[Outcome],
     findings: &mut Findings,
 ) {
     let data = &config.data;
     let usable = || rows.iter().zip(outcomes).filter(|(_, outcome)| outcome.encoded.is_ok());
-    let (mut earlier, mut merged, mut undecoded) = (0, 0, Vec::new());
-    for (row, _) in usable() {
-        let Some(messages) = row.example.messages() else { continue };
-        let left_out = |messages: &[Message]| {
-            let learned = wanted(messages, data.train_on);
-            messages.iter().enumerate().any(|(index, message)| {
-                message.is_assistant() && message.trained.is_none() && !learned.contains(&index)
-            })
-        };
-        let is_answer = !row.example.is_pair() && row.extras.label.is_none();
-        earlier += usize::from(is_answer && data.train_on == TrainOn::Completion && left_out(&messages));
-        merged += usize::from(
-            data.system_role == SystemRole::Auto
-                && template.merges_system(&with_system(&messages, &data.system), config),
-        );
-        let is_text = |call: &Value| call_parts(call).1.is_some_and(Value::is_string);
-        if messages.iter().flat_map(|message| &message.tool_calls).any(is_text) {
-            undecoded.push(row);
-        }
-    }
+    let count =
+        |of: fn(&Conversation) -> bool| usable().filter(|(_, outcome)| of(&outcome.conversation)).count();
+    let earlier = count(|conversation| conversation.leaves_out_earlier);
+    let merged = count(|conversation| conversation.is_merged);
     if template.is_none()
         && !data.system.is_empty()
-        && rows.iter().any(|row| row.example.messages().is_some())
+        && outcomes.iter().any(|outcome| outcome.conversation.is_one)
     {
         let what = "data.system has no effect: without a chat template, prompts and completions are joined as they are";
         findings.add(ProblemKind::NotInText, Severity::Warning, None, what);
@@ -438,7 +535,7 @@ fn conversation_findings(
         );
         findings.add(ProblemKind::SystemMerged, Severity::Note, None, &what);
     }
-    for row in undecoded {
+    for (row, _) in usable().filter(|(_, outcome)| outcome.conversation.has_undecoded_call) {
         let what = "the arguments of a tool call are a text that is not JSON, and are written as that text";
         findings.row(ProblemKind::ToolArguments, Severity::Warning, row, what);
     }
@@ -455,19 +552,24 @@ fn conversation_findings(
 }
 
 /// Rows must have the shape that the algorithm learns from, and pass its own checks.
-fn algorithm_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+fn algorithm_findings<'row>(
+    config: &Config,
+    rows: &[PlacedHead<'row>],
+    outcomes: &[Outcome],
+    findings: &mut Findings,
+) {
     let algorithm = config.train.algorithm;
     let declaration = algorithm.declaration();
     declaration.rows.check(algorithm, rows, findings);
-    let usable = |(row, outcome): (_, &Outcome)| {
+    let usable = |(row, outcome): (&PlacedHead<'row>, &Outcome)| {
         let usable = outcome.encoded.as_ref().ok()?;
-        Some(UsableRow { row, same_sides: usable.tokens.same_sides, truncated: usable.truncated })
+        Some(UsableRow { row: *row, same_sides: usable.tokens.same_sides, truncated: usable.truncated })
     };
-    let usable: Vec<UsableRow> = rows.iter().zip(outcomes).filter_map(usable).collect();
+    let usable: Vec<UsableRow<'row>> = rows.iter().zip(outcomes).filter_map(usable).collect();
     (declaration.check)(config, &usable, findings);
 }
 
-fn text_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+fn text_findings(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findings) {
     for (row, outcome) in rows.iter().zip(outcomes) {
         let learns_nothing = outcome.encoded.as_ref().is_ok_and(|usable| usable.tokens.says_nothing);
         for found in &outcome.facts.found {
@@ -480,8 +582,8 @@ fn text_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
 }
 
 /// Rows and replies whose lengths stand out.
-fn length_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
-    let measured: Vec<(&Row, usize)> = rows
+fn length_findings(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findings) {
+    let measured: Vec<(&PlacedHead, usize)> = rows
         .iter()
         .zip(outcomes)
         .filter(|(_, outcome)| outcome.length > 0)
@@ -495,15 +597,11 @@ fn length_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) 
             findings.row(ProblemKind::LengthOutlier, Severity::Note, row, &what);
         }
     }
-    let answer = |row: &EncodedRow, side: usize| {
-        row.sides.get(side).map(|side| side.trained.iter().filter(|&&trained| trained).count())
-    };
     let pairs: Vec<(usize, usize)> = rows
         .iter()
         .zip(outcomes)
-        .filter(|(row, _)| row.example.is_pair() && row.split == Split::Train)
-        .filter_map(|(_, outcome)| outcome.encoded.as_ref().ok()?.sequences.first())
-        .filter_map(|row| Some((answer(row, 0)?, answer(row, 1)?)))
+        .filter(|(row, _)| row.split == Split::Train)
+        .filter_map(|(_, outcome)| outcome.encoded.as_ref().ok()?.answers)
         .collect();
     if let Some(found) = length_preference(&pairs) {
         let (share, which) =
@@ -519,8 +617,8 @@ fn length_findings(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) 
     }
 }
 
-fn repeated_rows(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
-    let mut first: HashMap<(u64, Split), &Row> = HashMap::new();
+fn repeated_rows(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findings) {
+    let mut first: HashMap<(u64, Split), &PlacedHead> = HashMap::new();
     let mut seen = Seen::default();
     let mut compared = 0;
     // Training rows first, so that the held-out row is the one reported.
@@ -530,13 +628,12 @@ fn repeated_rows(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
             let key = outcome.facts.key;
             let in_train = first.get(&(key, Split::Train)).copied().filter(|_| side == Split::Eval);
             if let Some(other) = in_train {
-                let what =
-                    format!("held out, but says the same as training row {} ({})", other.index, other.origin);
+                let what = format!("held out, but says the same as training row {} ({other})", other.index);
                 findings.row_like(ProblemKind::EvalInTrain, Severity::Warning, row, other.index, &what);
             } else if let Some(other) = first.get(&(key, side)) {
                 // A row that its source's share repeats is meant to be there twice.
-                if other.origin != row.origin {
-                    let what = format!("says the same as row {} ({})", other.index, other.origin);
+                if other.origin() != row.origin() {
+                    let what = format!("says the same as row {} ({other})", other.index);
                     findings.row_like(ProblemKind::Duplicate, Severity::Warning, row, other.index, &what);
                 }
             } else if let Some(signature) = &outcome.facts.signature
@@ -549,7 +646,7 @@ fn repeated_rows(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
                         "{}nearly equal to {}row {other} ({}): {:.0} % of its pieces",
                         if held_out { "held out, but " } else { "" },
                         if held_out { "training " } else { "" },
-                        rows[other].origin,
+                        rows[other],
                         share * 100.0
                     );
                     findings.row_like(ProblemKind::NearDuplicate, Severity::Warning, row, other, &what);
@@ -565,8 +662,8 @@ fn repeated_rows(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
 }
 
 /// Held-out rows whose prompt is trained on with another reply.
-fn prompts_on_both_sides(rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
-    let mut trained: HashMap<u64, &Row> = HashMap::new();
+fn prompts_on_both_sides(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findings) {
+    let mut trained: HashMap<u64, &PlacedHead> = HashMap::new();
     let of = |split: Split| rows.iter().zip(outcomes).filter(move |(row, _)| row.split == split);
     let keys: HashSet<u64> = of(Split::Train).map(|(_, outcome)| outcome.facts.key).collect();
     for (row, outcome) in of(Split::Train) {
@@ -577,8 +674,8 @@ fn prompts_on_both_sides(rows: &[Row], outcomes: &[Outcome], findings: &mut Find
     for (row, outcome) in of(Split::Eval).filter(|(_, outcome)| !keys.contains(&outcome.facts.key)) {
         if let Some(other) = outcome.facts.prompt.and_then(|prompt| trained.get(&prompt)) {
             let what = format!(
-                "held out, but its prompt is that of training row {} ({}): what is measured has been seen",
-                other.index, other.origin
+                "held out, but its prompt is that of training row {} ({other}): what is measured has been seen",
+                other.index
             );
             findings.row_like(ProblemKind::PromptInTrain, Severity::Warning, row, other.index, &what);
         }
@@ -586,31 +683,30 @@ fn prompts_on_both_sides(rows: &[Row], outcomes: &[Outcome], findings: &mut Find
 }
 
 /// Training rows with one prompt and different replies.
-fn contradictions(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+fn contradictions(config: &Config, rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findings) {
     // Algorithms that compare replies want several for one prompt.
     if config.train.algorithm.declaration().rows != RowShape::Answer {
         return;
     }
-    let mut first: HashMap<u64, (&Row, u64)> = HashMap::new();
+    let mut first: HashMap<u64, (&PlacedHead, u64)> = HashMap::new();
     for (row, outcome) in rows.iter().zip(outcomes).filter(|(row, _)| row.split == Split::Train) {
         let Some(asked) = outcome.facts.asked.filter(|_| outcome.facts.prompt.is_some()) else { continue };
         let (other, key) = *first.entry(asked).or_insert((row, outcome.facts.key));
         if key != outcome.facts.key {
-            let what = format!("answers the prompt of row {} ({}) differently", other.index, other.origin);
+            let what = format!("answers the prompt of row {} ({other}) differently", other.index);
             findings.row_like(ProblemKind::Contradiction, Severity::Note, row, other.index, &what);
         }
     }
 }
 
-fn dataset_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], findings: &mut Findings) {
+fn dataset_findings(config: &Config, rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findings) {
     let usable = |split: Split| {
         rows.iter()
             .zip(outcomes)
             .filter(|(row, outcome)| row.split == split && outcome.encoded.is_ok())
             .count()
     };
-    let is_whole =
-        |outcome: &&Outcome| outcome.encoded.as_ref().is_ok_and(|usable| usable.sequences.len() > 1);
+    let is_whole = |outcome: &&Outcome| outcome.encoded.as_ref().is_ok_and(|usable| usable.sizes.len() > 1);
     let is_long = |outcome: &&Outcome| outcome.length > config.data.max_length && !is_whole(outcome);
     let too_long = outcomes.iter().filter(is_long).count();
     if !rows.is_empty() && too_long == rows.len() {
@@ -634,18 +730,19 @@ fn dataset_findings(config: &Config, rows: &[Row], outcomes: &[Outcome], finding
 
 fn assemble(
     dataset: &Dataset,
+    rows: &[PlacedHead],
     template: &Template,
     outcomes: Vec<Outcome>,
     mut findings: Findings,
 ) -> Prepared {
-    let rows = &dataset.rows;
-    let label = |row: &Row| row.extras.label.map_or_else(String::new, |label| label.to_string());
+    let label = |row: &PlacedHead| row.label.map_or_else(String::new, |label| label.to_string());
     let hashes: Vec<String> =
         rows.iter().map(|row| format!("{:?}{}{}", row.split, row.hash(), label(row))).collect();
     let parts: Vec<&[u8]> = hashes.iter().map(String::as_bytes).collect();
     let lengths: Vec<usize> =
         outcomes.iter().map(|outcome| outcome.length).filter(|&length| length > 0).collect();
     let (mut train, mut eval) = (Vec::new(), Vec::new());
+    let (mut train_sizes, mut eval_sizes) = (Vec::new(), Vec::new());
     let (mut truncated, mut dropped) = (0, 0);
     let mut prompts = HashSet::new();
     for (row, outcome) in rows.iter().zip(outcomes) {
@@ -656,8 +753,12 @@ fn assemble(
                     Split::Train => {
                         prompts.extend(outcome.facts.prompt);
                         train.extend(usable.sequences);
+                        train_sizes.extend(usable.sizes);
                     }
-                    Split::Eval => eval.extend(usable.sequences),
+                    Split::Eval => {
+                        eval.extend(usable.sequences);
+                        eval_sizes.extend(usable.sizes);
+                    }
                 }
             }
             Err(problem) => {
@@ -666,23 +767,24 @@ fn assemble(
             }
         }
     }
-    let all = || train.iter().chain(&eval);
+    let all = || train_sizes.iter().chain(&eval_sizes);
+    let trained = |sizes: &[ExampleSize]| sizes.iter().map(|size| size.trained as u64).sum();
     let replies =
-        train.iter().map(EncodedRow::trained_tokens).filter(|&tokens| tokens > 0).collect::<Vec<_>>();
+        train_sizes.iter().map(|size| size.trained).filter(|&tokens| tokens > 0).collect::<Vec<_>>();
     let sizes = Sizes {
-        rows: train.len(),
-        trained_tokens: train.iter().map(|row| row.trained_tokens() as u64).sum(),
+        rows: train_sizes.len(),
+        trained_tokens: trained(&train_sizes),
         prompts: (!prompts.is_empty()).then_some(prompts.len()),
-        held_out: eval.len(),
+        held_out: eval_sizes.len(),
         reply_length: median(replies),
     };
     let report = Report {
         rows: rows.len() + dataset.unreadable,
-        train_rows: train.len(),
-        eval_rows: eval.len(),
+        train_rows: train_sizes.len(),
+        eval_rows: eval_sizes.len(),
         quarantined: dataset.quarantined.len(),
-        tokens: all().map(|row| row.tokens() as u64).sum(),
-        trained_tokens: all().map(|row| row.trained_tokens() as u64).sum(),
+        tokens: all().map(|size| size.tokens as u64).sum(),
+        trained_tokens: all().map(|size| size.trained as u64).sum(),
         truncated,
         dropped,
         rows_of: findings.rows(),
@@ -692,7 +794,8 @@ fn assemble(
         template: template.name.clone(),
         template_fingerprint: template.fingerprint.clone(),
     };
-    Prepared { train, eval, report, data_hash: short_hash(&parts) }
+    let checked = Checked { report, data_hash: short_hash(&parts), train: train_sizes, eval: eval_sizes };
+    Prepared { train, eval, checked }
 }
 
 fn median(mut numbers: Vec<usize>) -> Option<f64> {

@@ -35,7 +35,7 @@ fn pair(prompt: &str, completion: &str) -> Value {
 }
 
 fn found(prepared: &Prepared, kind: ProblemKind) -> Vec<&DataProblem> {
-    prepared.report.problems.iter().filter(|problem| problem.kind == kind).collect()
+    prepared.checked.report.problems.iter().filter(|problem| problem.kind == kind).collect()
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_sound_dataset_is_counted_and_passes() {
     let rows: Vec<_> =
         (0..100).map(|number| pair(&format!("{number} + 1?"), &format!("{}", number + 1))).collect();
     let prepared = prepared(&rows, &["data.eval=0.1"]);
-    let report = &prepared.report;
+    let report = &prepared.checked.report;
     assert_eq!(report.problems, []);
     assert!(!report.blocks());
     assert_eq!((report.rows, report.train_rows, report.eval_rows), (100, 90, 10));
@@ -54,7 +54,7 @@ fn a_sound_dataset_is_counted_and_passes() {
     let numbers: BTreeSet<usize> = prepared.train.iter().chain(&prepared.eval).map(|row| row.row).collect();
     assert_eq!(numbers, (0..100).collect());
     assert!(prepared.train.is_sorted_by_key(|row| row.row));
-    let summary = prepared.summary();
+    let summary = prepared.checked.summary();
     assert_eq!(summary.train_tokens + summary.eval_lengths.iter().sum::<usize>() as u64, report.tokens);
     let json = serde_json::to_value(report).unwrap();
     assert_eq!(json["rows"], 100);
@@ -71,8 +71,8 @@ fn unusable_rows_block_a_run() {
     // A conversation among prompts and completions is read as what it is.
     assert_eq!(found(&prepared, ProblemKind::NoTrainedTokens).len(), 1);
     assert!(unreadable[0].message.starts_with("a.jsonl:2: no \"completion\""), "{unreadable:?}");
-    assert!(prepared.report.blocks());
-    assert_eq!(prepared.report.rows, 3);
+    assert!(prepared.checked.report.blocks());
+    assert_eq!(prepared.checked.report.rows, 3);
     assert_eq!(serde_json::to_value(unreadable[0]).unwrap()["severity"], "blocks");
 }
 
@@ -93,27 +93,30 @@ fn a_row_without_a_reply_blocks() {
 fn long_rows_are_reported_by_the_overflow_setting() {
     let rows = [pair("a", "b"), pair("a", &"long ".repeat(100)), pair(&"long ".repeat(100), "b")];
     let cut = prepared(&rows, &["data.eval=0", "data.max_length=60"]);
-    assert_eq!((cut.report.truncated, found(&cut, ProblemKind::Truncated).len()), (1, 1));
+    assert_eq!((cut.checked.report.truncated, found(&cut, ProblemKind::Truncated).len()), (1, 1));
     let lost = found(&cut, ProblemKind::ReplyCutOff);
     assert_eq!((lost.len(), lost[0].row, lost[0].severity), (1, Some(2), Severity::Warning));
-    assert_eq!((cut.report.dropped, cut.report.train_rows, cut.report.blocks()), (1, 2, false));
+    assert_eq!(
+        (cut.checked.report.dropped, cut.checked.report.train_rows, cut.checked.report.blocks()),
+        (1, 2, false)
+    );
     let strict = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.cut_limit=0.3"]);
     assert!(found(&strict, ProblemKind::ReplyCutOff)[0].message.starts_with("1 of 3 rows lose"));
-    assert!(strict.report.blocks());
+    assert!(strict.checked.report.blocks());
     let allowed =
         ["data.eval=0", "data.max_length=60", "data.cut_limit=0.3", "data.allow=[\"reply_cut_off\"]"];
-    assert!(!prepared(&rows, &allowed).report.blocks());
+    assert!(!prepared(&rows, &allowed).checked.report.blocks());
     let kept = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.overflow=keep-end"]);
-    assert_eq!((kept.report.train_rows, kept.report.truncated), (3, 2));
+    assert_eq!((kept.checked.report.train_rows, kept.checked.report.truncated), (3, 2));
     assert!(kept.train[2].trained_tokens() > 0 && kept.train[2].longest() == 60);
-    assert!(cut.report.lengths.max > 60);
+    assert!(cut.checked.report.lengths.max > 60);
     assert!(cut.train.iter().all(|row| row.longest() <= 60));
     let dropped = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.overflow=\"drop\""]);
-    assert_eq!((dropped.report.dropped, dropped.report.train_rows), (2, 1));
-    assert!(!dropped.report.blocks());
+    assert_eq!((dropped.checked.report.dropped, dropped.checked.report.train_rows), (2, 1));
+    assert!(!dropped.checked.report.blocks());
     let refused = prepared(&rows, &["data.eval=0", "data.max_length=60", "data.overflow=\"error\""]);
     assert_eq!(found(&refused, ProblemKind::TooLong).len(), 2);
-    assert!(refused.report.blocks());
+    assert!(refused.checked.report.blocks());
     let all = prepared(&rows, &["data.eval=0", "data.max_length=8", "data.overflow=\"drop\""]);
     assert_eq!(found(&all, ProblemKind::AllTooLong)[0].severity, Severity::Blocks);
 }
@@ -122,12 +125,12 @@ fn long_rows_are_reported_by_the_overflow_setting() {
 fn a_finding_that_is_allowed_does_not_block() {
     let rows = [pair("a", "b"), pair("a", &"long ".repeat(100))];
     let settings = ["data.eval=0", "data.max_length=60", "data.overflow=error"];
-    assert!(prepared(&rows, &settings).report.blocks());
+    assert!(prepared(&rows, &settings).checked.report.blocks());
     let allowed = prepared(&rows, &[&settings[..], &["data.allow=[\"too_long\"]"]].concat());
     let found = found(&allowed, ProblemKind::TooLong);
     assert_eq!((found.len(), found[0].severity), (1, Severity::Warning));
     assert!(found[0].message.ends_with("(allowed by data.allow)"), "{found:?}");
-    assert_eq!((allowed.report.train_rows, allowed.report.blocks()), (1, false));
+    assert_eq!((allowed.checked.report.train_rows, allowed.checked.report.blocks()), (1, false));
 }
 
 fn preference(prompt: &str, chosen: &str, rejected: &str) -> Value {
@@ -140,15 +143,15 @@ fn pairs_are_counted_with_both_sides() {
         .map(|number| preference(&format!("{number} + 1?"), &format!("{}", number + 1), "no idea at all"))
         .collect();
     let prepared = prepared(&rows, &["data.eval=0.1", "train.algorithm=dpo"]);
-    let report = &prepared.report;
+    let report = &prepared.checked.report;
     assert_eq!(report.problems, []);
     assert_eq!((report.train_rows, report.eval_rows), (18, 2));
     let all = || prepared.train.iter().chain(&prepared.eval);
     assert!(all().all(|row| row.sides.len() == 2));
     let sides = all().map(|row| row.sides[0].ids.len() + row.sides[1].ids.len());
     assert_eq!(report.tokens, sides.clone().sum::<usize>() as u64);
-    assert_eq!(prepared.summary().train_lengths.len(), 18);
-    assert_eq!(prepared.summary().train_lengths, sides.take(18).collect::<Vec<_>>());
+    assert_eq!(prepared.checked.summary().train_lengths.len(), 18);
+    assert_eq!(prepared.checked.summary().train_lengths, sides.take(18).collect::<Vec<_>>());
     let longest = all().map(|row| row.sides[0].ids.len().max(row.sides[1].ids.len())).max();
     assert_eq!(Some(report.lengths.max), longest);
     assert!(report.trained_tokens > 0 && report.trained_tokens < report.tokens / 2);
@@ -165,7 +168,7 @@ fn pairs_and_dpo_need_each_other() {
         "{problem:?}"
     );
     let chosen = prepared(&pairs, &["data.eval=0", "data.columns={ completion = \"chosen\" }"]);
-    assert!(!chosen.report.blocks() && chosen.train[0].sides.len() == 1);
+    assert!(!chosen.checked.report.blocks() && chosen.train[0].sides.len() == 1);
     let mixed = prepared(&[pair("a", "b"), pair("c", "d")], &["data.eval=0", "train.algorithm=dpo"]);
     assert!(
         found(&mixed, ProblemKind::NotForAlgorithm)[0]
@@ -184,7 +187,7 @@ fn a_bad_answer_is_refused_in_supervised_training() {
         problem.message.starts_with("a.jsonl:2: its \"label\" is false, which marks a bad answer"),
         "{problem:?}"
     );
-    assert!(!prepared(&[answer(true)], &["data.eval=0"]).report.blocks());
+    assert!(!prepared(&[answer(true)], &["data.eval=0"]).checked.report.blocks());
 }
 
 #[test]
@@ -193,7 +196,11 @@ fn labelled_answers_and_kto_need_each_other() {
     let answer = |text: &str, label: bool| json!({"prompt": "a", "completion": text, "label": label});
     let mixed = [answer("b", true), answer("c", false), answer("d", true), answer("e", false)];
     let fine = prepared(&mixed, &kto);
-    assert!(!fine.report.blocks() && found(&fine, ProblemKind::UnevenLabels).is_empty(), "{:?}", fine.report);
+    assert!(
+        !fine.checked.report.blocks() && found(&fine, ProblemKind::UnevenLabels).is_empty(),
+        "{:?}",
+        fine.checked.report
+    );
     let labels: Vec<_> = fine.train.iter().map(|row| row.sides[0].label).collect();
     assert_eq!(labels, [Some(true), Some(false), Some(true), Some(false)]);
     for (rows, told) in [
@@ -216,7 +223,7 @@ fn unbalanced_labels_suggest_weights() {
     let told = |good, bad, more: &[&str]| {
         let settings = [&["data.eval=0", "train.algorithm=kto"], more].concat();
         let prepared = prepared(&answers(good, bad), &settings);
-        assert!(!prepared.report.blocks());
+        assert!(!prepared.checked.report.blocks());
         found(&prepared, ProblemKind::UnevenLabels).first().map(|problem| problem.message.clone())
     };
     assert_eq!(told(4, 4, &[]), None);
@@ -243,9 +250,9 @@ fn a_pair_without_a_difference_or_an_answer_is_reported() {
     );
     let empty = found(&told, ProblemKind::NothingLearned)[0];
     assert_eq!((empty.row, empty.severity), (Some(2), Severity::Warning));
-    assert!(!told.report.blocks());
+    assert!(!told.checked.report.blocks());
     let all = prepared(&rows[1..2], &[]);
-    assert!(all.report.blocks());
+    assert!(all.checked.report.blocks());
     let long = "so many words ".repeat(30);
     let cut = prepared(
         &[rows[0].clone(), preference("a", &format!("{long}1"), &format!("{long}2"))],
@@ -269,7 +276,7 @@ fn a_warm_up_may_be_as_long_as_the_run_and_no_longer() {
     let prepared = prepared(&rows, &settings);
     let check = |warmup: &str| {
         let settings: Vec<&str> = settings.into_iter().chain([warmup]).collect();
-        prepared.check_warmup(&config("a.jsonl", &settings)).map_err(|error| error.to_string())
+        prepared.checked.check_warmup(&config("a.jsonl", &settings)).map_err(|error| error.to_string())
     };
     assert_eq!(check("train.warmup=15"), Ok(()));
     assert_eq!(check("train.warmup=0.5"), Ok(()));
@@ -277,15 +284,18 @@ fn a_warm_up_may_be_as_long_as_the_run_and_no_longer() {
     for part in ["16 steps", "after 15 (train.epochs = 1.5 over 100 rows)", "raise train.epochs"] {
         assert!(told.contains(part), "{told}");
     }
-    assert!(self::prepared(&[], &[]).check_warmup(&config("a.jsonl", &["train.warmup=9"])).is_ok());
+    assert!(self::prepared(&[], &[]).checked.check_warmup(&config("a.jsonl", &["train.warmup=9"])).is_ok());
 }
 
 #[test]
 fn an_empty_dataset_blocks() {
     let prepared = prepared(&[], &[]);
     assert_eq!(found(&prepared, ProblemKind::EmptyDataset)[0].message, "there are no rows");
-    assert!(prepared.report.blocks());
-    assert_eq!(StepOrder::new(&prepared.summary().train_lengths, &config("a.jsonl", &[])).total_steps(), 0);
+    assert!(prepared.checked.report.blocks());
+    assert_eq!(
+        StepOrder::new(&prepared.checked.summary().train_lengths, &config("a.jsonl", &[])).total_steps(),
+        0
+    );
 }
 
 #[test]
@@ -311,7 +321,7 @@ fn suspicious_texts_are_reported() {
     }
     assert_eq!(found(&prepared, ProblemKind::NoEvalRows).len(), 1);
     assert_eq!(found(&prepared, ProblemKind::NothingLearned)[0].severity, Severity::Blocks);
-    assert!(prepared.report.problems.is_sorted_by_key(|problem| problem.severity));
+    assert!(prepared.checked.report.problems.is_sorted_by_key(|problem| problem.severity));
 }
 
 #[test]
@@ -368,7 +378,7 @@ fn two_begins_of_text_are_reported() {
 #[test]
 fn the_hash_depends_on_rows_order_and_split() {
     let rows = [pair("a", "b"), pair("c", "d"), pair("e", "f")];
-    let hash = |rows: &[Value], settings: &[&str]| prepared(rows, settings).data_hash;
+    let hash = |rows: &[Value], settings: &[&str]| prepared(rows, settings).checked.data_hash;
     let first = hash(&rows, &["data.eval=0"]);
     assert_eq!(first.len(), 16);
     assert_eq!(first, hash(&rows, &["data.eval=0", "train.learning_rate=1e-5"]));
@@ -410,10 +420,15 @@ fn the_sample_model_prepares_a_project() {
     let files = ModelFiles::open(&sample_model()).unwrap();
     let settings = config("a.jsonl", &["data.eval=0.1"]);
     let prepared = prepare(&settings, project.path(), &files, &mut |_, _| ControlFlow::Continue(())).unwrap();
-    let loud: Vec<_> =
-        prepared.report.problems.iter().filter(|problem| problem.severity != Severity::Note).collect();
+    let loud: Vec<_> = prepared
+        .checked
+        .report
+        .problems
+        .iter()
+        .filter(|problem| problem.severity != Severity::Note)
+        .collect();
     assert_eq!(loud, [] as [&DataProblem; 0]);
-    assert_eq!(prepared.report.template, "model");
+    assert_eq!(prepared.checked.report.template, "model");
     let tokenizer = Tokenizer::open(&files).unwrap();
     let template = Template::resolve(&settings, project.path(), &files).unwrap();
     assert_eq!(template.stop_tokens(&tokenizer, &files), [2]);

@@ -1,10 +1,11 @@
 //! Fields that rows have and nothing reads.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use crate::config::{Config, Format};
 use crate::data::template::Part;
-use crate::data::{Origin, Row, Severity, Template, UnusedField};
+use crate::data::{Origin, PlacedHead, Row, Severity, Template, UnusedField};
 
 /// Most names of message fields that are kept.
 const MAX_NAMES: usize = 100;
@@ -56,17 +57,32 @@ pub(super) fn hint(field: &UnusedField) -> (Severity, String) {
     (Severity::Warning, format!("; {meant}"))
 }
 
-/// The fields of messages that the template does not read, in the order in which they occur. Of a field that is a text
-/// this is tried; of others, the template must at least name them.
-pub(super) fn of_messages(rows: &[Row], template: &Template, config: &Config) -> Vec<MessageField> {
-    let mut found: Vec<MessageField> = Vec::new();
-    let mut named: HashMap<String, bool> = HashMap::new();
-    for row in rows.iter().filter(|_| !template.is_none()) {
+/// Finds the fields of messages that the template does not read. Of a field that is a text this is tried; of others, the
+/// template must at least name them.
+pub(super) struct MessageFields<'a> {
+    template: &'a Template,
+    config: &'a Config,
+    /// Whether the template names a field.
+    named: Mutex<HashMap<String, bool>>,
+}
+
+impl<'a> MessageFields<'a> {
+    pub(super) fn new(template: &'a Template, config: &'a Config) -> Self {
+        Self { template, config, named: Mutex::default() }
+    }
+
+    /// The names of a row's unread fields, one for each message that has it.
+    pub(super) fn unread(&self, row: &Row) -> Vec<String> {
+        let template = self.template;
+        let mut found = Vec::new();
+        if template.is_none() {
+            return found;
+        }
         for messages in row.example.conversations() {
             if messages.iter().all(|message| message.fields.is_empty()) {
                 continue;
             }
-            let messages = template.arranged(&messages, config);
+            let messages = template.arranged(&messages, self.config);
             let probe = template.probe(&messages, &row.extras);
             for (index, message) in messages.iter().enumerate() {
                 for (position, (name, value)) in message.fields.iter().enumerate() {
@@ -74,22 +90,44 @@ pub(super) fn of_messages(rows: &[Row], template: &Template, config: &Config) ->
                         Some(probe) if value.is_string() => {
                             !probe.lost().contains(&Part::Field(index, position))
                         }
-                        _ => *named.entry(name.clone()).or_insert_with(|| template.mentions(name)),
+                        _ => self.is_named(name),
                     };
                     if !is_read {
-                        count(&mut found, name, row);
+                        found.push(name.clone());
                     }
                 }
             }
         }
+        found
     }
-    found
+
+    fn is_named(&self, name: &str) -> bool {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(is_named) = named.get(name) {
+            return *is_named;
+        }
+        let is_named = self.template.mentions(name);
+        // Names come from the data.
+        if named.len() < MAX_NAMES {
+            named.insert(name.to_owned(), is_named);
+        }
+        is_named
+    }
 }
 
-fn count(found: &mut Vec<MessageField>, name: &str, row: &Row) {
-    if let Some(field) = found.iter_mut().find(|field| field.name == name) {
-        field.messages += 1;
-    } else if found.len() < MAX_NAMES {
-        found.push(MessageField { name: name.to_owned(), messages: 1, first: row.origin.clone() });
+/// The unread fields of all rows, in the order in which they occur.
+pub(super) fn counted<'row>(
+    unread: impl IntoIterator<Item = (&'row PlacedHead<'row>, &'row [String])>,
+) -> Vec<MessageField> {
+    let mut found: Vec<MessageField> = Vec::new();
+    for (row, names) in unread {
+        for name in names {
+            if let Some(field) = found.iter_mut().find(|field| field.name == *name) {
+                field.messages += 1;
+            } else if found.len() < MAX_NAMES {
+                found.push(MessageField { name: name.clone(), messages: 1, first: row.origin() });
+            }
+        }
     }
+    found
 }

@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use super::Dataset;
+use super::rows::RowHead;
 use super::split::rank;
 use crate::config::DataSource;
-use crate::data::{Row, Split};
+use crate::data::Split;
 use crate::units::{count, counted};
 
 /// Leaves out rows from `start` on, the last ones read, where `source` asks for fewer. The choice depends only on the
@@ -16,15 +17,15 @@ pub(super) fn limit(dataset: &mut Dataset, start: usize, source: &DataSource, se
     if wanted == total {
         return;
     }
-    let rows = dataset.rows.split_off(start);
+    let rows = dataset.rows.heads.split_off(start);
     let chosen = lowest(&rows, wanted, seed);
-    for row in dataset.quarantined.iter_mut().filter(|row| row.index > start) {
+    for row in dataset.quarantined.heads.iter_mut().filter(|row| row.index > start) {
         let before = chosen.iter().take(row.index - start).filter(|&&chosen| chosen).count();
         row.index = start + before;
     }
     for (mut row, _) in rows.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {
         row.index = dataset.rows.len();
-        dataset.rows.push(row);
+        dataset.rows.heads.push(row);
     }
     let rows = counted(total, "row is", "rows are");
     let notice =
@@ -38,14 +39,14 @@ pub(super) fn repeat(dataset: &mut Dataset, sources: &[(Range<usize>, &DataSourc
     if sources.iter().all(|(_, source)| source.share.is_none_or(|share| share <= 1.0)) {
         return;
     }
-    let mut left = std::mem::take(&mut dataset.rows);
+    let mut left = std::mem::take(&mut dataset.rows.heads);
     // For each source, where its rows end and how many more there are.
     let mut added = Vec::new();
-    let mut rows: Vec<Row> = Vec::with_capacity(left.len());
+    let mut rows: Vec<RowHead> = Vec::with_capacity(left.len());
     for (range, source) in sources {
         let later = left.split_off(range.len().min(left.len()));
         let own = std::mem::replace(&mut left, later);
-        let train: Vec<Row> = own.iter().filter(|row| row.split == Split::Train).cloned().collect();
+        let train: Vec<RowHead> = own.iter().filter(|row| row.split == Split::Train).copied().collect();
         let total = wanted(train.len(), source);
         rows.extend(own);
         let mut more = total.saturating_sub(train.len());
@@ -62,7 +63,7 @@ pub(super) fn repeat(dataset: &mut Dataset, sources: &[(Range<usize>, &DataSourc
         );
         dataset.notices.push(notice);
         while more >= train.len() {
-            rows.extend(train.iter().cloned());
+            rows.extend_from_slice(&train);
             more -= train.len();
         }
         let chosen = lowest(&train, more, seed);
@@ -72,11 +73,11 @@ pub(super) fn repeat(dataset: &mut Dataset, sources: &[(Range<usize>, &DataSourc
     for (index, row) in rows.iter_mut().enumerate() {
         row.index = index;
     }
-    for row in &mut dataset.quarantined {
+    for row in &mut dataset.quarantined.heads {
         let before = added.iter().filter(|(end, _)| *end <= row.index).map(|(_, more)| more);
         row.index += before.sum::<usize>();
     }
-    dataset.rows = rows;
+    dataset.rows.heads = rows;
 }
 
 /// How many of `total` rows are used, repeated ones counted each time: none only of none.
@@ -87,7 +88,7 @@ fn wanted(total: usize, source: &DataSource) -> usize {
 }
 
 /// Whether each row is among the `wanted` ones that the seed favours.
-fn lowest(rows: &[Row], wanted: usize, seed: u64) -> Vec<bool> {
+fn lowest(rows: &[RowHead], wanted: usize, seed: u64) -> Vec<bool> {
     let mut order: Vec<(u64, usize)> =
         rows.iter().enumerate().map(|(position, row)| (rank(row, seed), position)).collect();
     order.sort_unstable();
@@ -112,7 +113,7 @@ mod tests {
     use pretty_assertions::assert_eq;
 
     use super::*;
-    use crate::data::{Example, Extras, Origin};
+    use crate::data::{Example, Extras, Origin, Row};
 
     fn row(index: usize) -> Row {
         Row {
@@ -125,7 +126,7 @@ mod tests {
     }
 
     fn dataset(rows: usize) -> Dataset {
-        Dataset { rows: (0..rows).map(row).collect(), ..Dataset::default() }
+        Dataset { rows: (0..rows).map(row).collect::<Vec<Row>>().into(), ..Dataset::default() }
     }
 
     fn source(rows: Option<u64>, share: Option<f64>) -> DataSource {
@@ -133,8 +134,8 @@ mod tests {
     }
 
     fn lines(dataset: &Dataset) -> Vec<usize> {
-        assert!(dataset.rows.iter().enumerate().all(|(index, row)| row.index == index));
-        dataset.rows.iter().map(|row| row.origin.line).collect()
+        assert!(dataset.rows.heads.iter().enumerate().all(|(index, row)| row.index == index));
+        dataset.rows.heads.iter().map(|row| row.line).collect()
     }
 
     #[test]
@@ -163,19 +164,19 @@ mod tests {
     #[test]
     fn rows_in_quarantine_keep_their_place() {
         let mut dataset = dataset(20);
-        dataset.quarantined = [5, 10, 15, 20].map(row).to_vec();
+        dataset.quarantined = [5, 10, 15, 20].map(row).to_vec().into();
         limit(&mut dataset, 10, &source(Some(4), None), 0);
         let kept = lines(&dataset);
         let before = |index: usize| kept.iter().filter(|&&line| line <= index).count();
-        let places: Vec<usize> = dataset.quarantined.iter().map(|row| row.index).collect();
+        let places: Vec<usize> = dataset.quarantined.heads.iter().map(|row| row.index).collect();
         assert_eq!(places, [5, 10, before(15), 14]);
     }
 
     #[test]
     fn more_rows_are_whole_copies_and_a_part() {
         let mut dataset = dataset(30);
-        dataset.rows[11].split = Split::Eval;
-        dataset.quarantined = vec![row(5), row(25)];
+        dataset.rows.heads[11].split = Split::Eval;
+        dataset.quarantined = vec![row(5), row(25)].into();
         let (plain, twice) = (source(None, None), source(None, Some(2.5)));
         repeat(&mut dataset, &[(0..10, &plain), (10..21, &twice), (21..25, &plain)], 0);
         let lines = lines(&dataset);
@@ -185,7 +186,7 @@ mod tests {
         assert_eq!((&lines[10..21], &lines[21..31]), (own.as_slice(), train.as_slice()));
         assert!(lines[31..36].iter().all(|line| train.contains(line)) && lines[31..36].is_sorted());
         assert_eq!(lines[36..], (22..=30).collect::<Vec<_>>());
-        assert_eq!(dataset.quarantined.iter().map(|row| row.index).collect::<Vec<_>>(), [5, 40]);
+        assert_eq!(dataset.quarantined.heads.iter().map(|row| row.index).collect::<Vec<_>>(), [5, 40]);
         assert_eq!(dataset.notices, ["b.jsonl: 10 training rows are used 25 times in all (share = 2.5)"]);
     }
 
@@ -198,6 +199,6 @@ mod tests {
         assert_eq!(lines(&dataset).len(), 15);
         let mut none = Dataset::default();
         repeat(&mut none, &[(0..0, &limited)], 0);
-        assert_eq!(none.rows, []);
+        assert!(none.rows.is_empty());
     }
 }

@@ -110,7 +110,7 @@ fn read_array(rows: &mut Rows, sink: &mut Sink) -> Result<(), DataError> {
         rows.next_byte();
         let line = rows.line;
         let value = rows.value().map_err(|error| DataError::file(sink.path, rows.broken(&error)))?;
-        sink.row(line, Ok(value));
+        sink.row(line, Ok(value))?;
         match rows.next_byte() {
             Some(b',') => rows.at += 1,
             Some(b']') => return Ok(()),
@@ -154,14 +154,14 @@ fn read_objects(rows: &mut Rows, sink: &mut Sink) -> Result<(), DataError> {
             let only = only.clone();
             if let Some(Value::Array(list)) = fields.remove(&only) {
                 for value in list {
-                    sink.row(*line, Ok(value));
+                    sink.row(*line, Ok(value))?;
                 }
                 return Ok(());
             }
         }
     }
     for (line, value) in objects {
-        sink.row(line, Ok(value));
+        sink.row(line, Ok(value))?;
     }
     Ok(())
 }

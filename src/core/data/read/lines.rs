@@ -7,44 +7,61 @@ use serde_json::{Map, Value};
 
 use super::encoding::{BOM, UTF_16, is_wide};
 use super::nan::{without_nan, words};
+use super::rows::Line;
 use super::{MAX_ROW_BYTES, MAX_ROW_VALUES, Sink};
 use crate::data::DataError;
 use crate::json;
 use crate::units::counted;
 
-/// What was read as the next line.
-#[derive(Debug, PartialEq, Eq)]
-enum Line {
-    /// A line, in the buffer without its line end.
-    Text,
-    /// A line longer than [`MAX_ROW_BYTES`], which was skipped.
+/// The length of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Length {
+    /// The line is in the buffer.
+    Usual,
+    /// The line is longer than [`MAX_ROW_BYTES`], which was skipped.
     TooLong,
 }
 
-/// One JSON object per line; blank lines are skipped.
-pub(super) fn read_json_lines(reader: impl BufRead, sink: &mut Sink) -> Result<(), DataError> {
+/// A line as fields.
+#[derive(Debug)]
+pub(super) struct ParsedLine {
+    pub(super) value: Value,
+    /// Whether it had numbers that JSON has not, which count as null.
+    replaced: bool,
+}
+
+/// Turns a line without its end into fields.
+pub(super) type Parse = fn(&[u8]) -> Result<ParsedLine, String>;
+
+/// A line that is a JSON object.
+pub(super) fn json(line: &[u8]) -> Result<ParsedLine, String> {
+    let parsed = json::from_slice(line, MAX_ROW_VALUES).map(|value| ParsedLine { value, replaced: false });
+    parsed.or_else(|error| {
+        let row = without_nan(line).and_then(|(line, _)| json::from_slice(&line, MAX_ROW_VALUES).ok());
+        row.map(|value| ParsedLine { value, replaced: true }).ok_or_else(|| describe(&error))
+    })
+}
+
+/// A line that is a text.
+pub(super) fn text(line: &[u8]) -> Result<ParsedLine, String> {
+    let text = std::str::from_utf8(line).map_err(|error| not_utf8(error.valid_up_to()))?;
+    let mut fields = Map::new();
+    fields.insert("text".to_owned(), Value::from(text));
+    Ok(ParsedLine { value: Value::from(fields), replaced: false })
+}
+
+/// One row per line; blank lines are skipped.
+pub(super) fn read(reader: impl BufRead, parse: Parse, sink: &mut Sink) -> Result<(), DataError> {
     let mut replaced = 0;
     each_line(reader, sink, |line| {
-        json::from_slice(line, MAX_ROW_VALUES).or_else(|error| {
-            let row = without_nan(line).and_then(|(line, _)| json::from_slice(&line, MAX_ROW_VALUES).ok());
-            replaced += usize::from(row.is_some());
-            row.ok_or_else(|| describe(&error))
-        })
+        let parsed = parse(line)?;
+        replaced += usize::from(parsed.replaced);
+        Ok(parsed.value)
     })?;
     if replaced > 0 {
         sink.notice(&words(&counted(replaced, "row", "rows"), replaced));
     }
     Ok(())
-}
-
-/// One text per line; blank lines are skipped.
-pub(super) fn read_text_lines(reader: impl BufRead, sink: &mut Sink) -> Result<(), DataError> {
-    each_line(reader, sink, |line| {
-        let text = std::str::from_utf8(line).map_err(|error| not_utf8(error.valid_up_to()))?;
-        let mut fields = Map::new();
-        fields.insert("text".to_owned(), Value::from(text));
-        Ok(Value::from(fields))
-    })
 }
 
 pub(super) fn not_utf8(column: usize) -> String {
@@ -66,34 +83,35 @@ fn each_line(
     mut parse: impl FnMut(&[u8]) -> Result<Value, String>,
 ) -> Result<(), DataError> {
     let mut buffer = Vec::new();
-    let mut number = 0;
+    let (mut number, mut offset) = (0, 0);
     loop {
         let line = next_line(&mut reader, &mut buffer).map_err(|error| DataError::read(sink.path, error))?;
-        let Some(line) = line else { return Ok(()) };
+        let Some((length, used)) = line else { return Ok(()) };
+        let start = offset;
+        offset += used;
         number += 1;
-        if number == 1 {
-            if is_wide(&buffer) {
-                return Err(DataError::file(sink.path, UTF_16));
-            }
-            if buffer.starts_with(BOM) {
-                buffer.drain(..BOM.len());
-            }
+        if number == 1 && is_wide(&buffer) {
+            return Err(DataError::file(sink.path, UTF_16));
         }
-        if line == Line::TooLong {
-            sink.row(number, Err(format!("longer than {} MiB", MAX_ROW_BYTES >> 20)));
+        if length == Length::TooLong {
+            sink.row(number, Err(format!("longer than {} MiB", MAX_ROW_BYTES >> 20)))?;
             continue;
         }
-        let text = buffer.strip_suffix(b"\r").unwrap_or(&buffer);
+        let mark = if number == 1 && buffer.starts_with(BOM) { BOM.len() } else { 0 };
+        let text = &buffer[mark..];
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
         if !text.trim_ascii().is_empty() {
-            sink.row(number, parse(text));
+            let place = Line { offset: start + mark as u64, bytes: text.len() };
+            sink.line(number, Some(place), parse(text))?;
         }
     }
 }
 
-/// Reads the next line into `buffer`; `None` at the end of the file.
-fn next_line(reader: &mut impl BufRead, buffer: &mut Vec<u8>) -> io::Result<Option<Line>> {
+/// Reads the next line into `buffer`, without its end. Returns also how many bytes it takes in the file; `None` at the
+/// end of the file.
+fn next_line(reader: &mut impl BufRead, buffer: &mut Vec<u8>) -> io::Result<Option<(Length, u64)>> {
     buffer.clear();
-    let mut any = false;
+    let mut bytes = 0;
     let mut too_long = false;
     loop {
         let available = match reader.fill_buf() {
@@ -101,11 +119,10 @@ fn next_line(reader: &mut impl BufRead, buffer: &mut Vec<u8>) -> io::Result<Opti
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        let line = if too_long { Line::TooLong } else { Line::Text };
+        let length = if too_long { Length::TooLong } else { Length::Usual };
         if available.is_empty() {
-            return Ok(any.then_some(line));
+            return Ok((bytes > 0).then_some((length, bytes)));
         }
-        any = true;
         let end = available.iter().position(|&byte| byte == b'\n');
         let part = &available[..end.unwrap_or(available.len())];
         if buffer.len() + part.len() > MAX_ROW_BYTES {
@@ -116,8 +133,9 @@ fn next_line(reader: &mut impl BufRead, buffer: &mut Vec<u8>) -> io::Result<Opti
         }
         let used = part.len() + usize::from(end.is_some());
         reader.consume(used);
+        bytes += used as u64;
         if end.is_some() {
-            return Ok(Some(if too_long { Line::TooLong } else { Line::Text }));
+            return Ok(Some((if too_long { Length::TooLong } else { Length::Usual }, bytes)));
         }
     }
 }

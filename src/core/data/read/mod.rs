@@ -8,27 +8,33 @@ mod kinds;
 mod lines;
 mod nan;
 mod parquet;
+mod rows;
 mod sources;
 mod split;
 mod table;
 mod unpack;
 
+pub use rows::{PlacedHead, RowHead, Rows};
 pub(super) use split::prompt_key;
 
 use std::collections::HashSet;
 use std::io::BufReader;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use formats::{Detected, Shaped};
 use serde_json::{Map, Value};
 
-use self::kinds::{Content, KNOWN};
+use self::kinds::{Content, KNOWN, Packing};
+use self::rows::{Line, LineFile};
 use self::sources::{Found, OpenCache};
 use super::quarantine::Quarantine;
 use super::{DataError, Example, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
 use crate::algorithms::RowShape;
 use crate::config::{Config, EvalSource, Format};
 use crate::files;
+use crate::model::ModelError;
 use crate::model::hub::{HubCache, HubFolders};
 use crate::text::clean_line;
 
@@ -40,18 +46,20 @@ const MAX_ROW_VALUES: usize = 1 << 22;
 const MAX_PROBLEMS: usize = 1000;
 /// Most names of unused fields kept.
 const MAX_UNUSED: usize = 100;
+/// Rows between two reports of progress.
+const ROWS_HEARD: usize = 256;
 /// `data.group_by` for rows with one prompt, and for each row by itself.
 const BY_PROMPT: &str = "prompt";
 const BY_ROW: &str = "row";
 
 /// The content of a project's dataset files.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Dataset {
     /// Usable rows in reading order; [`Row::index`] is an index into this list.
-    pub rows: Vec<Row>,
+    pub rows: Rows,
     /// Rows left out because the project's quarantine lists them. Their `index` is the place they would have
     /// had.
-    pub quarantined: Vec<Row>,
+    pub quarantined: Rows,
     /// Rows that cannot be used; only the first 1000.
     pub problems: Vec<RowProblem>,
     /// Number of rows that cannot be used.
@@ -74,16 +82,40 @@ pub struct UnusedField {
     pub format: Format,
 }
 
+/// How far the reading of a dataset is.
+#[derive(Debug)]
+pub struct ReadProgress<'read> {
+    /// The rows read so far. Which are held out, and which of several are used, is decided at the end.
+    pub rows: &'read Rows,
+    /// Bytes of files that were read to their end.
+    pub bytes: u64,
+    /// Bytes of all files.
+    pub total: u64,
+}
+
+/// Hears how far the reading is, and says whether to go on.
+pub type ReadingHeard<'a> = dyn FnMut(&ReadProgress) -> ControlFlow<()> + 'a;
+
 /// The project's rows: training files first, then evaluation files. If a row cannot be used, the error lists
 /// every such row.
-pub fn read_rows(config: &Config, project: &Path) -> Result<Vec<Row>, DataError> {
+pub fn read_rows(config: &Config, project: &Path) -> Result<Rows, DataError> {
     let dataset = read_dataset(config, project)?;
     if dataset.problems.is_empty() { Ok(dataset.rows) } else { Err(DataError::Rows(dataset.problems)) }
 }
 
 /// As [`read_rows`], but returns the usable rows and the others.
 pub fn read_dataset(config: &Config, project: &Path) -> Result<Dataset, DataError> {
-    read_with(config, project, &|| Ok(HubCache::new(HubFolders::of_environment()?.cache)))
+    read_dataset_heard(config, project, &mut |_| ControlFlow::Continue(()))
+}
+
+/// As [`read_dataset`]. `heard` is called every few rows; if it ends the reading, the result is
+/// [`DataError::Cancelled`].
+pub fn read_dataset_heard(
+    config: &Config,
+    project: &Path,
+    heard: &mut ReadingHeard,
+) -> Result<Dataset, DataError> {
+    read_without(config, project, &Quarantine::load(project)?, &hub_cache, heard)
 }
 
 /// As [`read_dataset`], with another list of rows to leave out than the project's.
@@ -92,7 +124,11 @@ pub fn read_dataset_without(
     project: &Path,
     quarantine: &Quarantine,
 ) -> Result<Dataset, DataError> {
-    read_without(config, project, quarantine, &|| Ok(HubCache::new(HubFolders::of_environment()?.cache)))
+    read_without(config, project, quarantine, &hub_cache, &mut |_| ControlFlow::Continue(()))
+}
+
+fn hub_cache() -> Result<HubCache, ModelError> {
+    Ok(HubCache::new(HubFolders::of_environment()?.cache))
 }
 
 /// What a row's fields say where no setting tells how to read them.
@@ -104,17 +140,17 @@ pub(super) fn reread(fields: Map<String, Value>, wanted: RowShape) -> Result<(Ex
     Ok((shaped.example, shaped.extras))
 }
 
-fn read_with(config: &Config, project: &Path, cache: OpenCache) -> Result<Dataset, DataError> {
-    read_without(config, project, &Quarantine::load(project)?, cache)
+/// What the elements of `data.train` and of `data.eval` stand for.
+struct Sources<'config> {
+    train: Vec<(&'config Path, Found)>,
+    eval: Vec<(&'config Path, Found)>,
 }
 
-fn read_without(
-    config: &Config,
+fn find_sources<'config>(
+    config: &'config Config,
     project: &Path,
-    quarantine: &Quarantine,
     cache: OpenCache,
-) -> Result<Dataset, DataError> {
-    let columns = Columns::new(config);
+) -> Result<Sources<'config>, DataError> {
     let eval_paths: &[PathBuf] = match &config.data.eval {
         EvalSource::Fraction(_) => &[],
         EvalSource::Paths(paths) => paths,
@@ -130,8 +166,24 @@ fn read_without(
         eval_paths.iter().map(|path| find(path.as_path(), Split::Eval)).collect::<Result<_, _>>()?;
     let held_out: Vec<&Found> = eval.iter().map(|(_, found)| found).collect();
     sources::keep_apart(&mut train, &held_out)?;
+    Ok(Sources { train, eval })
+}
+
+fn read_without(
+    config: &Config,
+    project: &Path,
+    quarantine: &Quarantine,
+    cache: OpenCache,
+    heard: &mut ReadingHeard,
+) -> Result<Dataset, DataError> {
+    let Sources { train, eval } = find_sources(config, project, cache)?;
+    let files = || train.iter().chain(&eval).flat_map(|(_, found)| &found.files);
+    let total = files().filter_map(|file| Some(file.path.metadata().ok()?.len())).sum();
+    let columns = Arc::new(Columns::new(config));
+    let mut dataset = Dataset::default();
+    Arc::make_mut(&mut dataset.rows.contents).read_with(&columns);
     let mut reading =
-        Reading { config, columns, quarantine, kept: HashSet::new(), dataset: Dataset::default() };
+        Reading { config, columns, quarantine, kept: HashSet::new(), dataset, heard, bytes: 0, total };
     let mut ranges = Vec::with_capacity(train.len());
     for ((path, found), source) in train.iter().zip(&config.data.train) {
         let start = reading.dataset.rows.len();
@@ -143,11 +195,12 @@ fn read_without(
         reading.read(path, found, Split::Eval)?;
     }
     let mut dataset = reading.dataset;
+    dataset.quarantined.contents = Arc::clone(&dataset.rows.contents);
     if let EvalSource::Fraction(fraction) = config.data.eval {
         let by_row = config.data.group_by == BY_ROW;
         hold_out(&mut dataset, fraction, config.train.seed, by_row);
         if config.data.group_by != BY_ROW && config.data.group_by != BY_PROMPT {
-            let without = dataset.rows.iter().filter(|row| row.extras.group.is_none()).count();
+            let without = dataset.rows.heads.iter().filter(|row| !row.has_group).count();
             if without == dataset.rows.len() && without > 0 {
                 return Err(DataError::Settings(format!(
                     "no row has the column {:?}, which data.group_by names; name another, or \"prompt\" or \"row\"",
@@ -162,7 +215,7 @@ fn read_without(
                 ));
             }
         }
-        let held_out = dataset.rows.iter().filter(|row| row.split == Split::Eval).count();
+        let held_out = dataset.rows.heads.iter().filter(|row| row.split == Split::Eval).count();
         let asked = (dataset.rows.len() as f64 * fraction).round() as usize;
         if held_out > asked.max(1) * 2 || held_out * 2 < asked {
             dataset.notices.push(format!(
@@ -178,16 +231,21 @@ fn read_without(
 }
 
 /// A dataset that grows file by file.
-struct Reading<'config> {
-    config: &'config Config,
-    columns: Columns,
-    quarantine: &'config Quarantine,
+struct Reading<'read, 'heard> {
+    config: &'read Config,
+    columns: Arc<Columns>,
+    quarantine: &'read Quarantine,
     /// The hashes of rows that are used and whose copies are not.
     kept: HashSet<String>,
     dataset: Dataset,
+    heard: &'read mut ReadingHeard<'heard>,
+    /// Bytes of the files read before.
+    bytes: u64,
+    /// Bytes of all files.
+    total: u64,
 }
 
-impl Reading<'_> {
+impl Reading<'_, '_> {
     /// Reads the files that one element of `data.train` or `data.eval` stands for.
     fn read(&mut self, source: &Path, found: &Found, split: Split) -> Result<(), DataError> {
         if let Some(notice) = &found.notice {
@@ -203,31 +261,44 @@ impl Reading<'_> {
                 quarantine: self.quarantine,
                 kept: &mut self.kept,
                 dataset: &mut self.dataset,
+                heard: &mut *self.heard,
+                bytes: self.bytes,
+                total: self.total,
             };
-            read_file(&file.path, &mut sink)?;
+            self.bytes += read_file(&file.path, &mut sink)?;
         }
         Ok(())
     }
 }
 
-fn read_file(path: &Path, sink: &mut Sink) -> Result<(), DataError> {
+/// Reads a file. Returns its length in bytes.
+fn read_file(path: &Path, sink: &mut Sink) -> Result<u64, DataError> {
     let shown = sink.path;
     let (file, size) = files::open(path).map_err(|error| DataError::read(shown, error))?;
     let Some((content, packing)) = kinds::of(shown) else {
         return Err(DataError::file(shown, format!("not a known kind of dataset; use {KNOWN}")));
     };
     let unpacked = |file| unpack::open(file, size, packing).map_err(|error| DataError::read(shown, error));
+    let parse: lines::Parse = if content == Content::Text { lines::text } else { lines::json };
+    let is_lines = matches!(content, Content::JsonLines | Content::Text) && packing == Packing::None;
+    let lines = if is_lines {
+        let file = file.try_clone().map_err(|error| DataError::read(shown, error))?;
+        Some(LineFile { file: Arc::new(file), parse })
+    } else {
+        None
+    };
+    Arc::make_mut(&mut sink.dataset.rows.contents).begin_file(shown, lines);
     match content {
-        Content::JsonLines => lines::read_json_lines(BufReader::new(unpacked(file)?), sink),
-        Content::Json => json::read(unpacked(file)?, sink),
-        Content::Table(separator) => table::read(unpacked(file)?, separator, sink),
-        Content::Parquet => parquet::read(file, sink),
-        Content::Text => lines::read_text_lines(BufReader::new(unpacked(file)?), sink),
+        Content::JsonLines | Content::Text => lines::read(BufReader::new(unpacked(file)?), parse, sink)?,
+        Content::Json => json::read(unpacked(file)?, sink)?,
+        Content::Table(separator) => table::read(unpacked(file)?, separator, sink)?,
+        Content::Parquet => parquet::read(file, sink)?,
     }
+    Ok(size)
 }
 
 /// Receives the rows of one file.
-struct Sink<'read> {
+struct Sink<'read, 'heard> {
     /// As written in the configuration.
     path: &'read Path,
     split: Split,
@@ -238,20 +309,50 @@ struct Sink<'read> {
     quarantine: &'read Quarantine,
     kept: &'read mut HashSet<String>,
     dataset: &'read mut Dataset,
+    heard: &'read mut ReadingHeard<'heard>,
+    bytes: u64,
+    total: u64,
 }
 
-impl Sink<'_> {
-    fn row(&mut self, line: usize, value: Result<Value, String>) {
+impl Sink<'_, '_> {
+    /// Takes a row that begins at the line `number`.
+    fn row(&mut self, number: usize, value: Result<Value, String>) -> Result<(), DataError> {
+        self.line(number, None, value)
+    }
+
+    /// Takes a row that is a line of its file, at `place`.
+    fn line(
+        &mut self,
+        number: usize,
+        place: Option<Line>,
+        value: Result<Value, String>,
+    ) -> Result<(), DataError> {
+        self.take(number, place, value);
+        let dataset = &self.dataset;
+        let seen = dataset.rows.len() + dataset.quarantined.len() + dataset.unreadable;
+        if seen.is_multiple_of(ROWS_HEARD) {
+            let within = place.map_or(0, |line| line.offset);
+            let progress =
+                ReadProgress { rows: &dataset.rows, bytes: self.bytes + within, total: self.total };
+            if (self.heard)(&progress).is_break() {
+                return Err(DataError::Cancelled);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, line: usize, place: Option<Line>, value: Result<Value, String>) {
         match value.and_then(|value| self.example(value)) {
-            Ok((shaped, format)) => {
+            Ok((shaped, detected)) => {
                 let origin = self.origin(line);
-                self.count_unused(shaped.unused, format, &origin);
+                self.count_unused(shaped.unused, detected.format, &origin);
                 let (example, extras) = (shaped.example, shaped.extras);
                 let row = Row { index: self.dataset.rows.len(), origin, split: self.split, example, extras };
-                if self.is_left_out(row.hash()) {
-                    self.dataset.quarantined.push(row);
+                let head = self.dataset.rows.head_of(&row, place, &detected);
+                if self.is_left_out(head.hash()) {
+                    self.dataset.quarantined.heads.push(head);
                 } else {
-                    self.dataset.rows.push(row);
+                    self.dataset.rows.heads.push(head);
                 }
             }
             Err(message) => {
@@ -290,22 +391,15 @@ impl Sink<'_> {
         }
     }
 
-    fn example(&mut self, value: Value) -> Result<(Shaped, Format), String> {
-        let Value::Object(mut fields) = value else {
-            return Err(format!("{} where an object is expected", formats::kind(&value)));
-        };
-        let group = self.columns.group(&fields);
-        self.columns.rename(&mut fields)?;
+    fn example(&mut self, value: Value) -> Result<(Shaped, Detected), String> {
+        let (fields, group) = self.columns.fields(value)?;
         let detected = match (self.wanted, &self.found) {
             (Format::Auto, Some(found)) => self.columns.detect_again(found, &fields),
             (Format::Auto, None) => self.columns.detect(&fields)?,
             (wanted, _) => wanted.into(),
         };
         self.columns.check_taken(detected.format)?;
-        rename(&detected.columns, &mut fields);
-        let mut shaped = formats::shape(detected.format, fields, self.columns.shape)?;
-        shaped.extras.group = group;
-        let format = detected.format;
+        let shaped = self.columns.shape(&detected, fields, group)?;
         if self.found.is_none() && !detected.columns.is_empty() {
             let columns = detected.columns.iter().map(|(role, column)| format!("{role} = {column:?}"));
             let columns: Vec<String> = columns.collect();
@@ -315,8 +409,8 @@ impl Sink<'_> {
                 columns.join(", ")
             ));
         }
-        self.found = Some(detected);
-        Ok((shaped, format))
+        self.found = Some(detected.clone());
+        Ok((shaped, detected))
     }
 }
 
@@ -328,7 +422,7 @@ struct Columns {
     /// Role and field of messages.
     messages: Vec<(String, String)>,
     /// The rows that the algorithm needs.
-    shape: RowShape,
+    wanted: RowShape,
     /// The column that `data.group_by` names.
     group: Option<String>,
 }
@@ -342,7 +436,35 @@ impl Columns {
             .map(|(role, column)| (role.clone(), column.clone()))
             .partition(|(role, _)| formats::MESSAGE_ROLES.contains(&role.as_str()));
         let group = Some(config.data.group_by.clone()).filter(|by| by != BY_PROMPT && by != BY_ROW);
-        Columns { rows, messages, shape: config.train.algorithm.declaration().rows, group }
+        Columns { rows, messages, wanted: config.train.algorithm.declaration().rows, group }
+    }
+
+    /// The fields of a row by their roles, and its value in the column of `data.group_by`.
+    fn fields(&self, value: Value) -> Result<(Map<String, Value>, Option<String>), String> {
+        let Value::Object(mut fields) = value else {
+            return Err(format!("{} where an object is expected", formats::kind(&value)));
+        };
+        let group = self.group(&fields);
+        self.rename(&mut fields)?;
+        Ok((fields, group))
+    }
+
+    fn shape(
+        &self,
+        detected: &Detected,
+        mut fields: Map<String, Value>,
+        group: Option<String>,
+    ) -> Result<Shaped, String> {
+        rename(&detected.columns, &mut fields);
+        let mut shaped = formats::shape(detected.format, fields, self.wanted)?;
+        shaped.extras.group = group;
+        Ok(shaped)
+    }
+
+    /// A row that was read before, read again.
+    fn shape_as(&self, detected: &Detected, value: Value) -> Result<Shaped, String> {
+        let (fields, group) = self.fields(value)?;
+        self.shape(detected, fields, group)
     }
 
     /// The row's value in the column of `data.group_by`, as text.
@@ -404,7 +526,8 @@ impl Columns {
     /// The format of a row: from the mapped roles, otherwise from all its fields.
     fn detect(&self, fields: &Map<String, Value>) -> Result<Detected, String> {
         let roles: Vec<&str> = self.rows.iter().map(|(role, _)| role.as_str()).collect();
-        let detect = |names: &[&str], fields: &Map<String, Value>| formats::detect(names, fields, self.shape);
+        let detect =
+            |names: &[&str], fields: &Map<String, Value>| formats::detect(names, fields, self.wanted);
         if !roles.is_empty()
             && let Ok(detected) = detect(&roles, fields)
         {
@@ -424,7 +547,7 @@ impl Columns {
             fields.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect();
         let is_new = lower.len() == fields.len() && lower.keys().any(|name| !fields.contains_key(name));
         let names: Vec<&str> = lower.keys().map(String::as_str).collect();
-        let detected = formats::detect(&names, &lower, self.shape).ok().filter(|_| is_new)?;
+        let detected = formats::detect(&names, &lower, self.wanted).ok().filter(|_| is_new)?;
         let written = |name: &str| fields.keys().find(|field| field.to_lowercase() == name).cloned();
         let mut columns: Vec<(&'static str, String)> =
             detected.columns.iter().filter_map(|(role, column)| Some((*role, written(column)?))).collect();
@@ -452,17 +575,19 @@ impl Columns {
 /// training and evaluation.
 fn hold_out(dataset: &mut Dataset, fraction: f64, seed: u64, by_row: bool) {
     let used = dataset.rows.len();
-    let mut all = std::mem::take(&mut dataset.rows);
-    all.append(&mut dataset.quarantined);
+    let mut all = std::mem::take(&mut dataset.rows.heads);
+    all.append(&mut dataset.quarantined.heads);
     split::hold_out(&mut all, fraction, seed, by_row);
-    dataset.quarantined = all.split_off(used);
-    dataset.rows = all;
-    let held_out = dataset.rows.iter().filter(|row| row.split == Split::Eval).count();
+    dataset.quarantined.heads = all.split_off(used);
+    let held_out = all.iter().filter(|row| row.split == Split::Eval).count();
     let is_one_sided = held_out == 0 || held_out == used;
     if is_one_sided && used > 1 && fraction > 0.0 {
-        dataset.rows.iter_mut().for_each(|row| row.split = Split::Train);
-        split::hold_out(&mut dataset.rows, fraction, seed, by_row);
+        for row in &mut all {
+            row.split = Split::Train;
+        }
+        split::hold_out(&mut all, fraction, seed, by_row);
     }
+    dataset.rows.heads = all;
 }
 
 /// Moves the value of each column to its role; an earlier field with the role's name is replaced.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::super::{Message, Row, Split};
+use super::rows::RowHead;
 use crate::hash::fnv1a;
 use crate::random::mix_pair;
 
@@ -13,7 +14,7 @@ use crate::random::mix_pair;
 /// Rows with the same prompt, or the same value of `data.group_by`, stay in one part: otherwise the model is
 /// evaluated on prompts that it was trained on. With `by_row` each row is chosen by itself. If all rows are one
 /// group, they are split one by one.
-pub(super) fn hold_out(rows: &mut [Row], fraction: f64, seed: u64, by_row: bool) {
+pub(super) fn hold_out(rows: &mut [RowHead], fraction: f64, seed: u64, by_row: bool) {
     if fraction <= 0.0 || rows.len() < 2 {
         return;
     }
@@ -45,18 +46,18 @@ pub(super) fn hold_out(rows: &mut [Row], fraction: f64, seed: u64, by_row: bool)
     }
 }
 
-fn hold(rows: &mut [Row], group: &[usize]) {
+fn hold(rows: &mut [RowHead], group: &[usize]) {
     for &row in group {
         rows[row].split = Split::Eval;
     }
 }
 
 /// The rows of each group, in the order of their first rows.
-fn groups(rows: &[Row]) -> Vec<Vec<usize>> {
+fn groups(rows: &[RowHead]) -> Vec<Vec<usize>> {
     let mut of_key: HashMap<u64, usize> = HashMap::new();
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for (index, row) in rows.iter().enumerate() {
-        let group = *of_key.entry(group_key(row)).or_insert_with(|| {
+        let group = *of_key.entry(row.group).or_insert_with(|| {
             groups.push(Vec::new());
             groups.len() - 1
         });
@@ -65,7 +66,8 @@ fn groups(rows: &[Row]) -> Vec<Vec<usize>> {
     groups
 }
 
-fn group_key(row: &Row) -> u64 {
+/// Equal for rows that stay in one part.
+pub(super) fn group_key(row: &Row) -> u64 {
     if let Some(group) = &row.extras.group {
         return fnv1a(group.bytes());
     }
@@ -88,6 +90,6 @@ pub(in super::super) fn prompt_key(row: &Row) -> Option<u64> {
 }
 
 /// The place of a row among others in the order that the seed gives to their contents.
-pub(super) fn rank(row: &Row, seed: u64) -> u64 {
-    mix_pair(seed, u64::from_str_radix(&row.hash(), 16).unwrap_or(0))
+pub(super) fn rank(row: &RowHead, seed: u64) -> u64 {
+    mix_pair(seed, row.hash)
 }

@@ -61,7 +61,7 @@ pub(super) fn read(mut file: impl Read, usual: u8, sink: &mut Sink) -> Result<()
             return Ok(());
         }
         let line = record.position().map_or(0, |position| position.line() as usize + lines_before + ends);
-        sink.row(line, fields(&header, &record));
+        sink.row(line, fields(&header, &record))?;
     }
 }
 

@@ -39,7 +39,7 @@ impl Project {
 fn examples(name: &str, content: &[u8], settings: &[&str]) -> Vec<Example> {
     let dataset = Project::new(&[(name, content)], settings).read();
     assert_eq!(dataset.problems, []);
-    dataset.rows.into_iter().map(|row| row.example).collect()
+    dataset.rows.all().into_iter().map(|row| row.example).collect()
 }
 
 fn pair(prompt: &str, completion: &str) -> Example {
@@ -49,13 +49,13 @@ fn pair(prompt: &str, completion: &str) -> Example {
 fn only(value: &Value) -> (Example, Extras) {
     let dataset = Project::new(&[("a.jsonl", value.to_string().as_bytes())], &["data.eval=0"]).read();
     assert_eq!(dataset.problems, []);
-    let row = dataset.rows.into_iter().next().unwrap();
+    let row = dataset.rows.all().into_iter().next().unwrap();
     (row.example, row.extras)
 }
 
 fn refused(value: &Value) -> String {
     let dataset = Project::new(&[("a.jsonl", value.to_string().as_bytes())], &["data.eval=0"]).read();
-    assert_eq!(dataset.rows, []);
+    assert_eq!(dataset.rows.all(), []);
     dataset.problems[0].to_string()
 }
 
@@ -88,7 +88,7 @@ fn a_bad_label_is_kept() {
 fn labels_of_a_table_are_words() {
     let file = b"prompt,completion,label\na,b,True\nc,d,False\n";
     let dataset = Project::new(&[("a.csv", file)], &["data.eval=0"]).read();
-    let labels: Vec<_> = dataset.rows.iter().map(|row| row.extras.label).collect();
+    let labels: Vec<_> = dataset.rows.all().iter().map(|row| row.extras.label).collect();
     assert_eq!(labels, [None, Some(false)]);
 }
 
@@ -96,9 +96,10 @@ fn labels_of_a_table_are_words() {
 fn json_lines_may_have_bom_crlf_blank_lines_and_no_last_newline() {
     let file = b"\xef\xbb\xbf{\"text\": \"one\"}\r\n\r\n   \n{\"text\": \"two\"}\n{\"text\": \"three\"}";
     let dataset = Project::new(&[("a.jsonl", file)], &["data.eval=0"]).read();
-    let places: Vec<(usize, usize)> = dataset.rows.iter().map(|row| (row.index, row.origin.line)).collect();
+    let places: Vec<(usize, usize)> =
+        dataset.rows.all().iter().map(|row| (row.index, row.origin.line)).collect();
     assert_eq!(places, [(0, 1), (1, 4), (2, 5)]);
-    assert_eq!(dataset.rows[2].example, Example::Text("three".to_owned()));
+    assert_eq!(dataset.rows.all()[2].example, Example::Text("three".to_owned()));
 }
 
 #[test]
@@ -136,8 +137,8 @@ fn json_files_have_rows_in_three_layouts() {
     let rows = [pair("a", "b"), pair("c", "d")];
     let array = b"\xef\xbb\xbf[\n {\"prompt\": \"a\", \"completion\": \"b\"},\n {\"prompt\": \"c\", \"completion\": \"d\"}\n]\n";
     let dataset = Project::new(&[("a.json", array)], &["data.eval=0"]).read();
-    assert_eq!(dataset.rows.iter().map(|row| row.origin.line).collect::<Vec<_>>(), [2, 3]);
-    assert_eq!(dataset.rows.into_iter().map(|row| row.example).collect::<Vec<_>>(), rows);
+    assert_eq!(dataset.rows.all().iter().map(|row| row.origin.line).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(dataset.rows.all().into_iter().map(|row| row.example).collect::<Vec<_>>(), rows);
     let objects = b"{\"prompt\": \"a\", \"completion\": \"b\"} {\"prompt\": \"c\",\n\"completion\": \"d\"}";
     assert_eq!(examples("a.json", objects, &["data.eval=0"]), rows);
     let wrapped = b"{\"version\": 1, \"data\": [{\"prompt\": \"a\", \"completion\": \"b\"}, {\"prompt\": \"c\", \"completion\": \"d\"}]}";
@@ -159,9 +160,9 @@ fn json_files_have_rows_in_three_layouts() {
 fn tables_are_read_by_their_header() {
     let csv = b"\xef\xbb\xbfprompt,completion,note\n\"a, \"\"quoted\"\"\",\"two\nlines\",\nc,d,x\nonly one\n\xff,b,c\n";
     let dataset = Project::new(&[("a.csv", csv)], &["data.eval=0"]).read();
-    let read: Vec<&Example> = dataset.rows.iter().map(|row| &row.example).collect();
-    assert_eq!(read, [&pair("a, \"quoted\"", "two\nlines"), &pair("c", "d")]);
-    assert_eq!(dataset.rows[1].origin.line, 4);
+    let read: Vec<Example> = dataset.rows.all().into_iter().map(|row| row.example).collect();
+    assert_eq!(read, [pair("a, \"quoted\"", "two\nlines"), pair("c", "d")]);
+    assert_eq!(dataset.rows.all()[1].origin.line, 4);
     let messages: Vec<String> = dataset.problems.iter().map(ToString::to_string).collect();
     assert_eq!(
         messages,
@@ -194,8 +195,8 @@ fn parquet_file() -> Vec<u8> {
             required binary role (UTF8); required binary content (UTF8); } } }
     }";
     let mut bytes = Vec::new();
-    let schema = std::sync::Arc::new(parse_message_type(schema).unwrap());
-    let mut writer = SerializedFileWriter::new(&mut bytes, schema, std::sync::Arc::default()).unwrap();
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema, Arc::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
     for texts in [["user", "assistant", "user"], ["2+2?", "4", "überall"]] {
         let mut column = group.next_column().unwrap().unwrap();
@@ -214,7 +215,7 @@ fn parquet_is_read_with_its_lists() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("a.parquet"), &whole).unwrap();
     let config = crate::data::testing::config("a.parquet", &["data.eval=0"]);
-    let rows = read_rows(&config, folder.path()).unwrap();
+    let rows = read_rows(&config, folder.path()).unwrap().all();
     assert_eq!(
         rows.iter().map(|row| row.example.clone()).collect::<Vec<_>>(),
         [
@@ -447,7 +448,13 @@ fn numbered(count: usize) -> Vec<u8> {
 }
 
 fn held_out(dataset: &Dataset) -> Vec<String> {
-    dataset.rows.iter().filter(|row| row.split == Split::Eval).map(|row| row.example.plain_text()).collect()
+    dataset
+        .rows
+        .all()
+        .iter()
+        .filter(|row| row.split == Split::Eval)
+        .map(|row| row.example.plain_text())
+        .collect()
 }
 
 #[test]
@@ -482,16 +489,16 @@ fn evaluation_files_and_quarantine() {
     let project = Project::new(&files, &["data.eval=\"b.jsonl\""]);
     let dataset = project.read();
     assert_eq!(held_out(&dataset), ["other"]);
-    assert_eq!(dataset.rows.iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(dataset.rows.all().iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
 
     let mut quarantine = Quarantine::load(project.folder.path()).unwrap();
-    quarantine.insert(&dataset.rows[2].hash());
+    quarantine.insert(&dataset.rows.all()[2].hash());
     quarantine.save().unwrap();
     let after = project.read();
     assert_eq!(after.quarantined.len(), 1);
-    assert_eq!(after.quarantined[0].example, dataset.rows[2].example);
-    assert_eq!(after.rows.iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
-    assert!(after.rows.iter().all(|row| row.example != dataset.rows[2].example));
+    assert_eq!(after.quarantined.all()[0].example, dataset.rows.all()[2].example);
+    assert_eq!(after.rows.all().iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    assert!(after.rows.all().iter().all(|row| row.example != dataset.rows.all()[2].example));
 }
 
 #[test]
@@ -501,12 +508,12 @@ fn copies_in_quarantine_leave_the_first_row() {
     let project = Project::new(&files, &["data.eval=\"b.jsonl\""]);
     let dataset = project.read();
     let mut quarantine = Quarantine::load(project.folder.path()).unwrap();
-    quarantine.insert_copies(&dataset.rows[0].hash());
+    quarantine.insert_copies(&dataset.rows.all()[0].hash());
     let without = read_dataset_without(&project.config, project.folder.path(), &quarantine).unwrap();
-    assert_eq!(without.rows, dataset.rows[..2]);
-    let places: Vec<String> = without.quarantined.iter().map(|row| row.origin.to_string()).collect();
+    assert_eq!(without.rows.all(), dataset.rows.all()[..2]);
+    let places: Vec<String> = without.quarantined.all().iter().map(|row| row.origin.to_string()).collect();
     assert_eq!(places, ["a.jsonl:3", "b.jsonl:1"]);
-    assert_eq!(project.read(), dataset, "nothing was saved");
+    assert_eq!(project.read().rows.heads(), dataset.rows.heads(), "nothing was saved");
 }
 
 proptest! {
@@ -542,7 +549,7 @@ proptest! {
         ] {
             let project = Project::new(&[(name, &damaged(content, &damage))], &[]);
             if let Ok(dataset) = read_dataset(&project.config, project.folder.path()) {
-                prop_assert!(dataset.rows.iter().enumerate().all(|(index, row)| row.index == index));
+                prop_assert!(dataset.rows.all().iter().enumerate().all(|(index, row)| row.index == index));
             }
         }
     }

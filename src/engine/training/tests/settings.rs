@@ -284,7 +284,7 @@ fn forecast(project: &Project, set: &[&str]) -> String {
     let files = model_files(&config, project.path()).unwrap();
     let prepared =
         data::prepare(&config, project.path(), &files, &mut |_, _| ControlFlow::Continue(())).unwrap();
-    format!("{:?}", plan(&files, &config, &prepared.summary()).unwrap().memory)
+    format!("{:?}", plan(&files, &config, &prepared.checked.summary()).unwrap().memory)
 }
 
 #[test]

@@ -519,6 +519,8 @@ fn recomputes(config: &Config, base: &Base, prepared: &Prepared) -> bool {
     match config.train.recompute {
         Recompute::On => true,
         Recompute::Off => false,
-        Recompute::Auto => plan(&base.files, config, &prepared.summary()).map_or(true, |plan| plan.recompute),
+        Recompute::Auto => {
+            plan(&base.files, config, &prepared.checked.summary()).map_or(true, |plan| plan.recompute)
+        }
     }
 }

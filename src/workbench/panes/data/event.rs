@@ -4,23 +4,45 @@ use std::sync::Arc;
 
 use luthier_core::data::{Report, Row};
 
-use super::state::{Rendered, RowSize};
-
-pub type Rows = (Arc<Vec<Row>>, Arc<Vec<Row>>);
+use super::listing::Field;
+use super::state::{Pool, Rendered, RowSize, Table};
 
 /// What the performer answers.
 #[derive(Debug)]
 pub enum DataEvent {
+    /// How much of the files is read, from 0 to 1; now and then with the rows read so far.
+    Reading(f64, Option<Pool>),
     /// The rows, and those in quarantine; or why they cannot be read.
-    Rows(Result<Rows, String>),
+    Rows(Result<(Pool, Pool), String>),
+    /// Rows with their positions, or why they cannot be read any more.
+    Fetched(Pool, Result<Vec<(usize, Row)>, String>),
     /// Progress of the check: rows done, rows in all.
     Checking(usize, usize),
     /// What the check found, or why it could not be made.
     Checked(Result<Box<Checked>, String>),
     /// A row as the model sees it.
-    Rendered(Box<Rendered>),
+    Rendered(Pool, Box<Rendered>),
+    /// What a search has found.
+    Found(Pool, Found),
+    /// What the rows can be told apart by.
+    Fields(Pool, Vec<Field>),
+    /// The values of a field.
+    Values(Pool, Field, Table),
+    /// Two rows to compare.
+    Compared(Pool, Box<[Row; 2]>),
     /// The quarantine changed: what was done, or why not.
     Quarantined(Result<String, String>),
+}
+
+/// What a search has found.
+#[derive(Debug)]
+pub struct Found {
+    /// What was typed.
+    pub typed: String,
+    /// Positions of rows, in the order in which they are listed.
+    pub rows: Vec<usize>,
+    /// Which share of the rows it has looked at, if not all.
+    pub share: Option<f64>,
 }
 
 /// What the check found.

@@ -1,6 +1,6 @@
 //! Which rows are listed, in which order, and by what they can be told apart.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use luthier_core::data::{Message, ProblemKind, Row};
 use luthier_core::units;
@@ -110,20 +110,19 @@ pub enum Field {
 }
 
 impl Field {
-    /// The fields that tell `rows` apart.
-    pub fn all(rows: &[Row]) -> Vec<Self> {
-        let mut fields = vec![Self::Roles, Self::Turns, Self::File, Self::FirstWords, Self::SystemPrompt];
-        if rows.iter().any(|row| row.extras.label.is_some()) {
-            fields.insert(2, Self::Label);
-        }
-        let mut names = BTreeSet::new();
-        for row in rows {
-            for message in row.example.messages().unwrap_or_default() {
-                names.extend(message.fields.into_iter().map(|(name, _)| name));
-            }
-        }
+    /// The fields that tell rows apart, with `names` of fields of their messages.
+    pub fn all(has_labels: bool, names: BTreeSet<String>) -> Vec<Self> {
+        let mut fields = vec![Self::Roles, Self::Turns];
+        fields.extend(has_labels.then_some(Self::Label));
+        fields.extend([Self::File, Self::FirstWords, Self::SystemPrompt]);
         fields.extend(names.into_iter().map(Self::OfMessages));
         fields
+    }
+
+    /// The names of the fields of a row's messages.
+    pub fn names_in(row: &Row) -> BTreeSet<String> {
+        let messages = row.example.messages().unwrap_or_default();
+        messages.into_iter().flat_map(|message| message.fields.into_iter().map(|(name, _)| name)).collect()
     }
 
     /// The field in words.
@@ -175,34 +174,6 @@ impl Field {
         };
         vec![fit(found.as_deref().unwrap_or(ABSENT), VALUE_COLUMNS)]
     }
-
-    /// How often each value occurs in `rows`, the most frequent first.
-    pub fn counts(&self, rows: &[Row]) -> Vec<(String, usize)> {
-        let mut counts: HashMap<String, usize> = HashMap::new();
-        for value in rows.iter().flat_map(|row| self.values(row)) {
-            *counts.entry(value).or_default() += 1;
-        }
-        let mut counts: Vec<(String, usize)> = counts.into_iter().collect();
-        counts.sort_by(|(left, left_count), (right, right_count)| {
-            right_count.cmp(left_count).then_with(|| left.cmp(right))
-        });
-        counts
-    }
-}
-
-/// Whether a row has more than one reply.
-pub(super) fn has_several_replies(row: &Row) -> bool {
-    row.example
-        .messages()
-        .is_some_and(|messages| messages.iter().filter(|message| message.is_assistant()).nth(1).is_some())
-}
-
-/// Whether a row offers tools or calls one.
-pub(super) fn has_tools(row: &Row) -> bool {
-    row.extras.tools.is_some()
-        || row.example.messages().is_some_and(|messages| {
-            messages.iter().any(|message| message.role == "tool" || !message.tool_calls.is_empty())
-        })
 }
 
 /// `12 rows   3 %`.
@@ -231,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_have_values_and_counts() {
+    fn fields_have_values() {
         let mut named = Message::new("user", "hello");
         named.fields.insert("name".to_owned(), json!("Ann"));
         let reply = |text: &str| Message::new("assistant", text);
@@ -244,16 +215,16 @@ mod tests {
             ]),
             row(vec![Message::new("user", "x"), reply("one"), Message::new("user", "y"), reply("")]),
         ];
-        let fields = Field::all(&rows);
+        let names = rows.iter().flat_map(Field::names_in).collect();
+        let fields = Field::all(false, names);
         assert!(!fields.contains(&Field::Label));
         assert!(fields.contains(&Field::OfMessages("name".to_owned())));
-        assert_eq!(Field::FirstWords.counts(&rows)[0], ("I see that".to_owned(), 2));
-        assert_eq!(Field::Turns.counts(&rows).len(), 3);
-        assert_eq!(Field::SystemPrompt.counts(&rows)[0], (ABSENT.to_owned(), 2));
+        assert_eq!(Field::FirstWords.values(&rows[0]), ["I see that"]);
+        assert_eq!(Field::FirstWords.values(&rows[2]), ["(empty)"]);
+        assert_eq!(Field::Turns.values(&rows[1]), ["3"]);
+        assert_eq!(Field::SystemPrompt.values(&rows[0]), [ABSENT]);
         assert_eq!(Field::OfMessages("name".to_owned()).values(&rows[0]), ["Ann"]);
         assert_eq!(Field::Roles.values(&rows[0]), ["user assistant"]);
-        assert!(has_several_replies(&rows[2]) && !has_several_replies(&rows[0]));
-        assert!(!has_tools(&rows[0]));
     }
 
     #[test]

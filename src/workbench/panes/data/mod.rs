@@ -16,6 +16,8 @@ mod view;
 
 pub use command::DataCommand;
 pub use effect::DataEffect;
-pub use event::{Checked, DataEvent};
+pub use event::{Checked, DataEvent, Found};
+pub use listing::Field;
 pub use question::DataQuestion;
-pub use state::{Chosen, DataState, Rendered, RowSize};
+pub(crate) use search::Search;
+pub use state::{Chosen, DataState, Pool, Rendered, RowSize, Table};

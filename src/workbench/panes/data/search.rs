@@ -20,7 +20,7 @@ const FUZZY_CHARACTERS: usize = 400;
 
 /// A search that can be made.
 #[derive(Debug)]
-pub(super) enum Search {
+pub(crate) enum Search {
     /// Rows with all of these, in either case.
     Words(Vec<Regex>),
     /// Rows that a regular expression fits.
@@ -31,7 +31,7 @@ pub(super) enum Search {
 
 impl Search {
     /// Reads what is typed; nothing if nothing is looked for, an error where it is no regular expression.
-    pub(super) fn parse(typed: &str) -> Result<Option<Self>, String> {
+    pub(crate) fn parse(typed: &str) -> Result<Option<Self>, String> {
         let typed = typed.trim();
         if let Some(pattern) = typed.strip_prefix(REGEX) {
             if pattern.is_empty() {
@@ -66,31 +66,24 @@ impl Search {
         same && !before.is_empty() && now.starts_with(before) && !now.starts_with(REGEX)
     }
 
-    /// Those of the positions `among` whose text fits, in their order; of letters, the most alike first.
-    pub(super) fn find(&self, texts: &[String], among: &[usize]) -> Vec<usize> {
-        let text = |position: usize| texts.get(position).map_or("", String::as_str);
-        let filtered = |fits: &dyn Fn(&str) -> bool| -> Vec<usize> {
-            among.iter().copied().filter(|position| fits(text(*position))).collect()
-        };
+    /// Looks at one text after the other.
+    pub(crate) fn matches(&self) -> Matches<'_> {
+        Matches {
+            search: self,
+            matcher: Matcher::new(Config::DEFAULT),
+            characters: Vec::new(),
+            found: Vec::new(),
+        }
+    }
+
+    fn score(&self, text: &str, matcher: &mut Matcher, characters: &mut Vec<char>) -> Option<u32> {
         match self {
-            Self::Words(words) => filtered(&|row: &str| words.iter().all(|word| word.is_match(row))),
-            Self::Regex(regex) => filtered(&|row: &str| regex.is_match(row)),
+            Self::Words(words) => words.iter().all(|word| word.is_match(text)).then_some(0),
+            Self::Regex(regex) => regex.is_match(text).then_some(0),
             Self::Fuzzy(pattern) => {
-                let mut matcher = Matcher::new(Config::DEFAULT);
-                let mut characters = Vec::new();
-                let mut found = Vec::new();
-                for position in among {
-                    let text = text(*position);
-                    let end = text.char_indices().nth(FUZZY_CHARACTERS).map_or(text.len(), |(at, _)| at);
-                    let beginning = text.get(..end).unwrap_or(text);
-                    if let Some(score) =
-                        pattern.score(Utf32Str::new(beginning, &mut characters), &mut matcher)
-                    {
-                        found.push((score, *position));
-                    }
-                }
-                found.sort_by_key(|(score, _)| std::cmp::Reverse(*score));
-                found.into_iter().map(|(_, position)| position).collect()
+                let end = text.char_indices().nth(FUZZY_CHARACTERS).map_or(text.len(), |(at, _)| at);
+                let beginning = text.get(..end).unwrap_or(text);
+                pattern.score(Utf32Str::new(beginning, characters), matcher)
             }
         }
     }
@@ -119,6 +112,30 @@ impl Search {
     }
 }
 
+/// What a search has found in the texts that it has looked at.
+pub(crate) struct Matches<'search> {
+    search: &'search Search,
+    matcher: Matcher,
+    characters: Vec<char>,
+    /// How like the search each is, and its position.
+    found: Vec<(u32, usize)>,
+}
+
+impl Matches<'_> {
+    pub(crate) fn look_at(&mut self, position: usize, text: &str) {
+        if let Some(score) = self.search.score(text, &mut self.matcher, &mut self.characters) {
+            self.found.push((score, position));
+        }
+    }
+
+    /// The positions of the texts that fit, in the order in which they were looked at; of letters, the most alike first.
+    pub(crate) fn found(&self) -> Vec<usize> {
+        let mut found = self.found.clone();
+        found.sort_by_key(|(score, _)| std::cmp::Reverse(*score));
+        found.into_iter().map(|(_, position)| position).collect()
+    }
+}
+
 /// Why a regular expression cannot be read, on one line.
 fn reason(error: &regex::Error) -> String {
     let text = error.to_string();
@@ -131,8 +148,12 @@ mod tests {
     use super::*;
 
     fn found(typed: &str) -> Vec<usize> {
-        let texts = ["The badge reader", "BADGE 7", "café", "Straße"].map(str::to_owned);
-        Search::parse(typed).unwrap().unwrap().find(&texts, &[0, 1, 2, 3])
+        let search = Search::parse(typed).unwrap().unwrap();
+        let mut matches = search.matches();
+        for (position, text) in ["The badge reader", "BADGE 7", "café", "Straße"].iter().enumerate() {
+            matches.look_at(position, text);
+        }
+        matches.found()
     }
 
     #[test]

@@ -1,19 +1,21 @@
 //! What the data pane knows and shows.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashSet};
-use std::ops::Range;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use luthier_core::data::{Example, Message, ProblemKind, Report, Row, Severity, Split, TokenPiece};
+use luthier_core::data::{
+    Example, Message, ProblemKind, Report, Row, RowHead, Rows, Severity, Split, TokenPiece,
+};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
 use super::command::{COMMANDS, DataCommand};
 use super::compare::Pair;
 use super::effect::DataEffect;
-use super::event::{Checked, DataEvent};
-use super::listing::{Filter, Order, has_several_replies, has_tools};
+use super::event::{Checked, DataEvent, Found};
+use super::listing::{Field, Filter, Order};
 use super::question::DataQuestion;
 use super::search::Search;
 use super::{update, view};
@@ -58,10 +60,35 @@ impl Form {
     }
 }
 
+/// Rows to list from. Two pools are equal if they are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Pool(Arc<Rows>);
+
+impl Deref for Pool {
+    type Target = Rows;
+
+    fn deref(&self) -> &Rows {
+        &self.0
+    }
+}
+
+impl PartialEq for Pool {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<R: Into<Rows>> From<R> for Pool {
+    fn from(rows: R) -> Self {
+        Self(Arc::new(rows.into()))
+    }
+}
+
 /// A row as the model sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rendered {
-    pub row: usize,
+    /// Its position in the pool.
+    pub position: usize,
     /// Its messages with the project's system prompt; nothing for rows that are no conversation.
     pub messages: Option<Vec<Message>>,
     /// The tokens of each side, for a preference pair the chosen one first; or why it has none.
@@ -83,16 +110,9 @@ pub struct RowSize {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
     /// All rows that they were chosen from.
-    pub pool: Arc<Vec<Row>>,
+    pub pool: Pool,
     /// Their positions in it.
     pub positions: Vec<usize>,
-}
-
-impl Chosen {
-    /// The rows, in the order of their positions.
-    pub fn rows(&self) -> impl Iterator<Item = &Row> {
-        self.positions.iter().filter_map(|position| self.pool.get(*position))
-    }
 }
 
 /// What the findings say about a row.
@@ -115,10 +135,12 @@ pub struct ProblemGroup {
 
 #[derive(Debug, Default)]
 pub struct DataState {
-    /// All rows; nothing until read.
-    pub rows: Option<Arc<Vec<Row>>>,
+    /// All rows, or those read so far; nothing until some are.
+    pub rows: Option<Pool>,
     /// Rows in quarantine.
-    pub quarantined: Arc<Vec<Row>>,
+    pub quarantined: Pool,
+    /// How much of the files is read, from 0 to 1, while they are being read.
+    pub reading_files: Option<f64>,
     /// Why the rows cannot be read or checked.
     pub problem: Option<String>,
     /// What the check found.
@@ -137,6 +159,8 @@ pub struct DataState {
     pub search_problem: Option<String>,
     /// The search while it is typed.
     pub typing: Option<TextLine>,
+    /// Which share of the rows a search has looked at, while it goes on.
+    pub searching: Option<f64>,
     /// Positions of the listed rows.
     pub listed: Vec<usize>,
     /// Selection in the list.
@@ -164,37 +188,62 @@ pub struct DataState {
     made: String,
     /// The same, to mark what it found; nothing if nothing is looked for.
     found: Option<Search>,
-    /// The text of each row of the pool; nothing until first searched.
-    texts: Option<Vec<String>>,
+    /// Rows of the pool that were read, by their positions: those around the selected one.
+    loaded: HashMap<usize, Row>,
+    /// The values of a field that the user was or is being asked about; nothing until they are counted.
+    table: Option<(Field, Option<Table>)>,
+    /// Positions of the rows that have the value of [`Filter::Value`].
+    with_value: HashSet<usize>,
 }
 
+/// Each value of a field with the positions of its rows, the most frequent first.
+pub type Table = Vec<(String, Vec<usize>)>;
+
+/// Most rows that stay loaded.
+const MOST_LOADED: usize = 2000;
+
 impl DataState {
-    /// The rows to list from: all of them, or those in quarantine.
-    pub fn pool(&self) -> &[Row] {
-        self.shared_pool().map_or(&[], |rows| rows.as_slice())
-    }
-
-    /// All rows that are not in quarantine.
-    pub fn all(&self) -> &[Row] {
-        self.rows.as_ref().map_or(&[], |rows| rows.as_slice())
-    }
-
-    fn shared_pool(&self) -> Option<&Arc<Vec<Row>>> {
+    /// The rows to list from: all of them, or those in quarantine. Nothing until some are read.
+    pub fn pool(&self) -> Option<&Pool> {
         if self.filter == Filter::Quarantined { Some(&self.quarantined) } else { self.rows.as_ref() }
     }
 
-    /// The listed row at a position of the list.
-    pub fn row_at(&self, position: usize) -> Option<&Row> {
-        self.listed.get(position).and_then(|index| self.pool().get(*index))
+    fn heads(&self) -> &[RowHead] {
+        self.pool().map_or(&[], |pool| pool.heads())
     }
 
+    /// What is known of the listed row at a position of the list.
+    pub fn head_at(&self, position: usize) -> Option<&RowHead> {
+        self.listed.get(position).and_then(|position| self.heads().get(*position))
+    }
+
+    /// The listed row at a position of the list, if it is loaded.
+    pub fn row_at(&self, position: usize) -> Option<&Row> {
+        self.listed.get(position).and_then(|position| self.loaded.get(position))
+    }
+
+    /// What is known of the selected row.
+    pub fn selected_head(&self) -> Option<&RowHead> {
+        self.list.selected().and_then(|position| self.head_at(position))
+    }
+
+    /// The selected row, if it is loaded.
     pub fn selected(&self) -> Option<&Row> {
         self.list.selected().and_then(|position| self.row_at(position))
     }
 
-    /// The position of the selected row among all rows.
+    /// The position of the selected row in the pool.
     pub fn position(&self) -> Option<usize> {
         self.list.selected().and_then(|position| self.listed.get(position).copied())
+    }
+
+    /// A row of the pool in one line: its first words, or else its place.
+    pub fn line_of(&self, position: usize) -> String {
+        if let Some(row) = self.loaded.get(&position) {
+            return Self::headline(row);
+        }
+        let place = self.pool().and_then(|pool| Some(pool.origin(pool.heads().get(position)?)));
+        place.map_or_else(String::new, |place| place.to_string())
     }
 
     /// The marked rows; without any, the selected one.
@@ -204,17 +253,24 @@ impl DataState {
         } else {
             self.marked.iter().copied().collect()
         };
-        Some(Chosen { pool: Arc::clone(self.shared_pool()?), positions })
+        Some(Chosen { pool: self.pool()?.clone(), positions })
     }
 
     /// All listed rows.
     pub fn all_listed(&self) -> Option<Chosen> {
-        let pool = Arc::clone(self.shared_pool()?);
+        let pool = self.pool()?.clone();
         (!self.listed.is_empty()).then(|| Chosen { pool, positions: self.listed.clone() })
     }
 
+    /// Takes the rows that were read so far.
+    pub fn read_some(&mut self, rows: Pool) {
+        self.problem = None;
+        self.rows = Some(rows);
+    }
+
     /// Takes the rows that were read. What was found in others no longer holds.
-    pub fn read(&mut self, rows: Arc<Vec<Row>>, quarantined: Arc<Vec<Row>>) {
+    pub fn read(&mut self, rows: Pool, quarantined: Pool) {
+        self.reading_files = None;
         self.problem = None;
         self.report = None;
         self.rendered = None;
@@ -222,6 +278,8 @@ impl DataState {
         self.facts.clear();
         self.rows = Some(rows);
         self.quarantined = quarantined;
+        self.table = None;
+        self.with_value.clear();
         self.pool_changed();
     }
 
@@ -235,13 +293,31 @@ impl DataState {
     }
 
     fn pool_changed(&mut self) {
-        self.texts = None;
+        self.loaded.clear();
         self.marked.clear();
         self.beside = None;
+        self.searching = None;
+    }
+
+    /// Takes rows of the pool.
+    pub fn fetched(&mut self, rows: Vec<(usize, Row)>) {
+        if self.loaded.len() > MOST_LOADED {
+            self.loaded.clear();
+        }
+        self.loaded.extend(rows);
+    }
+
+    /// Positions of rows that may come into sight and are not loaded: up to `height` before and after the selected one.
+    pub fn not_loaded(&self, height: u16) -> Vec<usize> {
+        let selected = self.list.selected().unwrap_or(0);
+        let height = usize::from(height);
+        let near = selected.saturating_sub(height)..(selected + height).min(self.listed.len());
+        let near = self.listed.get(near).unwrap_or_default();
+        near.iter().copied().filter(|position| !self.loaded.contains_key(position)).collect()
     }
 
     /// Lists the rows that pass `filter`, whatever another pane asked for.
-    pub fn list_only(&mut self, filter: Filter) {
+    pub fn list_only(&mut self, filter: Filter) -> Option<DataEffect> {
         let selected = self.position();
         let other_pool = (self.filter == Filter::Quarantined) != (filter == Filter::Quarantined);
         self.filter = filter;
@@ -250,48 +326,94 @@ impl DataState {
             self.rendered = None;
             self.pool_changed();
         }
-        self.list_again(selected.filter(|_| !other_pool));
+        self.list_again(selected.filter(|_| !other_pool))
     }
 
-    /// Computes which rows are listed; the selected row stays selected if it is among them.
-    pub fn relist(&mut self) {
-        self.list_again(self.position());
+    /// Lists the rows with a value of the field that was counted last.
+    pub fn list_value(&mut self, field: Field, value: String) -> Option<DataEffect> {
+        let rows = self.table.as_ref().and_then(|(_, table)| {
+            table.as_ref()?.iter().find(|(known, _)| *known == value).map(|(_, rows)| rows)
+        });
+        self.with_value = rows.into_iter().flatten().copied().collect();
+        self.list_only(Filter::Value(field, value))
     }
 
-    fn list_again(&mut self, selected: Option<usize>) {
+    /// Remembers that the values of a field are being counted.
+    pub fn count(&mut self, field: &Field) {
+        self.table = Some((field.clone(), None));
+    }
+
+    /// Takes the values of a field. Returns whether the user waits for them.
+    pub fn counted(&mut self, field: &Field, values: Table) -> bool {
+        if let Filter::Value(listed, value) = &self.filter
+            && listed == field
+        {
+            let rows = values.iter().find(|(known, _)| known == value);
+            self.with_value = rows.into_iter().flat_map(|(_, rows)| rows).copied().collect();
+        }
+        let is_asked = self.table.as_ref().is_some_and(|(asked, table)| asked == field && table.is_none());
+        self.table = Some((field.clone(), Some(values)));
+        is_asked
+    }
+
+    /// The values of the field that was counted last.
+    pub fn table(&self) -> &[(String, Vec<usize>)] {
+        self.table.as_ref().and_then(|(_, table)| table.as_deref()).unwrap_or_default()
+    }
+
+    /// Computes which rows are listed; the selected row stays selected if it is among them. A search goes on in the
+    /// effect that is returned.
+    pub fn relist(&mut self) -> Option<DataEffect> {
+        self.list_again(self.position())
+    }
+
+    fn list_again(&mut self, selected: Option<usize>) -> Option<DataEffect> {
         self.matching = self.find_matching();
         self.made.clear();
-        self.listed.clone_from(&self.matching);
-        self.narrow(selected);
+        self.list(self.matching.clone(), selected);
+        self.search_again()
+    }
+
+    fn list(&mut self, rows: Vec<usize>, selected: Option<usize>) {
+        self.listed = rows;
+        let place = selected.and_then(|selected| self.listed.iter().position(|at| *at == selected));
+        self.list.changed(self.listed.len(), place);
     }
 
     /// As [`DataState::relist`], where nothing but the search has changed.
-    pub fn search_again(&mut self) {
-        self.narrow(self.position());
-    }
-
-    fn narrow(&mut self, selected: Option<usize>) {
+    pub fn search_again(&mut self) -> Option<DataEffect> {
         self.search_problem = None;
         match Search::parse(&self.search) {
             Ok(None) => {
-                self.listed.clone_from(&self.matching);
                 self.made.clear();
                 self.found = None;
+                self.searching = None;
+                self.list(self.matching.clone(), self.position());
+                None
             }
             Ok(Some(search)) => {
-                if self.texts.is_none() {
-                    self.texts = Some(self.pool().iter().map(|row| row.example.plain_text()).collect());
-                }
-                let texts = self.texts.as_deref().unwrap_or_default();
                 let less = Search::narrows(&self.made, &self.search);
-                self.listed = search.find(texts, if less { &self.listed } else { &self.matching });
-                self.made.clone_from(&self.search);
+                let among = if less { &self.listed } else { &self.matching };
                 self.found = Some(search);
+                Some(DataEffect::Search(self.pool()?.clone(), among.clone(), self.search.clone()))
             }
-            Err(problem) => self.search_problem = Some(problem),
+            Err(problem) => {
+                self.search_problem = Some(problem);
+                None
+            }
         }
-        let place = selected.and_then(|selected| self.listed.iter().position(|at| *at == selected));
-        self.list.changed(self.listed.len(), place);
+    }
+
+    /// Takes what a search has found, unless something else is looked for by now.
+    pub fn found(&mut self, found: Found) {
+        if found.typed != self.search {
+            return;
+        }
+        self.searching = found.share;
+        if found.share.is_none() {
+            self.made = found.typed;
+        }
+        self.list(found.rows, self.position());
     }
 
     /// The places in a text that the search found.
@@ -301,32 +423,32 @@ impl DataState {
 
     /// The positions of the rows that pass the filter, in order.
     fn find_matching(&self) -> Vec<usize> {
-        let pool = self.pool();
+        let heads = self.heads();
         let asked: Option<HashSet<usize>> =
             self.asked.as_ref().map(|(_, rows)| rows.iter().copied().collect());
         let mut matching: Vec<usize> = match (&asked, &self.filter) {
             (None, Filter::Longest) => self.longest(),
-            _ => pool
+            _ => heads
                 .iter()
                 .enumerate()
-                .filter(|(_, row)| match &asked {
-                    Some(asked) => asked.contains(&row.index),
-                    None => self.passes(row),
+                .filter(|(position, head)| match &asked {
+                    Some(asked) => asked.contains(&head.index),
+                    None => self.passes(*position, head),
                 })
                 .map(|(position, _)| position)
                 .collect(),
         };
-        let of = |position: &usize, key: &dyn Fn(&Row) -> usize| pool.get(*position).map_or(0, key);
-        let length = |row: &Row| self.length(row);
+        let of = |position: &usize, key: &dyn Fn(&RowHead) -> usize| heads.get(*position).map_or(0, key);
+        let length = |head: &RowHead| self.length(head);
         match self.order {
             Order::File => {}
             Order::Longest => matching.sort_by_cached_key(|position| Reverse(of(position, &length))),
             Order::Shortest => matching.sort_by_cached_key(|position| of(position, &length)),
             Order::Trained => matching.sort_by_cached_key(|position| {
-                Reverse(of(position, &|row: &Row| self.size(row).map_or(0, |size| size.trained)))
+                Reverse(of(position, &|head: &RowHead| self.size(head).map_or(0, |size| size.trained)))
             }),
             Order::Findings => matching.sort_by_cached_key(|position| {
-                Reverse(of(position, &|row: &Row| self.facts(row).map_or(0, |facts| facts.findings)))
+                Reverse(of(position, &|head: &RowHead| self.facts(head).map_or(0, |facts| facts.findings)))
             }),
         }
         matching
@@ -334,60 +456,56 @@ impl DataState {
 
     /// The positions of the longest rows.
     fn longest(&self) -> Vec<usize> {
-        let pool = self.pool();
-        let mut positions: Vec<usize> = (0..pool.len()).collect();
+        let heads = self.heads();
+        let mut positions: Vec<usize> = (0..heads.len()).collect();
         positions
-            .sort_by_cached_key(|position| Reverse(pool.get(*position).map_or(0, |row| self.length(row))));
-        positions.truncate(pool.len().div_ceil(Filter::LONGEST));
+            .sort_by_cached_key(|position| Reverse(heads.get(*position).map_or(0, |head| self.length(head))));
+        positions.truncate(heads.len().div_ceil(Filter::LONGEST));
         positions.sort_unstable();
         positions
     }
 
-    fn passes(&self, row: &Row) -> bool {
+    fn passes(&self, position: usize, head: &RowHead) -> bool {
         match &self.filter {
             Filter::All | Filter::Quarantined | Filter::Longest => true,
-            Filter::Train => row.split == Split::Train,
-            Filter::Eval => row.split == Split::Eval,
+            Filter::Train => head.split == Split::Train,
+            Filter::Eval => head.split == Split::Eval,
             Filter::Problem(kind) => self
                 .report
                 .as_ref()
-                .is_some_and(|report| report.rows_of(*kind).binary_search(&row.index).is_ok()),
-            Filter::Label(good) => row.extras.label == Some(*good),
-            Filter::SeveralReplies => has_several_replies(row),
-            Filter::Tools => has_tools(row),
-            Filter::Value(field, value) => field.values(row).contains(value),
+                .is_some_and(|report| report.rows_of(*kind).binary_search(&head.index).is_ok()),
+            Filter::Label(good) => head.label == Some(*good),
+            Filter::SeveralReplies => head.has_several_replies,
+            Filter::Tools => head.has_tools,
+            Filter::Value(..) => self.with_value.contains(&position),
         }
     }
 
     /// The size of a row, if it is known.
-    pub fn size(&self, row: &Row) -> Option<RowSize> {
+    pub fn size(&self, head: &RowHead) -> Option<RowSize> {
         // Rows in quarantine are not checked, and their numbers are those of others.
         let checked = self.filter != Filter::Quarantined;
-        self.sizes.get(row.index).copied().filter(|size| checked && size.tokens > 0)
+        self.sizes.get(head.index).copied().filter(|size| checked && size.tokens > 0)
     }
 
-    fn facts(&self, row: &Row) -> Option<Facts> {
+    fn facts(&self, head: &RowHead) -> Option<Facts> {
         let checked = self.filter != Filter::Quarantined;
-        self.facts.get(row.index).copied().filter(|_| checked)
+        self.facts.get(head.index).copied().filter(|_| checked)
     }
 
     /// The worst severity of a row's problems.
-    pub fn worst(&self, row: &Row) -> Option<Severity> {
-        self.facts(row).and_then(|facts| facts.worst)
+    pub fn worst(&self, head: &RowHead) -> Option<Severity> {
+        self.facts(head).and_then(|facts| facts.worst)
     }
 
     /// The tokens of a row; about as many, where it is not checked or cannot be used.
-    fn length(&self, row: &Row) -> usize {
+    fn length(&self, head: &RowHead) -> usize {
         const BYTES_OF_A_TOKEN: usize = 4;
-        match (self.size(row), &row.example) {
-            (Some(size), _) => size.tokens,
-            (None, Example::Tokens { input_ids, .. }) => input_ids.len(),
-            (None, example) => example.plain_text().len() / BYTES_OF_A_TOKEN,
-        }
+        self.size(head).map_or(head.bytes / BYTES_OF_A_TOKEN, |size| size.tokens)
     }
 
     /// What is wrong with a row: a message for each kind of problem, or its name where there are too many.
-    pub fn problems_of(&self, row: &Row) -> Vec<String> {
+    pub fn problems_of(&self, row: &RowHead) -> Vec<String> {
         let Some(report) = self.report.as_ref().filter(|_| self.filter != Filter::Quarantined) else {
             return Vec::new();
         };
@@ -405,15 +523,13 @@ impl DataState {
         messages
     }
 
-    /// The row that the selected one is like: that it repeats or contradicts.
-    pub fn other(&self) -> Option<&Row> {
-        let row = self.selected().filter(|_| self.filter != Filter::Quarantined)?;
+    /// The position of the row that the selected one is like: that it repeats or contradicts.
+    pub fn other(&self) -> Option<usize> {
+        let row = self.selected_head().filter(|_| self.filter != Filter::Quarantined)?;
         let problems = &self.report.as_ref()?.problems;
-        let other = problems
-            .iter()
-            .filter(|problem| problem.row == Some(row.index))
-            .find_map(|problem| problem.other)?;
-        self.pool().get(other)
+        let mut of_row = problems.iter().filter(|problem| problem.row == Some(row.index));
+        let other = of_row.find_map(|problem| problem.other)?;
+        (other < self.heads().len()).then_some(other)
     }
 
     /// The kinds of problems found, the worst first.
@@ -560,7 +676,7 @@ impl Pane for DataState {
             | DataCommand::Quarantine
             | DataCommand::QuarantineListed
             | DataCommand::Edit
-            | DataCommand::Random => self.selected().is_none().then(|| "no row is selected".to_owned()),
+            | DataCommand::Random => self.position().is_none().then(|| "no row is selected".to_owned()),
         }
     }
 }
@@ -573,11 +689,11 @@ impl PaneTypes for DataState {
 
     const COMMANDS: &[Entry<DataCommand>] = COMMANDS;
 
-    fn answered(&mut self, _context: &Context, event: DataEvent) -> Vec<Reaction> {
-        update::answered(self, event)
+    fn answered(&mut self, context: &Context, event: DataEvent) -> Vec<Reaction> {
+        update::answered(self, context, event)
     }
 
-    fn replied(&mut self, _context: &Context, question: DataQuestion, reply: Reply) -> Vec<Reaction> {
-        update::replied(self, question, reply)
+    fn replied(&mut self, context: &Context, question: DataQuestion, reply: Reply) -> Vec<Reaction> {
+        update::replied(self, context, question, reply)
     }
 }

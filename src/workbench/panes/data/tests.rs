@@ -1,5 +1,6 @@
 //! The data pane on screen.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use luthier_core::data::{
@@ -8,10 +9,12 @@ use luthier_core::data::{
 };
 
 use super::effect::DataEffect;
-use super::event::{Checked, DataEvent};
+use super::event::{Checked, DataEvent, Found};
 use super::listing::{Field, Filter, Order};
-use super::state::{Form, Rendered, RowSize};
+use super::search::Search;
+use super::state::{Form, Pool, Rendered, RowSize};
 use crate::app::{Effect, Event, Tag};
+use crate::effects::data::rows as reading;
 use crate::panes::{PaneEffect, PaneEvent};
 use crate::testing::{TestApp, config, snapshot};
 use crate::theme::ColorDepth;
@@ -91,8 +94,8 @@ fn checked(report: Report) -> DataEvent {
     DataEvent::Checked(Ok(Box::new(Checked { report: Arc::new(report), sizes, sequences: Some(2) })))
 }
 
-fn rendered(index: usize) -> Rendered {
-    let (ticket, answer) = TICKETS[index];
+fn rendered(position: usize) -> Rendered {
+    let (ticket, answer) = TICKETS[position];
     let piece = |text: &str, trained| TokenPiece { id: 1, text: text.to_owned(), trained };
     let mut tokens = vec![piece("<|im_start|>", false), piece("user\n", false), piece(ticket, false)];
     tokens.extend([piece("<|im_end|>", false), piece("\n", false), piece("<|im_start|>assistant\n", false)]);
@@ -102,19 +105,58 @@ fn rendered(index: usize) -> Rendered {
         Message::new("user", ticket),
         Message::new("assistant", answer),
     ];
-    Rendered { row: index, messages: Some(messages), sides: Ok(vec![tokens]), truncated: false }
+    Rendered { position, messages: Some(messages), sides: Ok(vec![tokens]), truncated: false }
+}
+
+/// The rows, with none in quarantine.
+fn all(rows: Vec<Row>) -> DataEvent {
+    DataEvent::Rows(Ok((rows.into(), Pool::default())))
+}
+
+/// What the performer answers where it needs nothing but the rows.
+fn look_up(effect: &DataEffect) -> Option<DataEvent> {
+    match effect {
+        DataEffect::Fetch(pool, positions) => {
+            Some(DataEvent::Fetched(pool.clone(), Ok(reading::fetch(pool, positions).unwrap())))
+        }
+        DataEffect::Search(pool, among, typed) => {
+            let search = Search::parse(typed).unwrap().unwrap();
+            let mut go_on = |_, _| ControlFlow::Continue(());
+            let rows = reading::search(pool, among, &search, &reading::Texts::default(), &mut go_on);
+            let found = Found { typed: typed.clone(), rows: rows.unwrap().unwrap(), share: None };
+            Some(DataEvent::Found(pool.clone(), found))
+        }
+        DataEffect::Fields(pool) => Some(DataEvent::Fields(pool.clone(), reading::fields(pool).unwrap())),
+        DataEffect::Values(pool, field) => {
+            let values = reading::values(pool, field, &mut || ControlFlow::Continue(()));
+            Some(DataEvent::Values(pool.clone(), field.clone(), values.unwrap().unwrap()))
+        }
+        DataEffect::Compare(pool, positions) => {
+            let [(_, one), (_, other)] = reading::fetch(pool, positions).unwrap().try_into().unwrap();
+            Some(DataEvent::Compared(pool.clone(), Box::new([one, other])))
+        }
+        DataEffect::Load { .. } | DataEffect::Render(..) | DataEffect::Quarantine(..) => None,
+    }
+}
+
+/// Answers as the performer would to what it is asked about the rows, and with `special` to the rest.
+fn answering(special: impl Fn(&DataEffect) -> Vec<DataEvent>) -> impl FnMut(&Effect) -> Vec<Event> {
+    move |effect| {
+        let Effect::Pane(tag, PaneEffect::Data(effect)) = effect else { return Vec::new() };
+        let answers = look_up(effect).map_or_else(|| special(effect), |answer| vec![answer]);
+        answers.into_iter().map(|answer| posted(*tag, answer)).collect()
+    }
 }
 
 fn answers(effect: &Effect) -> Vec<Event> {
-    let Effect::Pane(tag, PaneEffect::Data(effect)) = effect else { return Vec::new() };
-    let answers = match effect {
-        DataEffect::Load => {
-            vec![DataEvent::Rows(Ok((Arc::new(rows()), Arc::default()))), checked(report())]
+    answering(|effect| match effect {
+        DataEffect::Load { .. } => vec![all(rows()), checked(report())],
+        DataEffect::Render(pool, row) => {
+            vec![DataEvent::Rendered(pool.clone(), Box::new(rendered(*row)))]
         }
-        DataEffect::Render(row) => vec![DataEvent::Rendered(Box::new(rendered(*row)))],
         DataEffect::Quarantine(..) => vec![DataEvent::Quarantined(Ok("1 row is in quarantine".into()))],
-    };
-    answers.into_iter().map(|answer| posted(*tag, answer)).collect()
+        _ => Vec::new(),
+    })(effect)
 }
 
 /// A preference pair, as the effects answer with it.
@@ -134,17 +176,20 @@ fn pair_answers(effect: &Effect) -> Vec<Event> {
         },
         ..rows().remove(0)
     };
-    let answer = match effect {
-        DataEffect::Load => DataEvent::Rows(Ok((Arc::new(vec![row]), Arc::default()))),
-        DataEffect::Render(_) => DataEvent::Rendered(Box::new(Rendered {
-            row: 0,
-            messages: row.example.messages(),
-            sides: Ok(vec![side(chosen), side(rejected)]),
-            truncated: false,
-        })),
-        DataEffect::Quarantine(..) => return Vec::new(),
+    let answers = match effect {
+        DataEffect::Load { .. } => vec![all(vec![row])],
+        DataEffect::Render(pool, _) => {
+            let rendered = Rendered {
+                position: 0,
+                messages: row.example.messages(),
+                sides: Ok(vec![side(chosen), side(rejected)]),
+                truncated: false,
+            };
+            vec![DataEvent::Rendered(pool.clone(), Box::new(rendered))]
+        }
+        other => look_up(other).into_iter().collect(),
     };
-    vec![posted(*tag, answer)]
+    answers.into_iter().map(|answer| posted(*tag, answer)).collect()
 }
 
 fn opened(width: u16, height: u16) -> TestApp {
@@ -191,13 +236,18 @@ fn a_pair_shows_the_tokens_of_both_sides() {
 
 #[test]
 fn data_that_cannot_be_read_say_why() {
-    let mut app = TestApp::respond(80, 24, |effect| match effect {
-        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => {
-            let problem = "1 row cannot be used\n  train.jsonl:3: not JSON: expected `,` or `}`".to_owned();
-            vec![posted(*tag, DataEvent::Rows(Err(problem)))]
-        }
-        _ => Vec::new(),
-    });
+    let mut app = TestApp::respond(
+        80,
+        24,
+        answering(|effect| match effect {
+            DataEffect::Load { .. } => {
+                let problem =
+                    "1 row cannot be used\n  train.jsonl:3: not JSON: expected `,` or `}`".to_owned();
+                vec![DataEvent::Rows(Err(problem))]
+            }
+            _ => Vec::new(),
+        }),
+    );
     snapshot!(app, "1");
 }
 
@@ -259,14 +309,18 @@ fn all_listed_rows_go_after_a_question_that_says_how_many() {
 
 #[test]
 fn rows_come_back_from_quarantine() {
-    let mut app = TestApp::respond(120, 32, |effect| match effect {
-        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => {
-            let mut rows = rows();
-            let out = rows.split_off(3);
-            vec![posted(*tag, DataEvent::Rows(Ok((Arc::new(rows), Arc::new(out)))))]
-        }
-        _ => Vec::new(),
-    });
+    let mut app = TestApp::respond(
+        120,
+        32,
+        answering(|effect| match effect {
+            DataEffect::Load { .. } => {
+                let mut rows = rows();
+                let out = rows.split_off(3);
+                vec![DataEvent::Rows(Ok((rows.into(), out.into())))]
+            }
+            _ => Vec::new(),
+        }),
+    );
     app.keys("1fquarantine<enter>");
     assert_eq!(app.app.panes.data.filter, Filter::Quarantined);
     app.keys("jx");
@@ -293,13 +347,14 @@ fn kinds_without_room_are_counted() {
     };
     report.problems = ProblemKind::names().map(problem).collect();
     let kinds = report.problems.len();
-    let mut app = TestApp::respond(120, 32, move |effect| match effect {
-        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => vec![
-            posted(*tag, DataEvent::Rows(Ok((Arc::new(rows()), Arc::default())))),
-            posted(*tag, checked(report.clone())),
-        ],
-        _ => Vec::new(),
-    });
+    let mut app = TestApp::respond(
+        120,
+        32,
+        answering(move |effect| match effect {
+            DataEffect::Load { .. } => vec![all(rows()), checked(report.clone())],
+            _ => Vec::new(),
+        }),
+    );
     app.keys("1");
     let said = app.screen().lines().find_map(|line| {
         let (before, _) = line.split_once(" more kinds;")?;
@@ -319,17 +374,18 @@ fn problems_beyond_those_kept_are_listed_too() {
         other: None,
         message: "broken text: 1 more rows".to_owned(),
     });
-    let mut app = TestApp::respond(120, 32, move |effect| match effect {
-        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => vec![
-            posted(*tag, DataEvent::Rows(Ok((Arc::new(rows()), Arc::default())))),
-            posted(*tag, checked(report.clone())),
-        ],
-        _ => Vec::new(),
-    });
+    let mut app = TestApp::respond(
+        120,
+        32,
+        answering(move |effect| match effect {
+            DataEffect::Load { .. } => vec![all(rows()), checked(report.clone())],
+            _ => Vec::new(),
+        }),
+    );
     app.keys("1fbroken<enter>");
     let data = &app.app.panes.data;
     assert_eq!(data.listed, [2]);
-    let row = data.selected().unwrap();
+    let row = data.selected_head().unwrap();
     assert_eq!(data.problems_of(row), ["broken text"]);
     assert_eq!(data.worst(row), Some(Severity::Note));
 }
@@ -396,69 +452,61 @@ fn token_numbers_are_shown_on_request() {
 #[test]
 fn wide_and_joined_characters_hold_their_columns() {
     let texts = ["日本語のテキスト。", "مرحبا بالعالم", "👩‍💻 ok 🇩🇪", "e\u{301}te\u{301}"];
-    let mut app = TestApp::respond(120, 24, move |effect| {
-        let Effect::Pane(tag, PaneEffect::Data(effect)) = effect else { return Vec::new() };
-        let row = |(index, text): (usize, &&str)| Row {
-            index,
-            example: Example::Messages(vec![Message::new("user", *text), Message::new("assistant", "はい")]),
-            ..rows().remove(0)
-        };
-        let answer = match effect {
-            DataEffect::Load => {
-                let rows = texts.iter().enumerate().map(row).collect();
-                DataEvent::Rows(Ok((Arc::new(rows), Arc::default())))
-            }
-            DataEffect::Render(row) => {
-                let pieces = texts.iter().flat_map(|text| text.split_inclusive(' '));
-                let pieces = pieces.cycle().take(40).enumerate();
-                let tokens = pieces.map(|(place, text)| TokenPiece {
-                    id: place as u32,
-                    text: text.to_owned(),
-                    trained: place % 5 > 2,
-                });
-                DataEvent::Rendered(Box::new(Rendered {
-                    row: *row,
-                    messages: None,
-                    sides: Ok(vec![tokens.collect()]),
-                    truncated: false,
-                }))
-            }
-            DataEffect::Quarantine(..) => return Vec::new(),
-        };
-        vec![posted(*tag, answer)]
+    let row = |(index, text): (usize, &&str)| Row {
+        index,
+        example: Example::Messages(vec![Message::new("user", *text), Message::new("assistant", "はい")]),
+        ..rows().remove(0)
+    };
+    let respond = answering(move |effect| match effect {
+        DataEffect::Load { .. } => vec![all(texts.iter().enumerate().map(row).collect())],
+        DataEffect::Render(pool, position) => {
+            let pieces = texts.iter().flat_map(|text| text.split_inclusive(' '));
+            let pieces = pieces.cycle().take(40).enumerate();
+            let tokens = pieces.map(|(place, text)| TokenPiece {
+                id: place as u32,
+                text: text.to_owned(),
+                trained: place % 5 > 2,
+            });
+            let sides = Ok(vec![tokens.collect()]);
+            let rendered = Rendered { position: *position, messages: None, sides, truncated: false };
+            vec![DataEvent::Rendered(pool.clone(), Box::new(rendered))]
+        }
+        _ => Vec::new(),
     });
+    let mut app = TestApp::respond(120, 24, respond);
     snapshot!(app, "1j<tab><tab>");
 }
 
 #[test]
 fn a_row_stands_beside_the_one_that_it_is_like() {
-    let mut app = TestApp::respond(120, 32, |effect| match effect {
-        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => {
-            let mut rows = rows();
-            rows[1].example = Example::Messages(vec![
-                Message::new("user", "Printer on floor 4 is on fire again"),
-                Message::new("assistant", TICKETS[0].1),
-            ]);
-            let mut report = report();
-            report.problems.push(DataProblem {
-                kind: ProblemKind::NearDuplicate,
-                severity: Severity::Warning,
-                row: Some(1),
-                other: Some(0),
-                message: "train.jsonl:2: nearly equal to row 0 (train.jsonl:1): 91 % of its pieces"
-                    .to_owned(),
-            });
-            report.rows_of.push(KindRows { kind: ProblemKind::NearDuplicate, rows: vec![1] });
-            vec![
-                posted(*tag, DataEvent::Rows(Ok((Arc::new(rows), Arc::default())))),
-                posted(*tag, checked(report)),
-            ]
-        }
-        Effect::Pane(tag, PaneEffect::Data(DataEffect::Render(row))) => {
-            vec![posted(*tag, DataEvent::Rendered(Box::new(rendered(*row))))]
-        }
-        _ => Vec::new(),
-    });
+    let mut app = TestApp::respond(
+        120,
+        32,
+        answering(|effect| match effect {
+            DataEffect::Load { .. } => {
+                let mut rows = rows();
+                rows[1].example = Example::Messages(vec![
+                    Message::new("user", "Printer on floor 4 is on fire again"),
+                    Message::new("assistant", TICKETS[0].1),
+                ]);
+                let mut report = report();
+                report.problems.push(DataProblem {
+                    kind: ProblemKind::NearDuplicate,
+                    severity: Severity::Warning,
+                    row: Some(1),
+                    other: Some(0),
+                    message: "train.jsonl:2: nearly equal to row 0 (train.jsonl:1): 91 % of its pieces"
+                        .to_owned(),
+                });
+                report.rows_of.push(KindRows { kind: ProblemKind::NearDuplicate, rows: vec![1] });
+                vec![all(rows), checked(report)]
+            }
+            DataEffect::Render(pool, row) => {
+                vec![DataEvent::Rendered(pool.clone(), Box::new(rendered(*row)))]
+            }
+            _ => Vec::new(),
+        }),
+    );
     app.keys("1=");
     assert_eq!(app.app.panes.data.beside, None, "row 0 is like no earlier one");
     snapshot!(app, "j=");
@@ -486,18 +534,19 @@ fn lengths_are_shown_in_a_box() {
 
 #[test]
 fn labels_and_trained_shares_stand_in_the_list() {
-    let mut app = TestApp::respond(160, 24, |effect| match effect {
-        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load)) => {
-            let mut rows = rows();
-            rows[0].extras.label = Some(true);
-            rows[1].extras.label = Some(false);
-            vec![
-                posted(*tag, DataEvent::Rows(Ok((Arc::new(rows), Arc::default())))),
-                posted(*tag, checked(report())),
-            ]
-        }
-        _ => Vec::new(),
-    });
+    let mut app = TestApp::respond(
+        160,
+        24,
+        answering(|effect| match effect {
+            DataEffect::Load { .. } => {
+                let mut rows = rows();
+                rows[0].extras.label = Some(true);
+                rows[1].extras.label = Some(false);
+                vec![all(rows), checked(report())]
+            }
+            _ => Vec::new(),
+        }),
+    );
     snapshot!(app, "1j");
     app.keys("fbad<enter>");
     assert_eq!(app.app.panes.data.listed, [1]);

@@ -1,6 +1,6 @@
 //! How the data pane reacts.
 
-use luthier_core::data::{Row, Split};
+use luthier_core::data::{RowHead, Split};
 use luthier_core::{random, units};
 
 use super::command::DataCommand;
@@ -8,9 +8,9 @@ use super::compare::Pair;
 use super::effect::DataEffect;
 use super::event::DataEvent;
 use super::lengths::bar;
-use super::listing::{Field, Filter, Order, has_several_replies, has_tools, share};
+use super::listing::{Field, Filter, Order, share};
 use super::question::DataQuestion;
-use super::state::{Chosen, DataState};
+use super::state::{Chosen, DataState, Pool};
 use crate::app::{
     Confirm, Context, Input, Link, Message, Pick, PickItem, Question, Reaction, Reply, Severity,
 };
@@ -42,59 +42,69 @@ pub(super) fn update(state: &mut DataState, context: &Context, input: Input) -> 
             if let Some(line) = &mut state.typing {
                 line.key(key);
             }
-            typed(state)
+            typed(state, context)
         }
         Input::Paste(text) => {
             if let Some(line) = &mut state.typing {
                 line.paste(&text);
             }
-            typed(state)
+            typed(state, context)
         }
         Input::Edited(_) => load(state),
         Input::Link(Link::Rows(what, rows)) => {
             state.search.clear();
             state.list_only(Filter::All);
             state.asked = Some((what, rows));
-            relisted(state)
+            relisted(state, context)
         }
         _ => vec![Reaction::Unchanged],
     }
 }
 
 /// Reacts to the reply to a question that the pane asked in a box.
-pub(super) fn replied(state: &mut DataState, question: DataQuestion, reply: Reply) -> Vec<Reaction> {
+pub(super) fn replied(
+    state: &mut DataState,
+    context: &Context,
+    question: DataQuestion,
+    reply: Reply,
+) -> Vec<Reaction> {
     match (question, reply) {
         (DataQuestion::Quarantine(rows, inside), Reply::Yes) => {
             vec![Reaction::from(DataEffect::Quarantine(rows, inside))]
         }
         (DataQuestion::Filter(filters), Reply::Choice(index)) => match filters.into_iter().nth(index) {
-            Some(filter) => list_only(state, filter),
+            Some(filter) => list_only(state, context, filter),
             None => vec![Reaction::Unchanged],
         },
         (DataQuestion::Order, Reply::Choice(index)) => {
             state.order = Order::ALL.get(index).copied().unwrap_or_default();
-            relisted(state)
+            relisted(state, context)
         }
         (DataQuestion::Field(fields), Reply::Choice(index)) => match fields.into_iter().nth(index) {
-            Some(field) => vec![table(state, field)],
+            Some(field) => count(state, &field),
             None => vec![Reaction::Unchanged],
         },
         (DataQuestion::Value(field, values), Reply::Choice(index)) => match values.into_iter().nth(index) {
-            Some(value) => list_only(state, Filter::Value(field, value)),
+            Some(value) => {
+                let search = state.list_value(field, value);
+                listed(state, context, search)
+            }
             None => vec![Reaction::Unchanged],
         },
         _ => vec![Reaction::Unchanged],
     }
 }
 
-fn list_only(state: &mut DataState, filter: Filter) -> Vec<Reaction> {
-    state.list_only(filter);
-    selected(state)
+fn list_only(state: &mut DataState, context: &Context, filter: Filter) -> Vec<Reaction> {
+    let search = state.list_only(filter);
+    listed(state, context, search)
 }
 
 fn load(state: &mut DataState) -> Vec<Reaction> {
     state.checking = Some((0, 0));
-    vec![Reaction::from(DataEffect::Load)]
+    state.reading_files = Some(0.0);
+    // Rows that are on the screen stay there until all are read again.
+    vec![Reaction::from(DataEffect::Load { early: state.rows.is_none() })]
 }
 
 fn run(state: &mut DataState, context: &Context, command: Command) -> Vec<Reaction> {
@@ -106,7 +116,7 @@ fn run(state: &mut DataState, context: &Context, command: Command) -> Vec<Reacti
                 InputCommand::Cancel => {
                     state.typing = None;
                     state.search.clear();
-                    return relisted(state);
+                    return relisted(state, context);
                 }
                 _ => {
                     if let Some(line) = &mut state.typing {
@@ -114,11 +124,11 @@ fn run(state: &mut DataState, context: &Context, command: Command) -> Vec<Reacti
                     }
                 }
             }
-            typed(state)
+            typed(state, context)
         }
-        Command::List(ListCommand::Mark) => mark(state),
+        Command::List(ListCommand::Mark) => mark(state, context),
         Command::List(ListCommand::Open) => {
-            state.reading = state.selected().is_some();
+            state.reading = state.position().is_some();
             Vec::new()
         }
         Command::List(command) if state.reading || state.beside.is_some() => {
@@ -130,7 +140,7 @@ fn run(state: &mut DataState, context: &Context, command: Command) -> Vec<Reacti
         }
         Command::List(command) => {
             if state.list.apply(command) {
-                selected(state)
+                selected(state, context)
             } else {
                 vec![Reaction::Unchanged]
             }
@@ -154,9 +164,9 @@ fn run(state: &mut DataState, context: &Context, command: Command) -> Vec<Reacti
                 return Vec::new();
             }
             if state.asked.take().is_none() && std::mem::take(&mut state.search).is_empty() {
-                return list_only(state, Filter::All);
+                return list_only(state, context, Filter::All);
             }
-            relisted(state)
+            relisted(state, context)
         }
         Command::View(ViewCommand::Refresh) => load(state),
         Command::View(ViewCommand::Copy) => state.selected().map_or_else(Vec::new, |row| {
@@ -167,12 +177,12 @@ fn run(state: &mut DataState, context: &Context, command: Command) -> Vec<Reacti
     }
 }
 
-fn typed(state: &mut DataState) -> Vec<Reaction> {
+fn typed(state: &mut DataState, context: &Context) -> Vec<Reaction> {
     if let Some(line) = &state.typing {
         line.value().clone_into(&mut state.search);
     }
-    state.search_again();
-    selected(state)
+    let search = state.search_again();
+    listed(state, context, search)
 }
 
 fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Reaction> {
@@ -189,25 +199,29 @@ fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Re
         }
         DataCommand::Filter => vec![filters(state)],
         DataCommand::Order => vec![orders(state)],
-        DataCommand::Table => vec![fields(state)],
+        DataCommand::Table => {
+            state.rows.clone().map_or_else(Vec::new, |rows| vec![DataEffect::Fields(rows).into()])
+        }
         DataCommand::Lengths => lengths(state, context),
         DataCommand::Compare => compare(state),
-        DataCommand::Mark => mark(state),
+        DataCommand::Mark => mark(state, context),
         DataCommand::Quarantine => quarantine(state),
         DataCommand::QuarantineListed => state.all_listed().map_or_else(Vec::new, |listed| {
-            vec![ask_quarantine(listed, "listed", state.filter != Filter::Quarantined)]
+            vec![ask_quarantine(state, listed, "listed", state.filter != Filter::Quarantined)]
         }),
-        DataCommand::Edit => state.selected().map_or_else(Vec::new, |row| {
-            let file = context.project.join(&row.origin.file);
-            vec![Reaction::Edit(file, Some(row.origin.line))]
-        }),
+        DataCommand::Edit => {
+            let place = state.pool().and_then(|pool| Some(pool.origin(state.selected_head()?)));
+            place.map_or_else(Vec::new, |origin| {
+                vec![Reaction::Edit(context.project.join(origin.file), Some(origin.line))]
+            })
+        }
         DataCommand::Random => {
             // Any number that changes between presses will do: nothing depends on it.
             let milliseconds = context.now.wall.as_millisecond().unsigned_abs();
             let length = state.list.length().max(1) as u64;
             let position = random::mix(milliseconds);
             state.list.select((position % length) as usize);
-            selected(state)
+            selected(state, context)
         }
         DataCommand::Check => load(state),
         DataCommand::NewRun => vec![Reaction::Show(PaneId::Train), Reaction::Follow(Link::NewRun)],
@@ -215,9 +229,9 @@ fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Re
 }
 
 fn filters(state: &DataState) -> Reaction {
-    let rows = state.all();
-    let count = |of: &dyn Fn(&Row) -> bool| rows.iter().filter(|row| of(row)).count();
-    let train = count(&|row: &Row| row.split == Split::Train);
+    let rows = state.rows.as_ref().map_or(&[][..], |rows| rows.heads());
+    let count = |of: fn(&RowHead) -> bool| rows.iter().filter(|row| of(row)).count();
+    let train = count(|row| row.split == Split::Train);
     let mut choices =
         vec![(Filter::All, rows.len()), (Filter::Train, train), (Filter::Eval, rows.len() - train)];
     for group in state.groups() {
@@ -226,10 +240,10 @@ fn filters(state: &DataState) -> Reaction {
         }
     }
     let some = [
-        (Filter::Label(true), count(&|row: &Row| row.extras.label == Some(true))),
-        (Filter::Label(false), count(&|row: &Row| row.extras.label == Some(false))),
-        (Filter::SeveralReplies, count(&has_several_replies)),
-        (Filter::Tools, count(&has_tools)),
+        (Filter::Label(true), count(|row| row.label == Some(true))),
+        (Filter::Label(false), count(|row| row.label == Some(false))),
+        (Filter::SeveralReplies, count(|row| row.has_several_replies)),
+        (Filter::Tools, count(|row| row.has_tools)),
         (Filter::Longest, rows.len().div_ceil(Filter::LONGEST)),
     ];
     choices.extend(some.into_iter().filter(|(_, count)| *count > 0));
@@ -262,9 +276,7 @@ fn orders(state: &DataState) -> Reaction {
     })
 }
 
-fn fields(state: &DataState) -> Reaction {
-    let rows = state.all();
-    let fields = Field::all(rows);
+fn fields(fields: Vec<Field>) -> Reaction {
     let items = fields.iter().map(|field| PickItem { label: field.title(), detail: String::new() }).collect();
     Reaction::Pick(Pick {
         title: "Count the values of what?".to_owned(),
@@ -274,16 +286,22 @@ fn fields(state: &DataState) -> Reaction {
     })
 }
 
+fn count(state: &mut DataState, field: &Field) -> Vec<Reaction> {
+    let Some(rows) = state.rows.clone() else { return Vec::new() };
+    state.count(field);
+    vec![DataEffect::Values(rows, field.clone()).into()]
+}
+
 /// How often each value of a field occurs. The rows with the chosen one are listed.
 fn table(state: &DataState, field: Field) -> Reaction {
-    let rows = state.all();
-    let counts = field.counts(rows);
-    let most = counts.first().map_or(0, |(_, count)| *count);
+    let rows = state.rows.as_ref().map_or(0, |rows| rows.len());
+    let counts = state.table();
+    let most = counts.first().map_or(0, |(_, rows)| rows.len());
     let title = format!("{} · {}", field.title(), units::counted(counts.len(), "value", "values"));
     let shown = || counts.iter().take(MOST_VALUES);
-    let items = shown().map(|(value, count)| PickItem {
+    let items = shown().map(|(value, with_it)| PickItem {
         label: value.clone(),
-        detail: format!("{}  {}", share(*count, rows.len()), bar(*count, most, BAR)),
+        detail: format!("{}  {}", share(with_it.len(), rows), bar(with_it.len(), most, BAR)),
     });
     Reaction::Pick(Pick {
         title,
@@ -304,20 +322,21 @@ fn lengths(state: &DataState, context: &Context) -> Vec<Reaction> {
 
 fn compare(state: &mut DataState) -> Vec<Reaction> {
     state.scroll.reset();
-    if state.beside.take().is_none()
-        && let (Some(row), Some(other)) = (state.selected(), state.other())
-    {
-        state.beside = Some(Pair::new(row, other));
+    if state.beside.take().is_some() {
+        return Vec::new();
     }
-    Vec::new()
+    let rows = state.position().zip(state.other());
+    let pool = state.pool().cloned();
+    let effect = rows.zip(pool).map(|((row, other), pool)| DataEffect::Compare(pool, [row, other]));
+    effect.into_iter().map(Reaction::from).collect()
 }
 
-fn mark(state: &mut DataState) -> Vec<Reaction> {
+fn mark(state: &mut DataState, context: &Context) -> Vec<Reaction> {
     let Some(position) = state.position() else { return vec![Reaction::Unchanged] };
     if !state.marked.remove(&position) {
         state.marked.insert(position);
     }
-    if state.list.apply(ListCommand::Down) { selected(state) } else { Vec::new() }
+    if state.list.apply(ListCommand::Down) { selected(state, context) } else { Vec::new() }
 }
 
 fn quarantine(state: &DataState) -> Vec<Reaction> {
@@ -325,17 +344,17 @@ fn quarantine(state: &DataState) -> Vec<Reaction> {
     if state.filter == Filter::Quarantined {
         return vec![Reaction::from(DataEffect::Quarantine(chosen, false))];
     }
-    vec![ask_quarantine(chosen, "marked", true)]
+    vec![ask_quarantine(state, chosen, "marked", true)]
 }
 
 /// Asks whether to keep rows out of runs or, if not, to let them back in. `which` tells several from others.
-fn ask_quarantine(rows: Chosen, which: &str, inside: bool) -> Reaction {
+fn ask_quarantine(state: &DataState, rows: Chosen, which: &str, inside: bool) -> Reaction {
     let what = match rows.positions.as_slice() {
-        [_] => rows.rows().next().map_or_else(String::new, |row| format!("row {}", row.index)),
+        [one] => rows.pool.heads().get(*one).map_or_else(String::new, |row| format!("row {}", row.index)),
         several => format!("{} {which} rows", units::count(several.len() as u64)),
     };
     let mut lines: Vec<String> =
-        rows.rows().take(EXAMPLES).map(|row| fit(&DataState::headline(row), 60)).collect();
+        rows.positions.iter().take(EXAMPLES).map(|row| fit(&state.line_of(*row), 60)).collect();
     if rows.positions.len() > EXAMPLES {
         lines.push("…".to_owned());
     }
@@ -351,38 +370,71 @@ fn ask_quarantine(rows: Chosen, which: &str, inside: bool) -> Reaction {
     Reaction::Confirm(Confirm { title, lines, yes: yes.to_owned(), question })
 }
 
-fn relisted(state: &mut DataState) -> Vec<Reaction> {
-    state.relist();
-    selected(state)
+fn relisted(state: &mut DataState, context: &Context) -> Vec<Reaction> {
+    let search = state.relist();
+    listed(state, context, search)
 }
 
-/// Requests the selected row as the model sees it, unless it is there already.
-fn selected(state: &mut DataState) -> Vec<Reaction> {
-    let Some(row) = state.selected() else { return Vec::new() };
-    let index = row.index;
-    if state.beside.as_ref().is_some_and(|pair| pair.rows[0] != index) {
+/// What is to be done after the list has changed, with the search that goes on.
+fn listed(state: &mut DataState, context: &Context, search: Option<DataEffect>) -> Vec<Reaction> {
+    let mut reactions = selected(state, context);
+    reactions.extend(search.map(Reaction::from));
+    reactions
+}
+
+/// Requests the rows around the selected one, and that row as the model sees it, unless they are there already.
+fn selected(state: &mut DataState, context: &Context) -> Vec<Reaction> {
+    let (Some(position), Some(pool)) = (state.position(), state.pool().cloned()) else { return Vec::new() };
+    let mut reactions = Vec::new();
+    let missing = state.not_loaded(context.size.height);
+    if !missing.is_empty() {
+        reactions.push(Reaction::from(DataEffect::Fetch(pool.clone(), missing)));
+    }
+    let index = state.selected_head().map(|row| row.index);
+    if state.beside.as_ref().is_some_and(|pair| Some(pair.rows[0]) != index) {
         state.beside = None;
     }
-    if state.filter == Filter::Quarantined {
-        state.rendered = None;
-        return Vec::new();
+    if state.rendered.as_ref().is_none_or(|rendered| rendered.position != position) {
+        state.scroll.reset();
+        reactions.push(Reaction::from(DataEffect::Render(pool, position)));
     }
-    if state.rendered.as_ref().is_some_and(|rendered| rendered.row == index) {
-        return Vec::new();
-    }
-    state.scroll.reset();
-    vec![Reaction::from(DataEffect::Render(index))]
+    reactions
 }
 
-pub(super) fn answered(state: &mut DataState, answer: DataEvent) -> Vec<Reaction> {
+pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEvent) -> Vec<Reaction> {
+    let is_listed = |state: &DataState, pool: &Pool| state.pool() == Some(pool);
     match answer {
+        DataEvent::Reading(share, rows) => {
+            state.reading_files = Some(share);
+            match rows {
+                Some(rows) => {
+                    state.read_some(rows);
+                    relisted(state, context)
+                }
+                None => Vec::new(),
+            }
+        }
         DataEvent::Rows(Ok((rows, quarantined))) => {
             state.read(rows, quarantined);
-            relisted(state)
+            let mut reactions = relisted(state, context);
+            // What is listed by a value is found again in the new rows.
+            if let (Filter::Value(field, _), Some(rows)) = (&state.filter, &state.rows) {
+                reactions.push(DataEffect::Values(rows.clone(), field.clone()).into());
+            }
+            reactions
         }
-        DataEvent::Rows(Err(problem)) | DataEvent::Checked(Err(problem)) => {
+        DataEvent::Rows(Err(problem))
+        | DataEvent::Checked(Err(problem))
+        | DataEvent::Fetched(_, Err(problem)) => {
             state.checking = None;
+            state.reading_files = None;
             state.problem = Some(problem);
+            Vec::new()
+        }
+        DataEvent::Fetched(pool, Ok(rows)) => {
+            if is_listed(state, &pool) {
+                state.fetched(rows);
+            }
             Vec::new()
         }
         DataEvent::Checking(done, total) => {
@@ -391,11 +443,39 @@ pub(super) fn answered(state: &mut DataState, answer: DataEvent) -> Vec<Reaction
         }
         DataEvent::Checked(Ok(checked)) => {
             state.checked(*checked);
-            relisted(state)
+            relisted(state, context)
         }
-        DataEvent::Rendered(rendered) => {
-            if state.selected().is_some_and(|row| row.index == rendered.row) {
+        DataEvent::Rendered(pool, rendered) => {
+            if is_listed(state, &pool) && state.position() == Some(rendered.position) {
                 state.rendered = Some(*rendered);
+            }
+            Vec::new()
+        }
+        DataEvent::Found(pool, found) => {
+            if is_listed(state, &pool) {
+                state.found(found);
+            }
+            selected(state, context)
+        }
+        DataEvent::Fields(pool, found) => {
+            if state.rows.as_ref() == Some(&pool) {
+                vec![fields(found)]
+            } else {
+                Vec::new()
+            }
+        }
+        DataEvent::Values(pool, field, values) => {
+            if state.rows.as_ref() != Some(&pool) {
+                return Vec::new();
+            }
+            if state.counted(&field, values) {
+                return vec![table(state, field)];
+            }
+            relisted(state, context)
+        }
+        DataEvent::Compared(pool, rows) => {
+            if is_listed(state, &pool) && state.selected_head().map(|row| row.index) == Some(rows[0].index) {
+                state.beside = Some(Pair::new(&rows[0], &rows[1]));
             }
             Vec::new()
         }

@@ -7,11 +7,11 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::Line;
 
-use luthier_core::data::{Example, Row, Severity, Split, TokenPiece};
+use luthier_core::data::{Example, Row, RowHead, Severity, Split, TokenPiece};
 use luthier_core::units;
 
 use super::compare::Pair;
-use super::listing::{Filter, Order};
+use super::listing::Order;
 use super::state::{DataState, Form, Rendered};
 use crate::app::Context;
 use crate::theme::{Role, Theme};
@@ -97,8 +97,13 @@ fn draw_summary(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Them
     let end = area.right().saturating_sub(1);
     if let Some((done, total)) = state.checking {
         let rows = state.rows.as_ref().map_or(0, |rows| rows.len());
-        let progress = if total == 0 { String::new() } else { format!(": {done} of {total}") };
-        let text = format!("{} · checking{progress} …", units::counted(rows, "row", "rows"));
+        let doing = match state.reading_files {
+            Some(share) if share > 0.0 => format!("reading: {}", units::percent(share)),
+            Some(_) => "reading".to_owned(),
+            None if total == 0 => "checking".to_owned(),
+            None => format!("checking: {done} of {total}"),
+        };
+        let text = format!("{} · {doing} …", units::counted(rows, "row", "rows"));
         put(buffer, area.x + 1, y, end, &text, theme.style(Role::Waiting));
         return;
     }
@@ -169,9 +174,12 @@ fn listed(state: &DataState) -> String {
         Some((what, _)) => format!("rows of {what}"),
         None => state.filter.title(),
     };
-    let (count, all) = (state.list.length() as u64, state.pool().len() as u64);
+    let (count, all) = (state.list.length() as u64, state.pool().map_or(0, |pool| pool.len()) as u64);
     let of = if count == all { String::new() } else { format!(" of {}", units::count(all)) };
     text = format!("{text} · {}{of}", units::count(count));
+    if let Some(share) = state.searching {
+        text = format!("{text} · {} searched", units::percent(share));
+    }
     if state.order != Order::File {
         text = format!("{text} · {}", state.order.title());
     }
@@ -254,7 +262,7 @@ fn draw_rows(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) 
 }
 
 fn draw_row(state: &DataState, position: usize, area: Rect, buffer: &mut Buffer, theme: &Theme) {
-    let Some(row) = state.row_at(position) else { return };
+    let Some(row) = state.head_at(position) else { return };
     let y = area.y;
     let selected = state.list.selected() == Some(position);
     if selected {
@@ -274,7 +282,7 @@ fn draw_row(state: &DataState, position: usize, area: Rect, buffer: &mut Buffer,
         let (glyph, role) = glyph(severity);
         right = put_right(buffer, number_end, y, right, glyph, style(role)).saturating_sub(1);
     }
-    if let Some(good) = row.extras.label {
+    if let Some(good) = row.label {
         let (word, role) = if good { ("good", Role::Added) } else { ("bad", Role::Removed) };
         right = put_right(buffer, number_end, y, right, word, style(role)).saturating_sub(1);
     }
@@ -283,11 +291,12 @@ fn draw_row(state: &DataState, position: usize, area: Rect, buffer: &mut Buffer,
         let text = format!("{:>6} {share:>5}", size.tokens);
         right = put_right(buffer, number_end, y, right, &text, style(Role::Muted)).saturating_sub(1);
     }
-    put(buffer, number_end + 1, y, right, &DataState::headline(row), style(Role::Screen));
+    let headline = state.row_at(position).map_or_else(|| "…".to_owned(), DataState::headline);
+    put(buffer, number_end + 1, y, right, &headline, style(Role::Screen));
 }
 
 fn draw_detail(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme) {
-    let Some(row) = state.selected() else {
+    let Some(head) = state.selected_head() else {
         put(buffer, area.x, area.y, area.right(), &nothing(state), theme.style(Role::Muted));
         return;
     };
@@ -295,18 +304,14 @@ fn draw_detail(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Theme
         draw_beside(state, pair, area, buffer, theme);
         return;
     }
-    let rendered = state.rendered.as_ref().filter(|rendered| rendered.row == row.index);
-    let heading = draw_heading(state, row, rendered, area, buffer, theme);
+    let rendered = state.rendered.as_ref().filter(|rendered| state.position() == Some(rendered.position));
+    let heading = draw_heading(state, head, rendered, area, buffer, theme);
     let footer = 2.min(area.height.saturating_sub(heading + 2));
     let body = Rect { y: area.y + heading, height: area.height.saturating_sub(heading + footer), ..area };
-    let lines = match (state.form, rendered) {
-        (Form::Conversation, _) => conversation(state, row, rendered, body.width, theme),
-        (_, None) => {
-            let kept_out = state.filter == Filter::Quarantined;
-            let what = if kept_out { "rows in quarantine have no tokens; x lets it back in" } else { "…" };
-            text::layout(&[Piece::new(what, theme.style(Role::Muted))], body.width, Wrap::Words)
-        }
-        (Form::Text | Form::Tokens, Some(rendered)) => tokens(state, rendered, body.width, theme),
+    let lines = match (state.form, state.selected(), rendered) {
+        (Form::Conversation, Some(row), _) => conversation(state, row, rendered, body.width, theme),
+        (Form::Text | Form::Tokens, _, Some(rendered)) => tokens(state, rendered, body.width, theme),
+        _ => text::layout(&[Piece::new("…", theme.style(Role::Muted))], body.width, Wrap::Words),
     };
     text::draw_lines(buffer, body, &lines, &state.scroll, theme.style(Role::Muted));
     if footer > 0 {
@@ -336,9 +341,9 @@ fn draw_beside(state: &DataState, pair: &Pair, area: Rect, buffer: &mut Buffer, 
         lines.resize(longest, Line::default());
         let title = format!("row {row}");
         put(buffer, x, area.y, x + width, &title, theme.style(Role::Focus));
-        if let Some(other) = state.all().get(row) {
+        if let Some(origin) = state.pool().and_then(|pool| Some(pool.origin(pool.heads().get(row)?))) {
             let room = usize::from(width).saturating_sub(text::width(&title) + 3);
-            let origin = fit_middle(&other.origin.to_string(), room);
+            let origin = fit_middle(&origin.to_string(), room);
             put_right(buffer, x, area.y, x + width, &origin, theme.style(Role::Muted));
         }
         let body = Rect { x, y: area.y + 2, width, height: area.height.saturating_sub(2) };
@@ -350,7 +355,7 @@ fn draw_beside(state: &DataState, pair: &Pair, area: Rect, buffer: &mut Buffer, 
 /// Draws what is known about a row, and what is wrong with it; the rows that this takes.
 fn draw_heading(
     state: &DataState,
-    row: &Row,
+    row: &RowHead,
     rendered: Option<&Rendered>,
     area: Rect,
     buffer: &mut Buffer,
@@ -366,7 +371,7 @@ fn draw_heading(
     let split = if row.split == Split::Train { "train" } else { "held out" };
     let title = format!("row {}", row.index);
     let mut facts = format!("   {split}");
-    if let Some(label) = row.extras.label_name() {
+    if let Some(label) = row.label_name() {
         facts = format!("{facts}   {label}");
     }
     if let Some(Rendered { sides: Ok(sides), .. }) = rendered {
@@ -382,7 +387,7 @@ fn draw_heading(
         Piece::new(facts, theme.style(Role::Muted)),
     ];
     let x = put_pieces(buffer, area.x, area.y, right, &pieces);
-    let origin = row.origin.to_string();
+    let origin = state.pool().map_or_else(String::new, |pool| pool.origin(row).to_string());
     let room = usize::from(right.saturating_sub(x + 3));
     if room > 12 {
         put(buffer, x + 3, area.y, right, &fit_middle(&origin, room), theme.style(Role::Muted));

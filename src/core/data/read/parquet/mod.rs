@@ -46,7 +46,7 @@ pub(super) fn read(file: File, sink: &mut Sink) -> Result<(), DataError> {
         number += 1;
         match row {
             None => return Ok(()),
-            Some(Ok(row)) => sink.row(number, Ok(object(row))),
+            Some(Ok(row)) => sink.row(number, Ok(object(row)))?,
             // The reader is in the middle of a page; later rows cannot be trusted.
             Some(Err(error)) => return Err(fail(format!("row {number}: {error}"))),
         }
