@@ -10,6 +10,7 @@ mod checks;
 mod encode;
 mod error;
 mod example;
+mod kept;
 mod mask;
 mod message;
 mod near;
@@ -28,10 +29,11 @@ mod write;
 pub use encode::{conversation, encode, row_tokens, written_reply};
 pub use error::{DataError, RowProblem, RowProblemKind};
 pub use example::{Example, Extras, Origin, Row, Split};
+pub use kept::KeptChecks;
 pub use message::Message;
 pub use order::{MicroBatch, StepOrder};
 pub(crate) use prepare::UsableRow;
-pub use prepare::{check, prepare};
+pub use prepare::{check, check_dataset, prepare};
 pub use quarantine::Quarantine;
 pub use read::{
     Dataset, PlacedHead, ReadProgress, RowHead, Rows, UnusedField, read_dataset, read_dataset_heard,

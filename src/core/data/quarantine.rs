@@ -59,6 +59,11 @@ impl Quarantine {
         self.hashes.iter().map(|entry| entry.strip_prefix(COPIES).unwrap_or(entry))
     }
 
+    /// Every entry as it is listed.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &str> {
+        self.hashes.iter().map(String::as_str)
+    }
+
     pub fn len(&self) -> usize {
         self.hashes.len()
     }

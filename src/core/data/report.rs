@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 
 use super::PlacedHead;
@@ -14,7 +14,7 @@ const MAX_OF_A_KIND: usize = 1000;
 const BARS: usize = 20;
 
 /// The pre-flight report of a dataset; `data check --json` prints it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Rows found, without quarantined ones.
     pub rows: usize,
@@ -70,7 +70,7 @@ impl Report {
 }
 
 /// The rows with one kind of problem.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KindRows {
     pub kind: ProblemKind,
     /// [`super::Row::index`] of each, ascending.
@@ -78,7 +78,7 @@ pub struct KindRows {
 }
 
 /// One problem found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataProblem {
     pub kind: ProblemKind,
     pub severity: Severity,
@@ -91,7 +91,7 @@ pub struct DataProblem {
     pub message: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// A run must not start.
@@ -105,7 +105,7 @@ pub enum Severity {
 macro_rules! kinds {
     ($( #[doc = $doc:literal] $kind:ident = $label:literal; )+) => {
         /// Kinds of problems.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, IntoStaticStr, VariantArray)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, IntoStaticStr, VariantArray)]
         #[serde(rename_all = "snake_case")]
         #[strum(serialize_all = "snake_case")]
         pub enum ProblemKind {
@@ -258,7 +258,7 @@ impl ProblemKind {
 }
 
 /// Tokens per row over all usable rows, before truncation. For a row with several sides, the longest counts.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LengthStatistics {
     pub min: usize,
     pub p50: usize,
@@ -269,7 +269,7 @@ pub struct LengthStatistics {
     pub histogram: Vec<HistogramBin>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistogramBin {
     /// Fewest tokens of a row in this bin.
     pub from: usize,

@@ -303,7 +303,7 @@ fn difference(run: &RunDir) -> Result<(String, String), Refusal> {
 fn rows(project: &Path, run: &str, step: u64, worker: &Worker<Event>) -> Result<Vec<usize>, Refusal> {
     let run = open(project, run)?;
     let config = Config::load_file(&run.config_path(), &[])?;
-    let of_run = Project { folder: project.to_owned(), config };
+    let of_run = Project::with(project, config);
     let checked = of_run.check_data(&of_run.model()?, &mut |_, _| worker.wanted())?;
     let journaled = journal(&run).into_iter().rev().find_map(|event| match event.body {
         runs::EventBody::Run(run) => Some(run.data_hash),

@@ -21,11 +21,13 @@ use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
 use luthier_core::config::Config;
-use luthier_core::data::{self, Checked};
+use luthier_core::data::{self, Checked, Dataset, KeptChecks};
 use luthier_core::machine;
 use luthier_core::model::ModelFiles;
 use luthier_core::plan::{Place, PlanError};
 use luthier_core::runs::{self, RunError};
+
+use crate::paths::cache_folder;
 
 pub use control::{ask, edit, resume, write_setting};
 pub use convert::{Converted, convert};
@@ -50,12 +52,22 @@ pub struct Project {
     pub folder: PathBuf,
     /// `luthier.toml` with what was set over it.
     pub config: Config,
+    /// Results of earlier checks; nothing where they are not kept.
+    pub kept: Option<KeptChecks>,
 }
 
 impl Project {
     /// Reads `luthier.toml` of `folder` and puts `settings`, each `KEY=VALUE`, over it.
     pub fn open(folder: &Path, settings: &[String]) -> Result<Self, Refusal> {
-        Ok(Self { folder: folder.to_owned(), config: Config::load(folder, settings)? })
+        Ok(Self::with(folder, Config::load(folder, settings)?))
+    }
+
+    /// A project with other settings than those of its `luthier.toml`.
+    pub fn with(folder: &Path, config: Config) -> Self {
+        // Tests leave the user's cache alone.
+        let folder_of_checks = cache_folder().filter(|_| !cfg!(test)).map(|folder| folder.join("checks"));
+        let kept = folder_of_checks.map(KeptChecks::new);
+        Self { folder: folder.to_owned(), config, kept }
     }
 
     /// Opens the base model's files.
@@ -65,7 +77,18 @@ impl Project {
 
     /// Reads, tokenises and checks the data. What is wrong with single rows is in the report.
     pub fn check_data(&self, files: &ModelFiles, progress: &mut Progress) -> Result<Checked, Refusal> {
-        Ok(data::check(&self.config, &self.folder, files, progress)?)
+        Ok(data::check(&self.config, &self.folder, files, self.kept.as_ref(), progress)?)
+    }
+
+    /// As [`Project::check_data`], of rows that were read.
+    pub fn check_dataset(
+        &self,
+        files: &ModelFiles,
+        dataset: &Dataset,
+        progress: &mut Progress,
+    ) -> Result<Checked, Refusal> {
+        let kept = self.kept.as_ref();
+        Ok(data::check_dataset(&self.config, &self.folder, files, dataset, kept, progress)?)
     }
 }
 

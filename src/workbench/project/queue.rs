@@ -144,7 +144,7 @@ fn check_trials(
     for (number, settings) in trials.iter().enumerate() {
         let config = project.config.with(&overrides(settings));
         let config = config.map_err(|problems| (number, ConfigError::from(problems).into()))?;
-        let trial = Project { folder: project.folder.clone(), config };
+        let trial = Project { config, ..project.clone() };
         match groups.iter_mut().find(|group| share_data(&group[0].1.config, &trial.config)) {
             Some(group) => group.push((number, trial)),
             None => groups.push(vec![(number, trial)]),

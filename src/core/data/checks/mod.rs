@@ -105,7 +105,8 @@ impl<'tokenizer> Checks<'tokenizer> {
         }
     }
 
-    pub(super) fn row(&self, row: &Row) -> Facts {
+    /// `signs` whether the row is compared for near-duplicates.
+    pub(super) fn row(&self, row: &Row, signs: bool) -> Facts {
         if let Example::Tokens { input_ids, .. } = &row.example {
             return Facts {
                 key: fnv1a(input_ids.iter().flat_map(|id| id.to_le_bytes())),
@@ -122,7 +123,7 @@ impl<'tokenizer> Checks<'tokenizer> {
             key: fnv1a(normalised(&all).bytes()),
             asked,
             prompt: prompt_key(row),
-            signature: signature(&normalised(&texts)),
+            signature: if signs { signature(&normalised(&texts)) } else { None },
             found: self.found(row, &all),
         }
     }
@@ -358,7 +359,7 @@ mod tests {
             example,
             extras: Extras::default(),
         };
-        Checks::new(&tokenizer, &Template::none(), &Config::default(), Vec::new()).row(&row)
+        Checks::new(&tokenizer, &Template::none(), &Config::default(), Vec::new()).row(&row, true)
     }
 
     fn talk(messages: &[(&str, &str)]) -> Facts {

@@ -2,6 +2,7 @@
 
 mod unused;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -15,6 +16,7 @@ use self::unused::MessageField;
 use super::checks::{Checks, Facts, Sizes, TokenFacts, advice, length_preference, outliers};
 use super::encode::{encode_whole, limit, longest, sequences};
 use super::example::short_hash;
+use super::kept::{KeptChecks, Key};
 use super::mask::wanted;
 use super::message::call_parts;
 use super::near::Seen;
@@ -38,7 +40,7 @@ const MAX_THREADS: usize = 16;
 const STACK_BYTES: usize = 8 << 20;
 /// Rows that a thread takes at a time.
 const ROWS_AT_ONCE: usize = 16;
-/// Most rows compared for near-duplicates.
+/// Rows compared for near-duplicates: the first ones.
 const MAX_NEAR: usize = 100_000;
 /// Most progress reports.
 const PROGRESS_STEPS: usize = 200;
@@ -114,19 +116,59 @@ pub fn prepare(
 }
 
 /// As [`prepare`], for a run that is not started yet: without the tokens, so that memory does not grow with what the rows
-/// say, and with the problems of the settings.
+/// say, and with the problems of the settings. What was `kept` of the same data is not checked again.
 pub fn check(
     config: &Config,
     project: &Path,
     files: &ModelFiles,
+    kept: Option<&KeptChecks>,
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Checked, DataError> {
-    let dataset = read_dataset(config, project)?;
-    let tokenizer = Tokenizer::open(files)?;
+    check_with(config, project, files, kept, progress, || read_dataset(config, project).map(Cow::Owned))
+}
+
+/// As [`check`], of a dataset that was read.
+pub fn check_dataset(
+    config: &Config,
+    project: &Path,
+    files: &ModelFiles,
+    dataset: &Dataset,
+    kept: Option<&KeptChecks>,
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Checked, DataError> {
+    check_with(config, project, files, kept, progress, || Ok(Cow::Borrowed(dataset)))
+}
+
+fn check_with<'data>(
+    config: &Config,
+    project: &Path,
+    files: &ModelFiles,
+    kept: Option<&KeptChecks>,
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    read: impl FnOnce() -> Result<Cow<'data, Dataset>, DataError>,
+) -> Result<Checked, DataError> {
     let template = Template::resolve(config, project, files)?;
-    let stop = template.stop_tokens(&tokenizer, files);
-    let looked = look(config, &dataset, &tokenizer, &template, stop, Keep::Sizes, progress)?;
-    let mut checked = looked.checked;
+    let before = match kept {
+        Some(_) => Some(Key::of(config, project, files, &template, &mut || progress(0, 0))?),
+        None => None,
+    };
+    let found = kept.zip(before.as_ref()).and_then(|(kept, key)| kept.get(key));
+    let mut checked = if let Some(checked) = found {
+        checked
+    } else {
+        let dataset = read()?;
+        let tokenizer = Tokenizer::open(files)?;
+        let stop = template.stop_tokens(&tokenizer, files);
+        let looked = look(config, &dataset, &tokenizer, &template, stop, Keep::Sizes, progress)?;
+        if let Some((kept, before)) = kept.zip(before) {
+            // Somebody may have written the files in the meantime.
+            let after = Key::of(config, project, files, &template, &mut || progress(0, 0))?;
+            if before == after {
+                kept.put(&after, &looked.checked);
+            }
+        }
+        looked.checked
+    };
     for problem in [long_warmup(config, &checked), beyond_positions(&files.architecture, &checked)] {
         checked.report.add(problem);
     }
@@ -188,7 +230,7 @@ fn look(
     let checks = Checks::new(tokenizer, template, config, stop);
     let fields = unused::MessageFields::new(template, config);
     let outcomes = look_at_all(&dataset.rows, progress, &|row| {
-        let facts = checks.row(row);
+        let facts = checks.row(row, row.index < MAX_NEAR);
         let whole = encode_whole(row, tokenizer, template, config);
         let length = whole.as_ref().map_or(0, |sides| longest(sides));
         let lost = whole.as_ref().map_or_else(|_| Vec::new(), |sides| lost(row, sides, template, config));
@@ -620,7 +662,6 @@ fn length_findings(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Fin
 fn repeated_rows(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findings) {
     let mut first: HashMap<(u64, Split), &PlacedHead> = HashMap::new();
     let mut seen = Seen::default();
-    let mut compared = 0;
     // Training rows first, so that the held-out row is the one reported.
     let sides = [Split::Train, Split::Eval];
     for side in sides {
@@ -637,26 +678,23 @@ fn repeated_rows(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findi
                     findings.row_like(ProblemKind::Duplicate, Severity::Warning, row, other.index, &what);
                 }
             } else if let Some(signature) = &outcome.facts.signature
-                && compared < MAX_NEAR
+                && let Some((other, share)) = seen.nearest(row.index, signature.clone())
             {
-                compared += 1;
-                if let Some((other, share)) = seen.nearest(row.index, signature.clone()) {
-                    let held_out = side == Split::Eval && rows[other].split == Split::Train;
-                    let what = format!(
-                        "{}nearly equal to {}row {other} ({}): {:.0} % of its pieces",
-                        if held_out { "held out, but " } else { "" },
-                        if held_out { "training " } else { "" },
-                        rows[other],
-                        share * 100.0
-                    );
-                    findings.row_like(ProblemKind::NearDuplicate, Severity::Warning, row, other, &what);
-                }
+                let held_out = side == Split::Eval && rows[other].split == Split::Train;
+                let what = format!(
+                    "{}nearly equal to {}row {other} ({}): {:.0} % of its pieces",
+                    if held_out { "held out, but " } else { "" },
+                    if held_out { "training " } else { "" },
+                    rows[other],
+                    share * 100.0
+                );
+                findings.row_like(ProblemKind::NearDuplicate, Severity::Warning, row, other, &what);
             }
             first.entry((key, side)).or_insert(row);
         }
     }
-    if compared == MAX_NEAR {
-        let what = format!("near-duplicates were looked for among the first {MAX_NEAR} different rows only");
+    if rows.len() > MAX_NEAR {
+        let what = format!("near-duplicates were looked for among the first {MAX_NEAR} rows only");
         findings.add(ProblemKind::CheckLimited, Severity::Note, None, &what);
     }
 }

@@ -17,15 +17,15 @@ pub(super) fn limit(dataset: &mut Dataset, start: usize, source: &DataSource, se
     if wanted == total {
         return;
     }
-    let rows = dataset.rows.heads.split_off(start);
+    let rows = dataset.rows.heads_mut().split_off(start);
     let chosen = lowest(&rows, wanted, seed);
-    for row in dataset.quarantined.heads.iter_mut().filter(|row| row.index > start) {
+    for row in dataset.quarantined.heads_mut().iter_mut().filter(|row| row.index > start) {
         let before = chosen.iter().take(row.index - start).filter(|&&chosen| chosen).count();
         row.index = start + before;
     }
     for (mut row, _) in rows.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {
         row.index = dataset.rows.len();
-        dataset.rows.heads.push(row);
+        dataset.rows.heads_mut().push(row);
     }
     let rows = counted(total, "row is", "rows are");
     let notice =
@@ -39,7 +39,7 @@ pub(super) fn repeat(dataset: &mut Dataset, sources: &[(Range<usize>, &DataSourc
     if sources.iter().all(|(_, source)| source.share.is_none_or(|share| share <= 1.0)) {
         return;
     }
-    let mut left = std::mem::take(&mut dataset.rows.heads);
+    let mut left = std::mem::take(dataset.rows.heads_mut());
     // For each source, where its rows end and how many more there are.
     let mut added = Vec::new();
     let mut rows: Vec<RowHead> = Vec::with_capacity(left.len());
@@ -73,11 +73,11 @@ pub(super) fn repeat(dataset: &mut Dataset, sources: &[(Range<usize>, &DataSourc
     for (index, row) in rows.iter_mut().enumerate() {
         row.index = index;
     }
-    for row in &mut dataset.quarantined.heads {
+    for row in dataset.quarantined.heads_mut() {
         let before = added.iter().filter(|(end, _)| *end <= row.index).map(|(_, more)| more);
         row.index += before.sum::<usize>();
     }
-    dataset.rows.heads = rows;
+    *dataset.rows.heads_mut() = rows;
 }
 
 /// How many of `total` rows are used, repeated ones counted each time: none only of none.
@@ -134,8 +134,8 @@ mod tests {
     }
 
     fn lines(dataset: &Dataset) -> Vec<usize> {
-        assert!(dataset.rows.heads.iter().enumerate().all(|(index, row)| row.index == index));
-        dataset.rows.heads.iter().map(|row| row.line).collect()
+        assert!(dataset.rows.heads().iter().enumerate().all(|(index, row)| row.index == index));
+        dataset.rows.heads().iter().map(|row| row.line).collect()
     }
 
     #[test]
@@ -168,14 +168,14 @@ mod tests {
         limit(&mut dataset, 10, &source(Some(4), None), 0);
         let kept = lines(&dataset);
         let before = |index: usize| kept.iter().filter(|&&line| line <= index).count();
-        let places: Vec<usize> = dataset.quarantined.heads.iter().map(|row| row.index).collect();
+        let places: Vec<usize> = dataset.quarantined.heads().iter().map(|row| row.index).collect();
         assert_eq!(places, [5, 10, before(15), 14]);
     }
 
     #[test]
     fn more_rows_are_whole_copies_and_a_part() {
         let mut dataset = dataset(30);
-        dataset.rows.heads[11].split = Split::Eval;
+        dataset.rows.heads_mut()[11].split = Split::Eval;
         dataset.quarantined = vec![row(5), row(25)].into();
         let (plain, twice) = (source(None, None), source(None, Some(2.5)));
         repeat(&mut dataset, &[(0..10, &plain), (10..21, &twice), (21..25, &plain)], 0);
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!((&lines[10..21], &lines[21..31]), (own.as_slice(), train.as_slice()));
         assert!(lines[31..36].iter().all(|line| train.contains(line)) && lines[31..36].is_sorted());
         assert_eq!(lines[36..], (22..=30).collect::<Vec<_>>());
-        assert_eq!(dataset.quarantined.heads.iter().map(|row| row.index).collect::<Vec<_>>(), [5, 40]);
+        assert_eq!(dataset.quarantined.heads().iter().map(|row| row.index).collect::<Vec<_>>(), [5, 40]);
         assert_eq!(dataset.notices, ["b.jsonl: 10 training rows are used 25 times in all (share = 2.5)"]);
     }
 

@@ -28,7 +28,7 @@ use serde_json::{Map, Value};
 
 use self::kinds::{Content, KNOWN, Packing};
 use self::rows::{Line, LineFile};
-use self::sources::{Found, OpenCache};
+use self::sources::{DataFile, Found, OpenCache};
 use super::quarantine::Quarantine;
 use super::{DataError, Example, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
 use crate::algorithms::RowShape;
@@ -169,6 +169,36 @@ fn find_sources<'config>(
     Ok(Sources { train, eval })
 }
 
+/// A file that rows are read from.
+pub(super) struct SourceFile<'config> {
+    pub(super) path: PathBuf,
+    /// As in [`Origin::file`].
+    pub(super) shown: PathBuf,
+    /// The element of `data.train` or `data.eval` that stands for it.
+    pub(super) source: &'config Path,
+    /// What was decided about the files of that element.
+    pub(super) notice: Option<String>,
+}
+
+/// The files of a project's dataset, in reading order.
+pub(super) fn source_files<'config>(
+    config: &'config Config,
+    project: &Path,
+) -> Result<Vec<SourceFile<'config>>, DataError> {
+    let Sources { train, eval } = find_sources(config, project, &hub_cache)?;
+    let files = train.into_iter().chain(eval).flat_map(|(source, found)| {
+        let Found { files, notice, .. } = found;
+        let file = move |file: DataFile| SourceFile {
+            path: file.path,
+            shown: file.shown,
+            source,
+            notice: notice.clone(),
+        };
+        files.into_iter().map(file)
+    });
+    Ok(files.collect())
+}
+
 fn read_without(
     config: &Config,
     project: &Path,
@@ -200,7 +230,7 @@ fn read_without(
         let by_row = config.data.group_by == BY_ROW;
         hold_out(&mut dataset, fraction, config.train.seed, by_row);
         if config.data.group_by != BY_ROW && config.data.group_by != BY_PROMPT {
-            let without = dataset.rows.heads.iter().filter(|row| !row.has_group).count();
+            let without = dataset.rows.heads().iter().filter(|row| !row.has_group).count();
             if without == dataset.rows.len() && without > 0 {
                 return Err(DataError::Settings(format!(
                     "no row has the column {:?}, which data.group_by names; name another, or \"prompt\" or \"row\"",
@@ -215,7 +245,7 @@ fn read_without(
                 ));
             }
         }
-        let held_out = dataset.rows.heads.iter().filter(|row| row.split == Split::Eval).count();
+        let held_out = dataset.rows.heads().iter().filter(|row| row.split == Split::Eval).count();
         let asked = (dataset.rows.len() as f64 * fraction).round() as usize;
         if held_out > asked.max(1) * 2 || held_out * 2 < asked {
             dataset.notices.push(format!(
@@ -350,9 +380,9 @@ impl Sink<'_, '_> {
                 let row = Row { index: self.dataset.rows.len(), origin, split: self.split, example, extras };
                 let head = self.dataset.rows.head_of(&row, place, &detected);
                 if self.is_left_out(head.hash()) {
-                    self.dataset.quarantined.heads.push(head);
+                    self.dataset.quarantined.heads_mut().push(head);
                 } else {
-                    self.dataset.rows.heads.push(head);
+                    self.dataset.rows.heads_mut().push(head);
                 }
             }
             Err(message) => {
@@ -575,10 +605,10 @@ impl Columns {
 /// training and evaluation.
 fn hold_out(dataset: &mut Dataset, fraction: f64, seed: u64, by_row: bool) {
     let used = dataset.rows.len();
-    let mut all = std::mem::take(&mut dataset.rows.heads);
-    all.append(&mut dataset.quarantined.heads);
+    let mut all = std::mem::take(dataset.rows.heads_mut());
+    all.append(dataset.quarantined.heads_mut());
     split::hold_out(&mut all, fraction, seed, by_row);
-    dataset.quarantined.heads = all.split_off(used);
+    *dataset.quarantined.heads_mut() = all.split_off(used);
     let held_out = all.iter().filter(|row| row.split == Split::Eval).count();
     let is_one_sided = held_out == 0 || held_out == used;
     if is_one_sided && used > 1 && fraction > 0.0 {
@@ -587,7 +617,7 @@ fn hold_out(dataset: &mut Dataset, fraction: f64, seed: u64, by_row: bool) {
         }
         split::hold_out(&mut all, fraction, seed, by_row);
     }
-    dataset.rows.heads = all;
+    *dataset.rows.heads_mut() = all;
 }
 
 /// Moves the value of each column to its role; an earlier field with the role's name is replaced.

@@ -14,10 +14,10 @@ use crate::data::{DataError, Example, Extras, Origin, Row, Split};
 
 /// The rows of a dataset. What rows of uncompressed JSON Lines and text files say stays in the file, so that a dataset
 /// may be larger than memory. Files of other kinds cannot be read from the middle, so what their rows say is kept.
-/// Clones share what is kept.
+/// Clones share everything.
 #[derive(Debug, Clone, Default)]
 pub struct Rows {
-    pub(super) heads: Vec<RowHead>,
+    heads: Arc<Vec<RowHead>>,
     pub(super) contents: Arc<Contents>,
 }
 
@@ -39,7 +39,7 @@ pub struct RowHead {
     /// Whether it offers tools or calls one.
     pub has_tools: bool,
     /// Length of all its texts; of a row of token ids, four bytes each.
-    pub bytes: usize,
+    pub bytes: u32,
     /// The number that [`Row::hash`] writes in hexadecimal.
     pub(super) hash: u64,
     /// Equal for rows that stay on one side of the split.
@@ -47,7 +47,7 @@ pub struct RowHead {
     /// Whether it has the column that `data.group_by` names.
     pub(super) has_group: bool,
     /// The file, as an index into [`Contents::files`].
-    file: usize,
+    file: u32,
     content: Content,
 }
 
@@ -59,9 +59,9 @@ enum Content {
     /// In its file, as a line without its end.
     Line {
         offset: u64,
-        bytes: usize,
+        bytes: u32,
         /// How it is read, as an index into [`Contents::detected`].
-        detected: usize,
+        detected: u32,
     },
 }
 
@@ -120,11 +120,12 @@ impl Contents {
             self.detected.push(detected.clone());
             self.detected.len() - 1
         });
-        Content::Line { offset: line.offset, bytes: line.bytes, detected }
+        // A line is at most 64 MiB long.
+        Content::Line { offset: line.offset, bytes: line.bytes as u32, detected: detected as u32 }
     }
 
     fn get(&self, head: &RowHead) -> Result<(Example, Extras), DataError> {
-        let file = self.files.get(head.file);
+        let file = self.files.get(head.file as usize);
         match head.content {
             Content::Kept(place) => match self.kept.get(place) {
                 Some(kept) => Ok((**kept).clone()),
@@ -134,10 +135,11 @@ impl Contents {
                 let (Some(file), Some(columns)) = (file, &self.columns) else {
                     return Err(changed(file, head));
                 };
-                let (Some(lines), Some(detected)) = (&file.lines, self.detected.get(detected)) else {
+                let (Some(lines), Some(detected)) = (&file.lines, self.detected.get(detected as usize))
+                else {
                     return Err(changed(Some(file), head));
                 };
-                let mut line = vec![0; bytes];
+                let mut line = vec![0; bytes as usize];
                 lines
                     .file
                     .read_exact_at(&mut line, offset)
@@ -168,6 +170,10 @@ impl Rows {
         let content = contents.put(row, line, detected);
         let file = contents.files.len().saturating_sub(1);
         RowHead::new(row, file, content)
+    }
+
+    pub(super) fn heads_mut(&mut self) -> &mut Vec<RowHead> {
+        Arc::make_mut(&mut self.heads)
     }
 
     pub fn len(&self) -> usize {
@@ -225,7 +231,7 @@ impl Rows {
     }
 
     fn file(&self, head: &RowHead) -> &Path {
-        self.contents.files.get(head.file).map_or(Path::new("?"), |file| &file.shown)
+        self.contents.files.get(head.file as usize).map_or(Path::new("?"), |file| &file.shown)
     }
 }
 
@@ -243,7 +249,7 @@ impl From<Vec<Row>> for Rows {
             heads.push(RowHead::new(&row, file, Content::Kept(contents.kept.len())));
             contents.kept.push(Arc::new((row.example, row.extras)));
         }
-        Rows { heads, contents: Arc::new(contents) }
+        Rows { heads: Arc::new(heads), contents: Arc::new(contents) }
     }
 }
 
@@ -257,11 +263,11 @@ impl RowHead {
             is_pair: row.example.is_pair(),
             has_several_replies: row.example.has_several_replies(),
             has_tools: row.has_tools(),
-            bytes: row.example.text_bytes(),
+            bytes: u32::try_from(row.example.text_bytes()).unwrap_or(u32::MAX),
             hash: hash_of_content(&row.example, &row.extras),
             group: split::group_key(row),
             has_group: row.extras.group.is_some(),
-            file,
+            file: file as u32,
             content,
         }
     }

@@ -137,12 +137,13 @@ fn load(
     };
     let dataset = data::read_dataset_heard(config, folder, &mut heard)?;
     let rows_read = dataset.rows.len();
-    if !worker.send(Event::Rows(Ok((dataset.rows.into(), dataset.quarantined.into())))) {
+    let read = (dataset.rows.clone().into(), dataset.quarantined.clone().into());
+    if !worker.send(Event::Rows(Ok(read))) {
         return Ok(());
     }
     let checked = files.and_then(|files| {
         let mut posted = Instant::now();
-        project.check_data(&files, &mut |done, total| {
+        project.check_dataset(&files, &dataset, &mut |done, total| {
             if posted.elapsed() >= PROGRESS {
                 posted = Instant::now();
                 worker.send(Event::Checking(done, total));

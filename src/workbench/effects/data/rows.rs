@@ -13,7 +13,7 @@ use crate::panes::data::{Field, Pool, Search, Table};
 const ROWS_WITH_FIELDS: usize = 2000;
 
 /// Texts of a dataset up to this size stay in memory between two searches.
-const TEXTS_KEPT: usize = 256 << 20;
+const TEXTS_KEPT: u64 = 256 << 20;
 
 /// How often a search that takes long tells what it has found.
 const NEWS: Duration = Duration::from_millis(300);
@@ -45,10 +45,13 @@ pub(crate) fn search(
     let mut texts = texts.0.lock().unwrap_or_else(PoisonError::into_inner);
     let kept = match texts.take() {
         Some((of, kept)) if of == *pool => kept,
-        _ => vec![None; pool.len()],
+        _ => Vec::new(),
     };
-    let is_kept = pool.heads().iter().map(|head| head.bytes).sum::<usize>() <= TEXTS_KEPT;
-    let mut looking = Looking { pool, kept, is_kept };
+    let is_kept = pool.heads().iter().map(|head| u64::from(head.bytes)).sum::<u64>() <= TEXTS_KEPT;
+    let mut looking = Looking { pool, kept };
+    if is_kept {
+        looking.kept.resize(pool.len(), None);
+    }
     let found = looking.find(among, search, news);
     *texts = is_kept.then(|| (pool.clone(), looking.kept));
     found
@@ -56,8 +59,8 @@ pub(crate) fn search(
 
 struct Looking<'pool> {
     pool: &'pool Pool,
+    /// Texts that stay in memory, by the positions of their rows; empty if none do.
     kept: Vec<Option<String>>,
-    is_kept: bool,
 }
 
 impl Looking<'_> {
@@ -76,7 +79,7 @@ impl Looking<'_> {
                     let Some(row) = self.pool.get(*position)? else { continue };
                     let text = row.example.plain_text();
                     matches.look_at(*position, &text);
-                    if let Some(kept) = kept.filter(|_| self.is_kept) {
+                    if let Some(kept) = kept {
                         *kept = Some(text);
                     }
                 }

@@ -500,8 +500,8 @@ impl DataState {
 
     /// The tokens of a row; about as many, where it is not checked or cannot be used.
     fn length(&self, head: &RowHead) -> usize {
-        const BYTES_OF_A_TOKEN: usize = 4;
-        self.size(head).map_or(head.bytes / BYTES_OF_A_TOKEN, |size| size.tokens)
+        const BYTES_OF_A_TOKEN: u32 = 4;
+        self.size(head).map_or((head.bytes / BYTES_OF_A_TOKEN) as usize, |size| size.tokens)
     }
 
     /// What is wrong with a row: a message for each kind of problem, or its name where there are too many.

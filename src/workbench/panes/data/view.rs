@@ -29,7 +29,7 @@ const WITH_SHARES: u16 = 48;
 /// Most lines about what is wrong with a row.
 const PROBLEM_LINES: u16 = 4;
 
-/// Columns of the mark and the number of a row in the list.
+/// Least columns of the mark and the number of a row in the list.
 const NUMBER: u16 = 7;
 
 /// Most lines of problems above the rows.
@@ -191,7 +191,9 @@ fn listed(state: &DataState) -> String {
 
 /// Why no row is listed.
 fn nothing(state: &DataState) -> String {
-    if state.lists_all() {
+    if state.searching.is_some() {
+        "searching …".to_owned()
+    } else if state.lists_all() {
         "no row".to_owned()
     } else if state.search.is_empty() {
         "no row; esc lists all".to_owned()
@@ -272,7 +274,8 @@ fn draw_row(state: &DataState, position: usize, area: Rect, buffer: &mut Buffer,
     }
     let style = |role| if selected { Style::new() } else { theme.style(role) };
     let end = area.right().saturating_sub(1);
-    let number_end = (area.x + NUMBER).min(end);
+    let digits = state.pool().map_or(0, |pool| pool.len().to_string().len()) as u16;
+    let number_end = (area.x + NUMBER.max(digits + 2)).min(end);
     if state.listed.get(position).is_some_and(|at| state.marked.contains(at)) {
         put(buffer, area.x, y, number_end, "●", style(Role::Marked));
     }
