@@ -20,6 +20,7 @@ mod presence;
 mod quarantine;
 mod read;
 mod report;
+mod roles;
 mod template;
 #[cfg(test)]
 mod testing;
@@ -40,7 +41,9 @@ pub use read::{
     read_dataset_without, read_rows,
 };
 pub(crate) use report::Findings;
-pub use report::{DataProblem, HistogramBin, KindRows, LengthStatistics, ProblemKind, Report, Severity};
+pub use report::{
+    DataProblem, HistogramBin, KindRows, LengthStatistics, ProblemKind, Report, RoleLengths, Severity,
+};
 pub use template::{Template, with_system};
 pub use tokenizer::{DecodeStream, Encoding, Tokenizer};
 pub use write::{Form, Written, written};

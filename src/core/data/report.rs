@@ -14,7 +14,7 @@ const MAX_OF_A_KIND: usize = 1000;
 const BARS: usize = 20;
 
 /// The pre-flight report of a dataset; `data check --json` prints it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Rows found, without quarantined ones.
     pub rows: usize,
@@ -37,6 +37,8 @@ pub struct Report {
     /// Whether the data is enough for the task, in plain sentences.
     pub advice: Vec<String>,
     pub lengths: LengthStatistics,
+    /// How much each role says, the role that says most first.
+    pub roles: Vec<RoleLengths>,
     pub template: String,
     pub template_fingerprint: String,
 }
@@ -67,6 +69,16 @@ impl Report {
     pub fn trained_share(&self) -> f64 {
         if self.tokens == 0 { 0.0 } else { self.trained_tokens as f64 / self.tokens as f64 }
     }
+}
+
+/// How much a role says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleLengths {
+    pub role: String,
+    /// Its tokens in all rows.
+    pub tokens: u64,
+    /// Its tokens per row that it speaks in.
+    pub lengths: LengthStatistics,
 }
 
 /// The rows with one kind of problem.

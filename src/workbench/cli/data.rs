@@ -4,7 +4,6 @@ use clap::{Args, Subcommand};
 use luthier_core::data::{
     self, Checked, Encoded, Example, Message, Report, Row, Severity, Split, Template, Tokenizer, read_dataset,
 };
-use luthier_core::text::indented;
 use luthier_core::units;
 use serde_json::json;
 
@@ -12,7 +11,7 @@ use super::failure::{Failure, Outcome};
 use super::output;
 use super::project::Settings;
 use super::{convert, preflight, quarantine};
-use crate::project::{Project, findings};
+use crate::project::{Project, described};
 
 /// Bars of the length histogram are this wide.
 const BAR: usize = 40;
@@ -128,46 +127,7 @@ fn summary(report: &Report) -> String {
 }
 
 fn describe_check(report: &Report, allowed: &[String]) -> String {
-    let mut lines = vec![summary(report)];
-    if report.problems.is_empty() {
-        lines.push("no problems".to_owned());
-    }
-    for group in findings(report) {
-        let mark = match group.severity {
-            Severity::Blocks => "✗",
-            Severity::Warning => "!",
-            Severity::Note => "·",
-        };
-        lines.push(format!("{mark} {}", indented(&group.to_string(), 2)));
-    }
-    lines.extend(ways_on(report, allowed));
-    if !report.advice.is_empty() {
-        lines.push("size:".to_owned());
-        lines.extend(report.advice.iter().map(|sentence| format!("  {sentence}")));
-    }
-    lines.join("\n")
-}
-
-/// What can be done about the findings of a report.
-fn ways_on(report: &Report, allowed: &[String]) -> Vec<String> {
-    let of_rows = report.rows_of.iter().filter(|found| !found.rows.is_empty());
-    let of_rows: Vec<&str> = of_rows.map(|found| found.kind.name()).collect();
-    let mut lines = Vec::new();
-    if !of_rows.is_empty() {
-        let kinds = of_rows.join(", ");
-        lines.push(format!("to set rows aside: luthier data quarantine --kind KIND ({kinds})"));
-    }
-    let mut allow: Vec<&str> = allowed.iter().map(String::as_str).collect();
-    for problem in &report.problems {
-        let may_pass = problem.severity == Severity::Blocks && problem.kind.can_be_allowed();
-        if may_pass && !allow.contains(&problem.kind.name()) {
-            allow.push(problem.kind.name());
-        }
-    }
-    if allow.len() > allowed.len() {
-        lines.push(format!("to go on in spite of it: data.allow = {allow:?}"));
-    }
-    lines
+    format!("{}\n{}", summary(report), described(report, allowed))
 }
 
 fn stats(arguments: &Stats) -> Outcome {
@@ -184,6 +144,7 @@ fn stats(arguments: &Stats) -> Outcome {
             "trained_tokens": report.trained_tokens,
             "trained_share": report.trained_share(),
             "lengths": report.lengths,
+            "roles": report.roles,
             "template": report.template,
             "template_fingerprint": report.template_fingerprint,
         }));
@@ -206,6 +167,14 @@ fn describe_stats(report: &Report) -> String {
     for bin in lengths.histogram.iter().skip_while(|bin| bin.rows == 0) {
         let bar = "▪".repeat((bin.rows * BAR).div_ceil(most));
         lines.push(format!("  {:>width$}–{:<width$}  {bar} {}", bin.from, bin.to, bin.rows));
+    }
+    for role in &report.roles {
+        let share = units::percent(role.tokens as f64 / report.tokens.max(1) as f64);
+        let lengths = &role.lengths;
+        lines.push(format!(
+            "{}: {share} of tokens; per row: median {}, p95 {}, max {}",
+            role.role, lengths.p50, lengths.p95, lengths.max
+        ));
     }
     lines.join("\n")
 }

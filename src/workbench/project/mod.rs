@@ -35,7 +35,7 @@ pub use diff::{Difference, diff};
 pub use evaluate::{EvaluationProgress, evaluate};
 pub use export::{export_pairs, verdicts};
 pub use plan::{Planned, Ready, plan, ready, unblocked};
-pub use problems::findings;
+pub use problems::described;
 pub use pull::pull;
 pub use quarantine::{Aside, Back, Changed, Entry, bring_back, entries, put, set_aside};
 pub use queue::{Change, Queued, SWEEP_EXAMPLE, add, change, sweep};

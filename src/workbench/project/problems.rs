@@ -6,6 +6,7 @@ use std::ops::Range;
 use indexmap::IndexMap;
 use luthier_core::data::{DataProblem, ProblemKind, Report, Severity};
 
+use luthier_core::text::indented;
 use luthier_core::units;
 
 /// Rows of a group that are named; the rest is counted.
@@ -57,6 +58,50 @@ pub fn findings(report: &Report) -> Vec<Group<'_>> {
     }
     let kept = groups.into_iter().zip(alone).filter(|(group, alone)| !(*alone && group.counts_the_rest()));
     kept.map(|(group, _)| group).collect()
+}
+
+/// All that the check found, what can be done about it, and whether the data is enough.
+pub fn described(report: &Report, allowed: &[String]) -> String {
+    let mut lines = Vec::new();
+    if report.problems.is_empty() {
+        lines.push("no problems".to_owned());
+    }
+    for group in findings(report) {
+        let mark = match group.severity {
+            Severity::Blocks => "✗",
+            Severity::Warning => "!",
+            Severity::Note => "·",
+        };
+        lines.push(format!("{mark} {}", indented(&group.to_string(), 2)));
+    }
+    lines.extend(ways_on(report, allowed));
+    if !report.advice.is_empty() {
+        lines.push("size:".to_owned());
+        lines.extend(report.advice.iter().map(|sentence| format!("  {sentence}")));
+    }
+    lines.join("\n")
+}
+
+/// What can be done about the findings of a report.
+fn ways_on(report: &Report, allowed: &[String]) -> Vec<String> {
+    let of_rows = report.rows_of.iter().filter(|found| !found.rows.is_empty());
+    let of_rows: Vec<&str> = of_rows.map(|found| found.kind.name()).collect();
+    let mut lines = Vec::new();
+    if !of_rows.is_empty() {
+        let kinds = of_rows.join(", ");
+        lines.push(format!("to set rows aside: luthier data quarantine --kind KIND ({kinds})"));
+    }
+    let mut allow: Vec<&str> = allowed.iter().map(String::as_str).collect();
+    for problem in &report.problems {
+        let may_pass = problem.severity == Severity::Blocks && problem.kind.can_be_allowed();
+        if may_pass && !allow.contains(&problem.kind.name()) {
+            allow.push(problem.kind.name());
+        }
+    }
+    if allow.len() > allowed.len() {
+        lines.push(format!("to go on in spite of it: data.allow = {allow:?}"));
+    }
+    lines
 }
 
 impl<'a> Group<'a> {
@@ -221,7 +266,7 @@ fn ranged(problems: &[&DataProblem]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use luthier_core::data::{KindRows, LengthStatistics};
+    use luthier_core::data::KindRows;
     use pretty_assertions::assert_eq;
 
     use super::*;
@@ -307,22 +352,7 @@ mod tests {
     }
 
     fn report(rows: usize, problems: Vec<DataProblem>, rows_of: Vec<KindRows>) -> Report {
-        Report {
-            rows,
-            train_rows: rows,
-            eval_rows: 0,
-            quarantined: 0,
-            tokens: 0,
-            trained_tokens: 0,
-            truncated: 0,
-            dropped: 0,
-            problems,
-            rows_of,
-            advice: Vec::new(),
-            lengths: LengthStatistics::default(),
-            template: String::new(),
-            template_fingerprint: String::new(),
-        }
+        Report { rows, train_rows: rows, problems, rows_of, ..Report::default() }
     }
 
     #[test]

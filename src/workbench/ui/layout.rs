@@ -68,6 +68,23 @@ pub fn list_and_detail(area: Rect, list_width: u16, buffer: &mut Buffer, theme: 
     Split::Wide { list, detail: Rect { x: rest.x + 2, width: rest.width - 2, ..rest } }
 }
 
+/// On a screen that is too narrow for [`list_and_detail`] to have a list, and high enough: a list of `list_height` rows
+/// and its detail below, with the rule between them drawn.
+pub fn list_over_detail(
+    area: Rect,
+    list_height: u16,
+    buffer: &mut Buffer,
+    theme: &Theme,
+) -> Option<(Rect, Rect)> {
+    if area.width >= WIDE || area.height < 3 * list_height {
+        return None;
+    }
+    let list = Rect { height: list_height, ..area };
+    let below = Rect { y: area.y + list_height, height: area.height - list_height, ..area };
+    rule::horizontal(below, buffer, theme);
+    Some((list, Rect { y: below.y + 1, height: below.height - 1, ..below }))
+}
+
 /// `width`×`height` in the middle of `area`, smaller where that does not fit.
 pub fn centered(area: Rect, width: u16, height: u16) -> Rect {
     let width = width.min(area.width);
@@ -108,5 +125,11 @@ mod tests {
         );
         split(80, 0);
         split(200, 0);
+        let over = |width, height| {
+            let area = Rect::new(0, 0, width, height);
+            list_over_detail(area, 6, &mut Buffer::empty(area), &theme)
+        };
+        assert_eq!(over(80, 20), Some((Rect::new(0, 0, 80, 6), Rect::new(0, 7, 80, 13))));
+        assert_eq!((over(80, 17), over(200, 20)), (None, None));
     }
 }

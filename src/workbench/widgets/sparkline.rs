@@ -16,19 +16,30 @@ pub fn sparkline(values: &[f64], from_zero: bool, area: Rect, buffer: &mut Buffe
     if width == 0 || area.height == 0 || values.is_empty() {
         return;
     }
+    for (column, level) in levels(values, from_zero, width).into_iter().enumerate() {
+        if let Some(level) = level {
+            text::put(buffer, area.x + column as u16, area.y, area.right(), level, style);
+        }
+    }
+}
+
+/// As [`sparkline`] from 0, as a text of a column for each value.
+pub fn bars(values: &[f64]) -> String {
+    levels(values, true, values.len()).into_iter().map(|level| level.unwrap_or(" ")).collect()
+}
+
+/// What stands in each column; nothing for a value that is not finite.
+fn levels(values: &[f64], from_zero: bool, width: usize) -> Vec<Option<&'static str>> {
     let finite = || values.iter().copied().filter(|value| value.is_finite());
     let high = finite().fold(f64::NEG_INFINITY, f64::max);
     let low = if from_zero { 0.0 } else { finite().fold(f64::INFINITY, f64::min) };
-    for column in 0..width.min(values.len()) {
+    let level = |column: usize| {
         let index = if values.len() <= width { column } else { (column + 1) * values.len() / width - 1 };
-        let value = values[index];
-        if !value.is_finite() {
-            continue;
-        }
+        let value = values.get(index).copied().filter(|value| value.is_finite())?;
         let share = if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0) } else { 0.5 };
-        let level = LEVELS[(share * (LEVELS.len() - 1) as f64).round() as usize];
-        text::put(buffer, area.x + column as u16, area.y, area.right(), level, style);
-    }
+        LEVELS.get((share * (LEVELS.len() - 1) as f64).round() as usize).copied()
+    };
+    (0..width.min(values.len())).map(level).collect()
 }
 
 #[cfg(test)]

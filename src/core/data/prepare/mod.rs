@@ -3,6 +3,7 @@
 mod unused;
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
+use indexmap::IndexMap;
 use serde_json::Value;
 
 use self::unused::MessageField;
@@ -22,7 +24,8 @@ use super::message::call_parts;
 use super::near::Seen;
 use super::presence::{Lost, lost};
 use super::read::Dataset;
-use super::report::Findings;
+use super::report::{Findings, RoleLengths};
+use super::roles::tokens_of_roles;
 use super::{
     Checked, DataError, DataProblem, EncodedRow, ExampleSize, LengthStatistics, PlacedHead, Prepared,
     ProblemKind, Report, Row, RowProblem, RowProblemKind, Rows, Severity, Split, Template, Tokenizer,
@@ -42,6 +45,8 @@ const STACK_BYTES: usize = 8 << 20;
 const ROWS_AT_ONCE: usize = 16;
 /// Rows compared for near-duplicates: the first ones.
 const MAX_NEAR: usize = 100_000;
+/// Most roles whose tokens are counted.
+const MAX_ROLES: usize = 16;
 /// Most progress reports.
 const PROGRESS_STEPS: usize = 200;
 
@@ -66,6 +71,8 @@ struct Outcome {
     encoded: Result<Usable, RowProblem>,
     /// What its text lacks.
     lost: Vec<Lost>,
+    /// Tokens of each role.
+    roles: Vec<(String, usize)>,
 }
 
 /// What the project's settings do to a row that is a conversation.
@@ -234,6 +241,8 @@ fn look(
         let whole = encode_whole(row, tokenizer, template, config);
         let length = whole.as_ref().map_or(0, |sides| longest(sides));
         let lost = whole.as_ref().map_or_else(|_| Vec::new(), |sides| lost(row, sides, template, config));
+        let first = whole.as_ref().ok().and_then(|sides| sides.first());
+        let roles = first.map_or_else(Vec::new, |side| tokens_of_roles(row, side, template, config));
         let encoded = whole.and_then(|whole| limit(whole, row, config)).and_then(|sides| {
             let tokens = checks.tokens(row, &sides);
             let truncated = sides.iter().any(|side| side.truncated);
@@ -253,7 +262,7 @@ fn look(
             Ok(Usable { sizes, sequences, answers, tokens, truncated, across })
         });
         let conversation = conversation(row, template, config);
-        Outcome { facts, conversation, unread: fields.unread(row), length, encoded, lost }
+        Outcome { facts, conversation, unread: fields.unread(row), length, encoded, lost, roles }
     })?;
     let mut findings = Findings::allowing(&config.data.allow);
     let rows: Vec<PlacedHead> = dataset.rows.places().collect();
@@ -779,6 +788,7 @@ fn assemble(
     let parts: Vec<&[u8]> = hashes.iter().map(String::as_bytes).collect();
     let lengths: Vec<usize> =
         outcomes.iter().map(|outcome| outcome.length).filter(|&length| length > 0).collect();
+    let roles = lengths_of_roles(&outcomes);
     let (mut train, mut eval) = (Vec::new(), Vec::new());
     let (mut train_sizes, mut eval_sizes) = (Vec::new(), Vec::new());
     let (mut truncated, mut dropped) = (0, 0);
@@ -829,11 +839,30 @@ fn assemble(
         problems: findings.sorted(),
         advice: advice(&sizes),
         lengths: LengthStatistics::of(lengths),
+        roles,
         template: template.name.clone(),
         template_fingerprint: template.fingerprint.clone(),
     };
     let checked = Checked { report, data_hash: short_hash(&parts), train: train_sizes, eval: eval_sizes };
     Prepared { train, eval, checked }
+}
+
+fn lengths_of_roles(outcomes: &[Outcome]) -> Vec<RoleLengths> {
+    let mut found: IndexMap<&str, Vec<usize>> = IndexMap::new();
+    for (role, tokens) in outcomes.iter().flat_map(|outcome| &outcome.roles) {
+        // Names of roles come from the data.
+        if found.len() < MAX_ROLES || found.contains_key(role.as_str()) {
+            found.entry(role).or_default().push(*tokens);
+        }
+    }
+    let lengths = |(role, tokens): (&str, Vec<usize>)| RoleLengths {
+        role: clean_line(role).into_owned(),
+        tokens: tokens.iter().map(|&tokens| tokens as u64).sum(),
+        lengths: LengthStatistics::of(tokens),
+    };
+    let mut roles: Vec<RoleLengths> = found.into_iter().map(lengths).collect();
+    roles.sort_by_key(|role| Reverse(role.tokens));
+    roles
 }
 
 fn median(mut numbers: Vec<usize>) -> Option<f64> {

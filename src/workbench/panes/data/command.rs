@@ -18,6 +18,8 @@ pub enum DataCommand {
     Order,
     /// How often each value of a field occurs.
     Table,
+    /// All that the check found.
+    Findings,
     /// The lengths of all rows.
     Lengths,
     /// The row beside the one that it is like.
@@ -74,6 +76,13 @@ pub const COMMANDS: &[Entry<DataCommand>] = &[
         label: "table",
         doc: "Count the values of a field, and list the rows with one of them",
         keys: &[(HERE, &["t"])],
+    },
+    Entry {
+        command: DataCommand::Findings,
+        name: "data.findings",
+        label: "findings",
+        doc: "Read all that the check found, and what can be done about it",
+        keys: &[(HERE, &["p"])],
     },
     Entry {
         command: DataCommand::Lengths,

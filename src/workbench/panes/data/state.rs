@@ -644,6 +644,7 @@ impl Pane for DataState {
                 DataCommand::Order,
                 DataCommand::Mark,
                 DataCommand::Edit,
+                DataCommand::Findings,
                 DataCommand::Table,
                 DataCommand::Lengths,
                 DataCommand::Random,
@@ -664,7 +665,9 @@ impl Pane for DataState {
             DataCommand::Filter | DataCommand::Order | DataCommand::Table => {
                 self.rows.is_none().then(|| "the rows are not read yet".to_owned())
             }
-            DataCommand::Lengths => self.report.is_none().then(|| "the rows are not checked yet".to_owned()),
+            DataCommand::Findings | DataCommand::Lengths => {
+                self.report.is_none().then(|| "the rows are not checked yet".to_owned())
+            }
             DataCommand::Ids => (self.form != Form::Tokens).then(|| "`tab` shows the tokens".to_owned()),
             DataCommand::Compare => (self.beside.is_none() && self.other().is_none())
                 .then(|| "no other row is known to be like this one".to_owned()),

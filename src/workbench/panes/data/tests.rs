@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use luthier_core::data::{
     DataProblem, Example, Extras, HistogramBin, KindRows, LengthStatistics, Message, Origin, ProblemKind,
-    Report, Row, Severity, Split, TokenPiece,
+    Report, RoleLengths, Row, Severity, Split, TokenPiece,
 };
 
 use super::effect::DataEffect;
@@ -74,6 +74,21 @@ fn report() -> Report {
                 .map(|bin| HistogramBin { from: bin * 50, to: bin * 50 + 50, rows: bin })
                 .collect(),
         },
+        roles: [("user", 300, 130), ("assistant", 232, 41)]
+            .map(|(role, tokens, p50)| RoleLengths {
+                role: role.into(),
+                tokens,
+                lengths: LengthStatistics {
+                    min: 1,
+                    p50,
+                    p95: 2 * p50,
+                    max: 3 * p50,
+                    histogram: (0..6)
+                        .map(|bin| HistogramBin { from: bin * 70, to: bin * 70 + 69, rows: 6 - bin })
+                        .collect(),
+                },
+            })
+            .to_vec(),
         template: "chatml".into(),
         template_fingerprint: "a3f9c0de".into(),
         rows_of: vec![
@@ -530,6 +545,12 @@ fn values_of_a_field_are_counted_and_listed() {
 fn lengths_are_shown_in_a_box() {
     let mut app = opened(80, 24);
     snapshot!(app, "h");
+}
+
+#[test]
+fn findings_are_read_in_a_box() {
+    let mut app = opened(80, 24);
+    snapshot!(app, "p");
 }
 
 #[test]

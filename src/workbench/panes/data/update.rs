@@ -16,6 +16,7 @@ use crate::app::{
 };
 use crate::command::{Command, InputCommand, ListCommand, ViewCommand};
 use crate::panes::{PaneCommand, PaneId};
+use crate::project;
 use crate::widgets::TextLine;
 use crate::widgets::text::fit;
 
@@ -202,6 +203,7 @@ fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Re
         DataCommand::Table => {
             state.rows.clone().map_or_else(Vec::new, |rows| vec![DataEffect::Fields(rows).into()])
         }
+        DataCommand::Findings => findings(state, context),
         DataCommand::Lengths => lengths(state, context),
         DataCommand::Compare => compare(state),
         DataCommand::Mark => mark(state, context),
@@ -312,6 +314,13 @@ fn table(state: &DataState, field: Field) -> Reaction {
             shown().map(|(value, _)| value.clone()).collect(),
         )),
     })
+}
+
+fn findings(state: &DataState, context: &Context) -> Vec<Reaction> {
+    let Some(report) = &state.report else { return Vec::new() };
+    let allowed = context.config.as_ref().map_or(&[][..], |config| config.data.allow.as_slice());
+    let text = project::described(report, allowed);
+    vec![Reaction::Message(Message { title: "Findings".to_owned(), text, severity: Severity::Note })]
 }
 
 fn lengths(state: &DataState, context: &Context) -> Vec<Reaction> {

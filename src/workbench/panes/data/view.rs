@@ -15,13 +15,16 @@ use super::listing::Order;
 use super::state::{DataState, Form, Rendered};
 use crate::app::Context;
 use crate::theme::{Role, Theme};
-use crate::ui::layout::{Split as Layout, list_and_detail};
+use crate::ui::layout::{Split as Layout, list_and_detail, list_over_detail};
 use crate::widgets::rule;
 use crate::widgets::sparkline::sparkline;
 use crate::widgets::text::{self, Piece, Wrap, fit_middle, put, put_pieces, put_right};
 
 /// Least and most columns of the list of rows, which otherwise has a third of the screen.
 const LIST_WIDTHS: [u16; 2] = [38, 72];
+
+/// Rows of the list above a row on a narrow screen, with its heading.
+const LIST_HEIGHT: u16 = 6;
 
 /// Least columns of a list that shows how much of each row is trained.
 const WITH_SHARES: u16 = 48;
@@ -54,6 +57,12 @@ pub fn view(state: &DataState, context: &Context, area: Rect, buffer: &mut Buffe
             "luthier.toml has mistakes; space e opens it"
         };
         put(buffer, rest.x + 1, rest.y, rest.right(), text, theme.style(Role::Muted));
+        return;
+    }
+    if let Some((list, detail)) = list_over_detail(rest, LIST_HEIGHT, buffer, theme) {
+        draw_rows(state, list, buffer, theme);
+        let detail = Rect { x: detail.x + 1, width: detail.width.saturating_sub(2), ..detail };
+        draw_detail(state, detail, buffer, theme);
         return;
     }
     let [least, most] = LIST_WIDTHS;
