@@ -32,7 +32,7 @@ use roles::Role;
 pub use adapter::AdapterFiles;
 pub use architecture::Architecture;
 pub use error::{ModelError, TensorProblems};
-pub use folder::{is_pickle, shard_names};
+pub use folder::{TOOL_TEMPLATE, is_pickle, shard_names};
 pub use quantisation::{Held, NF4_BLOCK, NF4_SCALES, Quantisation, nf4_bytes};
 pub use settings::Settings;
 pub use storage::{Block, Storage};

@@ -1,7 +1,7 @@
 //! Which files of a repository are fetched: those that loading needs, and none that could run code.
 
 use luthier_core::hub::{HubModel, is_plain_file_name};
-use luthier_core::model::is_pickle;
+use luthier_core::model::{TOOL_TEMPLATE, is_pickle};
 use std::path::Path;
 
 use super::error::HubError;
@@ -11,12 +11,13 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Read in addition to `config.json`, the weights and every `tokenizer*.json`.
-const SETTINGS: [&str; 5] = [
+const SETTINGS: [&str; 6] = [
     CONFIG,
     "generation_config.json",
     "special_tokens_map.json",
     "chat_template.json",
     "chat_template.jinja",
+    TOOL_TEMPLATE,
 ];
 
 #[derive(Debug, PartialEq, Eq)]
@@ -26,7 +27,12 @@ pub(super) struct Choice {
     pub index: Option<&'static str>,
 }
 
-/// Chooses among the names of a repository's files; those in folders never count.
+/// Whether a file that an untrusted listing names can be fetched: files in folders cannot, but for one.
+pub(super) fn can_be_fetched(name: &str) -> bool {
+    name == TOOL_TEMPLATE || is_plain_file_name(name)
+}
+
+/// Chooses among the names of a repository's files.
 pub(super) fn choose(model: &HubModel, listed: &[String]) -> Result<Choice, HubError> {
     let has = |name: &str| listed.iter().any(|listed| listed == name);
     if let Some(file) = model.file() {
@@ -135,6 +141,8 @@ mod tests {
             "tokenizer_config.json",
             "special_tokens_map.json",
             "chat_template.jinja",
+            "additional_chat_templates/tool_use.jinja",
+            "additional_chat_templates/rag.jinja",
             "training_args.bin",
             "model-Q8_0.gguf",
             "handler.py",
@@ -150,9 +158,14 @@ mod tests {
                 "tokenizer_config.json",
                 "special_tokens_map.json",
                 "chat_template.jinja",
+                "additional_chat_templates/tool_use.jinja",
                 "model.safetensors",
             ])
         );
+        for name in ["../a.json", "a/b.json", "additional_chat_templates/../x.jinja"] {
+            assert!(!can_be_fetched(name), "{name}");
+        }
+        assert!(can_be_fetched(TOOL_TEMPLATE) && can_be_fetched("config.json"));
         let choice = chosen("hf:a/b:model-Q8_0.gguf", &listed).unwrap();
         assert_eq!(choice, Choice { files: names(&["model-Q8_0.gguf"]), index: None });
     }

@@ -166,15 +166,17 @@ impl Pull<'_> {
 
 /// Links a file of a commit's folder to its content.
 fn link(snapshot: &Path, name: &str, etag: &str) -> Result<(), HubError> {
-    fs::create_dir_all(snapshot).map_err(HubError::file("make", snapshot))?;
     let link = snapshot.join(name);
+    let folder = link.parent().unwrap_or(snapshot);
+    fs::create_dir_all(folder).map_err(HubError::file("make", folder))?;
+    let up = "../".repeat(2 + name.matches('/').count());
     let failed = HubError::file("link", &link);
     // A link that leads to no file belongs to content that was removed.
     match fs::remove_file(&link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         Ok(()) | Err(_) => {}
     }
-    match std::os::unix::fs::symlink(format!("../../blobs/{etag}"), &link) {
+    match std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &link) {
         // Another process has made it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other.map_err(failed),

@@ -12,6 +12,7 @@ use luthier_core::hub::{HubModel, is_plain_file_name};
 use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
 use ureq::{Agent, Body};
 
+use super::choice::can_be_fetched;
 use super::credentials::{Endpoint, Token, is_https};
 use super::error::HubError;
 
@@ -113,7 +114,7 @@ impl Hub {
             return Err(self.no_hub("it names no commit, or not the one asked for"));
         }
         let names = siblings.into_iter().map(|sibling| sibling.rfilename);
-        Ok(Listing { commit: sha, files: names.filter(|name| is_plain_file_name(name)).collect() })
+        Ok(Listing { commit: sha, files: names.filter(|name| can_be_fetched(name)).collect() })
     }
 
     /// What the hub says about a file of `model` at a commit.

@@ -38,7 +38,7 @@ const MAX_HEADERS: u64 = 128 << 20;
 const MAX_TOKENIZER_CONFIG: u64 = 16 << 20;
 
 /// The template for conversations with tools, in newer folders.
-const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
+pub const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 /// Largest `chat_template.jinja` that is read.
 const MAX_TEMPLATE: u64 = 4 << 20;
 
