@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -166,7 +166,8 @@ pub(crate) fn shared_beginning(chosen: &str, rejected: &str) -> usize {
 }
 
 /// What a row has in addition to its [`Example`].
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Extras {
     /// Tools offered to the model, passed to the chat template as `tools`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -183,6 +184,11 @@ pub struct Extras {
 }
 
 impl Extras {
+    /// Whether the row has nothing beside its example.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The label in words; `None` if the row has none.
     pub fn label_name(&self) -> Option<&'static str> {
         label_name(self.label)

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::read::{SourceFile, source_files};
-use super::{Checked, DataError, ExampleSize, Quarantine, Report, Template};
+use super::{Checked, DataError, Edits, ExampleSize, Quarantine, Report, Template};
 use crate::config::{Config, KEYS};
 use crate::files::{self, Access};
 use crate::hash::hex;
@@ -152,6 +152,7 @@ impl Key {
         for hash in Quarantine::load(project)?.entries() {
             part(hash.as_bytes());
         }
+        part(Edits::load(project)?.text().as_bytes());
         part(template.fingerprint.as_bytes());
         part(format!("{:?} {}", files.special, files.architecture.vocabulary).as_bytes());
         match &files.tokenizer {

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod case_tests;
 mod checks;
+mod edits;
 mod encode;
 mod error;
 mod example;
@@ -27,6 +28,7 @@ mod testing;
 mod tokenizer;
 mod write;
 
+pub use edits::{Edits, draft, read_draft};
 pub use encode::{conversation, encode, row_tokens, written_reply};
 pub use error::{DataError, RowProblem, RowProblemKind};
 pub use example::{Example, Extras, Origin, Row, Split};
@@ -36,9 +38,10 @@ pub use order::{MicroBatch, StepOrder};
 pub(crate) use prepare::UsableRow;
 pub use prepare::{check, check_dataset, prepare};
 pub use quarantine::Quarantine;
+pub(crate) use read::extras_of;
 pub use read::{
-    Dataset, PlacedHead, ReadProgress, RowHead, Rows, UnusedField, read_dataset, read_dataset_heard,
-    read_dataset_without, read_rows,
+    Dataset, PlacedHead, ReadProgress, RowHead, Rows, SplitSizes, UnusedField, read_dataset,
+    read_dataset_heard, read_dataset_without, read_rows, split_sizes,
 };
 pub(crate) use report::Findings;
 pub use report::{

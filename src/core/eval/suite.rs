@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::EvalError;
 use super::error::io_error;
-use crate::data::Message;
+use crate::data::{Extras, Message, extras_of};
 use crate::hash::hex;
 use crate::{files, json};
 
@@ -20,7 +20,8 @@ const ROW_VALUES: usize = 1 << 20;
 
 /// A file of prompts: JSON lines, each `{"prompt": TEXT}` or `{"messages": [{"role", "content"} …]}`, with
 /// `"expected"` (a text, or any JSON value) if the right reply is known. If `messages` ends with the
-/// assistant's message, that is the expected reply.
+/// assistant's message, that is the expected reply. `"tools"` and `"chat_template_kwargs"` go to the chat template, as in
+/// rows of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suite {
     pub path: PathBuf,
@@ -36,6 +37,8 @@ pub struct SuitePrompt {
     pub messages: Vec<Message>,
     /// The right reply, if it is known.
     pub expected: Option<String>,
+    /// Tools and variables for the chat template.
+    pub extras: Extras,
     /// Line in the file, from 1.
     pub line: usize,
 }
@@ -76,7 +79,8 @@ impl Suite {
 impl SuitePrompt {
     /// A prompt typed by the user.
     pub fn typed(text: impl Into<String>) -> Self {
-        Self { messages: vec![Message::new("user", text)], expected: None, line: 0 }
+        let messages = vec![Message::new("user", text)];
+        Self { messages, expected: None, extras: Extras::default(), line: 0 }
     }
 
     /// The text of the last message.
@@ -117,7 +121,7 @@ fn prompt(text: &[u8], line: usize) -> Result<SuitePrompt, String> {
     match messages.last() {
         None => Err("has no message to answer".to_owned()),
         Some(last) if last.role == "user" || last.role == "tool" => {
-            Ok(SuitePrompt { messages, expected, line })
+            Ok(SuitePrompt { messages, expected, extras: extras_of(&row)?, line })
         }
         Some(last) => Err(format!(
             "ends with a message of `{}`; the last one must be the user's",
@@ -160,6 +164,22 @@ mod tests {
         assert_eq!(suite.prompts[0].conversation("").len(), 1);
         assert_eq!(suite.prompts[1].conversation("S")[0].content, "be kind");
         assert_eq!(suite.fingerprint.len(), 64);
+    }
+
+    #[test]
+    fn tools_and_template_variables_are_read_as_in_rows() {
+        let suite = load(concat!(
+            r#"{"prompt": "hi", "tools": "[{\"name\": \"f\"}]", "chat_template_kwargs": {"enable_thinking": false}}"#,
+            "\n",
+            r#"{"prompt": "ho", "tools": []}"#,
+        ))
+        .unwrap();
+        let extras = &suite.prompts[0].extras;
+        assert_eq!(extras.tools.as_ref().unwrap()[0]["function"]["name"], "f");
+        assert_eq!(extras.variables["enable_thinking"], false);
+        assert!(suite.prompts[1].extras.is_empty());
+        let error = load(r#"{"prompt": "hi", "chat_template_kwargs": 3}"#).unwrap_err().to_string();
+        assert!(error.contains("chat_template_kwargs"), "{error}");
     }
 
     #[test]

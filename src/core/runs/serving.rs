@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::Message;
+use crate::data::{Extras, Message};
 
 use super::RunError;
 use super::socket::{LineReader, LineWriter, connect_checked};
@@ -48,6 +48,9 @@ pub struct GenerateRow {
     pub adapter: Option<PathBuf>,
     /// The conversation so far, including the system prompt.
     pub messages: Vec<Message>,
+    /// Tools and variables for the chat template.
+    #[serde(default, skip_serializing_if = "Extras::is_empty")]
+    pub extras: Extras,
     /// Seed for sampling this row.
     pub seed: u64,
 }
@@ -179,7 +182,12 @@ mod tests {
         let mut server_reader = LineReader::new(there);
         let request = ServeRequest::Generate {
             id: 3,
-            rows: vec![GenerateRow { adapter: None, messages: vec![Message::new("user", "hi")], seed: 1 }],
+            rows: vec![GenerateRow {
+                adapter: None,
+                messages: vec![Message::new("user", "hi")],
+                extras: Extras::default(),
+                seed: 1,
+            }],
             sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, max_new_tokens: 8 },
         };
         client.sender.send(&request).unwrap();

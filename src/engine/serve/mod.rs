@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use luthier_core::config::{self, Config};
-use luthier_core::data::{DecodeStream, Extras};
+use luthier_core::data::DecodeStream;
 use luthier_core::panics;
 use luthier_core::runs::serving::{
     DoneReason, GenerateRow, SERVING_VERSION, Sampling as WantedSampling, ServeReply, ServeRequest,
@@ -215,7 +215,7 @@ impl Server {
 
         let prompts = rows
             .iter()
-            .map(|row| base.prompt(&row.messages, &Extras::default(), config))
+            .map(|row| base.prompt(&row.messages, &row.extras, config))
             .collect::<Result<Vec<_>>>()?;
         let adapters: Vec<_> =
             rows.iter().map(|row| row.adapter.as_deref().and_then(|path| self.adapters.get(path))).collect();

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use luthier_core::config::Config;
-use luthier_core::data::Message;
+use luthier_core::data::{Extras, Message};
 use luthier_core::runs::serving::{
     DoneReason, GenerateRow, SERVING_VERSION, Sampling, ServeReply, ServeRequest, ServingClient,
 };
@@ -107,7 +107,12 @@ impl Drop for Served {
 }
 
 fn row(adapter: Option<PathBuf>) -> GenerateRow {
-    GenerateRow { adapter, messages: vec![Message::new("user", "the 3 th")], seed: 5 }
+    GenerateRow {
+        adapter,
+        messages: vec![Message::new("user", "the 3 th")],
+        extras: Extras::default(),
+        seed: 5,
+    }
 }
 
 fn greedy(id: u64, rows: Vec<GenerateRow>, max_new_tokens: usize) -> ServeRequest {

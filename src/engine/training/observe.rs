@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use luthier_core::config::Config;
-use luthier_core::data::{self, Extras, Prepared, Split};
+use luthier_core::data::{self, Prepared, Split};
 use luthier_core::eval::{Objective, Suite, SuitePrompt, average_scores};
 use luthier_core::random::derive;
 use luthier_core::runs::{EvalEvent, Number, SampleEvent};
@@ -72,7 +72,7 @@ impl Questions {
 }
 
 fn of_prompt(base: &Base, config: &Config, prompt: &SuitePrompt) -> Result<Question> {
-    Question::new(base, config, &prompt.messages, &Extras::default(), prompt.expected.clone())
+    Question::new(base, config, &prompt.messages, &prompt.extras, prompt.expected.clone())
 }
 
 /// Measures the current weights, and gives up if the run should end at once.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use luthier_core::config::Config;
-use luthier_core::data::{Message, with_system};
+use luthier_core::data::{Extras, Message, with_system};
 use luthier_core::runs::serving::{
     DoneReason, GenerateRow, Sampling, ServeReply, ServeRequest, ServingClient,
 };
@@ -131,6 +131,7 @@ impl Chat {
             .map(|voice| GenerateRow {
                 adapter: voice.adapter.clone(),
                 messages: voice.said.clone(),
+                extras: Extras::default(),
                 seed: self.seed.wrapping_add(self.turns),
             })
             .collect();

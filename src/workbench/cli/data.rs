@@ -2,7 +2,8 @@
 
 use clap::{Args, Subcommand};
 use luthier_core::data::{
-    self, Checked, Encoded, Example, Message, Report, Row, Severity, Split, Template, Tokenizer, read_dataset,
+    self, Checked, Encoded, Example, Message, Report, Row, RowHead, Severity, Split, Template, Tokenizer,
+    read_dataset,
 };
 use luthier_core::units;
 use serde_json::json;
@@ -10,7 +11,7 @@ use serde_json::json;
 use super::failure::{Failure, Outcome};
 use super::output;
 use super::project::Settings;
-use super::{convert, preflight, quarantine};
+use super::{convert, edit, preflight, quarantine};
 use crate::project::{Project, described};
 
 /// Bars of the length histogram are this wide.
@@ -29,6 +30,7 @@ enum Command {
     Show(Show),
     Stats(Stats),
     Quarantine(quarantine::Arguments),
+    Edit(edit::Arguments),
     Convert(convert::Arguments),
 }
 
@@ -78,6 +80,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         Command::Show(arguments) => show(arguments),
         Command::Stats(arguments) => stats(arguments),
         Command::Quarantine(arguments) => quarantine::run(arguments),
+        Command::Edit(arguments) => edit::run(arguments),
         Command::Convert(arguments) => convert::run(arguments),
     }
 }
@@ -182,7 +185,7 @@ fn describe_stats(report: &Report) -> String {
 fn show(arguments: &Show) -> Outcome {
     let project = arguments.settings.load()?;
     let files = project.model()?;
-    let row = find(&project, arguments.row)?;
+    let (row, _) = find(&project, arguments.row)?;
     let tokenizer = Tokenizer::open(&files)?;
     let template = Template::resolve(&project.config, &project.folder, &files)?;
     let sides = data::encode(&row, &tokenizer, &template, &project.config)
@@ -215,10 +218,11 @@ fn show(arguments: &Show) -> Outcome {
     output::line(&describe_row(&row, messages.as_deref(), &sides))
 }
 
-fn find(project: &Project, wanted: usize) -> Outcome<Row> {
+/// The row of that number.
+pub(super) fn find(project: &Project, wanted: usize) -> Outcome<(Row, RowHead)> {
     let dataset = read_dataset(&project.config, &project.folder)?;
-    if let Some(row) = dataset.rows.get(wanted)? {
-        return Ok(row);
+    if let Some(head) = dataset.rows.heads().get(wanted) {
+        return Ok((dataset.rows.row(head)?, *head));
     }
     if dataset.quarantined.heads().iter().any(|row| row.index == wanted) {
         return Err(Failure::work(format!("row {wanted} is in quarantine")));

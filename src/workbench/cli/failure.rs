@@ -104,7 +104,8 @@ impl Exit {
             | Refusal::Exists(_)
             | Refusal::NotReplaced(_)
             | Refusal::Source(_)
-            | Refusal::NoRow(_) => Self::Usage,
+            | Refusal::NoRow(_)
+            | Refusal::NotEdited(_) => Self::Usage,
             Refusal::NotEvaluated
             | Refusal::Serving(Unserved::Cancelled)
             | Refusal::Hub(HubError::Cancelled) => Self::Interrupted,

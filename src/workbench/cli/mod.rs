@@ -5,6 +5,7 @@ mod completions;
 mod convert;
 mod data;
 mod doctor;
+mod edit;
 mod eval;
 mod failure;
 mod follow;

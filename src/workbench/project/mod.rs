@@ -4,6 +4,7 @@
 mod control;
 mod convert;
 mod diff;
+mod edits;
 mod evaluate;
 mod export;
 mod plan;
@@ -13,6 +14,7 @@ mod quarantine;
 mod queue;
 mod refusal;
 mod serving;
+mod split;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +34,7 @@ use crate::paths::cache_folder;
 pub use control::{ask, edit, resume, write_setting};
 pub use convert::{Converted, convert};
 pub use diff::{Difference, diff};
+pub use edits::{Draft, rewrite, undo};
 pub use evaluate::{EvaluationProgress, evaluate};
 pub use export::{export_pairs, verdicts};
 pub use plan::{Planned, Ready, plan, ready, unblocked};
@@ -41,6 +44,7 @@ pub use quarantine::{Aside, Back, Changed, Entry, bring_back, entries, put, set_
 pub use queue::{Change, Queued, SWEEP_EXAMPLE, add, change, sweep};
 pub use refusal::Refusal;
 pub use serving::{Server, StartServing, Unserved, sampling};
+pub use split::{SplitChoice, set_split, split_choices};
 
 /// Hears how many rows of how many are checked, and says whether to go on.
 pub type Progress<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;

@@ -118,6 +118,9 @@ pub enum Refusal {
     /// A row that was named is not there.
     #[error("{0}")]
     NoRow(String),
+    /// A row is not replaced with what was written.
+    #[error("the row stays as it is: {}", clean_line(.0))]
+    NotEdited(String),
     /// The system refused something.
     #[error("{doing}: {source}")]
     System {

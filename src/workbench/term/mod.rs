@@ -77,6 +77,11 @@ pub fn size() -> Result<Size, TerminalError> {
     Ok(Size { width, height })
 }
 
+/// Opens the user's editor on a file, where the terminal is not ours, and waits until it exits.
+pub fn run_editor(file: &Path) -> Result<(), String> {
+    editor::run(&editor::editor(), file, None)
+}
+
 /// The terminal while the workbench runs; given back when dropped.
 #[derive(Debug)]
 pub struct Terminal {

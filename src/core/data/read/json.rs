@@ -7,6 +7,7 @@ use std::io::Read;
 use serde_json::{Deserializer, Value};
 
 use super::Sink;
+use super::digits::{self, loses_digits};
 use super::encoding::{UTF_16, is_wide};
 use super::nan::{without_nan, words};
 use crate::data::DataError;
@@ -38,6 +39,9 @@ pub(super) fn read(file: impl Read, sink: &mut Sink) -> Result<(), DataError> {
     let (text, replaced) = replaced(text.strip_prefix('\u{feff}').unwrap_or(text));
     if replaced > 0 {
         sink.notice(&words(&counted(replaced, "place", "places"), replaced));
+    }
+    if loses_digits(text.as_bytes()) {
+        sink.notice(&digits::words("a row has"));
     }
     let mut rows = Rows { text: &text, at: 0, line: 1 };
     match rows.next_byte() {

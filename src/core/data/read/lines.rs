@@ -5,6 +5,7 @@ use std::io::{self, BufRead};
 
 use serde_json::{Map, Value};
 
+use super::digits::{self, loses_digits};
 use super::encoding::{BOM, UTF_16, is_wide};
 use super::nan::{without_nan, words};
 use super::rows::Line;
@@ -28,6 +29,8 @@ pub(super) struct ParsedLine {
     pub(super) value: Value,
     /// Whether it had numbers that JSON has not, which count as null.
     replaced: bool,
+    /// Whether it had whole numbers that lose digits.
+    loses_digits: bool,
 }
 
 /// Turns a line without its end into fields.
@@ -35,11 +38,15 @@ pub(super) type Parse = fn(&[u8]) -> Result<ParsedLine, String>;
 
 /// A line that is a JSON object.
 pub(super) fn json(line: &[u8]) -> Result<ParsedLine, String> {
-    let parsed = json::from_slice(line, MAX_ROW_VALUES).map(|value| ParsedLine { value, replaced: false });
-    parsed.or_else(|error| {
-        let row = without_nan(line).and_then(|(line, _)| json::from_slice(&line, MAX_ROW_VALUES).ok());
-        row.map(|value| ParsedLine { value, replaced: true }).ok_or_else(|| describe(&error))
-    })
+    let loses_digits = loses_digits(line);
+    let parsed = |value, replaced| ParsedLine { value, replaced, loses_digits };
+    match json::from_slice(line, MAX_ROW_VALUES) {
+        Ok(value) => Ok(parsed(value, false)),
+        Err(error) => {
+            let row = without_nan(line).and_then(|(line, _)| json::from_slice(&line, MAX_ROW_VALUES).ok());
+            row.map(|value| parsed(value, true)).ok_or_else(|| describe(&error))
+        }
+    }
 }
 
 /// A line that is a text.
@@ -47,19 +54,23 @@ pub(super) fn text(line: &[u8]) -> Result<ParsedLine, String> {
     let text = std::str::from_utf8(line).map_err(|error| not_utf8(error.valid_up_to()))?;
     let mut fields = Map::new();
     fields.insert("text".to_owned(), Value::from(text));
-    Ok(ParsedLine { value: Value::from(fields), replaced: false })
+    Ok(ParsedLine { value: Value::from(fields), replaced: false, loses_digits: false })
 }
 
 /// One row per line; blank lines are skipped.
 pub(super) fn read(reader: impl BufRead, parse: Parse, sink: &mut Sink) -> Result<(), DataError> {
-    let mut replaced = 0;
+    let (mut replaced, mut with_lost_digits) = (0, 0);
     each_line(reader, sink, |line| {
         let parsed = parse(line)?;
         replaced += usize::from(parsed.replaced);
+        with_lost_digits += usize::from(parsed.loses_digits);
         Ok(parsed.value)
     })?;
     if replaced > 0 {
         sink.notice(&words(&counted(replaced, "row", "rows"), replaced));
+    }
+    if with_lost_digits > 0 {
+        sink.notice(&digits::words(&counted(with_lost_digits, "row has", "rows have")));
     }
     Ok(())
 }

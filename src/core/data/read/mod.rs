@@ -1,6 +1,7 @@
 //! Reads rows from dataset files: `.jsonl .json .csv .tsv .parquet .txt`, in any of the known formats.
 
 mod amounts;
+mod digits;
 mod encoding;
 mod formats;
 mod json;
@@ -29,6 +30,8 @@ use serde_json::{Map, Value};
 use self::kinds::{Content, KNOWN, Packing};
 use self::rows::{Line, LineFile};
 use self::sources::{DataFile, Found, OpenCache};
+use super::edits::Edits;
+use super::example::hash_of_content;
 use super::quarantine::Quarantine;
 use super::{DataError, Example, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
 use crate::algorithms::RowShape;
@@ -37,6 +40,7 @@ use crate::files;
 use crate::model::ModelError;
 use crate::model::hub::{HubCache, HubFolders};
 use crate::text::clean_line;
+use crate::units::counted;
 
 /// Longest row, in bytes.
 const MAX_ROW_BYTES: usize = 64 << 20;
@@ -131,6 +135,15 @@ fn hub_cache() -> Result<HubCache, ModelError> {
     Ok(HubCache::new(HubFolders::of_environment()?.cache))
 }
 
+/// The tools and the template variables that a row of a dataset or a suite has.
+///
+/// # Errors
+///
+/// Which field is not what it should be.
+pub(crate) fn extras_of(fields: &Map<String, Value>) -> Result<Extras, String> {
+    formats::extras(fields)
+}
+
 /// What a row's fields say where no setting tells how to read them.
 pub(super) fn reread(fields: Map<String, Value>, wanted: RowShape) -> Result<(Example, Extras), String> {
     let present = fields.iter().filter(|(_, value)| !value.is_null());
@@ -210,10 +223,20 @@ fn read_without(
     let files = || train.iter().chain(&eval).flat_map(|(_, found)| &found.files);
     let total = files().filter_map(|file| Some(file.path.metadata().ok()?.len())).sum();
     let columns = Arc::new(Columns::new(config));
+    let edits = Edits::load(project)?;
     let mut dataset = Dataset::default();
     Arc::make_mut(&mut dataset.rows.contents).read_with(&columns);
-    let mut reading =
-        Reading { config, columns, quarantine, kept: HashSet::new(), dataset, heard, bytes: 0, total };
+    let mut reading = Reading {
+        config,
+        columns,
+        quarantine,
+        edits: &edits,
+        kept: HashSet::new(),
+        dataset,
+        heard,
+        bytes: 0,
+        total,
+    };
     let mut ranges = Vec::with_capacity(train.len());
     for ((path, found), source) in train.iter().zip(&config.data.train) {
         let start = reading.dataset.rows.len();
@@ -226,9 +249,11 @@ fn read_without(
     }
     let mut dataset = reading.dataset;
     dataset.quarantined.contents = Arc::clone(&dataset.rows.contents);
+    edit_notices(&edits, &mut dataset);
     if let EvalSource::Fraction(fraction) = config.data.eval {
         let by_row = config.data.group_by == BY_ROW;
-        hold_out(&mut dataset, fraction, config.train.seed, by_row);
+        let (rows, quarantined) = (dataset.rows.heads_mut(), dataset.quarantined.heads_mut());
+        hold_out(rows, quarantined, fraction, config.train.seed, by_row);
         if config.data.group_by != BY_ROW && config.data.group_by != BY_PROMPT {
             let without = dataset.rows.heads().iter().filter(|row| !row.has_group).count();
             if without == dataset.rows.len() && without > 0 {
@@ -260,11 +285,30 @@ fn read_without(
     Ok(dataset)
 }
 
+/// Says how many rows are edited, and which edits have no row.
+fn edit_notices(edits: &Edits, dataset: &mut Dataset) {
+    let heads = dataset.rows.heads().iter().chain(dataset.quarantined.heads());
+    let edited: Vec<String> = heads.filter_map(RowHead::edited_from).collect();
+    let found: HashSet<&str> = edited.iter().map(String::as_str).collect();
+    let is_broken = |hash: &str| edits.replacement(hash, RowShape::Answer).is_some_and(|read| read.is_err());
+    let gone = edits.hashes().filter(|hash| !found.contains(hash) && !is_broken(hash)).count();
+    if !edited.is_empty() {
+        let are = if edited.len() == 1 { "is" } else { "are" };
+        let rows = counted(edited.len(), "row", "rows");
+        dataset.notices.push(format!("{rows} {are} edited (edits.jsonl)"));
+    }
+    if gone > 0 {
+        let rows = counted(gone, "edited row is", "edited rows are");
+        dataset.notices.push(format!("edits.jsonl: {rows} not in the data any more"));
+    }
+}
+
 /// A dataset that grows file by file.
 struct Reading<'read, 'heard> {
     config: &'read Config,
     columns: Arc<Columns>,
     quarantine: &'read Quarantine,
+    edits: &'read Edits,
     /// The hashes of rows that are used and whose copies are not.
     kept: HashSet<String>,
     dataset: Dataset,
@@ -289,6 +333,7 @@ impl Reading<'_, '_> {
                 wanted: self.config.data.format,
                 found: None,
                 quarantine: self.quarantine,
+                edits: self.edits,
                 kept: &mut self.kept,
                 dataset: &mut self.dataset,
                 heard: &mut *self.heard,
@@ -337,6 +382,7 @@ struct Sink<'read, 'heard> {
     /// The format of the file's last usable row.
     found: Option<Detected>,
     quarantine: &'read Quarantine,
+    edits: &'read Edits,
     kept: &'read mut HashSet<String>,
     dataset: &'read mut Dataset,
     heard: &'read mut ReadingHeard<'heard>,
@@ -372,13 +418,16 @@ impl Sink<'_, '_> {
     }
 
     fn take(&mut self, line: usize, place: Option<Line>, value: Result<Value, String>) {
-        match value.and_then(|value| self.example(value)) {
-            Ok((shaped, detected)) => {
+        let read = value.and_then(|value| self.example(value));
+        match read.and_then(|(shaped, detected)| Ok((self.edited(shaped)?, detected))) {
+            Ok(((shaped, original), detected)) => {
                 let origin = self.origin(line);
                 self.count_unused(shaped.unused, detected.format, &origin);
                 let (example, extras) = (shaped.example, shaped.extras);
                 let row = Row { index: self.dataset.rows.len(), origin, split: self.split, example, extras };
-                let head = self.dataset.rows.head_of(&row, place, &detected);
+                // An edited row is not what stands in its file.
+                let place = place.filter(|_| original.is_none());
+                let head = self.dataset.rows.head_of(&row, place, &detected, original);
                 if self.is_left_out(head.hash()) {
                     self.dataset.quarantined.heads_mut().push(head);
                 } else {
@@ -394,6 +443,20 @@ impl Sink<'_, '_> {
                 }
             }
         }
+    }
+
+    /// A row as the user has edited it, with the hash that it has in its file; as it is, if it is not edited.
+    fn edited(&self, shaped: Shaped) -> Result<(Shaped, Option<u64>), String> {
+        if self.edits.is_empty() {
+            return Ok((shaped, None));
+        }
+        let hash = hash_of_content(&shaped.example, &shaped.extras);
+        let Some(replacement) = self.edits.replacement(&format!("{hash:016x}"), self.columns.wanted) else {
+            return Ok((shaped, None));
+        };
+        let (example, extras) = replacement?;
+        let extras = Extras { group: shaped.extras.group, ..extras };
+        Ok((Shaped { example, extras, unused: Vec::new() }, Some(hash)))
     }
 
     /// Whether the quarantine lists a row with this hash.
@@ -603,21 +666,67 @@ impl Columns {
 
 /// Chooses the held-out rows. Rows in quarantine take part, so that setting rows aside moves no other row between
 /// training and evaluation.
-fn hold_out(dataset: &mut Dataset, fraction: f64, seed: u64, by_row: bool) {
-    let used = dataset.rows.len();
-    let mut all = std::mem::take(dataset.rows.heads_mut());
-    all.append(dataset.quarantined.heads_mut());
-    split::hold_out(&mut all, fraction, seed, by_row);
-    *dataset.quarantined.heads_mut() = all.split_off(used);
-    let held_out = all.iter().filter(|row| row.split == Split::Eval).count();
+fn hold_out(rows: &mut Vec<RowHead>, quarantined: &mut Vec<RowHead>, fraction: f64, seed: u64, by_row: bool) {
+    let used = rows.len();
+    rows.append(quarantined);
+    split::hold_out(rows, fraction, seed, by_row);
+    *quarantined = rows.split_off(used);
+    let held_out = rows.iter().filter(|row| row.split == Split::Eval).count();
     let is_one_sided = held_out == 0 || held_out == used;
     if is_one_sided && used > 1 && fraction > 0.0 {
-        for row in &mut all {
+        for row in rows.iter_mut() {
             row.split = Split::Train;
         }
-        split::hold_out(&mut all, fraction, seed, by_row);
+        split::hold_out(rows, fraction, seed, by_row);
     }
-    *dataset.rows.heads_mut() = all;
+}
+
+/// What a split of rows comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitSizes {
+    pub train: usize,
+    pub held_out: usize,
+    /// Held-out rows whose prompt, or whose value of `data.group_by`, is also trained on.
+    pub shared: usize,
+}
+
+impl SplitSizes {
+    /// The split that rows have.
+    pub fn of(rows: &Rows) -> Self {
+        Self::of_heads(rows.heads())
+    }
+
+    fn of_heads(heads: &[RowHead]) -> Self {
+        let of = |split: Split| heads.iter().filter(move |row| row.split == split);
+        let trained: HashSet<u64> = of(Split::Train).map(|row| row.group).collect();
+        Self {
+            train: of(Split::Train).count(),
+            held_out: of(Split::Eval).count(),
+            shared: of(Split::Eval).filter(|row| trained.contains(&row.group)).count(),
+        }
+    }
+}
+
+/// What it comes to if `fraction` of the rows is held out. Rows of files that are all held out do not take part.
+pub fn split_sizes(
+    rows: &Rows,
+    quarantined: &Rows,
+    config: &Config,
+    fraction: f64,
+    by_row: bool,
+) -> SplitSizes {
+    let is_fraction = matches!(config.data.eval, EvalSource::Fraction(_));
+    let train = |rows: &Rows| -> Vec<RowHead> {
+        let heads = rows.heads().iter().filter(|row| is_fraction || row.split == Split::Train);
+        let mut heads: Vec<RowHead> = heads.copied().collect();
+        for head in &mut heads {
+            head.split = Split::Train;
+        }
+        heads
+    };
+    let mut used = train(rows);
+    hold_out(&mut used, &mut train(quarantined), fraction, config.train.seed, by_row);
+    SplitSizes::of_heads(&used)
 }
 
 /// Moves the value of each column to its role; an earlier field with the role's name is replaced.

@@ -42,6 +42,8 @@ pub struct RowHead {
     pub bytes: u32,
     /// The number that [`Row::hash`] writes in hexadecimal.
     pub(super) hash: u64,
+    /// The same number before the row was edited; `None` if it is as in its file.
+    original: Option<u64>,
     /// Equal for rows that stay on one side of the split.
     pub(super) group: u64,
     /// Whether it has the column that `data.group_by` names.
@@ -164,12 +166,18 @@ fn changed(file: Option<&SourceFile>, head: &RowHead) -> DataError {
 }
 
 impl Rows {
-    /// Adds a row that was read from the last file of `contents`. Its index must be the one it will have.
-    pub(super) fn head_of(&mut self, row: &Row, line: Option<Line>, detected: &Detected) -> RowHead {
+    /// A row that was read from the last file of `contents`. `original` is the hash that it has there, if it was edited.
+    pub(super) fn head_of(
+        &mut self,
+        row: &Row,
+        line: Option<Line>,
+        detected: &Detected,
+        original: Option<u64>,
+    ) -> RowHead {
         let contents = Arc::make_mut(&mut self.contents);
         let content = contents.put(row, line, detected);
         let file = contents.files.len().saturating_sub(1);
-        RowHead::new(row, file, content)
+        RowHead { original, ..RowHead::new(row, file, content) }
     }
 
     pub(super) fn heads_mut(&mut self) -> &mut Vec<RowHead> {
@@ -265,6 +273,7 @@ impl RowHead {
             has_tools: row.has_tools(),
             bytes: u32::try_from(row.example.text_bytes()).unwrap_or(u32::MAX),
             hash: hash_of_content(&row.example, &row.extras),
+            original: None,
             group: split::group_key(row),
             has_group: row.extras.group.is_some(),
             file: file as u32,
@@ -275,6 +284,11 @@ impl RowHead {
     /// The label in words; `None` if the row has none.
     pub fn label_name(&self) -> Option<&'static str> {
         label_name(self.label)
+    }
+
+    /// The [`Row::hash`] that the row has in its file, if it was edited.
+    pub fn edited_from(&self) -> Option<String> {
+        self.original.map(|hash| format!("{hash:016x}"))
     }
 
     /// As [`Row::hash`].

@@ -573,3 +573,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn whole_numbers_that_lose_digits_are_told() {
+    let row = "{\"prompt\": \"a\", \"completion\": \"b\", \"id\": 123456789012345678901234567890}";
+    let said =
+        "1 row has a whole number of more than 64 bits, whose last digits are lost; write it as a text";
+    let lines = Project::new(&[("a.jsonl", format!("{row}\n{{\"text\": \"c\"}}").as_bytes())], &[]).read();
+    assert!(lines.notices.contains(&format!("a.jsonl: {said}")), "{:?}", lines.notices);
+    let whole = Project::new(&[("a.json", format!("[{row}]").as_bytes())], &[]).read();
+    assert!(whole.notices.iter().any(|notice| notice.starts_with("a.json: a row has a whole number")));
+}

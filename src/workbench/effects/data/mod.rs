@@ -15,7 +15,7 @@ use super::{Job, Worker};
 use crate::panes::data::{
     Checked, Chosen, DataEffect as Effect, DataEvent as Event, Found, Pool, Rendered, RowSize, Search,
 };
-use crate::project::{self, Host, Project, Refusal};
+use crate::project::{self, Draft, Host, Project, Refusal};
 
 /// How often progress is posted.
 const PROGRESS: Duration = Duration::from_millis(250);
@@ -58,8 +58,32 @@ impl Performer {
                     let tools = tools.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     tools.and_then(|tools| render(&tools, pool, position))
                 }
-                Effect::Quarantine(rows, inside) => {
-                    Some(Event::Quarantined(quarantine(&project, &rows, inside)))
+                Effect::Quarantine(rows, inside) => Some(Event::Changed(quarantine(&project, &rows, inside))),
+                Effect::Splits(rows, quarantined) => {
+                    let tools = tools.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    tools.map(|tools| {
+                        Event::Splits(project::split_choices(&tools.config, &rows, &quarantined))
+                    })
+                }
+                Effect::SetSplit(choice) => {
+                    let done = project::set_split(&project, &choice);
+                    let done = done.map(|()| format!("luthier.toml holds out {}", choice.title));
+                    Some(Event::Changed(done.map_err(|refusal| refusal.to_string())))
+                }
+                Effect::Draft(pool, position) => {
+                    Some(Event::Drafted(draft(&pool, position).map_err(|refusal| refusal.to_string())))
+                }
+                Effect::TakeDraft(draft) => {
+                    let taken =
+                        Project::open(&project, &[]).and_then(|opened| draft.take(&project, &opened.config));
+                    Some(Event::Rewritten(taken.map_err(|refusal| refusal.to_string())))
+                }
+                Effect::Undo(pool, position) => {
+                    let undone = pool.heads().get(position).map(|head| project::undo(&project, head));
+                    undone.map(|undone| {
+                        let done = undone.map(|()| "the row is as in its file".to_owned());
+                        Event::Changed(done.map_err(|refusal| refusal.to_string()))
+                    })
                 }
                 other => look_up(other, &texts, &worker),
             };
@@ -100,7 +124,14 @@ fn look_up(effect: Effect, texts: &Texts, worker: &Worker<Event>) -> Option<Even
                 <[_; 2]>::try_from(rows).ok().map(|rows| Event::Compared(pool, Box::new(rows)))
             })
             .transpose()?,
-        Effect::Load { .. } | Effect::Render(..) | Effect::Quarantine(..) => return None,
+        Effect::Load { .. }
+        | Effect::Render(..)
+        | Effect::Splits(..)
+        | Effect::SetSplit(..)
+        | Effect::Draft(..)
+        | Effect::TakeDraft(..)
+        | Effect::Undo(..)
+        | Effect::Quarantine(..) => return None,
     };
     Some(found.unwrap_or_else(|error: DataError| Event::Rows(Err(error.to_string()))))
 }
@@ -198,6 +229,11 @@ fn render(tools: &Tools, pool: Pool, position: usize) -> Option<Event> {
     let truncated = sides.iter().flatten().any(|side| side.truncated);
     let sides = sides.map(|sides| sides.iter().map(data::row_tokens).collect());
     Some(Event::Rendered(pool, Box::new(Rendered { position, messages, sides, truncated })))
+}
+
+fn draft(pool: &Pool, position: usize) -> Result<Draft, Refusal> {
+    let head = pool.heads().get(position).ok_or_else(|| Refusal::NoRow("the row is gone".to_owned()))?;
+    Draft::of(&pool.row(head)?, head)
 }
 
 fn quarantine(folder: &Path, rows: &Chosen, inside: bool) -> Result<String, String> {

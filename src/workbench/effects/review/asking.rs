@@ -116,6 +116,7 @@ impl Asking<'_> {
             self.ask.sides.iter().zip(&prepared.conversations).map(|(who, conversation)| GenerateRow {
                 adapter: prepared.weights.adapter_of(*who),
                 messages: conversation.clone(),
+                extras: self.ask.prompt.extras.clone(),
                 seed: self.ask.seed,
             });
         let request = ServeRequest::Generate {

@@ -18,6 +18,8 @@ pub enum DataCommand {
     Order,
     /// How often each value of a field occurs.
     Table,
+    /// Which rows are held out.
+    Split,
     /// All that the check found.
     Findings,
     /// The lengths of all rows.
@@ -30,6 +32,10 @@ pub enum DataCommand {
     Quarantine,
     /// As [`DataCommand::Quarantine`], of all listed rows.
     QuarantineListed,
+    /// Rewrite the row in an editor.
+    Rewrite,
+    /// Let an edited row be as it is in its file.
+    Undo,
     /// Open the row's file at its line.
     Edit,
     /// Go to a random row.
@@ -78,6 +84,13 @@ pub const COMMANDS: &[Entry<DataCommand>] = &[
         keys: &[(HERE, &["t"])],
     },
     Entry {
+        command: DataCommand::Split,
+        name: "data.split",
+        label: "split",
+        doc: "Choose how many rows are held out, and see how many of their prompts are trained on",
+        keys: &[(HERE, &["S"])],
+    },
+    Entry {
         command: DataCommand::Findings,
         name: "data.findings",
         label: "findings",
@@ -120,9 +133,23 @@ pub const COMMANDS: &[Entry<DataCommand>] = &[
         keys: &[(HERE, &["X"])],
     },
     Entry {
+        command: DataCommand::Rewrite,
+        name: "data.rewrite",
+        label: "edit",
+        doc: "Edit the row; its file stays as it is, and edits.jsonl has what replaces it",
+        keys: &[(HERE, &["e"])],
+    },
+    Entry {
+        command: DataCommand::Undo,
+        name: "data.undo",
+        label: "undo edit",
+        doc: "Let the edited row be as it is in its file",
+        keys: &[(HERE, &["u"])],
+    },
+    Entry {
         command: DataCommand::Edit,
         name: "data.edit",
-        label: "edit",
+        label: "open file",
         doc: "Open the row's file at its line in your editor",
         keys: &[(HERE, &["E"])],
     },

@@ -3,6 +3,7 @@
 use super::listing::Field;
 use super::state::{Chosen, Pool};
 use crate::app::Slot;
+use crate::project::{Draft, SplitChoice};
 
 /// Work for the performer in `effects/data`.
 #[derive(Debug, PartialEq)]
@@ -24,6 +25,16 @@ pub enum DataEffect {
     Values(Pool, Field),
     /// Read the rows at two positions, to compare them.
     Compare(Pool, [usize; 2]),
+    /// Find out what the ways to split the rows come to; those in quarantine come second.
+    Splits(Pool, Pool),
+    /// Split the rows in this way.
+    SetSplit(SplitChoice),
+    /// Write the row at a position out for an editor.
+    Draft(Pool, usize),
+    /// Replace a row with what was edited.
+    TakeDraft(Draft),
+    /// Let the row at a position be as it is in its file.
+    Undo(Pool, usize),
     /// Keep these rows out of runs; or, if not, let them back in.
     Quarantine(Chosen, bool),
 }
@@ -38,7 +49,9 @@ impl DataEffect {
             Self::Search(..) => Slot::Latest("search"),
             Self::Fields(..) | Self::Values(..) => Slot::Latest("values"),
             Self::Compare(..) => Slot::Latest("compare"),
-            Self::Quarantine(..) => Slot::Each,
+            Self::Splits(..) => Slot::Latest("splits"),
+            Self::Draft(..) => Slot::Latest("draft"),
+            Self::SetSplit(..) | Self::TakeDraft(..) | Self::Undo(..) | Self::Quarantine(..) => Slot::Each,
         }
     }
 }

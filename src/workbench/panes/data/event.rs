@@ -6,6 +6,7 @@ use luthier_core::data::{Report, Row};
 
 use super::listing::Field;
 use super::state::{Pool, Rendered, RowSize, Table};
+use crate::project::{Draft, SplitChoice};
 
 /// What the performer answers.
 #[derive(Debug)]
@@ -28,10 +29,16 @@ pub enum DataEvent {
     Fields(Pool, Vec<Field>),
     /// The values of a field.
     Values(Pool, Field, Table),
+    /// The ways to split the rows.
+    Splits(Vec<SplitChoice>),
     /// Two rows to compare.
     Compared(Pool, Box<[Row; 2]>),
-    /// The quarantine changed: what was done, or why not.
-    Quarantined(Result<String, String>),
+    /// A row was written out for an editor, or why not.
+    Drafted(Result<Draft, String>),
+    /// Whether a row was replaced with what was edited, or why it was refused.
+    Rewritten(Result<bool, String>),
+    /// Rows were set aside, brought back, or are again as in their files: what was done, or why not.
+    Changed(Result<String, String>),
 }
 
 /// What a search has found.

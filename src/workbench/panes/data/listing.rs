@@ -34,6 +34,8 @@ pub enum Filter {
     SeveralReplies,
     /// Those that offer tools or call one.
     Tools,
+    /// Those that the user has edited.
+    Edited,
     /// The longest rows, [`Filter::LONGEST`] of all.
     Longest,
     /// Those with this value of a field.
@@ -56,6 +58,7 @@ impl Filter {
             Self::Label(false) => "bad answers".to_owned(),
             Self::SeveralReplies => "several replies".to_owned(),
             Self::Tools => "with tools".to_owned(),
+            Self::Edited => "edited rows".to_owned(),
             Self::Longest => "longest 5 %".to_owned(),
             Self::Value(field, value) => format!("{}: {value}", field.title()),
             Self::Quarantined => "in quarantine".to_owned(),

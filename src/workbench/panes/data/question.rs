@@ -2,6 +2,7 @@
 
 use super::listing::{Field, Filter};
 use super::state::Chosen;
+use crate::project::SplitChoice;
 
 /// What the pane asks in a box, so that the answer finds its way back.
 #[derive(Clone, Debug, PartialEq)]
@@ -10,6 +11,8 @@ pub enum DataQuestion {
     Filter(Vec<Filter>),
     /// In which order.
     Order,
+    /// Which of these ways to split the rows.
+    Split(Vec<SplitChoice>),
     /// A table of which of these fields.
     Field(Vec<Field>),
     /// Which of these values of a field.

@@ -23,6 +23,7 @@ use crate::app::{Context, Input, Reaction, Reply};
 use crate::command::{Command, Entry, InputCommand, ListCommand, ViewCommand};
 use crate::keymap::KeyContext;
 use crate::panes::{Pane, PaneCommand, PaneId, PaneTypes};
+use crate::project::Draft;
 use crate::theme::Theme;
 use crate::widgets::{ListState, Scroll, TextLine};
 
@@ -159,6 +160,8 @@ pub struct DataState {
     pub search_problem: Option<String>,
     /// The search while it is typed.
     pub typing: Option<TextLine>,
+    /// A row that is being edited.
+    pub draft: Option<Draft>,
     /// Which share of the rows a search has looked at, while it goes on.
     pub searching: Option<f64>,
     /// Positions of the listed rows.
@@ -477,6 +480,7 @@ impl DataState {
             Filter::Label(good) => head.label == Some(*good),
             Filter::SeveralReplies => head.has_several_replies,
             Filter::Tools => head.has_tools,
+            Filter::Edited => head.edited_from().is_some(),
             Filter::Value(..) => self.with_value.contains(&position),
         }
     }
@@ -643,8 +647,11 @@ impl Pane for DataState {
                 DataCommand::QuarantineListed,
                 DataCommand::Order,
                 DataCommand::Mark,
+                DataCommand::Rewrite,
+                DataCommand::Undo,
                 DataCommand::Edit,
                 DataCommand::Findings,
+                DataCommand::Split,
                 DataCommand::Table,
                 DataCommand::Lengths,
                 DataCommand::Random,
@@ -662,7 +669,7 @@ impl Pane for DataState {
             DataCommand::NewRun | DataCommand::Check => {
                 context.config.is_none().then(|| "luthier.toml has mistakes; `space e` opens it".to_owned())
             }
-            DataCommand::Filter | DataCommand::Order | DataCommand::Table => {
+            DataCommand::Filter | DataCommand::Order | DataCommand::Table | DataCommand::Split => {
                 self.rows.is_none().then(|| "the rows are not read yet".to_owned())
             }
             DataCommand::Findings | DataCommand::Lengths => {
@@ -671,6 +678,10 @@ impl Pane for DataState {
             DataCommand::Ids => (self.form != Form::Tokens).then(|| "`tab` shows the tokens".to_owned()),
             DataCommand::Compare => (self.beside.is_none() && self.other().is_none())
                 .then(|| "no other row is known to be like this one".to_owned()),
+            DataCommand::Undo => {
+                let is_edited = self.selected_head().is_some_and(|row| row.edited_from().is_some());
+                (!is_edited).then(|| "the row is not edited".to_owned())
+            }
             DataCommand::QuarantineListed if self.lists_all() => {
                 Some("all rows are listed; `f` lists some of them".to_owned())
             }
@@ -678,6 +689,7 @@ impl Pane for DataState {
             | DataCommand::Mark
             | DataCommand::Quarantine
             | DataCommand::QuarantineListed
+            | DataCommand::Rewrite
             | DataCommand::Edit
             | DataCommand::Random => self.position().is_none().then(|| "no row is selected".to_owned()),
         }

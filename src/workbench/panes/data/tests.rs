@@ -13,9 +13,10 @@ use super::event::{Checked, DataEvent, Found};
 use super::listing::{Field, Filter, Order};
 use super::search::Search;
 use super::state::{Form, Pool, Rendered, RowSize};
-use crate::app::{Effect, Event, Tag};
+use crate::app::{Effect, Event, Tag, TerminalEffect};
 use crate::effects::data::rows as reading;
 use crate::panes::{PaneEffect, PaneEvent};
+use crate::project::{Draft, split_choices};
 use crate::testing::{TestApp, config, snapshot};
 use crate::theme::ColorDepth;
 
@@ -150,7 +151,7 @@ fn look_up(effect: &DataEffect) -> Option<DataEvent> {
             let [(_, one), (_, other)] = reading::fetch(pool, positions).unwrap().try_into().unwrap();
             Some(DataEvent::Compared(pool.clone(), Box::new([one, other])))
         }
-        DataEffect::Load { .. } | DataEffect::Render(..) | DataEffect::Quarantine(..) => None,
+        _ => None,
     }
 }
 
@@ -169,7 +170,7 @@ fn answers(effect: &Effect) -> Vec<Event> {
         DataEffect::Render(pool, row) => {
             vec![DataEvent::Rendered(pool.clone(), Box::new(rendered(*row)))]
         }
-        DataEffect::Quarantine(..) => vec![DataEvent::Quarantined(Ok("1 row is in quarantine".into()))],
+        DataEffect::Quarantine(..) => vec![DataEvent::Changed(Ok("1 row is in quarantine".into()))],
         _ => Vec::new(),
     })(effect)
 }
@@ -551,6 +552,54 @@ fn lengths_are_shown_in_a_box() {
 fn findings_are_read_in_a_box() {
     let mut app = opened(80, 24);
     snapshot!(app, "p");
+}
+
+#[test]
+fn ways_to_split_show_what_leaks() {
+    let respond = |effect: &Effect| {
+        let Effect::Pane(tag, PaneEffect::Data(DataEffect::Splits(rows, quarantined))) = effect else {
+            return answers(effect);
+        };
+        let choices = split_choices(&config(), rows, quarantined);
+        vec![posted(*tag, DataEvent::Splits(choices))]
+    };
+    let mut app = TestApp::respond(100, 24, respond);
+    snapshot!(app, "1S");
+    app.keys("20<down><enter>");
+    let effects = app.take_effects();
+    let set = effects.iter().find_map(|effect| match effect {
+        Effect::Pane(_, PaneEffect::Data(DataEffect::SetSplit(choice))) => Some(choice.title.clone()),
+        _ => None,
+    });
+    assert_eq!(set.as_deref(), Some("20 % row by row"));
+}
+
+#[test]
+fn what_was_edited_is_refused_in_words_and_opened_again() {
+    let written = |pool: &Pool, position: usize| {
+        let head = pool.heads()[position];
+        Draft::of(&pool.row(&head).unwrap(), &head).unwrap()
+    };
+    let respond = move |effect: &Effect| match effect {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Draft(pool, position))) => {
+            vec![posted(*tag, DataEvent::Drafted(Ok(written(pool, *position))))]
+        }
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::TakeDraft(_))) => {
+            let problem = "the row stays as it is: not JSON: EOF while parsing at line 1".to_owned();
+            vec![posted(*tag, DataEvent::Rewritten(Err(problem)))]
+        }
+        other => answers(other),
+    };
+    let mut app = TestApp::respond(80, 24, respond);
+    app.keys("1je");
+    let draft = app.app.panes.data.draft.clone().unwrap();
+    app.event(Event::EditorClosed(draft.path.clone(), Ok(())));
+    snapshot!(app, "");
+    app.take_effects();
+    app.keys("<esc>e");
+    let opened = |effect: &Effect| matches!(effect, Effect::Terminal(TerminalEffect::Edit(path, None)) if *path == draft.path);
+    assert!(app.take_effects().iter().any(opened));
+    std::fs::remove_file(&draft.path).unwrap();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::app::{
 };
 use crate::command::{Command, InputCommand, ListCommand, ViewCommand};
 use crate::panes::{PaneCommand, PaneId};
-use crate::project;
+use crate::project::{self, SplitChoice};
 use crate::widgets::TextLine;
 use crate::widgets::text::fit;
 
@@ -51,7 +51,10 @@ pub(super) fn update(state: &mut DataState, context: &Context, input: Input) -> 
             }
             typed(state, context)
         }
-        Input::Edited(_) => load(state),
+        Input::Edited(path) => match state.draft.clone().filter(|draft| draft.path == path) {
+            Some(draft) => vec![DataEffect::TakeDraft(draft).into()],
+            None => load(state),
+        },
         Input::Link(Link::Rows(what, rows)) => {
             state.search.clear();
             state.list_only(Filter::All);
@@ -80,6 +83,10 @@ pub(super) fn replied(
         (DataQuestion::Order, Reply::Choice(index)) => {
             state.order = Order::ALL.get(index).copied().unwrap_or_default();
             relisted(state, context)
+        }
+        (DataQuestion::Split(choices), Reply::Choice(index)) => {
+            let choice = choices.into_iter().nth(index).filter(|choice| !choice.is_current);
+            choice.into_iter().map(|choice| DataEffect::SetSplit(choice).into()).collect()
         }
         (DataQuestion::Field(fields), Reply::Choice(index)) => match fields.into_iter().nth(index) {
             Some(field) => count(state, &field),
@@ -203,6 +210,10 @@ fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Re
         DataCommand::Table => {
             state.rows.clone().map_or_else(Vec::new, |rows| vec![DataEffect::Fields(rows).into()])
         }
+        DataCommand::Split => {
+            let rows = state.rows.clone();
+            rows.into_iter().map(|rows| DataEffect::Splits(rows, state.quarantined.clone()).into()).collect()
+        }
         DataCommand::Findings => findings(state, context),
         DataCommand::Lengths => lengths(state, context),
         DataCommand::Compare => compare(state),
@@ -211,6 +222,11 @@ fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Re
         DataCommand::QuarantineListed => state.all_listed().map_or_else(Vec::new, |listed| {
             vec![ask_quarantine(state, listed, "listed", state.filter != Filter::Quarantined)]
         }),
+        DataCommand::Rewrite => rewrite(state),
+        DataCommand::Undo => {
+            let undo = state.pool().cloned().zip(state.position());
+            undo.into_iter().map(|(pool, position)| DataEffect::Undo(pool, position).into()).collect()
+        }
         DataCommand::Edit => {
             let place = state.pool().and_then(|pool| Some(pool.origin(state.selected_head()?)));
             place.map_or_else(Vec::new, |origin| {
@@ -246,6 +262,7 @@ fn filters(state: &DataState) -> Reaction {
         (Filter::Label(false), count(|row| row.label == Some(false))),
         (Filter::SeveralReplies, count(|row| row.has_several_replies)),
         (Filter::Tools, count(|row| row.has_tools)),
+        (Filter::Edited, count(|row| row.edited_from().is_some())),
         (Filter::Longest, rows.len().div_ceil(Filter::LONGEST)),
     ];
     choices.extend(some.into_iter().filter(|(_, count)| *count > 0));
@@ -275,6 +292,27 @@ fn orders(state: &DataState) -> Reaction {
         items: items.into(),
         selected: Order::ALL.iter().position(|order| *order == state.order).unwrap_or(0),
         question: Question::from(DataQuestion::Order),
+    })
+}
+
+/// How many rows each way holds out, and how many of them share a prompt with rows that are trained on.
+fn splits(choices: Vec<SplitChoice>) -> Reaction {
+    let item = |choice: &SplitChoice| {
+        let sizes = choice.sizes;
+        let now = if choice.is_current { "  (now)" } else { "" };
+        let held_out = units::counted(sizes.held_out, "row", "rows");
+        let leak = match sizes.shared {
+            _ if sizes.held_out == 0 => "no evaluation".to_owned(),
+            0 => "no prompt of them trained on".to_owned(),
+            shared => format!("{} of them with a prompt that is trained on", units::count(shared as u64)),
+        };
+        PickItem { label: format!("{}{now}", choice.title), detail: format!("{held_out}, {leak}") }
+    };
+    Reaction::Pick(Pick {
+        title: "Hold out which rows?".to_owned(),
+        items: choices.iter().map(item).collect(),
+        selected: choices.iter().position(|choice| choice.is_current).unwrap_or(0),
+        question: Question::from(DataQuestion::Split(choices)),
     })
 }
 
@@ -346,6 +384,16 @@ fn mark(state: &mut DataState, context: &Context) -> Vec<Reaction> {
         state.marked.insert(position);
     }
     if state.list.apply(ListCommand::Down) { selected(state, context) } else { Vec::new() }
+}
+
+/// Opens the row in the editor; what was refused before is opened again.
+fn rewrite(state: &mut DataState) -> Vec<Reaction> {
+    let Some(head) = state.selected_head() else { return Vec::new() };
+    if let Some(draft) = state.draft.as_ref().filter(|draft| draft.is_of(head)) {
+        return vec![Reaction::Edit(draft.path.clone(), None)];
+    }
+    let row = state.pool().cloned().zip(state.position());
+    row.into_iter().map(|(pool, position)| DataEffect::Draft(pool, position).into()).collect()
 }
 
 fn quarantine(state: &DataState) -> Vec<Reaction> {
@@ -466,6 +514,7 @@ pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEve
             }
             selected(state, context)
         }
+        DataEvent::Splits(choices) => vec![splits(choices)],
         DataEvent::Fields(pool, found) => {
             if state.rows.as_ref() == Some(&pool) {
                 vec![fields(found)]
@@ -488,11 +537,33 @@ pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEve
             }
             Vec::new()
         }
-        DataEvent::Quarantined(Ok(said)) => {
+        DataEvent::Drafted(Ok(draft)) => {
+            let path = draft.path.clone();
+            state.draft = Some(draft);
+            vec![Reaction::Edit(path, None)]
+        }
+        DataEvent::Rewritten(Ok(changed)) => {
+            state.draft = None;
+            let mut reactions = if changed { load(state) } else { Vec::new() };
+            let said = if changed { "the row is edited; u takes it back" } else { "the row is as before" };
+            reactions.push(Reaction::Flash(Severity::Success, said.to_owned()));
+            reactions
+        }
+        DataEvent::Rewritten(Err(problem)) => {
+            let text = format!("{problem}\n\ne opens what you wrote again.");
+            vec![Reaction::Message(Message {
+                title: "Not a row".to_owned(),
+                text,
+                severity: Severity::Error,
+            })]
+        }
+        DataEvent::Changed(Ok(said)) => {
             let mut reactions = load(state);
             reactions.push(Reaction::Flash(Severity::Success, said));
             reactions
         }
-        DataEvent::Quarantined(Err(problem)) => vec![Reaction::Flash(Severity::Error, problem)],
+        DataEvent::Drafted(Err(problem)) | DataEvent::Changed(Err(problem)) => {
+            vec![Reaction::Flash(Severity::Error, problem)]
+        }
     }
 }

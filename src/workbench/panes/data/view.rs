@@ -386,6 +386,9 @@ fn draw_heading(
     if let Some(label) = row.label_name() {
         facts = format!("{facts}   {label}");
     }
+    if row.edited_from().is_some() {
+        facts.push_str("   edited");
+    }
     if let Some(Rendered { sides: Ok(sides), .. }) = rendered {
         let all = || sides.iter().flatten();
         let trained = all().filter(|token| token.trained).count();

@@ -46,6 +46,12 @@ pub(super) fn shape(format: Format, mut fields: Fields, wanted: RowShape) -> Res
     Ok(Shaped { example, extras: Extras { variables, label, ..extras }, unused })
 }
 
+/// What a row has beside its conversation: tools and variables for the template.
+pub(super) fn extras(fields: &Fields) -> Result<Extras, String> {
+    let mut row = Reader { names: names(fields), fields: fields.clone() };
+    Ok(Extras { variables: row.variables()?, tools: row.tools()?, ..Extras::default() })
+}
+
 /// Whether rows of a format end with an answer that is learned.
 pub(super) fn is_answer(format: Format) -> bool {
     matches!(format, Format::Messages | Format::ShareGpt | Format::Alpaca | Format::PromptCompletion)
