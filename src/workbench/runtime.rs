@@ -251,7 +251,7 @@ impl Loop {
                 biased;
                 event = self.signals.next() => Some(event),
                 reported = self.input.next() => match reported {
-                    Some(Ok(reported)) => term::translate(reported),
+                    Some(Ok(reported)) => term::read(reported),
                     // The terminal is gone.
                     Some(Err(_)) | None => Some(Event::Signal(Signal::Hangup)),
                 },
@@ -290,7 +290,7 @@ impl Loop {
             // Polled in this task: the stream wakes only the task that polled it first.
             let reported = poll_fn(|context| Poll::Ready(self.input.poll_next_unpin(context))).await;
             if let Poll::Ready(Some(Ok(reported))) = reported {
-                if let Some(event) = term::translate(reported) {
+                if let Some(event) = term::read(reported) {
                     self.handle(event)?;
                 }
                 continue;

@@ -21,7 +21,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use rustix::process::{Signal, kill_current_process_group};
 
-pub use input::translate;
+pub use input::read;
 pub use limiter::FrameLimiter;
 use screen::Screen;
 
