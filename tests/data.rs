@@ -111,3 +111,60 @@ fn rows_that_a_form_cannot_hold_are_left_out_and_counted() {
     assert_eq!(fs::read_to_string(project.path().join("out.jsonl")).unwrap().lines().count(), 3);
     convert(&["--lossy"]).expect(0);
 }
+
+#[test]
+fn a_row_is_edited_beside_its_file() {
+    let project = Project::tiny();
+    let file = project.path().join("train.jsonl");
+    let before = fs::read_to_string(&file).unwrap();
+    let row = || {
+        let row = project.luthier(["data", "show", "3", "--json"]).run().expect(0).json();
+        row["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap().to_owned()
+    };
+    let first = row();
+    let edit = |words: &[&str]| {
+        project.luthier(["data", "edit", "3"].into_iter().chain(words.iter().copied())).run()
+    };
+    project.write("fixed.json", json!({"prompt": "a", "completion": "a better answer"}).to_string());
+    let fixed = project.path().join("fixed.json");
+    let told = edit(&["--from", fixed.to_str().unwrap()]).expect(0);
+    assert!(told.stdout.contains("row 3 is edited") && told.stdout.contains("--undo"), "{told}");
+    assert_eq!(row(), "a better answer");
+    assert_eq!(fs::read_to_string(&file).unwrap(), before);
+    let report = project.luthier(["data", "check"]).run().expect(0);
+    assert!(report.stdout.contains("1 row is edited (edits.jsonl)"), "{report}");
+
+    // The editor gets what the row says now, and a broken row is refused.
+    let editor = |script: &str| {
+        let command = format!("sh -c '{script}'");
+        project.luthier(["data", "edit", "3"]).variable("VISUAL", command).run()
+    };
+    let told = editor("sed -i s/better/worse/ \"$0\"").expect(0);
+    assert!(told.stdout.contains("row 3 is edited"), "{told}");
+    assert_eq!(row(), "a worse answer");
+    let told = editor("true").expect(0);
+    assert!(told.stdout.contains("row 3 is as before"), "{told}");
+    let told = editor("echo { > \"$0\"").expect(2);
+    assert!(told.stderr.contains("the row stays as it is: not JSON"), "{told}");
+    assert_eq!(row(), "a worse answer");
+
+    edit(&["--undo"]).expect(0);
+    assert_eq!(row(), first);
+    assert!(edit(&["--undo"]).expect(2).stderr.contains("it is not edited"));
+}
+
+#[test]
+fn a_check_is_kept_until_something_changes() {
+    let project = Project::tiny();
+    let checks = project.beside("cache/luthier/checks");
+    let kept = || fs::read_dir(&checks).map_or(0, Iterator::count);
+    let check = || project.luthier(["data", "check", "--json"]).run().expect(0).json();
+    let first = check();
+    assert_eq!(kept(), 1);
+    assert_eq!((check(), kept()), (first.clone(), 1));
+    let rows = json_lines(&[tiny_rows(4), tiny_rows(1)].concat());
+    project.write("train.jsonl", rows);
+    assert_ne!(check(), first);
+    assert_eq!(kept(), 2);
+    assert!(first["roles"].as_array().is_some_and(|roles| !roles.is_empty()), "{first}");
+}

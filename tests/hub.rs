@@ -116,6 +116,23 @@ fn a_model_is_downloaded_once_and_found_without_network() {
 }
 
 #[test]
+fn a_template_for_tools_comes_with_its_folder() {
+    let project = Project::empty();
+    let name = "additional_chat_templates/tool_use.jinja";
+    let files = NEEDED.map(|name| (name, content(name)));
+    let templates = [(name, b"{{ tools }}".to_vec()), ("additional_chat_templates/rag.jinja", b"x".to_vec())];
+    let hub = FakeHub::with("org/tiny", Repository::new(files.into_iter().chain(templates)));
+    let pulled = pull(&project, &hub, "hf:org/tiny").run().expect(0).json();
+    assert!(names(&pulled).contains(name) && pulled["files"].as_array().unwrap().len() == NEEDED.len() + 1);
+    let snapshot = Path::new(pulled["path"].as_str().unwrap());
+    assert_eq!(fs::read_to_string(snapshot.join(name)).unwrap(), "{{ tools }}");
+    let link = fs::read_link(snapshot.join(name)).unwrap();
+    assert!(link.starts_with("../../../blobs"), "{link:?}");
+    let again = pull(&project, &hub, "hf:org/tiny").run().expect(0).json();
+    assert_eq!(again["fetched_bytes"], 0);
+}
+
+#[test]
 fn the_output_says_what_was_downloaded() {
     let project = Project::empty();
     let hub = FakeHub::with("org/tiny", tiny());
