@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
-use super::read::reread;
+use super::read::{Shaped, reread};
 use super::write::{Form, written};
-use super::{DataError, Example, Extras, Row};
+use super::{DataError, Example, Row};
 use crate::algorithms::RowShape;
 use crate::config::Config;
 use crate::files::{self, Access};
@@ -26,7 +26,7 @@ const MAX_VALUES: usize = 1 << 22;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Edits {
     path: PathBuf,
-    /// The new fields of a row, by the [`Row::hash`] that it has in its file.
+    /// The new fields of a row, by [`RowHead::edit_key`](super::RowHead::edit_key).
     rows: IndexMap<String, Map<String, Value>>,
 }
 
@@ -56,45 +56,44 @@ impl Edits {
         self.rows.is_empty()
     }
 
-    /// The hashes of the rows that are replaced, as they are in their files.
-    pub(super) fn hashes(&self) -> impl Iterator<Item = &str> {
+    /// The keys of the rows that are replaced.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
         self.rows.keys().map(String::as_str)
     }
 
     /// What a row is replaced with, or why that cannot be read. `None` if it is not edited.
-    pub(super) fn replacement(
-        &self,
-        hash: &str,
-        wanted: RowShape,
-    ) -> Option<Result<(Example, Extras), String>> {
-        let read = reread(self.rows.get(hash)?.clone(), wanted);
-        Some(
-            read.map_err(|reason| {
-                format!("it was edited, and {FILE} has for it what cannot be read: {reason}")
-            }),
-        )
+    pub(super) fn replacement(&self, key: &str, wanted: RowShape) -> Option<Result<Shaped, String>> {
+        let read = reread(self.rows.get(key)?.clone(), wanted);
+        let explain = |reason| {
+            format!("it was edited, and {FILE} has for it (\"row\": \"{key}\") what cannot be read: {reason}")
+        };
+        Some(read.map_err(explain))
     }
 
-    /// Replaces a row that has this hash in its file.
-    pub fn set(&mut self, hash: &str, fields: Map<String, Value>) {
-        self.rows.insert(hash.to_owned(), fields);
+    /// Replaces the row with this key.
+    pub fn set(&mut self, key: &str, fields: Map<String, Value>) {
+        self.rows.insert(key.to_owned(), fields);
     }
 
     /// Lets the row be as it is in its file. Returns whether it was edited.
-    pub fn remove(&mut self, hash: &str) -> bool {
-        self.rows.shift_remove(hash).is_some()
+    pub fn remove(&mut self, key: &str) -> bool {
+        self.rows.shift_remove(key).is_some()
     }
 
     /// Replaces the file atomically.
     pub fn save(&self) -> Result<(), DataError> {
         let fail = |source| DataError::Write { path: self.path.clone(), source };
-        files::replace(&self.path, self.text().as_bytes(), Access::Shared).map_err(fail)
+        let text = self.text();
+        if text.len() as u64 > MAX_BYTES {
+            return Err(fail(io::ErrorKind::FileTooLarge.into()));
+        }
+        files::replace(&self.path, text.as_bytes(), Access::Shared).map_err(fail)
     }
 
     /// The file's content.
     pub(super) fn text(&self) -> String {
         let line = |(hash, fields): (&String, &Map<String, Value>)| {
-            format!("{}\n", json!({"row": hash, "fields": fields}))
+            format!("{}\n", json!({ "row": hash, "fields": fields}))
         };
         self.rows.iter().map(line).collect()
     }
@@ -102,7 +101,7 @@ impl Edits {
 
 fn edit(line: &[u8]) -> Result<(String, Map<String, Value>), String> {
     let value: Value = json::from_slice(line, MAX_VALUES).map_err(|error| format!("not JSON: {error}"))?;
-    let hash = value.get("row").and_then(Value::as_str).ok_or("no \"row\" with the hash of a row")?;
+    let hash = value.get("row").and_then(Value::as_str).ok_or("no \"row\" with the key of a row")?;
     let fields =
         value.get("fields").and_then(Value::as_object).ok_or("no \"fields\" with what the row says")?;
     Ok((hash.to_owned(), fields.clone()))
@@ -133,8 +132,11 @@ pub fn read_draft(text: &str, config: &Config) -> Result<Map<String, Value>, Str
     let value: Value =
         json::from_slice(text.as_bytes(), MAX_VALUES).map_err(|error| format!("not JSON: {error}"))?;
     let Value::Object(fields) = value else { return Err("not a JSON object".to_owned()) };
-    reread(fields.clone(), config.train.algorithm.declaration().rows)?;
-    Ok(fields)
+    let shaped = reread(fields.clone(), config.train.algorithm.declaration().rows)?;
+    match shaped.unused.first() {
+        Some(name) => Err(format!("nothing reads the field {:?}", clean_line(name))),
+        None => Ok(fields),
+    }
 }
 
 #[cfg(test)]
@@ -171,15 +173,19 @@ mod tests {
         assert_eq!(edited.example.plain_text(), "c\nbetter");
         assert_eq!((edited.origin.line, edited.extras.group.as_deref()), (2, Some("2")));
         let head = dataset.rows.heads()[1];
-        assert_eq!((head.edited_from(), head.hash()), (Some(row.hash()), edited.hash()));
-        assert_eq!(dataset.rows.heads()[0].edited_from(), None);
+        assert_eq!((head.edit_key(), head.hash()), (row.hash(), edited.hash()));
+        assert!(head.is_edited() && !dataset.rows.heads()[0].is_edited());
         assert_eq!(dataset.notices, ["1 row is edited (edits.jsonl)"]);
         assert_eq!(fs::read_to_string(project.path().join("a.jsonl")).unwrap(), file);
-        // The quarantine lists what the row says now.
-        let mut quarantine = Quarantine::load(project.path()).unwrap();
-        quarantine.insert(&edited.hash());
-        quarantine.save().unwrap();
-        assert_eq!(read().quarantined.heads()[0].edited_from(), Some(row.hash()));
+        // A row that is in quarantine stays there, edited or not.
+        for hash in [edited.hash(), row.hash()] {
+            let mut quarantine = Quarantine::load(project.path()).unwrap();
+            quarantine.clear();
+            quarantine.insert(&hash);
+            quarantine.save().unwrap();
+            assert!(read().quarantined.heads()[0].is_edited());
+        }
+        fs::remove_file(project.path().join("quarantine.json")).unwrap();
         assert!(edits.remove(&row.hash()) && !edits.remove(&row.hash()));
         edits.save().unwrap();
         assert_eq!(read().rows.all()[1], row);
@@ -206,10 +212,46 @@ mod tests {
     }
 
     #[test]
+    fn an_edit_changes_one_label_and_no_split() {
+        let project = tempfile::tempdir().unwrap();
+        let row = |label: bool| json!({"prompt": "a", "completion": "b", "label": label});
+        let others =
+            (0..40).map(|number| json!({"prompt": number.to_string(), "completion": "c", "label": true}));
+        let rows: Vec<Value> = [row(true), row(false)].into_iter().chain(others).collect();
+        fs::write(project.path().join("a.jsonl"), json_lines(&rows)).unwrap();
+        let config = config("a.jsonl", &["train.algorithm=kto", "data.group_by=row"]);
+        let read = || read_dataset(&config, project.path()).unwrap().rows;
+        let splits =
+            |rows: &super::super::Rows| rows.heads().iter().map(|head| head.split).collect::<Vec<_>>();
+        let before = read();
+        let mut edits = Edits::load(project.path()).unwrap();
+        for head in before.heads().iter().filter(|head| head.index != 1) {
+            let text = draft(&before.row(head).unwrap())
+                .unwrap()
+                .replace("\"b\"", "\"d\"")
+                .replace("\"c\"", "\"e\"");
+            edits.set(&head.edit_key(), read_draft(&text, &config).unwrap());
+        }
+        edits.save().unwrap();
+        let after = read();
+        assert_eq!(splits(&after), splits(&before));
+        let labels =
+            |rows: &super::super::Rows| rows.heads().iter().map(|head| head.label).collect::<Vec<_>>();
+        assert_eq!(labels(&after), labels(&before));
+        let texts: Vec<String> = after.all().iter().take(2).map(|row| row.example.plain_text()).collect();
+        assert_eq!(texts, ["a\nd", "a\nb"]);
+    }
+
+    #[test]
     fn a_draft_must_be_a_row() {
         let config = config("a.jsonl", &[]);
-        for (text, reason) in [("{\"prompt\": ", "line 1"), ("[]", "not a JSON object"), ("{\"a\": 1}", "a")]
-        {
+        let with_typo = "{\"prompt\": \"a\", \"completion\": \"b\", \"sytem\": \"c\"}";
+        for (text, reason) in [
+            ("{\"prompt\": ", "line 1"),
+            ("[]", "not a JSON object"),
+            ("{\"a\": 1}", "a"),
+            (with_typo, "nothing reads the field \"sytem\""),
+        ] {
             let told = read_draft(text, &config).unwrap_err();
             assert!(told.contains(reason), "{told}");
         }

@@ -17,8 +17,8 @@ use crate::files::{self, Access};
 use crate::hash::hex;
 use crate::model::{ModelFiles, TokenizerSource};
 
-/// Largest result that is read.
-const MAX_BYTES: u64 = 1 << 30;
+/// Largest result that is kept.
+const MAX_BYTES: u64 = 256 << 20;
 /// Most results that are kept. The oldest go first.
 const MOST: usize = 64;
 /// Bytes hashed between two questions whether to go on.
@@ -43,13 +43,13 @@ pub(super) struct Key(String);
 struct Kept {
     report: Report,
     data_hash: String,
-    train: Columns,
-    eval: Columns,
+    train: SizeColumns,
+    eval: SizeColumns,
 }
 
 /// [`ExampleSize`] by columns, which are a third as long.
 #[derive(Serialize, Deserialize)]
-struct Columns {
+struct SizeColumns {
     row: Vec<usize>,
     tokens: Vec<usize>,
     trained: Vec<usize>,
@@ -79,12 +79,15 @@ impl KeptChecks {
         let kept = Kept {
             report: checked.report.clone(),
             data_hash: checked.data_hash.clone(),
-            train: Columns::of(&checked.train),
-            eval: Columns::of(&checked.eval),
+            train: SizeColumns::of(&checked.train),
+            eval: SizeColumns::of(&checked.eval),
         };
         let written = fs::create_dir_all(&self.folder)
             .and_then(|()| serde_json::to_vec(&kept).map_err(io::Error::from))
-            .and_then(|text| files::replace(&self.path(key), &text, Access::Private))
+            .and_then(|text| match text.len() as u64 {
+                ..=MAX_BYTES => files::replace(&self.path(key), &text, Access::Private),
+                _ => Err(io::ErrorKind::FileTooLarge.into()),
+            })
             .and_then(|()| self.remove_oldest());
         if let Err(error) = written {
             tracing::warn!("the result of the data check is not kept in {}: {error}", self.folder.display());
@@ -106,10 +109,10 @@ impl KeptChecks {
     }
 }
 
-impl Columns {
+impl SizeColumns {
     fn of(sizes: &[ExampleSize]) -> Self {
         let column = |of: fn(&ExampleSize) -> usize| sizes.iter().map(of).collect();
-        Columns {
+        SizeColumns {
             row: column(|size| size.row),
             tokens: column(|size| size.tokens),
             trained: column(|size| size.trained),
@@ -126,7 +129,7 @@ impl Columns {
 
 impl Key {
     /// The name of the result of checking a project: a hash of this program, of the settings that the check reads, and of
-    /// the content of data, quarantine, template and tokenizer. Weights do not count.
+    /// the content of data, quarantine, edits, template and tokenizer. Weights do not count.
     pub(super) fn of(
         config: &Config,
         project: &Path,

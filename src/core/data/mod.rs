@@ -40,8 +40,8 @@ pub use prepare::{check, check_dataset, prepare};
 pub use quarantine::Quarantine;
 pub(crate) use read::extras_of;
 pub use read::{
-    Dataset, PlacedHead, ReadProgress, RowHead, Rows, SplitSizes, UnusedField, read_dataset,
-    read_dataset_heard, read_dataset_without, read_rows, split_sizes,
+    BY_PROMPT, BY_ROW, Dataset, PlacedHead, ReadProgress, RowHead, Rows, SplitSizes, UnusedField,
+    read_dataset, read_dataset_heard, read_dataset_without, read_rows, split_sizes,
 };
 pub(crate) use report::Findings;
 pub use report::{

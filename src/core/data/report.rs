@@ -71,12 +71,14 @@ impl Report {
     }
 }
 
-/// How much a role says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// How much a role says, before any row is cut; of a preference pair, with the chosen answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoleLengths {
     pub role: String,
     /// Its tokens in all rows.
     pub tokens: u64,
+    /// Their share of all tokens, those of the template included, 0 to 1.
+    pub share: f64,
     /// Its tokens per row that it speaks in.
     pub lengths: LengthStatistics,
 }

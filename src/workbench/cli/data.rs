@@ -93,13 +93,15 @@ fn checked(project: &Project) -> Outcome<Checked> {
 fn check(arguments: &Check) -> Outcome {
     let project = arguments.settings.load()?;
     preflight::theme(&project);
-    let report = &checked(&project)?.report;
+    let checked = checked(&project)?;
+    let report = &checked.report;
     if arguments.json {
         output::document(report)?;
     } else {
         let told = describe_check(report, &project.config.data.allow);
         output::line(&output::fitted(&told))?;
     }
+    checked.check_warmup(&project.config)?;
     if report.blocks() {
         let count = report.count(Severity::Blocks);
         return Err(Failure::check(format!(
@@ -172,7 +174,7 @@ fn describe_stats(report: &Report) -> String {
         lines.push(format!("  {:>width$}–{:<width$}  {bar} {}", bin.from, bin.to, bin.rows));
     }
     for role in &report.roles {
-        let share = units::percent(role.tokens as f64 / report.tokens.max(1) as f64);
+        let share = units::percent(role.share);
         let lengths = &role.lengths;
         lines.push(format!(
             "{}: {share} of tokens; per row: median {}, p95 {}, max {}",

@@ -1,10 +1,10 @@
 //! `luthier data edit`: rewrites a row beside its file.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use clap::Args;
+use luthier_core::files;
 
 use super::data::find;
 use super::failure::{Failure, Outcome};
@@ -12,6 +12,9 @@ use super::output;
 use super::project::Settings;
 use crate::project::{Draft, rewrite, undo};
 use crate::term::run_editor;
+
+/// Longest row that is taken.
+const LONGEST: u64 = 64 << 20;
 
 /// In place of a file: standard input.
 const STDIN: &str = "-";
@@ -44,13 +47,16 @@ pub fn run(arguments: &Arguments) -> Outcome {
     } else if let Some(file) = &arguments.from {
         let text =
             read(file).map_err(|error| Failure::work(format!("cannot read {}: {error}", file.display())))?;
-        let hash = head.edited_from().unwrap_or_else(|| head.hash());
-        rewrite(&project.folder, &project.config, &hash, &text)?;
+        rewrite(&project.folder, &project.config, &head.edit_key(), &text)?;
         true
     } else {
         let draft = Draft::of(&row, &head)?;
-        run_editor(&draft.path).map_err(Failure::work)?;
-        draft.take(&project.folder, &project.config)?
+        let kept = |failure: Failure| {
+            let path = draft.path.display();
+            failure.and(&format!("what you wrote is in {path}; mended, `--from {path}` takes it"))
+        };
+        run_editor(&draft.path).map_err(|problem| kept(Failure::work(problem)))?;
+        draft.take(&project.folder, &project.config).map_err(|refusal| kept(refusal.into()))?
     };
     output::line(&if changed {
         format!("row {} is edited; `luthier data edit {} --undo` takes it back", arguments.row, arguments.row)
@@ -61,9 +67,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
 
 fn read(file: &Path) -> io::Result<String> {
     if file.as_os_str() != STDIN {
-        return fs::read_to_string(file);
+        let text = files::read(file, LONGEST)?;
+        return String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData.into());
     }
     let mut text = String::new();
-    io::stdin().read_to_string(&mut text)?;
+    io::stdin().take(LONGEST).read_to_string(&mut text)?;
     Ok(text)
 }

@@ -38,6 +38,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The same, with a sentence more.
+    pub fn and(self, more: &str) -> Self {
+        Self { message: format!("{}\n{more}", self.message), ..self }
+    }
+
     pub fn work(message: impl Into<String>) -> Self {
         Self { exit: Some(Exit::Work), message: message.into() }
     }

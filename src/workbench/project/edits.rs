@@ -19,8 +19,8 @@ const LONGEST: u64 = 64 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
     pub path: PathBuf,
-    /// The hash that the row has in its dataset file.
-    hash: String,
+    /// What the row is listed by among the edits.
+    key: String,
     /// What was written.
     text: String,
 }
@@ -29,21 +29,21 @@ impl Draft {
     /// Writes a row out.
     pub fn of(row: &Row, head: &RowHead) -> Result<Self, Refusal> {
         let text = data::draft(row).map_err(|reason| Refusal::NotEdited(reason.to_owned()))?;
-        let hash = head.edited_from().unwrap_or_else(|| head.hash());
+        let key = head.edit_key();
         let folder = socket_folder()?;
-        let path = folder.join(format!("row-{}-{hash}.json", std::process::id()));
+        let path = folder.join(format!("row-{}-{key}.json", std::process::id()));
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
         options
             .open(&path)
             .and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(|source| Refusal::System { doing: "the row cannot be written out", source })?;
-        Ok(Self { path, hash, text })
+        Ok(Self { path, key, text })
     }
 
     /// Whether it is of this row.
     pub fn is_of(&self, head: &RowHead) -> bool {
-        self.hash == head.edited_from().unwrap_or_else(|| head.hash())
+        self.key == head.edit_key()
     }
 
     /// Replaces the row with what the file has by now, and removes the file. Returns whether that is something else. A
@@ -54,7 +54,7 @@ impl Draft {
         let text = String::from_utf8(read).map_err(|_| Refusal::NotEdited("it is not UTF-8".to_owned()))?;
         let changed = text != self.text;
         if changed {
-            rewrite(folder, config, &self.hash, &text)?;
+            rewrite(folder, config, &self.key, &text)?;
         }
         // What stays behind is overwritten by the next draft.
         let _ = fs::remove_file(&self.path);
@@ -62,19 +62,21 @@ impl Draft {
     }
 }
 
-/// Replaces a row that has this hash in its dataset file with what `text`, a JSON object, says.
-pub fn rewrite(folder: &Path, config: &Config, hash: &str, text: &str) -> Result<(), Refusal> {
+/// Replaces the row with this key among the edits with what `text`, a JSON object, says.
+pub fn rewrite(folder: &Path, config: &Config, key: &str, text: &str) -> Result<(), Refusal> {
     let fields = data::read_draft(text, config).map_err(Refusal::NotEdited)?;
     let mut edits = Edits::load(folder)?;
-    edits.set(hash, fields);
+    edits.set(key, fields);
     Ok(edits.save()?)
 }
 
 /// Lets a row be again as it is in its file.
 pub fn undo(folder: &Path, head: &RowHead) -> Result<(), Refusal> {
-    let original = head.edited_from().ok_or_else(|| Refusal::NotEdited("it is not edited".to_owned()))?;
+    if !head.is_edited() {
+        return Err(Refusal::NotEdited("it is not edited".to_owned()));
+    }
     let mut edits = Edits::load(folder)?;
-    edits.remove(&original);
+    edits.remove(&head.edit_key());
     Ok(edits.save()?)
 }
 

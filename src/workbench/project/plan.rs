@@ -45,6 +45,8 @@ pub fn ready(project: Project, host: &Host, progress: &mut Progress) -> Result<R
     let engine = (host.engine)()?;
     let files = project.model()?;
     let checked = project.check_data(&files, progress)?;
+    // A setting, which is not for the data to answer for.
+    checked.check_warmup(&project.config)?;
     unblocked(&checked.report)?;
     let planned = project.planned(&files, &checked, host)?;
     project.check_disk(&planned.plan, host)?;

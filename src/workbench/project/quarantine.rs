@@ -155,6 +155,10 @@ pub fn put(folder: &Path, pool: &Rows, positions: &[usize], inside: bool) -> Res
         equal.entry(row.hash()).or_default().push(chosen.contains(&position));
     }
     let mut quarantine = Quarantine::load(folder)?;
+    // An edited row may be listed as it is in its file.
+    for row in positions.iter().filter_map(|position| pool.heads().get(*position)).filter(|_| !inside) {
+        quarantine.remove(&row.hash_in_file());
+    }
     let mut count = 0;
     for (hash, chosen) in equal.iter().filter(|(_, chosen)| chosen.contains(&true)) {
         let copies = chosen.split_first().is_some_and(|(first, rest)| !first && !rest.contains(&false));

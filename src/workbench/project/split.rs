@@ -3,16 +3,12 @@
 use std::path::Path;
 
 use luthier_core::config::{Config, EvalSource, write_key};
-use luthier_core::data::{Rows, SplitSizes, split_sizes};
-use luthier_core::units;
+use luthier_core::data::{BY_PROMPT, BY_ROW, Rows, SplitSizes, split_sizes};
 
 use super::Refusal;
 
 /// Shares of the rows that are offered.
 const SHARES: [f64; 4] = [0.02, 0.05, 0.1, 0.2];
-
-/// `data.group_by` for rows that are split one by one.
-const BY_ROW: &str = "row";
 
 /// A way to split the rows, and what it leads to.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +20,8 @@ pub struct SplitChoice {
     /// The way in words.
     pub title: String,
     pub sizes: SplitSizes,
+    /// What rows that belong together have in common: `prompt`, or a column.
+    pub together: String,
     /// Whether it is what the settings say.
     pub is_current: bool,
 }
@@ -33,55 +31,51 @@ pub struct SplitChoice {
 pub fn split_choices(config: &Config, rows: &Rows, quarantined: &Rows) -> Vec<SplitChoice> {
     let data = &config.data;
     // Without a column of its own, rows are kept together by their prompts.
-    let together = if data.group_by == BY_ROW { "prompt" } else { &data.group_by };
-    let current = match data.eval {
-        EvalSource::Fraction(share) => Some(share),
-        EvalSource::Paths(_) => None,
+    let together = if data.group_by == BY_ROW { BY_PROMPT } else { &data.group_by };
+    let choice = |title: String, eval: String, group_by: &str, sizes, is_current| SplitChoice {
+        eval,
+        group_by: group_by.to_owned(),
+        title,
+        sizes,
+        together: together.to_owned(),
+        is_current,
+    };
+    let EvalSource::Fraction(current) = data.eval else {
+        // To hold out rows of the training files instead is to give up files that somebody chose.
+        let eval = config.get_text("data.eval").unwrap_or_default();
+        let title = format!("the files of data.eval: {eval}");
+        return vec![choice(title, eval, &data.group_by, SplitSizes::of(rows), true)];
     };
     let mut shares = SHARES.to_vec();
-    shares.extend(current.filter(|share| *share > 0.0 && !SHARES.contains(share)));
+    if current > 0.0 && !SHARES.contains(&current) {
+        shares.push(current);
+    }
     shares.sort_by(f64::total_cmp);
     let mut choices = Vec::new();
-    if current.is_none() {
-        choices.push(SplitChoice {
-            eval: config.get_text("data.eval").unwrap_or_default(),
-            group_by: data.group_by.clone(),
-            title: "files of data.eval".to_owned(),
-            sizes: SplitSizes::of(rows),
-            is_current: true,
-        });
-    }
     for share in shares {
         for group_by in [together, BY_ROW] {
             let by_row = group_by == BY_ROW;
-            choices.push(SplitChoice {
-                eval: share.to_string(),
-                group_by: group_by.to_owned(),
-                title: if by_row {
-                    format!("{} row by row", units::percent(share))
-                } else {
-                    format!("{} by {group_by}", units::percent(share))
-                },
-                sizes: split_sizes(rows, quarantined, config, share, by_row),
-                is_current: current == Some(share) && (data.group_by == BY_ROW) == by_row,
-            });
+            let percent = (share * 1e6).round() / 1e4;
+            let title =
+                if by_row { format!("{percent} % row by row") } else { format!("{percent} % by {group_by}") };
+            let sizes = split_sizes(rows, quarantined, config, share, by_row);
+            let is_current = current.to_bits() == share.to_bits() && (data.group_by == BY_ROW) == by_row;
+            choices.push(choice(title, share.to_string(), group_by, sizes, is_current));
         }
     }
-    choices.push(SplitChoice {
-        eval: "0".to_owned(),
-        group_by: data.group_by.clone(),
-        title: "nothing held out".to_owned(),
-        sizes: split_sizes(rows, quarantined, config, 0.0, true),
-        is_current: current == Some(0.0),
-    });
+    let nothing = split_sizes(rows, quarantined, config, 0.0, true);
+    let title = "nothing held out".to_owned();
+    choices.push(choice(title, "0".to_owned(), &data.group_by, nothing, current <= 0.0));
     choices
 }
 
 /// Writes a choice into `luthier.toml`.
 pub fn set_split(folder: &Path, choice: &SplitChoice) -> Result<(), Refusal> {
     let file = folder.join("luthier.toml");
-    write_key(&file, "data.eval", &choice.eval)?;
-    Ok(write_key(&file, "data.group_by", &format!("{:?}", choice.group_by))?)
+    // A text in JSON is one in TOML.
+    let group_by = serde_json::Value::from(choice.group_by.as_str()).to_string();
+    write_key(&file, "data.group_by", &group_by)?;
+    Ok(write_key(&file, "data.eval", &choice.eval)?)
 }
 
 #[cfg(test)]

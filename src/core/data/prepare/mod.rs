@@ -23,7 +23,7 @@ use super::mask::wanted;
 use super::message::call_parts;
 use super::near::Seen;
 use super::presence::{Lost, lost};
-use super::read::Dataset;
+use super::read::{Dataset, stamp};
 use super::report::{Findings, RoleLengths};
 use super::roles::tokens_of_roles;
 use super::{
@@ -71,8 +71,8 @@ struct Outcome {
     encoded: Result<Usable, RowProblem>,
     /// What its text lacks.
     lost: Vec<Lost>,
-    /// Tokens of each role.
-    roles: Vec<(String, usize)>,
+    /// Tokens of the text that the roles were counted in, and of each role.
+    roles: (usize, Vec<(String, usize)>),
 }
 
 /// What the project's settings do to a row that is a conversation.
@@ -134,7 +134,7 @@ pub fn check(
     check_with(config, project, files, kept, progress, || read_dataset(config, project).map(Cow::Owned))
 }
 
-/// As [`check`], of a dataset that was read.
+/// As [`check`], of a dataset that was read. Where its files have changed since, nothing kept is used, and nothing is kept.
 pub fn check_dataset(
     config: &Config,
     project: &Path,
@@ -143,6 +143,8 @@ pub fn check_dataset(
     kept: Option<&KeptChecks>,
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Checked, DataError> {
+    let is_as_read = || stamp(config, project).is_ok_and(|now| now == dataset.stamp);
+    let kept = kept.filter(|_| is_as_read());
     check_with(config, project, files, kept, progress, || Ok(Cow::Borrowed(dataset)))
 }
 
@@ -170,7 +172,8 @@ fn check_with<'data>(
         if let Some((kept, before)) = kept.zip(before) {
             // Somebody may have written the files in the meantime.
             let after = Key::of(config, project, files, &template, &mut || progress(0, 0))?;
-            if before == after {
+            let is_as_read = stamp(config, project).is_ok_and(|now| now == dataset.stamp);
+            if before == after && is_as_read {
                 kept.put(&after, &looked.checked);
             }
         }
@@ -242,7 +245,9 @@ fn look(
         let length = whole.as_ref().map_or(0, |sides| longest(sides));
         let lost = whole.as_ref().map_or_else(|_| Vec::new(), |sides| lost(row, sides, template, config));
         let first = whole.as_ref().ok().and_then(|sides| sides.first());
-        let roles = first.map_or_else(Vec::new, |side| tokens_of_roles(row, side, template, config));
+        let roles = first.map_or_else(Default::default, |side| {
+            (side.ids.len(), tokens_of_roles(row, side, template, config))
+        });
         let encoded = whole.and_then(|whole| limit(whole, row, config)).and_then(|sides| {
             let tokens = checks.tokens(row, &sides);
             let truncated = sides.iter().any(|side| side.truncated);
@@ -849,16 +854,21 @@ fn assemble(
 
 fn lengths_of_roles(outcomes: &[Outcome]) -> Vec<RoleLengths> {
     let mut found: IndexMap<&str, Vec<usize>> = IndexMap::new();
-    for (role, tokens) in outcomes.iter().flat_map(|outcome| &outcome.roles) {
+    let all: u64 = outcomes.iter().map(|outcome| outcome.roles.0 as u64).sum();
+    for (role, tokens) in outcomes.iter().flat_map(|outcome| &outcome.roles.1) {
         // Names of roles come from the data.
         if found.len() < MAX_ROLES || found.contains_key(role.as_str()) {
             found.entry(role).or_default().push(*tokens);
         }
     }
-    let lengths = |(role, tokens): (&str, Vec<usize>)| RoleLengths {
-        role: clean_line(role).into_owned(),
-        tokens: tokens.iter().map(|&tokens| tokens as u64).sum(),
-        lengths: LengthStatistics::of(tokens),
+    let lengths = |(role, tokens): (&str, Vec<usize>)| {
+        let sum: u64 = tokens.iter().map(|&tokens| tokens as u64).sum();
+        RoleLengths {
+            role: clean_line(role).into_owned(),
+            tokens: sum,
+            share: sum as f64 / all.max(1) as f64,
+            lengths: LengthStatistics::of(tokens),
+        }
     };
     let mut roles: Vec<RoleLengths> = found.into_iter().map(lengths).collect();
     roles.sort_by_key(|role| Reverse(role.tokens));

@@ -15,25 +15,28 @@ mod split;
 mod table;
 mod unpack;
 
+pub(super) use formats::Shaped;
 pub use rows::{PlacedHead, RowHead, Rows};
 pub(super) use split::prompt_key;
 
 use std::collections::HashSet;
+use std::fs;
 use std::io::BufReader;
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use formats::{Detected, Shaped};
+use formats::Detected;
 use serde_json::{Map, Value};
 
 use self::kinds::{Content, KNOWN, Packing};
-use self::rows::{Line, LineFile};
+use self::rows::{Line, LineFile, Original};
 use self::sources::{DataFile, Found, OpenCache};
 use super::edits::Edits;
 use super::example::hash_of_content;
 use super::quarantine::Quarantine;
-use super::{DataError, Example, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
+use super::{DataError, Extras, Origin, Row, RowProblem, RowProblemKind, Split};
 use crate::algorithms::RowShape;
 use crate::config::{Config, EvalSource, Format};
 use crate::files;
@@ -52,9 +55,10 @@ const MAX_PROBLEMS: usize = 1000;
 const MAX_UNUSED: usize = 100;
 /// Rows between two reports of progress.
 const ROWS_HEARD: usize = 256;
-/// `data.group_by` for rows with one prompt, and for each row by itself.
-const BY_PROMPT: &str = "prompt";
-const BY_ROW: &str = "row";
+/// `data.group_by` for rows with one prompt.
+pub const BY_PROMPT: &str = "prompt";
+/// `data.group_by` for each row by itself.
+pub const BY_ROW: &str = "row";
 
 /// The content of a project's dataset files.
 #[derive(Debug, Clone, Default)]
@@ -72,6 +76,8 @@ pub struct Dataset {
     pub notices: Vec<String>,
     /// Fields of rows that nothing reads, in the order in which they were found.
     pub unused: Vec<UnusedField>,
+    /// What shows whether the files are still those that were read.
+    pub(super) stamp: String,
 }
 
 /// A field that rows have and nothing reads.
@@ -131,6 +137,19 @@ pub fn read_dataset_without(
     read_without(config, project, quarantine, &hub_cache, &mut |_| ControlFlow::Continue(()))
 }
 
+/// A text that changes when a file of the dataset, the quarantine or the edits is written.
+pub(super) fn stamp(config: &Config, project: &Path) -> Result<String, DataError> {
+    let files = source_files(config, project)?;
+    let stamps = files.iter().map(|file| {
+        let stamp =
+            |found: fs::Metadata| (found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec());
+        format!("{} {:?}\n", file.shown.display(), file.path.metadata().ok().map(stamp))
+    });
+    let beside =
+        [Quarantine::load(project)?.entries().collect::<Vec<_>>().join(" "), Edits::load(project)?.text()];
+    Ok(stamps.chain(beside).collect())
+}
+
 fn hub_cache() -> Result<HubCache, ModelError> {
     Ok(HubCache::new(HubFolders::of_environment()?.cache))
 }
@@ -144,13 +163,12 @@ pub(crate) fn extras_of(fields: &Map<String, Value>) -> Result<Extras, String> {
     formats::extras(fields)
 }
 
-/// What a row's fields say where no setting tells how to read them.
-pub(super) fn reread(fields: Map<String, Value>, wanted: RowShape) -> Result<(Example, Extras), String> {
+/// What a row's fields say where no setting tells how to read them, and which of them nothing reads.
+pub(super) fn reread(fields: Map<String, Value>, wanted: RowShape) -> Result<Shaped, String> {
     let present = fields.iter().filter(|(_, value)| !value.is_null());
     let names: Vec<&str> = present.map(|(name, _)| name.as_str()).collect();
     let detected = formats::detect(&names, &fields, wanted)?;
-    let shaped = formats::shape(detected.format, fields, wanted)?;
-    Ok((shaped.example, shaped.extras))
+    formats::shape(detected.format, fields, wanted)
 }
 
 /// What the elements of `data.train` and of `data.eval` stand for.
@@ -219,18 +237,20 @@ fn read_without(
     cache: OpenCache,
     heard: &mut ReadingHeard,
 ) -> Result<Dataset, DataError> {
+    let stamp = stamp(config, project).unwrap_or_default();
     let Sources { train, eval } = find_sources(config, project, cache)?;
     let files = || train.iter().chain(&eval).flat_map(|(_, found)| &found.files);
     let total = files().filter_map(|file| Some(file.path.metadata().ok()?.len())).sum();
     let columns = Arc::new(Columns::new(config));
     let edits = Edits::load(project)?;
-    let mut dataset = Dataset::default();
+    let mut dataset = Dataset { stamp, ..Dataset::default() };
     Arc::make_mut(&mut dataset.rows.contents).read_with(&columns);
     let mut reading = Reading {
         config,
         columns,
         quarantine,
         edits: &edits,
+        edited: HashSet::new(),
         kept: HashSet::new(),
         dataset,
         heard,
@@ -247,9 +267,10 @@ fn read_without(
     for (path, found) in &eval {
         reading.read(path, found, Split::Eval)?;
     }
+    let gone = edits.keys().filter(|key| !reading.edited.contains(*key)).count();
     let mut dataset = reading.dataset;
     dataset.quarantined.contents = Arc::clone(&dataset.rows.contents);
-    edit_notices(&edits, &mut dataset);
+    edit_notices(gone, &mut dataset);
     if let EvalSource::Fraction(fraction) = config.data.eval {
         let by_row = config.data.group_by == BY_ROW;
         let (rows, quarantined) = (dataset.rows.heads_mut(), dataset.quarantined.heads_mut());
@@ -285,17 +306,12 @@ fn read_without(
     Ok(dataset)
 }
 
-/// Says how many rows are edited, and which edits have no row.
-fn edit_notices(edits: &Edits, dataset: &mut Dataset) {
+/// Says how many rows are edited, and how many edits have no row.
+fn edit_notices(gone: usize, dataset: &mut Dataset) {
     let heads = dataset.rows.heads().iter().chain(dataset.quarantined.heads());
-    let edited: Vec<String> = heads.filter_map(RowHead::edited_from).collect();
-    let found: HashSet<&str> = edited.iter().map(String::as_str).collect();
-    let is_broken = |hash: &str| edits.replacement(hash, RowShape::Answer).is_some_and(|read| read.is_err());
-    let gone = edits.hashes().filter(|hash| !found.contains(hash) && !is_broken(hash)).count();
-    if !edited.is_empty() {
-        let are = if edited.len() == 1 { "is" } else { "are" };
-        let rows = counted(edited.len(), "row", "rows");
-        dataset.notices.push(format!("{rows} {are} edited (edits.jsonl)"));
+    let edited = heads.filter(|head| head.is_edited()).count();
+    if edited > 0 {
+        dataset.notices.push(format!("{} edited (edits.jsonl)", counted(edited, "row is", "rows are")));
     }
     if gone > 0 {
         let rows = counted(gone, "edited row is", "edited rows are");
@@ -309,6 +325,8 @@ struct Reading<'read, 'heard> {
     columns: Arc<Columns>,
     quarantine: &'read Quarantine,
     edits: &'read Edits,
+    /// The keys of the edits that have a row.
+    edited: HashSet<String>,
     /// The hashes of rows that are used and whose copies are not.
     kept: HashSet<String>,
     dataset: Dataset,
@@ -334,6 +352,7 @@ impl Reading<'_, '_> {
                 found: None,
                 quarantine: self.quarantine,
                 edits: self.edits,
+                edited: &mut self.edited,
                 kept: &mut self.kept,
                 dataset: &mut self.dataset,
                 heard: &mut *self.heard,
@@ -357,8 +376,10 @@ fn read_file(path: &Path, sink: &mut Sink) -> Result<u64, DataError> {
     let parse: lines::Parse = if content == Content::Text { lines::text } else { lines::json };
     let is_lines = matches!(content, Content::JsonLines | Content::Text) && packing == Packing::None;
     let lines = if is_lines {
-        let file = file.try_clone().map_err(|error| DataError::read(shown, error))?;
-        Some(LineFile { file: Arc::new(file), parse })
+        let stays_open = sink.dataset.rows.contents.has_room_for_a_file();
+        let file = stays_open.then(|| file.try_clone().map(Arc::new)).transpose();
+        let file = file.map_err(|error| DataError::read(shown, error))?;
+        Some(LineFile { file, path: path.into(), parse })
     } else {
         None
     };
@@ -383,6 +404,7 @@ struct Sink<'read, 'heard> {
     found: Option<Detected>,
     quarantine: &'read Quarantine,
     edits: &'read Edits,
+    edited: &'read mut HashSet<String>,
     kept: &'read mut HashSet<String>,
     dataset: &'read mut Dataset,
     heard: &'read mut ReadingHeard<'heard>,
@@ -428,7 +450,9 @@ impl Sink<'_, '_> {
                 // An edited row is not what stands in its file.
                 let place = place.filter(|_| original.is_none());
                 let head = self.dataset.rows.head_of(&row, place, &detected, original);
-                if self.is_left_out(head.hash()) {
+                // An edit takes no row out of quarantine.
+                let before = head.is_edited().then(|| head.hash_in_file());
+                if self.is_left_out(head.hash()) || before.is_some_and(|hash| self.is_left_out(hash)) {
                     self.dataset.quarantined.heads_mut().push(head);
                 } else {
                     self.dataset.rows.heads_mut().push(head);
@@ -445,18 +469,20 @@ impl Sink<'_, '_> {
         }
     }
 
-    /// A row as the user has edited it, with the hash that it has in its file; as it is, if it is not edited.
-    fn edited(&self, shaped: Shaped) -> Result<(Shaped, Option<u64>), String> {
+    /// A row as the user has edited it, with what it is in its file; as it is, if it is not edited.
+    fn edited(&mut self, shaped: Shaped) -> Result<(Shaped, Option<Original>), String> {
         if self.edits.is_empty() {
             return Ok((shaped, None));
         }
         let hash = hash_of_content(&shaped.example, &shaped.extras);
-        let Some(replacement) = self.edits.replacement(&format!("{hash:016x}"), self.columns.wanted) else {
+        let original = Original { hash, label: shaped.extras.label };
+        let Some(replacement) = self.edits.replacement(&original.key(), self.columns.wanted) else {
             return Ok((shaped, None));
         };
-        let (example, extras) = replacement?;
-        let extras = Extras { group: shaped.extras.group, ..extras };
-        Ok((Shaped { example, extras, unused: Vec::new() }, Some(hash)))
+        self.edited.insert(original.key());
+        let mut replaced = replacement?;
+        replaced.extras.group = shaped.extras.group;
+        Ok((replaced, Some(original)))
     }
 
     /// Whether the quarantine lists a row with this hash.
@@ -718,7 +744,10 @@ pub fn split_sizes(
     let is_fraction = matches!(config.data.eval, EvalSource::Fraction(_));
     let train = |rows: &Rows| -> Vec<RowHead> {
         let heads = rows.heads().iter().filter(|row| is_fraction || row.split == Split::Train);
-        let mut heads: Vec<RowHead> = heads.copied().collect();
+        // A row that its source's share repeats is split once.
+        let mut seen = HashSet::new();
+        let mut heads: Vec<RowHead> =
+            heads.filter(|row| seen.insert((row.file_number(), row.line))).copied().collect();
         for head in &mut heads {
             head.split = Split::Train;
         }

@@ -1,16 +1,20 @@
 //! The rows of a dataset without what they say, which is read when it is needed.
 
-use std::fmt;
 use std::fs::File;
 use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fmt, io};
 
 use super::formats::Detected;
 use super::{Columns, lines, split};
 use crate::data::example::{hash_of_content, label_name};
 use crate::data::{DataError, Example, Extras, Origin, Row, Split};
+use crate::files;
+
+/// Most files that stay open. The lines of others are read by their path.
+const MOST_OPEN: usize = 64;
 
 /// The rows of a dataset. What rows of uncompressed JSON Lines and text files say stays in the file, so that a dataset
 /// may be larger than memory. Files of other kinds cannot be read from the middle, so what their rows say is kept.
@@ -42,20 +46,20 @@ pub struct RowHead {
     pub bytes: u32,
     /// The number that [`Row::hash`] writes in hexadecimal.
     pub(super) hash: u64,
-    /// The same number before the row was edited; `None` if it is as in its file.
-    original: Option<u64>,
+    /// What the row is in its file, if it was edited.
+    original: Option<Original>,
     /// Equal for rows that stay on one side of the split.
     pub(super) group: u64,
     /// Whether it has the column that `data.group_by` names.
     pub(super) has_group: bool,
     /// The file, as an index into [`Contents::files`].
     file: u32,
-    content: Content,
+    content: Stored,
 }
 
 /// Where a row's content is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Content {
+enum Stored {
     /// In memory, as an index into [`Contents::kept`].
     Kept(usize),
     /// In its file, as a line without its end.
@@ -65,6 +69,13 @@ enum Content {
         /// How it is read, as an index into [`Contents::detected`].
         detected: u32,
     },
+}
+
+/// An edited row as it is in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Original {
+    pub(super) hash: u64,
+    pub(super) label: Option<bool>,
 }
 
 /// A line of a file, for a row that is read again from there.
@@ -77,7 +88,7 @@ pub(super) struct Line {
 /// What the rows of a dataset say, or where that is.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Contents {
-    files: Vec<SourceFile>,
+    files: Vec<RowFile>,
     kept: Vec<Arc<(Example, Extras)>>,
     /// How lines were read, each way once.
     detected: Vec<Detected>,
@@ -85,7 +96,7 @@ pub(super) struct Contents {
 }
 
 #[derive(Debug, Clone)]
-struct SourceFile {
+struct RowFile {
     /// As written in the configuration.
     shown: Arc<Path>,
     /// If its lines can be read again.
@@ -95,15 +106,32 @@ struct SourceFile {
 /// A file of lines.
 #[derive(Debug, Clone)]
 pub(super) struct LineFile {
-    pub(super) file: Arc<File>,
+    /// As it was opened, if not too many are open.
+    pub(super) file: Option<Arc<File>>,
+    pub(super) path: Arc<Path>,
     /// What reads a line.
     pub(super) parse: lines::Parse,
 }
 
+impl LineFile {
+    fn read(&self, line: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.file {
+            Some(file) => file.read_exact_at(line, offset),
+            None => files::open(&self.path)?.0.read_exact_at(line, offset),
+        }
+    }
+}
+
 impl Contents {
+    /// Whether one more file may stay open.
+    pub(super) fn has_room_for_a_file(&self) -> bool {
+        let is_open = |file: &&RowFile| file.lines.as_ref().is_some_and(|lines| lines.file.is_some());
+        self.files.iter().filter(is_open).count() < MOST_OPEN
+    }
+
     /// Begins with the rows of a file; `lines` if they need not be kept.
     pub(super) fn begin_file(&mut self, shown: &Path, lines: Option<LineFile>) {
-        self.files.push(SourceFile { shown: shown.into(), lines });
+        self.files.push(RowFile { shown: shown.into(), lines });
     }
 
     pub(super) fn read_with(&mut self, columns: &Arc<Columns>) {
@@ -111,11 +139,11 @@ impl Contents {
     }
 
     /// The content of a row that was read from the last file.
-    fn put(&mut self, row: &Row, line: Option<Line>, detected: &Detected) -> Content {
+    fn put(&mut self, row: &Row, line: Option<Line>, detected: &Detected) -> Stored {
         let can_read_again = self.files.last().is_some_and(|file| file.lines.is_some());
         let Some(line) = line.filter(|_| can_read_again) else {
             self.kept.push(Arc::new((row.example.clone(), row.extras.clone())));
-            return Content::Kept(self.kept.len() - 1);
+            return Stored::Kept(self.kept.len() - 1);
         };
         let known = self.detected.iter().position(|known| known == detected);
         let detected = known.unwrap_or_else(|| {
@@ -123,17 +151,17 @@ impl Contents {
             self.detected.len() - 1
         });
         // A line is at most 64 MiB long.
-        Content::Line { offset: line.offset, bytes: line.bytes as u32, detected: detected as u32 }
+        Stored::Line { offset: line.offset, bytes: line.bytes as u32, detected: detected as u32 }
     }
 
     fn get(&self, head: &RowHead) -> Result<(Example, Extras), DataError> {
         let file = self.files.get(head.file as usize);
         match head.content {
-            Content::Kept(place) => match self.kept.get(place) {
+            Stored::Kept(place) => match self.kept.get(place) {
                 Some(kept) => Ok((**kept).clone()),
                 None => Err(changed(file, head)),
             },
-            Content::Line { offset, bytes, detected } => {
+            Stored::Line { offset, bytes, detected } => {
                 let (Some(file), Some(columns)) = (file, &self.columns) else {
                     return Err(changed(file, head));
                 };
@@ -142,10 +170,7 @@ impl Contents {
                     return Err(changed(Some(file), head));
                 };
                 let mut line = vec![0; bytes as usize];
-                lines
-                    .file
-                    .read_exact_at(&mut line, offset)
-                    .map_err(|error| DataError::read(&*file.shown, error))?;
+                lines.read(&mut line, offset).map_err(|error| DataError::read(&*file.shown, error))?;
                 let shaped = (lines.parse)(&line).and_then(|read| columns.shape_as(detected, read.value));
                 // Somebody may write the file in the meantime.
                 match shaped {
@@ -159,20 +184,20 @@ impl Contents {
     }
 }
 
-fn changed(file: Option<&SourceFile>, head: &RowHead) -> DataError {
+fn changed(file: Option<&RowFile>, head: &RowHead) -> DataError {
     let shown = file.map_or(Path::new("?"), |file| &*file.shown);
     let what = format!("line {} is not what it was when the file was read; read the data again", head.line);
     DataError::file(shown, what)
 }
 
 impl Rows {
-    /// A row that was read from the last file of `contents`. `original` is the hash that it has there, if it was edited.
+    /// A row that was read from the last file of `contents`. `original` is what it is there, if it was edited.
     pub(super) fn head_of(
         &mut self,
         row: &Row,
         line: Option<Line>,
         detected: &Detected,
-        original: Option<u64>,
+        original: Option<Original>,
     ) -> RowHead {
         let contents = Arc::make_mut(&mut self.contents);
         let content = contents.put(row, line, detected);
@@ -254,15 +279,27 @@ impl From<Vec<Row>> for Rows {
                 contents.begin_file(&row.origin.file, None);
                 contents.files.len() - 1
             });
-            heads.push(RowHead::new(&row, file, Content::Kept(contents.kept.len())));
+            heads.push(RowHead::new(&row, file, Stored::Kept(contents.kept.len())));
             contents.kept.push(Arc::new((row.example, row.extras)));
         }
         Rows { heads: Arc::new(heads), contents: Arc::new(contents) }
     }
 }
 
+impl Original {
+    /// Equal rows with different labels are different ones to edit.
+    pub(super) fn key(self) -> String {
+        let label = match self.label {
+            None => "",
+            Some(true) => "-good",
+            Some(false) => "-bad",
+        };
+        format!("{:016x}{label}", self.hash)
+    }
+}
+
 impl RowHead {
-    fn new(row: &Row, file: usize, content: Content) -> Self {
+    fn new(row: &Row, file: usize, content: Stored) -> Self {
         RowHead {
             index: row.index,
             line: row.origin.line,
@@ -286,9 +323,30 @@ impl RowHead {
         label_name(self.label)
     }
 
-    /// The [`Row::hash`] that the row has in its file, if it was edited.
-    pub fn edited_from(&self) -> Option<String> {
-        self.original.map(|hash| format!("{hash:016x}"))
+    /// Whether the user has edited it.
+    pub fn is_edited(&self) -> bool {
+        self.original.is_some()
+    }
+
+    /// What [`Edits`](crate::data::Edits) lists it by, edited or not.
+    pub fn edit_key(&self) -> String {
+        let as_it_is = Original { hash: self.hash, label: self.label };
+        self.original.unwrap_or(as_it_is).key()
+    }
+
+    /// The hash that it has in its file.
+    pub fn hash_in_file(&self) -> String {
+        format!("{:016x}", self.number_in_file())
+    }
+
+    /// Equal for rows of one file.
+    pub(super) fn file_number(&self) -> u32 {
+        self.file
+    }
+
+    /// The number that [`RowHead::hash_in_file`] writes.
+    pub(super) fn number_in_file(&self) -> u64 {
+        self.original.map_or(self.hash, |original| original.hash)
     }
 
     /// As [`Row::hash`].

@@ -62,7 +62,8 @@ impl Performer {
                 Effect::Splits(rows, quarantined) => {
                     let tools = tools.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     tools.map(|tools| {
-                        Event::Splits(project::split_choices(&tools.config, &rows, &quarantined))
+                        let choices = project::split_choices(&tools.config, &rows, &quarantined);
+                        Event::Splits(rows, choices)
                     })
                 }
                 Effect::SetSplit(choice) => {
@@ -76,7 +77,7 @@ impl Performer {
                 Effect::TakeDraft(draft) => {
                     let taken =
                         Project::open(&project, &[]).and_then(|opened| draft.take(&project, &opened.config));
-                    Some(Event::Rewritten(taken.map_err(|refusal| refusal.to_string())))
+                    Some(Event::Rewritten(draft, taken.map_err(|refusal| refusal.to_string())))
                 }
                 Effect::Undo(pool, position) => {
                     let undone = pool.heads().get(position).map(|head| project::undo(&project, head));
@@ -96,9 +97,17 @@ impl Performer {
 
 /// Does what needs nothing but the rows.
 fn look_up(effect: Effect, texts: &Texts, worker: &Worker<Event>) -> Option<Event> {
+    let of = match &effect {
+        Effect::Fetch(pool, _)
+        | Effect::Search(pool, ..)
+        | Effect::Fields(pool)
+        | Effect::Values(pool, _)
+        | Effect::Compare(pool, _) => pool.clone(),
+        _ => return None,
+    };
     let found = match effect {
         Effect::Fetch(pool, positions) => {
-            rows::fetch(&pool, &positions).map(|rows| Event::Fetched(pool, Ok(rows)))
+            rows::fetch(&pool, &positions).map(|rows| Event::Fetched(pool, rows))
         }
         Effect::Search(pool, among, typed) => {
             // What cannot be read as a search is said while it is typed.
@@ -124,16 +133,9 @@ fn look_up(effect: Effect, texts: &Texts, worker: &Worker<Event>) -> Option<Even
                 <[_; 2]>::try_from(rows).ok().map(|rows| Event::Compared(pool, Box::new(rows)))
             })
             .transpose()?,
-        Effect::Load { .. }
-        | Effect::Render(..)
-        | Effect::Splits(..)
-        | Effect::SetSplit(..)
-        | Effect::Draft(..)
-        | Effect::TakeDraft(..)
-        | Effect::Undo(..)
-        | Effect::Quarantine(..) => return None,
+        _ => return None,
     };
-    Some(found.unwrap_or_else(|error: DataError| Event::Rows(Err(error.to_string()))))
+    Some(found.unwrap_or_else(|error: DataError| Event::Broken(of, error.to_string())))
 }
 
 fn load(
@@ -153,11 +155,13 @@ fn load(
     };
     let parts = Tools { config: config.clone(), parts };
     *tools.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(parts));
+    // Of a part of a file, rows are chosen when it is read: what is shown before would not stay where it is.
+    let stays = config.data.train.iter().all(|source| source.rows.is_none() && source.share.is_none());
     let mut posted = Instant::now();
     let mut shown_from = FIRST_ROWS;
     let mut heard = |progress: &ReadProgress| {
         let share = if progress.total == 0 { 0.0 } else { progress.bytes as f64 / progress.total as f64 };
-        if early && progress.rows.len() >= shown_from {
+        if early && stays && progress.rows.len() >= shown_from {
             shown_from = progress.rows.len() * MORE_ROWS;
             worker.send(Event::Reading(share, Some(Pool::from(progress.rows.clone()))));
         } else if posted.elapsed() >= PROGRESS {
@@ -216,7 +220,7 @@ fn sequences(checked: &DataChecked, config: &Config) -> u64 {
 fn render(tools: &Tools, pool: Pool, position: usize) -> Option<Event> {
     let row = match pool.get(position) {
         Ok(row) => row?,
-        Err(error) => return Some(Event::Rows(Err(error.to_string()))),
+        Err(error) => return Some(Event::Broken(pool, error.to_string())),
     };
     let template = tools.parts.as_ref().ok().map(|(_, template)| template);
     let messages = template.and_then(|template| data::conversation(&row, template, &tools.config));

@@ -32,12 +32,12 @@ pub enum DataCommand {
     Quarantine,
     /// As [`DataCommand::Quarantine`], of all listed rows.
     QuarantineListed,
-    /// Rewrite the row in an editor.
-    Rewrite,
+    /// Edit the row; its file stays as it is.
+    Edit,
     /// Let an edited row be as it is in its file.
     Undo,
     /// Open the row's file at its line.
-    Edit,
+    OpenFile,
     /// Go to a random row.
     Random,
     /// Read and check everything again.
@@ -133,8 +133,8 @@ pub const COMMANDS: &[Entry<DataCommand>] = &[
         keys: &[(HERE, &["X"])],
     },
     Entry {
-        command: DataCommand::Rewrite,
-        name: "data.rewrite",
+        command: DataCommand::Edit,
+        name: "data.edit",
         label: "edit",
         doc: "Edit the row; its file stays as it is, and edits.jsonl has what replaces it",
         keys: &[(HERE, &["e"])],
@@ -147,8 +147,8 @@ pub const COMMANDS: &[Entry<DataCommand>] = &[
         keys: &[(HERE, &["u"])],
     },
     Entry {
-        command: DataCommand::Edit,
-        name: "data.edit",
+        command: DataCommand::OpenFile,
+        name: "data.open-file",
         label: "open file",
         doc: "Open the row's file at its line in your editor",
         keys: &[(HERE, &["E"])],

@@ -15,8 +15,10 @@ pub enum DataEvent {
     Reading(f64, Option<Pool>),
     /// The rows, and those in quarantine; or why they cannot be read.
     Rows(Result<(Pool, Pool), String>),
-    /// Rows with their positions, or why they cannot be read any more.
-    Fetched(Pool, Result<Vec<(usize, Row)>, String>),
+    /// Rows with their positions.
+    Fetched(Pool, Vec<(usize, Row)>),
+    /// Why a row cannot be read any more.
+    Broken(Pool, String),
     /// Progress of the check: rows done, rows in all.
     Checking(usize, usize),
     /// What the check found, or why it could not be made.
@@ -30,13 +32,13 @@ pub enum DataEvent {
     /// The values of a field.
     Values(Pool, Field, Table),
     /// The ways to split the rows.
-    Splits(Vec<SplitChoice>),
+    Splits(Pool, Vec<SplitChoice>),
     /// Two rows to compare.
     Compared(Pool, Box<[Row; 2]>),
     /// A row was written out for an editor, or why not.
     Drafted(Result<Draft, String>),
     /// Whether a row was replaced with what was edited, or why it was refused.
-    Rewritten(Result<bool, String>),
+    Rewritten(Draft, Result<bool, String>),
     /// Rows were set aside, brought back, or are again as in their files: what was done, or why not.
     Changed(Result<String, String>),
 }

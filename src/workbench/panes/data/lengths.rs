@@ -53,7 +53,6 @@ pub(super) fn text(report: &Report, config: Option<&Config>, sequences: Option<u
 
 /// How much each role says: its share of all tokens, and how its lengths are spread.
 fn roles(report: &Report) -> String {
-    let whole: u64 = report.tokens.max(1);
     let width = report.roles.iter().map(|role| text::width(&role.role)).max().unwrap_or(0).min(ROLE);
     let mut lines = String::new();
     for role in &report.roles {
@@ -61,7 +60,7 @@ fn roles(report: &Report) -> String {
         let bins: Vec<f64> = lengths.histogram.iter().map(|bin| bin.rows as f64).collect();
         let name = fit(&role.role, width);
         let pad = " ".repeat(width.saturating_sub(text::width(&name)));
-        let share = units::percent(role.tokens as f64 / whole as f64);
+        let share = units::percent(role.share);
         let _ = write!(
             lines,
             "\n{name}{pad}  {share:>5} of tokens   p50 {}   p95 {}   longest {}   {}",

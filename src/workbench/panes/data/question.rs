@@ -1,7 +1,7 @@
 //! What the data pane asks in a box.
 
 use super::listing::{Field, Filter};
-use super::state::Chosen;
+use super::state::{Chosen, Pool};
 use crate::project::SplitChoice;
 
 /// What the pane asks in a box, so that the answer finds its way back.
@@ -17,6 +17,8 @@ pub enum DataQuestion {
     Field(Vec<Field>),
     /// Which of these values of a field.
     Value(Field, Vec<String>),
+    /// Really let the row at a position be as it is in its file?
+    Undo(Pool, usize),
     /// Really keep these rows out of runs? Or, if not, let them back in?
     Quarantine(Chosen, bool),
 }

@@ -160,8 +160,8 @@ pub struct DataState {
     pub search_problem: Option<String>,
     /// The search while it is typed.
     pub typing: Option<TextLine>,
-    /// A row that is being edited.
-    pub draft: Option<Draft>,
+    /// Rows that are being edited, those whose edit was refused among them.
+    pub drafts: Vec<Draft>,
     /// Which share of the rows a search has looked at, while it goes on.
     pub searching: Option<f64>,
     /// Positions of the listed rows.
@@ -305,18 +305,23 @@ impl DataState {
     /// Takes rows of the pool.
     pub fn fetched(&mut self, rows: Vec<(usize, Row)>) {
         if self.loaded.len() > MOST_LOADED {
-            self.loaded.clear();
+            let near: HashSet<usize> = self.near(MOST_LOADED / 4).iter().copied().collect();
+            self.loaded.retain(|position, _| near.contains(position));
         }
         self.loaded.extend(rows);
     }
 
+    /// Positions of the listed rows up to `distance` before and after the selected one.
+    fn near(&self, distance: usize) -> &[usize] {
+        let selected = self.list.selected().unwrap_or(0);
+        let near = selected.saturating_sub(distance)..(selected + distance).min(self.listed.len());
+        self.listed.get(near).unwrap_or_default()
+    }
+
     /// Positions of rows that may come into sight and are not loaded: up to `height` before and after the selected one.
     pub fn not_loaded(&self, height: u16) -> Vec<usize> {
-        let selected = self.list.selected().unwrap_or(0);
-        let height = usize::from(height);
-        let near = selected.saturating_sub(height)..(selected + height).min(self.listed.len());
-        let near = self.listed.get(near).unwrap_or_default();
-        near.iter().copied().filter(|position| !self.loaded.contains_key(position)).collect()
+        let near = self.near(usize::from(height)).iter().copied();
+        near.filter(|position| !self.loaded.contains_key(position)).collect()
     }
 
     /// Lists the rows that pass `filter`, whatever another pane asked for.
@@ -398,10 +403,12 @@ impl DataState {
                 let less = Search::narrows(&self.made, &self.search);
                 let among = if less { &self.listed } else { &self.matching };
                 self.found = Some(search);
+                self.searching = Some(0.0);
                 Some(DataEffect::Search(self.pool()?.clone(), among.clone(), self.search.clone()))
             }
             Err(problem) => {
                 self.search_problem = Some(problem);
+                self.searching = None;
                 None
             }
         }
@@ -413,9 +420,8 @@ impl DataState {
             return;
         }
         self.searching = found.share;
-        if found.share.is_none() {
-            self.made = found.typed;
-        }
+        // What is found so far is nothing to narrow down.
+        self.made = if found.share.is_none() { found.typed } else { String::new() };
         self.list(found.rows, self.position());
     }
 
@@ -480,7 +486,7 @@ impl DataState {
             Filter::Label(good) => head.label == Some(*good),
             Filter::SeveralReplies => head.has_several_replies,
             Filter::Tools => head.has_tools,
-            Filter::Edited => head.edited_from().is_some(),
+            Filter::Edited => head.is_edited(),
             Filter::Value(..) => self.with_value.contains(&position),
         }
     }
@@ -579,6 +585,20 @@ impl DataState {
     }
 }
 
+/// Whether a command needs all rows in their final order.
+fn changes_rows(command: DataCommand) -> bool {
+    matches!(
+        command,
+        DataCommand::Mark
+            | DataCommand::Quarantine
+            | DataCommand::QuarantineListed
+            | DataCommand::Edit
+            | DataCommand::Undo
+            | DataCommand::Split
+            | DataCommand::Table
+    )
+}
+
 /// What the findings of `report` say about each of `rows` rows.
 fn facts(report: &Report, rows: usize) -> Vec<Facts> {
     let mut facts = vec![Facts::default(); rows];
@@ -619,6 +639,14 @@ impl Pane for DataState {
         }
     }
 
+    fn unsaved(&self) -> Vec<String> {
+        match self.drafts.len() {
+            0 => Vec::new(),
+            1 => vec!["An edited row is not taken yet; `e` on it opens what you wrote.".to_owned()],
+            count => vec![format!("{count} edited rows are not taken yet; `e` on one opens what you wrote.")],
+        }
+    }
+
     fn hints(&self, context: &Context) -> Vec<Command> {
         if self.typing.is_some() {
             return vec![Command::Input(InputCommand::Accept), Command::Input(InputCommand::Cancel)];
@@ -647,9 +675,9 @@ impl Pane for DataState {
                 DataCommand::QuarantineListed,
                 DataCommand::Order,
                 DataCommand::Mark,
-                DataCommand::Rewrite,
-                DataCommand::Undo,
                 DataCommand::Edit,
+                DataCommand::Undo,
+                DataCommand::OpenFile,
                 DataCommand::Findings,
                 DataCommand::Split,
                 DataCommand::Table,
@@ -665,6 +693,9 @@ impl Pane for DataState {
 
     fn unavailable(&self, context: &Context, command: Command) -> Option<String> {
         let Command::Pane(PaneCommand::Data(command)) = command else { return None };
+        if self.reading_files.is_some() && changes_rows(command) {
+            return Some("the rows are still being read".to_owned());
+        }
         match command {
             DataCommand::NewRun | DataCommand::Check => {
                 context.config.is_none().then(|| "luthier.toml has mistakes; `space e` opens it".to_owned())
@@ -679,8 +710,11 @@ impl Pane for DataState {
             DataCommand::Compare => (self.beside.is_none() && self.other().is_none())
                 .then(|| "no other row is known to be like this one".to_owned()),
             DataCommand::Undo => {
-                let is_edited = self.selected_head().is_some_and(|row| row.edited_from().is_some());
+                let is_edited = self.selected_head().is_some_and(RowHead::is_edited);
                 (!is_edited).then(|| "the row is not edited".to_owned())
+            }
+            DataCommand::QuarantineListed if self.searching.is_some() => {
+                Some("the search is not finished".to_owned())
             }
             DataCommand::QuarantineListed if self.lists_all() => {
                 Some("all rows are listed; `f` lists some of them".to_owned())
@@ -689,8 +723,8 @@ impl Pane for DataState {
             | DataCommand::Mark
             | DataCommand::Quarantine
             | DataCommand::QuarantineListed
-            | DataCommand::Rewrite
             | DataCommand::Edit
+            | DataCommand::OpenFile
             | DataCommand::Random => self.position().is_none().then(|| "no row is selected".to_owned()),
         }
     }

@@ -79,6 +79,7 @@ fn report() -> Report {
             .map(|(role, tokens, p50)| RoleLengths {
                 role: role.into(),
                 tokens,
+                share: tokens as f64 / 612.0,
                 lengths: LengthStatistics {
                     min: 1,
                     p50,
@@ -133,7 +134,7 @@ fn all(rows: Vec<Row>) -> DataEvent {
 fn look_up(effect: &DataEffect) -> Option<DataEvent> {
     match effect {
         DataEffect::Fetch(pool, positions) => {
-            Some(DataEvent::Fetched(pool.clone(), Ok(reading::fetch(pool, positions).unwrap())))
+            Some(DataEvent::Fetched(pool.clone(), reading::fetch(pool, positions).unwrap()))
         }
         DataEffect::Search(pool, among, typed) => {
             let search = Search::parse(typed).unwrap().unwrap();
@@ -437,6 +438,57 @@ fn an_unfinished_pattern_keeps_what_was_found() {
 }
 
 #[test]
+fn what_is_found_so_far_is_no_result_to_narrow_down() {
+    let found = |pool: &Pool, typed: &str, rows: Vec<usize>, share| {
+        DataEvent::Found(pool.clone(), Found { typed: typed.to_owned(), rows, share })
+    };
+    let respond = answering(move |effect| match effect {
+        DataEffect::Load { .. } => vec![all(rows()), checked(report())],
+        _ => Vec::new(),
+    });
+    let mut respond = respond;
+    let mut asked = Vec::new();
+    let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let log = std::rc::Rc::clone(&seen);
+    let mut app = TestApp::respond(120, 32, move |effect| match effect {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Search(pool, among, typed))) => {
+            log.borrow_mut().push((typed.clone(), among.len()));
+            // A search of one letter is done at once, a longer one is not finished.
+            let share = (typed.len() > 1).then_some(0.3);
+            let rows = if share.is_some() { vec![1] } else { vec![0, 1, 2] };
+            vec![posted(*tag, found(pool, typed, rows, share))]
+        }
+        other => respond(other),
+    });
+    app.keys("1/b");
+    assert_eq!(app.app.panes.data.searching, None);
+    app.keys("a");
+    assert_eq!((app.app.panes.data.searching, app.app.panes.data.listed.len()), (Some(0.3), 1));
+    app.keys("d");
+    asked.extend(seen.borrow().iter().cloned());
+    let expected = [("b", 5), ("ba", 3), ("bad", 5)].map(|(typed, among)| (typed.to_owned(), among));
+    assert_eq!(asked, expected);
+    app.keys("<enter>X");
+    assert!(quarantined(&mut app).is_empty(), "the search is not finished");
+}
+
+#[test]
+fn rows_are_not_changed_while_files_are_read() {
+    let mut app = TestApp::respond(80, 24, |effect| match effect {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::Load { early: true })) => {
+            vec![posted(*tag, DataEvent::Reading(0.25, Some(rows().into())))]
+        }
+        other => answering(|_| Vec::new())(other),
+    });
+    app.keys("1jm");
+    let data = &app.app.panes.data;
+    assert_eq!((data.listed.len(), data.marked.len()), (5, 0));
+    app.keys("xy");
+    assert!(quarantined(&mut app).is_empty());
+    assert!(app.screen().contains("reading: 25 %"), "{}", app.screen());
+}
+
+#[test]
 fn what_was_found_is_marked_in_the_row() {
     let mut app = opened(80, 24);
     app.keys("/badge gate<enter>");
@@ -561,7 +613,7 @@ fn ways_to_split_show_what_leaks() {
             return answers(effect);
         };
         let choices = split_choices(&config(), rows, quarantined);
-        vec![posted(*tag, DataEvent::Splits(choices))]
+        vec![posted(*tag, DataEvent::Splits(rows.clone(), choices))]
     };
     let mut app = TestApp::respond(100, 24, respond);
     snapshot!(app, "1S");
@@ -584,15 +636,15 @@ fn what_was_edited_is_refused_in_words_and_opened_again() {
         Effect::Pane(tag, PaneEffect::Data(DataEffect::Draft(pool, position))) => {
             vec![posted(*tag, DataEvent::Drafted(Ok(written(pool, *position))))]
         }
-        Effect::Pane(tag, PaneEffect::Data(DataEffect::TakeDraft(_))) => {
+        Effect::Pane(tag, PaneEffect::Data(DataEffect::TakeDraft(draft))) => {
             let problem = "the row stays as it is: not JSON: EOF while parsing at line 1".to_owned();
-            vec![posted(*tag, DataEvent::Rewritten(Err(problem)))]
+            vec![posted(*tag, DataEvent::Rewritten(draft.clone(), Err(problem)))]
         }
         other => answers(other),
     };
     let mut app = TestApp::respond(80, 24, respond);
     app.keys("1je");
-    let draft = app.app.panes.data.draft.clone().unwrap();
+    let draft = app.app.panes.data.drafts[0].clone();
     app.event(Event::EditorClosed(draft.path.clone(), Ok(())));
     snapshot!(app, "");
     app.take_effects();

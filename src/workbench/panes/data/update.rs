@@ -51,7 +51,7 @@ pub(super) fn update(state: &mut DataState, context: &Context, input: Input) -> 
             }
             typed(state, context)
         }
-        Input::Edited(path) => match state.draft.clone().filter(|draft| draft.path == path) {
+        Input::Edited(path) => match state.drafts.iter().find(|draft| draft.path == path).cloned() {
             Some(draft) => vec![DataEffect::TakeDraft(draft).into()],
             None => load(state),
         },
@@ -84,6 +84,7 @@ pub(super) fn replied(
             state.order = Order::ALL.get(index).copied().unwrap_or_default();
             relisted(state, context)
         }
+        (DataQuestion::Undo(pool, position), Reply::Yes) => vec![DataEffect::Undo(pool, position).into()],
         (DataQuestion::Split(choices), Reply::Choice(index)) => {
             let choice = choices.into_iter().nth(index).filter(|choice| !choice.is_current);
             choice.into_iter().map(|choice| DataEffect::SetSplit(choice).into()).collect()
@@ -222,12 +223,9 @@ fn own(state: &mut DataState, context: &Context, command: DataCommand) -> Vec<Re
         DataCommand::QuarantineListed => state.all_listed().map_or_else(Vec::new, |listed| {
             vec![ask_quarantine(state, listed, "listed", state.filter != Filter::Quarantined)]
         }),
-        DataCommand::Rewrite => rewrite(state),
-        DataCommand::Undo => {
-            let undo = state.pool().cloned().zip(state.position());
-            undo.into_iter().map(|(pool, position)| DataEffect::Undo(pool, position).into()).collect()
-        }
-        DataCommand::Edit => {
+        DataCommand::Edit => edit(state),
+        DataCommand::Undo => ask_undo(state),
+        DataCommand::OpenFile => {
             let place = state.pool().and_then(|pool| Some(pool.origin(state.selected_head()?)));
             place.map_or_else(Vec::new, |origin| {
                 vec![Reaction::Edit(context.project.join(origin.file), Some(origin.line))]
@@ -262,7 +260,7 @@ fn filters(state: &DataState) -> Reaction {
         (Filter::Label(false), count(|row| row.label == Some(false))),
         (Filter::SeveralReplies, count(|row| row.has_several_replies)),
         (Filter::Tools, count(|row| row.has_tools)),
-        (Filter::Edited, count(|row| row.edited_from().is_some())),
+        (Filter::Edited, count(RowHead::is_edited)),
         (Filter::Longest, rows.len().div_ceil(Filter::LONGEST)),
     ];
     choices.extend(some.into_iter().filter(|(_, count)| *count > 0));
@@ -303,8 +301,14 @@ fn splits(choices: Vec<SplitChoice>) -> Reaction {
         let held_out = units::counted(sizes.held_out, "row", "rows");
         let leak = match sizes.shared {
             _ if sizes.held_out == 0 => "no evaluation".to_owned(),
-            0 => "no prompt of them trained on".to_owned(),
-            shared => format!("{} of them with a prompt that is trained on", units::count(shared as u64)),
+            0 => format!("no {} of them trained on", choice.together),
+            shared => {
+                format!(
+                    "{} of them with a {} that is trained on",
+                    units::count(shared as u64),
+                    choice.together
+                )
+            }
         };
         PickItem { label: format!("{}{now}", choice.title), detail: format!("{held_out}, {leak}") }
     };
@@ -386,10 +390,26 @@ fn mark(state: &mut DataState, context: &Context) -> Vec<Reaction> {
     if state.list.apply(ListCommand::Down) { selected(state, context) } else { Vec::new() }
 }
 
+fn ask_undo(state: &DataState) -> Vec<Reaction> {
+    let (Some(pool), Some(position), Some(head)) =
+        (state.pool().cloned(), state.position(), state.selected_head())
+    else {
+        return Vec::new();
+    };
+    let lines =
+        vec![fit(&state.line_of(position), 60), "What was edited is removed from edits.jsonl.".to_owned()];
+    vec![Reaction::Confirm(Confirm {
+        title: format!("Let row {} be as it is in its file?", head.index),
+        lines,
+        yes: "Undo the edit".to_owned(),
+        question: Question::from(DataQuestion::Undo(pool, position)),
+    })]
+}
+
 /// Opens the row in the editor; what was refused before is opened again.
-fn rewrite(state: &mut DataState) -> Vec<Reaction> {
+fn edit(state: &DataState) -> Vec<Reaction> {
     let Some(head) = state.selected_head() else { return Vec::new() };
-    if let Some(draft) = state.draft.as_ref().filter(|draft| draft.is_of(head)) {
+    if let Some(draft) = state.drafts.iter().find(|draft| draft.is_of(head)) {
         return vec![Reaction::Edit(draft.path.clone(), None)];
     }
     let row = state.pool().cloned().zip(state.position());
@@ -460,6 +480,8 @@ fn selected(state: &mut DataState, context: &Context) -> Vec<Reaction> {
 
 pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEvent) -> Vec<Reaction> {
     let is_listed = |state: &DataState, pool: &Pool| state.pool() == Some(pool);
+    let is_shown =
+        |state: &DataState, pool: &Pool| state.rows.as_ref() == Some(pool) && context.pane == PaneId::Data;
     match answer {
         DataEvent::Reading(share, rows) => {
             state.reading_files = Some(share);
@@ -480,15 +502,19 @@ pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEve
             }
             reactions
         }
-        DataEvent::Rows(Err(problem))
-        | DataEvent::Checked(Err(problem))
-        | DataEvent::Fetched(_, Err(problem)) => {
+        DataEvent::Broken(pool, problem) => {
+            state.searching = None;
+            let is_listed = is_listed(state, &pool);
+            is_listed.then(|| Reaction::Flash(Severity::Error, problem)).into_iter().collect()
+        }
+        DataEvent::Rows(Err(problem)) | DataEvent::Checked(Err(problem)) => {
             state.checking = None;
             state.reading_files = None;
+            state.searching = None;
             state.problem = Some(problem);
             Vec::new()
         }
-        DataEvent::Fetched(pool, Ok(rows)) => {
+        DataEvent::Fetched(pool, rows) => {
             if is_listed(state, &pool) {
                 state.fetched(rows);
             }
@@ -514,9 +540,16 @@ pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEve
             }
             selected(state, context)
         }
-        DataEvent::Splits(choices) => vec![splits(choices)],
+        // The user may be elsewhere by now.
+        DataEvent::Splits(pool, choices) => {
+            if is_shown(state, &pool) {
+                vec![splits(choices)]
+            } else {
+                Vec::new()
+            }
+        }
         DataEvent::Fields(pool, found) => {
-            if state.rows.as_ref() == Some(&pool) {
+            if is_shown(state, &pool) {
                 vec![fields(found)]
             } else {
                 Vec::new()
@@ -526,7 +559,7 @@ pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEve
             if state.rows.as_ref() != Some(&pool) {
                 return Vec::new();
             }
-            if state.counted(&field, values) {
+            if state.counted(&field, values) && is_shown(state, &pool) {
                 return vec![table(state, field)];
             }
             relisted(state, context)
@@ -539,20 +572,20 @@ pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEve
         }
         DataEvent::Drafted(Ok(draft)) => {
             let path = draft.path.clone();
-            state.draft = Some(draft);
+            state.drafts.push(draft);
             vec![Reaction::Edit(path, None)]
         }
-        DataEvent::Rewritten(Ok(changed)) => {
-            state.draft = None;
+        DataEvent::Rewritten(draft, Ok(changed)) => {
+            state.drafts.retain(|other| *other != draft);
             let mut reactions = if changed { load(state) } else { Vec::new() };
             let said = if changed { "the row is edited; u takes it back" } else { "the row is as before" };
             reactions.push(Reaction::Flash(Severity::Success, said.to_owned()));
             reactions
         }
-        DataEvent::Rewritten(Err(problem)) => {
+        DataEvent::Rewritten(_, Err(problem)) => {
             let text = format!("{problem}\n\ne opens what you wrote again.");
             vec![Reaction::Message(Message {
-                title: "Not a row".to_owned(),
+                title: "Not edited".to_owned(),
                 text,
                 severity: Severity::Error,
             })]

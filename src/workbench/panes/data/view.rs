@@ -186,7 +186,7 @@ fn listed(state: &DataState) -> String {
     let (count, all) = (state.list.length() as u64, state.pool().map_or(0, |pool| pool.len()) as u64);
     let of = if count == all { String::new() } else { format!(" of {}", units::count(all)) };
     text = format!("{text} · {}{of}", units::count(count));
-    if let Some(share) = state.searching {
+    if let Some(share) = state.searching.filter(|share| *share > 0.0) {
         text = format!("{text} · {} searched", units::percent(share));
     }
     if state.order != Order::File {
@@ -386,7 +386,7 @@ fn draw_heading(
     if let Some(label) = row.label_name() {
         facts = format!("{facts}   {label}");
     }
-    if row.edited_from().is_some() {
+    if row.is_edited() {
         facts.push_str("   edited");
     }
     if let Some(Rendered { sides: Ok(sides), .. }) = rendered {

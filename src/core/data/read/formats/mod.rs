@@ -24,11 +24,11 @@ type Fields = Map<String, Value>;
 
 /// A row that was read.
 #[derive(Debug)]
-pub(super) struct Shaped {
-    pub(super) example: Example,
-    pub(super) extras: Extras,
+pub(in crate::data) struct Shaped {
+    pub(in crate::data) example: Example,
+    pub(in crate::data) extras: Extras,
     /// The names of fields that nothing reads.
-    pub(super) unused: Vec<String>,
+    pub(in crate::data) unused: Vec<String>,
 }
 
 /// A row's fields as an example, or what is wrong with them. A label is kept if rows with labels are
