@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
 
+use super::columns::Columns;
 use super::formats::Detected;
-use super::{Columns, lines, split};
+use super::{lines, split};
 use crate::data::example::{hash_of_content, label_name};
 use crate::data::{DataError, Example, Extras, Origin, Row, Split};
 use crate::files;
