@@ -45,9 +45,7 @@ pub fn ready(project: Project, host: &Host, progress: &mut Progress) -> Result<R
     let engine = (host.engine)()?;
     let files = project.model()?;
     let checked = project.check_data(&files, progress)?;
-    // A setting, which is not for the data to answer for.
-    checked.check_warmup(&project.config)?;
-    unblocked(&checked.report)?;
+    project.check_blocks(&checked)?;
     let planned = project.planned(&files, &checked, host)?;
     project.check_disk(&planned.plan, host)?;
     Ok(Ready { project, planned, engine })
@@ -72,6 +70,13 @@ pub fn unblocked(report: &Report) -> Result<(), Refusal> {
 }
 
 impl Project {
+    /// Refuses data and settings that would break training.
+    pub(super) fn check_blocks(&self, checked: &Checked) -> Result<(), Refusal> {
+        // A setting is not for the data to answer for.
+        checked.check_warmup(&self.config)?;
+        unblocked(&checked.report)
+    }
+
     fn planned(&self, files: &ModelFiles, checked: &Checked, host: &Host) -> Result<Planned, Refusal> {
         let place = (host.place)(&self.config)?;
         let plan = self.check_settings(files, checked, place)?;

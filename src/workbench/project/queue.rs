@@ -6,7 +6,6 @@ use luthier_core::config::{Config, ConfigError, EvalSource};
 use luthier_core::plan::Place;
 use luthier_core::sweep::{self, Place as QueuePlace, Queue, Settings, SweepFile, label, overrides};
 
-use super::plan::unblocked;
 use super::{Host, Progress, Project, Refusal};
 
 /// A sweep file that works in any project: what `luthier sweep start --help` shows and a new sweep file holds.
@@ -155,7 +154,7 @@ fn check_trials(
         let refused = |refusal| (*number, refusal);
         let files = first.model().map_err(refused)?;
         let checked = first.check_data(&files, progress).map_err(refused)?;
-        unblocked(&checked.report).map_err(refused)?;
+        first.check_blocks(&checked).map_err(refused)?;
         for (number, trial) in &group {
             let place = (host.place)(&trial.config).map_err(Refusal::from);
             place
