@@ -128,7 +128,11 @@ pub fn entries(project: &Project) -> Result<Vec<Entry>, Refusal> {
     let quarantine = Quarantine::load(&project.folder)?;
     let mut found: IndexMap<String, Vec<PlacedHead>> = IndexMap::new();
     for row in dataset.quarantined.places() {
-        found.entry(row.hash()).or_default().push(row);
+        let hash = row.hash();
+        let is_listed = quarantine.contains(&hash) || quarantine.contains_copies(&hash);
+        // An edited row may be listed as it is in its file.
+        let listed = if is_listed { hash } else { row.hash_in_file() };
+        found.entry(listed).or_default().push(row);
     }
     let known = found.keys().cloned().collect::<Vec<_>>();
     let gone = quarantine.hashes().filter(|hash| !found.contains_key(*hash)).map(ToOwned::to_owned);
@@ -304,5 +308,26 @@ mod tests {
         fs::write(folder.path().join("train.jsonl"), "{\"text\": \"b\"}\n").unwrap();
         let listed = entries(&project).unwrap();
         assert_eq!((listed.len(), listed[0].rows, &listed[0].origin), (1, 0, &None));
+    }
+
+    #[test]
+    fn an_edited_row_is_listed_and_comes_back_by_the_hash_in_its_file() {
+        let (folder, project) = project(&["one", "two"]);
+        let row = data::read_dataset(&project.config, folder.path()).unwrap().rows.heads()[1];
+        set_aside(&project, Aside::Rows(&[1]), false, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        crate::project::rewrite(folder.path(), &project.config, &row.edit_key(), "{\"text\": \"new\"}")
+            .unwrap();
+        let listed = entries(&project).unwrap();
+        let [entry] = listed.as_slice() else { panic!("{listed:?}") };
+        assert_eq!((entry.hash.as_str(), entry.text.as_str()), (row.hash().as_str(), "new"));
+        bring_back(&project, Back::Hashes(std::slice::from_ref(&entry.hash)), false).unwrap();
+        assert!(entries(&project).unwrap().is_empty());
+        let rows = data::read_dataset(&project.config, folder.path()).unwrap().rows;
+        assert!(rows.len() == 2 && rows.heads()[1].is_edited());
+        // In the pane the row itself is chosen, not a hash.
+        set_aside(&project, Aside::Rows(&[1]), false, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let quarantined = data::read_dataset(&project.config, folder.path()).unwrap().quarantined;
+        assert_eq!(put(folder.path(), &quarantined, &[0], false).unwrap(), 1);
+        assert!(entries(&project).unwrap().is_empty());
     }
 }
