@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
     use crate::data::testing::{config, json_lines, reference};
-    use crate::data::{ProblemKind, check};
+    use crate::data::{ProblemKind, check, check_dataset, read_dataset};
 
     fn go_on() -> ControlFlow<()> {
         ControlFlow::Continue(())
@@ -263,6 +263,27 @@ mod tests {
         }
         fs::write(&data, format!("{rows}{{\"prompt\": 7}}\n")).unwrap();
         assert_eq!(run(&[]), (first, 20));
+    }
+
+    #[test]
+    fn rows_whose_file_was_written_since_leave_no_result() {
+        let (project, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let kept = KeptChecks::new(cache.path().join("checks"));
+        let files = ModelFiles::open(&reference("tiny/llama")).unwrap();
+        let config = config("a.jsonl", &["data.template=none"]);
+        let data = project.path().join("a.jsonl");
+        fs::write(&data, "{\"text\": \"one\"}\n").unwrap();
+        let dataset = read_dataset(&config, project.path()).unwrap();
+        let check = || {
+            check_dataset(&config, project.path(), &files, &dataset, Some(&kept), &mut |_, _| go_on())
+                .unwrap()
+        };
+        let count = || fs::read_dir(cache.path().join("checks")).map_or(0, Iterator::count);
+        fs::write(&data, "{\"text\": \"one\"}\n{\"text\": \"two\"}\n").unwrap();
+        assert_eq!((check().report.rows, count()), (1, 0));
+        // What another check keeps of the new rows is not the result for the old ones.
+        crate::data::check(&config, project.path(), &files, Some(&kept), &mut |_, _| go_on()).unwrap();
+        assert_eq!((check().report.rows, count()), (1, 1));
     }
 
     #[test]

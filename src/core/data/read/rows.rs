@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::{fmt, io};
 
 use super::columns::Columns;
-use super::formats::Detected;
+use super::formats::{Detected, Shaped};
 use super::{lines, split};
 use crate::data::example::{hash_of_content, label_name};
 use crate::data::{DataError, Example, Extras, Origin, Row, Split};
@@ -174,10 +174,12 @@ impl Contents {
                 lines.read(&mut line, offset).map_err(|error| DataError::read(&*file.shown, error))?;
                 let shaped = (lines.parse)(&line).and_then(|read| columns.shape_as(detected, read.value));
                 // Somebody may write the file in the meantime.
+                let same = |shaped: &Shaped| {
+                    hash_of_content(&shaped.example, &shaped.extras) == head.hash
+                        && shaped.extras.label == head.label
+                };
                 match shaped {
-                    Ok(shaped) if hash_of_content(&shaped.example, &shaped.extras) == head.hash => {
-                        Ok((shaped.example, shaped.extras))
-                    }
+                    Ok(shaped) if same(&shaped) => Ok((shaped.example, shaped.extras)),
                     Ok(_) | Err(_) => Err(changed(Some(file), head)),
                 }
             }
@@ -421,6 +423,15 @@ mod tests {
         assert!(texts.contents.kept.is_empty());
         assert_eq!(texts.all()[1].example, Example::Text("two".to_owned()));
         assert_eq!(texts.heads().iter().map(|head| head.bytes).collect::<Vec<_>>(), [3, 3]);
+    }
+
+    #[test]
+    fn a_label_that_is_changed_meanwhile_is_noticed() {
+        let row = |label: bool| format!("{{\"prompt\": \"a\", \"completion\": \"b\", \"label\": {label}}}");
+        let (folder, rows) = read("a.jsonl", row(true).as_bytes(), &["train.algorithm=kto"]);
+        assert!(rows.get(0).is_ok());
+        fs::write(folder.path().join("a.jsonl"), row(false).replace("false", "0   ")).unwrap();
+        assert!(rows.get(0).is_err());
     }
 
     #[test]
