@@ -20,8 +20,10 @@ use crate::project::{self, Draft, Host, Project, Refusal};
 /// How often progress is posted.
 const PROGRESS: Duration = Duration::from_millis(250);
 
-/// Rows that are shown before all are read. After so many more rows, each time, they are shown again.
+/// Rows after which the first ones are shown, while the rest is being read.
 const FIRST_ROWS: usize = 256;
+
+/// They are shown again each time that so many times as many are read.
 const MORE_ROWS: usize = 4;
 
 /// What rendering a row takes.

@@ -1,7 +1,7 @@
 //! What the data pane has done outside of its state.
 
 use super::listing::Field;
-use super::state::{Chosen, Pool};
+use super::pool::{Chosen, Pool};
 use crate::app::Slot;
 use crate::project::{Draft, SplitChoice};
 

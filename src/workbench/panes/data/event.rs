@@ -5,7 +5,8 @@ use std::sync::Arc;
 use luthier_core::data::{Report, Row};
 
 use super::listing::Field;
-use super::state::{Pool, Rendered, RowSize, Table};
+use super::pool::{Pool, Rendered, RowSize};
+use super::state::Table;
 use crate::project::{Draft, SplitChoice};
 
 /// What the performer answers.

@@ -1,7 +1,7 @@
 //! What the data pane asks in a box.
 
 use super::listing::{Field, Filter};
-use super::state::{Chosen, Pool};
+use super::pool::{Chosen, Pool};
 use crate::project::SplitChoice;
 
 /// What the pane asks in a box, so that the answer finds its way back.

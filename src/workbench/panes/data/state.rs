@@ -2,12 +2,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
-use luthier_core::data::{
-    Example, Message, ProblemKind, Report, Row, RowHead, Rows, Severity, Split, TokenPiece,
-};
+use luthier_core::data::{Example, ProblemKind, Report, Row, RowHead, Severity, Split};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
@@ -16,6 +14,7 @@ use super::compare::Pair;
 use super::effect::DataEffect;
 use super::event::{Checked, DataEvent, Found};
 use super::listing::{Field, Filter, Order};
+use super::pool::{Chosen, Pool, Rendered, RowSize};
 use super::question::DataQuestion;
 use super::search::Search;
 use super::{update, view};
@@ -59,61 +58,6 @@ impl Form {
             Self::Tokens => Self::Conversation,
         }
     }
-}
-
-/// Rows to list from. Two pools are equal if they are the same one.
-#[derive(Clone, Debug, Default)]
-pub struct Pool(Arc<Rows>);
-
-impl Deref for Pool {
-    type Target = Rows;
-
-    fn deref(&self) -> &Rows {
-        &self.0
-    }
-}
-
-impl PartialEq for Pool {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl<R: Into<Rows>> From<R> for Pool {
-    fn from(rows: R) -> Self {
-        Self(Arc::new(rows.into()))
-    }
-}
-
-/// A row as the model sees it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rendered {
-    /// Its position in the pool.
-    pub position: usize,
-    /// Its messages with the project's system prompt; nothing for rows that are no conversation.
-    pub messages: Option<Vec<Message>>,
-    /// The tokens of each side, for a preference pair the chosen one first; or why it has none.
-    pub sides: Result<Vec<Vec<TokenPiece>>, String>,
-    /// Whether tokens were cut off.
-    pub truncated: bool,
-}
-
-/// The tokens of a row as it is trained on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RowSize {
-    /// Tokens in all its sides; 0 if it cannot be used.
-    pub tokens: usize,
-    /// Those of them that are targets of the loss.
-    pub trained: usize,
-}
-
-/// Rows chosen to do something with.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Chosen {
-    /// All rows that they were chosen from.
-    pub pool: Pool,
-    /// Their positions in it.
-    pub positions: Vec<usize>,
 }
 
 /// What the findings say about a row.
@@ -403,8 +347,9 @@ impl DataState {
                 let less = Search::narrows(&self.made, &self.search);
                 let among = if less { &self.listed } else { &self.matching };
                 self.found = Some(search);
+                let effect = DataEffect::Search(self.pool()?.clone(), among.clone(), self.search.clone());
                 self.searching = Some(0.0);
-                Some(DataEffect::Search(self.pool()?.clone(), among.clone(), self.search.clone()))
+                Some(effect)
             }
             Err(problem) => {
                 self.search_problem = Some(problem);
@@ -692,7 +637,11 @@ impl Pane for DataState {
     }
 
     fn unavailable(&self, context: &Context, command: Command) -> Option<String> {
-        let Command::Pane(PaneCommand::Data(command)) = command else { return None };
+        let command = match command {
+            Command::Pane(PaneCommand::Data(command)) => command,
+            Command::List(ListCommand::Mark) => DataCommand::Mark,
+            _ => return None,
+        };
         if self.reading_files.is_some() && changes_rows(command) {
             return Some("the rows are still being read".to_owned());
         }

@@ -11,8 +11,9 @@ use luthier_core::data::{
 use super::effect::DataEffect;
 use super::event::{Checked, DataEvent, Found};
 use super::listing::{Field, Filter, Order};
+use super::pool::{Pool, Rendered, RowSize};
 use super::search::Search;
-use super::state::{Form, Pool, Rendered, RowSize};
+use super::state::Form;
 use crate::app::{Effect, Event, Tag, TerminalEffect};
 use crate::effects::data::rows as reading;
 use crate::panes::{PaneEffect, PaneEvent};
@@ -480,7 +481,7 @@ fn rows_are_not_changed_while_files_are_read() {
         }
         other => answering(|_| Vec::new())(other),
     });
-    app.keys("1jm");
+    app.keys("1jmv");
     let data = &app.app.panes.data;
     assert_eq!((data.listed.len(), data.marked.len()), (5, 0));
     app.keys("xy");

@@ -9,8 +9,9 @@ use super::effect::DataEffect;
 use super::event::DataEvent;
 use super::lengths::bar;
 use super::listing::{Field, Filter, Order, share};
+use super::pool::{Chosen, Pool};
 use super::question::DataQuestion;
-use super::state::{Chosen, DataState, Pool};
+use super::state::DataState;
 use crate::app::{
     Confirm, Context, Input, Link, Message, Pick, PickItem, Question, Reaction, Reply, Severity,
 };
@@ -503,9 +504,11 @@ pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEve
             reactions
         }
         DataEvent::Broken(pool, problem) => {
+            if !is_listed(state, &pool) {
+                return Vec::new();
+            }
             state.searching = None;
-            let is_listed = is_listed(state, &pool);
-            is_listed.then(|| Reaction::Flash(Severity::Error, problem)).into_iter().collect()
+            vec![Reaction::Flash(Severity::Error, problem)]
         }
         DataEvent::Rows(Err(problem)) | DataEvent::Checked(Err(problem)) => {
             state.checking = None;

@@ -12,7 +12,8 @@ use luthier_core::units;
 
 use super::compare::Pair;
 use super::listing::Order;
-use super::state::{DataState, Form, Rendered};
+use super::pool::Rendered;
+use super::state::{DataState, Form};
 use crate::app::Context;
 use crate::theme::{Role, Theme};
 use crate::ui::layout::{Split as Layout, list_and_detail, list_over_detail};
