@@ -160,8 +160,8 @@ fn check_allowed(config: &Config, reader: &mut Reader) {
             Some(kind) if kind.can_be_allowed() => {}
             Some(_) => reader.contradict(
                 &["data.allow"],
-                &format!("\"{name}\" cannot be allowed: there would be nothing that the model can train on"),
-                "leave it out, and change the data or data.max_length",
+                &format!("\"{name}\" cannot be allowed: no run could start with it"),
+                "leave it out, and do what the finding says",
             ),
             None => {
                 let near = nearest(name, ProblemKind::names());

@@ -1,5 +1,5 @@
-//! Rows that the user has rewritten: `edits.jsonl` in the project, a line for each with the hash of the row that it
-//! replaces. The dataset files stay as they are.
+//! Rows that the user has rewritten: `edits.jsonl` in the project, a line for each: `row`, a key made of the hash and the
+//! label that the row has in its file, and `fields`, what replaces it. The dataset files stay as they are.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,10 +44,10 @@ impl Edits {
         let mut rows = IndexMap::new();
         let lines = text.split(|&byte| byte == b'\n').enumerate();
         for (number, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
-            let (hash, fields) = edit(line).map_err(|reason| {
+            let (key, fields) = edit(line).map_err(|reason| {
                 DataError::file(&path, format!("line {}: {}", number + 1, clean_line(&reason)))
             })?;
-            rows.insert(hash, fields);
+            rows.insert(key, fields);
         }
         Ok(Edits { path, rows })
     }
@@ -92,8 +92,8 @@ impl Edits {
 
     /// The file's content.
     pub(super) fn text(&self) -> String {
-        let line = |(hash, fields): (&String, &Map<String, Value>)| {
-            format!("{}\n", json!({ "row": hash, "fields": fields}))
+        let line = |(key, fields): (&String, &Map<String, Value>)| {
+            format!("{}\n", json!({ "row": key, "fields": fields}))
         };
         self.rows.iter().map(line).collect()
     }
@@ -101,10 +101,10 @@ impl Edits {
 
 fn edit(line: &[u8]) -> Result<(String, Map<String, Value>), String> {
     let value: Value = json::from_slice(line, MAX_VALUES).map_err(|error| format!("not JSON: {error}"))?;
-    let hash = value.get("row").and_then(Value::as_str).ok_or("no \"row\" with the key of a row")?;
+    let key = value.get("row").and_then(Value::as_str).ok_or("no \"row\" with the key of a row")?;
     let fields =
         value.get("fields").and_then(Value::as_object).ok_or("no \"fields\" with what the row says")?;
-    Ok((hash.to_owned(), fields.clone()))
+    Ok((key.to_owned(), fields.clone()))
 }
 
 /// A row as a person edits it: JSON with the fields that its file would have.

@@ -99,7 +99,7 @@ pub struct UnusedField {
 pub struct ReadProgress<'read> {
     /// The rows read so far. Which are held out, and which of several are used, is decided at the end.
     pub rows: &'read Rows,
-    /// Bytes of files that were read to their end.
+    /// Bytes read so far. A file that is packed, or has no lines, counts once it is read.
     pub bytes: u64,
     /// Bytes of all files.
     pub total: u64,
