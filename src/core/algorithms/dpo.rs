@@ -35,6 +35,6 @@ fn check(_: &Config, rows: &[UsableRow], findings: &mut Findings) {
     let mut train = pairs().filter(|usable| usable.row.split == Split::Train).peekable();
     if train.peek().is_some() && train.all(|usable| usable.same_sides) {
         let what = "chosen and rejected are the same in every pair: there is nothing to learn";
-        findings.add(ProblemKind::SameSides, Severity::Blocks, None, what);
+        findings.add(ProblemKind::SameSides, Severity::Blocks, what);
     }
 }

@@ -32,9 +32,9 @@ fn check(config: &Config, rows: &[UsableRow], findings: &mut Findings) {
     let (good, bad) = (count(true), count(false));
     if config.train.batch_size * config.train.accumulate < 2 {
         let what = "a step has one row, so that the KL to the base model counts as 0; set train.accumulate = 2 or more";
-        findings.add(ProblemKind::NotForAlgorithm, Severity::Warning, None, what);
+        findings.add(ProblemKind::NotForAlgorithm, Severity::Warning, what);
     }
-    let mut warn = |what: &str| findings.add(ProblemKind::UnevenLabels, Severity::Warning, None, what);
+    let mut warn = |what: &str| findings.add(ProblemKind::UnevenLabels, Severity::Warning, what);
     if good == 0 || bad == 0 {
         if good + bad > 0 {
             let which = if bad == 0 { "good" } else { "bad" };

@@ -73,7 +73,7 @@ impl RowShape {
     /// Adds to `findings` the rows of another shape, which block a run.
     pub(crate) fn check(self, algorithm: Algorithm, rows: &[PlacedHead], findings: &mut Findings) {
         let mut block = |what: &str| {
-            findings.add(ProblemKind::NotForAlgorithm, Severity::Blocks, None, what);
+            findings.add(ProblemKind::NotForAlgorithm, Severity::Blocks, what);
         };
         let count = |shape: Self| rows.iter().filter(|row| Self::of(row) == shape).count();
         let pairs = count(Self::Pair);
@@ -93,7 +93,7 @@ impl RowShape {
         }
         let without = || rows.iter().filter(|row| Self::of(row) == Self::Answer);
         if self == Self::LabelledAnswer && without().count() == all && all > 0 {
-            findings.add(ProblemKind::NotForAlgorithm, Severity::Blocks, None, &format!(
+            findings.add(ProblemKind::NotForAlgorithm, Severity::Blocks, &format!(
                 "no row has a \"label\" that is true or false, and train.algorithm = \"{algorithm}\" learns from good and bad \
                  answers: give each row a prompt, a completion and a label, true for a good answer; if the label has \
                  another name, say data.columns = {{ label = \"…\" }}"

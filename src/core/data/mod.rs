@@ -4,6 +4,7 @@
 //! into text, the tokenizer turns text into ids, and [`encode`] alone decides which tokens are trained on.
 //! [`StepOrder`] says which rows belong to a step, as a pure function of seed, epoch and step.
 
+mod alike;
 #[cfg(test)]
 mod case_tests;
 mod checks;
@@ -28,6 +29,7 @@ mod testing;
 mod tokenizer;
 mod write;
 
+pub use alike::{pattern, pieces};
 pub use edits::{Edits, draft, read_draft};
 pub use encode::{conversation, encode, row_tokens, written_reply};
 pub use error::{DataError, RowProblem, RowProblemKind};
@@ -45,7 +47,8 @@ pub use read::{
 };
 pub(crate) use report::Findings;
 pub use report::{
-    DataProblem, HistogramBin, KindRows, LengthStatistics, ProblemKind, Report, RoleLengths, Severity,
+    DataProblem, FindingRows, HistogramBin, KindRows, LengthStatistics, ProblemKind, Report, RoleLengths,
+    Severity,
 };
 pub use template::{Template, with_system};
 pub use tokenizer::{DecodeStream, Encoding, Tokenizer};

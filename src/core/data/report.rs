@@ -1,15 +1,21 @@
 //! The pre-flight report of a dataset: its statistics and problems.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
+use indexmap::IndexMap;
+use indexmap::map::Entry;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 
 use super::PlacedHead;
+use super::alike::pattern;
 use crate::text::clean_line;
 
 /// Most findings of one kind that are kept; the rest are counted.
 const MAX_OF_A_KIND: usize = 1000;
+/// Most findings that say different things, of all kinds, whose rows are counted apart.
+const MAX_COUNTED: usize = 1000;
 /// Most bars in a length histogram.
 const BARS: usize = 20;
 
@@ -30,8 +36,11 @@ pub struct Report {
     pub truncated: usize,
     /// Rows left out because they are longer than `data.max_length`.
     pub dropped: usize,
-    /// Most severe first, then by kind and row. Of each kind, the first 1000.
+    /// Most severe first, then by kind and row. Of each kind, the first 1000, and one of each that says something
+    /// else.
     pub problems: Vec<DataProblem>,
+    /// How many rows have the findings that say the same, in the order in which they were found.
+    pub findings: Vec<FindingRows>,
     /// The rows of each kind of problem, all of them.
     pub rows_of: Vec<KindRows>,
     /// Whether the data is enough for the task, in plain sentences.
@@ -89,6 +98,16 @@ pub struct KindRows {
     pub kind: ProblemKind,
     /// [`super::Row::index`] of each, ascending.
     pub rows: Vec<usize>,
+}
+
+/// Findings about rows that differ only in names, numbers and places.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindingRows {
+    pub kind: ProblemKind,
+    pub severity: Severity,
+    /// What they say, with `#` for what differs: [`pattern`].
+    pub what: String,
+    pub rows: usize,
 }
 
 /// One problem found.
@@ -314,11 +333,19 @@ impl LengthStatistics {
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     problems: Vec<DataProblem>,
-    counts: HashMap<(ProblemKind, Severity), usize>,
+    counts: HashMap<(ProblemKind, Severity), Count>,
+    /// For each thing that is said about rows, how many rows there are and which was the last.
+    said: IndexMap<(ProblemKind, Severity, String), (usize, usize)>,
     /// The rows of each kind, all of them.
     rows: BTreeMap<ProblemKind, Vec<usize>>,
     /// Kinds that `data.allow` names.
     allowed: Vec<ProblemKind>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Count {
+    found: usize,
+    kept: usize,
 }
 
 impl Findings {
@@ -327,29 +354,71 @@ impl Findings {
         Findings { allowed, ..Findings::default() }
     }
 
-    pub(crate) fn add(&mut self, kind: ProblemKind, severity: Severity, row: Option<usize>, message: &str) {
-        let is_allowed = severity == Severity::Blocks && self.allowed.contains(&kind);
-        let severity = if is_allowed { Severity::Warning } else { severity };
-        if let Some(row) = row {
-            let rows = self.rows.entry(kind).or_default();
-            if rows.last() != Some(&row) {
-                rows.push(row);
-            }
-        }
-        let count = self.counts.entry((kind, severity)).or_default();
-        *count += 1;
-        if *count <= MAX_OF_A_KIND {
-            let mut message = clean_line(message).into_owned();
-            if is_allowed {
-                message.push_str(" (allowed by data.allow)");
-            }
-            self.problems.push(DataProblem { kind, severity, row, other: None, message });
-        }
+    /// A problem of the dataset, or of a row that could not be read.
+    pub(crate) fn add(&mut self, kind: ProblemKind, severity: Severity, what: &str) {
+        let (severity, what) = self.worded(kind, severity, what);
+        self.push(DataProblem { kind, severity, row: None, other: None, message: what }, false);
     }
 
     /// A problem of one row; the message begins with the row's place.
     pub(crate) fn row(&mut self, kind: ProblemKind, severity: Severity, row: &PlacedHead, what: &str) {
-        self.add(kind, severity, Some(row.index), &format!("{row}: {what}"));
+        self.row_at(kind, severity, row.index, row, what);
+    }
+
+    /// As [`Self::row`], of the row with an index and at a place.
+    pub(super) fn row_at(
+        &mut self,
+        kind: ProblemKind,
+        severity: Severity,
+        index: usize,
+        place: &dyn fmt::Display,
+        what: &str,
+    ) {
+        let rows = self.rows.entry(kind).or_default();
+        if rows.last() != Some(&index) {
+            rows.push(index);
+        }
+        let (severity, what) = self.worded(kind, severity, what);
+        let is_new = self.count(kind, severity, index, &what);
+        let message = format!("{}: {what}", clean_line(&place.to_string()));
+        self.push(DataProblem { kind, severity, row: Some(index), other: None, message }, is_new);
+    }
+
+    /// The severity and the words of a problem that `data.allow` may name.
+    fn worded(&self, kind: ProblemKind, severity: Severity, what: &str) -> (Severity, String) {
+        let what = clean_line(what);
+        if severity == Severity::Blocks && self.allowed.contains(&kind) {
+            return (Severity::Warning, format!("{what} (allowed by data.allow)"));
+        }
+        (severity, what.into_owned())
+    }
+
+    /// Counts a row's finding, and tells whether it is the first that says so.
+    fn count(&mut self, kind: ProblemKind, severity: Severity, row: usize, what: &str) -> bool {
+        let has_room = self.said.len() < MAX_COUNTED;
+        match self.said.entry((kind, severity, pattern(kind, what))) {
+            Entry::Occupied(mut said) => {
+                let (rows, last) = said.get_mut();
+                if *last != row {
+                    (*rows, *last) = (*rows + 1, row);
+                }
+                false
+            }
+            Entry::Vacant(said) if has_room => {
+                said.insert((1, row));
+                true
+            }
+            Entry::Vacant(_) => false,
+        }
+    }
+
+    fn push(&mut self, problem: DataProblem, is_new: bool) {
+        let count = self.counts.entry((problem.kind, problem.severity)).or_default();
+        count.found += 1;
+        if count.kept < MAX_OF_A_KIND || is_new {
+            count.kept += 1;
+            self.problems.push(problem);
+        }
     }
 
     /// A problem between a row and another one, which is like it.
@@ -361,10 +430,10 @@ impl Findings {
         other: usize,
         what: &str,
     ) {
-        let place = self.problems.len();
+        let index = self.problems.len();
         self.row(kind, severity, row, what);
         // Nothing was kept if there are too many of its kind.
-        if let Some(problem) = self.problems.get_mut(place) {
+        if let Some(problem) = self.problems.get_mut(index) {
             problem.other = Some(other);
         }
     }
@@ -380,11 +449,17 @@ impl Findings {
         rows.collect()
     }
 
+    /// How many rows have the findings that say the same.
+    pub(super) fn counted(&mut self) -> Vec<FindingRows> {
+        let said = std::mem::take(&mut self.said).into_iter();
+        said.map(|((kind, severity, what), (rows, _))| FindingRows { kind, severity, what, rows }).collect()
+    }
+
     /// Most severe first, then by kind and row; problems without a row last.
     pub(super) fn sorted(mut self) -> Vec<DataProblem> {
         for ((kind, severity), count) in self.counts {
-            if count > MAX_OF_A_KIND {
-                let message = format!("{}: {} more rows", kind.label(), count - MAX_OF_A_KIND);
+            if count.found > count.kept {
+                let message = format!("{}: {} more rows", kind.label(), count.found - count.kept);
                 self.problems.push(DataProblem { kind, severity, row: None, other: None, message });
             }
         }
@@ -399,6 +474,7 @@ mod tests {
     use pretty_assertions::assert_eq;
 
     use super::*;
+    use crate::data::{Example, Extras, Origin, Row, Rows, Split};
 
     #[test]
     fn statistics_use_nearest_ranks() {
@@ -412,17 +488,39 @@ mod tests {
         assert_eq!(LengthStatistics::of(Vec::new()), LengthStatistics::default());
     }
 
+    fn rows(count: usize) -> Rows {
+        let row = |index: usize| Row {
+            index,
+            origin: Origin { file: "a.jsonl".into(), line: index + 1 },
+            split: Split::Train,
+            example: Example::Text(String::new()),
+            extras: Extras::default(),
+        };
+        Rows::from((0..count).map(row).collect::<Vec<_>>())
+    }
+
     #[test]
-    fn findings_are_limited_cleaned_and_sorted() {
+    fn findings_are_limited_cleaned_counted_and_sorted() {
         let mut findings = Findings::default();
-        for row in 0..1500 {
-            findings.add(ProblemKind::PersonalData, Severity::Note, Some(row), "x\u{1b}[0m");
+        let rows = rows(1501);
+        let places: Vec<PlacedHead> = rows.places().collect();
+        let (last, others) = places.split_last().unwrap();
+        for row in others {
+            let what = format!("x\u{1b}[0m \"{}\"", row.index);
+            findings.row(ProblemKind::PersonalData, Severity::Note, row, &what);
         }
-        findings.add(ProblemKind::EmptyDataset, Severity::Blocks, None, "empty");
+        for number in 1..=2 {
+            findings.row(ProblemKind::PersonalData, Severity::Note, last, &format!("y {number}"));
+        }
+        findings.add(ProblemKind::EmptyDataset, Severity::Blocks, "empty");
+        let counted =
+            findings.counted().into_iter().map(|found| (found.what, found.rows)).collect::<Vec<_>>();
+        assert_eq!(counted, [("x[#m \"#\"".to_owned(), 1500), ("y #".to_owned(), 1)]);
         let sorted = findings.sorted();
-        assert_eq!(sorted.len(), 1002);
         assert_eq!(sorted[0].kind, ProblemKind::EmptyDataset);
-        assert_eq!(sorted[1].message, "x[0m");
-        assert_eq!(sorted[1001].message, "personal data: 500 more rows");
+        assert_eq!(sorted[1].message, "a.jsonl:1: x[0m \"0\"");
+        assert_eq!(sorted[1001].message, "a.jsonl:1501: y 1");
+        assert_eq!(sorted[1002].message, "personal data: 501 more rows");
+        assert_eq!(sorted.len(), 1003);
     }
 }

@@ -1,10 +1,9 @@
 //! Problems of the data, grouped for the reader: one entry for each thing that is wrong, with the rows that have it.
 
 use std::fmt;
-use std::ops::Range;
 
 use indexmap::IndexMap;
-use luthier_core::data::{DataProblem, ProblemKind, Report, Severity};
+use luthier_core::data::{DataProblem, FindingRows, ProblemKind, Report, Severity, pattern, pieces};
 
 use luthier_core::text::indented;
 use luthier_core::units;
@@ -19,6 +18,7 @@ const SMALL_SHARE: f64 = 0.005;
 pub struct Group<'a> {
     pub severity: Severity,
     kind: ProblemKind,
+    pattern: String,
     /// What is wrong, without the place of a row: of the first row where rows differ.
     what: String,
     /// Whether other rows are told something else than `what`.
@@ -31,33 +31,34 @@ pub struct Group<'a> {
     share: Option<f64>,
 }
 
-/// Groups problems of one kind, in the order of their first ones.
+/// Groups problems that say the same, in the order of their first ones.
 pub fn grouped<'a>(problems: impl IntoIterator<Item = &'a DataProblem>) -> Vec<Group<'a>> {
     let mut groups: IndexMap<(Severity, ProblemKind, String), Vec<&DataProblem>> = IndexMap::new();
     for problem in problems {
         let (_, what) = parts(problem);
         // What is said about the dataset as a whole has numbers and names that matter.
-        let key = if is_of_a_row(problem) { pattern(&without_places(what)) } else { what.to_owned() };
+        let key = if is_of_a_row(problem) { pattern(problem.kind, what) } else { what.to_owned() };
         groups.entry((problem.severity, problem.kind, key)).or_default().push(problem);
     }
-    groups.into_iter().map(|((severity, kind, _), problems)| Group::new(severity, kind, problems)).collect()
+    let group = |((severity, kind, pattern), problems)| Group::new(severity, kind, pattern, problems);
+    groups.into_iter().map(group).collect()
 }
 
 /// Groups the problems of a report, with their share of its rows.
 pub fn findings(report: &Report) -> Vec<Group<'_>> {
     let mut groups = grouped(&report.problems);
-    let of_rows =
-        |kind: ProblemKind| groups.iter().filter(|group| group.kind == kind && group.has_rows()).count();
-    let alone: Vec<bool> = groups.iter().map(|group| of_rows(group.kind) == 1).collect();
-    for (group, &alone) in groups.iter_mut().zip(&alone) {
-        if alone && group.has_rows() {
-            // Of many problems only the first are kept.
-            group.rows = group.rows.max(report.rows_of(group.kind).len());
+    groups.retain(|group| !group.counts_the_rest());
+    for group in &mut groups {
+        // Of many problems only the first are kept.
+        let said = |found: &&FindingRows| {
+            (found.severity, found.kind, &found.what) == (group.severity, group.kind, &group.pattern)
+        };
+        if let Some(found) = report.findings.iter().find(said) {
+            group.rows = found.rows;
         }
         group.share = (report.rows > 0).then(|| group.rows as f64 / report.rows as f64);
     }
-    let kept = groups.into_iter().zip(alone).filter(|(group, alone)| !(*alone && group.counts_the_rest()));
-    kept.map(|(group, _)| group).collect()
+    groups
 }
 
 /// All that the check found, what can be done about it, and whether the data is enough.
@@ -105,13 +106,18 @@ fn ways_on(report: &Report, allowed: &[String]) -> Vec<String> {
 }
 
 impl<'a> Group<'a> {
-    fn new(severity: Severity, kind: ProblemKind, mut problems: Vec<&'a DataProblem>) -> Self {
+    fn new(
+        severity: Severity,
+        kind: ProblemKind,
+        pattern: String,
+        mut problems: Vec<&'a DataProblem>,
+    ) -> Self {
         let first = problems.first().map_or("", |problem| parts(problem).1);
         let differs = problems.iter().any(|problem| parts(problem).1 != first);
         let (what, is_example) =
             if has_lengths(kind) { (ranged(&problems), false) } else { (first.to_owned(), differs) };
         problems.dedup_by(|later, earlier| later.row.is_some() && later.row == earlier.row);
-        Group { severity, kind, what, is_example, rows: problems.len(), problems, share: None }
+        Group { severity, kind, pattern, what, is_example, rows: problems.len(), problems, share: None }
     }
 
     fn has_rows(&self) -> bool {
@@ -197,59 +203,6 @@ fn has_lengths(kind: ProblemKind) -> bool {
     matches!(kind, ProblemKind::Truncated | ProblemKind::Dropped | ProblemKind::TooLong)
 }
 
-/// A text cut where digits begin and end: digits and other text in turn, other text first.
-fn pieces(text: &str) -> Vec<&str> {
-    let mut pieces = Vec::new();
-    let (mut rest, mut digits) = (text, false);
-    while !rest.is_empty() {
-        let end = rest.find(|character: char| character.is_ascii_digit() != digits).unwrap_or(rest.len());
-        let (piece, after) = rest.split_at(end);
-        pieces.push(piece);
-        (rest, digits) = (after, !digits);
-    }
-    pieces
-}
-
-/// A text with every place in parentheses, such as `(train.jsonl:4)`, as `(#)`.
-fn without_places(text: &str) -> String {
-    let (mut kept, mut rest) = (String::new(), text);
-    while let Some(place) = place(rest) {
-        kept.push_str(&rest[..place.start]);
-        kept.push_str("(#)");
-        rest = &rest[place.end..];
-    }
-    kept.push_str(rest);
-    kept
-}
-
-/// Where the first place in parentheses is.
-fn place(text: &str) -> Option<Range<usize>> {
-    text.match_indices(')').find_map(|(end, _)| {
-        let digits = text[..end].bytes().rev().take_while(u8::is_ascii_digit).count();
-        let file = text[..end - digits].strip_suffix(':').filter(|_| digits > 0)?;
-        // The name of a file may have parentheses itself.
-        let mut open = 0_usize;
-        for (start, character) in file.char_indices().rev() {
-            match character {
-                ')' => open += 1,
-                '(' if open == 0 => return Some(start..end + 1),
-                '(' => open -= 1,
-                _ => {}
-            }
-        }
-        None
-    })
-}
-
-/// A text with every number in it as `#`.
-fn pattern(text: &str) -> String {
-    pieces(text)
-        .into_iter()
-        .enumerate()
-        .map(|(place, piece)| if place % 2 == 1 { "#" } else { piece })
-        .collect()
-}
-
 /// What messages of one pattern say, with the range of a number in which they differ.
 fn ranged(problems: &[&DataProblem]) -> String {
     let texts: Vec<Vec<&str>> = problems.iter().map(|problem| pieces(parts(problem).1)).collect();
@@ -266,7 +219,6 @@ fn ranged(problems: &[&DataProblem]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use luthier_core::data::KindRows;
     use pretty_assertions::assert_eq;
 
     use super::*;
@@ -351,24 +303,49 @@ mod tests {
         );
     }
 
-    fn report(rows: usize, problems: Vec<DataProblem>, rows_of: Vec<KindRows>) -> Report {
-        Report { rows, train_rows: rows, problems, rows_of, ..Report::default() }
-    }
-
     #[test]
     fn the_share_counts_rows_whose_problems_were_not_kept() {
         let kind = ProblemKind::PersonalData;
-        let of_row = |row| problem(kind, Some(row), &format!("a.jsonl:{}: holds an e-mail address", row + 1));
-        let rest = problem(kind, None, "personal data: 28 more rows");
-        let all =
-            report(40, vec![of_row(0), of_row(1), rest], vec![KindRows { kind, rows: (0..30).collect() }]);
+        let holds = |what: &str, rows| FindingRows {
+            kind,
+            severity: Severity::Warning,
+            what: format!("holds {what}"),
+            rows,
+        };
+        let of_row =
+            |row, what: &str| problem(kind, Some(row), &format!("a.jsonl:{}: holds {what}", row + 1));
+        let report = |rows, problems, findings| Report { rows, problems, findings, ..Report::default() };
+        let all = report(
+            40,
+            vec![
+                of_row(0, "a card"),
+                of_row(1, "a card"),
+                of_row(2, "an address"),
+                problem(kind, None, "personal data: 28 more rows"),
+            ],
+            vec![holds("a card", 30), holds("an address", 1)],
+        );
         let shown = findings(&all).iter().map(ToString::to_string).collect::<Vec<_>>();
-        let expected = "personal data: 30 rows, 75 %\n  holds an e-mail address\n  \
-                        rows 0 (a.jsonl:1), 1 (a.jsonl:2) and 28 more";
-        assert_eq!(shown, [expected]);
-        let one = problem(kind, Some(3), "a.jsonl:4: holds an e-mail address");
-        let few = report(1000, vec![of_row(0), one], vec![KindRows { kind, rows: vec![0, 3] }]);
+        let expected = [
+            "personal data: 30 rows, 75 %\n  holds a card\n  rows 0 (a.jsonl:1), 1 (a.jsonl:2) and 28 more",
+            "row 2: personal data: a.jsonl:3: holds an address",
+        ];
+        assert_eq!(shown, expected);
+        let few = report(1000, vec![of_row(0, "a card"), of_row(3, "a card")], vec![holds("a card", 2)]);
         assert!(findings(&few)[0].to_string().starts_with("personal data: 2 rows, below 1 %\n"));
+    }
+
+    #[test]
+    fn calls_of_different_tools_are_one_finding() {
+        let lost = |row, name: &str| {
+            problem(
+                ProblemKind::NotInText,
+                Some(row),
+                &format!("a.jsonl:{row}: leaves out the tool {name:?}"),
+            )
+        };
+        let expected = "not in the text: 2 rows\n  such as: leaves out the tool \"a\"\n  rows 1 (a.jsonl:1), 2 (a.jsonl:2)";
+        assert_eq!(shown(&[lost(1, "a"), lost(2, "b \"c\"")]), [expected]);
     }
 
     #[test]

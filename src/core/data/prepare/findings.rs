@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::unused::{self, MessageField};
+use super::unused::{self, AllUnread, Unread};
 use super::{Conversation, MAX_NEAR, Outcome, Usable, UsableRow};
 use crate::algorithms::RowShape;
 use crate::config::{Config, EvalSource, Overflow};
@@ -24,8 +24,8 @@ pub(super) fn of(
 ) -> Findings {
     let mut findings = Findings::allowing(&config.data.allow);
     let unread = outcomes.iter().map(|outcome| outcome.unread.as_slice());
-    let of_messages = unused::counted(rows.iter().zip(unread));
-    reading_findings(dataset, &of_messages, template, &mut findings);
+    let unread = unused::counted(rows.iter().zip(unread));
+    reading_findings(dataset, &unread, template, &mut findings);
     unusable_rows(config, dataset, outcomes, &mut findings);
     token_findings(config, rows, outcomes, &mut findings);
     lost_findings(rows, outcomes, &mut findings);
@@ -41,14 +41,9 @@ pub(super) fn of(
 }
 
 /// What was decided while reading, and what was read and is not used.
-fn reading_findings(
-    dataset: &Dataset,
-    of_messages: &[MessageField],
-    template: &Template,
-    findings: &mut Findings,
-) {
+fn reading_findings(dataset: &Dataset, unread: &AllUnread, template: &Template, findings: &mut Findings) {
     for notice in &dataset.notices {
-        findings.add(ProblemKind::Reading, Severity::Note, None, notice);
+        findings.add(ProblemKind::Reading, Severity::Note, notice);
     }
     for field in &dataset.unused {
         let (severity, hint) = unused::hint(field);
@@ -58,17 +53,33 @@ fn reading_findings(
             units::counted(field.rows, "row", "rows"),
             field.first
         );
-        findings.add(ProblemKind::UnusedField, severity, None, &what);
+        findings.add(ProblemKind::UnusedField, severity, &what);
     }
-    for field in of_messages {
-        let what = format!(
-            "the template {} does not read the field {:?} of {} (first in {})",
-            template.name,
-            clean_line(&field.name),
-            units::counted(field.messages, "message", "messages"),
-            field.first
-        );
-        findings.add(ProblemKind::UnusedField, Severity::Note, None, &what);
+    for unread in &unread.found {
+        let (severity, what) = match &unread.what {
+            Unread::Field(name) => (
+                Severity::Note,
+                format!(
+                    "does not read the field {:?} of {}",
+                    clean_line(name),
+                    units::counted(unread.count, "message", "messages")
+                ),
+            ),
+            Unread::Variable(name) => (
+                Severity::Warning,
+                format!(
+                    "reads no variable {:?}, which {} in chat_template_kwargs",
+                    clean_line(name),
+                    units::counted(unread.count, "row sets", "rows set")
+                ),
+            ),
+        };
+        let what = format!("the template {} {what} (first in {})", template.name, unread.first);
+        findings.add(ProblemKind::UnusedField, severity, &what);
+    }
+    if unread.has_more || dataset.has_more_unused {
+        let what = "more fields are not read than are named here";
+        findings.add(ProblemKind::UnusedField, Severity::Note, what);
     }
 }
 
@@ -86,17 +97,16 @@ fn unusable_rows(config: &Config, dataset: &Dataset, outcomes: &[Outcome], findi
             config.data.max_length,
             config.data.cut_limit
         );
-        findings.add(ProblemKind::ReplyCutOff, Severity::Blocks, None, &what);
+        findings.add(ProblemKind::ReplyCutOff, Severity::Blocks, &what);
     }
     for problem in &dataset.problems {
-        findings.add(ProblemKind::UnreadableRow, Severity::Blocks, None, &problem.to_string());
+        findings.add(ProblemKind::UnreadableRow, Severity::Blocks, &problem.to_string());
     }
     if dataset.unreadable > dataset.problems.len() {
         let more = dataset.unreadable - dataset.problems.len();
         findings.add(
             ProblemKind::UnreadableRow,
             Severity::Blocks,
-            None,
             &format!("{more} more rows cannot be read"),
         );
     }
@@ -110,7 +120,10 @@ fn unusable_rows(config: &Config, dataset: &Dataset, outcomes: &[Outcome], findi
             RowProblemKind::Dropped => (ProblemKind::Dropped, Severity::Note),
             RowProblemKind::CutOff => (ProblemKind::ReplyCutOff, Severity::Warning),
         };
-        findings.add(kind, severity, problem.row, &problem.to_string());
+        match problem.row {
+            Some(row) => findings.row_at(kind, severity, row, &problem.origin, &problem.message),
+            None => findings.add(kind, severity, &problem.to_string()),
+        }
     }
 }
 
@@ -133,9 +146,15 @@ fn token_findings(config: &Config, rows: &[PlacedHead], outcomes: &[Outcome], fi
             findings.row(ProblemKind::NothingLearned, severity, row, what);
         }
         if let Some(token) = across {
+            let remedy = if row.is_pair {
+                "Let the prompt end before a word, with the space in the replies; without a prompt of its own, a pair \
+                 has the common beginning of its sides as one"
+            } else {
+                "Move the space between them to the reply"
+            };
             let what = format!(
                 "the token {token:?} belongs to the end of the prompt and to the beginning of the reply; asked, the \
-                 prompt ends in another token. Move the space between them to the reply"
+                 prompt ends in another token. {remedy}"
             );
             findings.row(ProblemKind::TokenAcross, Severity::Warning, row, &what);
         }
@@ -170,7 +189,7 @@ fn token_findings(config: &Config, rows: &[PlacedHead], outcomes: &[Outcome], fi
              chat template fit the model?",
             endless.len()
         );
-        findings.add(ProblemKind::EndOfTurnNotTrained, Severity::Warning, None, &what);
+        findings.add(ProblemKind::EndOfTurnNotTrained, Severity::Warning, &what);
     } else {
         for row in endless {
             findings.row(ProblemKind::EndOfTurnNotTrained, Severity::Warning, row, what);
@@ -212,7 +231,7 @@ fn conversation_findings(
         && outcomes.iter().any(|outcome| outcome.conversation.is_one)
     {
         let what = "data.system has no effect: without a chat template, prompts and completions are joined as they are";
-        findings.add(ProblemKind::NotInText, Severity::Warning, None, what);
+        findings.add(ProblemKind::NotInText, Severity::Warning, what);
     }
     for name in data.template_variables.keys().filter(|name| !template.is_none() && !template.mentions(name))
     {
@@ -221,7 +240,7 @@ fn conversation_findings(
             template.name,
             clean_line(name)
         );
-        findings.add(ProblemKind::UnusedField, Severity::Warning, None, &what);
+        findings.add(ProblemKind::UnusedField, Severity::Warning, &what);
     }
     if earlier > 0 {
         let what = format!(
@@ -229,7 +248,7 @@ fn conversation_findings(
              all",
             units::counted(earlier, "row", "rows")
         );
-        findings.add(ProblemKind::EarlierReplies, Severity::Note, None, &what);
+        findings.add(ProblemKind::EarlierReplies, Severity::Note, &what);
     }
     if merged > 0 {
         let what = format!(
@@ -238,7 +257,7 @@ fn conversation_findings(
             template.name,
             units::counted(merged, "row", "rows")
         );
-        findings.add(ProblemKind::SystemMerged, Severity::Note, None, &what);
+        findings.add(ProblemKind::SystemMerged, Severity::Note, &what);
     }
     for (row, _) in usable().filter(|(_, outcome)| outcome.conversation.has_undecoded_call) {
         let what = "the arguments of a tool call are a text that is not JSON, and are written as that text";
@@ -252,7 +271,7 @@ fn conversation_findings(
              unlearn to think. Give the rows reasoning_content, or set data.reasoning = \"mask\"",
             units::counted(thinks.len(), "row", "rows")
         );
-        findings.add(ProblemKind::EmptyReasoning, Severity::Warning, None, &what);
+        findings.add(ProblemKind::EmptyReasoning, Severity::Warning, &what);
     }
 }
 
@@ -318,7 +337,7 @@ fn length_findings(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Fin
             units::counted(pairs.len(), "pair", "pairs"),
             found.effect.abs()
         );
-        findings.add(ProblemKind::LongerChosen, Severity::Warning, None, &what);
+        findings.add(ProblemKind::LongerChosen, Severity::Warning, &what);
     }
 }
 
@@ -358,7 +377,7 @@ fn repeated_rows(rows: &[PlacedHead], outcomes: &[Outcome], findings: &mut Findi
     }
     if rows.len() > MAX_NEAR {
         let what = format!("near-duplicates were looked for among the first {MAX_NEAR} rows only");
-        findings.add(ProblemKind::CheckLimited, Severity::Note, None, &what);
+        findings.add(ProblemKind::CheckLimited, Severity::Note, &what);
     }
 }
 
@@ -415,16 +434,16 @@ fn dataset_findings(config: &Config, rows: &[PlacedHead], outcomes: &[Outcome], 
             "all {too_long} rows are longer than data.max_length = {}; raise it",
             config.data.max_length
         );
-        findings.add(ProblemKind::AllTooLong, Severity::Blocks, None, &what);
+        findings.add(ProblemKind::AllTooLong, Severity::Blocks, &what);
     } else if usable(Split::Train) == 0 {
         let what = if rows.is_empty() { "there are no rows" } else { "no row is left to train on" };
-        findings.add(ProblemKind::EmptyDataset, Severity::Blocks, None, what);
+        findings.add(ProblemKind::EmptyDataset, Severity::Blocks, what);
     }
     if usable(Split::Eval) == 0 && !rows.is_empty() {
         let what = match config.data.eval {
             EvalSource::Fraction(0.0) => "data.eval = 0 holds nothing out: there will be no evaluation",
             _ => "no held-out row is usable: there will be no evaluation",
         };
-        findings.add(ProblemKind::NoEvalRows, Severity::Note, None, what);
+        findings.add(ProblemKind::NoEvalRows, Severity::Note, what);
     }
 }

@@ -14,6 +14,7 @@ use std::thread;
 
 use indexmap::IndexMap;
 use serde_json::Value;
+use unused::Unread;
 
 use super::checks::{Checks, Facts, Sizes, TokenFacts, advice};
 use super::encode::{encode_whole, limit, longest, sequences};
@@ -61,8 +62,8 @@ pub(crate) struct UsableRow<'a> {
 struct Outcome {
     facts: Facts,
     conversation: Conversation,
-    /// Fields of its messages that the template does not read, a name for each message.
-    unread: Vec<String>,
+    /// What the template does not read.
+    unread: Vec<Unread>,
     /// Tokens of its longest side before `data.max_length` is applied; 0 if the row could not be tokenised.
     length: usize,
     encoded: Result<Usable, RowProblem>,
@@ -235,7 +236,7 @@ fn look(
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Prepared, DataError> {
     let checks = Checks::new(tokenizer, template, config, stop);
-    let fields = unused::MessageFields::new(template, config);
+    let fields = unused::RowFields::new(template, config);
     let outcomes = look_at_all(&dataset.rows, progress, &|row| {
         let facts = checks.row(row, row.index < MAX_NEAR);
         let whole = encode_whole(row, tokenizer, template, config);
@@ -435,6 +436,7 @@ fn assemble(
         truncated,
         dropped,
         rows_of: findings.rows(),
+        findings: findings.counted(),
         problems: findings.sorted(),
         advice: advice(&sizes),
         lengths: LengthStatistics::of(lengths),

@@ -99,6 +99,7 @@ fn report() -> Report {
             KindRows { kind: ProblemKind::EmptyReply, rows: vec![3] },
             KindRows { kind: ProblemKind::BrokenText, rows: vec![2] },
         ],
+        findings: Vec::new(),
         advice: Vec::new(),
         quarantined: 0,
         truncated: 0,
