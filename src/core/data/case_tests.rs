@@ -174,6 +174,8 @@ fn tools_and_calls_have_one_form() {
         json!({"messages": [{"role": "Human", "content": [{"type": "text", "value": "Stock of K-7?"}]},
             {"role": "MODEL", "content": [{"type": "tool_use", "id": "1", "name": "stock", "input": {"item": "K-7"}}]}],
             "tools": [tool()]}),
+        json!({"messages": calling(json!({"role": "assistant", "content": [{"type": "tool_call", "value": value.to_string()}]})),
+               "tools": [tool()]}),
     ];
     let texts = texts(TOOLS, &rows, &[]);
     let expected = format!(
@@ -212,6 +214,22 @@ fn what_the_template_leaves_out_is_said_and_an_empty_reply_blocks() {
 }
 
 #[test]
+fn a_rows_variable_that_the_template_does_not_read_is_named_once() {
+    let row = |variables: Value| json!({"prompt": "2+3?", "completion": "Five.", "chat_template_kwargs": variables});
+    let rows =
+        [row(json!({"enable_thinking": false})), row(json!({"enable_thinking": true})), row(json!({}))];
+    let unused = |template: &str| -> Vec<String> {
+        let report = checked(template, &rows, &[]).checked.report;
+        let unused = report.problems.into_iter().filter(|problem| problem.kind == ProblemKind::UnusedField);
+        unused.map(|problem| problem.message).collect()
+    };
+    let expected = "the template test reads no variable \"enable_thinking\", which 2 rows set in chat_template_kwargs (first \
+                    in a.jsonl:1)";
+    assert_eq!(unused(PLAIN), [expected]);
+    assert_eq!(unused(&format!("{{{{ '.' if enable_thinking else '' }}}}{PLAIN}")), [] as [&str; 0]);
+}
+
+#[test]
 fn a_system_prompt_and_tools_stand_beside_a_prompt_too() {
     let rows = [
         json!({"prompt": "2+3?", "completion": "Five.", "system": "Be brief."}),
@@ -247,9 +265,16 @@ fn reasoning_has_many_names_and_one_place() {
         row(
             json!({"content": [{"type": "thinking", "thinking": "Two and three."}, {"type": "text", "text": "Five."}]}),
         ),
+        row(
+            json!({"content": [{"type": "reasoning", "value": "Two and three."}, {"type": "text", "value": "Five."}]}),
+        ),
+        row(
+            json!({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Two and three."}]},
+            {"type": "text", "text": "Five."}]}),
+        ),
     ];
     let expected = "<|im_start|>user\nq0?<|im_end|>\n<|im_start|>assistant\n⟦<think>\nTwo and three.\n</think>\n\nFive.<|im_end|>⟧\n";
-    assert_eq!(texts(template, &rows, &[]), [expected; 4]);
+    assert_eq!(texts(template, &rows, &[]), [expected; 6]);
     let masked = "<|im_start|>user\nq0?<|im_end|>\n<|im_start|>assistant\n<think>\nTwo and three.\n</think>⟦\n\nFive.<|im_end|>⟧\n";
     assert_eq!(texts(template, &rows[..1], &["data.reasoning=mask"]), [masked]);
     let empty = checked(template, &[row(json!({})), turns(&[("Six.", json!({}))])], &[]);

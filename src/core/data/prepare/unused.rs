@@ -7,14 +7,30 @@ use crate::config::{Config, Format};
 use crate::data::template::Part;
 use crate::data::{Origin, PlacedHead, Row, Severity, Template, UnusedField};
 
-/// Most names of message fields that are kept.
+/// Most names of fields and variables that are kept.
 const MAX_NAMES: usize = 100;
 
-/// A field of messages that the template does not read.
-pub(super) struct MessageField {
-    pub(super) name: String,
-    /// Number of messages that have it.
-    pub(super) messages: usize,
+/// Something that the template does not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// A field of a message.
+    Field(String),
+    /// A variable that a row sets for the template.
+    Variable(String),
+}
+
+/// What the template does not read of all rows.
+#[derive(Default)]
+pub(super) struct AllUnread {
+    pub(super) found: Vec<Counted>,
+    /// Whether there are other names, which were too many to keep.
+    pub(super) has_more: bool,
+}
+
+pub(super) struct Counted {
+    pub(super) what: Unread,
+    /// Number of messages with the field, or of rows with the variable.
+    pub(super) count: usize,
     /// The first row that has it.
     pub(super) first: Origin,
 }
@@ -57,24 +73,25 @@ pub(super) fn hint(field: &UnusedField) -> (Severity, String) {
     (Severity::Warning, format!("; {meant}"))
 }
 
-/// Finds the fields of messages that the template does not read. Of a field that is a text this is tried; of others, the
+/// Finds the fields of messages and the variables of rows that the template does not read. Of a field that is a text this is tried; of others, the
 /// template must at least name them.
-pub(super) struct MessageFields<'a> {
+pub(super) struct RowFields<'a> {
     template: &'a Template,
     config: &'a Config,
-    /// Whether the template names a field.
+    /// Whether the template names a field or a variable.
     named: Mutex<HashMap<String, bool>>,
 }
 
-impl<'a> MessageFields<'a> {
+impl<'a> RowFields<'a> {
     pub(super) fn new(template: &'a Template, config: &'a Config) -> Self {
         Self { template, config, named: Mutex::default() }
     }
 
-    /// The names of a row's unread fields, one for each message that has it.
-    pub(super) fn unread(&self, row: &Row) -> Vec<String> {
+    /// What is not read of a row: a field once for each message that has it.
+    pub(super) fn unread(&self, row: &Row) -> Vec<Unread> {
         let template = self.template;
-        let mut found = Vec::new();
+        let set = row.extras.variables.keys().filter(|name| !self.is_named(name));
+        let mut found: Vec<Unread> = set.cloned().map(Unread::Variable).collect();
         if template.is_none() {
             return found;
         }
@@ -93,7 +110,7 @@ impl<'a> MessageFields<'a> {
                         _ => self.is_named(name),
                     };
                     if !is_read {
-                        found.push(name.clone());
+                        found.push(Unread::Field(name.clone()));
                     }
                 }
             }
@@ -115,19 +132,21 @@ impl<'a> MessageFields<'a> {
     }
 }
 
-/// The unread fields of all rows, in the order in which they occur.
+/// What is not read of all rows, in the order in which it occurs.
 pub(super) fn counted<'row>(
-    unread: impl IntoIterator<Item = (&'row PlacedHead<'row>, &'row [String])>,
-) -> Vec<MessageField> {
-    let mut found: Vec<MessageField> = Vec::new();
-    for (row, names) in unread {
-        for name in names {
-            if let Some(field) = found.iter_mut().find(|field| field.name == *name) {
-                field.messages += 1;
-            } else if found.len() < MAX_NAMES {
-                found.push(MessageField { name: name.clone(), messages: 1, first: row.origin() });
+    unread: impl IntoIterator<Item = (&'row PlacedHead<'row>, &'row [Unread])>,
+) -> AllUnread {
+    let mut all = AllUnread::default();
+    for (row, unread) in unread {
+        for what in unread {
+            if let Some(counted) = all.found.iter_mut().find(|counted| counted.what == *what) {
+                counted.count += 1;
+            } else if all.found.len() < MAX_NAMES {
+                all.found.push(Counted { what: what.clone(), count: 1, first: row.origin() });
+            } else {
+                all.has_more = true;
             }
         }
     }
-    found
+    all
 }

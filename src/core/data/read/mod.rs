@@ -78,6 +78,8 @@ pub struct Dataset {
     pub notices: Vec<String>,
     /// Fields of rows that nothing reads, in the order in which they were found.
     pub unused: Vec<UnusedField>,
+    /// Whether there are other such fields, which were too many to keep.
+    pub has_more_unused: bool,
     /// What shows whether the files are still those that were read.
     pub(super) stamp: String,
 }
@@ -502,12 +504,14 @@ impl Sink<'_, '_> {
     }
 
     fn count_unused(&mut self, names: Vec<String>, format: Format, first: &Origin) {
-        let unused = &mut self.dataset.unused;
+        let Dataset { unused, has_more_unused, .. } = &mut *self.dataset;
         for name in names {
             if let Some(field) = unused.iter_mut().find(|field| field.name == name) {
                 field.rows += 1;
             } else if unused.len() < MAX_UNUSED {
                 unused.push(UnusedField { name, rows: 1, first: first.clone(), format });
+            } else {
+                *has_more_unused = true;
             }
         }
     }

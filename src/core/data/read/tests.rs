@@ -295,6 +295,8 @@ fn preferences_and_tokens() {
         json!({"prompt": asked, "chosen": reply("b"), "rejected": reply("c")}),
         json!({"prompt": asked, "chosen": talk("b"), "rejected": talk("c")}),
         json!({"prompt": "a", "chosen": reply("b"), "rejected": "c"}),
+        json!({"chosen_messages": talk("b"), "rejected_messages": talk("c")}),
+        json!({"instruction": "a", "chosen_response": "b", "rejected_response": "c"}),
         json!({"prompt": "shown to people", "chosen": talk("b"), "rejected": talk("c"), "score": 0.5}),
     ] {
         assert_eq!(only(&row).0, expected, "{row}");
@@ -323,6 +325,27 @@ fn preferences_and_tokens() {
     );
     assert!(refused(&json!({"input_ids": [1, 2], "labels": [1]})).contains("2 input_ids, but 1 labels"));
     assert!(refused(&json!({"input_ids": [-1], "labels": [1]})).contains("not a token id"));
+}
+
+#[test]
+fn a_conversation_may_have_another_reply_beside_it() {
+    let talk = |replies: &[&str]| -> Vec<Value> {
+        let turn = |reply: &&str| {
+            [json!({"role": "user", "content": "a"}), json!({"role": "assistant", "content": reply})]
+        };
+        replies.iter().flat_map(turn).collect()
+    };
+    for row in [
+        json!({"messages": talk(&["x", "b"]), "rejected_response": "c"}),
+        json!({"messages": talk(&["x", "b"]), "rejected_messages": talk(&["x", "c"])}),
+    ] {
+        let settings = ["train.algorithm=dpo", "data.eval=0"];
+        let rows = examples("a.jsonl", row.to_string().as_bytes(), &settings);
+        let Example::Preference { prompt, chosen, rejected } = &rows[0] else { panic!("{rows:?}") };
+        assert_eq!((prompt.len(), chosen.content.as_str(), rejected.content.as_str()), (3, "b", "c"));
+    }
+    let unknown = refused(&json!({"text_better": "b", "text_worse": "c"}));
+    assert!(unknown.contains("chosen = \"text_better\", rejected = \"text_worse\""), "{unknown}");
 }
 
 #[test]

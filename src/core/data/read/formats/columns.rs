@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Fields, is_missing, names, parsed};
+use super::{Fields, is_missing, names, pairs, parsed};
 use crate::algorithms::RowShape;
 use crate::config::Format;
 
@@ -86,9 +86,8 @@ pub(in super::super) fn detect(
     wanted: RowShape,
 ) -> Result<Detected, String> {
     let has = |name: &str| known.contains(&name);
-    let is_pair =
-        (has("chosen") && has("rejected")) || (has("preferred_output") && has("non_preferred_output"));
-    if wanted == RowShape::Pair && is_pair {
+    let is_pair = pairs::sides(has).is_some();
+    if wanted == RowShape::Pair && (is_pair || pairs::beside_messages(has).is_some()) {
         return Ok(Format::Preference.into());
     }
     let with_list = ["messages", "conversations", "conversation"];
@@ -165,6 +164,11 @@ fn by_common_names(known: &[&str], fields: &Fields) -> Result<Detected, String> 
             names(fields),
             known[0]
         )),
+        _ if let Some((chosen, rejected)) = likely_sides(known) => Err(format!(
+            "its fields ({}) match no known format. If it is a pair of answers, say which is which: data.columns = {{ \
+             chosen = {chosen:?}, rejected = {rejected:?} }}",
+            names(fields)
+        )),
         _ => {
             let prompt = prompts.first().copied().or(known.first().copied()).unwrap_or("question");
             let others = answers.first().copied().or(known.iter().copied().find(|name| *name != prompt));
@@ -176,4 +180,18 @@ fn by_common_names(known: &[&str], fields: &Fields) -> Result<Detected, String> 
             ))
         }
     }
+}
+
+/// Two fields whose names say that one answer is preferred to another.
+fn likely_sides<'name>(known: &[&'name str]) -> Option<(&'name str, &'name str)> {
+    let says = |name: &str, words: &[&str]| words.iter().any(|word| name.to_lowercase().contains(word));
+    let rejected = known
+        .iter()
+        .copied()
+        .find(|name| says(name, &["reject", "dispreferred", "non_preferred", "lose", "worse"]))?;
+    let chosen = known
+        .iter()
+        .copied()
+        .find(|name| *name != rejected && says(name, &["chosen", "preferred", "accept", "win", "better"]))?;
+    Some((chosen, rejected))
 }

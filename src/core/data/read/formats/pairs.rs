@@ -1,21 +1,40 @@
-//! Preference pairs: TRL's, OpenAI's and LLaMA-Factory's forms.
+//! Preference pairs: the forms of TRL, OpenAI, LLaMA-Factory, Argilla and ms-swift.
 
 use serde_json::{Map, Value};
 
-use super::{Reader, kind, parsed, parsed_list, tools, turns};
+use super::{Reader, is_missing, kind, parsed, parsed_list, tools, turns};
 use crate::data::example::shared_beginning;
 use crate::data::{Example, Extras, Message};
 
 const NO_PROMPT: &str = "no \"prompt\", and \"chosen\" and \"rejected\" have no common beginning";
 
+/// Names of the two sides.
+const SIDES: &[(&str, &str)] = &[
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("chosen_messages", "rejected_messages"),
+    ("chosen_response", "rejected_response"),
+];
+/// Names of a side that is preferred to by the last reply of the row's conversation.
+const REJECTED_BESIDE_MESSAGES: &[&str] = &["rejected_response", "rejected_messages"];
+
+/// The names of the two sides among the fields of a row.
+pub(super) fn sides(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
+    SIDES.iter().copied().find(|(chosen, rejected)| has(chosen) && has(rejected))
+}
+
+/// The names of a conversation and of what could have followed in place of its last reply.
+pub(super) fn beside_messages(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
+    let rejected = REJECTED_BESIDE_MESSAGES.iter().copied().find(|rejected| has(rejected))?;
+    has("messages").then_some(("messages", rejected))
+}
+
 impl Reader {
     /// The prompt is in a field of its own, or at the beginning of both sides.
     pub(super) fn preference(&mut self) -> Result<(Example, Extras), String> {
-        let (chosen_name, rejected_name) = if self.fields.contains_key("chosen") {
-            ("chosen", "rejected")
-        } else {
-            ("preferred_output", "non_preferred_output")
-        };
+        let has = |name: &str| self.fields.get(name).is_some_and(|value| !is_missing(value));
+        let names = sides(has).or_else(|| beside_messages(has));
+        let (chosen_name, rejected_name) = names.unwrap_or(("chosen", "rejected"));
         let chosen = parsed_list(self.needed(chosen_name)?);
         let rejected = parsed_list(self.needed(rejected_name)?);
         let mut offered = None;
@@ -34,7 +53,12 @@ impl Reader {
             return Ok((Example::Preference { prompt: Vec::new(), chosen, rejected }, extras));
         }
         let mut chosen = turns::conversation_or_text(&chosen, chosen_name, "assistant")?;
+        let is_text = !turns::is_one(&rejected);
         let mut rejected = turns::conversation_or_text(&rejected, rejected_name, "assistant")?;
+        if chosen_name == "messages" && is_text {
+            let before = chosen.len().saturating_sub(1);
+            rejected.splice(..0, chosen[..before].iter().cloned());
+        }
         let most = chosen.len().min(rejected.len()).saturating_sub(1);
         let shared = chosen.iter().zip(&rejected).take(most);
         let shared = shared.take_while(|(left, right)| left.says_the_same(right)).count();

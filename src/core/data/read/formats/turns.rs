@@ -12,8 +12,8 @@ use crate::text::clean_line;
 const MAX_ROLE: usize = 64;
 /// Names under which datasets keep what a reply thinks before it answers.
 const REASONING: &[&str] = &["reasoning_content", "reasoning", "thinking"];
-/// Names under which datasets say whether a message is trained on: OpenAI, axolotl (two), ms-swift.
-const WEIGHTS: &[&str] = &["weight", "train", "training", "loss"];
+/// Names under which datasets say whether a message is trained on: OpenAI, axolotl (two), ms-swift, LLaMA-Factory.
+const WEIGHTS: &[&str] = &["weight", "train", "training", "loss", "loss_weight"];
 
 /// The messages of a list, or what is wrong with one. `key` is the name of the list, for messages.
 pub(super) fn messages(list: &Value, key: &str) -> Result<Vec<Message>, String> {
@@ -253,24 +253,41 @@ fn is_part(value: &Value) -> bool {
             && (has("text") || has("content") || has("value") || value.get("image_url").is_some()))
 }
 
-/// Parts of a content: text, what the reply thinks, and Anthropic's `tool_use`.
+/// Parts of a content: text, what the reply thinks, and calls of tools (Anthropic's `tool_use`, LLaMA-Factory's
+/// `tool_call`).
 fn parts(parts: &[Value], message: &mut Message) -> Result<(), String> {
     let mut reasoning = String::new();
     for part in parts {
-        let of =
-            |names: &[&str]| names.iter().find_map(|name| part.get(*name)?.as_str()).map(ToOwned::to_owned);
         let name = part.get("type").and_then(Value::as_str).unwrap_or("text");
-        let found = match name {
-            "text" | "input_text" | "output_text" => {
-                let text = part.as_str().map(ToOwned::to_owned).or_else(|| of(&["text", "value", "content"]));
-                text.map(|text| message.content.push_str(&text))
+        let of = |names: &[&str]| {
+            let said = names.iter().find_map(|name| part.get(*name).filter(|said| !said.is_null()));
+            match said {
+                Some(Value::String(text)) => Ok(text.clone()),
+                // Mistral's thoughts are parts themselves.
+                Some(Value::Array(list))
+                    if !list.iter().any(|inner| inner.get("type") == part.get("type")) =>
+                {
+                    text(&Value::Array(list.clone()))
+                        .map_err(|reason| format!("has a part of type {:?} that {reason}", clean_line(name)))
+                }
+                _ => Err(format!("has a part of type {:?} without text", clean_line(name))),
             }
+        };
+        match name {
+            "text" | "input_text" | "output_text" => match part {
+                Value::String(text) => message.content.push_str(text),
+                _ => message.content.push_str(&of(&["text", "value", "content"])?),
+            },
+            "refusal" => message.content.push_str(&of(&["refusal", "text"])?),
             "thinking" | "reasoning" => {
-                of(&["thinking", "reasoning", "text", "content"]).map(|text| reasoning.push_str(&text))
+                reasoning.push_str(&of(&["thinking", "reasoning", "text", "value", "content"])?);
             }
-            "tool_use" => {
-                message.tool_calls.extend(tools::calls(part)?);
-                Some(())
+            "tool_use" | "tool_call" | "function_call" => {
+                let inside = ["value", "tool_call", "function_call"].iter().find_map(|name| part.get(*name));
+                let calls = tools::calls(inside.unwrap_or(part));
+                message
+                    .tool_calls
+                    .extend(calls.map_err(|reason| format!("has a part of type {name:?} that {reason}"))?);
             }
             other => {
                 return Err(format!(
@@ -278,9 +295,6 @@ fn parts(parts: &[Value], message: &mut Message) -> Result<(), String> {
                     clean_line(other)
                 ));
             }
-        };
-        if found.is_none() {
-            return Err(format!("has a part of type {name:?} without text"));
         }
     }
     if !reasoning.is_empty() {
