@@ -508,7 +508,11 @@ fn the_reference_of_a_comparison_must_exist() {
     verify(".", "cpu").expect(2).complains(&["has no ref.safetensors", "--help"]);
     verify(".", "gpu").expect(2).complains(&["auto, cpu or cuda:N"]);
     project.write("ref.safetensors", "");
-    verify(".", "cuda:1023").expect(2).complains(&["--device cuda:1023", "luthier doctor", "cpu"]);
+    verify(".", "cuda:1023").expect(2).complains(&[
+        "cuda:1023 is asked for",
+        "luthier doctor",
+        "--device cpu",
+    ]);
 }
 
 #[test]

@@ -43,7 +43,7 @@ impl Base {
 
     /// Name of the device: `cpu`, `cuda:0`.
     pub fn device_name(&self) -> String {
-        device_name(self.model.device())
+        device::name(self.model.device())
     }
 
     /// Name of the compute type: `f32`, `bf16`.
@@ -66,14 +66,6 @@ pub fn dtype_name(kind: tch::Kind) -> &'static str {
     match kind {
         tch::Kind::BFloat16 => "bf16",
         _ => "f32",
-    }
-}
-
-/// Name of a device: `cpu`, `cuda:0`.
-pub fn device_name(device: tch::Device) -> String {
-    match device {
-        tch::Device::Cuda(index) => format!("cuda:{index}"),
-        _ => "cpu".into(),
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::algorithms::sft::Sft;
-use crate::base::{data_error, device_name, model_files};
+use crate::base::{data_error, model_files};
 use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
 use crate::methods::method_of;
@@ -155,7 +155,7 @@ pub fn bench(bench: &Bench) -> Result<Figures> {
         _ => None,
     };
     Ok(Figures {
-        device: device_name(device),
+        device: device::name(device),
         dtype: format!("{kind:?}"),
         load_seconds,
         weight_bytes: model.weight_bytes(),

@@ -25,6 +25,11 @@ fn main() {
             println!("cargo:rerun-if-changed={}", version.display());
         }
     }
+    // `make setup` writes it anew whenever it moves the link.
+    let moved = linked.with_extension("path");
+    if moved.exists() {
+        println!("cargo:rerun-if-changed={}", moved.display());
+    }
     seam(&torch).file("csrc/shim.cpp").compile("luthier_shim");
     // Decoded weights equal those of bitsandbytes bit for bit only if products are rounded before additions.
     seam(&torch).flag("-ffp-contract=off").file("csrc/quantised.cpp").compile("luthier_quantised");

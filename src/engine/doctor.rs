@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use luthier_core::config;
 use serde::Serialize;
-use tch::{Cuda, Device, Kind};
+use tch::{Device, Kind};
 
-use crate::base::device_name;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::{device, ops};
 
 /// The libtorch version of tch 0.24, whose build refuses others.
@@ -60,15 +59,20 @@ pub fn methods() -> impl Iterator<Item = &'static str> {
 /// Examines every device, which takes about half a second each. A device that fails is a problem, not an
 /// error.
 pub fn examine() -> Doctor {
-    let mut problems = Vec::new();
-    let cuda = device::choose(config::Device::Auto).is_ok_and(Device::is_cuda);
-    let count = if cuda { Cuda::device_count().max(0) as usize } else { 0 };
-    let devices: Vec<Device> = std::iter::once(Device::Cpu).chain((0..count).map(Device::Cuda)).collect();
-    let mut speeds = Vec::new();
+    let (mut devices, mut problems, mut speeds) = (Vec::new(), Vec::new(), Vec::new());
+    for asked in device::all() {
+        match device::choose(asked) {
+            Ok(device) => devices.push(device),
+            // Which GPUs cannot be used and why, the driver's own answers say.
+            Err(EngineError::Gpu(_)) => {}
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    let cuda = devices.iter().any(|device| device.is_cuda());
     for &device in &devices {
         match speed(device) {
             Ok(speed) => speeds.push(speed),
-            Err(error) => problems.push(format!("{} does not work: {error}", device_name(device))),
+            Err(error) => problems.push(format!("{} does not work: {error}", device::name(device))),
         }
     }
     Doctor {
@@ -76,7 +80,7 @@ pub fn examine() -> Doctor {
         libtorch: LIBTORCH_VERSION,
         threads: usize::try_from(tch::get_num_threads()).unwrap_or(1),
         cuda,
-        devices: devices.into_iter().map(device_name).collect(),
+        devices: devices.into_iter().map(device::name).collect(),
         methods: methods().collect(),
         speeds,
         problems,
@@ -95,7 +99,7 @@ fn speed(device: Device) -> Result<Speed> {
             f32_gflops / bf16_gflops
         )
     };
-    Ok(Speed { device: device_name(device), f32_gflops, bf16_gflops, faster, hint })
+    Ok(Speed { device: device::name(device), f32_gflops, bf16_gflops, faster, hint })
 }
 
 /// Speed of square matrix products, in 10⁹ operations per second.

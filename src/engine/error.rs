@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use luthier_core::model::ModelError;
+use luthier_core::plan::NoGpu;
 use luthier_core::runs::FailureClass;
 use tch::{TchError, Tensor};
 
@@ -41,6 +42,9 @@ pub enum EngineError {
     /// The configuration asks for something impossible.
     #[error("{0}")]
     Config(String),
+    /// The configuration asks for a GPU that cannot be used.
+    #[error(transparent)]
+    Gpu(#[from] NoGpu),
     /// A base model's files are damaged or contradictory.
     #[error("{}: {message}", path.display())]
     Model { path: PathBuf, message: String },
@@ -70,17 +74,22 @@ pub enum EngineError {
 impl EngineError {
     /// Classifies libtorch's message about a failed operation. Only this function reads libtorch's messages.
     pub fn torch(operation: impl Into<String>, text: &str) -> Self {
-        const MEMORY: [&str; 5] = [
+        const MEMORY: [&str; 6] = [
+            "CUDNN_STATUS_ALLOC_FAILED",
             "out of memory",
             "can't allocate memory",
             "not enough memory",
             "CUBLAS_STATUS_ALLOC_FAILED",
             "bad_alloc",
         ];
-        const DEVICE: [&str; 6] = [
+        const DEVICE: [&str; 10] = [
             "CUDA error",
+            "CUDA driver error",
             "CUBLAS_STATUS_",
             "CUDNN_STATUS_",
+            "cuDNN",
+            "NVRTC",
+            "nvrtc",
             "device-side assert",
             "NCCL error",
             "no NVIDIA driver",
@@ -120,7 +129,7 @@ impl EngineError {
             Self::Config(_) | Self::Files(_) | Self::Model { .. } | Self::Adapter { .. } => {
                 FailureClass::Config
             }
-            Self::Device(_) => FailureClass::Device,
+            Self::Device(_) | Self::Gpu(_) => FailureClass::Device,
             Self::Torch { .. } => FailureClass::Bug,
         }
     }
@@ -137,6 +146,7 @@ impl EngineError {
             Self::Files(_) => "use other files, or download these again",
             Self::Data(_) => "run `luthier data check`",
             Self::Config(_) => "correct luthier.toml and start a new run",
+            Self::Gpu(_) => "`luthier doctor` says what this machine offers",
             Self::Model { .. } => "download the base model again, then run `luthier model verify`",
             Self::Adapter { .. } => "use the base model that the adapter was trained on",
             Self::Device(_) => {

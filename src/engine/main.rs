@@ -2,17 +2,20 @@
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use luthier_core::config::{Device, Dtype, MethodKind};
+use luthier_core::config::{Config, Device, Dtype, MethodKind};
 use luthier_core::machine;
+use luthier_core::runs::RunDir;
 use luthier_core::text::clean;
 use luthier_engine::bench::{Bench, Work, bench};
 use luthier_engine::error::EngineError;
 use luthier_engine::evaluate::{Request, compare};
-use luthier_engine::process::{Termination, bound_busy_waiting, log_to_stderr, threads_are_set};
+use luthier_engine::process::{
+    Termination, bound_busy_waiting, log_to_stderr, start_again_with, threads_are_set,
+};
 use luthier_engine::{csrc, device, doctor, serve, training, verify};
 use serde::Serialize;
 
@@ -72,6 +75,25 @@ enum Command {
     },
     /// Measure training and generation: `luthier-engine bench MODEL --method lora --steps 5 --json`
     Bench(BenchArguments),
+}
+
+impl Command {
+    /// The device that it computes on; `None` if it uses all, or if its configuration cannot be read, which it will
+    /// say itself.
+    fn device(&self) -> Option<Device> {
+        let of_run = |run: &Path| {
+            let run = RunDir::open(run).ok()?;
+            Some(Config::load_file(&run.config_path(), &[]).ok()?.model.device)
+        };
+        match self {
+            Self::Train { run } | Self::Evaluate { run, .. } => of_run(run),
+            // It answers for runs on different devices.
+            Self::Serve { device, .. } => *device,
+            Self::Verify(arguments) => Some(arguments.device),
+            Self::Bench(arguments) => Some(arguments.device),
+            Self::Doctor { .. } => None,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -171,9 +193,11 @@ fn parse_method(text: &str) -> Result<MethodKind, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
+    let mut variables = arguments.command.device().map(device::variables).unwrap_or_default();
     if !matches!(arguments.command, Command::Doctor { .. }) {
-        bound_busy_waiting();
+        variables.extend(bound_busy_waiting());
     }
+    start_again_with(&variables);
     let threads = || if threads_are_set() { Ok(()) } else { csrc::set_threads(machine::cores()) };
     let prepared = csrc::prepare_process().and_then(|()| threads());
     if let Err(error) = prepared {

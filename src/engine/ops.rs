@@ -370,12 +370,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
     if x.kind() == Kind::Float {
         return labelled("rms_norm", &[x, weight], x.f_rms_norm(weight.size(), Some(weight), epsilon));
     }
-    let normalised = (|| {
-        let single = x.f_to_kind(Kind::Float)?;
-        let mean = single.f_square()?.f_mean_dim(-1_i64, true, Kind::Float)?;
-        let normalised = single.f_mul(&mean.f_add_scalar(epsilon)?.f_rsqrt()?)?.f_to_kind(x.kind())?;
-        weight.f_mul(&normalised)
-    })();
+    // One kernel on CUDA, which computes in f32.
+    let normalised = x.f_rms_norm(weight.size(), None::<&Tensor>, epsilon);
+    let normalised = normalised.and_then(|normalised| weight.f_mul(&normalised));
     labelled("rms_norm", &[x, weight], normalised)
 }
 
@@ -453,12 +450,21 @@ pub fn attention(
     causal: bool,
     scale: f64,
 ) -> Result<Tensor> {
-    let grouped = query.size().get(1) != key.size().get(1);
-    labelled(
-        "attention",
-        &[query, key, value],
-        Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale, grouped),
-    )
+    let heads = query.size().get(1).copied().unwrap_or_default();
+    let grouped = key.size().get(1) != Some(&heads);
+    let attend = |key: &Tensor, value: &Tensor, grouped| {
+        labelled(
+            "attention",
+            &[query, key, value],
+            Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale, grouped),
+        )
+    };
+    // CUDA's only kernel for masks, and for f32, takes no groups of heads: given some, libtorch would hold all scores in
+    // memory.
+    if grouped && query.device().is_cuda() && (mask.is_some() || query.kind() == Kind::Float) {
+        return attend(&repeat_heads(key, heads)?, &repeat_heads(value, heads)?, false);
+    }
+    attend(key, value, grouped)
 }
 
 /// How [`attention_openly`] computes scores from products.

@@ -18,20 +18,27 @@ const SPIN_COUNT: &str = "1000";
 /// OpenMP's settings with which a user says how threads wait.
 const WAIT_SETTINGS: [&str; 3] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"];
 
-/// Limits how long OpenMP's threads wait busily, unless the environment already says how they wait. OpenMP
-/// reads its settings when it is loaded, before `main`, so the process starts itself once more, with the same
-/// arguments and process id. Call before anything else. Returns if there is nothing to set.
-pub fn bound_busy_waiting() {
-    if WAIT_SETTINGS.iter().any(|name| is_set(name)) {
+/// The variable that limits how long OpenMP's threads wait busily, unless the environment already says how they wait.
+pub fn bound_busy_waiting() -> Option<(&'static str, String)> {
+    let is_said = WAIT_SETTINGS.iter().any(|name| is_set(name));
+    (!is_said).then(|| ("GOMP_SPINCOUNT", SPIN_COUNT.to_owned()))
+}
+
+/// Starts this process once more with other variables, the same arguments and the same process id: OpenMP reads its
+/// settings when it is loaded, before `main`, and CUDA its own when it starts. Call before anything else. Returns if there
+/// is nothing to set.
+pub fn start_again_with(variables: &[(&'static str, String)]) {
+    if variables.is_empty() {
         return;
     }
     let Ok(executable) = std::env::current_exe() else { return };
     let mut arguments = std::env::args_os();
     let mut command = Command::new(executable);
-    command.arg0(arguments.next().unwrap_or_default()).args(arguments).env("GOMP_SPINCOUNT", SPIN_COUNT);
+    command.arg0(arguments.next().unwrap_or_default()).args(arguments);
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
     let error = command.exec();
     tracing::warn!(
-        "OpenMP keeps its default waiting policy, because this process could not restart itself: {error}"
+        "the settings of OpenMP and CUDA stay as they are, because this process could not restart itself: {error}"
     );
 }
 

@@ -10,15 +10,16 @@
 //! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the hidden width,
 //!   Q and K the widths of all query heads and of all key heads, h the number of query heads, and F the
 //!   feed-forward width. A tensor that only an adapter needs in the backward pass is counted only if there is one:
-//!   - Each norm keeps its input: eH, once for two norms with the same input. An RMS norm keeps it in f32, 4H, where
-//!     the engine's own CPU kernels are not used: on a GPU, for Gemma's norm, and if the norm is trained (which takes
-//!     another eH in bf16, for the gradient of its weight). For adapters on query, key or value, and on gate or up,
+//!   - Each norm keeps its input: eH, once for two norms with the same input. An RMS norm keeps it in f32, 4H,
+//!     for Gemma's norm, and on the CPU if the norm is trained. A trained one takes another eH in bf16, for the gradient
+//!     of its weight. For adapters on query, key or value, and on gate or up,
 //!     the norm's output is kept: eH each, once if both parts have the same input. The norms of query and key heads
 //!     keep Q + K in the same way.
 //!   - Attention keeps query, key, value and result: e(2Q + 2K), and 4h for the normalisers of its softmax. Scores
 //!     that are capped or biased are held in memory: with L tokens in the longest row, h · L · 4 is kept for them
 //!     (e more in bf16, and e more for a cap), keys and values are repeated for each query head, e · 4Q, and the
-//!     mask takes L. A window shorter than L needs a mask: eL.
+//!     mask takes L. A window shorter than L needs a mask: eL. On a GPU, with a mask or a prefix and in f32, keys and
+//!     values are repeated for each query head too.
 //!   - The feed-forward part keeps gate and up, 2eF, or only up, eF, if it has no gate. For an adapter on down its
 //!     input is kept: eF.
 //!   - On a GPU, or if the gate's activation is not SiLU, the activated gate is kept: eF. On a GPU, and if
@@ -36,7 +37,7 @@
 //!   3F if there is no gate, and 8hL for scores that are held in memory. With recompute only each layer's input is
 //!   kept, eH per token, and the above is needed for one layer at a time. QLoRA decodes one matrix at a time: e for
 //!   each element of the largest, and on a GPU [`DECODING`] more bytes.
-//! - *logits*: the head handles the trained tokens in parts of at most [`LOGITS_AT_ONCE`] logits. They take e each on
+//! - *logits*: the head handles the trained tokens in parts of at most [`logits_at_once`] logits. They take e each on
 //!   the CPU, where the gradient overwrites them. On a GPU, with a cap, and for losses over whole answers, they take
 //!   8 bytes in f32 (the logits and a copy for the normaliser) and 10 in bf16. On the CPU they take e more if the
 //!   head is trained, and in bf16 if the vocabulary is odd. Each trained token takes another 2eH. A trained head has
@@ -47,13 +48,15 @@
 //! sequences. All its tokens count as trained, and no prefix counts as shared. On the CPU the virtual tokens of a
 //! prompt or prefix exist once; on a GPU attention copies them for every document.
 
+mod gpu;
 mod place;
 #[cfg(test)]
 mod tests;
 
 use serde::Serialize;
 
-pub use place::{DECODING, LOGITS_AT_ONCE, Place, is_half, wanted_gpu};
+pub use gpu::{GpuUse, NoGpu, use_of};
+pub use place::{DECODING, Place, is_half, logits_at_once};
 
 use crate::config::{Bias, Config, Dtype, MethodKind, Recompute, Variant};
 use crate::data::{DataSummary, StepOrder};
@@ -123,12 +126,9 @@ pub enum PlanError {
     /// The targets do not match the model.
     #[error(transparent)]
     Targets(#[from] TargetError),
-    /// The configuration names a GPU that does not exist.
-    #[error(
-        "model.device = \"cuda:{index}\" names a GPU that is not visible on this machine; see `luthier doctor`, or \
-         set it to \"auto\" or \"cpu\""
-    )]
-    NoGpu { index: usize },
+    /// The configuration asks for a GPU that cannot be used.
+    #[error(transparent)]
+    Gpu(#[from] NoGpu),
     /// Full fine-tuning of a GGUF file: its result is a folder in the layout of the base model, which a GGUF
     /// file does not have.
     #[error(
@@ -139,23 +139,18 @@ pub enum PlanError {
     /// The run would not fit into memory.
     #[error(
         "the run needs about {} of memory, but {} are free{}; {remedy}",
-        bytes(plan.memory.total), bytes(plan.available), if *gpu { " on the GPU" } else { "" }
+        bytes(plan.memory.total), bytes(plan.available), where_free(*place)
     )]
     TooLarge {
         plan: Box<Plan>,
-        /// Whether the memory of a GPU is too small, not the machine's.
-        gpu: bool,
+        /// Where.
+        place: Place,
         /// What to change, and the memory needed after it.
         remedy: String,
     },
 }
 
-/// Forecasts a run on this machine; an error if it cannot fit.
-pub fn plan(files: &ModelFiles, config: &Config, data: &DataSummary) -> Result<Plan, PlanError> {
-    plan_at(files, config, data, Place::here(config)?)
-}
-
-/// As [`plan`], for a given device.
+/// Forecasts a run on a device; an error if it cannot fit.
 pub fn plan_at(
     files: &ModelFiles,
     config: &Config,
@@ -184,7 +179,17 @@ pub fn plan_at(
         return Ok(plan);
     }
     let remedy = remedy(&model, config, data, &plan, place)?;
-    Err(PlanError::TooLarge { plan: Box::new(plan), gpu: place.gpu, remedy })
+    Err(PlanError::TooLarge { plan: Box::new(plan), place, remedy })
+}
+
+/// Whose memory is free, if it is not the machine's.
+fn where_free(place: Place) -> String {
+    match (place.gpu, place.others) {
+        (false, _) => String::new(),
+        (true, 0) => " on the GPU".to_owned(),
+        (true, 1) => " on the GPU, which another process uses too".to_owned(),
+        (true, others) => format!(" on the GPU, which {others} other processes use too"),
+    }
 }
 
 /// Number of steps of the run, and tokens read in them.
@@ -228,7 +233,7 @@ impl Model<'_> {
         };
         let trainable = trained_count(&config.method, self.architecture)?;
         let touched = Touched::of(config, self.architecture)?;
-        let half = is_half(config.model.dtype, place.gpu);
+        let half = is_half(config.model.dtype, place);
         let element = if half { 2 } else { 4 };
         let batch = largest_batch(config, data);
         let fused = !place.gpu;
@@ -238,7 +243,9 @@ impl Model<'_> {
         let batch = if has_prompt { batch + virtual_tokens } else { batch };
         let own = if has_prompt { config.method.virtual_tokens as u64 } else { 0 };
         let longest = longest_row(config, data) + own;
-        let shape = Shape { element, fused, batch, longest, virtual_tokens, config, touched: &touched };
+        let gpu_memory = place.gpu_memory;
+        let shape =
+            Shape { element, fused, gpu_memory, batch, longest, virtual_tokens, config, touched: &touched };
         let decoding = held.largest_decoded * (element + if place.gpu { DECODING } else { 0 });
         let activations = |recompute| shape.activations(self.architecture, recompute) + decoding;
         let mut memory = Memory {
@@ -366,6 +373,8 @@ struct Shape<'a> {
     element: u64,
     /// Whether the engine's own CPU kernels are used.
     fused: bool,
+    /// All bytes of the GPU.
+    gpu_memory: u64,
     /// Tokens of a micro-batch.
     batch: u64,
     /// Tokens of its longest row.
@@ -423,7 +432,9 @@ impl Shape<'_> {
             }
         };
         let plain = u64::from(!self.fused);
-        let mixed = if has_open_scores(attention) { 4 * query } else { 2 * query + 2 * key };
+        let is_repeated =
+            !self.fused && (self.element == 4 || self.is_masked(attention) || self.virtual_tokens > 0);
+        let mixed = if has_open_scores(attention) || is_repeated { 4 * query } else { 2 * query + 2 * key };
         let apart = plain.max(u64::from(has_open_scores(attention) || self.is_masked(attention)));
         let laid = apart * reads(&[Role::Output]) * query;
         let width = layer.mlp.width() as u64;
@@ -449,6 +460,9 @@ impl Shape<'_> {
         let trained = self.config.method.kind == MethodKind::Full;
         match norm {
             Norm::Rms { .. } if self.fused && !trained => self.element * elements,
+            // One kernel; the weight's gradient needs the normalised input.
+            Norm::Rms { .. } if !self.fused && trained && self.element == 2 => 2 * self.element * elements,
+            Norm::Rms { .. } if !self.fused => self.element * elements,
             Norm::Rms { .. } if self.element == 2 && trained => (4 + self.element) * elements,
             Norm::Rms { .. } | Norm::RmsPlusOne { .. } => 4 * elements,
             Norm::Layer { .. } => self.element * elements,
@@ -520,9 +534,8 @@ impl Shape<'_> {
             _ => 10,
         };
         let states = 2 * self.batch * architecture.hidden as u64 * self.element;
-        all.min(LOGITS_AT_ONCE.max(architecture.vocabulary as u64)) * per_logit
-            + states
-            + 8 * self.touched.head
+        let at_once = logits_at_once((!self.fused).then_some(self.gpu_memory));
+        all.min(at_once.max(architecture.vocabulary as u64)) * per_logit + states + 8 * self.touched.head
     }
 }
 

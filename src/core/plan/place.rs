@@ -1,46 +1,69 @@
 //! Where a run computes, and what the forecast and the engine must agree on about it.
 
 use super::PlanError;
+use super::gpu::{GpuUse, use_of};
 use crate::config::{Config, Device, Dtype};
-use crate::machine::{self, Gpus};
+use crate::machine::{self, Gpu, Sighting};
 
-/// Most logits that training and evaluation hold at once, in elements: large enough for efficient products, small enough
-/// to stay out of the way.
-pub const LOGITS_AT_ONCE: u64 = 1 << 24;
+/// Most logits that training and evaluation hold at once: large enough for efficient products, small enough to stay out of
+/// the way. A GPU needs more rows than a processor to be busy: with 128,256 tokens in the vocabulary 130 on a processor,
+/// 261 on a GPU of less than 18 GiB, 523 on one of less than 36, 1,046 on a larger one, where they take 1.3 GiB in bf16.
+/// GPUs are made with more or less memory than that: the driver and CUDA differ about its size by a few percent.
+pub fn logits_at_once(gpu_memory: Option<u64>) -> u64 {
+    const GIB: u64 = 1 << 30;
+    match gpu_memory {
+        None => 1 << 24,
+        Some(bytes) if bytes < 18 * GIB => 1 << 25,
+        Some(bytes) if bytes < 36 * GIB => 1 << 26,
+        Some(_) => 1 << 27,
+    }
+}
 
 /// Bytes that an element takes in addition to its result while a GPU decodes it: its value in f32, and the numbers it is
 /// looked up by.
 pub const DECODING: u64 = 8;
 
 /// Where a run would compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Place {
     /// Whether on a GPU.
     pub gpu: bool,
+    /// Whether it is a GPU without bf16 arithmetic.
+    pub lacks_bf16: bool,
     /// Bytes that are free there.
     pub available: u64,
+    /// All bytes of the GPU.
+    pub gpu_memory: u64,
+    /// Other processes on the GPU.
+    pub others: usize,
 }
 
 impl Place {
-    /// Where this machine would run what the configuration asks for: the GPU of [`wanted_gpu`] or, for `auto` without
-    /// one, the processor.
+    /// Where a machine would run what the configuration asks for. The driver is asked only where a GPU may be used.
     ///
     /// # Errors
     ///
-    /// [`PlanError::NoGpu`] if it names one that is not there.
-    pub fn here(config: &Config) -> Result<Self, PlanError> {
-        if let Some(index) = wanted_gpu(config.model.device) {
-            let gpus = Gpus::open().map(|gpus| gpus.read()).unwrap_or_default();
-            let gpu = gpus.iter().find(|gpu| gpu.index as usize == index);
-            if let Some(gpu) = gpu {
-                let available = gpu.memory_total.saturating_sub(gpu.memory_used);
-                return Ok(Self { gpu: true, available });
-            }
-            if config.model.device != Device::Auto {
-                return Err(PlanError::NoGpu { index });
-            }
+    /// [`PlanError::Gpu`] if it asks for a GPU that cannot be used.
+    pub fn of(config: &Config, seen: impl FnOnce() -> Sighting) -> Result<Self, PlanError> {
+        let on_cpu = Self { available: machine::memory().available, ..Self::default() };
+        if config.model.device == Device::Cpu {
+            return Ok(on_cpu);
         }
-        Ok(Self { gpu: false, available: machine::memory().available })
+        Ok(match use_of(config.model.device, &seen())? {
+            GpuUse::On(gpu) => Self::on(&gpu),
+            GpuUse::None { .. } => on_cpu,
+        })
+    }
+
+    /// On a GPU, with the memory that no process uses.
+    pub fn on(gpu: &Gpu) -> Self {
+        Self {
+            gpu: true,
+            lacks_bf16: !gpu.has_bf16(),
+            available: gpu.memory_free(),
+            gpu_memory: gpu.memory_total,
+            others: gpu.processes.iter().filter(|process| process.pid != std::process::id()).count(),
+        }
     }
 
     /// Memory that the libraries take by themselves.
@@ -49,20 +72,11 @@ impl Place {
     }
 }
 
-/// The GPU that `model.device` asks for, counted from 0; for `auto` the first, which need not be there.
-pub fn wanted_gpu(device: Device) -> Option<usize> {
-    match device {
-        Device::Cpu => None,
-        Device::Auto => Some(0),
-        Device::Cuda(index) => Some(index),
-    }
-}
-
-/// Whether weights and activations are bf16, not f32: by `auto` on a GPU.
-pub fn is_half(dtype: Dtype, gpu: bool) -> bool {
+/// Whether weights and activations are bf16, not f32: by `auto` on a GPU that has bf16 arithmetic.
+pub fn is_half(dtype: Dtype, place: Place) -> bool {
     match dtype {
         Dtype::F32 => false,
         Dtype::Bf16 => true,
-        Dtype::Auto => gpu,
+        Dtype::Auto => place.gpu && !place.lacks_bf16,
     }
 }

@@ -28,7 +28,8 @@ fn data(lengths: &[usize]) -> DataSummary {
     DataSummary { train_lengths: lengths.to_vec(), train_tokens, ..DataSummary::default() }
 }
 
-const LARGE: Place = Place { gpu: false, available: 1 << 40 };
+const LARGE: Place =
+    Place { gpu: false, lacks_bf16: false, available: 1 << 40, gpu_memory: 1 << 40, others: 0 };
 
 fn sizes(config: &Config, lengths: &[usize], place: Place) -> Result<Sizes, PlanError> {
     let architecture = testing::architecture(30);
@@ -82,7 +83,10 @@ fn logits_take_more_if_their_gradient_is_not_in_place() {
     assert_eq!(logits(&pairs, LARGE), 2 * logits(&config(), LARGE));
     let mut exact = config();
     exact.model.dtype = Dtype::F32;
-    assert_eq!(logits(&exact, gpu), 2 * logits(&exact, LARGE));
+    // All 512 rows of logits at once.
+    assert_eq!(logits(&exact, gpu), 8 * 512 * 49_152);
+    let small = Place { gpu_memory: 16 << 30, ..gpu };
+    assert_eq!(of(&exact, &[2048], small).memory.logits, 8 * (1 << 25) + 4 * states);
 }
 
 #[test]
@@ -119,7 +123,7 @@ fn kept_by(config_json: &Value, dtype: Dtype, lengths: &[usize]) -> u64 {
         let key = if config_json["model_type"] == "gpt2" { "n_layer" } else { "num_hidden_layers" };
         config_json[key] = json!(layers);
         let architecture = testing::of_config(&config_json);
-        let gpu = Place { gpu: true, available: 1 << 40 };
+        let gpu = Place { gpu: true, ..LARGE };
         let quantised = Held::dense(TOTAL);
         let model = Model { architecture: &architecture, parameters: TOTAL, quantised };
         model.sizes(&config, &data(lengths), gpu).unwrap().memory.activations
@@ -153,7 +157,7 @@ fn every_kind_of_block_keeps_what_its_forward_needs() {
         "intermediate_size": f, "num_hidden_layers": 1});
     let gated = 2 * h + 2 * h + 4 * h + h + 4 * f + 4;
     assert_eq!(kept_by(&phi3, Dtype::F32, &[100]), 4 * gated + 4 * 4);
-    assert_eq!(kept_by(&phi3, Dtype::Bf16, &[100]), 2 * gated + 2 * 2 * h + 4 * 4);
+    assert_eq!(kept_by(&phi3, Dtype::Bf16, &[100]), 2 * gated + 4 * 4);
     // A window needs a mask if a row is longer.
     let mut windowed = phi3.clone();
     windowed["sliding_window"] = json!(60);
@@ -226,7 +230,7 @@ fn recompute_keeps_one_layer_and_is_used_if_memory_is_short() {
 
 #[test]
 fn bf16_halves_weights_and_is_the_default_on_a_gpu() {
-    let gpu = Place { gpu: true, available: 1 << 40 };
+    let gpu = Place { gpu: true, ..LARGE };
     let plan = of(&config(), &[512], gpu);
     assert_eq!((plan.half, plan.memory.weights), (true, TOTAL * 2));
     assert_eq!(plan.memory.adapter, 4_884_480 * 4);
@@ -286,7 +290,7 @@ fn tiny() -> ModelFiles {
 }
 
 fn refusal(config: &Config, lengths: &[usize], available: u64) -> String {
-    let place = Place { gpu: false, available };
+    let place = Place { available, ..LARGE };
     match plan_at(&tiny(), config, &data(lengths), place) {
         Err(error @ PlanError::TooLarge { .. }) => error.to_string(),
         other => panic!("{other:?}"),

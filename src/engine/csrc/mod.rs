@@ -14,9 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+#[cfg(test)]
+pub use self::device::has_cudnn_attention;
 pub use self::device::{
-    DeviceMemory, Event, device_memory, download, open_cuda, release_device_memory, set_deterministic,
-    set_tf32, tf32, upload,
+    CudaLibraries, DeviceMemory, Event, device_memory, download, gpu_memory, leave_out_cudnn_attention,
+    libtorch_folder, open_cuda, release_device_memory, set_deterministic, set_tf32, start_device_memory,
+    tf32, upload,
 };
 pub use self::kernels::{
     LowRank, Seen, adapted_linear, add_low_rank, all_plain, attend, attention, gather, is_plain, linear,
@@ -46,6 +49,10 @@ unsafe extern "C" {
     fn luthier_set_deterministic(on: c_int) -> c_int;
     fn luthier_set_tf32(on: c_int) -> c_int;
     fn luthier_tf32(on: *mut c_int) -> c_int;
+    fn luthier_start_device_memory(device: c_int, bytes: i64) -> c_int;
+    fn luthier_leave_out_cudnn_attention() -> c_int;
+    #[cfg(test)]
+    fn luthier_has_cudnn_attention(on: *mut c_int) -> c_int;
     fn luthier_download(x: Pointer, out: *mut Pointer) -> c_int;
     fn luthier_gather(x: Pointer, index: Pointer, out: *mut Pointer) -> c_int;
     fn luthier_event_wait(event: EventPointer) -> c_int;

@@ -25,6 +25,7 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/AllocatorConfig.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -35,6 +36,7 @@
 
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -51,6 +53,15 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 namespace {
+
+// Whether this process, not the user, asked for CUDA memory in segments that grow.
+bool growing_segments = false;
+
+// Whether a driver says that it has no memory that grows.
+bool is_refused(std::string_view message) {
+  return message.find("CUDA driver error") != std::string_view::npos ||
+         message.find("operation not supported") != std::string_view::npos;
+}
 
 std::vector<Tensor> gather(Tensor* const* tensors, size_t count) {
   std::vector<Tensor> list;
@@ -234,7 +245,10 @@ int luthier_prepare_process() {
   return guarded([] {
     luthier::Heap::install();
     // With segments that grow instead of being allocated again, CUDA fragmentation under changing shapes is halved.
-    setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", 0);
+    growing_segments = getenv("PYTORCH_CUDA_ALLOC_CONF") == nullptr && getenv("PYTORCH_ALLOC_CONF") == nullptr;
+    if (growing_segments) setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", 0);
+    // The order in which the driver, nvidia-smi and Luthier count GPUs; CUDA's own begins with the fastest.
+    setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 0);
     // Without it cuBLAS results may differ from run to run; it takes 32 MiB.
     setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
   });
@@ -279,6 +293,31 @@ int luthier_download(Tensor* x, Tensor** out) {
     Tensor host = at::empty(x->sizes(), x->options().device(at::kCPU).pinned_memory(true));
     *out = new Tensor(host.copy_(*x, /*non_blocking=*/true));
   });
+}
+
+// The first allocation on a CUDA device. Some virtual GPUs have no memory that grows: there the allocator goes on
+// without, unless the user set how it allocates.
+int luthier_start_device_memory(int device, int64_t bytes) {
+  return guarded([=] {
+    const auto options = at::device(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device))).dtype(at::kByte);
+    try {
+      at::empty({bytes}, options);
+      return;
+    } catch (const c10::Error& error) {
+      if (!growing_segments || !is_refused(error.what_without_backtrace())) throw;
+    }
+    c10::CachingAllocator::setAllocatorSettings("expandable_segments:False");
+    at::empty({bytes}, options);
+  });
+}
+
+// Attention takes any kernel but cuDNN's, which makes a plan for each new length.
+int luthier_leave_out_cudnn_attention() {
+  return guarded([] { at::globalContext().setSDPUseCuDNN(false); });
+}
+
+int luthier_has_cudnn_attention(int* on) {
+  return guarded([=] { *on = at::globalContext().userEnabledCuDNNSDP(); });
 }
 
 // Rows of x [K, …] by index [n], int64.

@@ -1,6 +1,6 @@
 //! Computes losses and log-probabilities from final hidden states, without storing all logits.
 
-use luthier_core::plan::LOGITS_AT_ONCE;
+use luthier_core::plan::logits_at_once;
 use tch::{Device, Tensor};
 
 use super::Model;
@@ -90,7 +90,8 @@ fn cross_entropy(
         }
     };
     let vocabulary = model.architecture().vocabulary as i64;
-    let chunk = (LOGITS_AT_ONCE as i64 / vocabulary.max(1)).max(1);
+    let at_once = logits_at_once(csrc::gpu_memory(model.device())?) as i64;
+    let chunk = (at_once / vocabulary.max(1)).max(1);
     let head = csrc::Head { weight: &weight, bias: bias.as_ref(), cap: model.architecture().logit_cap };
     csrc::linear_cross_entropy(&chosen, &head, &targets.ids, chunk, count_correct, through)
         .map_err(|error| error.within("the head"))

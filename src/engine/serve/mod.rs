@@ -22,7 +22,7 @@ use luthier_core::runs::serving::{
 };
 use luthier_core::runs::{CONFIG_FILE, RunDir, RunError};
 
-use crate::base::{Base, device_name, model_files};
+use crate::base::{Base, model_files};
 use crate::device;
 use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
@@ -149,7 +149,7 @@ impl Server {
                 ServeReply::Ready {
                     version: SERVING_VERSION,
                     base_fingerprint: base.files.fingerprint.clone(),
-                    device: device_name(base.model.device()),
+                    device: device::name(base.model.device()),
                 },
             );
         }

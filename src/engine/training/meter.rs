@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use luthier_core::machine::{self, Gpus};
 use tch::Device;
 
-use crate::csrc;
+use crate::{csrc, device};
 
 /// The driver is asked at most this often; in between, the last answer is used.
 const DRIVER_INTERVAL: Duration = Duration::from_secs(1);
@@ -23,10 +23,13 @@ pub struct Reading {
 pub struct Meter {
     device: Device,
     gpus: Option<Gpus>,
+    /// Of the GPU.
+    uuid: Option<String>,
     cores: f64,
     cpu_seconds: f64,
     since: Instant,
-    driver: (Instant, Option<f64>),
+    /// When the driver was asked last, and its answer.
+    driver: (Option<Instant>, Option<f64>),
 }
 
 impl Meter {
@@ -34,7 +37,9 @@ impl Meter {
         let gpus = if device.is_cuda() { Gpus::open() } else { None };
         let cpu_seconds = machine::own_process().map_or(0.0, |process| process.cpu_seconds);
         let since = Instant::now();
-        Self { device, gpus, cores: machine::cores() as f64, cpu_seconds, since, driver: (since, None) }
+        let uuid = device::gpu(device).and_then(|gpu| gpu.uuid);
+        let cores = machine::cores() as f64;
+        Self { device, gpus, uuid, cores, cpu_seconds, since, driver: (None, None) }
     }
 
     pub fn read(&mut self) -> Reading {
@@ -51,24 +56,23 @@ impl Meter {
                 device_memory_bytes: csrc::device_memory(index)
                     .ok()
                     .map(|memory| memory.allocated.max(0) as u64),
-                load: self.driver_load(index, now),
+                load: self.driver_load(now),
             },
             _ => Reading { memory_bytes, device_memory_bytes: None, load: Some(busy.clamp(0.0, 1.0)) },
         }
     }
 
-    /// NVML counts all GPUs of the machine, CUDA only the visible ones. `None` if the two counts differ,
-    /// because indices then need not match.
-    fn driver_load(&mut self, index: usize, now: Instant) -> Option<f64> {
+    /// How busy the driver says the GPU is.
+    fn driver_load(&mut self, now: Instant) -> Option<f64> {
         let (read, load) = self.driver;
-        if load.is_some() && now.duration_since(read) < DRIVER_INTERVAL {
+        if read.is_some_and(|read| now.duration_since(read) < DRIVER_INTERVAL) {
             return load;
         }
+        let uuid = self.uuid.as_ref()?;
         let gpus = self.gpus.as_ref()?.read();
-        let all_visible = tch::Cuda::device_count() == gpus.len() as i64;
-        let gpu = gpus.into_iter().nth(index).filter(|_| all_visible);
+        let gpu = gpus.into_iter().find(|gpu| gpu.uuid.as_ref() == Some(uuid));
         let load = gpu.and_then(|gpu| gpu.load_percent).map(|percent| f64::from(percent) / 100.0);
-        self.driver = (now, load);
+        self.driver = (Some(now), load);
         load
     }
 }

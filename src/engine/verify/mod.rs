@@ -12,7 +12,8 @@ use luthier_core::model::{ModelFiles, Quantisation};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::base::{device_name, dtype_name};
+use crate::base::dtype_name;
+use crate::device;
 use crate::error::{EngineError, Result};
 use crate::generation::{Row, Sampling, generate};
 use crate::layers::{Active, Mask, Pass};
@@ -138,7 +139,7 @@ fn compare(model: &Model, reference: &Reference, tolerance: f64) -> Result<Repor
         errors.logits <= allowed.logits && errors.hidden <= allowed.hidden && errors.loss <= allowed.loss;
     Ok(Report {
         family: model.architecture().family,
-        device: device_name(model.device()),
+        device: device::name(model.device()),
         dtype: dtype_name(model.kind()),
         max_abs_error: errors,
         ways,

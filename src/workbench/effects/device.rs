@@ -72,6 +72,8 @@ mod tests {
     fn gpu() -> Gpu {
         Gpu {
             index: 0,
+            slice: None,
+            processes: Vec::new(),
             name: "NVIDIA H200".to_owned(),
             uuid: None,
             capability: None,

@@ -24,7 +24,7 @@ use std::{fmt, io};
 
 use luthier_core::config::Config;
 use luthier_core::data::{self, Checked, Dataset, KeptChecks};
-use luthier_core::machine;
+use luthier_core::machine::{self, CudaVersion, Sighting};
 use luthier_core::model::ModelFiles;
 use luthier_core::plan::{Place, PlanError};
 use luthier_core::runs::{self, RunError};
@@ -96,6 +96,14 @@ impl Project {
     }
 }
 
+/// The CUDA of the libtorch that the engine loads: of the first in `LD_LIBRARY_PATH`, or else the one it was built
+/// against.
+pub fn torch_cuda() -> Option<CudaVersion> {
+    let paths = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let mut folders = std::env::split_paths(&paths).chain([PathBuf::from(env!("LUTHIER_LIBTORCH"))]);
+    CudaVersion::of_libtorch(&folders.find(|folder| folder.join("libtorch_cpu.so").exists())?)
+}
+
 /// What operations need to know about the machine. Tests replace single parts.
 #[derive(Clone, Copy)]
 pub struct Host {
@@ -109,8 +117,11 @@ pub struct Host {
 
 impl Host {
     /// The machine this process runs on.
-    pub const THIS: Self =
-        Self { engine: runs::engine_executable, place: Place::here, free_disk: machine::free_disk_bytes };
+    pub const THIS: Self = Self {
+        engine: runs::engine_executable,
+        place: |config| Place::of(config, || Sighting::here(torch_cuda())),
+        free_disk: machine::free_disk_bytes,
+    };
 }
 
 impl fmt::Debug for Host {

@@ -35,7 +35,7 @@ impl Spoiled {
             set: Vec::new(),
             host: Host {
                 engine: || Ok(PathBuf::from("/nonexistent/luthier-engine")),
-                place: |config| Ok(Place { available: 1 << 40, ..Place::here(config)? }),
+                place: |config| Ok(Place { available: 1 << 40, ..(Host::THIS.place)(config)? }),
                 free_disk: |_| Ok(1 << 40),
             },
         };
@@ -241,7 +241,7 @@ const RUNS: &[Case] = &[
     ),
     at_start(
         "model too large",
-        |it| it.host.place = |_| Ok(Place { gpu: false, available: 1 << 20 }),
+        |it| it.host.place = |_| Ok(Place { available: 1 << 20, ..Place::default() }),
         &["of memory, but", "are free"],
     ),
 ];

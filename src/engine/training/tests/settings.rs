@@ -6,12 +6,13 @@ use std::ops::ControlFlow;
 
 use luthier_core::config::{Config, KEYS};
 use luthier_core::data;
-use luthier_core::plan::plan;
+use luthier_core::plan::plan_at;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::base::{Base, model_files};
+use crate::device;
 use crate::methods::method_of;
 use crate::training::control::Control;
 use crate::training::observe::{Observer, Questions};
@@ -284,7 +285,10 @@ fn forecast(project: &Project, set: &[&str]) -> String {
     let files = model_files(&config, project.path()).unwrap();
     let prepared =
         data::prepare(&config, project.path(), &files, &mut |_, _| ControlFlow::Continue(())).unwrap();
-    format!("{:?}", plan(&files, &config, &prepared.checked.summary()).unwrap().memory)
+    format!(
+        "{:?}",
+        plan_at(&files, &config, &prepared.checked.summary(), device::place(Device::Cpu)).unwrap().memory
+    )
 }
 
 #[test]

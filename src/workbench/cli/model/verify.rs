@@ -5,13 +5,14 @@ use std::process::{Command, Stdio};
 
 use clap::{Args, ValueEnum};
 use luthier_core::config::{Config, Device};
-use luthier_core::plan::{Place, PlanError};
+use luthier_core::plan::PlanError;
 use luthier_core::runs::engine_executable;
 use luthier_core::text::clean_line;
 use serde::{Deserialize, Serialize};
 
 use super::super::failure::{Failure, Outcome};
 use super::super::output::{self, Align};
+use crate::project::Host;
 
 /// The file of a reference folder.
 const REFERENCE: &str = "ref.safetensors";
@@ -114,10 +115,9 @@ fn device(text: &str) -> Result<Device, String> {
 fn check_device(device: Device) -> Outcome {
     let mut config = Config::default();
     config.model.device = device;
-    match Place::here(&config) {
-        Err(PlanError::NoGpu { index }) => Err(Failure::usage(format!(
-            "--device cuda:{index} names a GPU that cannot be seen on this machine (`luthier doctor` lists those that can); \
-             leave --device out, or give cpu"
+    match (Host::THIS.place)(&config) {
+        Err(PlanError::Gpu(problem)) => Err(Failure::usage(format!(
+            "{problem}. Here the device is chosen with --device, such as --device cpu"
         ))),
         Err(error) => Err(error.into()),
         Ok(_) => Ok(()),

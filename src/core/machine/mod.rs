@@ -1,15 +1,16 @@
 //! The machine's cores, memory, processes, GPUs and disk, and how busy they are. Control groups are included,
 //! because a process inside one may not use all that the machine has.
 
+mod gpus;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use nvml_wrapper::Nvml;
-use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
-use nvml_wrapper::enums::device::UsedGpuMemory;
 use serde::Serialize;
+
+pub use gpus::{CudaVersion, Gpu, GpuProcess, Gpus, Sighting};
 
 use crate::text;
 
@@ -27,35 +28,13 @@ pub struct Memory {
 pub struct Process {
     /// Resident memory in bytes; 0 for a zombie.
     pub resident_bytes: u64,
+    /// The part of it that is no page of a file: what the system could not free by itself.
+    pub own_bytes: u64,
     /// User and system time of all its threads so far, in seconds, without that of children.
     pub cpu_seconds: f64,
     /// When it started, in clock ticks since boot. With the boot id this distinguishes it from a later
     /// process with the same pid.
     pub start: u64,
-}
-
-/// One GPU at one moment. Values that the driver does not report (on MIG slices, for instance) are `None`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Gpu {
-    /// NVML's index: all GPUs of the machine in PCI order, independent of `CUDA_VISIBLE_DEVICES`.
-    pub index: u32,
-    pub name: String,
-    /// `GPU-…`, in the form used in `CUDA_VISIBLE_DEVICES`.
-    pub uuid: Option<String>,
-    /// Major and minor compute capability.
-    pub capability: Option<(i32, i32)>,
-    /// In bytes.
-    pub memory_total: u64,
-    /// In bytes, over all processes.
-    pub memory_used: u64,
-    /// Share of the last sampling period in which a kernel ran, in percent.
-    pub load_percent: Option<u32>,
-    /// In degrees Celsius.
-    pub temperature: Option<u32>,
-    /// In watts.
-    pub power: Option<f64>,
-    /// In watts.
-    pub power_limit: Option<f64>,
 }
 
 /// User-space clock ticks per second in `/proc`: `USER_HZ`, which is 100 on every architecture that libtorch
@@ -105,62 +84,6 @@ pub fn free_disk_bytes(path: &Path) -> io::Result<u64> {
     }
 }
 
-/// The measurements of the NVIDIA driver. Keeps the library open, because opening takes tens of milliseconds.
-pub struct Gpus {
-    library: Nvml,
-}
-
-impl Gpus {
-    /// Opens NVML; `None` on a machine without an NVIDIA driver.
-    pub fn open() -> Option<Self> {
-        Some(Self { library: Nvml::init().ok()? })
-    }
-
-    /// The driver's version, e.g. `570.86.15`.
-    pub fn driver_version(&self) -> Option<String> {
-        self.library.sys_driver_version().ok().map(|version| text::clean_line(&version).into_owned())
-    }
-
-    /// All GPUs now, without those that fail to answer (fallen off the bus).
-    pub fn read(&self) -> Vec<Gpu> {
-        let count = self.library.device_count().unwrap_or(0);
-        (0..count).filter_map(|index| self.read_one(index)).collect()
-    }
-
-    /// Bytes of GPU memory used by a process, over all GPUs; 0 if it uses none or the driver does not report
-    /// it.
-    pub fn memory_of(&self, pid: u32) -> u64 {
-        let count = self.library.device_count().unwrap_or(0);
-        (0..count)
-            .filter_map(|index| self.library.device_by_index(index).ok()?.running_compute_processes().ok())
-            .flatten()
-            .filter(|process| process.pid == pid)
-            .map(|process| match process.used_gpu_memory {
-                UsedGpuMemory::Used(bytes) => bytes,
-                UsedGpuMemory::Unavailable => 0,
-            })
-            .sum()
-    }
-
-    fn read_one(&self, index: u32) -> Option<Gpu> {
-        let device = self.library.device_by_index(index).ok()?;
-        let memory = device.memory_info().ok()?;
-        let watts = |milliwatts: u32| f64::from(milliwatts) / 1000.0;
-        Some(Gpu {
-            index,
-            name: device.name().map(|name| text::clean_line(&name).into_owned()).unwrap_or_default(),
-            uuid: device.uuid().ok(),
-            capability: device.cuda_compute_capability().ok().map(|version| (version.major, version.minor)),
-            memory_total: memory.total,
-            memory_used: memory.used,
-            load_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
-            temperature: device.temperature(TemperatureSensor::Gpu).ok(),
-            power: device.power_usage().ok().map(watts),
-            power_limit: device.enforced_power_limit().ok().map(watts),
-        })
-    }
-}
-
 fn kernel_line(name: &str) -> String {
     let line = fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).unwrap_or_default();
     text::clean_line(line.trim()).into_owned()
@@ -175,6 +98,7 @@ fn parse_process(stat: &str, status: &str) -> Option<Process> {
     let (user, system, start) = (field(14)?, field(15)?, field(22)?);
     Some(Process {
         resident_bytes: kilobytes(status, "VmRSS:").unwrap_or(0),
+        own_bytes: kilobytes(status, "RssAnon:").unwrap_or(0),
         cpu_seconds: user.saturating_add(system) as f64 / TICKS_PER_SECOND,
         start,
     })
@@ -330,8 +254,11 @@ mod tests {
     #[test]
     fn process_fields_count_from_the_last_bracket() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 1 2 3 4 250 50 9 9 20 0 1 0 12345 1 2 3";
-        let process = parse_process(stat, "Name:\tx\nVmRSS:\t     20 kB\n").unwrap();
-        assert_eq!(process, Process { resident_bytes: 20_480, cpu_seconds: 3.0, start: 12_345 });
+        let process = parse_process(stat, "Name:\tx\nVmRSS:\t     20 kB\nRssAnon:\t  8 kB\n").unwrap();
+        assert_eq!(
+            process,
+            Process { resident_bytes: 20_480, own_bytes: 8192, cpu_seconds: 3.0, start: 12_345 }
+        );
         assert_eq!(parse_process("7 (a", ""), None);
         assert_eq!(parse_process("7 (a) S 1", ""), None);
     }
