@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod error;
 pub mod evaluate;
 pub mod generation;
+mod in_halves;
 pub mod layers;
 pub mod methods;
 pub mod models;

@@ -17,6 +17,7 @@ use super::reference::{Key, Reference};
 use super::{Algorithm, HeldOut, Progress, metrics, parts};
 use crate::base::Base;
 use crate::error::{EngineError, Result};
+use crate::in_halves::in_halves;
 use crate::layers::Active;
 use crate::models::Model;
 use crate::ops;
@@ -237,18 +238,24 @@ impl Algorithm for Dpo {
         let _guard = tch::no_grad_guard();
         let (mut loss, mut sums, mut trained_tokens, mut done) = (0.0, [0.0; 3], 0, 0);
         for part in parts(rows) {
-            let batch = self.batch(model, &part, Beginnings::of(model))?;
-            let compared = self.loss.compare(&batch.pairs.ask(model, adapters)?, &batch.reference)?;
-            loss += ops::to_doubles(&compared.losses)?.iter().sum::<f64>();
-            let rewards =
-                ops::to_doubles(&compared.chosen)?.into_iter().zip(ops::to_doubles(&compared.rejected)?);
-            for (chosen, rejected) in rewards {
-                let [all_chosen, all_rejected, right] = &mut sums;
-                *all_chosen += chosen;
-                *all_rejected += rejected;
-                *right += f64::from(u8::from(chosen > rejected));
+            let measured = in_halves(model.device(), &part, &mut |part| {
+                let batch = self.batch(model, part, Beginnings::of(model))?;
+                let compared = self.loss.compare(&batch.pairs.ask(model, adapters)?, &batch.reference)?;
+                let of = |numbers| ops::to_doubles(numbers);
+                let (losses, chosen, rejected) =
+                    (of(&compared.losses)?, of(&compared.chosen)?, of(&compared.rejected)?);
+                Ok((losses, chosen, rejected, batch.as_ref().trained))
+            })?;
+            for (losses, chosen, rejected, trained) in measured {
+                loss += losses.iter().sum::<f64>();
+                for (chosen, rejected) in chosen.into_iter().zip(rejected) {
+                    let [all_chosen, all_rejected, right] = &mut sums;
+                    *all_chosen += chosen;
+                    *all_rejected += rejected;
+                    *right += f64::from(u8::from(chosen > rejected));
+                }
+                trained_tokens += trained;
             }
-            trained_tokens += batch.as_ref().trained;
             done += part.len();
             if progress(done).is_break() {
                 return Ok(None);

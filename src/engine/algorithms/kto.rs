@@ -22,6 +22,7 @@ use super::reference::{Key, Reference};
 use super::{Algorithm, HeldOut, Progress, TOKENS_AT_ONCE, metrics, parts, parts_of};
 use crate::base::Base;
 use crate::error::{EngineError, Result};
+use crate::in_halves::in_halves;
 use crate::layers::Active;
 use crate::models::Model;
 use crate::ops;
@@ -295,11 +296,17 @@ impl Algorithm for Kto {
         let _guard = tch::no_grad_guard();
         let (mut ratios, mut trained_tokens, mut done) = (Vec::new(), 0, 0);
         for part in parts(rows) {
-            let sequences: Vec<Sequence> = part.iter().copied().flat_map(Sequence::of).collect();
-            let answers = Answers::new(&sequences, Beginnings::of(model), model.device())?;
-            let reference = self.reference(model, &part, Beginnings::of(model))?;
-            ratios.extend(ops::to_doubles(&ops::subtract(&answers.ask(model, adapters)?, &reference)?)?);
-            trained_tokens += answers.as_ref().trained;
+            let measured = in_halves(model.device(), &part, &mut |part| {
+                let sequences: Vec<Sequence> = part.iter().copied().flat_map(Sequence::of).collect();
+                let answers = Answers::new(&sequences, Beginnings::of(model), model.device())?;
+                let reference = self.reference(model, part, Beginnings::of(model))?;
+                let found = ops::to_doubles(&ops::subtract(&answers.ask(model, adapters)?, &reference)?)?;
+                Ok((found, answers.as_ref().trained))
+            })?;
+            for (found, trained) in measured {
+                ratios.extend(found);
+                trained_tokens += trained;
+            }
             done += part.len();
             if progress(done).is_break() {
                 return Ok(None);

@@ -5,6 +5,7 @@ use tch::Tensor;
 
 use super::{Algorithm, HeldOut, Progress, metrics, parts};
 use crate::error::Result;
+use crate::in_halves::in_halves;
 use crate::layers::{Active, Pass};
 use crate::models::{Model, head};
 use crate::ops;
@@ -53,15 +54,21 @@ impl Algorithm for Sft {
     ) -> Result<Option<HeldOut>> {
         let _guard = tch::no_grad_guard();
         let (mut sum, mut correct, mut trained, mut done) = (0.0, 0.0, 0, 0);
-        for part in parts(rows) {
+        let mut measure = |part: &[&EncodedRow]| {
             let batch = collate(part.iter().copied(), Beginnings::of(model), model.device())?;
-            if batch.trained > 0 {
-                let pass = Pass { positions: &batch.positions, mask: batch.mask(), adapters, noise: None };
-                let hidden = model.hidden(&batch.ids, &pass, None)?;
-                let losses = head::loss_sum(model, pass.adapters, &hidden, &batch.targets, true)?;
-                sum += ops::value(&losses.sum)?;
-                correct += ops::value(&losses.correct)?;
-                trained += batch.trained;
+            if batch.trained == 0 {
+                return Ok((0.0, 0.0, 0));
+            }
+            let pass = Pass { positions: &batch.positions, mask: batch.mask(), adapters, noise: None };
+            let hidden = model.hidden(&batch.ids, &pass, None)?;
+            let losses = head::loss_sum(model, pass.adapters, &hidden, &batch.targets, true)?;
+            Ok((ops::value(&losses.sum)?, ops::value(&losses.correct)?, batch.trained))
+        };
+        for part in parts(rows) {
+            for (its_sum, its_correct, its_trained) in in_halves(model.device(), &part, &mut measure)? {
+                sum += its_sum;
+                correct += its_correct;
+                trained += its_trained;
             }
             done += part.len();
             if progress(done).is_break() {

@@ -14,6 +14,7 @@ pub use compare::{Comparison, Request, SideReport, compare};
 use crate::base::Base;
 use crate::error::Result;
 use crate::generation::{self, Ended, Sampling};
+use crate::in_halves::in_halves;
 use crate::layers::Adapter;
 
 /// Rows generated at the same time.
@@ -110,27 +111,29 @@ pub fn answer(
 ) -> Result<Vec<String>> {
     let mut replies = Vec::with_capacity(asked.len());
     for part in asked.chunks(ROWS_AT_ONCE) {
-        let rows: Vec<generation::Row> = part
-            .iter()
-            .map(|(question, adapter)| generation::Row {
-                prompt: &question.prompt,
-                adapter: *adapter,
-                sampling: replying.sampling,
-                seed: replying.seed,
-                stop: &base.stop,
-                max_new_tokens: replying.max_new_tokens,
-            })
-            .collect();
         let mut broken = false;
         let done = replies.len();
-        let completions = generation::generate(&base.model, &rows, &mut |_, _| {
-            broken = broken || progress(done).is_break();
-            if broken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let completions = in_halves(base.model.device(), part, &mut |part| {
+            let rows: Vec<generation::Row> = part
+                .iter()
+                .map(|(question, adapter)| generation::Row {
+                    prompt: &question.prompt,
+                    adapter: *adapter,
+                    sampling: replying.sampling,
+                    seed: replying.seed,
+                    stop: &base.stop,
+                    max_new_tokens: replying.max_new_tokens,
+                })
+                .collect();
+            generation::generate(&base.model, &rows, &mut |_, _| {
+                broken = broken || progress(done).is_break();
+                if broken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
         })?;
         if broken {
             return Ok(replies);
         }
-        for completion in completions {
+        for completion in completions.into_iter().flatten() {
             let tokens = match completion.ended {
                 Ended::Stop => completion.tokens.split_last().map_or(&[][..], |(_, before)| before),
                 Ended::Length | Ended::Cancelled => &completion.tokens,

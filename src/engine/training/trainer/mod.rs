@@ -9,7 +9,7 @@ use luthier_core::config::{Config, Recompute};
 use luthier_core::data::{EncodedRow, Prepared, StepOrder};
 use luthier_core::hash;
 use luthier_core::machine::free_disk_bytes;
-use luthier_core::plan::plan;
+use luthier_core::plan::plan_at;
 use luthier_core::runs::{
     AlertKind, CheckpointEvent, FailureClass, ResultForm, RunEvent, RunState, StopWhen, list_checkpoints,
     prune,
@@ -28,7 +28,9 @@ use super::result::publish;
 use super::state::{Best, Identity, State, checkpoint_error};
 use crate::algorithms::{Algorithm, algorithm_of};
 use crate::base::Base;
-use crate::error::Result;
+use crate::csrc;
+use crate::device;
+use crate::error::{EngineError, Result};
 use crate::layers::Adapter;
 use crate::methods::Method;
 
@@ -327,9 +329,9 @@ impl<'a> Trainer<'a> {
             questions: &self.questions,
             adapter: self.state.adapter.as_ref(),
         };
-        let event = observer.evaluate(self.algorithm.as_mut(), self.prepared, scored)?;
+        let found = observer.evaluate(self.algorithm.as_mut(), self.prepared, scored);
         self.record.activity(None);
-        let Some(event) = event else { return Ok(()) };
+        let Some(event) = self.or_left_out(found, "the evaluation")?.flatten() else { return Ok(()) };
         let step = self.state.progress.step;
         // A second evaluation of the same weights must not count for early stopping or overfitting.
         let again = self.evaluated.replace(step) == Some(step);
@@ -369,12 +371,31 @@ impl<'a> Trainer<'a> {
 
     fn sample_suite(&mut self) -> Result<()> {
         self.record.activity(Some("sampling the suite"));
-        let samples = self.observer().sample_suite()?;
+        let found = self.observer().sample_suite();
         self.record.activity(None);
-        for sample in samples {
+        for sample in self.or_left_out(found, "the sample of the suite")?.unwrap_or_default() {
             self.record.event(sample);
         }
         Ok(())
+    }
+
+    /// What was found, or an alert and nothing if it does not fit into memory even one row at a time: training may
+    /// still fit, and goes on.
+    fn or_left_out<T>(&mut self, found: Result<T>, what: &str) -> Result<Option<T>> {
+        let error = match found {
+            Err(error @ EngineError::OutOfMemory { .. }) => error,
+            other => return other.map(Some),
+        };
+        if let Device::Cuda(index) = self.base.model.device() {
+            csrc::release_device_memory(index)?;
+        }
+        let message = format!(
+            "{what} after step {} does not fit into memory and is left out: {error}; {}",
+            self.state.progress.step,
+            error.remedy()
+        );
+        self.record.alert(AlertKind::OomSplit, message, Vec::new());
+        Ok(None)
     }
 
     /// Publishes a checkpoint and removes those no longer needed. A disk error does not end the run.
@@ -520,7 +541,9 @@ fn recomputes(config: &Config, base: &Base, prepared: &Prepared) -> bool {
         Recompute::On => true,
         Recompute::Off => false,
         Recompute::Auto => {
-            plan(&base.files, config, &prepared.checked.summary()).map_or(true, |plan| plan.recompute)
+            let place = device::place(base.model.device());
+            let plan = plan_at(&base.files, config, &prepared.checked.summary(), place);
+            plan.map_or(true, |plan| plan.recompute)
         }
     }
 }
