@@ -39,7 +39,7 @@ bench-workbench: build ## what the workbench itself costs: time to the first fra
 bench-data: build ## checking a dataset of 100,000 rows: time and memory
 	@python3 bench/data.py
 
-gpu-check: build ## one archive that checks this build on a machine with a GPU, python3 and torch 2.11
+gpu-check: build ## what a checkout needs beside it to be checked on a machine with a GPU, and the command for it
 	@python3 scripts/gpu_check/pack.py
 
 fuzz: ## every reader of what others wrote against hostile input, FUZZ_SECONDS=10 each
@@ -54,5 +54,6 @@ deny: ## licences, sources and advisories of everything the project depends on
 
 clean: ## remove build products (the shared cache and your runs stay)
 	$(CARGO) clean
-	rm -f .libtorch
+	rm -f .libtorch .libtorch.path
+	rm -rf .gpu
 	rm -rf fuzz/target fuzz/corpus fuzz/artifacts

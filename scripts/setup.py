@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Gets what a build of Luthier needs and cargo cannot fetch: libtorch and the sample base model.
 
-libtorch is taken from, in this order: $LIBTORCH; the torch of the active python3; an installation
-of torch in Luthier's cache, which this script creates if it is missing. A link `.libtorch` in the
-clone then points to it, so that cargo and editors need no environment variables.
+libtorch is taken from, in this order: $LIBTORCH; the torch of the active python3, if the NVIDIA driver
+runs it; an installation of torch in Luthier's cache, which this script creates if it is missing. A link
+`.libtorch` in the clone then points to it, so that cargo and editors need no environment variables.
+
+LUTHIER_TORCH_BUILD chooses what is installed: cu130, cu128, cu126 or cpu; without it, the newest that the
+driver runs. LUTHIER_TORCH_INDEX is the pip index with these builds; `{build}` in it stands for the build.
 
 Everything is stored under ${XDG_CACHE_HOME:-~/.cache}/luthier, shared by all clones. An interrupted
 download continues where it stopped; a folder or file gets its final name only once it is complete.
@@ -16,6 +19,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +30,11 @@ import urllib.request
 import zipfile
 
 TORCH_VERSION = "2.11.0"
+# Builds of torch by their CUDA, newest first, with the oldest driver that was made for each, the oldest that runs it (all
+# of CUDA 12 runs on the first driver of CUDA 12), and the lowest compute capability that it has kernels for. pip's usual
+# index has the first.
+CUDA_BUILDS = (("cu130", 580, 580, 7.5), ("cu128", 570, 525, 7.5), ("cu126", 525, 525, 5.0))
+DRIVER_FILE = pathlib.Path("/proc/driver/nvidia/version")
 # Libraries that libtorch_cpu.so itself is linked against; the rest of CUDA is needed only by
 # libtorch_cuda.so, which is loaded if there is an NVIDIA driver.
 CPU_PACKAGES = ("torch", "nvidia-cuda-runtime", "nvidia-cuda-cupti")
@@ -111,7 +120,7 @@ def from_python():
     if found.returncode or not found.stdout.strip():
         return None
     folder = pathlib.Path(found.stdout.strip()).resolve()
-    reason = usable(folder)
+    reason = usable(folder) or unfit_for_driver(folder, nvidia_driver())
     if reason:
         say(f"the torch of {python} is not used: {reason}")
         return None
@@ -119,10 +128,83 @@ def from_python():
 
 
 def nvidia_driver():
-    if pathlib.Path("/proc/driver/nvidia/version").exists():
-        return True
+    """The major version of the NVIDIA driver, 0 if it does not say, None if there is none."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"Kernel Module(?:\s+for\s+\S+)?\s+(\d+)\.\d", DRIVER_FILE.read_text())
+        if found:
+            return int(found.group(1))
+    with contextlib.suppress(OSError):
+        asked = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+        if asked.returncode == 0 and asked.stdout.split(".")[0].strip().isdigit():
+            return int(asked.stdout.split(".")[0])
     listing = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False) if shutil.which("ldconfig") else None
-    return bool(listing and "libcuda.so.1" in listing.stdout)
+    is_there = DRIVER_FILE.exists() or bool(listing and "libcuda.so.1" in listing.stdout)
+    return 0 if is_there else None
+
+
+def unfit_for_driver(folder, driver):
+    """Why the NVIDIA driver cannot run the libtorch in `folder`, or None if it can, or if there is no driver."""
+    if driver is None:
+        return None
+    if not (folder / "lib" / "libtorch_cuda.so").exists():
+        return "this machine has an NVIDIA driver, and it computes on the processor only"
+    build = (torch_version(folder) or "").partition("+")[2]
+    wanted = os.environ.get("LUTHIER_TORCH_BUILD", build)
+    if wanted not in (build, "cpu"):
+        return f"it is the {build} build, and LUTHIER_TORCH_BUILD is {wanted}"
+    oldest = {name: runs for name, _, runs, _ in CUDA_BUILDS}.get(build, 0)
+    if driver and driver < oldest:
+        return f"its {build} needs NVIDIA driver {oldest} or newer, and this one is {driver}"
+    return None
+
+
+def compute_capability():
+    """The lowest compute capability among this machine's GPUs, or None if the driver does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        asked = subprocess.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+        return min((float(line) for line in asked.stdout.split()), default=None)
+    return None
+
+
+def torch_build(driver, capability=None):
+    """The build of torch to install: `cpu`, or the newest that was made for a driver and its GPUs."""
+    wanted = os.environ.get("LUTHIER_TORCH_BUILD")
+    known = [build for build, *_ in CUDA_BUILDS] + ["cpu"]
+    if wanted:
+        if wanted not in known:
+            raise SetupError(f"LUTHIER_TORCH_BUILD is {wanted}; it takes {', '.join(known)}")
+        return wanted
+    if driver is None:
+        return "cpu"
+    fitting = [build for build, _, _, lowest in CUDA_BUILDS if capability is None or capability >= lowest]
+    if not fitting:
+        raise SetupError(
+            f"torch {TORCH_VERSION} has no kernels for GPUs of compute capability {capability}.\n"
+            "       Set LUTHIER_TORCH_BUILD=cpu to compute on the processor."
+        )
+    for build, oldest, *_ in CUDA_BUILDS:
+        if build in fitting and (not driver or driver >= oldest):
+            return build
+    raise SetupError(
+        f"the NVIDIA driver {driver} is too old for torch {TORCH_VERSION}, which needs {CUDA_BUILDS[-1][1]} or newer.\n"
+        "       Install a newer driver, or set LUTHIER_TORCH_BUILD=cpu to compute on the processor."
+    )
+
+
+def torch_requirement(build):
+    """What pip must be asked for to get a build of torch, and its options."""
+    index = os.environ.get("LUTHIER_TORCH_INDEX")
+    options = ["--index-url", index.replace("{build}", build)] if index else []
+    if build in ("cpu", CUDA_BUILDS[0][0]):
+        return f"torch=={TORCH_VERSION}", options
+    if not index:
+        raise SetupError(
+            f"this NVIDIA driver and GPU run the {build} build of torch, which pip's usual index does not have.\n"
+            "       Set LUTHIER_TORCH_INDEX to PyTorch's index of that build (its install page names it), or set\n"
+            "       LUTHIER_TORCH_BUILD=cpu to compute on the processor. (A GPU of compute capability 7.5 or newer\n"
+            f"       runs the usual torch with driver {CUDA_BUILDS[0][1]} or newer.)"
+        )
+    return f"torch=={TORCH_VERSION}+{build}", options
 
 
 def human(count):
@@ -234,14 +316,17 @@ def resolve(environment, requirement, *options):
 
 
 def from_cache():
-    cuda = nvidia_driver()
-    folder = CACHE / (f"torch-{TORCH_VERSION}" if cuda else f"torch-{TORCH_VERSION}-cpu")
+    build = torch_build(nvidia_driver(), compute_capability())
+    cuda = build != "cpu"
+    name = f"torch-{TORCH_VERSION}"
+    folder = CACHE / (name if build == CUDA_BUILDS[0][0] else f"{name}-{build}")
     origin = "Luthier's cache"
     if not folder.exists():
         partial = folder.with_name(folder.name + ".partial")
-        say(f"installing torch {TORCH_VERSION} ({'with' if cuda else 'without'} CUDA libraries) into {folder}")
+        requirement, options = torch_requirement(build)
+        say(f"installing torch {TORCH_VERSION} ({build if cuda else 'without CUDA libraries'}) into {folder}")
         virtual_environment(partial)
-        packages = resolve(partial, f"torch=={TORCH_VERSION}")
+        packages = resolve(partial, requirement, *options)
         if not cuda:
             packages = [package for package in packages if package[0] in CPU_PACKAGES]
         free_space(8_000_000_000 if cuda else 2_500_000_000, CACHE)
@@ -313,6 +398,10 @@ def main():
         fcntl.flock(lock, fcntl.LOCK_EX)
     folder, origin = from_environment() or from_python() or from_cache()
     point(CLONE / ".libtorch", folder)
+    # Both programs are built again when it changes; a link's own time says nothing about where it leads.
+    path = CLONE / ".libtorch.path"
+    if not path.exists() or path.read_text() != f"{folder}\n":
+        path.write_text(f"{folder}\n")
     say(f"libtorch {torch_version(folder)} from {origin}: {folder}")
     model = sample_model()
     point(CLONE / "sample-data" / "tickets" / "models" / SAMPLE_FILE, model)
