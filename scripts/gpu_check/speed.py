@@ -1,4 +1,7 @@
-"""Speed and memory on random llamas of the usual sizes, compared with transformers + PEFT if they are installed."""
+"""Speed and memory on random llamas of the usual sizes, compared with transformers + PEFT if they are installed.
+
+    speed.py SIZE FOLDER DEVICE    writes such a llama; in a process of its own, whose memory on the device ends with it
+"""
 
 import ctypes
 import json
@@ -11,7 +14,9 @@ import sys
 
 import torch
 
-PEER = pathlib.Path(__file__).resolve().parent / "peer.py"
+from process import CLONE, ENGINE, REFERENCES, call
+
+PEER = CLONE / "bench" / "peer.py"
 
 # Shapes of Llama 3.2 1B and Llama 3.1 8B; `toy` is for trying the script.
 COMMON = {
@@ -27,9 +32,15 @@ SIZES = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
 }
-# Methods measured at each size. Full fine-tuning of 8 billion weights with f32 masters, gradients and moments takes 128 GB.
-METHODS = {"toy": ["lora", "qlora", "full"], "1b": ["lora", "qlora", "full"], "8b": ["lora", "qlora"]}
-BATCH, LENGTH, STEPS, NEW_TOKENS = 4, 1024, 8, 128
+# What is measured at each size: name, and options of `luthier-engine bench`. Most telling first, because time may end.
+TRAINING = {
+    "toy": [("lora", 2, 64), ("qlora", 2, 64), ("full", 1, 64)],
+    "1b": [("lora", 4, 4096), ("qlora", 4, 4096), ("full", 2, 4096)],
+    "8b": [("lora", 2, 4096), ("qlora", 2, 4096), ("lora", 4, 4096), ("full", 1, 4096)],
+}
+STEPS, NEW_TOKENS = 8, 256
+# Seconds that one measurement may take, and the least that it needs.
+LIMIT, LEAST = 120, 20
 # Standard deviation of random weights, as in transformers' initialisation.
 DEVIATION = 0.02
 
@@ -76,22 +87,22 @@ def make_model(folder, size, device, tokenizer):
     return sum(math.prod(shape) for _, shape in tensors(config))
 
 
-def ours(call, engine, model, device, arguments):
-    status, out, said = call([engine, "bench", model, "--json", "--dtype", "bf16", "--device", device, *arguments])
-    if status:
-        return {"error": said[0]}
+def ours(model, device, arguments, limit):
+    out = call([ENGINE, "bench", model, "--json", "--dtype", "bf16", "--device", device, *arguments], limit)
     found = json.loads(out.splitlines()[-1])
     peak = found["peak_device_memory_bytes"] or found["peak_memory_bytes"]
     part = found["train"] or found["decode"]
-    return {"tokens_per_second": part["tokens_per_second"], "peak_memory_bytes": peak, "load_seconds": found["load_seconds"]}
+    figures = {"tokens_per_second": part["tokens_per_second"], "peak_memory_bytes": peak, "load_seconds": found["load_seconds"]}
+    return figures | {"whole": found, "shown": shown(figures)}
 
 
-def theirs(model, device, arguments):
-    command = [sys.executable, PEER, *arguments, "--device", device]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+def theirs(model, device, arguments, limit):
+    figures = json.loads(call([sys.executable, PEER, *arguments, "--device", device], limit).splitlines()[-1])
+    return figures | {"shown": shown(figures)}
+
+
+def shown(figures):
+    return f"{figures['tokens_per_second']:.0f} tokens/s, {figures['peak_memory_bytes'] / 2**30:.2f} GiB peak"
 
 
 def peers_are_there():
@@ -99,21 +110,41 @@ def peers_are_there():
     return done.returncode == 0
 
 
-def measure(size, scratch, device, tokenizer, call, engine, note):
-    """Trains with every method and generates. `note` is called with each result's name."""
-    model = pathlib.Path(scratch) / size
-    parameters = make_model(model, size, device, tokenizer)
-    peers = peers_are_there()
-    # For a large model, both compute activations again in the backward pass.
-    recompute = ["--recompute"] if size == "8b" else []
-    shape = ["--batch", BATCH, "--length", LENGTH, "--steps", STEPS, *recompute]
-    for method in METHODS[size]:
-        found = {"parameters": parameters, "ours": ours(call, engine, model, device, ["--method", method, "--new-tokens", 0, *shape])}
-        if peers:
-            found["theirs"] = theirs(model, device, ["train", model, "bf16", *shape, "--method", method])
-        note(f"{size} {method} {BATCH}×{LENGTH} bf16", found)
-    found = {"parameters": parameters, "ours": ours(call, engine, model, device, ["--steps", 0, "--new-tokens", NEW_TOKENS])}
-    if peers:
-        found["theirs"] = theirs(model, device, ["generate", model, "bf16", "--tokens", NEW_TOKENS])
-    note(f"{size} generation bf16", found)
-    shutil.rmtree(model)
+def measure(size, scratch, device, record):
+    """Trains with every method and generates, until the stage's time is used up."""
+    model = scratch / size
+    begun = lambda: json.loads(call([sys.executable, __file__, size, model, device], record.left("speed")))
+    if not record.attempt("speed", f"{size} weights", begun):
+        return
+    limit = lambda: min(LIMIT, record.left("speed"))
+
+    def attempt(name, work):
+        if limit() < LEAST:
+            record.note("speed", name, {"skipped": "no time left"})
+        else:
+            record.attempt("speed", name, work)
+
+    for method, batch, length in TRAINING[size][:2]:
+        train(attempt, model, device, size, (method, batch, length), limit)
+    tokens = ["--steps", 0, "--new-tokens", NEW_TOKENS]
+    attempt(f"{size} generation", lambda: ours(model, device, tokens, limit()))
+    if peers_are_there():
+        method, batch, length = TRAINING[size][0]
+        shape = ["--batch", batch, "--length", length, "--steps", STEPS, "--method", method]
+        attempt(f"{size} {method} {batch}×{length}, peers", lambda: theirs(model, device, ["train", model, "bf16", *shape], limit()))
+        tokens = ["generate", model, "bf16", "--tokens", NEW_TOKENS]
+        attempt(f"{size} generation, peers", lambda: theirs(model, device, tokens, limit()))
+    for method, batch, length in TRAINING[size][2:]:
+        train(attempt, model, device, size, (method, batch, length), limit)
+
+
+def train(attempt, model, device, size, what, limit):
+    method, batch, length = what
+    shape = ["--method", method, "--new-tokens", 0, "--batch", batch, "--length", length, "--steps", STEPS]
+    attempt(f"{size} {method} {batch}×{length}", lambda: ours(model, device, shape, limit()))
+
+
+if __name__ == "__main__":
+    size, folder, device = sys.argv[1:]
+    tokenizer = REFERENCES / "tiny" / "_tokenizers" / "bytelevel"
+    print(json.dumps({"parameters": make_model(pathlib.Path(folder), size, device, tokenizer)}))
