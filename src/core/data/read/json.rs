@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::io::Read;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Deserializer, Value};
 
 use super::Sink;
@@ -11,7 +12,7 @@ use super::digits::{self, loses_digits};
 use super::encoding::{UTF_16, is_wide};
 use super::nan::{without_nan, words};
 use crate::data::DataError;
-use crate::json;
+use crate::json::{self, Distinct, REPEATED};
 use crate::units::counted;
 
 /// Largest `.json` file, which must fit into memory, and most values in it. JSON Lines has no such limits.
@@ -84,18 +85,25 @@ impl Rows<'_> {
         self.at += bytes;
     }
 
-    /// Reads the value at this position and moves past it.
-    fn value(&mut self) -> Result<Value, serde_json::Error> {
-        let mut stream = Deserializer::from_str(&self.text[self.at..]).into_iter::<Value>();
-        match stream.next() {
-            Some(Ok(value)) => {
-                let length = stream.byte_offset();
-                self.advance(length);
-                Ok(value)
+    /// Reads the value at this position and moves past it: the value, or why its row cannot be used.
+    fn value(&mut self) -> Result<Result<Value, String>, serde_json::Error> {
+        match self.next::<Distinct>() {
+            Ok(value) => Ok(Ok(value.map_or(Value::Null, |Distinct(value)| value))),
+            Err(error) if error.to_string().starts_with(REPEATED) => {
+                self.next::<Value>()?;
+                let text = error.to_string();
+                Ok(Err(text.split(" at line ").next().unwrap_or_default().to_owned()))
             }
-            Some(Err(error)) => Err(error),
-            None => Ok(Value::Null),
+            Err(error) => Err(error),
         }
+    }
+
+    fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, serde_json::Error> {
+        let mut stream = Deserializer::from_str(&self.text[self.at..]).into_iter::<T>();
+        let value = stream.next().transpose()?;
+        let length = stream.byte_offset();
+        self.advance(length);
+        Ok(value)
     }
 
     /// The error with its line in the file.
@@ -114,7 +122,7 @@ fn read_array(rows: &mut Rows, sink: &mut Sink) -> Result<(), DataError> {
         rows.next_byte();
         let line = rows.line;
         let value = rows.value().map_err(|error| DataError::file(sink.path, rows.broken(&error)))?;
-        sink.row(line, Ok(value))?;
+        sink.row(line, value)?;
         match rows.next_byte() {
             Some(b',') => rows.at += 1,
             Some(b']') => return Ok(()),
@@ -135,7 +143,7 @@ fn read_objects(rows: &mut Rows, sink: &mut Sink) -> Result<(), DataError> {
         let value = rows.value().map_err(|error| DataError::file(sink.path, rows.broken(&error)))?;
         objects.push((line, value));
     }
-    if let [(line, Value::Object(fields))] = &mut objects[..] {
+    if let [(line, Ok(Value::Object(fields)))] = &mut objects[..] {
         let is_list = |value: &Value| {
             value.as_array().is_some_and(|list| !list.is_empty() && list.iter().all(Value::is_object))
         };
@@ -165,7 +173,7 @@ fn read_objects(rows: &mut Rows, sink: &mut Sink) -> Result<(), DataError> {
         }
     }
     for (line, value) in objects {
-        sink.row(line, Ok(value))?;
+        sink.row(line, value)?;
     }
     Ok(())
 }

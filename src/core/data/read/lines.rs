@@ -11,7 +11,7 @@ use super::nan::{without_nan, words};
 use super::rows::Line;
 use super::{MAX_ROW_BYTES, MAX_ROW_VALUES, Sink};
 use crate::data::DataError;
-use crate::json;
+use crate::json::{self, Distinct};
 use crate::units::counted;
 
 /// The length of a line.
@@ -41,10 +41,10 @@ pub(super) fn json(line: &[u8]) -> Result<ParsedLine, String> {
     let loses_digits = loses_digits(line);
     let parsed = |value, replaced| ParsedLine { value, replaced, loses_digits };
     match json::from_slice(line, MAX_ROW_VALUES) {
-        Ok(value) => Ok(parsed(value, false)),
+        Ok(Distinct(value)) => Ok(parsed(value, false)),
         Err(error) => {
             let row = without_nan(line).and_then(|(line, _)| json::from_slice(&line, MAX_ROW_VALUES).ok());
-            row.map(|value| parsed(value, true)).ok_or_else(|| describe(&error))
+            row.map(|Distinct(value)| parsed(value, true)).ok_or_else(|| describe(&error))
         }
     }
 }

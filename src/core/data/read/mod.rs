@@ -16,7 +16,7 @@ mod split;
 mod table;
 mod unpack;
 
-pub(super) use formats::Shaped;
+pub(super) use formats::{Shaped, WEIGHTS, is_side};
 pub use rows::{PlacedHead, RowHead, Rows};
 pub(super) use split::prompt_key;
 

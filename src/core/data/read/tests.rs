@@ -328,6 +328,21 @@ fn preferences_and_tokens() {
 }
 
 #[test]
+fn a_field_that_stands_twice_is_not_read_as_its_last_value() {
+    let twice = r#"{"prompt": "a", "completion": "b", "completion": "c"}"#;
+    for (name, content) in [
+        ("a.jsonl", format!("{twice}\n{{\"text\": \"x\"}}\n")),
+        ("a.json", format!("[{twice}, {{\"text\": \"x\"}}]")),
+        ("a.json", format!("{twice}\n{{\"text\": \"x\"}}\n")),
+    ] {
+        let dataset = Project::new(&[(name, content.as_bytes())], &["data.eval=0"]).read();
+        assert_eq!(dataset.rows.len(), 1, "{content}");
+        let problem = dataset.problems[0].to_string();
+        assert!(problem.contains("one object has the name \"completion\" twice"), "{problem}");
+    }
+}
+
+#[test]
 fn a_conversation_may_have_another_reply_beside_it() {
     let talk = |replies: &[&str]| -> Vec<Value> {
         let turn = |reply: &&str| {
@@ -338,6 +353,7 @@ fn a_conversation_may_have_another_reply_beside_it() {
     for row in [
         json!({"messages": talk(&["x", "b"]), "rejected_response": "c"}),
         json!({"messages": talk(&["x", "b"]), "rejected_messages": talk(&["x", "c"])}),
+        json!({"messages": talk(&["x", "b"]), "rejected_messages": [{"role": "assistant", "content": "c"}]}),
     ] {
         let settings = ["train.algorithm=dpo", "data.eval=0"];
         let rows = examples("a.jsonl", row.to_string().as_bytes(), &settings);

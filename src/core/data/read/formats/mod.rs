@@ -16,6 +16,8 @@ use crate::json;
 use crate::text::clean_line;
 
 pub(super) use columns::{Detected, MESSAGE_ROLES, OPTIONAL_ROLES, detect, has_needed, takes};
+pub(in crate::data) use pairs::is_side;
+pub(in crate::data) use turns::WEIGHTS;
 
 /// Most field names in one message.
 const SHOWN_FIELDS: usize = 8;

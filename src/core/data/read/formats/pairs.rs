@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Reader, is_missing, kind, parsed, parsed_list, tools, turns};
+use super::{Reader, kind, parsed, parsed_list, tools, turns};
 use crate::data::example::shared_beginning;
 use crate::data::{Example, Extras, Message};
 
@@ -15,8 +15,14 @@ const SIDES: &[(&str, &str)] = &[
     ("chosen_messages", "rejected_messages"),
     ("chosen_response", "rejected_response"),
 ];
-/// Names of a side that is preferred to by the last reply of the row's conversation.
+/// Names of a reply that could have followed in place of the last one of the row's conversation.
 const REJECTED_BESIDE_MESSAGES: &[&str] = &["rejected_response", "rejected_messages"];
+
+/// Whether a field is a side of a pair under one of these names.
+pub(in crate::data) fn is_side(name: &str) -> bool {
+    SIDES.iter().any(|(chosen, rejected)| name == *chosen || name == *rejected)
+        || REJECTED_BESIDE_MESSAGES.contains(&name)
+}
 
 /// The names of the two sides among the fields of a row.
 pub(super) fn sides(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
@@ -32,7 +38,7 @@ pub(super) fn beside_messages(has: impl Fn(&str) -> bool) -> Option<(&'static st
 impl Reader {
     /// The prompt is in a field of its own, or at the beginning of both sides.
     pub(super) fn preference(&mut self) -> Result<(Example, Extras), String> {
-        let has = |name: &str| self.fields.get(name).is_some_and(|value| !is_missing(value));
+        let has = |name: &str| self.fields.contains_key(name);
         let names = sides(has).or_else(|| beside_messages(has));
         let (chosen_name, rejected_name) = names.unwrap_or(("chosen", "rejected"));
         let chosen = parsed_list(self.needed(chosen_name)?);
@@ -55,7 +61,8 @@ impl Reader {
         let mut chosen = turns::conversation_or_text(&chosen, chosen_name, "assistant")?;
         let is_text = !turns::is_one(&rejected);
         let mut rejected = turns::conversation_or_text(&rejected, rejected_name, "assistant")?;
-        if chosen_name == "messages" && is_text {
+        // Only the reply that could have followed, without the conversation before it.
+        if chosen_name == "messages" && (is_text || rejected.len() == 1) {
             let before = chosen.len().saturating_sub(1);
             rejected.splice(..0, chosen[..before].iter().cloned());
         }

@@ -13,7 +13,7 @@ const MAX_ROLE: usize = 64;
 /// Names under which datasets keep what a reply thinks before it answers.
 const REASONING: &[&str] = &["reasoning_content", "reasoning", "thinking"];
 /// Names under which datasets say whether a message is trained on: OpenAI, axolotl (two), ms-swift, LLaMA-Factory.
-const WEIGHTS: &[&str] = &["weight", "train", "training", "loss", "loss_weight"];
+pub(in crate::data) const WEIGHTS: &[&str] = &["weight", "train", "training", "loss", "loss_weight"];
 
 /// The messages of a list, or what is wrong with one. `key` is the name of the list, for messages.
 pub(super) fn messages(list: &Value, key: &str) -> Result<Vec<Message>, String> {
@@ -283,11 +283,15 @@ fn parts(parts: &[Value], message: &mut Message) -> Result<(), String> {
                 reasoning.push_str(&of(&["thinking", "reasoning", "text", "value", "content"])?);
             }
             "tool_use" | "tool_call" | "function_call" => {
-                let inside = ["value", "tool_call", "function_call"].iter().find_map(|name| part.get(*name));
-                let calls = tools::calls(inside.unwrap_or(part));
-                message
-                    .tool_calls
-                    .extend(calls.map_err(|reason| format!("has a part of type {name:?} that {reason}"))?);
+                // A table fills the members that a part does not have with nulls.
+                let given = |name: &&str| part.get(*name).filter(|inside| !inside.is_null());
+                let inside = ["value", "tool_call", "function_call"].iter().find_map(given);
+                let calls = tools::calls(inside.unwrap_or(part))
+                    .map_err(|reason| format!("has a part of type {name:?} that {reason}"))?;
+                if calls.is_empty() {
+                    return Err(format!("has a part of type {name:?} without a call"));
+                }
+                message.tool_calls.extend(calls);
             }
             other => {
                 return Err(format!(
