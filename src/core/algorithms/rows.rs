@@ -85,8 +85,8 @@ impl RowShape {
                 all - pairs
             )),
             Self::Answer | Self::LabelledAnswer if pairs > 0 => block(&format!(
-                "{pairs} of {all} rows are preference pairs; set train.algorithm = \"{}\", or learn the chosen replies \
-                 alone with data.columns = {{ completion = \"chosen\" }}",
+                "{pairs} of {all} rows are preference pairs; set train.algorithm = \"{}\". Where prompts and replies are \
+                 texts, data.columns = {{ completion = \"chosen\" }} learns the chosen replies alone",
                 for_pairs().name()
             )),
             _ => {}

@@ -176,6 +176,8 @@ fn tools_and_calls_have_one_form() {
             "tools": [tool()]}),
         json!({"messages": calling(json!({"role": "assistant", "content": [{"type": "tool_call", "value": value.to_string()}]})),
                "tools": [tool()]}),
+        json!({"messages": calling(json!({"role": "assistant", "content": [
+                {"type": "tool_call", "value": null, "text": null, "tool_call": value}]})), "tools": [tool()]}),
     ];
     let texts = texts(TOOLS, &rows, &[]);
     let expected = format!(
@@ -602,6 +604,9 @@ fn values_that_would_change_on_the_way_are_refused() {
     assert!(refused(history, "sft").contains("\"history\" is not a list"));
     let third = json!({"instruction": "i", "output": "o", "history": [["a", "b", "c"]]});
     assert!(refused(third, "sft").contains("\"history\" is not a list"));
+    let lost = json!({"type": "tool_call", "value": null, "tool_call": null, "text": "x"});
+    let lost = refused(turns(&[("b", json!({"content": [lost]}))]), "sft");
+    assert!(lost.contains("a part of type \"tool_call\" that calls a tool without"), "{lost}");
     let thoughts = turns(&[("b", json!({"reasoning_content": "A", "thinking": "B"}))]);
     assert!(refused(thoughts, "sft").contains("says something else"));
 }

@@ -1,6 +1,7 @@
 //! Whether everything in a row stands in the text that is rendered from it.
 
 use std::cell::OnceCell;
+use std::collections::HashSet;
 
 use super::message::{call_parts, inline_reasoning};
 use super::template::Part;
@@ -73,6 +74,13 @@ fn lost_parts(template: &Template, messages: &[Message], extras: &Extras, text: 
     }
     lost.sort_unstable();
     lost.dedup();
+    // Of what is left out as a whole, the parts need no mention.
+    let whole: HashSet<Part> = lost.iter().copied().collect();
+    lost.retain(|part| match *part {
+        Part::CallArguments(index, position) => !whole.contains(&Part::CallName(index, position)),
+        Part::Description(index) => !whole.contains(&Part::Tool(index)),
+        _ => true,
+    });
     lost
 }
 
@@ -139,7 +147,8 @@ fn describe(part: Part, messages: &[Message], own: usize, extras: &Extras) -> Lo
             "Set data.system_role = \"merge\" to put it into the first user message"
         }
         Part::CallName(..) | Part::CallArguments(..) | Part::Tool(_) | Part::Description(_) => {
-            "Set data.template to a template that writes tools"
+            "No built-in template writes tools: set data.template to the .jinja file of a model that was taught to use \
+             them"
         }
         _ => "Set data.template to one that writes it, or quarantine the rows",
     };
@@ -188,14 +197,16 @@ mod tests {
         ]);
         assert_eq!(
             lost_of(PLAIN, &talk, Some(tools.clone())),
-            [
-                "the call of tool \"stock\" in message 2 (assistant)",
-                "the arguments of the call of tool \"stock\" in message 2 (assistant)",
-                "the offered tool \"stock\"",
-            ]
+            ["the call of tool \"stock\" in message 2 (assistant)", "the offered tool \"stock\"",]
         );
         let knows_tools = format!("{{{{ tools | tojson }}}}{PLAIN}");
-        assert_eq!(lost_of(&knows_tools, &talk, Some(tools)).len(), 2);
+        assert_eq!(lost_of(&knows_tools, &talk, Some(tools.clone())).len(), 1);
+        let names_calls = "{{ tools | tojson }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls \
+                           %}{{ c.function.name }}{% endfor %}{% endfor %}";
+        assert_eq!(
+            lost_of(names_calls, &talk, Some(tools)),
+            ["the arguments of the call of tool \"stock\" in message 2 (assistant)"]
+        );
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub struct Report {
     /// Rows left out because they are longer than `data.max_length`.
     pub dropped: usize,
     /// Most severe first, then by kind and row. Of each kind, the first 1000, and one of each that says something
-    /// else.
+    /// else; `findings` counts all.
     pub problems: Vec<DataProblem>,
     /// How many rows have the findings that say the same, in the order in which they were found.
     pub findings: Vec<FindingRows>,
@@ -56,6 +56,12 @@ impl Report {
     /// Whether a problem prevents training.
     pub fn blocks(&self) -> bool {
         self.problems.iter().any(|problem| problem.severity == Severity::Blocks)
+    }
+
+    /// Rows that are neither trained on nor held out.
+    pub fn left_out(&self) -> usize {
+        // Long texts may be learned in parts.
+        self.rows.saturating_sub(self.train_rows + self.eval_rows)
     }
 
     /// Adds a problem of the dataset as a whole.
@@ -274,14 +280,22 @@ impl ProblemKind {
         self.into()
     }
 
+    /// The kind of this name, or of this label.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::VARIANTS.iter().copied().find(|kind| kind.name() == name)
+        Self::VARIANTS.iter().copied().find(|kind| kind.name() == name || kind.label() == name)
     }
 
-    /// Whether a run can start in spite of it: not without rows, with rows that the model cannot read, or with a
-    /// warm-up that never ends.
+    /// Whether a run can start in spite of it: not without rows, with rows that the model cannot read or the algorithm
+    /// cannot learn from, or with a warm-up that never ends.
     pub fn can_be_allowed(self) -> bool {
-        !matches!(self, Self::EmptyDataset | Self::AllTooLong | Self::BeyondPositions | Self::LongWarmup)
+        !matches!(
+            self,
+            Self::EmptyDataset
+                | Self::AllTooLong
+                | Self::BeyondPositions
+                | Self::LongWarmup
+                | Self::NotForAlgorithm
+        )
     }
 
     /// The name of every kind.
@@ -342,10 +356,20 @@ pub(crate) struct Findings {
     allowed: Vec<ProblemKind>,
 }
 
+/// How a finding is counted with others that say the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    First,
+    Again,
+    /// It is about no row, or there are too many that say different things.
+    Not,
+}
+
 #[derive(Debug, Default, Clone, Copy)]
 struct Count {
-    found: usize,
     kept: usize,
+    /// Neither kept nor counted with others that say the same.
+    lost: usize,
 }
 
 impl Findings {
@@ -357,7 +381,7 @@ impl Findings {
     /// A problem of the dataset, or of a row that could not be read.
     pub(crate) fn add(&mut self, kind: ProblemKind, severity: Severity, what: &str) {
         let (severity, what) = self.worded(kind, severity, what);
-        self.push(DataProblem { kind, severity, row: None, other: None, message: what }, false);
+        self.push(DataProblem { kind, severity, row: None, other: None, message: what }, Counted::Not);
     }
 
     /// A problem of one row; the message begins with the row's place.
@@ -379,9 +403,9 @@ impl Findings {
             rows.push(index);
         }
         let (severity, what) = self.worded(kind, severity, what);
-        let is_new = self.count(kind, severity, index, &what);
+        let counted = self.count(kind, severity, index, &what);
         let message = format!("{}: {what}", clean_line(&place.to_string()));
-        self.push(DataProblem { kind, severity, row: Some(index), other: None, message }, is_new);
+        self.push(DataProblem { kind, severity, row: Some(index), other: None, message }, counted);
     }
 
     /// The severity and the words of a problem that `data.allow` may name.
@@ -393,8 +417,8 @@ impl Findings {
         (severity, what.into_owned())
     }
 
-    /// Counts a row's finding, and tells whether it is the first that says so.
-    fn count(&mut self, kind: ProblemKind, severity: Severity, row: usize, what: &str) -> bool {
+    /// Counts a row's finding with those that say the same.
+    fn count(&mut self, kind: ProblemKind, severity: Severity, row: usize, what: &str) -> Counted {
         let has_room = self.said.len() < MAX_COUNTED;
         match self.said.entry((kind, severity, pattern(kind, what))) {
             Entry::Occupied(mut said) => {
@@ -402,22 +426,23 @@ impl Findings {
                 if *last != row {
                     (*rows, *last) = (*rows + 1, row);
                 }
-                false
+                Counted::Again
             }
             Entry::Vacant(said) if has_room => {
                 said.insert((1, row));
-                true
+                Counted::First
             }
-            Entry::Vacant(_) => false,
+            Entry::Vacant(_) => Counted::Not,
         }
     }
 
-    fn push(&mut self, problem: DataProblem, is_new: bool) {
+    fn push(&mut self, problem: DataProblem, counted: Counted) {
         let count = self.counts.entry((problem.kind, problem.severity)).or_default();
-        count.found += 1;
-        if count.kept < MAX_OF_A_KIND || is_new {
+        if count.kept < MAX_OF_A_KIND || counted == Counted::First {
             count.kept += 1;
             self.problems.push(problem);
+        } else if counted == Counted::Not {
+            count.lost += 1;
         }
     }
 
@@ -458,8 +483,8 @@ impl Findings {
     /// Most severe first, then by kind and row; problems without a row last.
     pub(super) fn sorted(mut self) -> Vec<DataProblem> {
         for ((kind, severity), count) in self.counts {
-            if count.found > count.kept {
-                let message = format!("{}: {} more rows", kind.label(), count.found - count.kept);
+            if count.lost > 0 {
+                let message = format!("{}: {} more rows", kind.label(), count.lost);
                 self.problems.push(DataProblem { kind, severity, row: None, other: None, message });
             }
         }
@@ -500,6 +525,19 @@ mod tests {
     }
 
     #[test]
+    fn findings_that_are_neither_kept_nor_counted_are_told() {
+        let mut findings = Findings::default();
+        let rows = rows(MAX_COUNTED + 10);
+        for row in rows.places() {
+            let word: String = format!("{:b}", row.index).replace('0', "a").replace('1', "b");
+            findings.row(ProblemKind::TemplateFailed, Severity::Warning, &row, &word);
+        }
+        assert_eq!(findings.counted().len(), MAX_COUNTED);
+        let sorted = findings.sorted();
+        assert_eq!(sorted.last().unwrap().message, "template refuses: 10 more rows");
+    }
+
+    #[test]
     fn findings_are_limited_cleaned_counted_and_sorted() {
         let mut findings = Findings::default();
         let rows = rows(1501);
@@ -520,7 +558,6 @@ mod tests {
         assert_eq!(sorted[0].kind, ProblemKind::EmptyDataset);
         assert_eq!(sorted[1].message, "a.jsonl:1: x[0m \"0\"");
         assert_eq!(sorted[1001].message, "a.jsonl:1501: y 1");
-        assert_eq!(sorted[1002].message, "personal data: 501 more rows");
-        assert_eq!(sorted.len(), 1003);
+        assert_eq!(sorted.len(), 1002);
     }
 }

@@ -5,8 +5,9 @@ use luthier_core::data::{
     self, Checked, Encoded, Example, Message, Report, Row, RowHead, Severity, Split, Template, Tokenizer,
     read_dataset,
 };
+use luthier_core::text::clean_line;
 use luthier_core::units;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::failure::{Failure, Outcome};
 use super::output;
@@ -113,9 +114,10 @@ fn check(arguments: &Check) -> Outcome {
 }
 
 fn summary(report: &Report) -> String {
-    let unused = report.rows.saturating_sub(report.train_rows + report.eval_rows);
-    let left_out =
-        if unused == 0 { String::new() } else { format!(", {} left out", units::count(unused as u64)) };
+    let left_out = match report.left_out() {
+        0 => String::new(),
+        unused => format!(", {} left out", units::count(unused as u64)),
+    };
     // Long texts may be learned in parts.
     let parts = if report.train_rows + report.eval_rows > report.rows { " examples" } else { "" };
     format!(
@@ -207,6 +209,12 @@ fn show(arguments: &Show) -> Outcome {
         if let Some(label) = row.extras.label {
             document["label"] = label.into();
         }
+        if let Some(tools) = &row.extras.tools {
+            document["tools"] = tools.clone();
+        }
+        if !row.extras.variables.is_empty() {
+            document["chat_template_kwargs"] = row.extras.variables.clone().into();
+        }
         if let (Example::Preference { rejected: reply, .. }, Some(side)) = (&row.example, sides.get(1)) {
             document["rejected"] = json!({
                 "reply": reply.shown(),
@@ -251,8 +259,19 @@ fn describe_row(row: &Row, messages: Option<&[Message]>, sides: &[Encoded]) -> S
         row.origin,
         if cut { ", cut at data.max_length" } else { "" }
     )];
+    if let Some(tools) = row.extras.tools.as_ref().and_then(Value::as_array) {
+        let names =
+            tools.iter().filter_map(|tool| tool.get("function").unwrap_or(tool).get("name")?.as_str());
+        lines.push(format!("tools: {}", names.map(clean_line).collect::<Vec<_>>().join(", ")));
+    }
     for message in messages.unwrap_or_default() {
+        if let Some(reasoning) = &message.reasoning {
+            lines.push(format!("\n{} thinks: {reasoning}", message.role));
+        }
         lines.push(format!("\n{}: {}", message.role, message.shown()));
+        if !message.content.is_empty() {
+            lines.extend(message.tool_calls.iter().map(|call| format!("calls {call}")));
+        }
     }
     if let Example::Preference { prompt, chosen, rejected } = &row.example {
         if prompt.is_empty() {

@@ -55,7 +55,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
             let path = draft.path.display();
             failure.and(&format!("what you wrote is in {path}; mended, `--from {path}` takes it"))
         };
-        run_editor(&draft.path).map_err(|problem| kept(Failure::work(problem)))?;
+        run_editor(&draft.path).map_err(|problem| {
+            let failure = Failure::work(problem);
+            if draft.drop_if_unchanged() { failure } else { kept(failure) }
+        })?;
         draft.take(&project.folder, &project.config).map_err(|refusal| kept(refusal.into()))?
     };
     output::line(&if changed {

@@ -46,6 +46,12 @@ impl Draft {
         self.key == head.edit_key()
     }
 
+    /// Removes the file if it still has what was written out. Returns whether it did.
+    pub fn drop_if_unchanged(&self) -> bool {
+        let is_unchanged = files::read(&self.path, LONGEST).is_ok_and(|text| text == self.text.as_bytes());
+        is_unchanged && fs::remove_file(&self.path).is_ok()
+    }
+
     /// Replaces the row with what the file has by now, and removes the file. Returns whether that is something else. A
     /// file that is refused stays.
     pub fn take(&self, folder: &Path, config: &Config) -> Result<bool, Refusal> {

@@ -1,5 +1,6 @@
 //! Problems of the data, grouped for the reader: one entry for each thing that is wrong, with the rows that have it.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use indexmap::IndexMap;
@@ -47,7 +48,6 @@ pub fn grouped<'a>(problems: impl IntoIterator<Item = &'a DataProblem>) -> Vec<G
 /// Groups the problems of a report, with their share of its rows.
 pub fn findings(report: &Report) -> Vec<Group<'_>> {
     let mut groups = grouped(&report.problems);
-    groups.retain(|group| !group.counts_the_rest());
     for group in &mut groups {
         // Of many problems only the first are kept.
         let said = |found: &&FindingRows| {
@@ -85,8 +85,11 @@ pub fn described(report: &Report, allowed: &[String]) -> String {
 
 /// What can be done about the findings of a report.
 fn ways_on(report: &Report, allowed: &[String]) -> Vec<String> {
-    let of_rows = report.rows_of.iter().filter(|found| !found.rows.is_empty());
-    let of_rows: Vec<&str> = of_rows.map(|found| found.kind.name()).collect();
+    let mut kinds: Vec<ProblemKind> = report.problems.iter().map(|problem| problem.kind).collect();
+    kinds.retain(|kind| !report.rows_of(*kind).is_empty());
+    let mut told = HashSet::new();
+    kinds.retain(|kind| told.insert(*kind));
+    let of_rows: Vec<String> = kinds.into_iter().map(named).collect();
     let mut lines = Vec::new();
     if !of_rows.is_empty() {
         let kinds = of_rows.join(", ");
@@ -103,6 +106,13 @@ fn ways_on(report: &Report, allowed: &[String]) -> Vec<String> {
         lines.push(format!("to go on in spite of it: data.allow = {allow:?}"));
     }
     lines
+}
+
+/// What to type for a kind, and what its findings are called if that is something else.
+fn named(kind: ProblemKind) -> String {
+    let (name, label) = (kind.name(), kind.label());
+    let is_alike = label.replace([' ', '-'], "_").eq_ignore_ascii_case(name);
+    if is_alike { name.to_owned() } else { format!("{name} = {label}") }
 }
 
 impl<'a> Group<'a> {
@@ -329,6 +339,7 @@ mod tests {
         let expected = [
             "personal data: 30 rows, 75 %\n  holds a card\n  rows 0 (a.jsonl:1), 1 (a.jsonl:2) and 28 more",
             "row 2: personal data: a.jsonl:3: holds an address",
+            "personal data: 28 more rows",
         ];
         assert_eq!(shown, expected);
         let few = report(1000, vec![of_row(0, "a card"), of_row(3, "a card")], vec![holds("a card", 2)]);

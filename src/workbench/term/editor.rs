@@ -24,7 +24,7 @@ pub(super) fn run(editor: &str, file: &Path, line: Option<usize>) -> Result<(), 
     match status.code() {
         Some(0) => Ok(()),
         Some(127) => Err(format!("there is no editor `{editor}`; set $VISUAL or $EDITOR to one")),
-        _ => Err(format!("the editor `{editor}` exited with {status}; saved changes are kept")),
+        _ => Err(format!("the editor `{editor}` exited with {status}")),
     }
 }
 

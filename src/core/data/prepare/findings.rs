@@ -141,22 +141,31 @@ fn token_findings(config: &Config, rows: &[PlacedHead], outcomes: &[Outcome], fi
         if tokens.says_nothing && tokens.trained > 0 {
             let is_pair = row.is_pair || row.label.is_some();
             let severity = if is_pair { Severity::Warning } else { Severity::Blocks };
-            let what = "a reply of which only the end-of-turn token is trained: the model would learn to answer with \
-                        nothing. Is its content empty, or left out by the template?";
+            let what = if row.is_pair {
+                "one of its replies is only the end-of-turn token: empty, or left out by the template. Is an answer that \
+                 says nothing meant to be compared?"
+            } else {
+                "a reply of which only the end-of-turn token is trained: the model would learn to answer with nothing. Is \
+                 its content empty, or left out by the template?"
+            };
             findings.row(ProblemKind::NothingLearned, severity, row, what);
         }
         if let Some(token) = across {
-            let remedy = if row.is_pair {
-                "Let the prompt end before a word, with the space in the replies; without a prompt of its own, a pair \
-                 has the common beginning of its sides as one"
+            // The prompt of a pair without one is the common beginning of its sides, as in TRL.
+            let (severity, what) = if row.is_pair {
+                let what = format!(
+                    "the sides part within the token {token:?}, or the prompt ends in it: it counts to the reply of one \
+                     side only. A prompt of its own, which ends before a word, avoids it"
+                );
+                (Severity::Note, what)
             } else {
-                "Move the space between them to the reply"
+                let what = format!(
+                    "the token {token:?} belongs to the end of the prompt and to the beginning of the reply; asked, the \
+                     prompt ends in another token. Move the space between them to the reply"
+                );
+                (Severity::Warning, what)
             };
-            let what = format!(
-                "the token {token:?} belongs to the end of the prompt and to the beginning of the reply; asked, the \
-                 prompt ends in another token. {remedy}"
-            );
-            findings.row(ProblemKind::TokenAcross, Severity::Warning, row, &what);
+            findings.row(ProblemKind::TokenAcross, severity, row, &what);
         }
         if sizes.len() > 1 {
             let what = format!("its {} tokens are learned as {} examples", outcome.length, sizes.len());

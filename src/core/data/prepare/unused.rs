@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::config::{Config, Format};
+use crate::data::read::{WEIGHTS, is_side};
 use crate::data::template::Part;
 use crate::data::{Origin, PlacedHead, Row, Severity, Template, UnusedField};
 
@@ -43,8 +44,8 @@ pub(super) fn hint(field: &UnusedField) -> (Severity, String) {
         "label" | "kto_tag" | "rating" | "liked" => {
             "if it says which answers are good, set train.algorithm = \"kto\" and data.columns = { label = … }"
         }
-        "chosen" | "rejected" => "preference pairs need train.algorithm = \"dpo\"",
-        "weight" | "train" | "training" | "loss" | "train_on" => {
+        name if is_side(name) => "preference pairs need train.algorithm = \"dpo\"",
+        name if name == "train_on" || WEIGHTS.contains(&name) => {
             "weights are read from each message, as \"weight\": 0 or 1"
         }
         "system" | "system_prompt" | "persona" | "instructions" => {

@@ -245,6 +245,6 @@ fn draft(pool: &Pool, position: usize) -> Result<Draft, Refusal> {
 fn quarantine(folder: &Path, rows: &Chosen, inside: bool) -> Result<String, String> {
     let count = project::put(folder, &rows.pool, &rows.positions, inside);
     let count = count.map_err(|refusal| refusal.to_string())?;
-    let (are, what) = (if count == 1 { "is" } else { "are" }, units::counted(count, "row", "rows"));
-    Ok(format!("{what} {are} {}", if inside { "in quarantine" } else { "back" }))
+    let what = units::counted(count, "row", "rows");
+    Ok(format!("{what} {}", if inside { "set aside" } else { "brought back" }))
 }

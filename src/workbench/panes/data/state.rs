@@ -117,6 +117,8 @@ pub struct DataState {
     pub form: Form,
     /// Whether tokens are shown with their numbers.
     pub ids: bool,
+    /// Where the selection stays in the list while rows that were read again are listed.
+    place: Option<usize>,
     /// The selected row as the model sees it.
     pub rendered: Option<Rendered>,
     /// The selected row beside the one that it is like.
@@ -218,6 +220,8 @@ impl DataState {
     /// Takes the rows that were read. What was found in others no longer holds.
     pub fn read(&mut self, rows: Pool, quarantined: Pool) {
         self.reading_files = None;
+        // Positions in the pool mean other rows now; the place in the list stays.
+        self.place = self.rows.as_ref().and(self.list.selected());
         self.problem = None;
         self.report = None;
         self.rendered = None;
@@ -323,12 +327,19 @@ impl DataState {
         self.matching = self.find_matching();
         self.made.clear();
         self.list(self.matching.clone(), selected);
-        self.search_again()
+        let searching = self.search_again();
+        if searching.is_none() {
+            self.place = None;
+        }
+        searching
     }
 
     fn list(&mut self, rows: Vec<usize>, selected: Option<usize>) {
         self.listed = rows;
-        let place = selected.and_then(|selected| self.listed.iter().position(|at| *at == selected));
+        let kept = self.place.filter(|_| !self.listed.is_empty());
+        let kept = kept.map(|place| place.min(self.listed.len() - 1));
+        let place =
+            kept.or_else(|| selected.and_then(|selected| self.listed.iter().position(|at| *at == selected)));
         self.list.changed(self.listed.len(), place);
     }
 
@@ -365,9 +376,12 @@ impl DataState {
             return;
         }
         self.searching = found.share;
+        self.list(found.rows, self.position());
+        if found.share.is_none() {
+            self.place = None;
+        }
         // What is found so far is nothing to narrow down.
         self.made = if found.share.is_none() { found.typed } else { String::new() };
-        self.list(found.rows, self.position());
     }
 
     /// The places in a text that the search found.
@@ -598,6 +612,9 @@ impl Pane for DataState {
         }
         if self.beside.is_some() {
             return vec![Command::from(DataCommand::Compare), Command::View(ViewCommand::Back)];
+        }
+        if self.problem.is_some() {
+            return vec![Command::from(DataCommand::Check)];
         }
         if self.reading {
             let ids = (self.form == Form::Tokens).then_some(Command::from(DataCommand::Ids));

@@ -13,7 +13,7 @@ use super::event::{Checked, DataEvent, Found};
 use super::listing::{Field, Filter, Order};
 use super::pool::{Pool, Rendered, RowSize};
 use super::search::Search;
-use super::state::Form;
+use super::state::{DataState, Form};
 use crate::app::{Effect, Event, Tag, TerminalEffect};
 use crate::effects::data::rows as reading;
 use crate::panes::{PaneEffect, PaneEvent};
@@ -130,6 +130,28 @@ fn rendered(position: usize) -> Rendered {
 /// The rows, with none in quarantine.
 fn all(rows: Vec<Row>) -> DataEvent {
     DataEvent::Rows(Ok((rows.into(), Pool::default())))
+}
+
+#[test]
+fn the_selection_stays_in_its_place_while_found_rows_are_set_aside() {
+    let mut state = DataState::default();
+    state.read(rows().into(), Pool::default());
+    state.search = "printer".to_owned();
+    let mut find = |state: &mut DataState, rows: &[usize]| {
+        assert!(state.relist().is_some());
+        state.found(Found { typed: "printer".to_owned(), rows: rows.to_vec(), share: None });
+    };
+    find(&mut state, &[1, 3, 4]);
+    state.list.changed(3, Some(0));
+    // Row 1 is set aside, and those after it move up by one.
+    state.read(rows()[1..].to_vec().into(), Pool::default());
+    find(&mut state, &[2, 3]);
+    assert_eq!((state.list.selected(), state.position()), (Some(0), Some(2)));
+    // Where the last one is, the selection moves to the one before it.
+    state.list.changed(2, Some(1));
+    state.read(rows()[2..].to_vec().into(), Pool::default());
+    find(&mut state, &[2]);
+    assert_eq!(state.position(), Some(2));
 }
 
 /// What the performer answers where it needs nothing but the rows.

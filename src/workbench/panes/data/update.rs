@@ -514,6 +514,8 @@ pub(super) fn answered(state: &mut DataState, context: &Context, answer: DataEve
             state.checking = None;
             state.reading_files = None;
             state.searching = None;
+            // What was found in the rows says nothing about data that cannot be read.
+            state.report = None;
             state.problem = Some(problem);
             Vec::new()
         }

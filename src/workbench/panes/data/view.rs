@@ -143,6 +143,11 @@ fn draw_summary(state: &DataState, area: Rect, buffer: &mut Buffer, theme: &Them
         units::percent(report.trained_share()),
         report.template,
     );
+    if report.left_out() > 0 {
+        text.push_str(" · ");
+        text.push_str(&units::count(report.left_out() as u64));
+        text.push_str(" left out");
+    }
     if report.quarantined > 0 {
         text.push_str(" · ");
         text.push_str(&units::counted(report.quarantined, "row", "rows"));
