@@ -9,8 +9,12 @@ import subprocess
 import sys
 import time
 
-import torch
-import torch.nn.functional as functional
+try:
+    import torch
+    import torch.nn.functional as functional
+except ImportError:
+    # On a processor nothing needs it.
+    torch = None
 
 # Rows, columns and depth of the measured product, and shape of the measured attention: on a GPU, and on a processor.
 PRODUCT = {"cuda": 8192, "cpu": 512}
@@ -72,6 +76,9 @@ def attention(device):
 
 
 def main():
+    if torch is None and sys.argv[1] == "cpu":
+        print(json.dumps({"python": sys.version.split()[0], "torch": None}))
+        return
     device = torch.device(sys.argv[1])
     facts = {"torch": torch.__version__, "python": sys.version.split()[0], "device": str(device), "cuda": torch.version.cuda}
     if device.type == "cuda":

@@ -1,15 +1,17 @@
 """Starts the engine, the command line and python for a check, each with a limit of its own."""
 
+import importlib.util
 import os
 import pathlib
 import subprocess
 import threading
 import time
 
-import torch
-
 CLONE = pathlib.Path(__file__).resolve().parents[2]
 REFERENCES = CLONE / "tests" / "references"
+_torch = importlib.util.find_spec("torch")
+# The folder of python's torch, if it has one. On a processor the engine's own libtorch does.
+TORCH = pathlib.Path(_torch.submodule_search_locations[0]) if _torch else None
 # Where run.py puts the binaries.
 BINARIES = CLONE / ".gpu" / "bin"
 ENGINE = BINARIES / "luthier-engine"
@@ -28,9 +30,9 @@ class Failure(Exception):
 
 
 def environment(**more):
-    """libtorch is in the folder of python's torch."""
-    library = pathlib.Path(torch.__file__).parent / "lib"
-    paths = [str(library)] + [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
+    """The variables of a process, whose libtorch is that of python's torch."""
+    own = [str(TORCH / "lib")] if TORCH else []
+    paths = own + [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
     return {**os.environ, "LD_LIBRARY_PATH": ":".join(paths), "LUTHIER_ENGINE": str(ENGINE), **REMEDY, **more}
 
 

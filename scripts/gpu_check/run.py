@@ -76,11 +76,11 @@ class Record:
         return found.get("pass", True)
 
 
-def unpack():
-    """The binaries that travel compressed, or those that were built here."""
+def unpack(folder):
+    """The binaries that travel compressed, or those that were built here, in a folder, later."""
     BINARIES.mkdir(parents=True, exist_ok=True)
     for name in ("luthier", "luthier-engine"):
-        target, packed, built = BINARIES / name, CLONE / ".gpu" / f"{name}.xz", CLONE / "target" / "release" / name
+        target, packed, built = BINARIES / name, CLONE / ".gpu" / f"{name}.xz", folder / name
         if packed.exists() and not (built.exists() and built.stat().st_mtime > packed.stat().st_mtime):
             with lzma.open(packed) as source, open(target, "wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
@@ -105,7 +105,7 @@ def smoke(record, device):
     for remedy in REMEDIES if device.startswith("cuda") else REMEDIES[:1]:
         variables = dict(remedy)
         if "LD_LIBRARY_PATH" in variables:
-            libraries = pathlib.Path(process.torch.__file__).parent.parent / "nvidia"
+            libraries = process.TORCH.parent / "nvidia"
             variables["LD_LIBRARY_PATH"] = ":".join([process.environment()["LD_LIBRARY_PATH"], *map(str, sorted(libraries.glob("*/lib")))])
         REMEDY.clear()
         REMEDY.update(variables)
@@ -171,16 +171,20 @@ def main():
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to try the script")
     parser.add_argument("--sizes", default="8b", help="random llamas to measure: " + ", ".join(speed.SIZES) + ", or none")
     parser.add_argument("--together", type=int, default=TOGETHER, help="processes at a time for the comparisons")
+    parser.add_argument("--binaries", type=pathlib.Path, default=CLONE / "target" / "release", help="the folder of a build")
     parser.add_argument("--only", default="", help="only comparisons whose name contains this")
     arguments = parser.parse_args()
     sizes = [] if arguments.sizes == "none" else arguments.sizes.split(",")
     if unknown := sorted(set(sizes) - set(speed.SIZES)):
         parser.error(f"--sizes: unknown {', '.join(unknown)}; known are {', '.join(speed.SIZES)}")
-    if arguments.device != "cpu" and not process.torch.cuda.is_available():
-        sys.exit("gpu-check: torch sees no CUDA device; `luthier doctor` says why")
     process.ERRORS["file"] = pathlib.Path(arguments.out).with_suffix(".errors.txt")
     process.ERRORS["file"].write_text("")
-    unpack()
+    unpack(arguments.binaries)
+    if arguments.device != "cpu":
+        try:
+            call([sys.executable, "-c", "import torch; assert torch.cuda.is_available()"], 120)
+        except Failure as error:
+            sys.exit(f"gpu-check: torch sees no CUDA device ({error}); `luthier doctor` says why")
     record = Record(arguments.out, arguments.budget)
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     record.note("facts", "command", {"date": date, "command": " ".join(["run.py", *sys.argv[1:]]), "budget": arguments.budget})

@@ -7,12 +7,11 @@ import ctypes
 import json
 import math
 import pathlib
+import random
 import shutil
 import struct
 import subprocess
 import sys
-
-import torch
 
 from process import CLONE, ENGINE, REFERENCES, call
 
@@ -74,17 +73,37 @@ def make_model(folder, size, device, tokenizer):
         end += 2 * math.prod(shape)
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    generator = torch.Generator(device=device).manual_seed(0)
+    drawn = on_device(device) if device != "cpu" else in_python()
     with open(folder / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name, shape in tensors(config):
-            if len(shape) == 1:
-                weight = torch.ones(shape, dtype=torch.bfloat16)
-            else:
-                weight = torch.empty(shape, dtype=torch.bfloat16, device=device)
-                weight = weight.normal_(0, DEVIATION, generator=generator).cpu()
-            file.write(ctypes.string_at(weight.data_ptr(), weight.nbytes))
+            file.write(b"\x80\x3f" * shape[0] if len(shape) == 1 else drawn(shape))
     return sum(math.prod(shape) for _, shape in tensors(config))
+
+
+def on_device(device):
+    """Draws a matrix of bf16 numbers on a device, and gives its bytes."""
+    import torch
+
+    generator = torch.Generator(device=device).manual_seed(0)
+
+    def draw(shape):
+        weight = torch.empty(shape, dtype=torch.bfloat16, device=device)
+        weight = weight.normal_(0, DEVIATION, generator=generator).cpu()
+        return ctypes.string_at(weight.data_ptr(), weight.nbytes)
+
+    return draw
+
+
+def in_python():
+    """The same without torch, for small matrices: bf16 is the upper half of f32."""
+    numbers = random.Random(0)
+
+    def draw(shape):
+        singles = struct.pack(f"<{math.prod(shape)}f", *(numbers.gauss(0, DEVIATION) for _ in range(math.prod(shape))))
+        return b"".join(singles[at + 2 : at + 4] for at in range(0, len(singles), 4))
+
+    return draw
 
 
 def ours(model, device, arguments, limit):
