@@ -1,7 +1,7 @@
 //! The device of tensors, and libtorch's process-wide settings.
 
 use std::env;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use luthier_core::config::{self, Config};
 use luthier_core::machine::{self, CudaVersion, Gpu, Sighting};
@@ -10,6 +10,7 @@ use tch::{Cuda, Device, Kind};
 
 use crate::csrc;
 use crate::error::{EngineError, Result};
+use crate::models;
 
 /// Names the GPU that a process was started for, as `model.device` counts it.
 const BOUND: &str = "LUTHIER_GPU";
@@ -85,6 +86,7 @@ pub fn choose(device: config::Device) -> Result<Device> {
 /// Starts CUDA on a device. Must be called before the first tensor is created; later calls do little.
 fn start(index: usize) -> Result<Device> {
     static CUDA: OnceLock<std::result::Result<csrc::CudaLibraries, String>> = OnceLock::new();
+    static FLASH: Once = Once::new();
     let major = torch_cuda().map_or(0, |cuda| cuda.major);
     let opened = CUDA.get_or_init(|| csrc::open_cuda(major));
     opened.as_ref().map_err(|reason| EngineError::Device(reason.clone()))?;
@@ -93,7 +95,9 @@ fn start(index: usize) -> Result<Device> {
         return Err(EngineError::Device(format!("CUDA sees {count} devices")));
     }
     csrc::start_device_memory(index, FIRST_ALLOCATION)?;
-    Ok(Device::Cuda(index))
+    let device = Device::Cuda(index);
+    FLASH.call_once(|| models::try_flash_attention(device));
+    Ok(device)
 }
 
 /// The devices of this machine, in the words of `model.device`: the processor, then each visible GPU.

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "this is the interface to C++; each use says why it is sound")]
 
 mod device;
+mod flash;
 mod kernels;
 mod memory;
 mod quantised;
@@ -21,6 +22,7 @@ pub use self::device::{
     libtorch_folder, open_cuda, release_device_memory, set_deterministic, set_tf32, start_device_memory,
     tf32, upload,
 };
+pub use self::flash::{Lengths, allow_flash_attention, flash_attention, has_flash_attention};
 pub use self::kernels::{
     LowRank, Seen, adapted_linear, add_low_rank, all_plain, attend, attention, gather, is_plain, linear,
     rms_norm, rope, swiglu, time_spent,
@@ -112,6 +114,18 @@ unsafe extern "C" {
         count: usize,
         rows: *const i64,
         row_count: usize,
+        scale: f64,
+        out: *mut Pointer,
+    ) -> c_int;
+    fn luthier_flash_attention(
+        query: Pointer,
+        key: Pointer,
+        value: Pointer,
+        queries: Pointer,
+        keys: Pointer,
+        most_queries: i64,
+        most_keys: i64,
+        window: i64,
         scale: f64,
         out: *mut Pointer,
     ) -> c_int;

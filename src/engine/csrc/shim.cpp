@@ -9,6 +9,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argmax.h>
@@ -483,6 +484,21 @@ int luthier_attention(Tensor* query, Tensor* key, Tensor* value, const int64_t* 
     TORCH_CHECK(query->size(2) == key->size(2) && key->size(1) > 0 && query->size(1) % key->size(1) == 0);
     TORCH_CHECK(query->size(2) % 2 == 0, "the head size must be even");
     *out = new Tensor(Attention::apply(*query, *key, *value, befores, owns, key_rows, scale));
+  });
+}
+
+// The same on CUDA for documents whose keys and values lie as they see them. queries, keys [documents + 1] int32: where
+// each document's begin. A window above 0 is the number of keys that a query sees at most.
+int luthier_flash_attention(Tensor* query, Tensor* key, Tensor* value, Tensor* queries, Tensor* keys,
+                            int64_t most_queries, int64_t most_keys, int64_t window, double scale, Tensor** out) {
+  return guarded([=] {
+    TORCH_CHECK(query->is_cuda() && query->dim() == 3 && key->dim() == 3 && key->sizes() == value->sizes());
+    const auto back = window > 0 ? std::optional<int64_t>(window - 1) : std::nullopt;
+    const auto ahead = window > 0 ? std::optional<int64_t>(0) : std::nullopt;
+    const auto result = at::_flash_attention_forward(*query, *key, *value, *queries, *keys, most_queries, most_keys,
+                                                     /*dropout_p=*/0.0, /*is_causal=*/true,
+                                                     /*return_debug_mask=*/false, scale, back, ahead);
+    *out = new Tensor(std::get<0>(result).flatten(1));
   });
 }
 

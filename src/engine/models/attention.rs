@@ -188,13 +188,20 @@ impl Attention {
             return documents
                 .seen_after(past, |seen| csrc::attention(query, &key, &value, seen, self.spec.scale));
         }
+        let open = self.spec.score_cap.is_some() || self.slopes.is_some();
+        if query.device().is_cuda()
+            && !open
+            && csrc::has_flash_attention(self.spec.head_size as i64, query.kind())
+        {
+            let (key, value) = (above(prefix.map(|p| &p.0), key)?, above(prefix.map(|p| &p.1), value)?);
+            return documents.flash_attention([query, &key, &value], past, self.window(), self.spec.scale);
+        }
         let lengths = documents.lengths();
         let Some(spread) = documents.spread() else {
             return self.documents_apart(query, key, value, &lengths, prefix);
         };
         // Written out as separate documents. Queries of shared tokens are computed for each document and
-        // dropped: without them, a document's own tokens would need a mask, for which there is no fast GPU
-        // kernel.
+        // dropped: without them, a document's own tokens would need a mask.
         let apart = |x: &Tensor| ops::gather(x, &spread.rows);
         let mixed = self.documents_apart(&apart(query)?, &apart(key)?, &apart(value)?, &lengths, prefix)?;
         ops::select_rows(&mixed, 0, &spread.own)

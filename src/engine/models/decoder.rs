@@ -140,8 +140,11 @@ impl Model {
         let is_usual = |attention: &AttentionSpec| {
             attention.score_cap.is_none() && attention.position != Position::Linear
         };
-        self.device == Device::Cpu
-            && self.files.architecture.layers.iter().all(|layer| is_usual(&layer.attention))
+        let is_shared = |attention: &AttentionSpec| {
+            let flash = csrc::has_flash_attention(attention.head_size as i64, self.kind);
+            is_usual(attention) && (self.device == Device::Cpu || flash)
+        };
+        self.files.architecture.layers.iter().all(|layer| is_shared(&layer.attention))
     }
 
     /// Every linear layer that an adapter can act on, by [`crate::layers::Site`]. The head is the last.

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use tch::{Device, Tensor};
+use std::sync::{Mutex, PoisonError};
+
+use tch::{Device, Kind, Tensor};
 
 use crate::csrc;
 use crate::error::Result;
@@ -21,6 +23,18 @@ pub(super) struct Documents {
     rows: Vec<i64>,
     /// The same on the device, if documents share tokens.
     spread: Option<Spread>,
+    device: Device,
+    /// Made once for all layers.
+    laid: Mutex<Option<Laid>>,
+}
+
+/// What CUDA's flash attention takes of documents, after the rows of keys that all of them see.
+struct Laid {
+    /// Number of those rows.
+    after: i64,
+    lengths: csrc::Lengths,
+    /// `[L]` int64: the row of keys and values for every document's tokens; nothing if these are all rows in order.
+    rows: Option<Tensor>,
 }
 
 /// Indices that expand shared tokens for every document, and back.
@@ -29,6 +43,29 @@ pub(super) struct Spread {
     pub rows: Tensor,
     /// `[N]` int64: the index of each own token among those.
     pub own: Tensor,
+}
+
+impl Laid {
+    fn new(after: i64, seen: csrc::Seen, device: Device) -> Result<Self> {
+        let keys: Vec<i64> = seen.before.iter().zip(seen.own).map(|(before, own)| before + own).collect();
+        let begins = |lengths: &[i64]| {
+            let ends = lengths.iter().scan(0, |end, length| {
+                *end += length;
+                Some(*end)
+            });
+            let begins: Vec<i64> = std::iter::once(0).chain(ends).collect();
+            ops::to_kind(&ops::integers(&begins, device)?, Kind::Int)
+        };
+        let most = |lengths: &[i64]| lengths.iter().copied().max().unwrap_or_default();
+        let lengths = csrc::Lengths {
+            queries: begins(seen.own)?,
+            keys: begins(&keys)?,
+            most_queries: most(seen.own),
+            most_keys: most(&keys),
+        };
+        let rows = if seen.rows.is_empty() { None } else { Some(ops::integers(seen.rows, device)?) };
+        Ok(Self { after, lengths, rows })
+    }
 }
 
 impl Documents {
@@ -55,7 +92,8 @@ impl Documents {
     pub fn new(list: Vec<Document>, device: Device) -> Result<Self> {
         let before: Vec<i64> = list.iter().map(Document::before).collect();
         let own = list.iter().map(|document| document.own).collect();
-        let mut documents = Self { list, before, own, rows: Vec::new(), spread: None };
+        let (rows, spread, laid) = (Vec::new(), None, Mutex::default());
+        let mut documents = Self { list, before, own, rows, spread, device, laid };
         if documents.before.iter().any(|&before| before > 0) {
             let (mut start, mut places) = (0, Vec::new());
             for document in &documents.list {
@@ -99,6 +137,29 @@ impl Documents {
     /// `None` if no tokens are shared.
     pub fn spread(&self) -> Option<&Spread> {
         self.spread.as_ref()
+    }
+
+    /// Attention by CUDA's flash kernel, of queries over keys and values of which the first `after` rows are seen by all
+    /// documents; arguments and result as of [`csrc::flash_attention`].
+    pub fn flash_attention(
+        &self,
+        [query, key, value]: [&Tensor; 3],
+        after: i64,
+        window: Option<i64>,
+        scale: f64,
+    ) -> Result<Tensor> {
+        let mut laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
+        let laid = match laid.take() {
+            Some(found) if found.after == after => laid.insert(found),
+            _ => laid.insert(self.seen_after(after, |seen| Laid::new(after, seen, self.device))?),
+        };
+        match &laid.rows {
+            None => csrc::flash_attention(query, key, value, &laid.lengths, window, scale),
+            Some(rows) => {
+                let (key, value) = (ops::gather(key, rows)?, ops::gather(value, rows)?);
+                csrc::flash_attention(query, &key, &value, &laid.lengths, window, scale)
+            }
+        }
     }
 
     /// Calls `f` with the documents in the form that [`csrc::attention`] takes, after `count` rows of keys

@@ -7,6 +7,7 @@ mod attention;
 mod block;
 mod decoder;
 mod documents;
+mod flash;
 mod frame;
 pub mod head;
 mod mlp;
@@ -14,3 +15,4 @@ mod norm;
 mod rope;
 
 pub use decoder::{Model, Trace};
+pub use flash::try_flash_attention;

@@ -137,7 +137,7 @@ fn the_selection_stays_in_its_place_while_found_rows_are_set_aside() {
     let mut state = DataState::default();
     state.read(rows().into(), Pool::default());
     state.search = "printer".to_owned();
-    let mut find = |state: &mut DataState, rows: &[usize]| {
+    let find = |state: &mut DataState, rows: &[usize]| {
         assert!(state.relist().is_some());
         state.found(Found { typed: "printer".to_owned(), rows: rows.to_vec(), share: None });
     };
