@@ -76,7 +76,10 @@ pub(super) fn read(reader: impl BufRead, parse: Parse, sink: &mut Sink) -> Resul
 }
 
 pub(super) fn not_utf8(column: usize) -> String {
-    format!("not UTF-8 at byte {}", column + 1)
+    format!(
+        "not UTF-8 at byte {}; if the file is Latin-1, write it anew with iconv -f latin1 -t utf-8",
+        column + 1
+    )
 }
 
 /// A JSON error without its line number, which the row's place already gives.

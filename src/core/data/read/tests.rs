@@ -166,7 +166,10 @@ fn tables_are_read_by_their_header() {
     let messages: Vec<String> = dataset.problems.iter().map(ToString::to_string).collect();
     assert_eq!(
         messages,
-        ["a.csv:5: 1 fields, but the header has 3", "a.csv:6: column \"prompt\" is not UTF-8 at byte 1"]
+        [
+            "a.csv:5: 1 fields, but the header has 3",
+            "a.csv:6: column \"prompt\" is not UTF-8 at byte 1; if the file is Latin-1, write it anew with iconv -f latin1 -t utf-8"
+        ]
     );
     let tsv = b"q\ta\nWhat?\tThat, of course\n";
     let mapped = ["data.eval=0", "data.columns={ prompt = \"q\", completion = \"a\" }"];
