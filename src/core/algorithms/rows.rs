@@ -109,7 +109,7 @@ impl RowShape {
         }
         if self == Self::Answer {
             for row in rows.iter().filter(|row| row.label == Some(false)) {
-                findings.row(ProblemKind::NotForAlgorithm, Severity::Blocks, row, &bad_answer(algorithm));
+                findings.row(ProblemKind::BadAnswer, Severity::Blocks, row, &bad_answer(algorithm));
             }
         }
     }

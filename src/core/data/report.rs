@@ -190,6 +190,8 @@ kinds! {
     NothingLearned = "empty reply learned";
     /// Rows that `train.algorithm` cannot learn from.
     NotForAlgorithm = "not for train.algorithm";
+    /// An answer that its row labels as bad, and that would be learned as a good one.
+    BadAnswer = "bad answer";
     /// A preference pair whose sides are the same.
     SameSides = "chosen equals rejected";
     /// Numbers of good and bad answers that are out of balance.

@@ -181,13 +181,17 @@ fn pairs_and_dpo_need_each_other() {
 fn a_bad_answer_is_refused_in_supervised_training() {
     let answer = |label: bool| json!({"prompt": "a", "completion": "b", "label": label});
     let sft = prepared(&[answer(true), answer(false)], &["data.eval=0"]);
-    let problem = found(&sft, ProblemKind::NotForAlgorithm)[0];
+    let problem = found(&sft, ProblemKind::BadAnswer)[0];
     assert_eq!((problem.severity, problem.row), (Severity::Blocks, Some(1)));
     assert!(
         problem.message.starts_with("a.jsonl:2: its \"label\" is false, which marks a bad answer"),
         "{problem:?}"
     );
     assert!(!prepared(&[answer(true)], &["data.eval=0"]).checked.report.blocks());
+    // Unlike rows of another shape, it can be learned if somebody wants that.
+    let allowed = prepared(&[answer(true), answer(false)], &["data.eval=0", "data.allow=[\"bad_answer\"]"]);
+    assert!(!allowed.checked.report.blocks() && allowed.train.len() == 2);
+    assert!(!ProblemKind::NotForAlgorithm.can_be_allowed());
 }
 
 #[test]
