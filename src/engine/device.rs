@@ -1,7 +1,8 @@
 //! The device of tensors, and libtorch's process-wide settings.
 
+use std::collections::BTreeSet;
 use std::env;
-use std::sync::{Once, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use luthier_core::config::{self, Config};
 use luthier_core::machine::{self, CudaVersion, Gpu, Sighting};
@@ -86,7 +87,7 @@ pub fn choose(device: config::Device) -> Result<Device> {
 /// Starts CUDA on a device. Must be called before the first tensor is created; later calls do little.
 fn start(index: usize) -> Result<Device> {
     static CUDA: OnceLock<std::result::Result<csrc::CudaLibraries, String>> = OnceLock::new();
-    static FLASH: Once = Once::new();
+    static TRIED: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
     let major = torch_cuda().map_or(0, |cuda| cuda.major);
     let opened = CUDA.get_or_init(|| csrc::open_cuda(major));
     opened.as_ref().map_err(|reason| EngineError::Device(reason.clone()))?;
@@ -96,7 +97,9 @@ fn start(index: usize) -> Result<Device> {
     }
     csrc::start_device_memory(index, FIRST_ALLOCATION)?;
     let device = Device::Cuda(index);
-    FLASH.call_once(|| models::try_flash_attention(device));
+    if TRIED.lock().unwrap_or_else(PoisonError::into_inner).insert(index) {
+        models::try_flash_attention(device);
+    }
     Ok(device)
 }
 
@@ -143,7 +146,10 @@ pub fn prepare(config: &Config, device: Device) -> Result<()> {
 
 /// The type of activations and frozen weights.
 pub fn compute_kind(dtype: config::Dtype, device: Device) -> Kind {
-    let lacks_bf16 = dtype == config::Dtype::Auto && gpu(device).is_some_and(|gpu| !gpu.has_bf16());
+    let lacks_bf16 = match device {
+        Device::Cuda(index) => sighting().visible_gpus().get(index).is_some_and(|gpu| !gpu.has_bf16()),
+        _ => false,
+    };
     let place = Place { gpu: device.is_cuda(), lacks_bf16, ..Place::default() };
     if plan::is_half(dtype, place) { Kind::BFloat16 } else { Kind::Float }
 }

@@ -1,28 +1,33 @@
 //! CUDA's flash attention over documents of different lengths.
 
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{checked, luthier_flash_attention, owned, pointer};
 use crate::error::Result;
 
-/// Whether it was seen to work on this process's GPU.
-static WORKS: AtomicBool = AtomicBool::new(false);
+/// A bit for each CUDA device on which it was seen to work.
+static WORKS: AtomicU64 = AtomicU64::new(0);
 
 /// Largest head size that the kernel takes, and what head sizes must be multiples of.
 const MAX_HEAD: i64 = 256;
 const HEAD_STEP: i64 = 8;
 
-/// Says whether [`flash_attention`] may be used.
-pub fn allow_flash_attention(works: bool) {
-    WORKS.store(works, Ordering::Relaxed);
+/// Lets [`flash_attention`] be used on a device.
+pub fn allow_flash_attention(device: Device) {
+    WORKS.fetch_or(bit(device), Ordering::Relaxed);
 }
 
-/// Whether [`flash_attention`] may be used for layers of this head size and type.
-pub fn has_flash_attention(head_size: i64, kind: Kind) -> bool {
-    WORKS.load(Ordering::Relaxed)
+fn bit(device: Device) -> u64 {
+    let Device::Cuda(index) = device else { return 0 };
+    u32::try_from(index).ok().and_then(|index| 1_u64.checked_shl(index)).unwrap_or(0)
+}
+
+/// Whether [`flash_attention`] may be used on a device for layers of this head size and type.
+pub fn has_flash_attention(device: Device, head_size: i64, kind: Kind) -> bool {
+    WORKS.load(Ordering::Relaxed) & bit(device) != 0
         && matches!(kind, Kind::BFloat16 | Kind::Half)
         && head_size <= MAX_HEAD
         && head_size % HEAD_STEP == 0

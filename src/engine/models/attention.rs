@@ -189,10 +189,7 @@ impl Attention {
                 .seen_after(past, |seen| csrc::attention(query, &key, &value, seen, self.spec.scale));
         }
         let open = self.spec.score_cap.is_some() || self.slopes.is_some();
-        if query.device().is_cuda()
-            && !open
-            && csrc::has_flash_attention(self.spec.head_size as i64, query.kind())
-        {
+        if !open && csrc::has_flash_attention(query.device(), self.spec.head_size as i64, query.kind()) {
             let (key, value) = (above(prefix.map(|p| &p.0), key)?, above(prefix.map(|p| &p.1), value)?);
             return documents.flash_attention([query, &key, &value], past, self.window(), self.spec.scale);
         }

@@ -141,7 +141,7 @@ impl Model {
             attention.score_cap.is_none() && attention.position != Position::Linear
         };
         let is_shared = |attention: &AttentionSpec| {
-            let flash = csrc::has_flash_attention(attention.head_size as i64, self.kind);
+            let flash = csrc::has_flash_attention(self.device, attention.head_size as i64, self.kind);
             is_usual(attention) && (self.device == Device::Cpu || flash)
         };
         self.files.architecture.layers.iter().all(|layer| is_shared(&layer.attention))

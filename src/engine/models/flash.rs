@@ -1,4 +1,4 @@
-//! CUDA's flash attention over documents is tried once, before it is used: what a GPU, its driver and libtorch make of it
+//! CUDA's flash attention over documents is tried on each device, before it is used: what a GPU, its driver and libtorch make of it
 //! shows only there.
 
 use tch::{Device, Kind, Tensor};
@@ -26,7 +26,9 @@ pub fn try_flash_attention(device: Device) {
         }
         Err(error) => tracing::info!("flash attention over documents is not available: {error}"),
     }
-    csrc::allow_flash_attention(works.unwrap_or(false));
+    if works.unwrap_or(false) {
+        csrc::allow_flash_attention(device);
+    }
 }
 
 /// Attention of query, key and value over documents, with a window.
@@ -126,6 +128,6 @@ mod tests {
     #[test]
     fn a_processor_has_no_flash_attention() {
         try_flash_attention(Device::Cpu);
-        assert!(!csrc::has_flash_attention(64, Kind::BFloat16));
+        assert!(!csrc::has_flash_attention(Device::Cpu, 64, Kind::BFloat16));
     }
 }
