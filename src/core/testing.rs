@@ -1,10 +1,44 @@
-//! Hostile input for property tests: what is valid, spoilt a little, gets further than noise.
+//! What tests of several rooms start from: hostile input for property tests (what is valid, spoilt a little, gets further
+//! than noise), and a machine with GPUs.
 
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::Value;
+
+use crate::machine::{CudaVersion, Gpu, Sighting};
+
+/// A GPU as the driver describes it.
+pub(crate) fn gpu(index: u32, uuid: &str) -> Gpu {
+    Gpu {
+        index,
+        slice: None,
+        name: "NVIDIA H200".to_owned(),
+        uuid: Some(uuid.to_owned()),
+        capability: Some((9, 0)),
+        memory_total: 139 << 30,
+        memory_used: 39 << 30,
+        load_percent: None,
+        temperature: None,
+        power: None,
+        power_limit: None,
+        processes: Vec::new(),
+    }
+}
+
+/// A machine with three GPUs, all of which libtorch can use.
+pub(crate) fn server() -> Sighting {
+    Sighting {
+        has_driver: true,
+        answers: true,
+        driver_version: Some("580.65.06".to_owned()),
+        driver_cuda: CudaVersion::parse("13.0"),
+        gpus: vec![gpu(0, "GPU-aa01"), gpu(1, "GPU-ab02"), gpu(2, "GPU-ac03")],
+        visible: None,
+        torch_cuda: CudaVersion::parse("13.0"),
+    }
+}
 
 /// JSON values that readers trip over.
 pub(crate) fn json() -> impl Strategy<Value = Value> {

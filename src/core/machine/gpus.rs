@@ -309,35 +309,7 @@ impl Sighting {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn gpu(index: u32, uuid: &str) -> Gpu {
-        Gpu {
-            index,
-            slice: None,
-            name: "NVIDIA H200".to_owned(),
-            uuid: Some(uuid.to_owned()),
-            capability: Some((9, 0)),
-            memory_total: 139 << 30,
-            memory_used: 39 << 30,
-            load_percent: None,
-            temperature: None,
-            power: None,
-            power_limit: None,
-            processes: Vec::new(),
-        }
-    }
-
-    fn server() -> Sighting {
-        Sighting {
-            has_driver: true,
-            answers: true,
-            driver_version: Some("580.65.06".to_owned()),
-            driver_cuda: Some(CudaVersion { major: 13, minor: 0 }),
-            gpus: vec![gpu(0, "GPU-aa01"), gpu(1, "GPU-ab02"), gpu(2, "GPU-ac03")],
-            visible: None,
-            torch_cuda: CudaVersion::parse("13.0"),
-        }
-    }
+    use crate::testing::{gpu, server};
 
     fn visible(setting: &str) -> Vec<u32> {
         let seen = Sighting { visible: Some(setting.to_owned()), ..server() };

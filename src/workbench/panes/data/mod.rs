@@ -4,6 +4,7 @@ mod command;
 mod compare;
 mod effect;
 mod event;
+mod facts;
 mod lengths;
 mod listing;
 mod pool;

@@ -13,6 +13,7 @@ use super::command::{COMMANDS, DataCommand};
 use super::compare::Pair;
 use super::effect::DataEffect;
 use super::event::{Checked, DataEvent, Found};
+use super::facts::{Facts, facts};
 use super::listing::{Field, Filter, Order};
 use super::pool::{Chosen, Pool, Rendered, RowSize};
 use super::question::DataQuestion;
@@ -58,14 +59,6 @@ impl Form {
             Self::Tokens => Self::Conversation,
         }
     }
-}
-
-/// What the findings say about a row.
-#[derive(Clone, Copy, Debug, Default)]
-struct Facts {
-    worst: Option<Severity>,
-    /// How many kinds of problems it has.
-    findings: usize,
 }
 
 /// The problems of one kind.
@@ -556,29 +549,6 @@ fn changes_rows(command: DataCommand) -> bool {
             | DataCommand::Split
             | DataCommand::Table
     )
-}
-
-/// What the findings of `report` say about each of `rows` rows.
-fn facts(report: &Report, rows: usize) -> Vec<Facts> {
-    let mut facts = vec![Facts::default(); rows];
-    let worse = |left: Option<Severity>, right| Some(left.map_or(right, |left| left.min(right)));
-    for of in &report.rows_of {
-        // Which rows beyond those with a message are the worse ones is not known.
-        let severities = report.problems.iter().filter(|problem| problem.kind == of.kind);
-        let mildest = severities.map(|problem| problem.severity).max().unwrap_or(Severity::Note);
-        for row in &of.rows {
-            if let Some(facts) = facts.get_mut(*row) {
-                facts.findings += 1;
-                facts.worst = worse(facts.worst, mildest);
-            }
-        }
-    }
-    for problem in &report.problems {
-        if let Some(facts) = problem.row.and_then(|row| facts.get_mut(row)) {
-            facts.worst = worse(facts.worst, problem.severity);
-        }
-    }
-    facts
 }
 
 impl Pane for DataState {
