@@ -25,7 +25,7 @@ fn main() {
             println!("cargo:rerun-if-changed={}", version.display());
         }
     }
-    // `make setup` writes it anew whenever it moves the link.
+    // `make setup` rewrites it whenever it moves the link.
     let moved = linked.with_extension("path");
     if moved.exists() {
         println!("cargo:rerun-if-changed={}", moved.display());

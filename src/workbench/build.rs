@@ -6,7 +6,7 @@ use std::path::PathBuf;
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let linked = std::env::var_os("LIBTORCH").map(PathBuf::from).unwrap_or_default();
-    // `make setup` writes it anew whenever it moves the link.
+    // `make setup` rewrites it whenever it moves the link.
     println!("cargo:rerun-if-changed={}", linked.with_extension("path").display());
     let torch = linked.canonicalize().unwrap_or_default();
     println!("cargo:rustc-env=LUTHIER_LIBTORCH={}", torch.join("lib").display());

@@ -77,7 +77,7 @@ pub(super) fn read(reader: impl BufRead, parse: Parse, sink: &mut Sink) -> Resul
 
 pub(super) fn not_utf8(column: usize) -> String {
     format!(
-        "not UTF-8 at byte {}; if the file is Latin-1, write it anew with iconv -f latin1 -t utf-8",
+        "not UTF-8 at byte {}; if the file is Latin-1, convert it with iconv -f latin1 -t utf-8",
         column + 1
     )
 }

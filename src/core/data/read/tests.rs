@@ -168,7 +168,7 @@ fn tables_are_read_by_their_header() {
         messages,
         [
             "a.csv:5: 1 fields, but the header has 3",
-            "a.csv:6: column \"prompt\" is not UTF-8 at byte 1; if the file is Latin-1, write it anew with iconv -f latin1 -t utf-8"
+            "a.csv:6: column \"prompt\" is not UTF-8 at byte 1; if the file is Latin-1, convert it with iconv -f latin1 -t utf-8"
         ]
     );
     let tsv = b"q\ta\nWhat?\tThat, of course\n";
