@@ -65,9 +65,9 @@ const ENGINE_ROOMS: [&str; 20] = [
 
 /// The rooms of core. `config`, `algorithms`, `model` and `data` are one floor: a setting takes an algorithm, an algorithm
 /// checks rows, and rows are read as settings say.
-const CORE_ROOMS: [&str; 14] = [
-    "text", "hash", "random", "panics", "units", "json", "files", "machine", "hub", "config", "plan", "runs",
-    "eval", "sweep",
+const CORE_ROOMS: [&str; 15] = [
+    "text", "hash", "random", "panics", "paths", "units", "json", "files", "machine", "hub", "config",
+    "plan", "runs", "eval", "sweep",
 ];
 
 /// The rooms of core that count as `config`.
@@ -75,8 +75,8 @@ const WITH_CONFIG: [&str; 3] = ["algorithms", "model", "data"];
 
 /// The rooms of the workbench. `app` and what its closed enums are made of are one floor: the list of panes makes the
 /// commands, and commands name keys.
-const WORKBENCH_ROOMS: [&str; 10] =
-    ["telemetry", "paths", "theme", "hub", "project", "app", "term", "effects", "runtime", "cli"];
+const WORKBENCH_ROOMS: [&str; 9] =
+    ["telemetry", "theme", "hub", "project", "app", "term", "effects", "runtime", "cli"];
 
 /// The rooms of the workbench that count as `app`.
 const WITH_APP: [&str; 5] = ["panes", "command", "keymap", "widgets", "ui"];

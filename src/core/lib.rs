@@ -12,6 +12,7 @@ pub mod json;
 pub mod machine;
 pub mod model;
 pub mod panics;
+pub mod paths;
 pub mod plan;
 pub mod random;
 pub mod runs;

@@ -9,7 +9,6 @@ pub mod effects;
 pub mod hub;
 pub mod keymap;
 pub mod panes;
-mod paths;
 mod project;
 pub mod runtime;
 pub mod telemetry;

@@ -16,12 +16,12 @@ use tokio::sync::mpsc;
 
 use crate::app::{App, Effect, Ending, Event, Now, Opening, Signal, TerminalEffect};
 use crate::effects::{Performer, QUEUE, Settings};
-use crate::paths::{settings_folder, state_folder};
 use crate::project::Host;
 use crate::telemetry::{self, SLOW_TURN};
 use crate::term::{self, FrameLimiter, Terminal, TerminalError};
 use crate::theme::{ColorHints, DEFAULT, Library};
 use crate::ui;
+use luthier_core::paths::{settings_folder, state_folder};
 
 /// The longest time that ready events are handled before a frame is drawn.
 const DRAIN: Duration = Duration::from_millis(8);

@@ -8,9 +8,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::failure::Outcome;
 use super::output;
-use crate::paths::settings_folder;
 use crate::project::{Progress, Project, Refusal};
 use crate::theme::Library;
+use luthier_core::paths::settings_folder;
 
 /// Runs an operation that checks the data, with a bar on stderr where that is a terminal.
 pub fn with_bar<T>(operation: impl FnOnce(&mut Progress) -> Result<T, Refusal>) -> Outcome<T> {

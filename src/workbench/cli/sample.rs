@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::paths::cache_folder;
+use luthier_core::paths::cache_folder;
 
 /// The file that `make setup` fetches.
 const FILE: &str = "smollm2-135m-instruct-q4_1.gguf";

@@ -29,7 +29,7 @@ use luthier_core::model::ModelFiles;
 use luthier_core::plan::{Place, PlanError};
 use luthier_core::runs::{self, RunError};
 
-use crate::paths::cache_folder;
+use luthier_core::paths::cache_folder;
 
 pub use control::{ask, edit, resume, write_setting};
 pub use convert::{Converted, convert};

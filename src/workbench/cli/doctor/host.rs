@@ -11,8 +11,8 @@ use luthier_core::units;
 
 use super::{Finding, Standing};
 use crate::cli::sample;
-use crate::paths::cache_folder;
 use crate::project::torch_cuda;
+use luthier_core::paths::cache_folder;
 
 /// Less memory than this is too little for the smallest model worth tuning.
 const LITTLE_MEMORY: u64 = 2 << 30;
