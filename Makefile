@@ -6,7 +6,7 @@ CARGO ?= cargo
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run demo test bench bench-peers bench-workbench bench-data gpu-check fuzz lint deny clean
+.PHONY: help setup build run demo test bench bench-peers bench-workbench bench-data gpu-check kernels fuzz lint deny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench-data: build ## checking a dataset of 100,000 rows: time and memory
 
 gpu-check: build ## what a checkout needs beside it to be checked on a machine with a GPU, and the command for it
 	@python3 scripts/gpu_check/pack.py
+
+kernels: ## compile every kernel for CUDA for each GPU architecture, without a GPU (installs the compiler into the cache)
+	@python3 scripts/kernels.py
 
 fuzz: ## every reader of what others wrote against hostile input, FUZZ_SECONDS=10 each
 	@python3 scripts/fuzz.py

@@ -5,8 +5,13 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     // The Rust half of the interface is in the same folder, but is no reason to compile the C++ half.
-    let sources = std::fs::read_dir("csrc").into_iter().flatten().flatten().map(|entry| entry.path());
-    for source in sources.filter(|path| path.extension().is_some_and(|kind| kind == "cpp" || kind == "h")) {
+    let folders =
+        ["csrc", "csrc/cuda"].map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten());
+    let sources = folders.into_iter().flatten().map(|entry| entry.path());
+    let is_source = |path: &PathBuf| {
+        path.extension().is_some_and(|kind| ["cpp", "h", "cu"].map(Some).contains(&kind.to_str()))
+    };
+    for source in sources.filter(is_source) {
         println!("cargo:rerun-if-changed={}", source.display());
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -30,9 +35,11 @@ fn main() {
     if moved.exists() {
         println!("cargo:rerun-if-changed={}", moved.display());
     }
-    seam(&torch).file("csrc/shim.cpp").compile("luthier_shim");
+    seam(&torch).file("csrc/shim.cpp").file("csrc/launch.cpp").file("csrc/fused.cpp").compile("luthier_shim");
     // Decoded weights equal those of bitsandbytes bit for bit only if products are rounded before additions.
     seam(&torch).flag("-ffp-contract=off").file("csrc/quantised.cpp").compile("luthier_quantised");
+    // Only tests refer to it. Its products are rounded like those that CUDA is told to round.
+    compiler().flag("-ffp-contract=off").file("csrc/cuda/emulation.cpp").compile("luthier_emulation");
     // The same kernels for several instruction sets; the program chooses at run time.
     let x86: &[(&str, &[&str])] = &[
         ("avx2", &["-mavx2", "-mfma", "-mf16c"]),

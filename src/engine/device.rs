@@ -99,6 +99,7 @@ fn start(index: usize) -> Result<Device> {
     let device = Device::Cuda(index);
     if TRIED.lock().unwrap_or_else(PoisonError::into_inner).insert(index) {
         models::try_flash_attention(device);
+        models::try_fused_operations(device);
     }
     Ok(device)
 }

@@ -206,6 +206,13 @@ pub fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
     labelled("distance", &[a, b], difference)
 }
 
+/// The largest absolute difference in f32, over the largest magnitude of `expected`, or over 1 if that is less. Waits for
+/// the device.
+pub fn relative_distance(found: &Tensor, expected: &Tensor) -> Result<f64> {
+    let expected = to_kind(expected, Kind::Float)?;
+    Ok(distance(found, &expected)? / largest_magnitude(&expected)?.max(1.0))
+}
+
 /// The largest absolute value in f32; 0 for an empty tensor. Waits for the device.
 pub fn largest_magnitude(x: &Tensor) -> Result<f64> {
     if x.numel() == 0 {
@@ -367,6 +374,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
     if csrc::all_plain(&[x, weight]) && !weight.requires_grad() {
         return csrc::rms_norm(x, weight, epsilon);
     }
+    if fuses(csrc::Program::Norm, &[x, weight]) && !weight.requires_grad() {
+        return csrc::fused_add_norm(x, None, weight, epsilon).map(|(_, norm)| norm);
+    }
     if x.kind() == Kind::Float {
         return labelled("rms_norm", &[x, weight], x.f_rms_norm(weight.size(), Some(weight), epsilon));
     }
@@ -374,6 +384,25 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
     let normalised = x.f_rms_norm(weight.size(), None::<&Tensor>, epsilon);
     let normalised = normalised.and_then(|normalised| weight.f_mul(&normalised));
     labelled("rms_norm", &[x, weight], normalised)
+}
+
+/// `x + other` and its [`rms_norm`].
+pub fn add_rms_norm(x: &Tensor, other: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
+    if fuses(csrc::Program::Norm, &[x, other, weight])
+        && !weight.requires_grad()
+        && let (Some(sum), norm) = csrc::fused_add_norm(x, Some(other), weight, epsilon)?
+    {
+        return Ok((sum, norm));
+    }
+    let sum = add(x, other)?;
+    let norm = rms_norm(&sum, weight, epsilon)?;
+    Ok((sum, norm))
+}
+
+/// Whether a kernel of a program computes an operation on these tensors.
+fn fuses(program: csrc::Program, tensors: &[&Tensor]) -> bool {
+    let device = tensors.first().map_or(Device::Cpu, |x| x.device());
+    csrc::has_program(program, device) && tensors.iter().all(|x| csrc::in_eights(x))
 }
 
 /// As [`rms_norm`], but rounded to the type of `x` only at the end, as in Gemma (transformers
@@ -413,6 +442,9 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if csrc::all_plain(&[gate, up]) {
         return csrc::swiglu(gate, up);
     }
+    if fuses(csrc::Program::Elementwise, &[gate, up]) {
+        return csrc::fused_swiglu(gate, up);
+    }
     labelled("swiglu", &[gate, up], gate.f_silu().and_then(|active| active.f_mul(up)))
 }
 
@@ -422,6 +454,9 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     if csrc::all_plain(&[x, cos, sin]) {
         return csrc::rope(x, cos, sin);
+    }
+    if fuses(csrc::Program::Elementwise, &[x, cos, sin]) {
+        return csrc::fused_rope(x, cos, sin);
     }
     let half = cos.size().last().copied().unwrap_or_default();
     let size = x.size().last().copied().unwrap_or_default();

@@ -1,8 +1,10 @@
 //! The C interface to libtorch (`csrc`): one safe function per symbol. The engine's only unsafe code.
 #![expect(unsafe_code, reason = "this is the interface to C++; each use says why it is sound")]
 
+mod cuda;
 mod device;
 mod flash;
+mod fused;
 mod kernels;
 mod memory;
 mod quantised;
@@ -15,6 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+use self::cuda::{Launch, SetContext};
+#[cfg(test)]
+pub use self::cuda::{PROGRAMS, emulate_kernels};
+pub use self::cuda::{Program, has_program, try_program};
 #[cfg(test)]
 pub use self::device::has_cudnn_attention;
 pub use self::device::{
@@ -23,6 +29,10 @@ pub use self::device::{
     tf32, upload,
 };
 pub use self::flash::{Lengths, allow_flash_attention, flash_attention, has_flash_attention};
+pub use self::fused::{
+    Nf4Levels, fused_add_norm, fused_blocks_decode, fused_blocks_product, fused_nf4_decode, fused_nf4_encode,
+    fused_nf4_product, fused_rope, fused_swiglu, in_eights,
+};
 pub use self::kernels::{
     LowRank, Seen, adapted_linear, add_low_rank, all_plain, attend, attention, gather, is_plain, linear,
     rms_norm, rope, swiglu, time_spent,
@@ -34,7 +44,7 @@ pub use self::quantised::{
     remade_linear, stored_product,
 };
 pub use self::training::{
-    AdamW, CrossEntropy, Head, Moments, Through, adamw, backward, clip, dropout_mask, grad_norm,
+    AdamW, Comparison, CrossEntropy, Head, Moments, Through, adamw, backward, clip, dropout_mask, grad_norm,
     linear_cross_entropy,
 };
 use crate::error::{EngineError, Result};
@@ -97,6 +107,7 @@ unsafe extern "C" {
         chunk: i64,
         count_correct: c_int,
         by_row: c_int,
+        fused: c_int,
         sum: *mut Pointer,
         losses: *mut Pointer,
         correct: *mut Pointer,
@@ -177,6 +188,44 @@ unsafe extern "C" {
         rows: i64,
         columns: i64,
         kind: c_int,
+        out: *mut Pointer,
+    ) -> c_int;
+    fn luthier_use_driver(launch: Launch, set_context: Option<SetContext>, context: *mut c_void) -> c_int;
+    fn luthier_use_kernel(name: *const c_char, function: *mut c_void) -> c_int;
+    fn luthier_fused_swiglu(gate: Pointer, up: Pointer, out: *mut Pointer) -> c_int;
+    fn luthier_fused_rope(x: Pointer, cos: Pointer, sin: Pointer, out: *mut Pointer) -> c_int;
+    fn luthier_fused_add_norm(
+        x: Pointer,
+        other: Pointer,
+        weight: Pointer,
+        epsilon: f64,
+        sum: *mut Pointer,
+        out: *mut Pointer,
+    ) -> c_int;
+    fn luthier_fused_nf4_decode(matrix: *const Nf4Pointers, kind: c_int, out: *mut Pointer) -> c_int;
+    fn luthier_fused_nf4_product(x: Pointer, matrix: *const Nf4Pointers, out: *mut Pointer) -> c_int;
+    fn luthier_fused_nf4_encode(
+        values: Pointer,
+        bounds: Pointer,
+        smallest: f32,
+        zero: c_int,
+        codes: *mut Pointer,
+        largest: *mut Pointer,
+    ) -> c_int;
+    fn luthier_fused_blocks_decode(
+        bytes: Pointer,
+        format: c_int,
+        rows: i64,
+        columns: i64,
+        kind: c_int,
+        out: *mut Pointer,
+    ) -> c_int;
+    fn luthier_fused_blocks_product(
+        x: Pointer,
+        bytes: Pointer,
+        format: c_int,
+        rows: i64,
+        columns: i64,
         out: *mut Pointer,
     ) -> c_int;
     fn luthier_device_memory(device: c_int, out: *mut i64) -> c_int;

@@ -15,50 +15,21 @@
 #include <vector>
 
 #include "kernels.h"
+#include "quantised.h"
 #include "seam.h"
 
 using at::Tensor;
 using luthier::guarded;
+using luthier::NF4_BLOCK;
+using luthier::NF4_SCALES;
 
 namespace {
-
-constexpr int64_t BLOCK = 64, SCALES = 256;
-
-}  // namespace
-
-extern "C" {
-
-// A matrix [rows, columns] in NF4, in the encoding of weights/nf4.rs, with its decoding tables, all on one device.
-struct luthier_nf4 {
-  const Tensor *codes, *scales;    // uint8: two elements per byte; one per 64 elements
-  const Tensor *nested, *offset;   // float: one per 256 scales; one number
-  const Tensor *pairs, *dynamic;   // float: [256, 2], the two elements of every byte; [256], the scales' values
-  int64_t rows, columns;
-};
-
-}  // extern "C"
-
-namespace {
-
-int64_t blocks(const luthier_nf4& matrix) { return (matrix.rows * matrix.columns + BLOCK - 1) / BLOCK; }
-
-void check(const luthier_nf4& matrix) {
-  const int64_t count = matrix.rows * matrix.columns, scales = blocks(matrix);
-  const auto holds = [](const Tensor& x, at::ScalarType type, int64_t elements) {
-    return x.scalar_type() == type && x.is_contiguous() && x.numel() == elements;
-  };
-  TORCH_CHECK(matrix.rows >= 0 && matrix.columns >= 0);
-  TORCH_CHECK(holds(*matrix.codes, at::kByte, (count + 1) / 2) && holds(*matrix.scales, at::kByte, scales));
-  TORCH_CHECK(holds(*matrix.nested, at::kFloat, (scales + SCALES - 1) / SCALES));
-  TORCH_CHECK(holds(*matrix.offset, at::kFloat, 1) && holds(*matrix.pairs, at::kFloat, 512));
-  TORCH_CHECK(holds(*matrix.dynamic, at::kFloat, 256));
-}
 
 // Decodes on the CPU.
 class Decoder {
  public:
   explicit Decoder(const luthier_nf4& matrix) : count(matrix.rows * matrix.columns) {
-    check(matrix);
+    luthier::check(matrix);
     for (const Tensor* part : {matrix.codes, matrix.scales, matrix.nested, matrix.offset, matrix.pairs, matrix.dynamic})
       TORCH_CHECK(part->device().is_cpu());
     codes = matrix.codes->const_data_ptr<uint8_t>();
@@ -72,12 +43,12 @@ class Decoder {
   // Writes the elements of blocks [start, end).
   template <class T>
   void decode(int64_t start, int64_t end, T* out) const {
-    for (int64_t block = start; block < end; ++block, out += BLOCK) {
-      const float scale = dynamic[scales[block]] * nested[block / SCALES] + offset;
-      const uint8_t* code = codes + block * (BLOCK / 2);
-      const int64_t rest = count - block * BLOCK;
-      if (rest >= BLOCK) {
-        for (int64_t i = 0; i < BLOCK / 2; ++i) {
+    for (int64_t block = start; block < end; ++block, out += NF4_BLOCK) {
+      const float scale = dynamic[scales[block]] * nested[block / NF4_SCALES] + offset;
+      const uint8_t* code = codes + block * (NF4_BLOCK / 2);
+      const int64_t rest = count - block * NF4_BLOCK;
+      if (rest >= NF4_BLOCK) {
+        for (int64_t i = 0; i < NF4_BLOCK / 2; ++i) {
           const float* pair = pairs + 2 * code[i];
           out[2 * i] = static_cast<T>(pair[0] * scale);
           out[2 * i + 1] = static_cast<T>(pair[1] * scale);
@@ -97,12 +68,14 @@ class Decoder {
 
 // Decodes on any device.
 Tensor look_up(const luthier_nf4& matrix) {
-  const int64_t count = matrix.rows * matrix.columns, scales = blocks(matrix);
+  const int64_t count = matrix.rows * matrix.columns, scales = luthier::blocks(matrix);
   Tensor scale = matrix.dynamic->index_select(0, matrix.scales->to(at::kInt));
-  scale.mul_(matrix.nested->unsqueeze(1).expand({-1, SCALES}).reshape({-1}).narrow(0, 0, scales)).add_(*matrix.offset);
+  const Tensor nested = matrix.nested->unsqueeze(1).expand({-1, NF4_SCALES}).reshape({-1});
+  scale.mul_(nested.narrow(0, 0, scales)).add_(*matrix.offset);
   Tensor values = matrix.pairs->index_select(0, matrix.codes->to(at::kInt)).view({-1});
-  if (values.numel() < scales * BLOCK) values = at::constant_pad_nd(values, {0, scales * BLOCK - values.numel()});
-  values.view({scales, BLOCK}).mul_(scale.unsqueeze(1));
+  const int64_t missing = scales * NF4_BLOCK - values.numel();
+  if (missing > 0) values = at::constant_pad_nd(values, {0, missing});
+  values.view({scales, NF4_BLOCK}).mul_(scale.unsqueeze(1));
   return values.narrow(0, 0, count).view({matrix.rows, matrix.columns});
 }
 
@@ -216,11 +189,11 @@ int luthier_nf4_decode(const luthier_nf4* matrix, int kind, Tensor** out) {
     const auto type = static_cast<at::ScalarType>(kind);
     TORCH_CHECK(type == at::kFloat || type == at::kBFloat16);
     Tensor dense = at::empty({matrix->rows, matrix->columns}, matrix->codes->options().dtype(type));
-    at::parallel_for(0, blocks(*matrix), 64, [&](int64_t start, int64_t end) {
+    at::parallel_for(0, luthier::blocks(*matrix), 64, [&](int64_t start, int64_t end) {
       if (type == at::kFloat)
-        decoder.decode(start, end, dense.data_ptr<float>() + start * BLOCK);
+        decoder.decode(start, end, dense.data_ptr<float>() + start * NF4_BLOCK);
       else
-        decoder.decode(start, end, dense.data_ptr<at::BFloat16>() + start * BLOCK);
+        decoder.decode(start, end, dense.data_ptr<at::BFloat16>() + start * NF4_BLOCK);
     });
     *out = new Tensor(dense);
   });
@@ -229,7 +202,7 @@ int luthier_nf4_decode(const luthier_nf4* matrix, int kind, Tensor** out) {
 int luthier_nf4_look_up(const luthier_nf4* matrix, int kind, Tensor** out) {
   return guarded([=] {
     at::NoGradGuard no_grad;
-    check(*matrix);
+    luthier::check(*matrix);
     *out = new Tensor(look_up(*matrix).to(static_cast<at::ScalarType>(kind)));
   });
 }
@@ -240,9 +213,9 @@ int luthier_nf4_product(Tensor* x, const luthier_nf4* matrix, Tensor** out) {
   return guarded([=] {
     at::NoGradGuard no_grad;
     const Decoder decoder(*matrix);
-    const int64_t rows = matrix->rows, columns = matrix->columns, each = columns / BLOCK;
+    const int64_t rows = matrix->rows, columns = matrix->columns, each = columns / NF4_BLOCK;
     TORCH_CHECK(x->device().is_cpu() && x->scalar_type() == at::kFloat && x->is_contiguous() && x->dim() == 2);
-    TORCH_CHECK(x->size(1) == columns && columns % BLOCK == 0);
+    TORCH_CHECK(x->size(1) == columns && columns % NF4_BLOCK == 0);
     Tensor y = at::empty({x->size(0), rows}, x->options());
     const float* input = x->const_data_ptr<float>();
     float* output = y.data_ptr<float>();
@@ -262,11 +235,9 @@ int luthier_nf4_product(Tensor* x, const luthier_nf4* matrix, Tensor** out) {
 int luthier_blocks_decode(Tensor* bytes, int format, int64_t rows, int64_t columns, int kind, Tensor** out) {
   return guarded([=] {
     at::NoGradGuard no_grad;
-    TORCH_CHECK(format >= 0 && format < luthier::FORMATS && columns % luthier::BLOCK_ELEMENTS[format] == 0);
-    const int64_t size = luthier::BLOCK_BYTES[format];
-    TORCH_CHECK(bytes->scalar_type() == at::kByte && bytes->is_contiguous() && rows >= 0);
-    TORCH_CHECK(bytes->numel() == rows * (columns / luthier::BLOCK_ELEMENTS[format]) * size);
-    const Tensor dense = decode_blocks(static_cast<luthier::Format>(format), bytes->view({-1, size}));
+    luthier::check_blocks(*bytes, format, rows, columns);
+    const Tensor each = bytes->view({-1, luthier::BLOCK_BYTES[format]});
+    const Tensor dense = decode_blocks(static_cast<luthier::Format>(format), each);
     *out = new Tensor(dense.view({rows, columns}).to(static_cast<at::ScalarType>(kind)));
   });
 }

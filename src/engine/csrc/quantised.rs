@@ -30,7 +30,7 @@ pub struct StoredMatrix<'a> {
 }
 
 /// Number of an encoding in `csrc/kernels.h`; `None` if it has none.
-fn format_number(storage: Storage) -> Option<c_int> {
+pub(super) fn format_number(storage: Storage) -> Option<c_int> {
     match storage {
         Storage::BF16 => Some(0),
         Storage::Q8_0 => Some(1),
@@ -131,7 +131,7 @@ pub(super) struct Nf4Pointers {
 
 impl Nf4Matrix<'_> {
     /// Pointers that are valid as long as the tensors are.
-    fn pointers(&self) -> Nf4Pointers {
+    pub(super) fn pointers(&self) -> Nf4Pointers {
         Nf4Pointers {
             codes: pointer(self.codes),
             scales: pointer(self.scales),

@@ -45,6 +45,7 @@
 #include "cpu.h"
 #include "heap.h"
 #include "kernels.h"
+#include "launch.h"
 #include "remade.h"
 #include "seam.h"
 
@@ -80,9 +81,20 @@ bool differentiates(const Tensors&... tensors) {
 // Sum over rows of the cross entropy between hidden · weightᵀ and ids, without storing all logits: each chunk of
 // rows computes its logits, its loss and directly its gradient (Liger kernel, arXiv 2410.10989, section 3).
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
-  // Writes the loss of each row of logits, and replaces the logits by their gradient if requested.
-  static void compare(Tensor& logits, const Tensor& ids, Tensor& losses, bool gradient) {
+  // Writes the loss of each row of logits, adds the number of rows whose most likely token is right to `correct` if it
+  // is given, and replaces the logits by their gradient if requested.
+  static void compare(Tensor& logits, const Tensor& ids, Tensor& losses, const Tensor* correct, bool gradient,
+                      bool fused) {
     const int64_t rows = logits.size(0), vocabulary = logits.size(1);
+    if (fused && logits.scalar_type() == at::kBFloat16) {
+      const Tensor hits = at::empty_like(losses), id = ids.contiguous();
+      const luthier::Grid grid{static_cast<unsigned>(rows), vocabulary < 8192 ? 128u : 1024u};
+      luthier::launch(luthier::Kernel::compare_rows, logits, grid, logits.mutable_data_ptr(), id.const_data_ptr(),
+                      losses.mutable_data_ptr(), hits.mutable_data_ptr(), vocabulary, static_cast<int>(gradient));
+      if (correct) correct->add_(hits.sum().to(at::kLong));
+      return;
+    }
+    if (correct) correct->add_(logits.argmax(1, true).eq(ids).sum());
     if (plain(logits) && plain(losses) && ids.is_contiguous()) {
       const int64_t* id = ids.const_data_ptr<int64_t>();
       by_type(logits, [&](auto number) {
@@ -124,10 +136,10 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   // loss per row [N], number of rows whose most likely token is right}. Gradients flow through the sum or, with
   // by_row, through each row's own loss. The weight of each row is known only in the backward pass. There, hidden
   // gradients are scaled by row, and those of a trained weight and bias are computed from the logits, which are
-  // computed again.
+  // computed again. `fused` takes the kernel for CUDA, if the logits have no cap.
   static variable_list forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
                                const std::optional<Tensor>& bias, const Tensor& ids, double cap, int64_t chunk,
-                               bool count_correct, bool by_row) {
+                               bool count_correct, bool by_row, bool fused) {
     const Clock clock(HEAD);
     const bool trained_weight = weight.requires_grad(), trained_bias = bias && bias->requires_grad();
     const bool want_hidden = hidden.requires_grad(), want_weight = trained_weight && !by_row;
@@ -135,6 +147,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     const bool own = multiplies(hidden) && plain(hidden, weight);
     const int64_t rows = hidden.size(0), vocabulary = weight.size(0);
     const auto single = hidden.options().dtype(at::kFloat).requires_grad(false);
+    fused = fused && cap <= 0 && hidden.scalar_type() == at::kBFloat16;
     Tensor losses = at::empty({rows}, single);
     Tensor correct = at::zeros({}, single.dtype(at::kLong));
     Tensor grad_hidden = want_hidden ? at::empty_like(hidden) : Tensor();
@@ -147,10 +160,9 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       Tensor part = hidden.slice(0, start, end), id = ids.slice(0, start, end).unsqueeze(1);
       Tensor raw = space.slice(0, 0, end - start);
       const Tensor slope = score(part, weight, bias, cap, raw);
-      Tensor logits = plain(raw) ? raw : raw.to(at::kFloat);
-      if (count_correct) correct.add_(logits.argmax(1, true).eq(id).sum());
+      Tensor logits = fused || plain(raw) ? raw : raw.to(at::kFloat);
       Tensor loss = losses.slice(0, start, end);
-      compare(logits, id, loss, want_hidden || want_weight || want_bias);
+      compare(logits, id, loss, count_correct ? &correct : nullptr, want_hidden || want_weight || want_bias, fused);
       if (slope.defined()) logits.mul_(slope);
       Tensor gradient = logits.to(hidden.scalar_type());
       if (want_hidden) {
@@ -193,7 +205,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       const Tensor slope = score(part, weight, offset, cap, raw);
       Tensor logits = raw.to(at::kFloat);
       Tensor loss = at::empty({end - start}, single);
-      compare(logits, id, loss, true);
+      compare(logits, id, loss, nullptr, true, false);
       if (slope.defined()) logits.mul_(slope);
       logits.mul_(shares.slice(0, start, end).unsqueeze(1));
       if (want_weight) grad_weight.add_(logits.to(hidden.scalar_type()).t().mm(part));
@@ -216,7 +228,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
-    variable_list result(8);
+    variable_list result(9);
     const bool by_row = ctx->saved_data["by_row"].toBool();
     if (!gradients[by_row ? 1 : 0].defined()) return result;
     auto saved = ctx->get_saved_variables();
@@ -231,6 +243,75 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     const Tensor share = gradients[0].to(at::kFloat).reshape({1});
     for (size_t i = 0; i < 3; ++i)
       if (saved[i].defined()) result[i] = scaled(saved[i], share, ctx->saved_data["chunk"].toInt());
+    return result;
+  }
+};
+
+// The product of two matrices in f32, of matrices that may be narrower.
+Tensor wide_product(const Tensor& a, const Tensor& b) {
+  // CUDA rounds a sum once, to the type of the result; the processor has no such product.
+  return a.is_cuda() && a.scalar_type() != at::kFloat ? at::mm(a, b, at::kFloat) : at::mm(a, b).to(at::kFloat);
+}
+
+// The gradients of the factors of scale · (x · aᵀ) · bᵀ, as needed: dhidden = scale · dy · b, hidden = x · aᵀ.
+std::pair<Tensor, Tensor> factor_gradients(const Tensor& dhidden, const Tensor& x, const Tensor& dy,
+                                           const Tensor& hidden, double scale, bool of_a, bool of_b) {
+  return {of_a ? wide_product(dhidden.t(), x) : Tensor(), of_b ? wide_product(dy.t(), hidden).mul_(scale) : Tensor()};
+}
+
+// y += scale · (x · aᵀ) · bᵀ in place, by libtorch's products. Factors, which are f32, are rounded once for both passes.
+struct LowRankElsewhere : torch::autograd::Function<LowRankElsewhere> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,
+                        double scale) {
+    const Tensor down = a.to(x.scalar_type()), up = b.to(x.scalar_type()), hidden = x.mm(down.t());
+    y.addmm_(hidden, up.t(), 1, scale);
+    ctx->save_for_backward({x, down, up, hidden});
+    ctx->saved_data["scale"] = scale;
+    ctx->mark_dirty({y});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &down = saved[1], &up = saved[2], &hidden = saved[3];
+    const Tensor dy = gradients[0].contiguous();
+    const double scale = ctx->saved_data["scale"].toDouble();
+    const Tensor dhidden = dy.mm(up).mul_(scale);
+    variable_list result(5);
+    result[0] = dy;
+    if (ctx->needs_input_grad(1)) result[1] = dhidden.mm(down);
+    std::tie(result[2], result[3]) =
+        factor_gradients(dhidden, x, dy, hidden, scale, ctx->needs_input_grad(2), ctx->needs_input_grad(3));
+    return result;
+  }
+};
+
+// x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ by libtorch's products, whose sums are made in place. The weight is frozen.
+// Factors, which are f32, are rounded once for both passes.
+struct AdaptedElsewhere : torch::autograd::Function<AdaptedElsewhere> {
+  // The bias comes last, because autograd does not count an undefined one.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& a, const Tensor& b,
+                        const std::optional<Tensor>& bias, double scale) {
+    const Tensor down = a.to(x.scalar_type()), up = b.to(x.scalar_type()), hidden = x.mm(down.t());
+    Tensor y = at::linear(x, weight, bias);
+    y.addmm_(hidden, up.t(), 1, scale);
+    ctx->save_for_backward({x, weight, down, up, hidden});
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["bias"] = bias.has_value();
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &down = saved[2], &up = saved[3], &hidden = saved[4];
+    const Tensor dy = gradients[0].contiguous();
+    const double scale = ctx->saved_data["scale"].toDouble();
+    variable_list result(6);
+    const Tensor dhidden = dy.mm(up).mul_(scale);
+    if (ctx->needs_input_grad(0)) result[0] = dy.mm(weight).addmm_(dhidden, down);
+    std::tie(result[2], result[3]) =
+        factor_gradients(dhidden, x, dy, hidden, scale, ctx->needs_input_grad(2), ctx->needs_input_grad(3));
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(4)) result[4] = dy.sum(0);
     return result;
   }
 };
@@ -408,11 +489,12 @@ int luthier_clip(Tensor* const* gradients, size_t count, Tensor* norm, double li
 }
 
 int luthier_linear_cross_entropy(Tensor* hidden, Tensor* weight, Tensor* bias, Tensor* ids, double cap, int64_t chunk,
-                                 int count_correct, int by_row, Tensor** sum, Tensor** losses, Tensor** correct) {
+                                 int count_correct, int by_row, int fused, Tensor** sum, Tensor** losses,
+                                 Tensor** correct) {
   return guarded([=] {
     const auto offset = bias ? std::optional<Tensor>(*bias) : std::nullopt;
-    auto result =
-        LinearCrossEntropy::apply(*hidden, *weight, offset, *ids, cap, chunk, count_correct != 0, by_row != 0);
+    auto result = LinearCrossEntropy::apply(*hidden, *weight, offset, *ids, cap, chunk, count_correct != 0, by_row != 0,
+                                            fused != 0);
     *sum = new Tensor(result[0]);
     *losses = new Tensor(result[1]);
     *correct = new Tensor(result[2]);
@@ -584,8 +666,7 @@ int luthier_adapted_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor* a, T
       else *out = new Tensor(Adapted::compute(*x, *weight, *a, *b, shift, scale).first);
       return;
     }
-    const Tensor down = a->to(x->scalar_type()), up = b->to(x->scalar_type());
-    *out = new Tensor(at::linear(*x, *weight, shift).addmm(x->mm(down.t()), up.t(), 1, scale));
+    *out = new Tensor(AdaptedElsewhere::apply(*x, *weight, *a, *b, shift, scale));
   });
 }
 
@@ -598,8 +679,8 @@ int luthier_add_low_rank(Tensor* y, Tensor* x, Tensor* a, Tensor* b, double scal
       else LowRank::compute(*y, *x, *a, *b, scale);
       return;
     }
-    const Tensor down = a->to(x->scalar_type()), up = b->to(x->scalar_type());
-    y->addmm_(x->mm(down.t()), up.t(), 1, scale);
+    TORCH_CHECK(y->dim() == 2 && x->dim() == 2 && a->dim() == 2 && b->dim() == 2, "the shapes do not fit");
+    LowRankElsewhere::apply(*y, *x, *a, *b, scale);
   });
 }
 

@@ -136,16 +136,27 @@ pub struct Head<'a> {
     pub cap: Option<f64>,
 }
 
+/// How [`linear_cross_entropy`] is computed.
+#[derive(Debug, Clone, Copy)]
+pub struct Comparison {
+    /// Rows of logits that are stored at a time.
+    pub chunk: i64,
+    /// Whether to count [`CrossEntropy::correct`].
+    pub count_correct: bool,
+    pub through: Through,
+    /// Whether one kernel of [`Program::CrossEntropy`](super::Program::CrossEntropy) makes losses and gradients of bf16 logits that have no cap.
+    pub fused: bool,
+}
+
 /// Cross entropy of the softmax of the head's logits against `ids`, summed. `hidden` is `[N, H]`, `ids` `[N]`
-/// int64 within 0..V. Stores the logits of `chunk` rows at a time; gradients are computed in the same pass.
+/// int64 within 0..V. Gradients are computed in the same pass.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
     head: &Head,
     ids: &Tensor,
-    chunk: i64,
-    count_correct: bool,
-    through: Through,
+    comparison: Comparison,
 ) -> Result<CrossEntropy> {
+    let Comparison { chunk, count_correct, through, fused } = comparison;
     let (mut sum, mut rows, mut correct) = (null_mut(), null_mut(), null_mut());
     // SAFETY: live tensors in, or null where there is no bias; three pointers written on success.
     checked("linear_cross_entropy", unsafe {
@@ -158,6 +169,7 @@ pub fn linear_cross_entropy(
             chunk,
             c_int::from(count_correct),
             c_int::from(through == Through::Rows),
+            c_int::from(fused),
             &raw mut sum,
             &raw mut rows,
             &raw mut correct,

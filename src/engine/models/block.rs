@@ -80,8 +80,8 @@ impl Block {
         match &self.norms {
             Norms::Pre { attention, mlp } => {
                 let mixed = self.attention.forward(&attention.forward(x, pass)?, frame, cache)?;
-                let x = ops::add(x, &mixed)?;
-                ops::add(&x, &self.mlp.forward(&mlp.forward(&x, pass)?, pass)?)
+                let (x, normed) = mlp.after_sum(x, &mixed, pass)?;
+                ops::add(&x, &self.mlp.forward(&normed, pass)?)
             }
             Norms::Sandwich { attention, after_attention, mlp, after_mlp } => {
                 let mixed = self.attention.forward(&attention.forward(x, pass)?, frame, cache)?;

@@ -87,9 +87,8 @@ fn attends_rightly(device: Device, kind: Kind, windows: &[Option<i64>], attend: 
     for &window in windows {
         let (found, expected) = (run(kind, attend, window)?, run(Kind::Float, &openly, window)?);
         for (found, expected) in found.iter().zip(&expected) {
-            let difference = ops::largest_magnitude(&ops::subtract(found, expected)?)?;
-            let size = ops::largest_magnitude(expected)?.max(1.0);
-            if difference.is_nan() || difference > BOUND * size {
+            let distance = ops::relative_distance(found, expected)?;
+            if distance.is_nan() || distance > BOUND {
                 return Ok(false);
             }
         }

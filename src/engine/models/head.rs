@@ -93,6 +93,8 @@ fn cross_entropy(
     let at_once = logits_at_once(csrc::gpu_memory(model.device())?) as i64;
     let chunk = (at_once / vocabulary.max(1)).max(1);
     let head = csrc::Head { weight: &weight, bias: bias.as_ref(), cap: model.architecture().logit_cap };
-    csrc::linear_cross_entropy(&chosen, &head, &targets.ids, chunk, count_correct, through)
+    let fused = csrc::has_program(csrc::Program::CrossEntropy, model.device());
+    let comparison = csrc::Comparison { chunk, count_correct, through, fused };
+    csrc::linear_cross_entropy(&chosen, &head, &targets.ids, comparison)
         .map_err(|error| error.within("the head"))
 }

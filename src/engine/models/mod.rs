@@ -9,6 +9,7 @@ mod decoder;
 mod documents;
 mod flash;
 mod frame;
+mod fused;
 pub mod head;
 mod mlp;
 mod norm;
@@ -16,3 +17,4 @@ mod rope;
 
 pub use decoder::{Model, Trace};
 pub use flash::try_flash_attention;
+pub use fused::try_fused_operations;

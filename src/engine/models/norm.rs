@@ -30,9 +30,7 @@ impl Norm {
 
     /// `[N, …, H]` → `[N, …, H]`
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let bias_name = self.bias.as_ref().map(|(name, _)| name);
-        let replaced = std::iter::once(&self.weight_name).chain(bias_name).any(|name| pass.replaces(name));
-        if !replaced {
+        if !self.is_replaced(pass) {
             return self.apply(x, &self.weight, self.bias.as_ref().map(|(_, bias)| bias));
         }
         pass.by_adapter(x, |adapter, x| {
@@ -45,6 +43,23 @@ impl Norm {
             let (weight, bias) = (weight.transpose()?, bias.transpose()?);
             self.apply(x, weight.as_ref().unwrap_or(&self.weight), bias.as_ref())
         })
+    }
+
+    /// `x + other`, and the norm of that.
+    pub fn after_sum(&self, x: &Tensor, other: &Tensor, pass: &Pass) -> Result<(Tensor, Tensor)> {
+        if let Spec::Rms { epsilon } = self.spec
+            && !self.is_replaced(pass)
+        {
+            return ops::add_rms_norm(x, other, &self.weight, epsilon);
+        }
+        let sum = ops::add(x, other)?;
+        let norm = self.forward(&sum, pass)?;
+        Ok((sum, norm))
+    }
+
+    fn is_replaced(&self, pass: &Pass) -> bool {
+        let bias_name = self.bias.as_ref().map(|(name, _)| name);
+        std::iter::once(&self.weight_name).chain(bias_name).any(|name| pass.replaces(name))
     }
 
     fn apply(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {

@@ -12,6 +12,7 @@ use super::dequantise::decode;
 use super::matrix::{Dense, Weight};
 use super::nf4;
 use super::quantised::{Nf4, Stored, Tables};
+use super::tried;
 use crate::error::{EngineError, Result};
 use crate::{csrc, ops};
 
@@ -49,6 +50,7 @@ impl<'a> Loader<'a> {
                 csrc::map(&File::open(path).map_err(failed)?).map_err(failed)
             })
             .collect::<Result<_>>()?;
+        tried::try_kernels(quantisation, device);
         let quantiser = match quantisation {
             Quantisation::None => Quantiser::None,
             Quantisation::Nf4 => Quantiser::Nf4(Tables::new(device)?),
@@ -117,14 +119,12 @@ impl<'a> Loader<'a> {
         let weight = match &self.quantiser {
             Quantiser::None => return Ok(None),
             Quantiser::Nf4(tables) => {
-                let dense = ops::contiguous(&ops::to_kind(&self.restored(name)?, Kind::Float)?)?;
-                let encoded = csrc::with_floats(&dense, nf4::encode)?.ok_or_else(|| {
+                let encoded = self.encoded(name, tables)?.ok_or_else(|| {
                     self.damaged(format!("tensor {name} contains numbers that are not finite"))
                 })?;
-                drop(dense);
                 let entry = self.entry(name)?;
                 csrc::release_pages(self.map(name, entry)?, entry.offset as usize, entry.bytes as usize);
-                Weight::Nf4(Nf4::new(&encoded, self.features(name)?, tables, self.device)?)
+                Weight::Nf4(encoded)
             }
             Quantiser::AsStored => match self.stored(name)?.filter(Stored::is_quantised) {
                 Some(stored) => Weight::Stored(stored.on(self.device)?),
@@ -133,6 +133,18 @@ impl<'a> Loader<'a> {
         };
         self.count(weight.bytes());
         Ok(Some(weight))
+    }
+
+    /// A matrix in NF4; `None` if an element is not finite.
+    fn encoded(&self, name: &str, tables: &Tables) -> Result<Option<Nf4>> {
+        let (restored, features) = (self.restored(name)?, self.features(name)?);
+        let single = |x: &Tensor| ops::contiguous(&ops::to_kind(x, Kind::Float)?);
+        if csrc::has_program(csrc::Program::Nf4, self.device) {
+            // In the file's type, which is smaller.
+            return Nf4::encoded(&single(&ops::to_device(&restored, self.device)?)?, features, tables);
+        }
+        let encoded = csrc::with_floats(&single(&restored)?, nf4::encode)?;
+        encoded.map(|encoded| Nf4::new(&encoded, features, tables, self.device)).transpose()
     }
 
     fn entry(&self, name: &str) -> Result<&TensorEntry> {

@@ -7,6 +7,7 @@ mod matrix;
 pub mod nf4;
 mod quantised;
 pub mod safetensors;
+mod tried;
 
 pub use loader::Loader;
 pub use matrix::{Dense, Weight};

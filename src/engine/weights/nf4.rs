@@ -36,10 +36,10 @@ pub const LEVELS: [f32; 16] = [
 ];
 
 /// The code of 0.
-const ZERO: u8 = 7;
+pub const ZERO: u8 = 7;
 
 /// Midpoints between adjacent levels. A value at a midpoint gets the level below.
-const BOUNDS: [f32; 15] = {
+pub const BOUNDS: [f32; 15] = {
     let mut bounds = [0.0; 15];
     let mut i = 0;
     while i < bounds.len() {
@@ -50,7 +50,7 @@ const BOUNDS: [f32; 15] = {
 };
 
 /// Smallest divisor, for blocks that are all zeros.
-const SMALLEST: f32 = 1e-38;
+pub const SMALLEST: f32 = 1e-38;
 
 /// A matrix in NF4.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,12 +119,26 @@ pub fn encode(values: &[f32]) -> Option<Encoded> {
             });
         }
     });
+    let Scales { scales, nested, offset } = encode_scales(&largest)?;
+    Some(Encoded { codes, scales, nested, offset })
+}
+
+/// The scales of a matrix, themselves encoded; see [`Encoded`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scales {
+    pub scales: Vec<u8>,
+    pub nested: Vec<f32>,
+    pub offset: f32,
+}
+
+/// Encodes the largest magnitude of each block; `None` if one is not finite.
+pub fn encode_scales(largest: &[f32]) -> Option<Scales> {
     if !largest.iter().all(|value| value.is_finite()) {
         return None;
     }
-    let offset = mean(&largest);
-    let mut scales = Vec::with_capacity(blocks);
-    let mut nested = Vec::with_capacity(blocks.div_ceil(NF4_SCALES));
+    let offset = mean(largest);
+    let mut scales = Vec::with_capacity(largest.len());
+    let mut nested = Vec::with_capacity(largest.len().div_ceil(NF4_SCALES));
     for largest in largest.chunks(NF4_SCALES) {
         let centred: Vec<f32> = largest.iter().map(|value| value - offset).collect();
         let scale = centred.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
@@ -132,7 +146,7 @@ pub fn encode(values: &[f32]) -> Option<Encoded> {
         let code = |value: &f32| if scale == 0.0 { 0 } else { nearest(value * (1.0 / scale)) };
         scales.extend(centred.iter().map(code));
     }
-    Some(Encoded { codes, scales, nested, offset })
+    Some(Scales { scales, nested, offset })
 }
 
 /// Encodes up to 64 elements. Returns their largest magnitude, which is not finite if an element is not.

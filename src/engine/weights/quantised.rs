@@ -22,8 +22,8 @@ pub(super) trait Quantised: Send + Sized + 'static {
     /// The whole matrix as type `kind`.
     fn dense(&self, kind: Kind) -> Result<Tensor>;
 
-    /// `x · matrixᵀ` for a plain `x`, in its type, decoded during the product; `None` if there is no kernel
-    /// for it.
+    /// `x · matrixᵀ` for up to [`FEW_TOKENS`] tokens, contiguous, in the type of `x`, decoded during the product;
+    /// `None` if there is no kernel for it.
     fn product(&self, x: &Tensor) -> Result<Option<Tensor>>;
 
     /// A handle to the same memory.
@@ -44,14 +44,15 @@ pub(super) fn linear(matrix: &impl Quantised, x: &Tensor, bias: Option<&Tensor>)
     bias.map_or(Ok(y.shallow_clone()), |bias| ops::add(&y, bias))
 }
 
-/// The product without a dense matrix, if `x` is few tokens on the CPU without gradient.
+/// The product without a dense matrix, if `x` is few tokens without gradient and there is a kernel for it.
 pub(super) fn few(matrix: &impl Quantised, x: &Tensor) -> Result<Option<Tensor>> {
     let few = x.dim() == 2 && x.size()[0] <= FEW_TOKENS && !x.requires_grad();
-    if !few || x.device() != Device::Cpu {
-        return Ok(None);
-    }
-    let x = ops::contiguous(x)?;
-    if csrc::is_plain(&x) { matrix.product(&x) } else { Ok(None) }
+    if few { matrix.product(&ops::contiguous(x)?) } else { Ok(None) }
+}
+
+/// Whether one kernel of CUDA decodes to this type.
+fn is_decoded_at_once(kind: Kind) -> bool {
+    matches!(kind, Kind::Float | Kind::BFloat16)
 }
 
 /// A matrix in NF4 on one device.
@@ -113,13 +114,48 @@ impl Nf4 {
         })
     }
 
+    /// Encodes `values`, the elements in f32, contiguous, on a device that has the kernels; `None` if one is not finite.
+    pub(super) fn encoded(
+        values: &Tensor,
+        [rows, columns]: [usize; 2],
+        tables: &Tables,
+    ) -> Result<Option<Self>> {
+        let device = values.device();
+        let bounds = ops::floats(&nf4::BOUNDS, device)?;
+        let levels = csrc::Nf4Levels { bounds: &bounds, smallest: nf4::SMALLEST, zero: nf4::ZERO };
+        let (codes, largest) = csrc::fused_nf4_encode(values, levels)?;
+        let Some(scales) = nf4::encode_scales(&ops::to_floats(&largest)?) else { return Ok(None) };
+        Ok(Some(Self {
+            codes,
+            scales: ops::bytes(&scales.scales, device)?,
+            nested: ops::floats(&scales.nested, device)?,
+            offset: ops::floats(&[scales.offset], device)?,
+            tables: tables.handle(),
+            rows,
+            columns,
+        }))
+    }
+
     /// Its bytes, without the shared tables.
     pub fn bytes(&self) -> u64 {
         let Self { codes, scales, nested, offset, tables: _, rows: _, columns: _ } = self;
         [codes, scales, nested, offset].into_iter().map(ops::bytes_of).sum()
     }
 
-    fn matrix(&self) -> csrc::Nf4Matrix<'_> {
+    /// Whether another matrix has the same codes and scales.
+    pub(super) fn is_same(&self, other: &Self) -> Result<bool> {
+        let parts = |matrix: &Self| {
+            [&matrix.codes, &matrix.scales, &matrix.nested, &matrix.offset].map(Tensor::shallow_clone)
+        };
+        for (own, other) in parts(self).iter().zip(&parts(other)) {
+            if ops::distance(own, other)? > 0.0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    pub(super) fn matrix(&self) -> csrc::Nf4Matrix<'_> {
         csrc::Nf4Matrix {
             codes: &self.codes,
             scales: &self.scales,
@@ -135,15 +171,21 @@ impl Nf4 {
 
 impl Quantised for Nf4 {
     fn dense(&self, kind: Kind) -> Result<Tensor> {
-        if self.codes.device() == Device::Cpu {
+        let device = self.codes.device();
+        if device == Device::Cpu {
             csrc::nf4_decode(&self.matrix(), kind)
+        } else if csrc::has_program(csrc::Program::Nf4, device) && is_decoded_at_once(kind) {
+            csrc::fused_nf4_decode(&self.matrix(), kind)
         } else {
             csrc::nf4_look_up(&self.matrix(), kind)
         }
     }
 
     fn product(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        if !self.columns.is_multiple_of(NF4_BLOCK) {
+        if csrc::has_program(csrc::Program::Nf4, self.codes.device()) && csrc::in_eights(x) {
+            return csrc::fused_nf4_product(x, &self.matrix()).map(Some);
+        }
+        if !csrc::is_plain(x) || !self.columns.is_multiple_of(NF4_BLOCK) {
             return Ok(None);
         }
         let y = csrc::nf4_product(&ops::to_kind(x, Kind::Float)?, &self.matrix())?;
@@ -223,6 +265,15 @@ impl Stored {
             && matches!(self.place, Place::Mapped { .. })
     }
 
+    /// A product's columns, which are in the order of the stored rows, in the architecture's.
+    fn restored_columns(&self, y: Tensor) -> Result<Tensor> {
+        if self.arrangement == Arrangement::Plain {
+            return Ok(y);
+        }
+        let restored = restore(ops::transpose(&y, 0, 1)?, self.arrangement)?;
+        ops::contiguous(&ops::transpose(&restored, 0, 1)?)
+    }
+
     pub fn bytes(&self) -> u64 {
         match &self.place {
             Place::Mapped { bytes, .. } => bytes.len() as u64,
@@ -249,15 +300,27 @@ impl Quantised for Stored {
                 ops::to_kind(&single, kind)
             }
             Place::Device(bytes) => {
-                let decoded = csrc::blocks_decode(bytes, self.storage, [self.rows, self.columns], kind)?;
-                restore(decoded, self.arrangement)
+                let shape = [self.rows, self.columns];
+                let at_once =
+                    csrc::has_program(csrc::Program::Blocks, bytes.device()) && is_decoded_at_once(kind);
+                let decode = if at_once { csrc::fused_blocks_decode } else { csrc::blocks_decode };
+                restore(decode(bytes, self.storage, shape, kind)?, self.arrangement)
             }
         }
     }
 
     fn product(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let Place::Mapped { map, bytes } = &self.place else { return Ok(None) };
-        if !self.can_multiply() {
+        let (map, bytes) = match &self.place {
+            Place::Mapped { map, bytes } => (map, bytes),
+            Place::Device(bytes) => {
+                if !csrc::has_program(csrc::Program::Blocks, bytes.device()) || !csrc::in_eights(x) {
+                    return Ok(None);
+                }
+                let y = csrc::fused_blocks_product(x, bytes, self.storage, [self.rows, self.columns])?;
+                return self.restored_columns(y).map(Some);
+            }
+        };
+        if !csrc::is_plain(x) || !self.can_multiply() {
             return Ok(None);
         }
         let paired_heads = match self.arrangement {
@@ -274,12 +337,11 @@ impl Quantised for Stored {
                 paired_heads,
             },
         )?;
-        if let Arrangement::ByPart { .. } = self.arrangement {
-            // The kernel ignores this order, so its results are in the order of the stored rows.
-            let restored = restore(ops::transpose(&y, 0, 1)?, self.arrangement)?;
-            return ops::contiguous(&ops::transpose(&restored, 0, 1)?).map(Some);
+        match self.arrangement {
+            // The kernel ignores this order.
+            Arrangement::ByPart { .. } => self.restored_columns(y).map(Some),
+            _ => Ok(Some(y)),
         }
-        Ok(Some(y))
     }
 
     fn handle(&self) -> Self {

@@ -1,0 +1,195 @@
+//! The kernels that join operations on activations are tried on each GPU before they are used: what a GPU, its driver and
+//! its compiler make of them shows only there.
+
+use luthier_core::paths::cache_folder;
+use tch::{Device, Kind, Tensor};
+
+use crate::csrc::{self, Comparison, Program, Through};
+use crate::error::{EngineError, Result};
+use crate::ops;
+
+/// Largest relative difference that bf16 explains.
+const BOUND: f64 = 2e-2;
+
+/// Compares the kernels on a device with their definitions, and lets later forward passes use those that agree.
+pub fn try_fused_operations(device: Device) {
+    let cache = cache_folder().map(|folder| folder.join("kernels"));
+    let attempt = |program, agrees: fn(Device) -> Result<bool>| {
+        csrc::try_program(program, device, cache.as_deref(), || agrees(device));
+    };
+    attempt(Program::Elementwise, elementwise_agrees);
+    attempt(Program::Norm, norms_agree);
+    attempt(Program::CrossEntropy, cross_entropy_agrees);
+}
+
+/// Numbers from -2 to 2 that bf16 holds exactly.
+fn numbers(shape: &[i64], step: f32, device: Device) -> Result<Tensor> {
+    let count: i64 = shape.iter().product();
+    let all: Vec<f32> = (0..count).map(|index| 2.0 * (index as f32 * step).sin()).collect();
+    let x = ops::reshape(&ops::floats(&all, device)?, shape)?;
+    ops::to_kind(&ops::to_kind(&x, Kind::BFloat16)?, Kind::Float)
+}
+
+/// The results of an operation on `inputs`, f32, that are given to it as `kind`, and their gradients.
+fn results(
+    inputs: &[Tensor],
+    kind: Kind,
+    operation: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+) -> Result<Vec<Tensor>> {
+    let leaves =
+        inputs.iter().map(|x| ops::leaf(&ops::to_kind(x, kind)?)).collect::<Result<Vec<Tensor>>>()?;
+    let found = operation(&leaves)?;
+    let weights = found
+        .iter()
+        .zip([0.19, 0.23])
+        .map(|(x, step)| ops::to_kind(&numbers(&x.size(), step, x.device())?, x.kind()))
+        .collect::<Result<Vec<Tensor>>>()?;
+    csrc::backward(&found.iter().collect::<Vec<_>>(), &weights.iter().map(Some).collect::<Vec<_>>())?;
+    let gradients = leaves.iter().map(|leaf| {
+        ops::gradient(leaf)?.ok_or_else(|| EngineError::torch("a fused operation", "there is no gradient"))
+    });
+    found.iter().map(ops::detach).chain(gradients).collect()
+}
+
+/// Whether an operation in bf16 gives what its definition in f32 gives, and the same gradients.
+fn agrees(
+    inputs: &[Tensor],
+    fused: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+    definition: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+) -> Result<bool> {
+    let found = results(inputs, Kind::BFloat16, fused)?;
+    let expected = results(inputs, Kind::Float, definition)?;
+    for (found, expected) in found.iter().zip(&expected) {
+        let distance = ops::relative_distance(found, expected)?;
+        if distance.is_nan() || distance > BOUND {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn elementwise_agrees(device: Device) -> Result<bool> {
+    let pair = [numbers(&[5, 48], 0.37, device)?, numbers(&[5, 48], 0.71, device)?];
+    let swiglu = |x: &[Tensor]| Ok(vec![csrc::fused_swiglu(&x[0], &x[1])?]);
+    if !agrees(&pair, &swiglu, &|x| Ok(vec![ops::swiglu(&x[0], &x[1])?]))? {
+        return Ok(false);
+    }
+    // All dimensions of a head, and some of them.
+    for half in [16, 8] {
+        let x = [numbers(&[6, 3, 32], 0.53, device)?];
+        let angles = [numbers(&[6, 1, half], 0.41, device)?, numbers(&[6, 1, half], 0.67, device)?];
+        let rope = |x: &[Tensor], by: fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>| {
+            let kind = x[0].kind();
+            Ok(vec![by(&x[0], &ops::to_kind(&angles[0], kind)?, &ops::to_kind(&angles[1], kind)?)?])
+        };
+        if !agrees(&x, &|x| rope(x, csrc::fused_rope), &|x| rope(x, ops::rope))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn norms_agree(device: Device) -> Result<bool> {
+    const EPSILON: f64 = 1e-5;
+    for width in [24, 528] {
+        let inputs = [numbers(&[5, width], 0.37, device)?, numbers(&[5, width], 0.71, device)?];
+        let weight = numbers(&[width], 0.31, device)?;
+        let half = ops::to_kind(&weight, Kind::BFloat16)?;
+        let single = [inputs[0].shallow_clone()];
+        let alone = |x: &[Tensor]| Ok(vec![csrc::fused_add_norm(&x[0], None, &half, EPSILON)?.1]);
+        if !agrees(&single, &alone, &|x| Ok(vec![ops::rms_norm(&x[0], &weight, EPSILON)?]))? {
+            return Ok(false);
+        }
+        let joined = |x: &[Tensor]| {
+            let (sum, norm) = csrc::fused_add_norm(&x[0], Some(&x[1]), &half, EPSILON)?;
+            Ok(sum.into_iter().chain([norm]).collect())
+        };
+        let apart = |x: &[Tensor]| {
+            let (sum, norm) = ops::add_rms_norm(&x[0], &x[1], &weight, EPSILON)?;
+            Ok(vec![sum, norm])
+        };
+        if !agrees(&inputs, &joined, &apart)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn cross_entropy_agrees(device: Device) -> Result<bool> {
+    // Rows that can be read eight numbers at a time, and rows that cannot; more numbers than a block has threads.
+    for vocabulary in [40, 37, 1203] {
+        let ids: Vec<i64> = (0..9).map(|row| row * 1201 % vocabulary).collect();
+        let ids = ops::integers(&ids, device)?;
+        let inputs = [numbers(&[9, 32], 0.37, device)?];
+        let weight = numbers(&[vocabulary, 32], 0.71, device)?;
+        let mut counts = Vec::new();
+        let mut run = |fused: bool| {
+            let kind = if fused { Kind::BFloat16 } else { Kind::Float };
+            let weight = ops::to_kind(&weight, kind)?;
+            let head = csrc::Head { weight: &weight, bias: None, cap: None };
+            let comparison = Comparison { chunk: 4, count_correct: true, through: Through::Sum, fused };
+            let leaf = ops::leaf(&ops::to_kind(&inputs[0], kind)?)?;
+            let found = csrc::linear_cross_entropy(&leaf, &head, &ids, comparison)?;
+            csrc::backward(&[&found.sum], &[None])?;
+            counts.push(ops::value(&found.correct)?);
+            let gradient = ops::gradient(&leaf)?;
+            Ok::<_, EngineError>([Some(ops::detach(&found.rows)?), gradient])
+        };
+        for (found, expected) in run(true)?.iter().zip(&run(false)?) {
+            let (Some(found), Some(expected)) = (found, expected) else { return Ok(false) };
+            let distance = ops::relative_distance(found, expected)?;
+            if distance.is_nan() || distance > BOUND {
+                return Ok(false);
+            }
+        }
+        if (counts[0] - counts[1]).abs() > 1.0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_for_cuda_give_what_their_definitions_give() {
+        csrc::emulate_kernels();
+        assert!(elementwise_agrees(Device::Cpu).unwrap());
+        assert!(norms_agree(Device::Cpu).unwrap());
+        assert!(cross_entropy_agrees(Device::Cpu).unwrap());
+    }
+
+    #[test]
+    fn a_kernel_that_differs_from_its_definition_is_found() {
+        let inputs = [numbers(&[5, 48], 0.37, Device::Cpu).unwrap()];
+        let definition = |x: &[Tensor]| Ok(vec![ops::silu(&x[0])?]);
+        let tried =
+            |fused: &dyn Fn(&[Tensor]) -> Result<Vec<Tensor>>| agrees(&inputs, fused, &definition).unwrap();
+        assert!(tried(&definition));
+        assert!(!tried(&|x| Ok(vec![ops::scale(&ops::silu(&x[0])?, 1.1)?])));
+        assert!(!tried(&|x| Ok(vec![ops::scale(&ops::silu(&x[0])?, f64::NAN)?])));
+        // The right result with a wrong gradient.
+        let wrong_gradient = |x: &[Tensor]| {
+            let right = ops::silu(&x[0])?;
+            let lost = ops::subtract(&right, &ops::detach(&right)?)?;
+            Ok(vec![ops::add(&right, &lost)?])
+        };
+        assert!(!tried(&wrong_gradient));
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_give_no_loss() {
+        csrc::emulate_kernels();
+        for odd in [f64::NAN, f64::INFINITY] {
+            let hidden = Tensor::full([2, 8], odd, (Kind::BFloat16, Device::Cpu));
+            let weight = Tensor::ones([16, 8], (Kind::BFloat16, Device::Cpu));
+            let head = csrc::Head { weight: &weight, bias: None, cap: None };
+            let ids = Tensor::from_slice(&[0_i64, 15]);
+            let comparison = Comparison { chunk: 2, count_correct: true, through: Through::Sum, fused: true };
+            let found = csrc::linear_cross_entropy(&hidden, &head, &ids, comparison).unwrap();
+            assert!(!ops::value(&found.sum).unwrap().is_finite(), "{odd}");
+        }
+    }
+}
