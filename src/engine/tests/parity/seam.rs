@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use luthier_core::config::Config;
 use luthier_core::runs::FailureClass;
-use luthier_engine::csrc::{Head, Through};
+use luthier_engine::csrc::{Comparison, CrossEntropy, Head, Through};
 use luthier_engine::error::EngineError;
 use luthier_engine::{csrc, device, ops};
 use tch::{Device, Kind, Tensor};
@@ -254,6 +254,17 @@ fn attention_against_a_cache() {
     }
 }
 
+fn cross_entropy(
+    hidden: &Tensor,
+    head: &Head,
+    ids: &Tensor,
+    chunk: i64,
+    through: Through,
+) -> Result<CrossEntropy, EngineError> {
+    let comparison = Comparison { chunk, count_correct: true, through, fused: false };
+    csrc::linear_cross_entropy(hidden, head, ids, comparison)
+}
+
 #[test]
 fn cross_entropy_with_the_head() {
     for (kind, bound) in KINDS {
@@ -265,7 +276,7 @@ fn cross_entropy_with_the_head() {
             let twins = again(&leaves.each_ref());
             let [hidden, weight, bias] = &leaves;
             let head = Head { weight, bias: with_bias.then_some(bias), cap };
-            let loss = csrc::linear_cross_entropy(hidden, &head, &ids, chunk, true, Through::Sum).unwrap();
+            let loss = cross_entropy(hidden, &head, &ids, chunk, Through::Sum).unwrap();
             let mut logits = twins[0].matmul(&twins[1].tr());
             if with_bias {
                 logits += &twins[2];
@@ -301,7 +312,7 @@ fn a_share_that_bf16_cannot_represent_scales_the_gradient_exactly() {
         let leaves = [leaf(&[11, 24], 1, kind), leaf(&[50, 24], 2, kind), leaf(&[50], 3, kind)];
         let ids = Tensor::from_slice(&[0_i64, 49, 7, 7, 3, 12, 30, 1, 2, 3, 48]);
         let head = Head { weight: &leaves[1], bias: Some(&leaves[2]), cap: None };
-        let loss = csrc::linear_cross_entropy(&leaves[0], &head, &ids, 4, false, Through::Sum).unwrap();
+        let loss = cross_entropy(&leaves[0], &head, &ids, 4, Through::Sum).unwrap();
         csrc::backward(&[&loss.sum], &[Some(&Tensor::from(share))]).unwrap();
         leaves.map(|leaf| leaf.grad().to_kind(Kind::Float))
     };
@@ -328,7 +339,7 @@ fn cross_entropy_with_row_weights() {
             let (weights, biases) = (weight.to_kind(kind), bias.to_kind(kind));
             let head = Head { weight: &weights, bias: Some(&biases), cap };
             let low = hidden.to_kind(kind);
-            let found = csrc::linear_cross_entropy(&low, &head, &ids, chunk, false, Through::Rows).unwrap();
+            let found = cross_entropy(&low, &head, &ids, chunk, Through::Rows).unwrap();
             assert!(found.rows.requires_grad() && !found.sum.requires_grad());
             let mut logits = twins[0].matmul(&twins[1].tr()) + &twins[2];
             if let Some(cap) = cap {
@@ -355,7 +366,7 @@ fn cross_entropy_of_a_token_beyond_the_vocabulary_is_an_error() {
     let head = Head { weight: &weight, bias: None, cap: None };
     for id in [5_i64, -1] {
         let ids = Tensor::from_slice(&[0, id]);
-        assert!(csrc::linear_cross_entropy(&hidden, &head, &ids, 4, false, Through::Sum).is_err(), "{id}");
+        assert!(cross_entropy(&hidden, &head, &ids, 4, Through::Sum).is_err(), "{id}");
     }
 }
 
@@ -376,22 +387,29 @@ fn norm_and_clipping() {
 
 #[test]
 fn low_rank_updates() {
-    for (kind, bound) in KINDS {
-        for (tokens, inner, outer, rank) in [(6, 8, 10, 3), (70, 96, 50, 16), (33, 64, 18, 1), (9, 7, 5, 2)] {
+    let shapes = [(6, 8, 10, 3), (70, 96, 50, 16), (33, 64, 18, 1), (9, 7, 5, 2)];
+    // By our own products, and by libtorch's.
+    for ((kind, bound), own) in KINDS.into_iter().flat_map(|kind| [(kind, true), (kind, false)]) {
+        for (tokens, inner, outer, rank) in shapes {
             let (y, x) = (leaf(&[tokens, outer], 1, kind), leaf(&[tokens, inner], 2, kind));
             // Factors are trained in f32 with any compute type.
             let (a, b) = (leaf(&[rank, inner], 3, Kind::Float), leaf(&[outer, rank], 4, Kind::Float));
             let twins = again(&[&y, &x, &a, &b]);
-            let found = &y * 1.0;
+            let found = if own { &y * 1.0 } else { across(&y) };
             csrc::add_low_rank(&found, &x, &a, &b, 0.7).unwrap();
             let single = |x: &Tensor| x.to_kind(kind).to_kind(Kind::Float);
             let [base, input, a_twin, b_twin] = [0, 1, 2, 3].map(|place| single(&twins[place]));
             let expected = base + single(&input.matmul(&a_twin.tr())).matmul(&b_twin.tr()) * 0.7;
             let pairs = [(&y, &twins[0]), (&x, &twins[1]), (&a, &twins[2]), (&b, &twins[3])];
-            assert_alike(&format!("low rank {kind:?} {tokens}"), &found, &expected, &pairs, bound);
+            assert_alike(&format!("low rank {kind:?} {tokens} {own}"), &found, &expected, &pairs, bound);
             assert_eq!((a.grad().kind(), b.grad().kind()), (Kind::Float, Kind::Float));
         }
     }
+}
+
+/// The same matrix with its columns one after another in memory, which our own products do not take.
+fn across(x: &Tensor) -> Tensor {
+    x.tr().contiguous().tr()
 }
 
 #[test]
@@ -399,9 +417,10 @@ fn linear_layers_with_bias_and_low_rank_terms() {
     let shapes = [(9, 8, 10, 3), (70, 96, 50, 16), (33, 64, 18, 1), (12, 7, 5, 2), (40, 1602, 130, 8)];
     for (kind, bound) in KINDS {
         for (tokens, inner, outer, rank) in shapes {
-            for with_bias in [false, true] {
+            for (with_bias, own) in [(false, true), (true, true), (false, false), (true, false)] {
                 let (x, bias) = (leaf(&[tokens, inner], 2, kind), leaf(&[outer], 5, kind));
                 let weight = normal(&[outer, inner], 1, kind) / (inner as f64).sqrt();
+                let weight = if own { weight } else { across(&weight) };
                 let (a, b) = (leaf(&[rank, inner], 3, Kind::Float), leaf(&[outer, rank], 4, Kind::Float));
                 let twins = again(&[&x, &bias, &a, &b]);
                 let low_rank = csrc::LowRank { a: &a, b: &b, scale: 0.5 };
@@ -418,7 +437,7 @@ fn linear_layers_with_bias_and_low_rank_terms() {
                 } else {
                     expected
                 };
-                assert_alike(&format!("adapted {kind:?} {tokens}"), &found, &expected, &pairs, bound);
+                assert_alike(&format!("adapted {kind:?} {tokens} {own}"), &found, &expected, &pairs, bound);
                 let alone =
                     tch::no_grad(|| csrc::adapted_linear(&x, &weight, with_bias.then_some(&bias), low_rank));
                 assert_eq!(alone.unwrap(), found);
