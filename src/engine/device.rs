@@ -98,8 +98,10 @@ fn start(index: usize) -> Result<Device> {
     csrc::start_device_memory(index, FIRST_ALLOCATION)?;
     let device = Device::Cuda(index);
     if TRIED.lock().unwrap_or_else(PoisonError::into_inner).insert(index) {
-        models::try_flash_attention(device);
-        models::try_fused_operations(device);
+        if compute_kind(config::Dtype::Auto, device) == Kind::BFloat16 {
+            models::try_flash_attention(device);
+            models::try_fused_operations(device);
+        }
     }
     Ok(device)
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tch::{Device, Kind};
 
 use crate::error::{EngineError, Result};
-use crate::{device, ops};
+use crate::{csrc, device, ops};
 
 /// The libtorch version of tch 0.24, whose build refuses others.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
@@ -32,6 +32,8 @@ pub struct Doctor {
     pub methods: Vec<&'static str>,
     /// Speed of each device.
     pub speeds: Vec<Speed>,
+    /// What a GPU computes in more steps than others, and why.
+    pub slower: Vec<String>,
     /// Problems found, as text.
     pub problems: Vec<String>,
 }
@@ -83,6 +85,7 @@ pub fn examine() -> Doctor {
         devices: devices.into_iter().map(device::name).collect(),
         methods: methods().collect(),
         speeds,
+        slower: csrc::done_without(),
         problems,
     }
 }

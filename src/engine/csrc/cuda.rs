@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use libloading::os::unix::{Library, Symbol};
 use luthier_core::{files, hash};
@@ -89,9 +90,23 @@ pub fn try_program(
         Ok(true) => {
             WORKS[program as usize].fetch_or(bit(device), Ordering::Relaxed);
         }
-        Ok(false) => tracing::warn!("the kernels {name} are wrong on this GPU; going on without them"),
-        Err(reason) => tracing::info!("the kernels {name} are not available: {reason}"),
+        Ok(false) => do_without(format!("the kernels {name} are wrong on this GPU")),
+        Err(reason) => do_without(format!("the kernels {name} are not available: {reason}")),
     }
+}
+
+/// What this process computes in more steps than on other GPUs.
+static MISSING: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Remembers and logs that something that makes a GPU faster cannot be used.
+pub fn do_without(what: String) {
+    tracing::warn!("{what}; going on without");
+    MISSING.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+}
+
+/// What was given to [`do_without`].
+pub fn done_without() -> Vec<String> {
+    MISSING.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Compiles a program, or reads it from the cache, and loads it.

@@ -20,7 +20,7 @@ use torch_sys::C_tensor;
 use self::cuda::{Launch, SetContext};
 #[cfg(test)]
 pub use self::cuda::{PROGRAMS, emulate_kernels};
-pub use self::cuda::{Program, has_program, try_program};
+pub use self::cuda::{Program, do_without, done_without, has_program, try_program};
 #[cfg(test)]
 pub use self::device::has_cudnn_attention;
 pub use self::device::{

@@ -19,15 +19,12 @@ pub fn try_flash_attention(device: Device) {
         documents.flash_attention(parts, 0, window, SCALE)
     };
     let works = attends_rightly(device, Kind::BFloat16, &[None, Some(3)], &flash);
-    match &works {
-        Ok(true) => {}
-        Ok(false) => {
-            tracing::warn!("flash attention over documents is wrong on this GPU; going on without it");
+    match works {
+        Ok(true) => csrc::allow_flash_attention(device),
+        Ok(false) => csrc::do_without("flash attention over documents is wrong on this GPU".into()),
+        Err(error) => {
+            csrc::do_without(format!("flash attention over documents is not available: {error}"));
         }
-        Err(error) => tracing::info!("flash attention over documents is not available: {error}"),
-    }
-    if works.unwrap_or(false) {
-        csrc::allow_flash_attention(device);
     }
 }
 

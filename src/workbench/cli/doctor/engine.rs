@@ -27,6 +27,7 @@ struct Report {
     devices: Vec<String>,
     threads: usize,
     speeds: Vec<Speed>,
+    slower: Vec<String>,
     problems: Vec<String>,
 }
 
@@ -52,6 +53,11 @@ pub fn findings() -> Vec<Finding> {
                 vec![Finding::good("engine", format!("{shown}, version {version}")), libtorch(&report)];
             findings.extend(report.speeds.iter().map(|speed| {
                 Finding::good("device", clean_line(&format!("{}: {}", speed.device, speed.hint)).into_owned())
+            }));
+            findings.extend(report.slower.iter().map(|reason| {
+                let found = format!("slower than it could be: {}", clean_line(reason));
+                let remedy = "install torch with its NVIDIA packages: `make setup` does, or `pip install torch==2.11.0`";
+                Finding::short("device", Standing::Warning, found, remedy)
             }));
             findings.extend(report.problems.iter().map(|problem| {
                 let remedy = "set model.device to another one, or to \"cpu\"";
