@@ -507,8 +507,11 @@ int luthier_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** out) {
     const auto shift = bias ? std::optional<Tensor>(*bias) : std::nullopt;
     TORCH_CHECK(x->dim() == 2 && weight->dim() == 2 && x->size(1) == weight->size(1), "the shapes do not fit");
     TORCH_CHECK(plain(*x, *weight) && (!shift || (plain(*x, *shift) && shift->numel() == weight->size(0))));
-    if (!multiplies(*x)) *out = new Tensor(at::linear(*x, *weight, shift));
-    else if (differentiates(*x, *weight, shift ? *shift : *x)) *out = new Tensor(Linear::apply(*x, *weight, shift));
+    const bool recorded = differentiates(*x, *weight, shift ? *shift : *x);
+    // Few tokens need no matrix units: reading the weight takes all the time.
+    const bool own = multiplies(*x) || (x->size(0) <= FEW_TOKENS && !recorded);
+    if (!own) *out = new Tensor(at::linear(*x, *weight, shift));
+    else if (recorded) *out = new Tensor(Linear::apply(*x, *weight, shift));
     else *out = new Tensor(Linear::compute(*x, *weight, shift));
   });
 }
