@@ -97,11 +97,11 @@ fn start(index: usize) -> Result<Device> {
     }
     csrc::start_device_memory(index, FIRST_ALLOCATION)?;
     let device = Device::Cuda(index);
-    if TRIED.lock().unwrap_or_else(PoisonError::into_inner).insert(index) {
-        if compute_kind(config::Dtype::Auto, device) == Kind::BFloat16 {
-            models::try_flash_attention(device);
-            models::try_fused_operations(device);
-        }
+    let first = TRIED.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
+    // Without bf16 there is nothing to try.
+    if first && compute_kind(config::Dtype::Auto, device) == Kind::BFloat16 {
+        models::try_flash_attention(device);
+        models::try_fused_operations(device);
     }
     Ok(device)
 }
@@ -124,9 +124,10 @@ pub fn gpu(device: Device) -> Option<Gpu> {
 pub fn place(device: Device) -> Place {
     let Device::Cuda(index) = device else {
         let own = machine::own_process().map_or(0, |process| process.own_bytes);
-        return Place { available: machine::memory().available.saturating_add(own), ..Place::default() };
+        return Place::on_processor(machine::memory().available.saturating_add(own));
     };
     let place = gpu(device).map_or(Place { gpu: true, ..Place::default() }, |gpu| Place::on(&gpu));
+    let place = Place { kernels: csrc::has_program(csrc::Program::Elementwise, device), ..place };
     match csrc::device_memory(index) {
         Ok(memory) => Place {
             available: memory.free.saturating_add(memory.reserved).max(0) as u64,
@@ -149,11 +150,11 @@ pub fn prepare(config: &Config, device: Device) -> Result<()> {
 
 /// The type of activations and frozen weights.
 pub fn compute_kind(dtype: config::Dtype, device: Device) -> Kind {
-    let lacks_bf16 = match device {
-        Device::Cuda(index) => sighting().visible_gpus().get(index).is_some_and(|gpu| !gpu.has_bf16()),
-        _ => false,
+    let bf16 = match device {
+        Device::Cuda(index) => sighting().visible_gpus().get(index).is_none_or(|gpu| gpu.has_bf16()),
+        _ => machine::multiplies_in_bf16(),
     };
-    let place = Place { gpu: device.is_cuda(), lacks_bf16, ..Place::default() };
+    let place = Place { gpu: device.is_cuda(), bf16, ..Place::default() };
     if plan::is_half(dtype, place) { Kind::BFloat16 } else { Kind::Float }
 }
 

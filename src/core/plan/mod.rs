@@ -22,7 +22,8 @@
 //!     values are repeated for each query head too.
 //!   - The feed-forward part keeps gate and up, 2eF, or only up, eF, if it has no gate. For an adapter on down its
 //!     input is kept: eF.
-//!   - On a GPU, or if the gate's activation is not SiLU, the activated gate is kept: eF. On a GPU, and if
+//!   - On a GPU without our kernels ([`Place::kernels`]), or if the gate's activation is not SiLU, the activated gate is
+//!     kept: eF. On a GPU, and if
 //!     attention holds scores or masks in memory, an adapter on the output projection needs a contiguous copy of
 //!     attention's result: eQ.
 //!   - Each LoRA adapter keeps its input times A: e · rank. Dropout keeps the mask and the masked input, 2e · in,
@@ -38,7 +39,8 @@
 //!   kept, eH per token, and the above is needed for one layer at a time. QLoRA decodes one matrix at a time: e for
 //!   each element of the largest, and on a GPU [`DECODING`] more bytes.
 //! - *logits*: the head handles the trained tokens in parts of at most [`logits_at_once`] logits. They take e each on
-//!   the CPU, where the gradient overwrites them. On a GPU, with a cap, and for losses over whole answers, they take
+//!   the CPU and where our kernels are used, because the gradient overwrites them. On other GPUs, with a cap, and for
+//!   losses over whole answers, they take
 //!   8 bytes in f32 (the logits and a copy for the normaliser) and 10 in bf16. On the CPU they take e more if the
 //!   head is trained, and in bf16 if the vocabulary is odd. Each trained token takes another 2eH. A trained head has
 //!   its gradient twice meanwhile: 8 bytes for each of its weights.
@@ -237,6 +239,7 @@ impl Model<'_> {
         let element = if half { 2 } else { 4 };
         let batch = largest_batch(config, data);
         let fused = !place.gpu;
+        let kernels = place.kernels && half;
         let times = if fused { 1 } else { documents(config, data) };
         let virtual_tokens = times * config.method.virtual_tokens as u64;
         let has_prompt = config.method.kind == MethodKind::Prompt;
@@ -244,8 +247,17 @@ impl Model<'_> {
         let own = if has_prompt { config.method.virtual_tokens as u64 } else { 0 };
         let longest = longest_row(config, data) + own;
         let gpu_memory = place.gpu_memory;
-        let shape =
-            Shape { element, fused, gpu_memory, batch, longest, virtual_tokens, config, touched: &touched };
+        let shape = Shape {
+            element,
+            fused,
+            kernels,
+            gpu_memory,
+            batch,
+            longest,
+            virtual_tokens,
+            config,
+            touched: &touched,
+        };
         let decoding = held.largest_decoded * (element + if place.gpu { DECODING } else { 0 });
         let activations = |recompute| shape.activations(self.architecture, recompute) + decoding;
         let mut memory = Memory {
@@ -373,6 +385,8 @@ struct Shape<'a> {
     element: u64,
     /// Whether the engine's own CPU kernels are used.
     fused: bool,
+    /// Whether its kernels for CUDA are.
+    kernels: bool,
     /// All bytes of the GPU.
     gpu_memory: u64,
     /// Tokens of a micro-batch.
@@ -440,7 +454,9 @@ impl Shape<'_> {
         let width = layer.mlp.width() as u64;
         let product = match layer.mlp {
             Mlp::Gated { activation: Activation::Silu, .. }
-            | Mlp::GatedFused { activation: Activation::Silu, .. } => 2 + plain,
+            | Mlp::GatedFused { activation: Activation::Silu, .. } => {
+                2 + u64::from(!self.fused && !self.kernels)
+            }
             Mlp::Gated { .. } | Mlp::GatedFused { .. } => 3,
             Mlp::Plain { .. } => 1,
         };
@@ -523,13 +539,13 @@ impl Shape<'_> {
 
     fn logits(&self, architecture: &Architecture) -> u64 {
         let all = self.batch * architecture.vocabulary as u64;
-        let in_place = self.fused
-            && architecture.logit_cap.is_none()
-            && self.config.train.algorithm.declaration().token_loss;
+        let in_place =
+            architecture.logit_cap.is_none() && self.config.train.algorithm.declaration().token_loss;
         let again = u64::from(self.touched.head > 0)
             + u64::from(self.element == 2 && !architecture.vocabulary.is_multiple_of(2));
         let per_logit = match self.element {
-            element if in_place => element * (1 + again),
+            element if in_place && self.fused => element * (1 + again),
+            element if in_place && self.kernels => element,
             4 => 8,
             _ => 10,
         };

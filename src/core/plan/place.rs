@@ -28,8 +28,11 @@ pub const DECODING: u64 = 8;
 pub struct Place {
     /// Whether on a GPU.
     pub gpu: bool,
-    /// Whether it is a GPU without bf16 arithmetic.
-    pub lacks_bf16: bool,
+    /// Whether it computes in bf16 itself, faster than in f32.
+    pub bf16: bool,
+    /// Whether our own kernels for CUDA are used in bf16. Where there is bf16, only a GPU without NVIDIA's run-time compiler
+    /// goes without them.
+    pub kernels: bool,
     /// Bytes that are free there.
     pub available: u64,
     /// All bytes of the GPU.
@@ -45,7 +48,7 @@ impl Place {
     ///
     /// [`PlanError::Gpu`] if it asks for a GPU that cannot be used.
     pub fn of(config: &Config, seen: impl FnOnce() -> Sighting) -> Result<Self, PlanError> {
-        let on_cpu = Self { available: machine::memory().available, ..Self::default() };
+        let on_cpu = Self::on_processor(machine::memory().available);
         if config.model.device == Device::Cpu {
             return Ok(on_cpu);
         }
@@ -55,11 +58,17 @@ impl Place {
         })
     }
 
+    /// On this machine's processor, with so many bytes.
+    pub fn on_processor(available: u64) -> Self {
+        Self { bf16: machine::multiplies_in_bf16(), available, ..Self::default() }
+    }
+
     /// On a GPU, with the memory that no process uses.
     pub fn on(gpu: &Gpu) -> Self {
         Self {
             gpu: true,
-            lacks_bf16: !gpu.has_bf16(),
+            bf16: gpu.has_bf16(),
+            kernels: gpu.has_bf16(),
             available: gpu.memory_free(),
             gpu_memory: gpu.memory_total,
             others: gpu.processes.iter().filter(|process| process.pid != std::process::id()).count(),
@@ -72,11 +81,11 @@ impl Place {
     }
 }
 
-/// Whether weights and activations are bf16, not f32: by `auto` on a GPU that has bf16 arithmetic.
+/// Whether weights and activations are bf16, not f32: by `auto` where that is faster.
 pub fn is_half(dtype: Dtype, place: Place) -> bool {
     match dtype {
         Dtype::F32 => false,
         Dtype::Bf16 => true,
-        Dtype::Auto => place.gpu && !place.lacks_bf16,
+        Dtype::Auto => place.bf16,
     }
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::Targets;
+use crate::config::{Dtype, Targets};
 use crate::model::testing;
 
 /// Parameters of SmolLM2-135M.
@@ -29,7 +29,17 @@ fn data(lengths: &[usize]) -> DataSummary {
 }
 
 const LARGE: Place =
-    Place { gpu: false, lacks_bf16: false, available: 1 << 40, gpu_memory: 1 << 40, others: 0 };
+    Place { gpu: false, bf16: false, kernels: false, available: 1 << 40, gpu_memory: 1 << 40, others: 0 };
+
+#[test]
+fn auto_takes_bf16_where_it_is_faster() {
+    let slow = Place { bf16: false, ..LARGE };
+    for place in [slow, Place { gpu: true, ..slow }] {
+        let fast = Place { bf16: true, ..place };
+        assert!(!is_half(Dtype::Auto, place) && is_half(Dtype::Auto, fast));
+        assert!(is_half(Dtype::Bf16, place) && !is_half(Dtype::F32, fast));
+    }
+}
 
 fn sizes(config: &Config, lengths: &[usize], place: Place) -> Result<Sizes, PlanError> {
     let architecture = testing::architecture(30);
@@ -77,7 +87,7 @@ fn bf16_halves_what_our_cpu_kernels_keep() {
 fn logits_take_more_if_their_gradient_is_not_in_place() {
     let mut pairs = config();
     pairs.train.algorithm = crate::config::Algorithm::Dpo;
-    let gpu = Place { gpu: true, ..LARGE };
+    let gpu = Place { gpu: true, bf16: true, ..LARGE };
     let states = 2 * 512 * 576 * 4;
     let logits = |config: &Config, place| of(config, &[512], place).memory.logits - states;
     assert_eq!(logits(&pairs, LARGE), 2 * logits(&config(), LARGE));
@@ -90,6 +100,22 @@ fn logits_take_more_if_their_gradient_is_not_in_place() {
 }
 
 #[test]
+fn kernels_for_cuda_keep_less() {
+    let mut half = config();
+    half.model.dtype = Dtype::Bf16;
+    let without = Place { gpu: true, bf16: true, ..LARGE };
+    let with = Place { kernels: true, ..without };
+    let memory = |config: &Config, place| of(config, &[512], place).memory;
+    let (more, less) = (memory(&half, without), memory(&half, with));
+    // The activated gate, and eight of ten bytes of each logit.
+    assert_eq!(more.activations - less.activations, 512 * 30 * 2 * 1536);
+    assert_eq!(more.logits - less.logits, 8 * 512 * 49_152);
+    let mut exact = config();
+    exact.model.dtype = Dtype::F32;
+    assert_eq!(memory(&exact, without).total, memory(&exact, with).total);
+}
+
+#[test]
 fn only_what_adapters_read_back_is_kept() {
     let kept = |change: fn(&mut Config), place: Place| {
         let mut config = config();
@@ -99,7 +125,7 @@ fn only_what_adapters_read_back_is_kept() {
     };
     let queries = |config: &mut Config| config.method.targets = Targets::Names(vec!["q_proj".to_owned()]);
     let all = |_: &mut Config| ();
-    let gpu = Place { gpu: true, ..LARGE };
+    let gpu = Place { gpu: true, bf16: true, ..LARGE };
     // Layers other than the query need the norm before the feed-forward part, its product, six times the
     // rank, and, without a fused kernel, the result of attention.
     let per_layer = 576 + 1536 + 6 * 16;
@@ -123,7 +149,7 @@ fn kept_by(config_json: &Value, dtype: Dtype, lengths: &[usize]) -> u64 {
         let key = if config_json["model_type"] == "gpt2" { "n_layer" } else { "num_hidden_layers" };
         config_json[key] = json!(layers);
         let architecture = testing::of_config(&config_json);
-        let gpu = Place { gpu: true, ..LARGE };
+        let gpu = Place { gpu: true, bf16: true, ..LARGE };
         let quantised = Held::dense(TOTAL);
         let model = Model { architecture: &architecture, parameters: TOTAL, quantised };
         model.sizes(&config, &data(lengths), gpu).unwrap().memory.activations
@@ -192,7 +218,7 @@ fn each_method_keeps_what_its_backward_pass_reads() {
         let mut config = config();
         config.model.dtype = Dtype::F32;
         change(&mut config);
-        of(&config, &[512], Place { gpu: true, ..LARGE }).memory
+        of(&config, &[512], Place { gpu: true, bf16: true, ..LARGE }).memory
     };
     let lora = of(|_| ());
     let full = of(|config| config.method.kind = MethodKind::Full);
@@ -230,7 +256,7 @@ fn recompute_keeps_one_layer_and_is_used_if_memory_is_short() {
 
 #[test]
 fn bf16_halves_weights_and_is_the_default_on_a_gpu() {
-    let gpu = Place { gpu: true, ..LARGE };
+    let gpu = Place { gpu: true, bf16: true, ..LARGE };
     let plan = of(&config(), &[512], gpu);
     assert_eq!((plan.half, plan.memory.weights), (true, TOTAL * 2));
     assert_eq!(plan.memory.adapter, 4_884_480 * 4);
@@ -241,7 +267,9 @@ fn bf16_halves_weights_and_is_the_default_on_a_gpu() {
 fn qlora_weights_are_quantised_and_decoded_one_at_a_time() {
     let mut qlora = config();
     qlora.method.kind = MethodKind::Qlora;
-    for (place, element, decoding) in [(LARGE, 4, 4), (Place { gpu: true, ..LARGE }, 2, 2 + DECODING)] {
+    for (place, element, decoding) in
+        [(LARGE, 4, 4), (Place { gpu: true, bf16: true, ..LARGE }, 2, 2 + DECODING)]
+    {
         let (dense, quantised) = (of(&config(), &[512], place), of(&qlora, &[512], place));
         let (before, after) = (dense.memory, quantised.memory);
         assert_eq!(after.weights, QUANTISED.dense * element + QUANTISED.quantised);
