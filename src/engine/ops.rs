@@ -93,6 +93,18 @@ pub fn copy_into(target: &mut Tensor, source: &Tensor) -> Result<()> {
     labelled("copy_into", &[target, source], result)
 }
 
+/// Copies tokens `[B, heads, T, size]` into `target` `[B, heads, K, size]` at `places` `[B, T]` of their rows `[B, 1]`
+/// (int64), without autograd history.
+pub fn put_tokens(target: &Tensor, rows: &Tensor, places: &Tensor, tokens: &Tensor) -> Result<()> {
+    let _guard = tch::no_grad_guard();
+    let put = (|| {
+        // Indices around a dimension that has none come first in the result.
+        let tokens = tokens.f_transpose(1, 2)?;
+        target.shallow_clone().f_index_put_(&[Some(rows), None, Some(places)], &tokens, false)
+    })();
+    labelled("put_tokens", &[target, tokens], put).map(drop)
+}
+
 /// The tensor without autograd history.
 pub fn detach(x: &Tensor) -> Result<Tensor> {
     labelled("detach", &[x], x.f_detach())

@@ -12,7 +12,7 @@ const STEP: i64 = 256;
 /// Keys and values of a batch. Rows may differ in length; anything beyond a row's length is never read.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<Option<LayerCache>>,
+    layers: Vec<Option<Store>>,
     /// Key-value heads and head size of each layer.
     shapes: Vec<[i64; 2]>,
     lengths: Vec<i64>,
@@ -20,6 +20,24 @@ pub struct KvCache {
     expected: Option<Vec<i64>>,
     capacity: i64,
     options: (Kind, Device),
+    /// Where the tokens of the current pass go, if rows differ in length.
+    places: Option<Places>,
+}
+
+/// Keys and values of one layer, `[B, heads, capacity, size]`.
+#[derive(Debug)]
+struct Store {
+    keys: Tensor,
+    values: Tensor,
+}
+
+/// Indices of new tokens, made once for all layers.
+#[derive(Debug)]
+struct Places {
+    /// `[B, 1]` int64: each row's number.
+    rows: Tensor,
+    /// `[B, T]` int64: each token's place in its row.
+    tokens: Tensor,
 }
 
 impl KvCache {
@@ -33,6 +51,7 @@ impl KvCache {
             expected: None,
             capacity: 0,
             options: (kind, device),
+            places: None,
         }
     }
 
@@ -108,8 +127,22 @@ impl KvCache {
         Ok(())
     }
 
+    /// Prepares a pass over `width` more tokens of every row, which ends with [`KvCache::advance`].
+    pub(crate) fn prepare(&mut self, width: i64) -> Result<()> {
+        self.reserve(width)?;
+        self.places = None;
+        if !are_equal(&self.lengths) {
+            let row = |(row, &start): (usize, &i64)| std::iter::once(row as i64).chain(start..start + width);
+            let all: Vec<i64> = self.lengths.iter().enumerate().flat_map(row).collect();
+            let all = ops::reshape(&ops::integers(&all, self.options.1)?, &[-1, 1 + width])?;
+            let (rows, tokens) = (ops::narrow(&all, 1, 0, 1)?, ops::narrow(&all, 1, 1, width)?);
+            self.places = Some(Places { rows, tokens });
+        }
+        Ok(())
+    }
+
     /// Makes room for `width` more tokens of every row.
-    pub(crate) fn reserve(&mut self, width: i64) -> Result<()> {
+    fn reserve(&mut self, width: i64) -> Result<()> {
         let longest = self.lengths.iter().copied().max().unwrap_or_default();
         if longest + width <= self.capacity {
             return Ok(());
@@ -123,19 +156,17 @@ impl KvCache {
                 keys = carry_over(keys, &old.keys, longest)?;
                 values = carry_over(values, &old.values, longest)?;
             }
-            *layer = Some(LayerCache { keys, values, starts: vec![] });
+            *layer = Some(Store { keys, values });
         }
         self.capacity = capacity;
         Ok(())
     }
 
-    /// One layer's keys and values, ready for the next tokens.
-    pub(crate) fn layer(&mut self, layer: usize) -> Result<&mut LayerCache> {
-        let starts = &self.lengths;
-        let cache = self.layers.get_mut(layer).and_then(Option::as_mut);
-        let cache = cache.ok_or_else(|| EngineError::torch("cache", "no room was reserved"))?;
-        cache.starts.clone_from(starts);
-        Ok(cache)
+    /// One layer's keys and values, ready for the tokens of a prepared pass.
+    pub(crate) fn layer(&self, layer: usize) -> Result<LayerCache<'_>> {
+        let store = self.layers.get(layer).and_then(Option::as_ref);
+        let store = store.ok_or_else(|| EngineError::torch("cache", "no room was reserved"))?;
+        Ok(LayerCache { store, starts: &self.lengths, places: self.places.as_ref() })
     }
 
     /// Every row has grown by `width` tokens.
@@ -143,7 +174,12 @@ impl KvCache {
         for length in &mut self.lengths {
             *length += width;
         }
+        self.places = None;
     }
+}
+
+fn are_equal(lengths: &[i64]) -> bool {
+    lengths.iter().all(|length| Some(length) == lengths.first())
 }
 
 fn carry_over(fresh: Tensor, old: &Tensor, length: i64) -> Result<Tensor> {
@@ -155,31 +191,25 @@ fn heads(store: &Tensor) -> i64 {
     store.size().get(1).copied().unwrap_or_default()
 }
 
-/// Keys and values of one layer, `[B, heads, capacity, size]`.
+/// Keys and values of one layer during a pass.
 #[derive(Debug)]
-pub(crate) struct LayerCache {
-    keys: Tensor,
-    values: Tensor,
+pub(crate) struct LayerCache<'a> {
+    store: &'a Store,
     /// Where each row's next token is written.
-    starts: Vec<i64>,
+    starts: &'a [i64],
+    places: Option<&'a Places>,
 }
 
-impl LayerCache {
+impl LayerCache<'_> {
     /// Appends `[B, heads, T, size]` to every row. Heads are repeated if the cache has more.
-    pub fn write(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
+    pub fn write(&self, keys: &Tensor, values: &Tensor) -> Result<()> {
         let width = keys.size().get(2).copied().unwrap_or_default();
-        for (store, new) in [(&self.keys, keys), (&self.values, values)] {
+        for (store, new) in [(&self.store.keys, keys), (&self.store.values, values)] {
             let new = &ops::repeat_heads(new, heads(store))?;
-            match self.starts.first() {
-                Some(&start) if self.starts.iter().all(|&other| other == start) => {
-                    ops::copy_into(&mut ops::narrow(store, 2, start, width)?, new)?;
-                }
-                _ => {
-                    for (row, &start) in self.starts.iter().enumerate() {
-                        let place = ops::narrow(&ops::narrow(store, 0, row as i64, 1)?, 2, start, width)?;
-                        ops::copy_into(&mut { place }, &ops::narrow(new, 0, row as i64, 1)?)?;
-                    }
-                }
+            match (self.places, self.starts.first()) {
+                (Some(Places { rows, tokens }), _) => ops::put_tokens(store, rows, tokens, new)?,
+                (None, Some(&start)) => ops::copy_into(&mut ops::narrow(store, 2, start, width)?, new)?,
+                (None, None) => {}
             }
         }
         Ok(())
@@ -188,15 +218,64 @@ impl LayerCache {
     /// Attention of one new token per row, already written: `query` `[B, h, size]` to `[B, h · size]`. `None`
     /// if the kernel does not support these tensors.
     pub fn attend(&self, query: &Tensor, scale: f64) -> Option<Result<Tensor>> {
-        if !csrc::all_plain(&[query, &self.keys, &self.values]) {
+        if !csrc::all_plain(&[query, &self.store.keys, &self.store.values]) {
             return None;
         }
         let lengths: Vec<i64> = self.starts.iter().map(|start| start + 1).collect();
-        Some(csrc::attend(query, &self.keys, &self.values, &lengths, scale))
+        Some(csrc::attend(query, &self.store.keys, &self.store.values, &lengths, scale))
     }
 
     /// The first `length` keys and values of every row.
     pub fn read(&self, length: i64) -> Result<(Tensor, Tensor)> {
-        Ok((ops::narrow(&self.keys, 2, 0, length)?, ops::narrow(&self.values, 2, 0, length)?))
+        Ok((ops::narrow(&self.store.keys, 2, 0, length)?, ops::narrow(&self.store.values, 2, 0, length)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use luthier_core::model::ModelFiles;
+
+    use super::*;
+
+    #[test]
+    fn rows_of_any_length_get_their_tokens_at_their_ends() {
+        let architecture = ModelFiles::open(&crate::testing::model()).unwrap().architecture;
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for (lengths, width) in [([3, 0, 7], 1), ([3, 0, 7], 4), ([5, 5, 5], 3), ([250, 1, 255], 2)] {
+                let mut cache = KvCache::new(&architecture, 3, kind, Device::Cpu);
+                let [heads, size] = cache.shapes[1];
+                // As many as an adapter's prefix may bring.
+                cache.set_heads(1, 2 * heads);
+                cache.lengths = lengths.to_vec();
+                cache.reserve(0).unwrap();
+                let capacity = cache.capacity;
+                for layer in cache.layers.iter().flatten() {
+                    let _ = [&layer.keys, &layer.values].map(|store| store.shallow_clone().fill_(7.0));
+                }
+                cache.prepare(width).unwrap();
+                assert!(cache.capacity > capacity || lengths[2] < 250);
+                for layer in [0, 1] {
+                    // As a projection gives them: heads beside one another.
+                    let new = || Tensor::randn([3, width, heads, size], (Kind::Float, Device::Cpu));
+                    let [keys, values] = [new(), new()].map(|x| x.to_kind(kind).transpose(1, 2));
+                    let store = cache.layers[layer].as_ref().unwrap();
+                    let wanted = [(&store.keys, &keys), (&store.values, &values)].map(|(store, new)| {
+                        let wanted = store.copy();
+                        let new =
+                            if layer == 1 { new.repeat_interleave_self_int(2, 1, None) } else { new.copy() };
+                        for (row, &start) in lengths.iter().enumerate() {
+                            let row = row as i64;
+                            wanted.get(row).narrow(1, start, width).copy_(&new.get(row));
+                        }
+                        wanted
+                    });
+                    cache.layer(layer).unwrap().write(&keys, &values).unwrap();
+                    let store = cache.layers[layer].as_ref().unwrap();
+                    assert_eq!([&store.keys, &store.values], [&wanted[0], &wanted[1]], "{lengths:?} {width}");
+                }
+                cache.advance(width);
+                assert_eq!(cache.lengths(), lengths.map(|length| length + width));
+            }
+        }
     }
 }

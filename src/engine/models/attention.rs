@@ -87,7 +87,7 @@ impl Attention {
     }
 
     /// `[N, H]` → `[N, H]`. Keys and values of the new tokens are written to `cache`.
-    pub fn forward(&self, x: &Tensor, frame: &Frame, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, frame: &Frame, cache: Option<&LayerCache>) -> Result<Tensor> {
         let (mut query, mut key, value) = self.project(x, frame)?;
         if let Some((query_norm, key_norm)) = &self.head_norms {
             query = query_norm.forward(&query, frame.pass)?;
@@ -135,7 +135,7 @@ impl Attention {
         key: &Tensor,
         value: &Tensor,
         frame: &Frame,
-        cache: Option<&mut LayerCache>,
+        cache: Option<&LayerCache>,
     ) -> Result<Tensor> {
         let (rows, width) = (frame.rows, frame.width);
         if let Some(cache) = cache {

@@ -75,7 +75,7 @@ impl Block {
     }
 
     /// `[N, H]` → `[N, H]`. Keys and values of the new tokens are written to `cache`.
-    pub fn forward(&self, x: &Tensor, frame: &Frame, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, frame: &Frame, cache: Option<&LayerCache>) -> Result<Tensor> {
         let pass = frame.pass;
         match &self.norms {
             Norms::Pre { attention, mlp } => {

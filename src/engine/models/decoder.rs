@@ -284,11 +284,11 @@ impl Model {
     /// Runs all blocks.
     fn walk(&self, mut x: Tensor, frame: &Frame, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
         if let Some(cache) = cache.as_deref_mut() {
-            cache.reserve(frame.width)?;
+            cache.prepare(frame.width)?;
         }
         for (layer, block) in self.blocks.iter().enumerate() {
-            let layer_cache = cache.as_deref_mut().map(|cache| cache.layer(layer));
-            x = block.forward(&x, frame, layer_cache.transpose()?)?;
+            let layer_cache = cache.as_deref().map(|cache| cache.layer(layer)).transpose()?;
+            x = block.forward(&x, frame, layer_cache.as_ref())?;
         }
         if let Some(cache) = cache {
             cache.advance(frame.width);
@@ -369,7 +369,7 @@ impl Model {
                 cache.set_heads(layer, keys.size().get(1).copied().unwrap_or_default());
                 prefixes.push((layer, keys, values));
             }
-            cache.reserve(count)?;
+            cache.prepare(count)?;
             for (layer, keys, values) in prefixes {
                 let row = |x: &Tensor| {
                     let x = ops::to_kind(&ops::transpose(x, 0, 1)?, self.kind)?; // [g, P, d]
