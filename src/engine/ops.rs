@@ -70,6 +70,11 @@ fn upload(x: &Tensor, device: Device) -> Result<Tensor> {
     }
 }
 
+/// Whether two tensors are the same elements of the same memory.
+pub fn is_same_memory(a: &Tensor, b: &Tensor) -> bool {
+    a.data_ptr() == b.data_ptr() && a.size() == b.size() && a.stride() == b.stride() && a.kind() == b.kind()
+}
+
 /// Converts the tensor to type `kind`; the tensor itself if it has this type.
 pub fn to_kind(x: &Tensor, kind: Kind) -> Result<Tensor> {
     if x.kind() == kind {
@@ -487,8 +492,8 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 }
 
 /// Softmax attention with grouped key-value heads: `query` `[B, heads, T, size]`, `key` and `value` `[B,
-/// key-value heads, K, size]`, `mask` bool, true for keys that a query sees, broadcast to `[B, heads, T, K]`.
-/// Without a mask, `causal` says whether query `i` sees only keys up to `i`.
+/// key-value heads, K, size]`, `mask` broadcast to `[B, heads, T, K]`: bool, true for keys that a query sees, or of the
+/// query's type, added to the scores. Without a mask, `causal` says whether query `i` sees only keys up to `i`.
 pub fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -549,8 +554,11 @@ pub fn attention_openly(
             scores = scores.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?;
         }
         if let Some(mask) = mask {
-            let hidden = mask.f_unsqueeze(1)?.f_logical_not()?;
-            scores = scores.f_masked_fill(&hidden, f64::NEG_INFINITY)?;
+            let mask = mask.f_unsqueeze(1)?;
+            scores = match mask.kind() {
+                Kind::Bool => scores.f_masked_fill(&mask.f_logical_not()?, f64::NEG_INFINITY)?,
+                _ => scores.f_add(&mask)?,
+            };
         }
         let weights = scores.f_softmax(-1, Kind::Float)?.f_to_kind(value.kind())?;
         weights.f_matmul(&value.f_unsqueeze(2)?)?.f_reshape([rows, heads, width, size])
@@ -600,6 +608,21 @@ pub fn causal_mask(
         }
     })();
     labelled("causal_mask", &[&past], mask)
+}
+
+/// A bool mask in the form that is added to scores of type `kind`: 0 for keys that are seen, -∞ for others.
+pub fn added_mask(mask: &Tensor, kind: Kind) -> Result<Tensor> {
+    let added = (|| {
+        let mut size = mask.size();
+        let keys = size.last().copied().unwrap_or_default();
+        if let Some(last) = size.last_mut() {
+            // Rows of CUDA's kernel begin at multiples of 8 elements; others it copies in each layer.
+            *last = (keys + 7) / 8 * 8;
+        }
+        let room = Tensor::f_full(size, f64::NEG_INFINITY, (kind, mask.device()))?;
+        room.f_narrow(-1, 0, keys)?.f_masked_fill_(mask, 0.0)
+    })();
+    labelled("added_mask", &[mask], added)
 }
 
 /// `[B, 1, T, T]`: causal, and without ignored columns (`columns` `[B, T]` bool, false for these). Every

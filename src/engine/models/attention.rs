@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use super::block::Module;
 use super::documents::Documents;
-use super::frame::{Frame, View};
+use super::frame::{Cached, Frame, View};
 use super::norm::Norm;
 use crate::error::{EngineError, Result};
 use crate::layers::{LayerCache, Linear};
@@ -140,8 +140,8 @@ impl Attention {
         let (rows, width) = (frame.rows, frame.width);
         if let Some(cache) = cache {
             cache.write(&by_row(key, rows, width)?, &by_row(value, rows, width)?)?;
-            if let View::Cached { keys, past, mask } = &frame.view {
-                return self.mix_cached(query, frame, cache, *keys, past, mask.as_ref());
+            if let View::Cached(cached) = &frame.view {
+                return self.mix_cached(query, frame, cache, cached);
             }
         }
         let prefix = frame.prefix(self.layer, query.kind())?;
@@ -165,9 +165,7 @@ impl Attention {
                 let (k, v) = (after(prefix.map(|p| &p.0), &k)?, after(prefix.map(|p| &p.1), &v)?);
                 by_token(&self.scores(&q, &k, &v, Some(&mask), false)?)
             }
-            View::Cached { .. } => {
-                Err(EngineError::torch("attention", "a cached forward pass needs a cache"))
-            }
+            View::Cached(_) => Err(EngineError::torch("attention", "a cached forward pass needs a cache")),
         }
     }
 
@@ -245,32 +243,26 @@ impl Attention {
         by_token(&self.scores(&q, &k, &v, Some(&mask), false)?)
     }
 
-    /// New queries against all keys of the cache, including the new ones. `mask` is the one for layers
-    /// without a window, if one is needed.
+    /// New queries against all keys of the cache, including the new ones.
     fn mix_cached(
         &self,
         query: &Tensor,
         frame: &Frame,
         cache: &LayerCache,
-        keys: i64,
-        past: &[i64],
-        mask: Option<&Tensor>,
+        cached: &Cached,
     ) -> Result<Tensor> {
         let (rows, width) = (frame.rows, frame.width);
-        let window = self.window().filter(|&window| keys > window);
-        let usual = window.is_none() && self.spec.score_cap.is_none() && self.slopes.is_none();
+        let sees_all = self.window().is_none_or(|window| cached.keys <= window);
+        let usual = sees_all && self.spec.score_cap.is_none() && self.slopes.is_none();
         if usual
             && width == 1
             && let Some(mixed) = cache.attend(query, self.spec.scale)
         {
             return mixed;
         }
-        let (key, value) = cache.read(keys)?; // [B, g, K, d]
-        let near = match window {
-            Some(window) => Some(ops::causal_mask(past, width, keys, Some(window), query.device())?),
-            None => None,
-        };
-        let mask = near.as_ref().or(mask);
+        let (key, value) = cache.read(cached.keys)?; // [B, g, K, d]
+        let mask = cached.mask(self.window())?;
+        let mask = mask.as_ref();
         if width == 1 && self.slopes.is_none() {
             // The query heads of a group are laid out as columns, so that keys and values need not be
             // repeated.

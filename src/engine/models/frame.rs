@@ -1,5 +1,7 @@
 //! Values that a forward pass derives once and every block uses.
 
+use std::sync::{Mutex, PoisonError};
+
 use tch::{Device, Kind, Tensor};
 
 use super::documents::Documents;
@@ -32,9 +34,42 @@ pub(super) enum View {
     Documents(Documents),
     /// `[B, 1, T, T]` bool.
     Masked(Tensor),
-    /// A cache has the keys of earlier calls, `past` in each row; with the new tokens the longest row has
-    /// `keys`. `mask` `[B, 1, T, keys]` is given if rows differ in length or there are several new tokens.
-    Cached { keys: i64, past: Vec<i64>, mask: Option<Tensor> },
+    /// A cache has the keys of earlier calls.
+    Cached(Cached),
+}
+
+/// Attention over the tokens of a cache and the new ones.
+pub(super) struct Cached {
+    /// Tokens of the longest row, with the new ones: K.
+    pub keys: i64,
+    /// Tokens of each row, without the new ones.
+    past: Vec<i64>,
+    /// New tokens of each row: T.
+    width: i64,
+    kind: Kind,
+    device: Device,
+    /// Masks by window, each made once for all layers.
+    masks: Mutex<Vec<(Option<i64>, Tensor)>>,
+}
+
+impl Cached {
+    /// `[B, 1, T, K]`, to be added to the scores of a layer with this window: 0, or -∞ for keys that a query does not
+    /// see. `None` if all are seen.
+    pub fn mask(&self, window: Option<i64>) -> Result<Option<Tensor>> {
+        let window = window.filter(|&window| self.keys > window);
+        let equal = self.past.iter().all(|&past| past + self.width == self.keys);
+        if window.is_none() && self.width == 1 && equal {
+            return Ok(None);
+        }
+        let mut masks = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, mask)) = masks.iter().find(|(known, _)| *known == window) {
+            return Ok(Some(mask.shallow_clone()));
+        }
+        let seen = ops::causal_mask(&self.past, self.width, self.keys, window, self.device)?;
+        let mask = ops::added_mask(&seen, self.kind)?;
+        masks.push((window, mask.shallow_clone()));
+        Ok(Some(mask))
+    }
 }
 
 /// Virtual tokens before every document, computed like other tokens.
@@ -63,7 +98,7 @@ impl<'a> Frame<'a> {
         }
         let device = pass.positions.device();
         let view = match (pass.mask, cache) {
-            (Mask::Causal, Some(cache)) => cached(rows, columns, cache, device)?,
+            (Mask::Causal, Some(cache)) => cached([rows, columns], cache, kind, device)?,
             (_, Some(_)) => {
                 return Err(EngineError::torch("hidden", "a cache needs Mask::Causal"));
             }
@@ -111,7 +146,7 @@ impl<'a> Frame<'a> {
                 let count = given.map_or(0, |adapter| adapter.virtual_tokens() as i64);
                 Ok(count + documents.longest())
             }
-            View::Cached { keys, .. } => Ok(*keys),
+            View::Cached(cached) => Ok(cached.keys),
             View::Masked(_) => Ok(ops::largest(&self.positions)? + 1),
         }
     }
@@ -177,22 +212,69 @@ fn rows_alone(rows: i64, columns: i64, device: Device) -> Result<Documents> {
     Documents::alone(std::iter::repeat_n(columns, rows.max(0) as usize), device)
 }
 
-fn cached(rows: i64, columns: i64, cache: &KvCache, device: Device) -> Result<View> {
+fn cached([rows, width]: [i64; 2], cache: &KvCache, kind: Kind, device: Device) -> Result<View> {
     let past = cache.lengths();
     let longest = past.iter().copied().max().unwrap_or_default();
     if past.len() as i64 != rows {
         let message = format!("the cache has {} rows, the batch {rows}", past.len());
         return Err(EngineError::torch("hidden", &message));
     }
-    let uniform = past.iter().all(|&length| length == longest);
-    let keys = longest + columns;
     if longest == 0 {
-        return Ok(View::Documents(rows_alone(rows, columns, device)?));
+        return Ok(View::Documents(rows_alone(rows, width, device)?));
     }
-    let mask = if uniform && columns == 1 {
-        None
-    } else {
-        Some(ops::causal_mask(past, columns, keys, None, device)?)
-    };
-    Ok(View::Cached { keys, past: past.to_vec(), mask })
+    let (keys, past, masks) = (longest + width, past.to_vec(), Mutex::default());
+    Ok(View::Cached(Cached { keys, past, width, kind, device, masks }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cached(past: &[i64], width: i64, kind: Kind) -> Cached {
+        let keys = past.iter().max().unwrap() + width;
+        let (past, masks) = (past.to_vec(), Mutex::default());
+        Cached { keys, past, width, kind, device: Device::Cpu, masks }
+    }
+
+    #[test]
+    fn layers_share_masks() {
+        let cached = cached(&[4, 9], 1, Kind::Float);
+        let all = cached.mask(None).unwrap().unwrap();
+        let near = cached.mask(Some(3)).unwrap().unwrap();
+        assert_ne!(all, near);
+        assert!(ops::is_same_memory(&all, &cached.mask(None).unwrap().unwrap()));
+        assert!(ops::is_same_memory(&near, &cached.mask(Some(3)).unwrap().unwrap()));
+        // A window that nobody is beyond is none.
+        assert!(ops::is_same_memory(&all, &cached.mask(Some(10)).unwrap().unwrap()));
+    }
+
+    #[test]
+    fn one_token_of_equal_rows_needs_a_mask_only_within_a_window() {
+        let cached = cached(&[9, 9], 1, Kind::Float);
+        assert!(cached.mask(None).unwrap().is_none() && cached.mask(Some(10)).unwrap().is_none());
+        assert!(cached.mask(Some(9)).unwrap().is_some());
+    }
+
+    #[test]
+    fn added_masks_give_what_masks_of_keys_give() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for (past, width, window) in
+                [([4, 9], 1, None), ([4, 9], 3, None), ([6, 6], 1, Some(3)), ([0, 20], 5, Some(4))]
+            {
+                let cached = cached(&past, width, kind);
+                let keys = cached.keys;
+                let seen = ops::causal_mask(&past, width, keys, window, Device::Cpu).unwrap();
+                let added = cached.mask(window).unwrap().unwrap();
+                assert_eq!(added.size(), seen.size());
+                let [q, k, v] = [width, keys, keys].map(|length| {
+                    Tensor::randn([2, 2, length, 16], (Kind::Float, Device::Cpu)).to_kind(kind)
+                });
+                let usual = |mask: &Tensor| ops::attention(&q, &k, &v, Some(mask), false, 0.3).unwrap();
+                assert_eq!(usual(&added), usual(&seen));
+                let form = ops::ScoreForm { scale: 0.3, cap: Some(5.0), slopes: None };
+                let openly = |mask: &Tensor| ops::attention_openly(&q, &k, &v, Some(mask), form).unwrap();
+                assert_eq!(openly(&added), openly(&seen));
+            }
+        }
+    }
 }
