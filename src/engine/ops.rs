@@ -344,6 +344,27 @@ pub fn argmax(x: &Tensor) -> Result<Tensor> {
     labelled("argmax", &[x], x.f_argmax(-1, false))
 }
 
+/// What sampling from logits `[B, V]` needs, so that the host need not read all of them: `[B, 2 + 2 · count]` f64. Each
+/// row has the index of its largest logit, the sum of `exp((logit - largest) / temperature)`, the indices of its
+/// `count` largest logits, and these in descending order. For all but the first, NaN counts as -∞. `temperatures`
+/// `[B]` f64, above 0.
+pub fn largest_logits(logits: &Tensor, temperatures: &Tensor, count: i64) -> Result<Tensor> {
+    let found = (|| {
+        let first = logits.f_argmax(-1, true)?;
+        let infinity = f64::INFINITY;
+        let scores = logits.f_to_kind(Kind::Float)?.f_nan_to_num(-infinity, infinity, -infinity)?;
+        let (largest, ids) = scores.f_topk(count, -1, true, true)?;
+        let best = largest.f_narrow(-1, 0, 1)?;
+        // Infinity minus infinity would be NaN.
+        let below = scores.f_sub(&best)?.f_masked_fill(&scores.f_ge_tensor(&best)?, 0.0)?;
+        let shares = below.f_to_kind(Kind::Double)?.f_div(&temperatures.f_unsqueeze(-1)?)?.f_exp()?;
+        let total = shares.f_sum_dim_intlist(-1_i64, true, Kind::Double)?;
+        let double = |x: Tensor| x.f_to_kind(Kind::Double);
+        Tensor::f_cat(&[double(first)?, total, double(ids)?, double(largest)?], -1)
+    })();
+    labelled("largest_logits", &[logits, temperatures], found)
+}
+
 /// Whether every element is finite. Waits for the device.
 pub fn all_finite(x: &Tensor) -> Result<bool> {
     let finite = labelled("all_finite", &[x], x.f_isfinite().and_then(|each| each.f_all()))?;

@@ -15,6 +15,9 @@ use crate::layers::{Active, Adapter, KvCache, Mask, Pass};
 use crate::models::Model;
 use crate::ops;
 
+/// Number of logits of a row from which most tokens can be sampled.
+const LARGEST: usize = 1024;
+
 /// The prompt and settings of one row of a batch.
 #[derive(Clone, Copy)]
 pub struct Row<'a> {
@@ -230,15 +233,134 @@ fn one_more(
 /// The next token of every row.
 fn choose(model: &Model, last: &Tensor, rows: &[Row], live: &[Live]) -> Result<Vec<u32>> {
     let logits = model.logits(last, active(&adapters(rows, live)))?; // [B, V]
-    let best = ops::to_integers(&ops::argmax(&logits)?)?;
-    let mut tokens: Vec<u32> = best.into_iter().map(|id| id as u32).collect();
-    for (place, row) in live.iter().enumerate() {
+    let wanted = live.iter().map(|row| {
         let Row { sampling, seed, .. } = rows[row.index];
-        if !sampling.is_greedy() {
-            let logits = ops::to_floats(&ops::narrow(&logits, 0, place as i64, 1)?)?;
-            let draw = random::unit(random::derive(seed, row.tokens.len() as u64));
-            tokens[place] = sample::sample(logits, &sampling, draw);
+        (sampling, random::unit(random::derive(seed, row.tokens.len() as u64)))
+    });
+    // A CPU takes longer to find the largest logits than to weigh all of them.
+    let read = if model.device().is_cuda() { LARGEST } else { 0 };
+    tokens_of(&logits, &wanted.collect::<Vec<_>>(), read)
+}
+
+/// The token of each row of logits `[B, V]` for its sampling and draw. The host reads only the `read` largest logits of
+/// each row, unless these do not decide it.
+fn tokens_of(logits: &Tensor, wanted: &[(Sampling, f64)], read: usize) -> Result<Vec<u32>> {
+    let vocabulary = logits.size().last().map_or(0, |&length| length as usize);
+    let read = read.min(vocabulary);
+    let mut tokens = Vec::with_capacity(wanted.len());
+    let mut open = Vec::new();
+    if wanted.iter().any(|(sampling, _)| !sampling.is_greedy() && sample::is_limited(sampling, read)) {
+        let temperatures = wanted.iter().map(|(s, _)| if s.is_greedy() { 1.0 } else { s.temperature });
+        let temperatures = ops::doubles(&temperatures.collect::<Vec<_>>(), logits.device())?;
+        let found = ops::to_doubles(&ops::largest_logits(logits, &temperatures, read as i64)?)?;
+        for (found, (sampling, draw)) in found.chunks_exact(2 + 2 * read).zip(wanted) {
+            let (ids, values) = found[2..].split_at(read);
+            let largest: Vec<(u32, f32)> =
+                ids.iter().zip(values).map(|(&id, &value)| (id as u32, value as f32)).collect();
+            let token = if sampling.is_greedy() {
+                Some(found[0] as u32)
+            } else {
+                sample::sample_largest(&largest, found[1], sampling, *draw)
+            };
+            open.extend(token.is_none().then_some(tokens.len()));
+            tokens.push(token.unwrap_or_default());
         }
+    } else {
+        tokens.extend(ops::to_integers(&ops::argmax(logits)?)?.into_iter().map(|id| id as u32));
+        open.extend((0..wanted.len()).filter(|&row| !wanted[row].0.is_greedy()));
+    }
+    if open.is_empty() {
+        return Ok(tokens);
+    }
+    let rows: Vec<i64> = open.iter().map(|&row| row as i64).collect();
+    let whole = ops::to_floats(&ops::select_rows(logits, 0, &ops::integers(&rows, logits.device())?)?)?;
+    for (&row, logits) in open.iter().zip(whole.chunks_exact(vocabulary.max(1))) {
+        let (sampling, draw) = &wanted[row];
+        tokens[row] = sample::sample(logits, sampling, *draw);
     }
     Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    /// Logits of 5 rows: normal, with many ties, equal to one another, with a NaN and infinities, and of almost only one
+    /// token.
+    fn logits(vocabulary: i64, kind: Kind) -> Tensor {
+        let unit = |place: u64| random::unit(random::derive(5, place));
+        let numbers = (0..5 * vocabulary as u64).map(|place| {
+            let (row, id) = (place / vocabulary as u64, place % vocabulary as u64);
+            let normal = (-2.0 * (1.0 - unit(2 * place)).ln()).sqrt()
+                * (std::f64::consts::TAU * unit(2 * place + 1)).cos();
+            match (row, id) {
+                (1, _) => normal.round(),
+                (2, _) => 0.5,
+                (3, 7) => f64::NAN,
+                (3, 9) => f64::NEG_INFINITY,
+                (4, 11) => 60.0,
+                _ => 4.0 * normal,
+            }
+        });
+        let numbers: Vec<f32> = numbers.map(|number| number as f32).collect();
+        Tensor::from_slice(&numbers).view([5, vocabulary]).to_kind(kind)
+    }
+
+    #[test]
+    fn the_largest_logits_give_the_tokens_that_all_logits_give() {
+        let settings = [0.0, 0.01, 0.7, 1.0, 3.0].into_iter().flat_map(|temperature| {
+            let limits = [
+                (0, 1.0),
+                (0, 0.95),
+                (0, 0.3),
+                (1, 1.0),
+                (5, 1.0),
+                (20, 0.9),
+                (63, 1.0),
+                (64, 0.5),
+                (900, 0.99),
+            ];
+            limits.map(|(top_k, top_p)| Sampling { temperature, top_k, top_p })
+        });
+        let settings: Vec<Sampling> = settings.collect();
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let logits = logits(3000, kind);
+            for seed in 0..60 {
+                for (place, sampling) in settings.iter().enumerate() {
+                    // Rows of one batch may differ in their settings.
+                    let wanted: Vec<(Sampling, f64)> = (0..5)
+                        .map(|row| {
+                            let other = settings[(place + 7 * row * seed) % settings.len()];
+                            let draw = random::unit(random::derive(seed as u64, row as u64));
+                            (if seed % 2 == 0 { *sampling } else { other }, draw)
+                        })
+                        .collect();
+                    let all = tokens_of(&logits, &wanted, 0).unwrap();
+                    assert_eq!(tokens_of(&logits, &wanted, 64).unwrap(), all, "{kind:?} {wanted:?}");
+                    for (row, (sampling, draw)) in
+                        wanted.iter().enumerate().filter(|(_, (s, _))| !s.is_greedy())
+                    {
+                        let row_logits = ops::to_floats(&logits.get(row as i64)).unwrap();
+                        assert_eq!(all[row], sample::sample(&row_logits, sampling, *draw));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn infinity_and_small_vocabularies_are_no_exception() {
+        let sampling = Sampling { temperature: 0.8, top_k: 3, top_p: 0.9 };
+        let all = [f32::INFINITY, 1.0, f32::INFINITY, f32::NAN, -2.0, 0.5, 0.25];
+        let logits = Tensor::from_slice(&all).view([1, 7]);
+        for draw in (0..20).map(|draw| f64::from(draw) / 20.0) {
+            let found = tokens_of(&logits, &[(sampling, draw)], LARGEST).unwrap();
+            assert_eq!(found, [sample::sample(&all, &sampling, draw)]);
+        }
+        let nothing = Tensor::from_slice(&[f32::NAN; 7]).view([1, 7]).to_device(Device::Cpu);
+        let found = tokens_of(&nothing, &[(sampling, 0.5)], 4).unwrap();
+        assert_eq!(found, [sample::sample(&[f32::NAN; 7], &sampling, 0.5)]);
+    }
 }
