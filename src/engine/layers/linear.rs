@@ -131,19 +131,19 @@ impl Linear {
     }
 
     /// The base product is computed once for the whole batch. Then each adapter is applied to its runs of
-    /// consecutive rows.
+    /// consecutive rows, in place if it can be.
     fn by_rows(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let y = self.product(x)?;
-        let mut parts = Vec::new();
+        let (mut parts, mut is_whole) = (Vec::new(), true);
         for Run { adapter, start, length } in pass.runs(&y)? {
-            let part = ops::narrow(&y, 0, start, length)?;
-            parts.push(match adapter {
-                Some(adapter) => {
-                    adapter.output(self, &ops::narrow(x, 0, start, length)?, part, pass.noise.as_ref())?
-                }
-                None => part,
-            });
+            let mut part = ops::narrow(&y, 0, start, length)?;
+            if let Some(adapter) = adapter {
+                let (x, place) = (ops::narrow(x, 0, start, length)?, part.shallow_clone());
+                part = adapter.output(self, &x, part, pass.noise.as_ref())?;
+                is_whole &= !part.requires_grad() && ops::is_same_memory(&part, &place);
+            }
+            parts.push(part);
         }
-        ops::concatenate(&parts, 0)
+        if is_whole { Ok(y) } else { ops::concatenate(&parts, 0) }
     }
 }

@@ -298,13 +298,7 @@ impl Model {
 
     /// `[N, H]` of the given tokens, and of virtual tokens before them.
     fn embed(&self, ids: &Tensor, frame: &Frame) -> Result<Tensor> {
-        let name = self.files.architecture.module(Role::Embedding, 0).map(|name| format!("{name}.weight"));
-        let flat = ops::reshape(ids, &[-1])?;
-        let given = frame.pass.by_adapter(&flat, |adapter, ids| {
-            let own = adapter.zip(name.as_deref()).and_then(|(adapter, name)| adapter.replacement(name));
-            let table = own.map(|table| ops::to_kind(table, self.kind)).transpose()?;
-            ops::embedding(table.as_ref().unwrap_or(&self.embedding), ids)
-        });
+        let given = self.look_up(Role::Embedding, &self.embedding, &ops::reshape(ids, &[-1])?, frame.pass);
         let given = given.map_err(|error| error.within("the embedding"))?;
         let given = match self.files.architecture.embedding_scale {
             Some(scale) => ops::scale(&given, ops::rounded(scale, self.kind))?,
@@ -334,14 +328,18 @@ impl Model {
                  data.max_length, or give shorter prompts"
             )));
         }
-        let name =
-            self.files.architecture.module(Role::PositionEmbedding, 0).map(|name| format!("{name}.weight"));
-        let places = frame.pass.by_adapter(&frame.positions, |adapter, positions| {
-            let own = adapter.zip(name.as_deref()).and_then(|(adapter, name)| adapter.replacement(name));
+        ops::add(&x, &self.look_up(Role::PositionEmbedding, base, &frame.positions, frame.pass)?)
+    }
+
+    /// Rows of a table `[…, H]` by index `[N]`, or of the tables that adapters replace it with.
+    fn look_up(&self, role: Role, base: &Tensor, index: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let name = self.files.architecture.module(role, 0).map(|name| format!("{name}.weight"));
+        let Some(name) = name.filter(|name| pass.replaces(name)) else { return ops::embedding(base, index) };
+        pass.by_adapter(index, |adapter, index| {
+            let own = adapter.and_then(|adapter| adapter.replacement(&name));
             let table = own.map(|table| ops::to_kind(table, self.kind)).transpose()?;
-            ops::embedding(table.as_ref().unwrap_or(base), positions)
-        });
-        ops::add(&x, &places?)
+            ops::embedding(table.as_ref().unwrap_or(base), index)
+        })
     }
 
     fn finish(&self, x: &Tensor, frame: &Frame) -> Result<Tensor> {
