@@ -76,6 +76,8 @@ pub fn generate(
             return Err(EngineError::Data(message));
         }
     }
+    let settled = settled(model, rows)?;
+    let rows = &with_adapters(rows, &settled)[..];
     let mut completions: Vec<Option<Completion>> = vec![None; rows.len()];
     // Consecutive rows with the same adapter share one product with it.
     let mut live: Vec<Live> =
@@ -127,6 +129,27 @@ pub fn generate(
         }
         last = decode(model, rows, &live, &adapters(rows, &live), &mut cache)?;
     }
+}
+
+/// Each adapter of the rows, with the form in which it makes tokens, if that is another.
+type Settled<'a> = (&'a dyn Adapter, Option<Box<dyn Adapter>>);
+
+fn settled<'a>(model: &Model, rows: &[Row<'a>]) -> Result<Vec<Settled<'a>>> {
+    let mut settled: Vec<Settled> = Vec::new();
+    for adapter in rows.iter().filter_map(|row| row.adapter) {
+        if !settled.iter().any(|(known, _)| std::ptr::addr_eq(*known, adapter)) {
+            settled.push((adapter, adapter.settled(&mut model.linears(), model.kind())?));
+        }
+    }
+    Ok(settled)
+}
+
+fn with_adapters<'a>(rows: &[Row<'a>], settled: &'a [Settled<'a>]) -> Vec<Row<'a>> {
+    let form = |adapter: &'a dyn Adapter| {
+        let known = settled.iter().find(|(known, _)| std::ptr::addr_eq(*known, adapter));
+        known.and_then(|(_, form)| form.as_deref()).map_or(adapter, |form| form as &dyn Adapter)
+    };
+    rows.iter().map(|row| Row { adapter: row.adapter.map(form), ..*row }).collect()
 }
 
 /// A row that is still being generated.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{Linear, Noise};
 use crate::csrc;
@@ -66,6 +66,17 @@ pub trait Adapter: Send {
     fn output(&self, linear: &Linear, x: &Tensor, y: Tensor, noise: Option<&Noise>) -> Result<Tensor> {
         let _ = (linear, x, noise);
         Ok(y)
+    }
+
+    /// The same adapter for forward passes without gradients, if it can hold what each pass over these layers would
+    /// compute from its parameters alone; `kind` is the activations' type. Valid until a parameter changes.
+    fn settled(
+        &self,
+        linears: &mut dyn Iterator<Item = &Linear>,
+        kind: Kind,
+    ) -> Result<Option<Box<dyn Adapter>>> {
+        let _ = (linears, kind);
+        Ok(None)
     }
 
     /// Whether training treats equal tokens differently, because of dropout.

@@ -92,6 +92,15 @@ impl Copies {
         if self.0.is_empty() { None } else { self.get(&format!("{}.weight", linear.name)) }
     }
 
+    /// The same copies over the same memory; tables and matrices as type `kind`, in which they are used.
+    pub fn settled(&self, kind: Kind) -> Result<Self> {
+        let settle = |(name, Copy { stored, leaf, used }): (&String, &Copy)| {
+            let used = if used.dim() == 2 { ops::to_kind(used, kind)? } else { used.shallow_clone() };
+            Ok((name.clone(), Copy { stored: stored.clone(), leaf: leaf.shallow_clone(), used }))
+        };
+        Ok(Self(self.0.iter().map(settle).collect::<Result<_>>()?))
+    }
+
     /// The trained tensors, by stored name.
     pub fn parameters(&self) -> impl Iterator<Item = (String, Tensor)> {
         self.0.values().map(|copy| (copy.stored.clone(), copy.leaf.shallow_clone()))

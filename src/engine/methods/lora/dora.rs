@@ -15,6 +15,8 @@ pub(super) struct Magnitude {
     pub vector: Tensor,
     /// Squared lengths of the base weight's rows, `[out]` f32.
     squares: Tensor,
+    /// The result of [`Magnitude::gain`], if it is known.
+    gain: Option<Tensor>,
 }
 
 impl Magnitude {
@@ -33,7 +35,7 @@ impl Magnitude {
             Some(given) => given.shallow_clone(),
             None => lengths(&ops::add(&dense, &ops::scale(&ops::matmul(b, a)?, scale)?)?)?,
         };
-        Ok(Self { vector: trained(&vector, model)?, squares })
+        Ok(Self { vector: trained(&vector, model)?, squares, gain: None })
     }
 
     /// The factor that gives each row of `W + scale · B · A` its trained length, `[out]` f32. The row's
@@ -43,6 +45,9 @@ impl Magnitude {
     /// The sum is never stored: its squared lengths are `|W|² + 2 · scale · W Aᵀ · B + scale² · B A Aᵀ · B`,
     /// row by row.
     pub fn gain(&self, linear: &Linear, [a, b]: [&Tensor; 2], scale: f64, kind: Kind) -> Result<Tensor> {
+        if let Some(gain) = &self.gain {
+            return Ok(gain.shallow_clone());
+        }
         let length = {
             let _guard = tch::no_grad_guard();
             let along = linear.weight().linear(&ops::to_kind(a, kind)?, None)?;
@@ -55,6 +60,13 @@ impl Magnitude {
             ops::square_root(&ops::add(&self.squares, &ops::sum_rows(&ops::multiply(&mixed, b)?)?)?)?
         };
         ops::divide(&self.vector, &length)
+    }
+
+    /// The same lengths with the gain of these factors.
+    pub fn settled(&self, linear: &Linear, factors: [&Tensor; 2], scale: f64, kind: Kind) -> Result<Self> {
+        let gain = Some(self.gain(linear, factors, scale, kind)?);
+        let [vector, squares] = [&self.vector, &self.squares].map(Tensor::shallow_clone);
+        Ok(Self { vector, squares, gain })
     }
 
     /// The rows of `sum`, scaled to their trained lengths.

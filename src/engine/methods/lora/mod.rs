@@ -68,6 +68,16 @@ impl Method for LoraMethod {
     /// `A` as PEFT initialises it (`kaiming_uniform_(a = √5)`: uniform in ±1/√in), `B` zero: a new adapter
     /// changes nothing.
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>> {
+        self.make(model, seed).map(super::boxed)
+    }
+
+    fn load(&self, folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
+        Lora::load(folder, model).map(super::boxed)
+    }
+}
+
+impl LoraMethod {
+    fn make(&self, model: &Model, seed: u64) -> Result<Lora> {
         let targets = match_targets(&self.targets, &model.architecture().linear_modules())
             .map_err(|error| wrong_targets(&error))?;
         let copied = copied_tensors(&self.modules_to_save, self.bias, &targets, model.architecture())
@@ -101,11 +111,7 @@ impl Method for LoraMethod {
             lora.insert(linear, &a, &b, None, model)?;
         }
         lora.targets = lora.name_targets(model);
-        Ok(Box::new(lora))
-    }
-
-    fn load(&self, folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
-        Lora::load(folder, model).map(super::boxed)
+        Ok(lora)
     }
 }
 
@@ -232,6 +238,26 @@ impl Lora {
         Ok(())
     }
 
+    /// The adapter with factors of type `factors`, and with DoRA's gains computed in type `kind`.
+    fn settle(
+        &self,
+        linears: &mut dyn Iterator<Item = &Linear>,
+        kind: Kind,
+        factors: impl Fn(&Tensor) -> Kind,
+    ) -> Result<Self> {
+        let mut settled = Self::empty(self.settings.clone(), self.copies.settled(kind)?);
+        settled.targets.clone_from(&self.targets);
+        settled.factors.resize_with(self.factors.len(), || None);
+        for linear in linears {
+            let Some(Factors { a, b, scale, magnitude }) = self.factors(linear) else { continue };
+            let magnitude = magnitude.as_ref().map(|own| own.settled(linear, [a, b], *scale, kind));
+            let [a, b] = [ops::to_kind(a, factors(a))?, ops::to_kind(b, factors(b))?];
+            let magnitude = magnitude.transpose()?;
+            settled.factors[linear.site.0] = Some(Factors { a, b, scale: *scale, magnitude });
+        }
+        Ok(settled)
+    }
+
     fn factors(&self, linear: &Linear) -> Option<&Factors> {
         self.factors.get(linear.site.0)?.as_ref()
     }
@@ -260,6 +286,16 @@ impl Adapter for Lora {
 
     fn shares_product(&self, linear: &Linear) -> bool {
         self.weight(linear).is_none() && self.copies.get(linear.tensors()[1]).is_none()
+    }
+
+    fn settled(
+        &self,
+        linears: &mut dyn Iterator<Item = &Linear>,
+        kind: Kind,
+    ) -> Result<Option<Box<dyn Adapter>>> {
+        // A CPU's kernels take the f32 factors as they are.
+        let factors = |factor: &Tensor| if factor.device().is_cuda() { kind } else { factor.kind() };
+        Ok(Some(super::boxed(self.settle(linears, kind, factors)?)))
     }
 
     fn is_random(&self) -> bool {
@@ -333,4 +369,43 @@ fn stored_name(copied: &Copied, targets: &[LinearModule]) -> String {
     let below = copied.part == Part::Bias && targets.iter().any(|target| target.name == copied.module);
     let level = if below { ".base_layer" } else { "" };
     format!("{PREFIX}{}{level}.{}", copied.module, copied.part.suffix())
+}
+
+#[cfg(test)]
+mod tests {
+    use luthier_core::config::Config;
+    use luthier_core::model::{ModelFiles, Quantisation};
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_settled_adapter_gives_the_same_bits() {
+        let _guard = tch::no_grad_guard();
+        let files = ModelFiles::open(&crate::testing::model()).unwrap();
+        let model = Model::load(&files, Device::Cpu, Kind::BFloat16, Quantisation::None).unwrap();
+        for variant in [Variant::Plain, Variant::Dora] {
+            let method = MethodSection { variant, rank: 4, alpha: 16.0, ..Config::default().method };
+            let lora = LoraMethod::from_config(&method, "llama".as_ref()).make(&model, 1).unwrap();
+            for parameter in lora.parameters.values() {
+                let _ = parameter.shallow_clone().f_add_scalar_(0.05).unwrap();
+            }
+            let same = lora.settled(&mut model.linears(), Kind::BFloat16).unwrap().unwrap();
+            let rounded = lora.settle(&mut model.linears(), Kind::BFloat16, |_| Kind::BFloat16).unwrap();
+            for linear in model.linears() {
+                let random = |rows, columns| {
+                    Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16)
+                };
+                let y = random(3, linear.out_features as i64);
+                let output =
+                    |adapter: &dyn Adapter, x: &Tensor| adapter.output(linear, x, y.copy(), None).unwrap();
+                let x = random(3, linear.in_features as i64);
+                assert_eq!(output(same.as_ref(), &x), output(&lora, &x), "{}", linear.name);
+                // Not contiguous, so that it takes the way of a GPU.
+                let x = random(linear.in_features as i64, 3).transpose(0, 1);
+                assert_eq!(output(&rounded, &x), output(&lora, &x), "{}", linear.name);
+                assert_eq!(lora.factors(linear).is_some(), output(&lora, &x) != y, "{}", linear.name);
+            }
+        }
+    }
 }

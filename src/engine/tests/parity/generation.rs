@@ -59,13 +59,40 @@ fn rows_with_different_adapters_equal_each_row_alone() {
         .into_iter()
         .zip(adapters)
         .enumerate()
-        .map(|(seed, (prompt, adapter))| Row { adapter, sampling, seed: seed as u64, ..row(prompt) })
+        .map(|(seed, (prompt, adapter))| {
+            let max_new_tokens = [24, 9, 17, 3][seed];
+            Row { adapter, sampling, seed: seed as u64, max_new_tokens, ..row(prompt) }
+        })
         .collect();
     let together = tokens(&model, &rows);
     for (place, alone) in rows.iter().enumerate() {
         assert_eq!(together[place], tokens(&model, &[*alone])[0], "row {place}");
     }
     assert_ne!(together[0], together[1]);
+}
+
+#[test]
+fn each_generation_follows_the_parameters_of_its_time() {
+    let model = tiny(Kind::Float);
+    let _guard = tch::no_grad_guard();
+    for (name, adapter) in each(&model) {
+        let prompts: [&[u32]; 2] = [&[0, 39, 83, 355], &[0, 56]];
+        let rows = prompts.map(|prompt| Row { adapter: Some(&*adapter), ..row(prompt) });
+        let before = tokens(&model, &rows);
+        for parameter in adapter.parameters().values() {
+            let _ = parameter.shallow_clone().g_add_scalar_(0.3);
+        }
+        let after = tokens(&model, &rows);
+        assert_ne!(before, after, "{name}");
+        for (prompt, found) in prompts.iter().zip(&after) {
+            let mut text: Vec<i64> = prompt.iter().map(|&id| i64::from(id)).collect();
+            for &token in found.iter().take(6) {
+                let all = logits(&model, &Tensor::from_slice(&text).unsqueeze(0), Active::All(&*adapter));
+                assert_eq!(i64::from(token), all.get(0).get(-1).argmax(-1, false).int64_value(&[]), "{name}");
+                text.push(i64::from(token));
+            }
+        }
+    }
 }
 
 #[test]
