@@ -38,11 +38,11 @@ pub use self::kernels::{
     rms_norm, rope, swiglu, time_spent,
 };
 pub use self::memory::{Element, borrow_map, fill, map, release_pages, with_floats};
-use self::quantised::Nf4Pointers;
 pub use self::quantised::{
-    Nf4Matrix, StoredMatrix, blocks_decode, can_multiply, nf4_decode, nf4_look_up, nf4_product,
-    remade_linear, stored_product,
+    FewMatrix, Nf4Matrix, StoredMatrix, blocks_decode, can_multiply, few_products, nf4_decode, nf4_look_up,
+    nf4_product, remade_linear,
 };
+use self::quantised::{MatrixPointers, Nf4Pointers};
 pub use self::training::{
     AdamW, Comparison, CrossEntropy, Head, Moments, Through, adamw, backward, clip, dropout_mask, grad_norm,
     linear_cross_entropy,
@@ -149,14 +149,10 @@ unsafe extern "C" {
         scale: f64,
         out: *mut Pointer,
     ) -> c_int;
-    fn luthier_stored_product(
+    fn luthier_few_products(
         x: Pointer,
-        bytes: *const u8,
-        length: usize,
-        format: c_int,
-        rows: i64,
-        columns: i64,
-        heads: i64,
+        matrices: *const MatrixPointers,
+        count: usize,
         out: *mut Pointer,
     ) -> c_int;
     fn luthier_spent(out: *mut i64, count: usize) -> c_int;

@@ -3,15 +3,15 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use luthier_core::model::Storage;
 use tch::{Kind, Tensor};
 
 use super::memory::scalar_type;
 use super::{
-    Pointer, checked, luthier_blocks_decode, luthier_nf4_decode, luthier_nf4_look_up, luthier_nf4_product,
-    luthier_remade_linear, luthier_stored_product, owned, pointer,
+    Pointer, checked, luthier_blocks_decode, luthier_few_products, luthier_nf4_decode, luthier_nf4_look_up,
+    luthier_nf4_product, luthier_remade_linear, owned, pointer,
 };
 use crate::error::{EngineError, Result};
 
@@ -45,33 +45,78 @@ pub(super) fn format_number(storage: Storage) -> Option<c_int> {
     }
 }
 
-/// Whether [`stored_product`] supports the encoding.
+/// Whether [`few_products`] supports the encoding.
 pub fn can_multiply(storage: Storage) -> bool {
     format_number(storage).is_some()
 }
 
-/// `x · matrixᵀ`, `[tokens, columns]` → `[tokens, rows]`, decoded during the product: for few tokens, where
-/// reading the matrix dominates. `x` must be plain; no gradient.
-pub fn stored_product(x: &Tensor, matrix: &StoredMatrix) -> Result<Tensor> {
-    let Some(format) = format_number(matrix.storage) else {
-        return Err(EngineError::torch("stored_product", "no kernel for this encoding"));
-    };
-    let mut out = null_mut();
-    // SAFETY: one live tensor and a live slice in, one pointer written on success; the shim checks that the slice holds
-    // exactly the matrix.
-    checked("stored_product", unsafe {
-        luthier_stored_product(
-            pointer(x),
-            matrix.bytes.as_ptr(),
-            matrix.bytes.len(),
-            format,
-            matrix.rows as i64,
-            matrix.columns as i64,
-            matrix.paired_heads.map_or(0, |heads| heads as i64),
-            &raw mut out,
-        )
+/// A matrix of [`few_products`].
+#[derive(Debug, Clone, Copy)]
+pub enum FewMatrix<'a> {
+    /// `[rows, columns]`, plain, in the input's type.
+    Dense(&'a Tensor),
+    /// Decoded during the product.
+    Stored(StoredMatrix<'a>),
+}
+
+/// `luthier_matrix` of `csrc/shim.cpp`.
+#[repr(C)]
+pub(super) struct MatrixPointers {
+    dense: Pointer,
+    bytes: *const u8,
+    length: usize,
+    format: c_int,
+    rows: i64,
+    columns: i64,
+    heads: i64,
+}
+
+impl FewMatrix<'_> {
+    fn pointers(&self) -> Result<MatrixPointers> {
+        match self {
+            Self::Dense(matrix) => {
+                let &[rows, columns] = matrix.size().as_slice() else {
+                    return Err(EngineError::mismatch("few_products", &[matrix], "it is not a matrix"));
+                };
+                Ok(MatrixPointers {
+                    dense: pointer(matrix),
+                    bytes: null(),
+                    length: 0,
+                    format: 0,
+                    rows,
+                    columns,
+                    heads: 0,
+                })
+            }
+            Self::Stored(matrix) => {
+                let Some(format) = format_number(matrix.storage) else {
+                    return Err(EngineError::torch("few_products", "no kernel for this encoding"));
+                };
+                Ok(MatrixPointers {
+                    dense: null_mut(),
+                    bytes: matrix.bytes.as_ptr(),
+                    length: matrix.bytes.len(),
+                    format,
+                    rows: matrix.rows as i64,
+                    columns: matrix.columns as i64,
+                    heads: matrix.paired_heads.map_or(0, |heads| heads as i64),
+                })
+            }
+        }
+    }
+}
+
+/// `x · matrixᵀ` of each matrix, `[tokens, columns]` → `[tokens, rows]`: for few tokens, where reading the matrices
+/// dominates. All threads are woken once for all of them. `x` must be plain; no gradient.
+pub fn few_products(x: &Tensor, matrices: &[FewMatrix]) -> Result<Vec<Tensor>> {
+    let each = matrices.iter().map(FewMatrix::pointers).collect::<Result<Vec<_>>>()?;
+    let mut out = vec![null_mut(); each.len()];
+    // SAFETY: one live tensor and matrices of live tensors and slices in, as many pointers written on success; the shim
+    // checks that each slice holds exactly its matrix.
+    checked("few_products", unsafe {
+        luthier_few_products(pointer(x), each.as_ptr(), each.len(), out.as_mut_ptr())
     })?;
-    Ok(owned(out))
+    Ok(out.into_iter().map(owned).collect())
 }
 
 /// Decodes a matrix from `bytes`, a one-dimensional uint8 tensor of llama.cpp's blocks, by tensor operations

@@ -617,32 +617,70 @@ int luthier_attend(Tensor* query, Tensor* keys, Tensor* values, const int64_t* l
   });
 }
 
-// x [tokens, columns] times the transpose of a matrix as stored in a file: [tokens, rows]. No gradient.
-int luthier_stored_product(Tensor* x, const uint8_t* bytes, size_t length, int format, int64_t rows, int64_t columns,
-                           int64_t heads, Tensor** out) {
+// A matrix [rows, columns]: a tensor, or as stored in a file (`dense` null).
+struct luthier_matrix {
+  const Tensor* dense;
+  const uint8_t* bytes;
+  size_t length;
+  int format;
+  int64_t rows, columns, heads;
+};
+
+// x [tokens, columns] times the transpose of each matrix, [tokens, rows], for few tokens. All threads are woken once for
+// all products. No gradient.
+int luthier_few_products(Tensor* x, const luthier_matrix* matrices, size_t count, Tensor** out) {
   return guarded([=] {
-    TORCH_CHECK(plain(*x) && x->dim() == 2 && x->size(1) == columns);
-    TORCH_CHECK(format >= 0 && format < luthier::FORMATS && columns % luthier::BLOCK_ELEMENTS[format] == 0);
-    TORCH_CHECK(heads == 0 || rows % (2 * heads) == 0);
-    const auto row_bytes = columns / luthier::BLOCK_ELEMENTS[format] * luthier::BLOCK_BYTES[format];
-    TORCH_CHECK(rows >= 0 && static_cast<int64_t>(length) == rows * row_bytes);
+    TORCH_CHECK(plain(*x) && x->dim() == 2 && count > 0);
+    const int64_t tokens = x->size(0), columns = x->size(1);
     at::NoGradGuard no_grad;
-    const int64_t tokens = x->size(0);
-    Tensor y = at::empty({tokens, rows}, x->options());
-    const luthier::Stored stored{bytes, rows, columns, heads};
+    std::vector<Tensor> results;
+    // Results before they are rounded, of stored matrices.
+    std::vector<std::vector<float>> wide;
+    // The first row of each matrix among those of all.
+    std::vector<int64_t> starts{0};
+    for (size_t i = 0; i < count; ++i) {
+      const luthier_matrix& matrix = matrices[i];
+      TORCH_CHECK(matrix.columns == columns && matrix.rows >= 0);
+      if (matrix.dense) {
+        TORCH_CHECK(plain(*x, *matrix.dense) && matrix.dense->dim() == 2);
+        TORCH_CHECK(matrix.dense->size(0) == matrix.rows && matrix.dense->size(1) == columns);
+      } else {
+        const int format = matrix.format;
+        TORCH_CHECK(format >= 0 && format < luthier::FORMATS && columns % luthier::BLOCK_ELEMENTS[format] == 0);
+        TORCH_CHECK(matrix.heads == 0 || matrix.rows % (2 * matrix.heads) == 0);
+        const auto row_bytes = columns / luthier::BLOCK_ELEMENTS[format] * luthier::BLOCK_BYTES[format];
+        TORCH_CHECK(static_cast<int64_t>(matrix.length) == matrix.rows * row_bytes);
+      }
+      results.push_back(at::empty({tokens, matrix.rows}, x->options()));
+      wide.emplace_back(matrix.dense ? 0 : static_cast<size_t>(tokens * matrix.rows));
+      starts.push_back(starts.back() + matrix.rows);
+    }
     by_type(*x, [&](auto number) {
       using T = decltype(number);
       const auto& kernels = luthier::typed_kernels<T>();
-      std::vector<float> in(static_cast<size_t>(x->numel())), result(static_cast<size_t>(y.numel()));
+      std::vector<float> in(static_cast<size_t>(x->numel()));
       kernels.widen(read<T>(*x), in.data(), x->numel());
-      at::parallel_for(0, rows, grain(columns), [&](int64_t start, int64_t end) {
-        luthier::kernels().stored_product(static_cast<luthier::Format>(format), stored, in.data(), result.data(), tokens,
-                                          start, end);
-        for (int64_t token = 0; token < tokens; ++token)
-          kernels.narrow(result.data() + token * rows + start, write<T>(y) + token * rows + start, end - start);
+      at::parallel_for(0, starts.back(), grain(columns), [&](int64_t start, int64_t end) {
+        for (size_t i = 0; i < count; ++i) {
+          const luthier_matrix& matrix = matrices[i];
+          const int64_t rows = matrix.rows, first = std::max<int64_t>(0, start - starts[i]);
+          const int64_t last = std::min(rows, end - starts[i]);
+          if (first >= last) continue;
+          T* y = write<T>(results[i]);
+          if (matrix.dense) {
+            kernels.rows_product(in.data(), read<T>(*matrix.dense), y, tokens, columns, rows, first, last);
+            continue;
+          }
+          const luthier::Stored stored{matrix.bytes, rows, columns, matrix.heads};
+          float* sums = wide[i].data();
+          luthier::kernels().stored_product(static_cast<luthier::Format>(matrix.format), stored, in.data(), sums, tokens,
+                                            first, last);
+          for (int64_t token = 0; token < tokens; ++token)
+            kernels.narrow(sums + token * rows + first, y + token * rows + first, last - first);
+        }
       });
     });
-    *out = new Tensor(y);
+    for (size_t i = 0; i < count; ++i) out[i] = new Tensor(results[i]);
   });
 }
 

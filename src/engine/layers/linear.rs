@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::pass::Run;
 use super::{Active, Adapter, Folded, Pass};
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::ops;
 use crate::weights::{Loader, Weight};
 
@@ -64,7 +64,7 @@ impl Linear {
             Active::Base => self.product(x),
             Active::All(adapter) => self.adapted(x, adapter, pass),
             Active::Rows(rows) if rows.iter().flatten().all(|adapter| adapter.shares_product(self)) => {
-                self.by_rows(x, pass)
+                self.product(x).and_then(|y| self.by_rows(x, y, pass))
             }
             Active::Rows(_) => pass.by_adapter(x, |adapter, x| match adapter {
                 Some(adapter) => self.adapted(x, adapter, pass),
@@ -72,6 +72,32 @@ impl Linear {
             }),
         };
         changed.map_err(|error| error.within(&self.name))
+    }
+
+    /// As [`Linear::forward`] for each of `linears`, in their order, which have the same input. A few tokens are multiplied
+    /// with all weights at once.
+    pub fn forward_all<const N: usize>(linears: [&Self; N], x: &Tensor, pass: &Pass) -> Result<[Tensor; N]> {
+        let is_shared = match pass.adapters {
+            Active::Base => true,
+            Active::All(_) => false,
+            Active::Rows(rows) => rows
+                .iter()
+                .flatten()
+                .all(|adapter| linears.iter().all(|linear| adapter.shares_product(linear))),
+        };
+        let weights = linears.map(|linear| &linear.weight);
+        let products = if is_shared { Weight::few_together(&weights, x)? } else { None };
+        let results = match products {
+            None => linears.iter().map(|linear| linear.forward(x, pass)).collect::<Result<Vec<_>>>()?,
+            Some(products) => {
+                let each = linears.iter().zip(products).map(|(linear, y)| {
+                    let y = linear.bias.as_ref().map_or(Ok(y.shallow_clone()), |bias| ops::add(&y, bias))?;
+                    linear.by_rows(x, y, pass).map_err(|error| error.within(&linear.name))
+                });
+                each.collect::<Result<Vec<_>>>()?
+            }
+        };
+        results.try_into().map_err(|_| EngineError::torch("linear", "a product is missing"))
     }
 
     /// The base weight, `[out, in]`.
@@ -130,10 +156,9 @@ impl Linear {
         adapter.output(self, x, y, noise)
     }
 
-    /// The base product is computed once for the whole batch. Then each adapter is applied to its runs of
-    /// consecutive rows, in place if it can be.
-    fn by_rows(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let y = self.product(x)?;
+    /// `y` is the base product for the whole batch. Each adapter is applied to its runs of consecutive rows, in place if it
+    /// can be.
+    fn by_rows(&self, x: &Tensor, y: Tensor, pass: &Pass) -> Result<Tensor> {
         let (mut parts, mut is_whole) = (Vec::new(), true);
         for Run { adapter, start, length } in pass.runs(&y)? {
             let mut part = ops::narrow(&y, 0, start, length)?;

@@ -109,11 +109,15 @@ impl Attention {
         let (h, g, d) = (heads as i64, key_value_heads as i64, head_size as i64);
         let heads = |x: &Tensor, heads: i64| ops::contiguous(&ops::reshape(x, &[-1, heads, d])?);
         match &self.projections {
-            Projections::Split(split) => Ok((
-                ops::reshape(&split.query.forward(x, frame.pass)?, &[-1, h, d])?,
-                ops::reshape(&split.key.forward(x, frame.pass)?, &[-1, g, d])?,
-                ops::reshape(&split.value.forward(x, frame.pass)?, &[-1, g, d])?,
-            )),
+            Projections::Split(split) => {
+                let [query, key, value] =
+                    Linear::forward_all([&split.query, &split.key, &split.value], x, frame.pass)?;
+                Ok((
+                    ops::reshape(&query, &[-1, h, d])?,
+                    ops::reshape(&key, &[-1, g, d])?,
+                    ops::reshape(&value, &[-1, g, d])?,
+                ))
+            }
             Projections::Fused(all) => {
                 let all = all.forward(x, frame.pass)?;
                 // With a layout by group, each group has its own part; otherwise heads follow one another.

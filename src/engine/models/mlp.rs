@@ -45,8 +45,8 @@ impl Mlp {
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         match self {
             Self::Gated { activation, gate, up, down } => {
-                let inner = gated(*activation, &gate.forward(x, pass)?, &up.forward(x, pass)?)?;
-                down.forward(&inner, pass)
+                let [gate, up] = Linear::forward_all([gate, up], x, pass)?;
+                down.forward(&gated(*activation, &gate, &up)?, pass)
             }
             Self::GatedFused { activation, gate_up, down } => {
                 let both = gate_up.forward(x, pass)?; // [N, 2 · width]

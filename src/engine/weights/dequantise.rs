@@ -337,7 +337,7 @@ pub(super) mod tests {
                     let x: Vec<f32> = (0..tokens * columns).map(|i| unit(7919 + i as u64) - 0.5).collect();
                     let x = tch::Tensor::from_slice(&x).view([tokens as i64, columns as i64]);
                     let matrix = csrc::StoredMatrix { bytes: &bytes, storage, rows, columns, paired_heads };
-                    let found = csrc::stored_product(&x, &matrix).unwrap();
+                    let found = csrc::few_products(&x, &[csrc::FewMatrix::Stored(matrix)]).unwrap().remove(0);
                     let expected = x.matmul(&restored.tr());
                     let error = (&found - &expected).abs().max().double_value(&[]);
                     let largest = x.abs().matmul(&restored.tr().abs()).max().double_value(&[]);
@@ -345,13 +345,8 @@ pub(super) mod tests {
                 }
             }
             let short = csrc::StoredMatrix { bytes: &bytes[1..], storage, rows, columns, paired_heads: None };
-            assert!(
-                csrc::stored_product(
-                    &tch::Tensor::zeros([1, 768], (tch::Kind::Float, tch::Device::Cpu)),
-                    &short
-                )
-                .is_err()
-            );
+            let x = tch::Tensor::zeros([1, 768], (tch::Kind::Float, tch::Device::Cpu));
+            assert!(csrc::few_products(&x, &[csrc::FewMatrix::Stored(short)]).is_err());
         }
     }
 }

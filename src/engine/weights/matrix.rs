@@ -34,6 +34,28 @@ impl Weight {
         }
     }
 
+    /// `x · weightᵀ` of each weight, if `x` `[N, in]` is few tokens on the CPU without gradient and there is a kernel for all
+    /// of them.
+    pub(crate) fn few_together(weights: &[&Self], x: &Tensor) -> Result<Option<Vec<Tensor>>> {
+        let few = x.dim() == 2 && x.size()[0] <= quantised::FEW_TOKENS;
+        if !few || x.requires_grad() || !csrc::is_plain(x) {
+            return Ok(None);
+        }
+        let matrices: Option<Vec<csrc::FewMatrix>> =
+            weights.iter().map(|weight| weight.few_matrix(x)).collect();
+        matrices.map(|matrices| csrc::few_products(x, &matrices)).transpose()
+    }
+
+    fn few_matrix(&self, x: &Tensor) -> Option<csrc::FewMatrix<'_>> {
+        match self {
+            Self::Dense(Dense { stored: Some(stored), .. }) | Self::Stored(stored) => stored.in_order(),
+            Self::Dense(Dense { elements, stored: None }) => {
+                csrc::all_plain(&[x, elements]).then_some(csrc::FewMatrix::Dense(elements))
+            }
+            Self::Nf4(_) => None,
+        }
+    }
+
     /// `x · weightᵀ + bias` plus an adapter's part, in one kernel. `None` if there is no kernel for it, or if
     /// there are few tokens, for which a product with the stored form is faster.
     pub(crate) fn adapted(

@@ -265,6 +265,29 @@ impl Stored {
             && matches!(self.place, Place::Mapped { .. })
     }
 
+    /// The matrix for [`csrc::few_products`], if there is a kernel for it. Rows that the file orders by part stay in that
+    /// order.
+    fn few_matrix(&self) -> Option<csrc::FewMatrix<'_>> {
+        let Place::Mapped { map, bytes } = &self.place else { return None };
+        let paired_heads = match self.arrangement {
+            Arrangement::RotaryPairs { heads } => Some(heads),
+            Arrangement::Plain | Arrangement::Transposed | Arrangement::ByPart { .. } => None,
+        };
+        let matrix = csrc::StoredMatrix {
+            bytes: map.get(bytes.clone()).unwrap_or_default(),
+            storage: self.storage,
+            rows: self.rows,
+            columns: self.columns,
+            paired_heads,
+        };
+        self.can_multiply().then_some(csrc::FewMatrix::Stored(matrix))
+    }
+
+    /// As [`Self::few_matrix`], if no row has to be put in another place afterwards.
+    pub(super) fn in_order(&self) -> Option<csrc::FewMatrix<'_>> {
+        self.few_matrix().filter(|_| !matches!(self.arrangement, Arrangement::ByPart { .. }))
+    }
+
     /// A product's columns, which are in the order of the stored rows, in the architecture's.
     fn restored_columns(&self, y: Tensor) -> Result<Tensor> {
         if self.arrangement == Arrangement::Plain {
@@ -310,33 +333,15 @@ impl Quantised for Stored {
     }
 
     fn product(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let (map, bytes) = match &self.place {
-            Place::Mapped { map, bytes } => (map, bytes),
-            Place::Device(bytes) => {
-                if !csrc::has_program(csrc::Program::Blocks, bytes.device()) || !csrc::in_eights(x) {
-                    return Ok(None);
-                }
-                let y = csrc::fused_blocks_product(x, bytes, self.storage, [self.rows, self.columns])?;
-                return self.restored_columns(y).map(Some);
+        if let Place::Device(bytes) = &self.place {
+            if !csrc::has_program(csrc::Program::Blocks, bytes.device()) || !csrc::in_eights(x) {
+                return Ok(None);
             }
-        };
-        if !csrc::is_plain(x) || !self.can_multiply() {
-            return Ok(None);
+            let y = csrc::fused_blocks_product(x, bytes, self.storage, [self.rows, self.columns])?;
+            return self.restored_columns(y).map(Some);
         }
-        let paired_heads = match self.arrangement {
-            Arrangement::RotaryPairs { heads } => Some(heads),
-            Arrangement::Plain | Arrangement::Transposed | Arrangement::ByPart { .. } => None,
-        };
-        let y = csrc::stored_product(
-            x,
-            &csrc::StoredMatrix {
-                bytes: map.get(bytes.clone()).unwrap_or_default(),
-                storage: self.storage,
-                rows: self.rows,
-                columns: self.columns,
-                paired_heads,
-            },
-        )?;
+        let Some(matrix) = self.few_matrix().filter(|_| csrc::is_plain(x)) else { return Ok(None) };
+        let y = csrc::few_products(x, &[matrix])?.swap_remove(0);
         match self.arrangement {
             // The kernel ignores this order.
             Arrangement::ByPart { .. } => self.restored_columns(y).map(Some),

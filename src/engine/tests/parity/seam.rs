@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use luthier_core::config::Config;
 use luthier_core::runs::FailureClass;
-use luthier_engine::csrc::{Comparison, CrossEntropy, Head, Through};
+use luthier_engine::csrc::{Comparison, CrossEntropy, FewMatrix, Head, Through};
 use luthier_engine::error::EngineError;
 use luthier_engine::{csrc, device, ops};
 use tch::{Device, Kind, Tensor};
@@ -403,6 +403,22 @@ fn low_rank_updates() {
             let pairs = [(&y, &twins[0]), (&x, &twins[1]), (&a, &twins[2]), (&b, &twins[3])];
             assert_alike(&format!("low rank {kind:?} {tokens} {own}"), &found, &expected, &pairs, bound);
             assert_eq!((a.grad().kind(), b.grad().kind()), (Kind::Float, Kind::Float));
+        }
+    }
+}
+
+#[test]
+fn products_of_few_tokens_together_equal_single_ones() {
+    for (kind, _) in KINDS {
+        for tokens in [1, 3, 8] {
+            let x = normal(&[tokens, 200], 1, kind);
+            let matrices = [(700, 2), (3, 3), (64, 4)].map(|(rows, seed)| normal(&[rows, 200], seed, kind));
+            let together = csrc::few_products(&x, &matrices.each_ref().map(FewMatrix::Dense)).unwrap();
+            for (found, matrix) in together.iter().zip(&matrices) {
+                assert_eq!(found, &csrc::linear(&x, matrix, None).unwrap(), "{kind:?} {tokens}");
+            }
+            let narrow = normal(&[5, 100], 5, kind);
+            assert!(csrc::few_products(&x, &[FewMatrix::Dense(&narrow)]).is_err());
         }
     }
 }
