@@ -480,10 +480,15 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if csrc::all_plain(&[gate, up]) {
         return csrc::swiglu(gate, up);
     }
-    if fuses(csrc::Program::Elementwise, &[gate, up]) {
+    if is_swiglu_fused(gate, up) {
         return csrc::fused_swiglu(gate, up);
     }
     labelled("swiglu", &[gate, up], gate.f_silu().and_then(|active| active.f_mul(up)))
+}
+
+/// Whether one kernel of CUDA computes [`swiglu`] of these.
+pub fn is_swiglu_fused(gate: &Tensor, up: &Tensor) -> bool {
+    fuses(csrc::Program::Elementwise, &[gate, up])
 }
 
 /// Rotates the leading `2 · cos.size(-1)` dimensions of each head: `x` `[N, heads, size]`, `cos` and `sin`

@@ -10,6 +10,7 @@
 #include <optional>
 #include <utility>
 
+#include "fused.h"
 #include "kernels.h"
 #include "launch.h"
 #include "quantised.h"
@@ -39,11 +40,8 @@ bool in_eights(const Tensor& x) {
 // silu(gate) · up, saving only its operands.
 struct SwiGlu : torch::autograd::Function<SwiGlu> {
   static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
-    const Tensor y = at::empty_like(gate);
-    const int64_t eights = gate.numel() / 8;
-    launch(Kernel::swiglu_forward, gate, for_each(eights), seen(gate), seen(up), written(y), eights);
     ctx->save_for_backward({gate, up});
-    return y;
+    return luthier::gated(gate, up);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
@@ -137,6 +135,13 @@ void check_few(const Tensor& x, int64_t rows, int64_t columns) {
 }
 
 }  // namespace
+
+Tensor luthier::gated(const Tensor& gate, const Tensor& up) {
+  const Tensor y = at::empty_like(gate, gate.options().requires_grad(false));
+  const int64_t eights = gate.numel() / 8;
+  launch(Kernel::swiglu_forward, gate, for_each(eights), seen(gate), seen(up), written(y), eights);
+  return y;
+}
 
 extern "C" {
 

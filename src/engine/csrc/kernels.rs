@@ -157,6 +157,10 @@ pub struct LowRank<'a> {
     /// `[out, rank]`
     pub b: &'a Tensor,
     pub scale: f64,
+    /// Gate and up, `[N, in]` each, of which `x` is the gated activation. If they are given, a backward pass on CUDA
+    /// computes `x` from them again instead of keeping it; both must be [`in_eights`](super::in_eights) on a device that has
+    /// [`Program::Elementwise`](super::Program::Elementwise).
+    pub gated: Option<[&'a Tensor; 2]>,
 }
 
 /// `x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ`, `[N, out]`. Differentiable in all but the frozen `weight`
@@ -165,13 +169,14 @@ pub fn adapted_linear(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    LowRank { a, b, scale }: LowRank,
+    LowRank { a, b, scale, gated }: LowRank,
 ) -> Result<Tensor> {
     let bias = bias.map_or(null_mut(), pointer);
-    let mut out = null_mut();
-    // SAFETY: four live tensors and one that may be null in, one pointer written on success.
+    let [gate, up] = gated.map_or([null_mut(); 2], |parts| parts.map(pointer));
+    let (x, weight, a, b, mut out) = (pointer(x), pointer(weight), pointer(a), pointer(b), null_mut());
+    // SAFETY: four live tensors and three that may be null in, one pointer written on success.
     checked("adapted_linear", unsafe {
-        luthier_adapted_linear(pointer(x), pointer(weight), bias, pointer(a), pointer(b), scale, &raw mut out)
+        luthier_adapted_linear(x, weight, bias, a, b, scale, gate, up, &raw mut out)
     })?;
     Ok(owned(out))
 }
@@ -179,9 +184,10 @@ pub fn adapted_linear(
 /// `y += scale · (x · aᵀ) · bᵀ` in place, differentiable in all four. `y` is `[N, out]` and the result of an
 /// operation that does not need it for its own gradient; `x` `[N, in]`, `a` `[rank, in]`, `b` `[out, rank]`.
 /// The factors may be f32 if the other tensors are not; then their gradients are f32 too.
-pub fn add_low_rank(y: &Tensor, x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<()> {
-    // SAFETY: four live tensors; `y` is written through autograd's own in-place operation.
+pub fn add_low_rank(y: &Tensor, x: &Tensor, LowRank { a, b, scale, gated }: LowRank) -> Result<()> {
+    let [gate, up] = gated.map_or([null_mut(); 2], |parts| parts.map(pointer));
+    // SAFETY: four live tensors and two that may be null; `y` is written through autograd's own in-place operation.
     checked("add_low_rank", unsafe {
-        luthier_add_low_rank(pointer(y), pointer(x), pointer(a), pointer(b), scale)
+        luthier_add_low_rank(pointer(y), pointer(x), pointer(a), pointer(b), scale, gate, up)
     })
 }

@@ -163,9 +163,19 @@ unsafe extern "C" {
         a: Pointer,
         b: Pointer,
         scale: f64,
+        gate: Pointer,
+        up: Pointer,
         out: *mut Pointer,
     ) -> c_int;
-    fn luthier_add_low_rank(y: Pointer, x: Pointer, a: Pointer, b: Pointer, scale: f64) -> c_int;
+    fn luthier_add_low_rank(
+        y: Pointer,
+        x: Pointer,
+        a: Pointer,
+        b: Pointer,
+        scale: f64,
+        gate: Pointer,
+        up: Pointer,
+    ) -> c_int;
     fn luthier_dropout_mask(x: Pointer, p: f64, seed: u64, out: *mut Pointer) -> c_int;
     fn luthier_parallel(count: i64, work: extern "C" fn(*mut c_void, i64), owner: *mut c_void) -> c_int;
     fn luthier_remade_linear(

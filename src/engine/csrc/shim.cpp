@@ -43,6 +43,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "fused.h"
 #include "heap.h"
 #include "kernels.h"
 #include "launch.h"
@@ -259,13 +260,31 @@ std::pair<Tensor, Tensor> factor_gradients(const Tensor& dhidden, const Tensor& 
   return {of_a ? wide_product(dhidden.t(), x) : Tensor(), of_b ? wide_product(dy.t(), hidden).mul_(scale) : Tensor()};
 }
 
+// What x = silu(gate) · up was computed from, to compute it again in a backward pass instead of keeping it. They come last,
+// because autograd does not count what is missing, and are detached: the gradient goes through x.
+using Operand = std::optional<Tensor>;
+
+// What to save in order to have x again.
+variable_list again(const Tensor& x, const Operand& gate, const Operand& up) {
+  return gate && up ? variable_list{*gate, *up} : variable_list{x, Tensor()};
+}
+
+Operand detached(const Tensor* part) { return part ? Operand(part->detach()) : std::nullopt; }
+
+// x of what `again` saved.
+Tensor once_more(const Tensor& first, const Tensor& second) {
+  return second.defined() ? luthier::gated(first, second) : first;
+}
+
 // y += scale · (x · aᵀ) · bᵀ in place, by libtorch's products. Factors, which are f32, are rounded once for both passes.
 struct LowRankElsewhere : torch::autograd::Function<LowRankElsewhere> {
   static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,
-                        double scale) {
+                        double scale, const Operand& gate, const Operand& up_part) {
     const Tensor down = a.to(x.scalar_type()), up = b.to(x.scalar_type()), hidden = x.mm(down.t());
     y.addmm_(hidden, up.t(), 1, scale);
-    ctx->save_for_backward({x, down, up, hidden});
+    variable_list saved = again(x, gate, up_part);
+    saved.insert(saved.end(), {down, up, hidden});
+    ctx->save_for_backward(saved);
     ctx->saved_data["scale"] = scale;
     ctx->mark_dirty({y});
     return y;
@@ -273,15 +292,16 @@ struct LowRankElsewhere : torch::autograd::Function<LowRankElsewhere> {
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &down = saved[1], &up = saved[2], &hidden = saved[3];
-    const Tensor dy = gradients[0].contiguous();
+    const Tensor &down = saved[2], &up = saved[3], &hidden = saved[4], dy = gradients[0].contiguous();
     const double scale = ctx->saved_data["scale"].toDouble();
     const Tensor dhidden = dy.mm(up).mul_(scale);
-    variable_list result(5);
+    const bool of_a = ctx->needs_input_grad(2);
+    variable_list result(7);
     result[0] = dy;
     if (ctx->needs_input_grad(1)) result[1] = dhidden.mm(down);
+    const Tensor x = of_a ? once_more(saved[0], saved[1]) : Tensor();
     std::tie(result[2], result[3]) =
-        factor_gradients(dhidden, x, dy, hidden, scale, ctx->needs_input_grad(2), ctx->needs_input_grad(3));
+        factor_gradients(dhidden, x, dy, hidden, scale, of_a, ctx->needs_input_grad(3));
     return result;
   }
 };
@@ -289,13 +309,14 @@ struct LowRankElsewhere : torch::autograd::Function<LowRankElsewhere> {
 // x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ by libtorch's products, whose sums are made in place. The weight is frozen.
 // Factors, which are f32, are rounded once for both passes.
 struct AdaptedElsewhere : torch::autograd::Function<AdaptedElsewhere> {
-  // The bias comes last, because autograd does not count an undefined one.
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& a, const Tensor& b,
-                        const std::optional<Tensor>& bias, double scale) {
+                        const std::optional<Tensor>& bias, double scale, const Operand& gate, const Operand& up_part) {
     const Tensor down = a.to(x.scalar_type()), up = b.to(x.scalar_type()), hidden = x.mm(down.t());
     Tensor y = at::linear(x, weight, bias);
     y.addmm_(hidden, up.t(), 1, scale);
-    ctx->save_for_backward({x, weight, down, up, hidden});
+    variable_list saved = again(x, gate, up_part);
+    saved.insert(saved.end(), {weight, down, up, hidden});
+    ctx->save_for_backward(saved);
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["bias"] = bias.has_value();
     return y;
@@ -303,14 +324,16 @@ struct AdaptedElsewhere : torch::autograd::Function<AdaptedElsewhere> {
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &weight = saved[1], &down = saved[2], &up = saved[3], &hidden = saved[4];
+    const Tensor &weight = saved[2], &down = saved[3], &up = saved[4], &hidden = saved[5];
     const Tensor dy = gradients[0].contiguous();
     const double scale = ctx->saved_data["scale"].toDouble();
-    variable_list result(6);
+    const bool of_a = ctx->needs_input_grad(2);
+    variable_list result(8);
     const Tensor dhidden = dy.mm(up).mul_(scale);
     if (ctx->needs_input_grad(0)) result[0] = dy.mm(weight).addmm_(dhidden, down);
+    const Tensor x = of_a ? once_more(saved[0], saved[1]) : Tensor();
     std::tie(result[2], result[3]) =
-        factor_gradients(dhidden, x, dy, hidden, scale, ctx->needs_input_grad(2), ctx->needs_input_grad(3));
+        factor_gradients(dhidden, x, dy, hidden, scale, of_a, ctx->needs_input_grad(3));
     if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(4)) result[4] = dy.sum(0);
     return result;
   }
@@ -693,7 +716,9 @@ int luthier_spent(int64_t* out, size_t count) {
 }
 
 // x [N, in] · weightᵀ + bias (or null) + scale · (x · aᵀ) · bᵀ, [N, out]. Differentiable in all but the weight.
-int luthier_adapted_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor* a, Tensor* b, double scale, Tensor** out) {
+// gate and up are null, or what x is the gated activation of, if the kernel for that works on its device.
+int luthier_adapted_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor* a, Tensor* b, double scale, Tensor* gate,
+                           Tensor* up, Tensor** out) {
   return guarded([=] {
     const auto shift = bias ? std::optional<Tensor>(*bias) : std::nullopt;
     TORCH_CHECK(x->dim() == 2 && weight->dim() == 2 && a->dim() == 2 && b->dim() == 2 && !weight->requires_grad());
@@ -707,11 +732,12 @@ int luthier_adapted_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor* a, T
       else *out = new Tensor(Adapted::compute(*x, *weight, *a, *b, shift, scale).first);
       return;
     }
-    *out = new Tensor(AdaptedElsewhere::apply(*x, *weight, *a, *b, shift, scale));
+    *out = new Tensor(AdaptedElsewhere::apply(*x, *weight, *a, *b, shift, scale, detached(gate), detached(up)));
   });
 }
 
-int luthier_add_low_rank(Tensor* y, Tensor* x, Tensor* a, Tensor* b, double scale) {
+// gate and up as in luthier_adapted_linear.
+int luthier_add_low_rank(Tensor* y, Tensor* x, Tensor* a, Tensor* b, double scale, Tensor* gate, Tensor* up) {
   return guarded([=] {
     if (multiplies(*x) && plain(*x, *y) && plain(*a) && plain(*b) && x->dim() == 2) {
       TORCH_CHECK(a->dim() == 2 && b->dim() == 2 && x->size(1) == a->size(1) && a->size(0) == b->size(1));
@@ -721,7 +747,7 @@ int luthier_add_low_rank(Tensor* y, Tensor* x, Tensor* a, Tensor* b, double scal
       return;
     }
     TORCH_CHECK(y->dim() == 2 && x->dim() == 2 && a->dim() == 2 && b->dim() == 2, "the shapes do not fit");
-    LowRankElsewhere::apply(*y, *x, *a, *b, scale);
+    LowRankElsewhere::apply(*y, *x, *a, *b, scale, detached(gate), detached(up));
   });
 }
 

@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 use super::pass::Run;
 use super::{Active, Adapter, Folded, Pass};
 use crate::error::{EngineError, Result};
-use crate::ops;
 use crate::weights::{Loader, Weight};
+use crate::{csrc, ops};
 
 /// Index of a linear layer in `Model::linears`, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,16 +62,28 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let changed = match pass.adapters {
             Active::Base => self.product(x),
-            Active::All(adapter) => self.adapted(x, adapter, pass),
+            Active::All(adapter) => self.adapted(x, adapter, pass, None),
             Active::Rows(rows) if rows.iter().flatten().all(|adapter| adapter.shares_product(self)) => {
                 self.product(x).and_then(|y| self.by_rows(x, y, pass))
             }
             Active::Rows(_) => pass.by_adapter(x, |adapter, x| match adapter {
-                Some(adapter) => self.adapted(x, adapter, pass),
+                Some(adapter) => self.adapted(x, adapter, pass, None),
                 None => self.product(x),
             }),
         };
         changed.map_err(|error| error.within(&self.name))
+    }
+
+    /// [`Linear::forward`] of `silu(gate) · up`, `[N, in]` each. Where one kernel computes that, it is computed again in the
+    /// backward pass, which otherwise keeps it for an adapter.
+    pub fn forward_gated(&self, gate: &Tensor, up: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let x = ops::swiglu(gate, up)?;
+        match pass.adapters {
+            Active::All(adapter) if ops::is_swiglu_fused(gate, up) => {
+                self.adapted(&x, adapter, pass, Some([gate, up])).map_err(|error| error.within(&self.name))
+            }
+            _ => self.forward(&x, pass),
+        }
     }
 
     /// As [`Linear::forward`] for each of `linears`, in their order, which have the same input. A few tokens are multiplied
@@ -138,7 +150,14 @@ impl Linear {
         own.or(self.bias.as_ref()).map(|bias| ops::to_kind(bias, kind)).transpose()
     }
 
-    fn adapted(&self, x: &Tensor, adapter: &dyn Adapter, pass: &Pass) -> Result<Tensor> {
+    /// `gated` as in [`csrc::LowRank`].
+    fn adapted(
+        &self,
+        x: &Tensor,
+        adapter: &dyn Adapter,
+        pass: &Pass,
+        gated: Option<[&Tensor; 2]>,
+    ) -> Result<Tensor> {
         let input = adapter.input(self, x)?;
         let x = input.as_ref().unwrap_or(x);
         let bias = self.bias_with(Some(adapter), x.kind())?;
@@ -146,9 +165,13 @@ impl Linear {
         let y = if let Some(weight) = adapter.weight(self) {
             ops::linear(x, &ops::to_kind(weight, x.kind())?, bias.as_ref())?
         } else {
-            if let Some(low_rank) = adapter.low_rank(self, noise)
-                && let Some(y) = self.weight.adapted(x, bias.as_ref(), low_rank)?
-            {
+            if let Some(low_rank) = adapter.low_rank(self, noise) {
+                let low_rank = csrc::LowRank { gated: gated.filter(|_| input.is_none()), ..low_rank };
+                if let Some(y) = self.weight.adapted(x, bias.as_ref(), low_rank)? {
+                    return Ok(y);
+                }
+                let y = self.weight.linear(x, bias.as_ref())?;
+                csrc::add_low_rank(&y, x, low_rank)?;
                 return Ok(y);
             }
             self.weight.linear(x, bias.as_ref())?

@@ -180,6 +180,38 @@ mod tests {
     }
 
     #[test]
+    fn an_adapted_product_computes_its_gated_input_again() {
+        csrc::emulate_kernels();
+        let inputs = [
+            numbers(&[5, 48], 0.37, Device::Cpu).unwrap(),
+            numbers(&[5, 48], 0.71, Device::Cpu).unwrap(),
+            numbers(&[4, 48], 0.29, Device::Cpu).unwrap(),
+            numbers(&[16, 4], 0.43, Device::Cpu).unwrap(),
+        ];
+        // A transposed weight, which our own products for the processor do not take.
+        let weight = numbers(&[48, 16], 0.61, Device::Cpu).unwrap().to_kind(Kind::BFloat16).tr();
+        let product = |parts: &[Tensor], whole: bool, again: bool| {
+            let [gate, up, a, b] = parts else { panic!("four inputs are given") };
+            let x = csrc::fused_swiglu(gate, up)?;
+            let low_rank = csrc::LowRank { a, b, scale: 0.5, gated: again.then_some([gate, up]) };
+            if whole {
+                return Ok(vec![csrc::adapted_linear(&x, &weight, None, low_rank)?]);
+            }
+            let y = ops::contiguous(&ops::transpose(&ops::linear(&x, &weight, None)?, 0, 1)?)?;
+            let y = ops::transpose(&y, 0, 1)?;
+            csrc::add_low_rank(&y, &x, low_rank)?;
+            Ok(vec![y])
+        };
+        for whole in [true, false] {
+            let [kept, again] = [false, true].map(|again| {
+                results(&inputs, Kind::BFloat16, &|parts| product(parts, whole, again)).unwrap()
+            });
+            assert_eq!(kept, again, "{whole}");
+            assert!(kept.iter().all(|x| ops::largest_magnitude(x).unwrap() > 0.1));
+        }
+    }
+
+    #[test]
     fn logits_that_are_not_finite_give_no_loss() {
         csrc::emulate_kernels();
         for odd in [f64::NAN, f64::INFINITY] {

@@ -46,13 +46,13 @@ impl Mlp {
         match self {
             Self::Gated { activation, gate, up, down } => {
                 let [gate, up] = Linear::forward_all([gate, up], x, pass)?;
-                down.forward(&gated(*activation, &gate, &up)?, pass)
+                joined(*activation, &gate, &up, down, pass)
             }
             Self::GatedFused { activation, gate_up, down } => {
                 let both = gate_up.forward(x, pass)?; // [N, 2 · width]
                 let width = both.size().last().copied().unwrap_or_default() / 2;
                 let half = |start| ops::contiguous(&ops::narrow(&both, -1, start, width)?);
-                down.forward(&gated(*activation, &half(0)?, &half(width)?)?, pass)
+                joined(*activation, &half(0)?, &half(width)?, down, pass)
             }
             Self::Plain { activation, up, down } => {
                 down.forward(&activate(*activation, &up.forward(x, pass)?)?, pass)
@@ -71,12 +71,12 @@ impl Mlp {
     }
 }
 
-/// `activation(gate) · up`, elementwise.
-fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+/// `down(activation(gate) · up)`
+fn joined(activation: Activation, gate: &Tensor, up: &Tensor, down: &Linear, pass: &Pass) -> Result<Tensor> {
     match activation {
-        Activation::Silu => ops::swiglu(gate, up),
+        Activation::Silu => down.forward_gated(gate, up, pass),
         Activation::Gelu | Activation::GeluTanh | Activation::Relu => {
-            ops::multiply(&activate(activation, gate)?, up)
+            down.forward(&ops::multiply(&activate(activation, gate)?, up)?, pass)
         }
     }
 }

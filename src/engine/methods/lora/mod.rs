@@ -305,7 +305,7 @@ impl Adapter for Lora {
     fn low_rank(&self, linear: &Linear, noise: Option<&Noise>) -> Option<csrc::LowRank<'_>> {
         let drops = noise.is_some() && self.settings.dropout > 0.0;
         let factors = self.factors(linear).filter(|factors| !drops && factors.magnitude.is_none())?;
-        Some(csrc::LowRank { a: &factors.a, b: &factors.b, scale: factors.scale })
+        Some(csrc::LowRank { a: &factors.a, b: &factors.b, scale: factors.scale, gated: None })
     }
 
     fn output(&self, linear: &Linear, x: &Tensor, y: Tensor, noise: Option<&Noise>) -> Result<Tensor> {
@@ -317,14 +317,15 @@ impl Adapter for Lora {
             }
             _ => None,
         };
+        let low_rank = csrc::LowRank { a, b, scale: *scale, gated: None };
         let Some(magnitude) = magnitude else {
-            csrc::add_low_rank(&y, dropped.as_ref().unwrap_or(x), a, b, *scale)?;
+            csrc::add_low_rank(&y, dropped.as_ref().unwrap_or(x), low_rank)?;
             return Ok(y);
         };
         let gain = magnitude.gain(linear, [a, b], *scale, x.kind())?;
         match dropped {
             None => {
-                csrc::add_low_rank(&y, x, a, b, *scale)?;
+                csrc::add_low_rank(&y, x, low_rank)?;
                 dora::stretch(&y, &gain, self.bias(linear))
             }
             // Dropped elements are also missing from the base weight's part of the change.

@@ -396,7 +396,8 @@ fn low_rank_updates() {
             let (a, b) = (leaf(&[rank, inner], 3, Kind::Float), leaf(&[outer, rank], 4, Kind::Float));
             let twins = again(&[&y, &x, &a, &b]);
             let found = if own { &y * 1.0 } else { across(&y) };
-            csrc::add_low_rank(&found, &x, &a, &b, 0.7).unwrap();
+            let low_rank = csrc::LowRank { a: &a, b: &b, scale: 0.7, gated: None };
+            csrc::add_low_rank(&found, &x, low_rank).unwrap();
             let single = |x: &Tensor| x.to_kind(kind).to_kind(Kind::Float);
             let [base, input, a_twin, b_twin] = [0, 1, 2, 3].map(|place| single(&twins[place]));
             let expected = base + single(&input.matmul(&a_twin.tr())).matmul(&b_twin.tr()) * 0.7;
@@ -439,7 +440,7 @@ fn linear_layers_with_bias_and_low_rank_terms() {
                 let weight = if own { weight } else { across(&weight) };
                 let (a, b) = (leaf(&[rank, inner], 3, Kind::Float), leaf(&[outer, rank], 4, Kind::Float));
                 let twins = again(&[&x, &bias, &a, &b]);
-                let low_rank = csrc::LowRank { a: &a, b: &b, scale: 0.5 };
+                let low_rank = csrc::LowRank { a: &a, b: &b, scale: 0.5, gated: None };
                 let shift = with_bias.then_some(&bias);
                 let found = csrc::adapted_linear(&x, &weight, shift, low_rank).unwrap();
                 let single = |x: &Tensor| x.to_kind(kind).to_kind(Kind::Float);
