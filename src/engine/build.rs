@@ -35,7 +35,8 @@ fn main() {
     if moved.exists() {
         println!("cargo:rerun-if-changed={}", moved.display());
     }
-    seam(&torch).file("csrc/shim.cpp").file("csrc/launch.cpp").file("csrc/fused.cpp").compile("luthier_shim");
+    let sources = ["shim", "launch", "fused", "profile"].map(|name| format!("csrc/{name}.cpp"));
+    seam(&torch).files(sources).compile("luthier_shim");
     // Decoded weights equal those of bitsandbytes bit for bit only if products are rounded before additions.
     seam(&torch).flag("-ffp-contract=off").file("csrc/quantised.cpp").compile("luthier_quantised");
     // Only tests refer to it. Its products are rounded like those that CUDA is told to round.

@@ -7,6 +7,7 @@ mod flash;
 mod fused;
 mod kernels;
 mod memory;
+mod profile;
 mod quantised;
 mod training;
 
@@ -38,6 +39,8 @@ pub use self::kernels::{
     rms_norm, rope, swiglu, time_spent,
 };
 pub use self::memory::{Element, borrow_map, fill, map, release_pages, with_floats};
+use self::profile::Note;
+pub use self::profile::{Operation, Profiler};
 pub use self::quantised::{
     FewMatrix, Nf4Matrix, StoredMatrix, blocks_decode, can_multiply, few_products, nf4_decode, nf4_look_up,
     nf4_product, remade_linear,
@@ -236,6 +239,8 @@ unsafe extern "C" {
     ) -> c_int;
     fn luthier_device_memory(device: c_int, out: *mut i64) -> c_int;
     fn luthier_device_memory_release(device: c_int) -> c_int;
+    fn luthier_profile_start(cuda: c_int) -> c_int;
+    fn luthier_profile_stop(cuda: c_int, note: Note, owner: *mut c_void) -> c_int;
 }
 
 /// Converts a status of the shim to a result.
