@@ -10,7 +10,7 @@ use luthier_core::config::{Config, Device, Dtype, MethodKind};
 use luthier_core::machine;
 use luthier_core::runs::RunDir;
 use luthier_core::text::clean;
-use luthier_engine::bench::{Bench, Work, bench};
+use luthier_engine::bench::{Answers, Base, Bench, Generate, Rows, Train, Work, bench, read};
 use luthier_engine::error::EngineError;
 use luthier_engine::evaluate::{Request, compare};
 use luthier_engine::process::{
@@ -73,7 +73,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Measure training and generation: `luthier-engine bench MODEL --method lora --steps 5 --json`
+    /// Measure training and generation: `luthier-engine bench MODEL --method lora --steps 5 --json`, or
+    /// `luthier-engine bench MODEL --plan FILE --json`
     Bench(BenchArguments),
 }
 
@@ -125,6 +126,14 @@ struct BenchArguments {
     /// A project's folder: trains on its rows with the settings of its luthier.toml
     #[arg(long, conflicts_with_all = ["model", "method", "rank", "batch", "length"])]
     project: Option<PathBuf>,
+    /// A JSON file with several works, as bench/README.md describes; prints a document for each
+    #[arg(
+        long,
+        conflicts_with_all = [
+            "project", "rows_to", "method", "batch", "length", "steps", "rank", "recompute", "rows", "new_tokens",
+        ]
+    )]
+    plan: Option<PathBuf>,
     /// Write the rows of every step to this file, as JSON
     #[arg(long)]
     rows_to: Option<PathBuf>,
@@ -158,7 +167,7 @@ struct BenchArguments {
     /// Tokens generated per row; 0 leaves generation out
     #[arg(long, default_value_t = 64)]
     new_tokens: usize,
-    /// One JSON document
+    /// One JSON document on a line; with --plan one for each work
     #[arg(long)]
     json: bool,
 }
@@ -236,30 +245,73 @@ fn with_remedy(error: &EngineError) -> String {
 }
 
 fn measure(arguments: BenchArguments) -> Result<ExitCode, String> {
-    let BenchArguments {
-        model,
-        project,
-        rows_to,
-        method,
-        dtype,
-        device,
-        batch,
-        length,
-        steps,
-        rank,
-        recompute,
-        rows,
-        new_tokens,
-        json,
-    } = arguments;
-    let dtype = dtype.into();
-    let work = match (project, model) {
-        (Some(folder), _) => Work::Project { folder },
-        (None, model) => Work::Random { model: model.unwrap_or_default(), method, rank, batch, length },
+    let (dtype, device, json) = (arguments.dtype.into(), arguments.device, arguments.json);
+    let is_plan = arguments.plan.is_some();
+    let works = match &arguments.plan {
+        Some(path) => read(path)?,
+        None => vec![one_work(&arguments)?],
     };
-    let wanted = Bench { work, dtype, device, steps, recompute, rows, new_tokens, rows_to };
-    let figures = bench(&wanted).map_err(|error| with_remedy(&error))?;
-    print(&figures, json).map(|()| ExitCode::SUCCESS)
+    let base = match (arguments.project, arguments.model) {
+        (Some(folder), _) => Base::Project(folder),
+        (None, model) => Base::Model(model.unwrap_or_default()),
+    };
+    let mut ended = Ok(ExitCode::SUCCESS);
+    bench(&Bench { base, dtype, device, works }, &mut |work, figures| {
+        let told = match figures {
+            Ok(figures) if is_plan => print(&Told { name: &work.name, told: figures }, json),
+            Ok(figures) => print(&figures, json),
+            Err(error) if is_plan => {
+                ended = Ok(ExitCode::from(FAILED));
+                let error = clean(&error.to_string()).into_owned();
+                print(&Told { name: &work.name, told: serde_json::json!({ "error": error }) }, json)
+            }
+            Err(error) => Err(with_remedy(&error)),
+        };
+        if let Err(message) = told {
+            ended = Err(message);
+        }
+    })
+    .map_err(|error| with_remedy(&error))?;
+    ended
+}
+
+/// What is said of one work of a plan.
+#[derive(Serialize)]
+struct Told<'a, T> {
+    name: &'a str,
+    #[serde(flatten)]
+    told: T,
+}
+
+/// The work that the command line describes.
+fn one_work(arguments: &BenchArguments) -> Result<Work, String> {
+    let BenchArguments { method, rank, batch, length, steps, recompute, rows, new_tokens, .. } = *arguments;
+    let train = Train {
+        rows: Rows::Equal { batch, length },
+        steps,
+        warm_up: Train::WARM_UP,
+        recompute,
+        profile: false,
+        rows_to: arguments.rows_to.clone(),
+    };
+    let generate = Generate {
+        rows,
+        prompt: Generate::PROMPT,
+        new_tokens,
+        answers: Answers::Base,
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+    };
+    let work = Work {
+        name: method.name().to_owned(),
+        method,
+        rank,
+        train: (steps > 0).then_some(train),
+        generate: (new_tokens > 0).then_some(generate),
+    };
+    work.check()?;
+    Ok(work)
 }
 
 fn hold_against(arguments: VerifyArguments) -> Result<ExitCode, String> {

@@ -93,10 +93,35 @@ pub fn log_to_stderr() {
     }
 }
 
-/// `VmHWM` of this process, in bytes; 0 if the system does not report it.
+/// `VmHWM` of this process, in bytes; 0 if the system does not report it: the largest resident memory since it started, or
+/// since [`forget_peak_memory`].
 pub fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kilobytes = line.and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kilobytes.map_or(0, |kilobytes| kilobytes.saturating_mul(1024))
+}
+
+/// Lets [`peak_memory`] begin again from what is resident, where the system can do that.
+pub fn forget_peak_memory() {
+    if let Err(error) = std::fs::write("/proc/self/clear_refs", "5") {
+        tracing::debug!(%error, "the peak of memory cannot be forgotten");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_is_seen_and_can_be_forgotten() {
+        const BYTES: usize = 1 << 30;
+        let before = peak_memory();
+        drop(vec![1_u8; BYTES]);
+        let high = peak_memory();
+        assert!(before > 0 && high >= BYTES as u64, "{before} {high}");
+        forget_peak_memory();
+        let after = peak_memory();
+        assert!(after <= high, "{after} {high}");
+    }
 }
