@@ -3,7 +3,9 @@
 import importlib.util
 import os
 import pathlib
+import queue
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -29,6 +31,10 @@ class Failure(Exception):
     """A process that failed; its last line of stderr."""
 
 
+class OutOfTime(Failure):
+    """A process that was stopped because the time for all of it was used up."""
+
+
 def environment(**more):
     """The variables of a process, whose libtorch is that of python's torch."""
     own = [str(TORCH / "lib")] if TORCH else []
@@ -39,8 +45,7 @@ def environment(**more):
 def call(command, limit, **variables):
     """The standard output of a command. What a failed one said goes to the file of errors as a whole."""
     command = [str(part) for part in command]
-    if DEADLINE["at"]:
-        limit = min(limit, DEADLINE["at"] - time.monotonic())
+    limit = left(limit)
     try:
         done = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=max(limit, 1), check=False)
         status, out, said = done.returncode, done.stdout, done.stderr
@@ -49,8 +54,62 @@ def call(command, limit, **variables):
         said = (error.stderr or b"").decode(errors="replace") + f"\nno end after {limit:.0f} s"
     if status == 0:
         return out
+    raise Failure(keep(command, status, out, said))
+
+
+def lines(command, each, limit):
+    """The lines of a command's standard output, as they come. Stops it after `each` seconds without a line, and after
+    `limit` seconds. A failed one is treated as in `call`, once its lines were given."""
+    command = [str(part) for part in command]
+    ends = time.monotonic() + left(limit)
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        child = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True)
+        coming = queue.SimpleQueue()
+
+        def read():
+            for line in child.stdout:
+                coming.put(line)
+            coming.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        out, status, failure = "", None, Failure
+        try:
+            while True:
+                wait = min(each, ends - time.monotonic())
+                try:
+                    line = coming.get(timeout=max(wait, 0.1))
+                except queue.Empty:
+                    failure = OutOfTime if wait < each else Failure
+                    break
+                if line is None:
+                    try:
+                        status = child.wait(10)
+                    except subprocess.TimeoutExpired:
+                        pass
+                    break
+                out += line
+                yield line
+        finally:
+            child.kill()
+            child.wait()
+        errors.seek(0)
+        said = errors.read()
+    if status is None:
+        status = "none"
+        said += f"\nno end after {limit:.0f} s" if failure is OutOfTime else f"\nno line for {each:.0f} s"
+    if status != 0:
+        raise failure(keep(command, status, out, said))
+
+
+def left(limit):
+    """Seconds of `limit` before the last process must have ended."""
+    return min(limit, DEADLINE["at"] - time.monotonic()) if DEADLINE["at"] else limit
+
+
+def keep(command, status, out, said):
+    """Writes what a failed command said to the file of errors; returns its last line."""
     if ERRORS["file"]:
         with _log, open(ERRORS["file"], "a") as file:
             file.write(f"$ {' '.join(command)}\nstatus: {status}\n{out[-2000:]}\n{said}\n\n")
-    lines = [line for line in said.splitlines() if line.strip()] or ["no message"]
-    raise Failure(lines[-1].strip()[:500])
+    last = [line for line in said.splitlines() if line.strip()] or ["no message"]
+    return last[-1].strip()[:500]

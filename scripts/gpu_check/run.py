@@ -29,6 +29,8 @@ from process import BINARIES, CLONE, ENGINE, REFERENCES, REMEDY, Failure, call
 
 # Shares of the budget that are used up when a stage ends.
 ENDS = {"facts": 0.08, "smoke": 0.2, "speed": 0.65, "checks": 1.0}
+# Seconds that one fact may take.
+FACT = 30
 # Processes that share the device while correctness is checked.
 TOGETHER = 8
 # What helped others whose first attention failed: variables, and folders of libraries beside torch's.
@@ -92,9 +94,16 @@ def unpack(folder):
 
 
 def facts(record, device):
-    limit = lambda: record.left("facts")
-    record.attempt("facts", "machine", lambda: json.loads(call([sys.executable, CLONE / "scripts/gpu_check/facts.py", device], limit())))
-    record.attempt("facts", "engine", lambda: json.loads(call([ENGINE, "doctor", "--json"], limit())))
+    command = [sys.executable, CLONE / "scripts/gpu_check/facts.py", device]
+    try:
+        for line in process.lines(command, FACT, record.left("facts")):
+            found = json.loads(line)
+            record.note("facts", found.pop("name"), found)
+    except process.OutOfTime:
+        record.note("facts", "others", {"skipped": "no time left"})
+    except Exception as error:  # the checks go on without them
+        record.note("facts", "machine", {"pass": False, "error": str(error)})
+    record.attempt("facts", "engine", lambda: json.loads(call([ENGINE, "doctor", "--json"], checks.LIMIT)))
 
 
 def smoke(record, device):
