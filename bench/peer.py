@@ -4,6 +4,7 @@
     peer.py train FOLDER DTYPE              on rows of random tokens, all trained on
     peer.py train FOLDER DTYPE --rows JSON  on given rows, padded, loss on completions
     peer.py generate FOLDER DTYPE           greedy `generate` after a prompt of 64 tokens
+    peer.py both FOLDER DTYPE               `generate`, then LoRA, over one load: a document with a `name` on each of two lines
 
 Threads are torch's default, as in the engine: one per core.
 """
@@ -46,8 +47,9 @@ def load(folder, dtype, device, **more):
     return model if more else model.to(device)
 
 
-def trained(arguments):
-    """The model with its trained weights: all weights, or an adapter of rank 16 on all linear layers."""
+def trained(arguments, model):
+    """The model with its trained weights: all weights, or an adapter of rank 16 on all linear layers. `model` is one that is
+    loaded already, or None."""
     folder, dtype, device = arguments.folder, arguments.dtype, arguments.device
     if arguments.method == "full":
         # As in the engine, weights are trained in f32, and products use the requested number format.
@@ -60,7 +62,7 @@ def trained(arguments):
         model = load(folder, dtype, device, quantization_config=settings, device_map={"": device})
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=arguments.recompute)
     else:
-        model = load(folder, dtype, device)
+        model = model or load(folder, dtype, device)
     if arguments.method != "full":
         config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, config)
@@ -108,7 +110,7 @@ def padded(rows):
     }
 
 
-def train(arguments):
+def train(arguments, model=None):
     if arguments.rows:
         with open(arguments.rows) as file:
             given = json.load(file)[: WARM_UP + arguments.steps]
@@ -120,15 +122,15 @@ def train(arguments):
             ids = torch.randint(256, (arguments.batch, arguments.length))
             steps.append([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}])
         tokens = [arguments.batch * arguments.length] * len(steps)
-    model, parameters = trained(arguments)
+    model, parameters = trained(arguments, model)
     seconds = steps_of(model, parameters, steps, arguments)
     speeds = [count / taken for count, taken in zip(tokens[WARM_UP:], seconds[WARM_UP:])]
     return {"tokens_per_second": statistics.median(speeds), "peak_memory_bytes": peak(arguments.device)}
 
 
-def generate(arguments):
+def generate(arguments, model=None):
     device = arguments.device
-    model = load(arguments.folder, arguments.dtype, device).eval()
+    model = (model or load(arguments.folder, arguments.dtype, device)).eval()
     # Nothing may end a reply early.
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 2
@@ -146,6 +148,15 @@ def generate(arguments):
     # As in the engine's bench, the time of the first token, mostly that of the prompt, is not counted.
     first = statistics.median(seconds(1) for _ in range(3))
     return {"tokens_per_second": (count - 1) / (seconds(count) - first), "peak_memory_bytes": peak(device)}
+
+
+def both(arguments):
+    model = load(arguments.folder, arguments.dtype, arguments.device)
+    print(json.dumps({"name": "generate", **generate(arguments, model)}), flush=True)
+    if arguments.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(arguments.device)
+    return {"name": "train", **train(arguments, model)}
 
 
 def convert(arguments):
@@ -169,16 +180,18 @@ def main():
     converting.add_argument("gguf")
     converting.add_argument("folder")
     converting.set_defaults(work=convert)
-    for name, work in (("train", train), ("generate", generate)):
+    for name, work in (("train", train), ("generate", generate), ("both", both)):
         kind = kinds.add_parser(name)
         kind.add_argument("folder")
         kind.add_argument("dtype", choices=DTYPES)
         kind.add_argument("--device", type=torch.device, default="cpu")
         kind.set_defaults(work=work)
-        if work is generate:
+        if work is not train:
             kind.add_argument("--tokens", type=int, default=64)
+        if work is generate:
             continue
-        kind.add_argument("--method", choices=("full", "lora", "qlora"), default="lora")
+        methods = ("lora",) if work is both else ("full", "lora", "qlora")
+        kind.add_argument("--method", choices=methods, default="lora")
         kind.add_argument("--batch", type=int, default=1)
         kind.add_argument("--length", type=int, default=512)
         kind.add_argument("--steps", type=int, default=5)

@@ -12,8 +12,9 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 
-from process import CLONE, ENGINE, REFERENCES, call
+from process import CLONE, ENGINE, REFERENCES, OutOfTime, call, lines
 
 PEER = CLONE / "bench" / "peer.py"
 
@@ -31,14 +32,16 @@ SIZES = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
 }
-# What is measured at each size: name, and options of `luthier-engine bench`. Most telling first, because time may end.
-TRAINING = {
-    "toy": [("lora", 2, 64), ("qlora", 2, 64), ("full", 1, 64)],
-    "1b": [("lora", 4, 4096), ("qlora", 4, 4096), ("full", 2, 4096)],
-    "8b": [("lora", 2, 4096), ("qlora", 2, 4096), ("lora", 4, 4096), ("full", 1, 4096)],
+# Rows and tokens of a step, tokens of a packed one, and tokens of an answer.
+SHAPES = {
+    "toy": {"batch": 2, "length": 64, "packed": 256, "answer": 32},
+    "1b": {"batch": 4, "length": 4096, "packed": 16384, "answer": 256},
+    "8b": {"batch": 2, "length": 4096, "packed": 16384, "answer": 256},
 }
-STEPS, NEW_TOKENS = 8, 256
-# Seconds that one measurement may take, and the least that it needs.
+STEPS, WARM_UP = 8, 3
+# Steps whose kernels are listed.
+PROFILED = 2
+# Seconds that one measurement may take, with the weights that it loads, and the least that a stage needs.
 LIMIT, LEAST = 120, 20
 # Standard deviation of random weights, as in transformers' initialisation.
 DEVIATION = 0.02
@@ -106,22 +109,74 @@ def in_python():
     return draw
 
 
-def ours(model, device, arguments, limit):
-    out = call([ENGINE, "bench", model, "--json", "--dtype", "bf16", "--device", device, *arguments], limit)
-    found = json.loads(out.splitlines()[-1])
-    peak = found["peak_device_memory_bytes"] or found["peak_memory_bytes"]
+def equal(size, share=1.0):
+    """Rows of a step: `share` times the usual number."""
+    return {"equal": {"batch": int(SHAPES[size]["batch"] * share), "length": SHAPES[size]["length"]}}
+
+
+def works(size):
+    """What is measured at a size, in the form of `luthier-engine bench --plan`. Most telling first, because time may end."""
+    shape = SHAPES[size]
+    steps = {"steps": STEPS, "warm_up": WARM_UP}
+    packed = {"lognormal": {"tokens": shape["packed"], "median": shape["length"] / 8, "deviation": 0.8}}
+    answer = {"new_tokens": shape["answer"]}
+    return [
+        {"name": "lora", "train": {"rows": equal(size), **steps}},
+        {"name": "lora, twice the rows", "train": {"rows": equal(size, 2), **steps}},
+        {"name": "lora, packed rows", "train": {"rows": packed, **steps}},
+        {"name": "answer", "generate": answer},
+        {"name": "pair of answers", "generate": {**answer, "answers": "pair"}},
+        {"name": "answer with an adapter", "generate": {**answer, "answers": "tuned"}},
+        {"name": "qlora", "method": "qlora", "train": {"rows": equal(size), **steps}},
+        {"name": "full, half the rows", "method": "full", "train": {"rows": equal(size, 0.5), **steps}},
+    ]
+
+
+def profiled(size):
+    return [{"name": "lora", "train": {"rows": equal(size), "steps": PROFILED, "warm_up": WARM_UP, "profile": True}}]
+
+
+def summary(found):
+    """The figures of a work that are read first."""
     part = found["train"] or found["decode"]
+    peak = part["peak_device_memory_bytes"] or part["peak_memory_bytes"]
     figures = {"tokens_per_second": part["tokens_per_second"], "peak_memory_bytes": peak, "load_seconds": found["load_seconds"]}
-    return figures | {"whole": found, "shown": shown(figures)}
+    shown = f"{figures['tokens_per_second']:.0f} tokens/s, {peak / 2**30:.2f} GiB peak"
+    if forecast := part.get("forecast"):
+        # Libraries take their memory beside the tensors, whose peak a device counts.
+        forecast = forecast["total"] - (forecast["runtime"] if part["peak_device_memory_bytes"] else 0)
+        figures |= {"forecast_bytes": forecast, "forecast_by_peak": forecast / peak}
+        shown += f", {forecast / 2**30:.2f} forecast"
+    if table := part.get("profile"):
+        most = table["lines"][0] if table["lines"] else {"name": "nothing", "share": 0.0}
+        idle = table["idle_microseconds_per_step"] / max(table["microseconds_per_step"], 1e-9)
+        shown = f"{table['launches_per_step']:.0f} launches a step, idle {idle:.0%}, most in {most['name'][:40]} {most['share']:.0%}"
+    return figures | {"whole": found, "shown": shown}
 
 
-def theirs(model, device, arguments, limit):
-    figures = json.loads(call([sys.executable, PEER, *arguments, "--device", device], limit).splitlines()[-1])
-    return figures | {"shown": shown(figures)}
-
-
-def shown(figures):
-    return f"{figures['tokens_per_second']:.0f} tokens/s, {figures['peak_memory_bytes'] / 2**30:.2f} GiB peak"
+def run_plan(size, model, device, planned, record, stage):
+    """Notes every work of a plan as soon as it is measured. Returns the figures of each that was."""
+    waiting, figures, error = [work["name"] for work in planned], {}, "the engine gave no figures"
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"works": planned}, file)
+        file.flush()
+        command = [ENGINE, "bench", model, "--plan", file.name, "--json", "--dtype", "bf16", "--device", device]
+        try:
+            for line in lines(command, LIMIT, record.left(stage)):
+                found = json.loads(line)
+                name = found.pop("name")
+                waiting.remove(name)
+                if "error" in found:
+                    record.note(stage, f"{size} {name}", {"pass": False, "error": found["error"]})
+                elif noted := record.attempt(stage, f"{size} {name}", lambda: summary(found)):
+                    figures[name] = noted
+        except OutOfTime:
+            error = None
+        except Exception as failure:  # the stages after this one go on
+            error = f"{type(failure).__name__}: {failure}"
+    for name in waiting:
+        record.note(stage, f"{size} {name}", {"pass": False, "error": error} if error else {"skipped": "no time left"})
+    return figures
 
 
 def peers_are_there():
@@ -129,38 +184,80 @@ def peers_are_there():
     return done.returncode == 0
 
 
+def run_peers(size, model, device, record):
+    """The same answer and the same training with transformers + PEFT, over one load. Returns the figures of each."""
+    if not peers_are_there():
+        record.note("speed", f"{size} peers", {"skipped": "transformers and PEFT are not installed"})
+        return {}
+    shape, figures = SHAPES[size], {}
+    command = [sys.executable, PEER, "both", model, "bf16", "--device", device, "--tokens", shape["answer"],
+               "--batch", shape["batch"], "--length", shape["length"], "--steps", STEPS]
+    try:
+        for line in lines(command, LIMIT, record.left("speed")):
+            found = json.loads(line)
+            name = f"peers, {found.pop('name')}"
+            shown = f"{found['tokens_per_second']:.0f} tokens/s, {found['peak_memory_bytes'] / 2**30:.2f} GiB peak"
+            record.note("speed", f"{size} {name}", found | {"shown": shown})
+            figures[name] = found
+    except OutOfTime:
+        record.note("speed", f"{size} peers", {"skipped": "no time left"})
+    except Exception as failure:  # whatever they lack, they are not what is checked
+        record.note("speed", f"{size} peers", {"error": f"{type(failure).__name__}: {failure}"})
+    return figures
+
+
+def goals(figures):
+    """What the project aims at, and what was measured of it: name, goal in words, figure, whether it meets the goal. The
+    figure is None if something it needs was not measured."""
+
+    def figure(work):
+        try:
+            return work()
+        except (KeyError, ValueError, TypeError, ZeroDivisionError):
+            return None
+
+    speed = lambda name: figures[name]["tokens_per_second"]
+    peak = lambda name: figures[name]["peak_memory_bytes"]
+    decode = lambda: figures["pair of answers"]["whole"]["decode"]
+    bytes_of = lambda part: part["peak_device_memory_bytes"] or part["peak_memory_bytes"]
+    forecasts = lambda: [found["forecast_by_peak"] for found in figures.values() if "forecast_by_peak" in found]
+    table = [
+        ("LoRA tokens/s", "at least 13500", lambda: max(speed("lora"), speed("lora, twice the rows")), lambda it: it >= 13500),
+        ("LoRA by peers' LoRA", "at least 1.5", lambda: speed("lora") / speed("peers, train"), lambda it: it >= 1.5),
+        ("QLoRA by LoRA", "at least 0.95", lambda: speed("qlora") / speed("lora"), lambda it: it >= 0.95),
+        ("full tokens/s", "at least 7500", lambda: speed("full, half the rows"), lambda it: it >= 7500),
+        ("full GiB", "at most 132", lambda: peak("full, half the rows") / 2**30, lambda it: it <= 132),
+        ("answer tokens/s", "at least 200", lambda: speed("answer"), lambda it: it >= 200),
+        ("pair's time by one answer's", "at most 1.15", lambda: decode()["seconds"] / decode()["alone"]["seconds"], lambda it: it <= 1.15),
+        ("pair's memory by one answer's", "at most 1.05", lambda: bytes_of(decode()) / bytes_of(decode()["alone"]), lambda it: it <= 1.05),
+        ("forecast by peak, farthest", "from 0.95 to 1.05", lambda: max(forecasts(), key=lambda it: abs(it - 1)), lambda it: abs(it - 1) <= 0.05),
+    ]
+    for name, goal, work, meets in table:
+        measured = figure(work)
+        yield name, goal, measured, None if measured is None else meets(measured)
+
+
 def measure(size, scratch, device, record):
-    """Trains with every method and generates, until the stage's time is used up."""
+    """Trains with every method and generates, until the stage's time is used up, and lists the kernels of a step."""
     model = scratch / size
-    begun = lambda: json.loads(call([sys.executable, __file__, size, model, device], record.left("speed")))
-    if not record.attempt("speed", f"{size} weights", begun):
+    draw = lambda: json.loads(call([sys.executable, __file__, size, model, device], record.left("speed")))
+    if not record.attempt("speed", f"{size} weights", draw):
         return
-    limit = lambda: min(LIMIT, record.left("speed"))
-
-    def attempt(name, work):
-        if limit() < LEAST:
-            record.note("speed", name, {"skipped": "no time left"})
-        else:
-            record.attempt("speed", name, work)
-
-    for method, batch, length in TRAINING[size][:2]:
-        train(attempt, model, device, size, (method, batch, length), limit)
-    tokens = ["--steps", 0, "--new-tokens", NEW_TOKENS]
-    attempt(f"{size} generation", lambda: ours(model, device, tokens, limit()))
-    if peers_are_there():
-        method, batch, length = TRAINING[size][0]
-        shape = ["--batch", batch, "--length", length, "--steps", STEPS, "--method", method]
-        attempt(f"{size} {method} {batch}×{length}, peers", lambda: theirs(model, device, ["train", model, "bf16", *shape], limit()))
-        tokens = ["generate", model, "bf16", "--tokens", NEW_TOKENS]
-        attempt(f"{size} generation, peers", lambda: theirs(model, device, tokens, limit()))
-    for method, batch, length in TRAINING[size][2:]:
-        train(attempt, model, device, size, (method, batch, length), limit)
-
-
-def train(attempt, model, device, size, what, limit):
-    method, batch, length = what
-    shape = ["--method", method, "--new-tokens", 0, "--batch", batch, "--length", length, "--steps", STEPS]
-    attempt(f"{size} {method} {batch}×{length}", lambda: ours(model, device, shape, limit()))
+    figures = {}
+    if record.left("speed") < LEAST:
+        record.note("speed", size, {"skipped": "no time left"})
+    else:
+        figures |= run_plan(size, model, device, works(size), record, "speed")
+        figures |= run_peers(size, model, device, record)
+    for name, goal, measured, met in goals(figures):
+        # They are goals of one size on one card; elsewhere the figure is only of interest.
+        met = met if size == "8b" and device != "cpu" else None
+        shown = "not measured" if measured is None else f"{measured:.2f}, {goal}" + {True: ", met", False: ", not met", None: ""}[met]
+        record.note("speed", f"{size} goal: {name}", {"goal": goal, "measured": measured, "met": met, "shown": shown})
+    if record.left("profile") < LEAST:
+        record.note("profile", size, {"skipped": "no time left"})
+    else:
+        run_plan(size, model, device, profiled(size), record, "profile")
 
 
 if __name__ == "__main__":
