@@ -134,21 +134,19 @@ def first_and_later(work, device):
 
 
 def allocation(grows, device):
-    """Whether a process can allocate, with memory that grows or without."""
+    """Seconds of a process's first allocation, with memory that grows or without."""
     code = f"import torch, time; begun = time.perf_counter(); torch.zeros({FIRST}, dtype=torch.uint8, device='{device}').sum().item(); print(time.perf_counter() - begun)"
     return {"seconds": float(told([sys.executable, "-c", code], PYTORCH_CUDA_ALLOC_CONF=f"expandable_segments:{grows}").splitlines()[-1])}
 
 
 def works(device):
-    """Name and work of every fact; those that explain the others first."""
+    """Name and work of every fact. Allocations are processes of their own, which take longest to start."""
     yield "versions", lambda: versions(device)
     if device.type == "cuda":
         yield "driver", lambda: driver(device)
         yield "card", lambda: card(device)
         yield "cudnn", lambda: cudnn(device)
         yield "nvrtc", lambda: nvrtc(device)
-    for grows in (True, False):
-        yield f"first allocation, {'growing' if grows else 'fixed'} memory", lambda: allocation(grows, device)
     for name, shape in PRODUCTS[device.type].items():
         yield f"product bfloat16 {name} {'×'.join(map(str, shape))}", lambda: product(shape, torch.bfloat16, device)
     yield "product float32 square", lambda: product(PRODUCTS[device.type]["square"], torch.float32, device)
@@ -156,6 +154,8 @@ def works(device):
         yield f"attention {kernel.lower()}", lambda: attention(kernel, device)
     for count in (ATTENTION[device.type][0], DOCUMENTS):
         yield f"attention varlen, {count} documents", lambda: documents(count, device)
+    for grows in (True, False):
+        yield f"first allocation, {'growing' if grows else 'fixed'} memory", lambda: allocation(grows, device)
 
 
 def main():
