@@ -57,13 +57,13 @@ def call(command, limit, **variables):
     raise Failure(keep(command, status, out, said))
 
 
-def lines(command, each, limit):
+def lines(command, each, limit, **variables):
     """The lines of a command's standard output, as they come. Stops it after `each` seconds without a line, and after
     `limit` seconds. A failed one is treated as in `call`, once its lines were given."""
     command = [str(part) for part in command]
     ends = time.monotonic() + left(limit)
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        child = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True)
+        child = subprocess.Popen(command, env=environment(**variables), stdout=subprocess.PIPE, stderr=errors, text=True)
         coming = queue.SimpleQueue()
 
         def read():

@@ -29,7 +29,7 @@ import speed
 from process import BINARIES, CLONE, ENGINE, REFERENCES, REMEDY, Failure, call
 
 # Shares of the budget that are used up when a stage ends.
-ENDS = {"facts": 0.08, "smoke": 0.2, "speed": 0.6, "profile": 0.68, "checks": 1.0}
+ENDS = {"facts": 0.08, "smoke": 0.2, "speed": 0.58, "profile": 0.7, "checks": 1.0}
 # Seconds that one fact may take.
 FACT = 30
 # Processes that share the device while correctness is checked.

@@ -136,6 +136,15 @@ def profiled(size):
     return [{"name": "lora", "train": {"rows": equal(size), "steps": PROFILED, "warm_up": WARM_UP, "profile": True}}]
 
 
+def without_kernels(size):
+    """What our kernels for CUDA are worth: the same as in `works`, by libtorch's operations."""
+    steps = {"rows": equal(size), "steps": STEPS, "warm_up": WARM_UP}
+    return [
+        {"name": "lora without our kernels", "train": steps},
+        {"name": "answer without our kernels", "generate": {"new_tokens": SHAPES[size]["answer"]}},
+    ]
+
+
 def summary(found):
     """The figures of a work that are read first."""
     part = found["train"] or found["decode"]
@@ -154,7 +163,7 @@ def summary(found):
     return figures | {"whole": found, "shown": shown}
 
 
-def run_plan(size, model, device, planned, record, stage):
+def run_plan(size, model, device, planned, record, stage, **variables):
     """Notes every work of a plan as soon as it is measured. Returns the figures of each that was."""
     waiting, figures, error = [work["name"] for work in planned], {}, "the engine gave no figures"
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -162,7 +171,7 @@ def run_plan(size, model, device, planned, record, stage):
         file.flush()
         command = [ENGINE, "bench", model, "--plan", file.name, "--json", "--dtype", "bf16", "--device", device]
         try:
-            for line in lines(command, LIMIT, record.left(stage)):
+            for line in lines(command, LIMIT, record.left(stage), **variables):
                 found = json.loads(line)
                 name = found.pop("name")
                 waiting.remove(name)
@@ -258,6 +267,8 @@ def measure(size, scratch, device, record):
         record.note("profile", size, {"skipped": "no time left"})
     else:
         run_plan(size, model, device, profiled(size), record, "profile")
+    if device != "cpu" and record.left("profile") >= LEAST:
+        run_plan(size, model, device, without_kernels(size), record, "profile", LUTHIER_KERNELS="off")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ const LARGEST: u64 = 16 << 20;
 /// Lowest compute capability that the kernels are written for: the first with bf16.
 const LOWEST: (c_int, c_int) = (8, 0);
 
+/// `off` does without the kernels, to compare.
+const SWITCH: &str = "LUTHIER_KERNELS";
+
 /// What every program begins with.
 const SHARED: &str = include_str!("cuda/device.h");
 
@@ -84,6 +87,9 @@ pub fn try_program(
     let (name, _) = program.file();
     if bit(device) == 0 || has_program(program, device) {
         return;
+    }
+    if std::env::var_os(SWITCH).is_some_and(|value| value == "off") {
+        return do_without(format!("the kernels {name} are switched off by {SWITCH}"));
     }
     let tried = load(program, cache).and_then(|()| agrees().map_err(|error| error.to_string()));
     match tried {
