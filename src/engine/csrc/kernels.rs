@@ -6,8 +6,9 @@ use std::time::Duration;
 use tch::{Kind, Tensor};
 
 use super::{
-    checked, luthier_adapted_linear, luthier_add_low_rank, luthier_attend, luthier_attention, luthier_gather,
-    luthier_linear, luthier_rms_norm, luthier_rope, luthier_spent, luthier_swiglu, owned, pointer,
+    Pointer, checked, luthier_adapted_linear, luthier_adapted_linears, luthier_add_low_rank, luthier_attend,
+    luthier_attention, luthier_gather, luthier_linear, luthier_rms_norm, luthier_rope, luthier_spent,
+    luthier_swiglu, owned, pointer,
 };
 use crate::error::{EngineError, Result};
 
@@ -179,6 +180,42 @@ pub fn adapted_linear(
         luthier_adapted_linear(x, weight, bias, a, b, scale, gate, up, &raw mut out)
     })?;
     Ok(owned(out))
+}
+
+/// A layer of [`adapted_linears`].
+#[derive(Debug, Clone, Copy)]
+pub struct AdaptedLayer<'a> {
+    /// `[out, in]`, frozen, in the input's type.
+    pub weight: &'a Tensor,
+    /// `[out]`, frozen.
+    pub bias: Option<&'a Tensor>,
+    pub low_rank: LowRank<'a>,
+}
+
+/// As [`adapted_linear`] for several layers with one input `[N, in]`, by libtorch's products on any device. The gradient of
+/// the input is summed in place over the layers.
+pub fn adapted_linears(x: &Tensor, layers: &[AdaptedLayer]) -> Result<Vec<Tensor>> {
+    let column = |pick: fn(&AdaptedLayer) -> Pointer| layers.iter().map(pick).collect::<Vec<_>>();
+    let weights = column(|layer| pointer(layer.weight));
+    let biases = column(|layer| layer.bias.map_or(null_mut(), pointer));
+    let (a, b) = (column(|layer| pointer(layer.low_rank.a)), column(|layer| pointer(layer.low_rank.b)));
+    let scales: Vec<f64> = layers.iter().map(|layer| layer.low_rank.scale).collect();
+    let mut out = vec![null_mut(); layers.len()];
+    // SAFETY: each array has `layers.len()` numbers or pointers to live tensors, or null where there is no bias; as many
+    // pointers are written on success.
+    checked("adapted_linears", unsafe {
+        luthier_adapted_linears(
+            pointer(x),
+            weights.as_ptr(),
+            biases.as_ptr(),
+            a.as_ptr(),
+            b.as_ptr(),
+            scales.as_ptr(),
+            layers.len(),
+            out.as_mut_ptr(),
+        )
+    })?;
+    Ok(out.into_iter().map(owned).collect())
 }
 
 /// `y += scale · (x · aᵀ) · bᵀ` in place, differentiable in all four. `y` is `[N, out]` and the result of an

@@ -35,8 +35,8 @@ pub use self::fused::{
     fused_nf4_product, fused_rope, fused_swiglu, in_eights,
 };
 pub use self::kernels::{
-    LowRank, Seen, adapted_linear, add_low_rank, all_plain, attend, attention, gather, is_plain, linear,
-    rms_norm, rope, swiglu, time_spent,
+    AdaptedLayer, LowRank, Seen, adapted_linear, adapted_linears, add_low_rank, all_plain, attend, attention,
+    gather, is_plain, linear, rms_norm, rope, swiglu, time_spent,
 };
 pub use self::memory::{Element, borrow_map, fill, map, release_pages, with_floats};
 use self::profile::Note;
@@ -168,6 +168,16 @@ unsafe extern "C" {
         scale: f64,
         gate: Pointer,
         up: Pointer,
+        out: *mut Pointer,
+    ) -> c_int;
+    fn luthier_adapted_linears(
+        x: Pointer,
+        weights: *const Pointer,
+        biases: *const Pointer,
+        factors_a: *const Pointer,
+        factors_b: *const Pointer,
+        scales: *const f64,
+        count: usize,
         out: *mut Pointer,
     ) -> c_int;
     fn luthier_add_low_rank(

@@ -339,6 +339,46 @@ struct AdaptedElsewhere : torch::autograd::Function<AdaptedElsewhere> {
   }
 };
 
+// The same for several layers with one input, whose gradient is summed in place. `layers` has weight, a and b of each;
+// biases are frozen.
+struct AdaptedTogether : torch::autograd::Function<AdaptedTogether> {
+  static constexpr size_t EACH = 3;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, at::TensorList layers,
+                               const std::vector<Operand>& biases, const std::vector<double>& scales) {
+    variable_list results, saved{x};
+    for (size_t i = 0; i < scales.size(); ++i) {
+      const Tensor &weight = layers[EACH * i], &a = layers[EACH * i + 1], &b = layers[EACH * i + 2];
+      const Tensor down = a.to(x.scalar_type()), up = b.to(x.scalar_type()), hidden = x.mm(down.t());
+      results.push_back(at::linear(x, weight, biases[i]).addmm_(hidden, up.t(), 1, scales[i]));
+      saved.insert(saved.end(), {weight, down, up, hidden});
+    }
+    ctx->save_for_backward(saved);
+    ctx->saved_data["scales"] = scales;
+    return results;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const auto scales = ctx->saved_data["scales"].toDoubleVector();
+    const Tensor& x = saved[0];
+    variable_list result(1 + EACH * scales.size() + 2);
+    for (size_t i = 0; i < scales.size(); ++i) {
+      const Tensor &weight = saved[4 * i + 1], &down = saved[4 * i + 2], &up = saved[4 * i + 3];
+      const Tensor &hidden = saved[4 * i + 4], dy = gradients[i].contiguous(), dhidden = dy.mm(up).mul_(scales[i]);
+      if (ctx->needs_input_grad(0)) {
+        if (result[0].defined()) result[0].addmm_(dy, weight);
+        else result[0] = dy.mm(weight);
+        result[0].addmm_(dhidden, down);
+      }
+      const size_t at = EACH * i + 1;
+      std::tie(result[at + 1], result[at + 2]) = factor_gradients(
+          dhidden, x, dy, hidden, scales[i], ctx->needs_input_grad(at + 1), ctx->needs_input_grad(at + 2));
+    }
+    return result;
+  }
+};
+
 }  // namespace
 
 extern "C" {
@@ -733,6 +773,27 @@ int luthier_adapted_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor* a, T
       return;
     }
     *out = new Tensor(AdaptedElsewhere::apply(*x, *weight, *a, *b, shift, scale, detached(gate), detached(up)));
+  });
+}
+
+// luthier_adapted_linear of `count` layers with one input, by libtorch's products. A bias may be null, and is frozen.
+int luthier_adapted_linears(Tensor* x, Tensor* const* weights, Tensor* const* biases, Tensor* const* as,
+                            Tensor* const* bs, const double* scales, size_t count, Tensor** out) {
+  return guarded([=] {
+    variable_list layers;
+    std::vector<Operand> shifts;
+    for (size_t i = 0; i < count; ++i) {
+      const Tensor &weight = *weights[i], &a = *as[i], &b = *bs[i];
+      TORCH_CHECK(x->dim() == 2 && weight.dim() == 2 && a.dim() == 2 && b.dim() == 2 && !weight.requires_grad());
+      TORCH_CHECK(x->size(1) == weight.size(1) && x->size(1) == a.size(1), "the shapes do not fit");
+      TORCH_CHECK(a.size(0) == b.size(1) && b.size(0) == weight.size(0), "the shapes do not fit");
+      TORCH_CHECK(!biases[i] || (biases[i]->numel() == weight.size(0) && !biases[i]->requires_grad()));
+      layers.insert(layers.end(), {weight, a, b});
+      shifts.push_back(biases[i] ? Operand(*biases[i]) : std::nullopt);
+    }
+    const auto results =
+        AdaptedTogether::apply(*x, at::TensorList(layers), shifts, std::vector<double>(scales, scales + count));
+    for (size_t i = 0; i < count; ++i) out[i] = new Tensor(results[i]);
   });
 }
 

@@ -97,6 +97,12 @@ impl Linear {
                 .flatten()
                 .all(|adapter| linears.iter().all(|linear| adapter.shares_product(linear))),
         };
+        if let Active::All(adapter) = pass.adapters
+            && x.device().is_cuda()
+            && let Some(layers) = Self::adapted_layers(&linears, x, adapter, pass)?
+        {
+            return to_array(csrc::adapted_linears(x, &layers)?);
+        }
         let weights = linears.map(|linear| &linear.weight);
         let products = if is_shared { Weight::few_together(&weights, x)? } else { None };
         let results = match products {
@@ -109,7 +115,28 @@ impl Linear {
                 each.collect::<Result<Vec<_>>>()?
             }
         };
-        results.try_into().map_err(|_| EngineError::torch("linear", "a product is missing"))
+        to_array(results)
+    }
+
+    /// The layers for [`csrc::adapted_linears`]; `None` if the adapter changes one of them in another way than by factors.
+    fn adapted_layers<'a>(
+        linears: &[&'a Self],
+        x: &Tensor,
+        adapter: &'a dyn Adapter,
+        pass: &Pass,
+    ) -> Result<Option<Vec<csrc::AdaptedLayer<'a>>>> {
+        let mut layers = Vec::new();
+        for linear in linears {
+            let changes_else = !adapter.shares_product(linear) || adapter.input(linear, x)?.is_some();
+            let low_rank = adapter.low_rank(linear, pass.noise.as_ref());
+            let (false, Some(low_rank), Some(weight)) =
+                (changes_else, low_rank, linear.weight.for_adapters(x))
+            else {
+                return Ok(None);
+            };
+            layers.push(csrc::AdaptedLayer { weight, bias: linear.bias.as_ref(), low_rank });
+        }
+        Ok(Some(layers))
     }
 
     /// The base weight, `[out, in]`.
@@ -194,4 +221,8 @@ impl Linear {
         }
         if is_whole { Ok(y) } else { ops::concatenate(&parts, 0) }
     }
+}
+
+fn to_array<const N: usize>(results: Vec<Tensor>) -> Result<[Tensor; N]> {
+    results.try_into().map_err(|_| EngineError::torch("linear", "a product is missing"))
 }

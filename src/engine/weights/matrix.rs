@@ -64,12 +64,15 @@ impl Weight {
         bias: Option<&Tensor>,
         low_rank: csrc::LowRank,
     ) -> Result<Option<Tensor>> {
-        let Self::Dense(Dense { elements, .. }) = self else { return Ok(None) };
+        let elements = self.for_adapters(x);
+        elements.map(|elements| csrc::adapted_linear(x, elements, bias, low_rank)).transpose()
+    }
+
+    /// The elements, if an adapter's part can be added during the product with `x`.
+    pub(crate) fn for_adapters(&self, x: &Tensor) -> Option<&Tensor> {
+        let Self::Dense(Dense { elements, .. }) = self else { return None };
         let few = x.size().first().is_some_and(|&tokens| tokens <= quantised::FEW_TOKENS);
-        if few || elements.kind() != x.kind() {
-            return Ok(None);
-        }
-        csrc::adapted_linear(x, elements, bias, low_rank).map(Some)
+        (!few && elements.kind() == x.kind()).then_some(elements)
     }
 
     /// The matrix as type `kind`. A quantised matrix is decoded at each call.

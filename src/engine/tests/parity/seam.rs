@@ -409,6 +409,52 @@ fn low_rank_updates() {
 }
 
 #[test]
+fn adapted_layers_together_equal_single_ones() {
+    for (kind, bound) in KINDS {
+        let x = leaf(&[20, 24], 1, kind);
+        let shapes = [(16, 4), (8, 2), (8, 2)];
+        let weights = shapes.map(|(outer, rank)| normal(&[outer, 24], (outer + rank) as u64, kind));
+        let bias = normal(&[16], 9, kind);
+        let factors: Vec<[Tensor; 2]> = (0..)
+            .zip(shapes)
+            .map(|(layer, (outer, rank))| {
+                [leaf(&[rank, 24], 20 + layer, Kind::Float), leaf(&[outer, rank], 30 + layer, Kind::Float)]
+            })
+            .collect();
+        let twin = again(&[&x]).remove(0);
+        let twins: Vec<Vec<Tensor>> = factors.iter().map(|[a, b]| again(&[a, b])).collect();
+        let scales = [0.5, 0.7, 0.9];
+        let layers: Vec<csrc::AdaptedLayer> = (0..3)
+            .map(|layer| {
+                let [a, b] = &factors[layer];
+                let low_rank = csrc::LowRank { a, b, scale: scales[layer], gated: None };
+                let bias = (layer == 0).then_some(&bias);
+                csrc::AdaptedLayer { weight: &weights[layer], bias, low_rank }
+            })
+            .collect();
+        let found = Tensor::cat(&csrc::adapted_linears(&x, &layers).unwrap(), 1);
+        let single: Vec<Tensor> = (0..3)
+            .map(|layer| {
+                let [a, b] = twins[layer].as_slice() else { panic!("two factors") };
+                let low_rank = csrc::LowRank { a, b, scale: scales[layer], gated: None };
+                csrc::adapted_linear(&twin, &weights[layer], layers[layer].bias, low_rank).unwrap()
+            })
+            .collect();
+        let mut pairs = vec![(&x, &twin)];
+        for ([a, b], twins) in factors.iter().zip(&twins) {
+            pairs.extend([(a, &twins[0]), (b, &twins[1])]);
+        }
+        assert_alike(
+            &format!("adapted layers {kind:?}"),
+            &found,
+            &Tensor::cat(&single, 1),
+            &pairs,
+            2.0 * bound,
+        );
+    }
+}
+
+#[test]
 fn products_of_few_tokens_together_equal_single_ones() {
     for (kind, _) in KINDS {
         for tokens in [1, 3, 8] {
