@@ -293,35 +293,38 @@ impl Compiler {
         // SAFETY: a live program and two strings.
         let compiled = unsafe { (self.compile)(program, options.len() as c_int, options.as_ptr()) };
         let result = if compiled == 0 {
-            self.bytes("nvrtcGetCUBIN", program, self.size, self.binary)
+            bytes_of("nvrtcGetCUBIN", program, self.size, self.binary)
         } else {
-            let log = self.bytes("nvrtcGetProgramLog", program, self.log_size, self.log).unwrap_or_default();
+            let log = bytes_of("nvrtcGetProgramLog", program, self.log_size, self.log).unwrap_or_default();
             Err(format!("NVRTC gave {compiled}: {}", String::from_utf8_lossy(&log).trim_end_matches('\0')))
         };
         // SAFETY: made above, and not used any more.
         unsafe { (self.destroy)(&raw mut program) };
         result
     }
+}
 
-    /// What two functions of NVRTC give of a program: the number of bytes, and the bytes.
-    fn bytes(
-        &self,
-        what: &str,
-        program: Handle,
-        size: unsafe extern "C" fn(Handle, *mut usize) -> c_int,
-        get: unsafe extern "C" fn(Handle, *mut c_char) -> c_int,
-    ) -> std::result::Result<Vec<u8>, String> {
-        let mut length = 0;
-        // SAFETY: a live program; one number written on success.
-        status(what, unsafe { size(program, &raw mut length) })?;
-        let mut bytes = vec![0_u8; length];
-        // SAFETY: NVRTC writes exactly the number of bytes that it gave.
-        status(what, unsafe { get(program, bytes.as_mut_ptr().cast()) })?;
-        Ok(bytes)
-    }
+/// What two functions of NVRTC give of a program: the number of bytes, and the bytes.
+fn bytes_of(
+    what: &str,
+    program: Handle,
+    size: unsafe extern "C" fn(Handle, *mut usize) -> c_int,
+    get: unsafe extern "C" fn(Handle, *mut c_char) -> c_int,
+) -> std::result::Result<Vec<u8>, String> {
+    let mut length = 0;
+    // SAFETY: a live program; one number written on success.
+    status(what, unsafe { size(program, &raw mut length) })?;
+    let mut bytes = vec![0_u8; length];
+    // SAFETY: NVRTC writes exactly the number of bytes that it gave.
+    status(what, unsafe { get(program, bytes.as_mut_ptr().cast()) })?;
+    Ok(bytes)
 }
 
 /// Lets this process's tests run the kernels on the processor.
+///
+/// # Panics
+///
+/// If a kernel is not emulated.
 #[cfg(test)]
 pub fn emulate_kernels() {
     unsafe extern "C" {
