@@ -2,13 +2,15 @@
 //! hand, and the driver loads them. Where one cannot be had, libtorch's operations do the same in more steps.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use libloading::os::unix::{Library, Symbol};
-use luthier_core::{files, hash};
+use luthier_core::runs::FailureClass;
+use luthier_core::text::clean_line;
+use luthier_core::{files, hash, machine};
 use tch::Device;
 
 use super::{checked, luthier_use_driver, luthier_use_kernel};
@@ -91,13 +93,64 @@ pub fn try_program(
     if std::env::var_os(SWITCH).is_some_and(|value| value == "off") {
         return do_without(format!("the kernels {name} are switched off by {SWITCH}"));
     }
-    let tried = load(program, cache).and_then(|()| agrees().map_err(|error| error.to_string()));
-    match tried {
+    let unavailable = |reason: String| do_without(format!("the kernels {name} are not available: {reason}"));
+    let kept = match load(program, cache) {
+        Ok(kept) => kept,
+        Err(reason) => return unavailable(reason),
+    };
+    let mark = match kept.as_deref().map(Mark::set).transpose() {
+        Ok(mark) => mark,
+        Err(reason) => return unavailable(reason),
+    };
+    match agrees() {
         Ok(true) => {
             WORKS[program as usize].fetch_or(bit(device), Ordering::Relaxed);
         }
         Ok(false) => do_without(format!("the kernels {name} are wrong on this GPU")),
-        Err(reason) => do_without(format!("the kernels {name} are not available: {reason}")),
+        Err(error) => {
+            // A kernel that fails leaves a GPU on which nothing works in this process: the next one goes without it.
+            if error.class() != FailureClass::Oom {
+                std::mem::forget(mark);
+            }
+            unavailable(error.to_string());
+        }
+    }
+}
+
+/// A file beside a compiled program that says which process tries it. If that process has ended and the file is there, the
+/// trial has ended the process.
+#[derive(Debug)]
+struct Mark(PathBuf);
+
+impl Mark {
+    /// The error says that an earlier trial failed.
+    fn set(kept: &Path) -> std::result::Result<Self, String> {
+        let (folder, name) = (kept.parent().unwrap_or(kept), kept.with_extension("tried-by."));
+        let start = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let other = entry.file_name().to_string_lossy().into_owned();
+            let process = other.strip_prefix(&start).and_then(|process| process.parse::<u32>().ok());
+            if process.is_some_and(|process| machine::process(process).is_none()) {
+                let path = entry.path();
+                return Err(format!(
+                    "they ended an earlier process; remove {} to try them once more",
+                    clean_line(&path.display().to_string())
+                ));
+            }
+        }
+        let path = folder.join(format!("{start}{}", std::process::id()));
+        // Without the file the trial is only less safe.
+        if let Err(error) = std::fs::write(&path, "") {
+            tracing::info!("{} cannot be written: {error}", path.display());
+        }
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        // It may never have been written.
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -115,8 +168,8 @@ pub fn done_without() -> Vec<String> {
     MISSING.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Compiles a program, or reads it from the cache, and loads it.
-fn load(program: Program, cache: Option<&Path>) -> std::result::Result<(), String> {
+/// Compiles a program, or reads it from the cache, and loads it. Returns where it is kept.
+fn load(program: Program, cache: Option<&Path>) -> std::result::Result<Option<PathBuf>, String> {
     let (driver, compiler) = (Driver::find()?, Compiler::find()?);
     let capability = driver.capability()?;
     if capability < LOWEST {
@@ -129,7 +182,7 @@ fn load(program: Program, cache: Option<&Path>) -> std::result::Result<(), Strin
     let from_cache = kept.as_ref().and_then(|path| files::read(path, LARGEST).ok());
     // A file that is damaged is made again.
     if from_cache.is_some_and(|compiled| driver.load(program, &compiled).is_ok()) {
-        return Ok(());
+        return Ok(kept);
     }
     let compiled = compiler.compile(name, &source, &architecture)?;
     driver.load(program, &compiled)?;
@@ -139,7 +192,7 @@ fn load(program: Program, cache: Option<&Path>) -> std::result::Result<(), Strin
             tracing::info!("{} cannot be written: {error}", path.display());
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// A function of a library that is loaded already, with the C signature `F`.
@@ -382,6 +435,26 @@ mod tests {
         for name in found {
             assert!(listed.contains(&name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_trial_that_ended_its_process_is_not_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = folder.path().join("norm-sm_90-0123.cubin");
+        let files = || std::fs::read_dir(folder.path()).unwrap().count();
+        drop(Mark::set(&kept).unwrap());
+        assert_eq!(files(), 0);
+        // Another process that still tries it.
+        std::fs::write(folder.path().join("norm-sm_90-0123.tried-by.1"), "").unwrap();
+        drop(Mark::set(&kept).unwrap());
+        // No process has this number.
+        let left = folder.path().join(format!("norm-sm_90-0123.tried-by.{}", u32::MAX));
+        std::fs::write(&left, "").unwrap();
+        let error = Mark::set(&kept).unwrap_err();
+        assert!(error.contains("remove") && error.contains("tried-by"), "{error}");
+        assert!(Mark::set(&folder.path().join("nf4-sm_90-0123.cubin")).is_ok(), "another program");
+        std::fs::remove_file(left).unwrap();
+        assert!(Mark::set(&kept).is_ok());
     }
 
     #[test]

@@ -34,7 +34,8 @@ const void* maybe(const std::optional<Tensor>& x) { return x && x->defined() ? x
 
 // As csrc::in_eights.
 bool in_eights(const Tensor& x) {
-  return x.scalar_type() == at::kBFloat16 && x.is_contiguous() && x.dim() > 0 && x.size(-1) % 8 == 0 && x.numel() > 0;
+  return x.scalar_type() == at::kBFloat16 && x.is_contiguous() && x.dim() > 0 && x.size(-1) % 8 == 0 && x.numel() > 0 &&
+         reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
 }
 
 // silu(gate) · up, saving only its operands.
