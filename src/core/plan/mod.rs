@@ -3,10 +3,12 @@
 //! The byte counts follow from how the engine computes. Let e be the bytes of a weight or activation (4 in f32,
 //! 2 in bf16):
 //!
-//! - *weights*: e for every parameter, even if the file stores it quantised; for QLoRA, see [`Quantisation`].
+//! - *weights*: e for every parameter, even if the file stores it quantised; for QLoRA, see [`Quantisation`]. Full
+//!   fine-tuning holds none, because it trains them all.
 //! - *adapter*, *gradients*, *optimizer*: for each trained parameter 4 bytes for its value, 4 for its gradient and
-//!   8 for AdamW's two moments, all in f32. Full fine-tuning trains a copy of every weight and keeps the base's
-//!   own as well.
+//!   8 for AdamW's two moments, all in f32. Full fine-tuning in bf16 has 2 more for the copy that the forward pass
+//!   uses, and 2 instead of 4 for the gradient of a single micro-batch. With several, the gradient of one takes
+//!   another 2 at the end of its backward pass, when its activations are gone, or with recompute those of one layer.
 //! - *activations*: what one micro-batch keeps for the backward pass. Per token and layer, with H the hidden width,
 //!   Q and K the widths of all query heads and of all key heads, h the number of query heads, and F the
 //!   feed-forward width. A tensor that only an adapter needs in the backward pass is counted only if there is one:
@@ -32,7 +34,7 @@
 //!   - Full fine-tuning needs the input of every layer.
 //!   - A prefix needs a copy of the keys and values of each document, which follow its own: e · 2K per token, its
 //!     own tokens included.
-//!   - In bf16, trained weights that replace base weights, and an adapter's factors, have a copy in bf16.
+//!   - In bf16, trained weights that an adapter uses instead of base weights, and its factors, have a copy in bf16.
 //!
 //!   Gradients that pass through one layer take another e · max(3F + 2H, 4Q + 2K + 2H) per token, with 2F instead of
 //!   3F if there is no gate, and 8hL for scores that are held in memory. With recompute only each layer's input is
@@ -105,7 +107,7 @@ pub struct Parameters {
 pub struct Memory {
     /// Frozen base weights.
     pub weights: u64,
-    /// Trained weights.
+    /// Trained weights, with the copies that full fine-tuning computes with.
     pub adapter: u64,
     /// Gradients of the trained weights.
     pub gradients: u64,
@@ -228,10 +230,10 @@ struct Sizes {
 
 impl Model<'_> {
     fn sizes(&self, config: &Config, data: &DataSummary, place: Place) -> Result<Sizes, PlanError> {
-        let held = if config.method.kind == MethodKind::Qlora {
-            self.quantised
-        } else {
-            Held::dense(self.parameters)
+        let held = match config.method.kind {
+            MethodKind::Qlora => self.quantised,
+            MethodKind::Full => Held::dense(0),
+            _ => Held::dense(self.parameters),
         };
         let trainable = trained_count(&config.method, self.architecture)?;
         let touched = Touched::of(config, self.architecture)?;
@@ -259,11 +261,19 @@ impl Model<'_> {
             touched: &touched,
         };
         let decoding = held.largest_decoded * (element + if place.gpu { DECODING } else { 0 });
-        let activations = |recompute| shape.activations(self.architecture, recompute) + decoding;
+        // Gradients of the compute type, beside those of the micro-batches before.
+        let has_copies = config.method.kind == MethodKind::Full && half;
+        let is_added = has_copies && config.train.accumulate > 1;
+        let passing = if is_added { trainable * element } else { 0 };
+        let layers = (self.architecture.layers.len() as u64).max(1);
+        let activations = |recompute| {
+            let kept = shape.activations(self.architecture, recompute) + decoding;
+            if recompute { kept + passing / layers } else { kept.max(passing) }
+        };
         let mut memory = Memory {
             weights: held.bytes(element),
-            adapter: trainable * 4,
-            gradients: trainable * 4,
+            adapter: trainable * if has_copies { 4 + element } else { 4 },
+            gradients: trainable * if has_copies && !is_added { element } else { 4 },
             optimizer: trainable * 8,
             activations: activations(false),
             logits: shape.logits(self.architecture),
@@ -329,7 +339,7 @@ struct Touched {
     factors: Vec<LinearModule>,
     /// Their output is kept in order to be scaled.
     scaled: Vec<LinearModule>,
-    /// Elements that replace base weights, in the dtype of activations.
+    /// Elements that an adapter uses instead of base weights, in the dtype of activations.
     replaced: u64,
     /// Elements of a trained head.
     head: u64,
@@ -343,7 +353,6 @@ impl Touched {
             Self { read: Vec::new(), factors: Vec::new(), scaled: Vec::new(), replaced: 0, head: 0 };
         match method.kind {
             MethodKind::Full => {
-                touched.replaced = trained_count(method, architecture)?;
                 touched.head = (architecture.vocabulary * architecture.hidden) as u64;
                 touched.read = modules;
                 return Ok(touched);
@@ -585,7 +594,7 @@ fn remedy(
         if changes.is_empty() { String::new() } else { format!(", even with {}", changes.join(" and ")) };
     Ok(format!(
         "it cannot fit here{also}: the weights alone take {}; choose a smaller model, or a machine with more memory",
-        bytes(plan.memory.weights)
+        bytes(plan.memory.weights + plan.memory.adapter)
     ))
 }
 

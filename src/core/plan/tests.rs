@@ -224,7 +224,8 @@ fn each_method_keeps_what_its_backward_pass_reads() {
     let full = of(|config| config.method.kind = MethodKind::Full);
     // The same inputs are read, without low-rank inputs.
     assert_eq!(lora.activations - full.activations, 512 * 30 * 4 * 7 * 16);
-    assert_eq!((full.adapter, full.optimizer), (TOTAL * 4, TOTAL * 8));
+    assert_eq!((full.weights, full.adapter, full.gradients), (0, TOTAL * 4, TOTAL * 4));
+    assert_eq!(full.optimizer, TOTAL * 8);
     assert_eq!(full.logits - lora.logits, 8 * 49_152 * 576);
     let nothing = of(|config| config.method.kind = MethodKind::Prompt);
     let prefix = of(|config| config.method.kind = MethodKind::Prefix);
@@ -238,6 +239,24 @@ fn each_method_keeps_what_its_backward_pass_reads() {
     assert_eq!(dora.activations - lora.activations, 512 * 30 * 4 * outputs);
     let head = of(|config| config.method.modules_to_save = vec!["lm_head".to_owned()]);
     assert_eq!((head.activations, head.logits), (lora.activations, full.logits));
+}
+
+#[test]
+fn full_fine_tuning_in_bf16_has_a_working_copy_and_gradients_in_bf16() {
+    let of = |accumulate, recompute| {
+        let mut config = config();
+        (config.method.kind, config.model.dtype) = (MethodKind::Full, Dtype::Bf16);
+        (config.train.accumulate, config.train.recompute) = (accumulate, recompute);
+        of(&config, &[512], Place { gpu: true, ..LARGE }).memory
+    };
+    let (one, several) = (of(1, Recompute::Off), of(4, Recompute::Off));
+    assert_eq!((one.weights, one.adapter, one.optimizer), (0, TOTAL * 6, TOTAL * 8));
+    assert_eq!((one.gradients, several.gradients), (TOTAL * 2, TOTAL * 4));
+    // One micro-batch's gradient is complete when its activations are gone.
+    assert!(one.activations > TOTAL * 2);
+    assert_eq!(several.activations, one.activations);
+    let (one, several) = (of(1, Recompute::On), of(4, Recompute::On));
+    assert_eq!(several.activations - one.activations, TOTAL * 2 / 30);
 }
 
 #[test]
