@@ -110,6 +110,19 @@ pub fn put_tokens(target: &Tensor, rows: &Tensor, places: &Tensor, tokens: &Tens
     labelled("put_tokens", &[target, tokens], put).map(drop)
 }
 
+/// Adds `more` to `sum`, whose type is kept. No autograd history.
+pub fn add_into(sum: &mut Tensor, more: &Tensor) -> Result<()> {
+    let _guard = tch::no_grad_guard();
+    let result = sum.f_add_(more).map(drop);
+    labelled("add_into", &[sum, more], result)
+}
+
+/// A tensor whose elements are all not a number, in the memory of one.
+pub fn nothing(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
+    let one = Tensor::f_full([1], f64::NAN, (kind, device));
+    labelled("nothing", &[], one.and_then(|one| one.f_expand(shape, false)))
+}
+
 /// The tensor without autograd history.
 pub fn detach(x: &Tensor) -> Result<Tensor> {
     labelled("detach", &[x], x.f_detach())

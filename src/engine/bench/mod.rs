@@ -172,16 +172,29 @@ impl Bed {
             let model = Model::load(&prepared.files, device, self.kind, weights.quantisation)?;
             Loaded { weights, model, seconds: began.elapsed().as_secs_f64() }
         };
-        let Loaded { model, seconds, .. } = self.loaded.insert(loaded);
-        let train = work.train.as_ref().map(|train| train::measure(train, prepared, model)).transpose()?;
-        let decode = work.generate.as_ref();
-        let decode = decode.map(|wanted| generate::measure(wanted, prepared, model)).transpose()?;
+        let (load_seconds, weight_bytes) = (loaded.seconds, loaded.model.weight_bytes());
+        let mut model = loaded.model;
+        if weights.full && work.train.is_some() {
+            // As in a run: what is trained is read from the files.
+            model = model.without_weights()?;
+        }
+        let train = work.train.as_ref().map(|train| train::measure(train, prepared, &model)).transpose();
+        if weights.full && matches!(train, Ok(Some(_))) && work.generate.is_some() {
+            model = Model::load(&prepared.files, device, self.kind, weights.quantisation)?;
+        }
+        let decode = work.generate.as_ref().filter(|_| train.is_ok());
+        let decode = decode.map(|wanted| generate::measure(wanted, prepared, &model)).transpose();
+        // Kept for the next work, also if this one failed.
+        if !weights.full {
+            self.loaded = Some(Loaded { weights, model, seconds: load_seconds });
+        }
+        let (train, decode) = (train?, decode?);
         let parts = [train.as_ref().map(|part| part.peaks), decode.as_ref().map(|part| part.answer.peaks)];
         Ok(Figures {
             device: device::name(device),
             dtype: format!("{:?}", self.kind),
-            load_seconds: *seconds,
-            weight_bytes: model.weight_bytes(),
+            load_seconds,
+            weight_bytes,
             peaks: parts.into_iter().flatten().fold(Peaks::now(device)?, Peaks::highest),
             train,
             decode,

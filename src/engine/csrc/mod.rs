@@ -47,8 +47,8 @@ pub use self::quantised::{
 };
 use self::quantised::{MatrixPointers, Nf4Pointers};
 pub use self::training::{
-    AdamW, Comparison, CrossEntropy, Head, Moments, Through, adamw, backward, clip, dropout_mask, grad_norm,
-    linear_cross_entropy,
+    AdamW, Clipping, Comparison, CrossEntropy, Head, Moments, Through, adamw, as_recorded, backward,
+    dropout_mask, grad_norm, linear_cross_entropy, take_gradient,
 };
 use crate::error::{EngineError, Result};
 
@@ -84,6 +84,8 @@ unsafe extern "C" {
         owner: *mut c_void,
         out: *mut Pointer,
     ) -> c_int;
+    fn luthier_as_recorded(x: Pointer, out: *mut Pointer) -> c_int;
+    fn luthier_take_gradient(leaf: Pointer, out: *mut Pointer) -> c_int;
     fn luthier_backward(roots: *const Pointer, gradients: *const Pointer, count: usize) -> c_int;
     fn luthier_adamw(
         parameters: *const Pointer,
@@ -91,7 +93,10 @@ unsafe extern "C" {
         first: *const Pointer,
         second: *const Pointer,
         steps: *const Pointer,
+        working: *const Pointer,
         count: usize,
+        norm: Pointer,
+        limit: f64,
         learning_rate: f64,
         beta1: f64,
         beta2: f64,
@@ -100,7 +105,6 @@ unsafe extern "C" {
         left_out: Pointer,
     ) -> c_int;
     fn luthier_grad_norm(gradients: *const Pointer, count: usize, out: *mut Pointer) -> c_int;
-    fn luthier_clip(gradients: *const Pointer, count: usize, norm: Pointer, limit: f64) -> c_int;
     fn luthier_linear_cross_entropy(
         hidden: Pointer,
         weight: Pointer,

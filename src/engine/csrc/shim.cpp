@@ -79,6 +79,9 @@ bool differentiates(const Tensors&... tensors) {
   return at::GradMode::is_enabled() && (tensors.requires_grad() || ...);
 }
 
+// x, without gradient where autograd records nothing.
+Tensor recorded(const Tensor& x) { return at::GradMode::is_enabled() ? x : x.detach(); }
+
 // Sum over rows of the cross entropy between hidden · weightᵀ and ids, without storing all logits: each chunk of
 // rows computes its logits, its loss and directly its gradient (Liger kernel, arXiv 2410.10989, section 3).
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
@@ -516,22 +519,56 @@ int luthier_backward(Tensor* const* roots, Tensor* const* gradients, size_t coun
   });
 }
 
-// If left_out (0-dimensional f32, on their device) is 1, nothing changes.
+int luthier_as_recorded(Tensor* x, Tensor** out) {
+  return guarded([=] { *out = new Tensor(recorded(*x)); });
+}
+
+// Moves the gradient out of a leaf; undefined if it has none.
+int luthier_take_gradient(Tensor* leaf, Tensor** out) {
+  return guarded([=] { *out = new Tensor(std::exchange(leaf->mutable_grad(), Tensor())); });
+}
+
+// Gradients scaled by min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does, or as they are if the
+// limit is 0; then AdamW; then each working copy (or null) is written from its parameter. All arithmetic is in f32. If
+// left_out (0-dimensional f32, on their device) is 1, nothing changes but the scale of f32 gradients.
 int luthier_adamw(Tensor* const* parameters, Tensor* const* gradients, Tensor* const* first, Tensor* const* second,
-                  Tensor* const* steps, size_t count, double learning_rate, double beta1, double beta2,
-                  double weight_decay, double epsilon, Tensor* left_out) {
+                  Tensor* const* steps, Tensor* const* working, size_t count, Tensor* norm, double limit,
+                  double learning_rate, double beta1, double beta2, double weight_decay, double epsilon,
+                  Tensor* left_out) {
   return guarded([=] {
     const Clock clock(OPTIMIZER);
     at::NoGradGuard no_grad;
-    auto counters = gather(steps, count);
-    at::_foreach_add_(counters, left_out->neg().add_(1));
-    at::_fused_adamw_(gather(parameters, count), gather(gradients, count), gather(first, count),
-                      gather(second, count), /*max_exp_avg_sqs=*/{}, counters, learning_rate, beta1, beta2,
-                      weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, *left_out);
+    using List = std::vector<Tensor>;
+    at::_foreach_add_(gather(steps, count), left_out->neg().add_(1));
+    const Tensor scale = limit > 0 ? norm->add(1e-6).reciprocal().mul(limit).clamp_max(1.0) : Tensor();
+    const auto update = [&](const List& values, const List& slopes, const List& firsts, const List& seconds,
+                            const List& counters) {
+      at::_fused_adamw_(values, slopes, firsts, seconds, /*max_exp_avg_sqs=*/{}, counters, learning_rate, beta1, beta2,
+                        weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, *left_out);
+    };
+    List values, slopes, firsts, seconds, counters;
+    for (size_t i = 0; i < count; ++i) {
+      if (working[i]) {
+        // One after another, so that only one gradient is in f32 too.
+        const Tensor slope =
+            scale.defined() ? gradients[i]->mul(scale.reshape({1})) : gradients[i]->to(at::kFloat);
+        update({*parameters[i]}, {slope}, {*first[i]}, {*second[i]}, {*steps[i]});
+        working[i]->copy_(*parameters[i]);
+        continue;
+      }
+      values.push_back(*parameters[i]);
+      slopes.push_back(*gradients[i]);
+      firsts.push_back(*first[i]);
+      seconds.push_back(*second[i]);
+      counters.push_back(*steps[i]);
+    }
+    if (values.empty()) return;
+    if (scale.defined()) at::_foreach_mul_(slopes, scale);
+    update(values, slopes, firsts, seconds, counters);
   });
 }
 
-// Euclidean norm of all gradients together, a 0-dimensional tensor on their device. The caller decides when to read
+// Euclidean norm of all gradients together, computed in f32, a 0-dimensional tensor on their device. The caller decides when to read
 // it.
 int luthier_grad_norm(Tensor* const* gradients, size_t count, Tensor** out) {
   return guarded([=] {
@@ -542,22 +579,14 @@ int luthier_grad_norm(Tensor* const* gradients, size_t count, Tensor** out) {
   });
 }
 
-// Scales all gradients in place by min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
-int luthier_clip(Tensor* const* gradients, size_t count, Tensor* norm, double limit) {
-  return guarded([=] {
-    const Clock clock(OPTIMIZER);
-    at::NoGradGuard no_grad;
-    at::_foreach_mul_(gather(gradients, count), norm->add(1e-6).reciprocal().mul(limit).clamp_max(1.0));
-  });
-}
-
 int luthier_linear_cross_entropy(Tensor* hidden, Tensor* weight, Tensor* bias, Tensor* ids, double cap, int64_t chunk,
                                  int count_correct, int by_row, int fused, Tensor** sum, Tensor** losses,
                                  Tensor** correct) {
   return guarded([=] {
-    const auto offset = bias ? std::optional<Tensor>(*bias) : std::nullopt;
-    auto result = LinearCrossEntropy::apply(*hidden, *weight, offset, *ids, cap, chunk, count_correct != 0, by_row != 0,
-                                            fused != 0);
+    // The function does not see whether autograd records, and would compute the gradients of leaves in vain.
+    const auto offset = bias ? std::optional<Tensor>(recorded(*bias)) : std::nullopt;
+    auto result = LinearCrossEntropy::apply(*hidden, recorded(*weight), offset, *ids, cap, chunk, count_correct != 0,
+                                            by_row != 0, fused != 0);
     *sum = new Tensor(result[0]);
     *losses = new Tensor(result[1]);
     *correct = new Tensor(result[2]);

@@ -7,8 +7,8 @@ use tch::{Kind, Tensor};
 
 use super::memory::zeros;
 use super::{
-    Pointer, checked, luthier_adamw, luthier_backward, luthier_clip, luthier_dropout_mask, luthier_grad_norm,
-    luthier_linear_cross_entropy, owned, pointer, pointers,
+    Pointer, checked, luthier_adamw, luthier_as_recorded, luthier_backward, luthier_dropout_mask,
+    luthier_grad_norm, luthier_linear_cross_entropy, luthier_take_gradient, owned, pointer, pointers,
 };
 use crate::error::{EngineError, Result};
 
@@ -23,6 +23,22 @@ pub fn backward(roots: &[&Tensor], gradients: &[Option<&Tensor>]) -> Result<()> 
     let roots = pointers(roots.iter().copied());
     // SAFETY: both arrays have `roots.len()` pointers to live tensors, or null where allowed.
     checked("backward", unsafe { luthier_backward(roots.as_ptr(), starts.as_ptr(), roots.len()) })
+}
+
+/// The tensor, without gradient where autograd records nothing.
+pub fn as_recorded(x: &Tensor) -> Result<Tensor> {
+    let mut out = null_mut();
+    // SAFETY: one live tensor in, one pointer written on success.
+    checked("as_recorded", unsafe { luthier_as_recorded(pointer(x), &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// The gradient that a leaf has accumulated, which the leaf no longer has then; `None` if it has none.
+pub fn take_gradient(leaf: &Tensor) -> Result<Option<Tensor>> {
+    let mut out = null_mut();
+    // SAFETY: one live tensor, whose gradient is emptied; one pointer written on success.
+    checked("take_gradient", unsafe { luthier_take_gradient(pointer(leaf), &raw mut out) })?;
+    Ok(Some(owned(out)).filter(Tensor::defined))
 }
 
 /// Settings of [`adamw`].
@@ -42,7 +58,7 @@ pub struct AdamW {
 pub struct Moments<'a> {
     /// Updated in place.
     pub parameter: &'a Tensor,
-    /// In the parameter's shape and type.
+    /// In the parameter's shape; f32, or the type of the working copy. May be scaled in place.
     pub gradient: &'a Tensor,
     /// First moment, updated in place.
     pub first: &'a Tensor,
@@ -50,11 +66,27 @@ pub struct Moments<'a> {
     pub second: &'a Tensor,
     /// Number of updates made, a 0-dimensional f32 tensor on the parameter's device; increased by one.
     pub step: &'a Tensor,
+    /// A copy of the parameter in another type, written after the update.
+    pub working: Option<&'a Tensor>,
 }
 
-/// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters at once, in place. No update if
-/// `left_out`, a 0-dimensional f32 tensor, is 1. All parameters are on one device and of one type.
-pub fn adamw(parameters: &[Moments], settings: &AdamW, left_out: &Tensor) -> Result<()> {
+/// Scales gradients by `min(1, limit / (norm + 1e-6))`.
+#[derive(Debug, Clone, Copy)]
+pub struct Clipping<'a> {
+    /// From [`grad_norm`].
+    pub norm: &'a Tensor,
+    /// Greater than 0.
+    pub limit: f64,
+}
+
+/// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters, in place, in f32. No update if
+/// `left_out`, a 0-dimensional f32 tensor, is 1. All parameters are f32 on one device.
+pub fn adamw(
+    parameters: &[Moments],
+    settings: &AdamW,
+    clipping: Option<Clipping>,
+    left_out: &Tensor,
+) -> Result<()> {
     if parameters.is_empty() {
         return Ok(());
     }
@@ -62,7 +94,9 @@ pub fn adamw(parameters: &[Moments], settings: &AdamW, left_out: &Tensor) -> Res
     let (values, gradients) = (column(|row| pointer(row.parameter)), column(|row| pointer(row.gradient)));
     let (first, second) = (column(|row| pointer(row.first)), column(|row| pointer(row.second)));
     let steps = column(|row| pointer(row.step));
-    // SAFETY: each array has `parameters.len()` pointers to tensors that live through the call, as `left_out` does.
+    let working = column(|row| row.working.map_or(null_mut(), pointer));
+    // SAFETY: each array has `parameters.len()` pointers to tensors that live through the call, or null where there is no
+    // working copy or norm; `left_out` lives as long.
     checked("adamw", unsafe {
         luthier_adamw(
             values.as_ptr(),
@@ -70,7 +104,10 @@ pub fn adamw(parameters: &[Moments], settings: &AdamW, left_out: &Tensor) -> Res
             first.as_ptr(),
             second.as_ptr(),
             steps.as_ptr(),
+            working.as_ptr(),
             parameters.len(),
+            clipping.map_or(null_mut(), |clipping| pointer(clipping.norm)),
+            clipping.map_or(0.0, |clipping| clipping.limit),
             settings.learning_rate,
             settings.betas[0],
             settings.betas[1],
@@ -81,8 +118,8 @@ pub fn adamw(parameters: &[Moments], settings: &AdamW, left_out: &Tensor) -> Res
     })
 }
 
-/// Euclidean norm of all gradients together: a 0-dimensional f32 tensor on their device, so that nothing
-/// waits for it.
+/// Euclidean norm of all gradients together, computed in f32: a 0-dimensional tensor on their device, so that
+/// nothing waits for it.
 pub fn grad_norm(gradients: &[Tensor]) -> Result<Tensor> {
     if gradients.is_empty() {
         return zeros(&[], Kind::Float);
@@ -92,16 +129,6 @@ pub fn grad_norm(gradients: &[Tensor]) -> Result<Tensor> {
     // SAFETY: `list` has `list.len()` pointers to live tensors; `out` is written on success.
     checked("grad_norm", unsafe { luthier_grad_norm(list.as_ptr(), list.len(), &raw mut out) })?;
     Ok(owned(out))
-}
-
-/// Scales gradients in place by `min(1, limit / (norm + 1e-6))`, where `norm` comes from [`grad_norm`].
-pub fn clip(gradients: &[Tensor], norm: &Tensor, limit: f64) -> Result<()> {
-    if gradients.is_empty() {
-        return Ok(());
-    }
-    let list = pointers(gradients);
-    // SAFETY: `list` has `list.len()` pointers to live tensors; gradients are plain buffers that may be scaled.
-    checked("clip", unsafe { luthier_clip(list.as_ptr(), list.len(), pointer(norm), limit) })
 }
 
 /// The result of [`linear_cross_entropy`] that has the gradient of the hidden states (and of a trained head).

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use super::{Linear, Noise};
+use super::{Linear, Noise, WorkingCopies};
 use crate::csrc;
 use crate::error::Result;
 
-/// Trainable tensors by stored name and in stored shape: f32 leaves with gradients.
+/// Trainable tensors by stored name and in stored shape: f32, and leaves with gradients unless they have a
+/// [`super::WorkingCopy`].
 pub type Parameters = BTreeMap<String, Tensor>;
 
 /// The format of an adapter's folder.
@@ -27,6 +28,11 @@ pub trait Adapter: Send {
     fn parameters(&self) -> &Parameters;
 
     fn form(&self) -> Form<'_>;
+
+    /// Copies of parameters in the compute type, which have the gradients instead of them.
+    fn working(&self) -> Option<&WorkingCopies> {
+        None
+    }
 
     /// Replaces the base model's tensor of this Hugging Face name; same shape.
     fn replacement(&self, tensor: &str) -> Option<&Tensor> {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::Adapter;
+use super::{Adapter, Form};
 use crate::error::{EngineError, Result};
 use crate::ops;
 
@@ -69,6 +69,16 @@ pub enum Active<'a> {
 }
 
 impl<'a> Active<'a> {
+    /// Whether the weights of the base model are used for any row: no adapter of it replaces them all.
+    pub(crate) fn uses_base(self) -> bool {
+        let is_whole = |adapter: &dyn Adapter| matches!(adapter.form(), Form::Model(_));
+        match self {
+            Self::Base => true,
+            Self::All(adapter) => !is_whole(adapter),
+            Self::Rows(rows) => rows.iter().any(|adapter| adapter.is_none_or(|adapter| !is_whole(adapter))),
+        }
+    }
+
     /// The adapters that act on any row.
     fn all(self) -> impl Iterator<Item = &'a dyn Adapter> {
         let (one, rows): (_, &[Option<&dyn Adapter>]) = match self {

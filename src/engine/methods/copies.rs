@@ -117,7 +117,7 @@ fn source(copied: &Copied, model: &Model) -> String {
 }
 
 /// Converts a tensor from the architecture's layout to the stored one.
-fn arranged(tensor: &Tensor, arrangement: Arrangement) -> Result<Tensor> {
+pub(super) fn arranged(tensor: &Tensor, arrangement: Arrangement) -> Result<Tensor> {
     match arrangement {
         Arrangement::Transposed => ops::contiguous(&ops::transpose(tensor, 0, 1)?),
         _ => Ok(tensor.shallow_clone()),

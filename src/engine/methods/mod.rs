@@ -35,7 +35,8 @@ pub trait Method: Sync {
     /// A new adapter for `model`. The same seed gives the same adapter.
     fn create(&self, model: &Model, seed: u64) -> Result<Box<dyn Adapter>>;
 
-    /// Reads an adapter of this method from its folder. All mismatches with `model` are reported at once.
+    /// Reads an adapter of this method from its folder, to train it further. All mismatches with `model` are
+    /// reported at once.
     fn load(&self, folder: &Path, model: &Model) -> Result<Box<dyn Adapter>>;
 }
 
@@ -50,11 +51,11 @@ pub fn method_of(config: &Config) -> Box<dyn Method> {
     }
 }
 
-/// Reads an adapter of any method from a folder written by a run or by PEFT.
+/// Reads an adapter of any method from a folder written by a run or by PEFT, to use it.
 pub fn load(folder: &Path, model: &Model) -> Result<Box<dyn Adapter>> {
     let refused = |problem: String| EngineError::Adapter { path: folder.to_owned(), problems: vec![problem] };
     match ResultForm::of(folder) {
-        Some(ResultForm::Model) => full::Full::load(folder, model).map(boxed),
+        Some(ResultForm::Model) => full::Full::to_use(folder, model).map(boxed),
         Some(ResultForm::Adapter) => match peft::peft_type(folder)?.as_deref() {
             Some(lora::PEFT_TYPE) => lora::Lora::load(folder, model).map(boxed),
             Some(ia3::PEFT_TYPE) => ia3::Ia3::load(folder, model).map(boxed),
@@ -112,6 +113,9 @@ pub fn restore(adapter: &dyn Adapter, folder: &Path) -> Result<()> {
     }
     for (name, parameter) in parameters {
         ops::copy_into(&mut parameter.shallow_clone(), &stored.read(name)?)?;
+        if let Some(copy) = adapter.working().and_then(|working| working.get(name)) {
+            copy.write(parameter)?;
+        }
     }
     Ok(())
 }

@@ -86,6 +86,11 @@ impl Attention {
         inputs.into_iter().flatten().chain([&self.output])
     }
 
+    /// Of query and key heads.
+    pub fn norms(&self) -> impl Iterator<Item = &Norm> {
+        self.head_norms.iter().flat_map(|(query, key)| [query, key])
+    }
+
     /// `[N, H]` → `[N, H]`. Keys and values of the new tokens are written to `cache`.
     pub fn forward(&self, x: &Tensor, frame: &Frame, cache: Option<&LayerCache>) -> Result<Tensor> {
         let (mut query, mut key, value) = self.project(x, frame)?;

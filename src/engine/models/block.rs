@@ -99,6 +99,17 @@ impl Block {
         }
     }
 
+    pub fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let own = match &self.norms {
+            Norms::Pre { attention, mlp } => [Some(attention), Some(mlp), None, None],
+            Norms::Sandwich { attention, after_attention, mlp, after_mlp } => {
+                [attention, after_attention, mlp, after_mlp].map(Some)
+            }
+            Norms::Parallel { attention, mlp } => [Some(attention), mlp.as_ref(), None, None],
+        };
+        own.into_iter().flatten().chain(self.attention.norms())
+    }
+
     /// In site order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.attention.linears().chain(self.mlp.linears())

@@ -29,6 +29,8 @@ pub struct Model {
     head: Linear,
     ropes: Vec<Rope>,
     weight_bytes: u64,
+    /// Whether there are weights, not only their shapes.
+    has_weights: bool,
 }
 
 /// A forward pass that kept only each block's input, for [`Model::backward`].
@@ -47,9 +49,19 @@ impl Model {
     /// form given by `quantisation`. f32 and bf16 weights that are stored as `kind` are used directly from
     /// the mapped file.
     pub fn load(files: &ModelFiles, device: Device, kind: Kind, quantisation: Quantisation) -> Result<Self> {
+        Self::of(files, Loader::open(files, device, kind, quantisation)?, true)
+    }
+
+    /// The same model without its weights, for training that replaces them all. A forward pass that would need
+    /// them is an error.
+    pub fn without_weights(&self) -> Result<Self> {
+        Self::of(&self.files, Loader::absent(&self.files, self.device, self.kind), false)
+    }
+
+    fn of(files: &ModelFiles, mut loader: Loader, has_weights: bool) -> Result<Self> {
         let _guard = tch::no_grad_guard();
         let architecture = &files.architecture;
-        let mut loader = Loader::open(files, device, kind, quantisation)?;
+        let (device, kind) = (loader.device(), loader.kind());
         let module = |role: Role| {
             architecture.module(role, 0).ok_or_else(|| {
                 EngineError::Config(format!("{} models have no {role:?} module", architecture.family))
@@ -97,6 +109,7 @@ impl Model {
             head,
             ropes,
             weight_bytes,
+            has_weights,
         })
     }
 
@@ -156,6 +169,25 @@ impl Model {
         &self.head
     }
 
+    /// The type in which the forward pass uses a tensor of this Hugging Face name: the compute type, and f32 for
+    /// the weights of some norms.
+    pub fn kind_of(&self, tensor: &str) -> Kind {
+        let mut norms = self.blocks.iter().flat_map(Block::norms).chain([&self.final_norm]);
+        let is_exact = norms.any(|norm| norm.exact_weight() == Some(tensor));
+        if is_exact { Kind::Float } else { self.kind }
+    }
+
+    /// An error if the base model's weights are needed and were left out.
+    pub(super) fn expect_weights(&self, adapters: Active) -> Result<()> {
+        if self.has_weights || !adapters.uses_base() {
+            return Ok(());
+        }
+        Err(EngineError::torch(
+            "the base model",
+            "its weights are not in memory while all of them are trained",
+        ))
+    }
+
     /// The token embedding, `[V, H]`.
     pub fn embedding(&self) -> &Tensor {
         &self.embedding
@@ -208,8 +240,15 @@ impl Model {
     }
 
     /// Computes the gradients of a loss for the adapter's parameters, after the loss's own backward has
-    /// reached `trace.hidden`. `ids` and `pass` must be those of [`Model::hidden_recomputed`].
-    pub fn backward(&self, trace: Trace, ids: &Tensor, pass: &Pass) -> Result<()> {
+    /// reached `trace.hidden`. `ids` and `pass` must be those of [`Model::hidden_recomputed`]. `each` is called
+    /// after each block's gradients, and after the embedding's.
+    pub fn backward(
+        &self,
+        trace: Trace,
+        ids: &Tensor,
+        pass: &Pass,
+        each: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         let frame = self.frame(ids, pass, None)?;
         let Trace { mut inputs, last, hidden } = trace;
         drop(hidden);
@@ -224,9 +263,11 @@ impl Model {
                 return Ok(());
             }
             csrc::backward(&[&output], &[Some(&outer)])?;
+            each()?;
             gradient = if below_is_trained { ops::gradient(&start)? } else { None };
             if let (true, Some(gradient)) = (embedded, &gradient) {
                 csrc::backward(&[&input], &[Some(gradient)])?;
+                each()?;
             }
         }
         Ok(())
@@ -259,6 +300,7 @@ impl Model {
 
     /// Logits `[…, V]` of final hidden states `[…, H]`, rows in the first dimension.
     pub fn logits(&self, hidden: &Tensor, adapters: Active) -> Result<Tensor> {
+        self.expect_weights(adapters)?;
         let mut size = hidden.size();
         let flat = ops::reshape(hidden, &[-1, self.files.architecture.hidden as i64])?;
         let nowhere = ops::integers(&[], self.device)?;
@@ -278,6 +320,7 @@ impl Model {
         let Ok((rows, columns)) = ids.size2() else {
             return Err(EngineError::mismatch("hidden", &[ids], "ids must have shape [rows, columns]"));
         };
+        self.expect_weights(pass.adapters)?;
         Frame::new([rows, columns], pass, &self.ropes, self.kind, cache)
     }
 

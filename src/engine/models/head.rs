@@ -81,6 +81,7 @@ fn cross_entropy(
     let width = hidden.size().last().copied().unwrap_or_default();
     let flat = ops::reshape(hidden, &[-1, width])?;
     let chosen = ops::gather(&flat, &targets.rows)?;
+    model.expect_weights(adapters)?;
     let head = model.head();
     let Folded { weight, bias } = match adapters {
         Active::Base => head.folded(None, model.kind())?,

@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 use crate::layers::Pass;
-use crate::ops;
 use crate::weights::Loader;
+use crate::{csrc, ops};
 
 /// A norm with its weights.
 pub(super) struct Norm {
@@ -26,6 +26,11 @@ impl Norm {
             loader.tensor(&name).map(|bias| (name, bias))
         });
         Ok(Self { spec, weight_name, weight, bias: bias.transpose()? })
+    }
+
+    /// The name of its weight, if the forward pass uses it in f32 with any compute type.
+    pub fn exact_weight(&self) -> Option<&str> {
+        matches!(self.spec, Spec::RmsPlusOne { .. }).then_some(self.weight_name.as_str())
     }
 
     /// `[N, …, H]` → `[N, …, H]`
@@ -75,6 +80,10 @@ impl Norm {
 fn ready(spec: Spec, weight: &Tensor, kind: Kind) -> Result<Tensor> {
     match spec {
         Spec::RmsPlusOne { .. } => ops::add_number(&ops::to_kind(weight, Kind::Float)?, 1.0),
+        // Without a gradient there is a faster kernel.
+        Spec::Rms { .. } | Spec::Layer { .. } if kind != Kind::Float => {
+            csrc::as_recorded(&ops::to_kind(weight, kind)?)
+        }
         Spec::Rms { .. } | Spec::Layer { .. } => ops::to_kind(weight, kind),
     }
 }

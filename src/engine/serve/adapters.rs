@@ -8,6 +8,7 @@ use crate::error::{EngineError, Result};
 use crate::layers::Adapter;
 use crate::methods;
 use crate::models::Model;
+use crate::ops;
 
 /// Most adapters kept at a time.
 const KEPT: usize = 8;
@@ -26,7 +27,7 @@ pub struct Loaded {
 
 impl Loaded {
     fn bytes(&self) -> usize {
-        self.adapter.parameters().values().map(|parameter| 4 * parameter.numel()).sum()
+        self.adapter.parameters().values().map(ops::bytes_of).sum::<u64>() as usize
     }
 }
 

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use crate::csrc::{self, Moments};
 use crate::error::{EngineError, Result};
-use crate::layers::Parameters;
+use crate::layers::{Parameters, WorkingCopies, WorkingCopy};
 use crate::ops;
 
 /// Added to the root of the second moment, as in PyTorch and transformers.
@@ -43,32 +43,35 @@ impl AdamW {
         self.updates
     }
 
-    /// One update of `parameters` in place. If `left_out`, a 0-dimensional f32 tensor on their device, is 1,
-    /// nothing changes. `gradients` are in the order of `parameters`. The caller reports an update that was
-    /// made to [`AdamW::count_update`].
+    /// One update of `parameters` in place, and of their copies in `working`. If `left_out`, a 0-dimensional
+    /// f32 tensor on their device, is 1, nothing changes. `gradients` are in the order of `parameters` and may
+    /// be overwritten. The caller reports an update that was made to [`AdamW::count_update`].
     pub fn update(
         &self,
         parameters: &Parameters,
+        working: Option<&WorkingCopies>,
         gradients: &[Tensor],
         settings: &csrc::AdamW,
+        clipping: Option<csrc::Clipping>,
         left_out: &Tensor,
     ) -> Result<()> {
         if parameters.len() != gradients.len() || !parameters.keys().eq(self.slots.keys()) {
             return Err(EngineError::torch("adamw", "parameters, gradients and moments do not match"));
         }
         let rows: Vec<Moments> = parameters
-            .values()
+            .iter()
             .zip(gradients)
             .zip(self.slots.values())
-            .map(|((parameter, gradient), slot)| Moments {
+            .map(|(((name, parameter), gradient), slot)| Moments {
                 parameter,
                 gradient,
                 first: &slot.first,
                 second: &slot.second,
                 step: &slot.step,
+                working: working.and_then(|working| working.get(name)).map(WorkingCopy::values),
             })
             .collect();
-        csrc::adamw(&rows, settings, left_out)
+        csrc::adamw(&rows, settings, clipping, left_out)
     }
 
     /// Counts an update that was made.
@@ -151,7 +154,7 @@ mod tests {
 
     fn update(optimizer: &mut AdamW, parameters: &Parameters, step: i64) {
         let left_out = ops::zeros(&[], Kind::Float, tch::Device::Cpu).unwrap();
-        optimizer.update(parameters, &gradients(step), &SETTINGS, &left_out).unwrap();
+        optimizer.update(parameters, None, &gradients(step), &SETTINGS, None, &left_out).unwrap();
         optimizer.count_update();
     }
 
@@ -206,7 +209,7 @@ mod tests {
             update(&mut optimizers[0], &with, step);
             update(&mut optimizers[1], &without, step);
             let damaged: Vec<Tensor> = gradients(step).iter().map(|gradient| gradient * f64::NAN).collect();
-            optimizers[0].update(&with, &damaged, &SETTINGS, &left_out).unwrap();
+            optimizers[0].update(&with, None, &damaged, &SETTINGS, None, &left_out).unwrap();
         }
         assert_eq!(values(&with), values(&without));
         let [with, without] = optimizers.map(|optimizer| optimizer.tensors());

@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod batch;
+mod gradients;
 pub mod phases;
 
 use luthier_core::random::derive;
@@ -10,10 +11,11 @@ use tch::Tensor;
 
 use adamw::AdamW;
 use batch::Batch;
+use gradients::Gradients;
 use phases::{Marks, Phases};
 
 use crate::error::Result;
-use crate::layers::{Active, Adapter, Noise, Parameters, Pass};
+use crate::layers::{Active, Adapter, Noise, Pass};
 use crate::models::Model;
 use crate::{csrc, ops};
 
@@ -134,8 +136,7 @@ impl Learner<'_> {
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Launch> {
         let Self { model, adapter, optimizer } = *self;
-        let parameters = adapter.parameters();
-        clear_gradients(parameters);
+        let mut gradients = Gradients::new(adapter)?;
         let units: u64 = batches.iter().map(|batch| objective.units(batch)).sum();
         if units == 0 {
             return Ok(Launch::NothingTrained);
@@ -145,7 +146,6 @@ impl Learner<'_> {
         let mut marks = Marks::new(model.device())?;
         for (index, batch) in batches.iter().enumerate().filter(|(_, batch)| objective.units(batch) > 0) {
             if interrupted() {
-                clear_gradients(parameters);
                 return Ok(Launch::Interrupted);
             }
             let tokens = batch.as_ref();
@@ -157,10 +157,11 @@ impl Learner<'_> {
                 noise: Some(noise),
             };
             let loss = |hidden: &Tensor| objective.loss(model, pass.adapters, hidden, batch);
-            let backward = Backward { recompute: settings.recompute, share: &share };
+            let backward =
+                Backward { recompute: settings.recompute, share: &share, gradients: &mut gradients };
             losses.push(add_gradients(model, &tokens.ids, &pass, backward, &mut marks, &loss)?);
         }
-        let gradients = gradients(parameters)?;
+        let gradients = gradients.finish()?;
         let norm = csrc::grad_norm(&gradients)?;
         let values = values(&losses, &norm)?;
         let own = ops::any_not_finite(&values)?;
@@ -168,10 +169,10 @@ impl Learner<'_> {
             Some(before) => ops::maximum(&own, &before.left_out)?,
             None => own,
         };
-        if settings.max_grad_norm > 0.0 {
-            csrc::clip(&gradients, &norm, settings.max_grad_norm)?;
-        }
-        optimizer.update(parameters, &gradients, &settings.adamw, &left_out)?;
+        let limit = settings.max_grad_norm;
+        let clipping = (limit > 0.0).then_some(csrc::Clipping { norm: &norm, limit });
+        let (parameters, working) = (adapter.parameters(), adapter.working());
+        optimizer.update(parameters, working, &gradients, &settings.adamw, clipping, &left_out)?;
         let values = csrc::download(&values)?;
         marks.end()?;
         Ok(Launch::Made(Launched {
@@ -221,21 +222,21 @@ impl Launched {
 }
 
 /// Settings for a micro-batch's gradient.
-#[derive(Clone, Copy)]
-struct Backward<'a> {
+struct Backward<'a, 'b> {
     /// As in [`StepSettings::recompute`].
     recompute: bool,
     /// Factor of its loss.
     share: &'a Tensor,
+    /// What it is added to.
+    gradients: &'a mut Gradients<'b>,
 }
 
-/// Adds a micro-batch's part of the gradient to the parameters' gradients. Returns its losses, on the device,
-/// without gradient.
+/// Adds a micro-batch's part of the gradient. Returns its losses, on the device, without gradient.
 fn add_gradients(
     model: &Model,
     ids: &Tensor,
     pass: &Pass,
-    Backward { recompute, share }: Backward,
+    Backward { recompute, share, gradients }: Backward,
     marks: &mut Marks,
     loss: &dyn Fn(&Tensor) -> Result<Loss>,
 ) -> Result<Loss> {
@@ -244,12 +245,14 @@ fn add_gradients(
         let loss = loss(&trace.hidden)?;
         marks.next()?;
         csrc::backward(&[&loss.sum], &[Some(share)])?;
-        model.backward(trace, ids, pass)?;
+        gradients.take()?;
+        model.backward(trace, ids, pass, &mut || gradients.take())?;
         loss
     } else {
         let loss = loss(&model.hidden(ids, pass, None)?)?;
         marks.next()?;
         csrc::backward(&[&loss.sum], &[Some(share)])?;
+        gradients.take()?;
         loss
     };
     marks.next()?;
@@ -264,19 +267,4 @@ fn values(losses: &[Loss], norm: &Tensor) -> Result<Tensor> {
         parts.extend(loss.sums.as_ref().map(Tensor::shallow_clone));
     }
     ops::concatenate(&parts, 0)
-}
-
-/// Every parameter's gradient; zeros if no loss depends on the parameter.
-fn gradients(parameters: &Parameters) -> Result<Vec<Tensor>> {
-    let gradient = |parameter: &Tensor| match ops::gradient(parameter)? {
-        Some(gradient) => Ok(gradient),
-        None => ops::zeros(&parameter.size(), parameter.kind(), parameter.device()),
-    };
-    parameters.values().map(gradient).collect()
-}
-
-fn clear_gradients(parameters: &Parameters) {
-    for parameter in parameters.values() {
-        parameter.shallow_clone().zero_grad();
-    }
 }

@@ -17,7 +17,7 @@ pub mod trainer;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use luthier_core::config::{Config, Watcher};
+use luthier_core::config::{Config, MethodKind, Watcher};
 use luthier_core::data::{self, Prepared};
 use luthier_core::panics;
 use luthier_core::runs::{
@@ -112,7 +112,7 @@ fn work(
         return Ok(end);
     }
     record.activity(Some("loading the base model"));
-    let base = Base::load(files, &config, project)?;
+    let mut base = Base::load(files, &config, project)?;
     let method = method_of(&config);
     let identity = Identity {
         model_fingerprint: base.files.fingerprint.clone(),
@@ -133,6 +133,11 @@ fn work(
     if let Some(end) = asked_to_end(&control) {
         return Ok(end);
     }
+    if config.method.kind == MethodKind::Full {
+        // All weights are trained as copies of the base's, which nothing asks again: what an algorithm must know of the
+        // base is known, and one that asks it in each step takes no full fine-tuning.
+        base.model = base.model.without_weights()?;
+    }
     let (state, resumed_from) = begin_or_resume(run, record, &config, method.as_ref(), &base, identity)?;
     record.activity(None);
 
@@ -143,8 +148,7 @@ fn work(
     // The watcher compares with the file as it is now. Preparing took a while, and the file may have changed.
     control.config_changed();
     let reading = reading(base.model.device());
-    let mut trainer =
-        Trainer::new(record, &control, config, &base, &prepared, method.as_ref(), state, reading);
+    let mut trainer = Trainer::new(record, &control, config, &base, &prepared, state, reading);
     let run_event = describe(&trainer, &base, &prepared, resumed_from);
     trainer.announce(run_event);
     trainer.run()

@@ -32,6 +32,8 @@ enum Quantiser {
     None,
     Nf4(Tables),
     AsStored,
+    /// Tensors have shapes but no numbers.
+    Absent,
 }
 
 impl<'a> Loader<'a> {
@@ -59,6 +61,12 @@ impl<'a> Loader<'a> {
         Ok(Self { files, maps, device, kind, quantiser, numbered: 0, bytes: Cell::new(0) })
     }
 
+    /// Reads nothing: every tensor has its shape, but its elements are not numbers and take no memory.
+    pub fn absent(files: &'a ModelFiles, device: Device, kind: Kind) -> Self {
+        let quantiser = Quantiser::Absent;
+        Self { files, maps: Vec::new(), device, kind, quantiser, numbered: 0, bytes: Cell::new(0) }
+    }
+
     pub fn device(&self) -> Device {
         self.device
     }
@@ -70,6 +78,10 @@ impl<'a> Loader<'a> {
     /// The tensor with this Hugging Face name, as the compute type on the device. It must never be written
     /// to.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        if matches!(self.quantiser, Quantiser::Absent) {
+            let shape: Vec<i64> = self.entry(name)?.shape.iter().map(|&length| length as i64).collect();
+            return ops::nothing(&shape, self.kind, self.device);
+        }
         let tensor = ops::to_device(&ops::to_kind(&self.restored(name)?, self.kind)?, self.device)?;
         self.count(ops::bytes_of(&tensor));
         Ok(tensor)
@@ -86,8 +98,8 @@ impl<'a> Loader<'a> {
     /// As [`Loader::matrix`], but always dense.
     pub fn dense_matrix(&self, name: &str) -> Result<Weight> {
         let elements = self.tensor(name)?;
-        let beside = self.device == Device::Cpu;
-        let stored = self.stored(name)?.filter(|stored| beside && stored.can_multiply());
+        let beside = self.device == Device::Cpu && !matches!(self.quantiser, Quantiser::Absent);
+        let stored = if beside { self.stored(name)?.filter(Stored::can_multiply) } else { None };
         Ok(Weight::Dense(Dense::new(elements, stored)))
     }
 
@@ -117,7 +129,7 @@ impl<'a> Loader<'a> {
     /// A matrix in quantised form; `None` if the quantisation keeps it dense.
     fn quantised(&self, name: &str) -> Result<Option<Weight>> {
         let weight = match &self.quantiser {
-            Quantiser::None => return Ok(None),
+            Quantiser::None | Quantiser::Absent => return Ok(None),
             Quantiser::Nf4(tables) => {
                 let encoded = self.encoded(name, tables)?.ok_or_else(|| {
                     self.damaged(format!("tensor {name} contains numbers that are not finite"))

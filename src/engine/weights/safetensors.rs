@@ -74,19 +74,26 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 /// Writes tensors in order of their names, with the metadata that Hugging Face libraries look for. Replaces
 /// an existing file; not atomic.
 pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    write_as(path, tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor, tensor.kind())))
+}
+
+/// As [`write`], with each tensor converted to a type, one after another.
+pub fn write_as<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, &'a Tensor, Kind)>,
+) -> Result<()> {
     let failed = |source| EngineError::File { action: "write", path: path.to_owned(), source };
-    let mut tensors: Vec<(&str, &Tensor)> = tensors.into_iter().collect();
-    tensors.sort_by_key(|(name, _)| *name);
+    let mut tensors: Vec<(String, &Tensor, Kind)> = tensors.into_iter().collect();
+    tensors.sort_by(|(a, ..), (b, ..)| a.cmp(b));
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({ "format": "pt" }));
     let mut end = 0;
-    for (name, tensor) in &tensors {
+    for (name, tensor, kind) in &tensors {
         let start = end;
-        end += tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let dtype =
-            dtype(tensor.kind()).ok_or_else(|| EngineError::mismatch("write", &[tensor], "no such dtype"))?;
+        end += tensor.numel() * kind.elt_size_in_bytes();
+        let dtype = dtype(*kind).ok_or_else(|| EngineError::mismatch("write", &[tensor], "no such dtype"))?;
         header.insert(
-            (*name).to_owned(),
+            name.clone(),
             json!({ "dtype": dtype, "shape": tensor.size(), "data_offsets": [start, end] }),
         );
     }
@@ -97,8 +104,9 @@ pub fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Te
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
     file.write_all(&header).map_err(failed)?;
     let mut bytes = Vec::new();
-    for (_, tensor) in tensors {
-        let plain = ops::contiguous(&ops::to_device(&ops::detach(tensor)?, Device::Cpu)?)?;
+    for (_, tensor, kind) in tensors {
+        let plain = ops::to_kind(&ops::detach(tensor)?, kind)?;
+        let plain = ops::contiguous(&ops::to_device(&plain, Device::Cpu)?)?;
         bytes.resize(plain.numel() * plain.kind().elt_size_in_bytes(), 0);
         ops::copy_bytes(&plain, &mut bytes)?;
         file.write_all(&bytes).map_err(failed)?;

@@ -58,7 +58,7 @@ fn learned(
         let trace = model.hidden_recomputed(&batch.ids, &pass).unwrap();
         let found = found(&trace.hidden);
         csrc::backward(&[&found.sum(Kind::Float)], &[None]).unwrap();
-        model.backward(trace, &batch.ids, &pass).unwrap();
+        model.backward(trace, &batch.ids, &pass, &mut || Ok(())).unwrap();
         found
     } else {
         let found = found(&model.hidden(&batch.ids, &pass, None).unwrap());

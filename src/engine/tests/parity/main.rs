@@ -36,3 +36,5 @@ mod seam;
 mod steps;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod working;

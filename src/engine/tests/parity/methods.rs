@@ -11,7 +11,7 @@ use luthier_engine::csrc;
 use luthier_engine::error::EngineError;
 use luthier_engine::generation::{Row, Sampling, generate};
 use luthier_engine::layers::{Active, Adapter, Mask, Noise, Parameters, Pass};
-use luthier_engine::methods::{self, Purpose, method_of};
+use luthier_engine::methods::{self, FullMethod, Method, Purpose, method_of};
 use luthier_engine::models::Model;
 use luthier_engine::models::head::{Targets, loss_sum};
 use luthier_engine::weights::safetensors;
@@ -93,7 +93,7 @@ fn gradients(model: &Model, adapter: &dyn Adapter, recompute: bool, noise: Optio
         let loss = loss_sum(model, pass.adapters, &trace.hidden, &targets, false).unwrap().sum;
         csrc::backward(&[&loss], &[Some(&one)]).unwrap();
         drop(loss);
-        model.backward(trace, &ids, &pass).unwrap();
+        model.backward(trace, &ids, &pass, &mut || Ok(())).unwrap();
     } else {
         let states = model.hidden(&ids, &pass, None).unwrap();
         let loss = loss_sum(model, pass.adapters, &states, &targets, false).unwrap().sum;
@@ -271,14 +271,19 @@ fn a_full_result_is_rounded_to_the_bases_type_but_a_checkpoint_is_not() {
             .unwrap();
     let adapter = method_of(&config(|method| method.kind = MethodKind::Full)).create(&model, 0).unwrap();
     disturb(adapter.parameters(), 3);
+    for (name, copy) in adapter.working().unwrap() {
+        copy.write(&adapter.parameters()[name]).unwrap();
+    }
     for (purpose, kind) in [(Purpose::Result, Kind::BFloat16), (Purpose::Checkpoint, Kind::Float)] {
         let path = folder.path().join(format!("{purpose:?}"));
         methods::save(adapter.as_ref(), &path, purpose).unwrap();
         let written = safetensors::read(&path.join("model.safetensors")).unwrap();
         assert!(written.values().all(|tensor| tensor.kind() == kind), "{purpose:?}");
         let back = methods::load(&path, &model).unwrap();
-        for (name, tensor) in back.parameters() {
+        let trained = FullMethod.load(&path, &model).unwrap();
+        for (name, tensor) in trained.parameters() {
             assert_eq!(tensor, &adapter.parameters()[name].to_kind(kind).to_kind(Kind::Float), "{name}");
+            assert_eq!(back.parameters()[name], tensor.to_kind(Kind::BFloat16), "{name}");
         }
         let ids = some_ids(2, 9);
         let found = logits(&model, &ids, Active::All(back.as_ref()));

@@ -138,7 +138,7 @@ fn furthest_gradient(family: &str, recompute: bool) -> (f64, String) {
         let trace = model.hidden_recomputed(ids, &pass).unwrap();
         let loss = loss_sum(&model, adapters, &trace.hidden, &targets, false).unwrap().sum;
         csrc::backward(&[&loss], &[Some(&share)]).unwrap();
-        model.backward(trace, ids, &pass).unwrap();
+        model.backward(trace, ids, &pass, &mut || Ok(())).unwrap();
     } else {
         let hidden = model.hidden(ids, &pass, None).unwrap();
         let loss = loss_sum(&model, adapters, &hidden, &targets, false).unwrap().sum;

@@ -137,10 +137,11 @@ fn three_lora_steps_equal_peft() {
                 first,
                 second,
                 step,
+                working: None,
             })
             .collect();
         let settings =
             csrc::AdamW { learning_rate: 1e-3, betas: [0.9, 0.999], weight_decay: 0.0, epsilon: 1e-8 };
-        csrc::adamw(&rows, &settings, &Tensor::zeros([], (Kind::Float, Device::Cpu))).unwrap();
+        csrc::adamw(&rows, &settings, None, &Tensor::zeros([], (Kind::Float, Device::Cpu))).unwrap();
     }
 }

@@ -377,10 +377,35 @@ fn norm_and_clipping() {
     let norm = csrc::grad_norm(&gradients).unwrap();
     let expected = flat.norm().double_value(&[]);
     assert!((norm.double_value(&[]) - expected).abs() <= 1e-5);
-    csrc::clip(&gradients, &norm, 10.0 * expected).unwrap();
-    assert_eq!(gradients[1], flat.narrow(0, 12, 7));
-    csrc::clip(&gradients, &norm, 0.5).unwrap();
-    let clipped = csrc::grad_norm(&gradients).unwrap().double_value(&[]);
+    // The first moment after one update is a tenth of the gradient.
+    let clipped = |limit: f64| -> Vec<Tensor> {
+        let moments = gradients.each_ref().map(|gradient| {
+            (gradient.copy(), gradient.zeros_like(), gradient.zeros_like(), Tensor::from(0.0_f32))
+        });
+        let rows = gradients.iter().zip(&moments).map(|(gradient, (parameter, first, second, step))| {
+            let gradient = gradient.copy();
+            (gradient, parameter, first, second, step)
+        });
+        let rows: Vec<_> = rows.collect();
+        let rows: Vec<csrc::Moments> = rows
+            .iter()
+            .map(|(gradient, parameter, first, second, step)| csrc::Moments {
+                parameter,
+                gradient,
+                first,
+                second,
+                step,
+                working: None,
+            })
+            .collect();
+        let settings =
+            csrc::AdamW { learning_rate: 1e-3, betas: [0.9, 0.99], weight_decay: 0.0, epsilon: 1e-8 };
+        let left_out = Tensor::zeros([], (Kind::Float, Device::Cpu));
+        csrc::adamw(&rows, &settings, Some(csrc::Clipping { norm: &norm, limit }), &left_out).unwrap();
+        moments.into_iter().map(|(_, first, ..)| first * 10.0).collect()
+    };
+    assert!(distance(&clipped(10.0 * expected)[1], &flat.narrow(0, 12, 7)) <= 1e-6);
+    let clipped = csrc::grad_norm(&clipped(0.5)).unwrap().double_value(&[]);
     assert!((clipped - 0.5).abs() <= 1e-5, "{clipped}");
     assert_eq!(csrc::grad_norm(&[]).unwrap(), Tensor::from(0.0_f32));
 }

@@ -1,5 +1,6 @@
 //! Whole runs of a tiny model, in this process.
 
+mod full;
 mod labels;
 mod preferences;
 mod settings;

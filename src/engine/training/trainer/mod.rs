@@ -32,7 +32,7 @@ use crate::csrc;
 use crate::device;
 use crate::error::{EngineError, Result};
 use crate::layers::Adapter;
-use crate::methods::Method;
+use crate::methods;
 
 /// How often the disk's free space is checked.
 const DISK_INTERVAL: Duration = Duration::from_secs(10);
@@ -73,7 +73,6 @@ pub struct Trainer<'a> {
     control: &'a Control,
     base: &'a Base,
     prepared: &'a Prepared,
-    method: &'a dyn Method,
     settings: LiveSettings,
     algorithm: Box<dyn Algorithm>,
     state: State,
@@ -100,14 +99,12 @@ pub struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     /// Continues from `state` with `config`.
-    #[expect(clippy::too_many_arguments, reason = "everything that a run consists of")]
     pub fn new(
         record: &'a mut Record,
         control: &'a Control,
         config: Config,
         base: &'a Base,
         prepared: &'a Prepared,
-        method: &'a dyn Method,
         state: State,
         reading: Reading,
     ) -> Self {
@@ -128,7 +125,6 @@ impl<'a> Trainer<'a> {
             control,
             base,
             prepared,
-            method,
             state,
             reading,
             in_flight: None,
@@ -508,8 +504,8 @@ impl<'a> Trainer<'a> {
         let kept = match checkpoint {
             Some(checkpoint) => {
                 checkpoint.verify().map_err(checkpoint_error)?;
-                let best = self.method.load(&checkpoint.path, &self.base.model)?;
-                publish(best.as_ref(), &self.result_path())?;
+                methods::restore(self.state.adapter.as_ref(), &checkpoint.path)?;
+                publish(self.state.adapter.as_ref(), &self.result_path())?;
                 format!("the result is that of step {}", checkpoint.step)
             }
             None => "the result is the last one".into(),
