@@ -550,8 +550,8 @@ int luthier_adamw(Tensor* const* parameters, Tensor* const* gradients, Tensor* c
     for (size_t i = 0; i < count; ++i) {
       if (working[i]) {
         // One after another, so that only one gradient is in f32 too.
-        const Tensor slope =
-            scale.defined() ? gradients[i]->mul(scale.reshape({1})) : gradients[i]->to(at::kFloat);
+        Tensor slope = gradients[i]->to(at::kFloat);
+        if (scale.defined()) slope.mul_(scale);
         update({*parameters[i]}, {slope}, {*first[i]}, {*second[i]}, {*steps[i]});
         working[i]->copy_(*parameters[i]);
         continue;
