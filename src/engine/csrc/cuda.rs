@@ -7,12 +7,13 @@ use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use libloading::os::unix::{Library, Symbol};
+use libloading::os::unix::{Library, RTLD_NOW, Symbol};
 use luthier_core::runs::FailureClass;
 use luthier_core::text::clean_line;
 use luthier_core::{files, hash, machine};
 use tch::Device;
 
+use super::device::reason;
 use super::{checked, luthier_use_driver, luthier_use_kernel};
 use crate::error::{EngineError, Result};
 
@@ -234,6 +235,8 @@ pub(super) type Launch = unsafe extern "C" fn(
     *mut *mut c_void,
 ) -> c_int;
 
+const DRIVER: &str = "libcuda.so.1";
+
 /// Attributes of `CUdevice_attribute`.
 const CAPABILITY: [c_int; 2] = [75, 76];
 
@@ -243,7 +246,10 @@ fn status(what: &str, status: c_int) -> std::result::Result<(), String> {
 
 impl Driver {
     fn find() -> std::result::Result<Self, String> {
-        let library = Library::this();
+        // CUDA has loaded it, but for itself alone.
+        // SAFETY: the driver's own library, whose initialisers CUDA has run already.
+        let library = unsafe { Library::open(Some(DRIVER), RTLD_NOW) };
+        let library = std::mem::ManuallyDrop::new(library.map_err(|error| reason(&error))?);
         Ok(Self {
             attribute: function(&library, c"cuDeviceGetAttribute")?,
             context: function(&library, c"cuCtxGetCurrent")?,
@@ -463,7 +469,7 @@ mod tests {
         assert!(!has_program(Program::Norm, Device::Cpu));
         if Driver::find().is_err() {
             let error = load(Program::Norm, None).unwrap_err();
-            assert!(error.contains("is not loaded"), "{error}");
+            assert!(error.contains(DRIVER), "{error}");
         }
     }
 }

@@ -51,7 +51,7 @@ pub fn open_cuda(cuda_major: u32) -> std::result::Result<CudaLibraries, String> 
         // SAFETY: libraries of libtorch and of NVIDIA from their own folders; their initialisers only register
         // themselves.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
-        library.map(libloading::Library::from).map_err(|error| error.to_string())
+        library.map(libloading::Library::from).map_err(|error| reason(&error))
     };
     let folder = libtorch_folder().ok_or("libtorch's folder is not known")?;
     let mut opened = Vec::new();
@@ -68,6 +68,11 @@ pub fn open_cuda(cuda_major: u32) -> std::result::Result<CudaLibraries, String> 
     }
     opened.push(open(&cuda).map_err(|error| format!("libtorch's CUDA half cannot be loaded: {error}"))?);
     Ok(opened)
+}
+
+/// Why a library cannot be loaded. The error itself says only that it cannot.
+pub(super) fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// The folder of the libtorch that is loaded.
@@ -298,6 +303,14 @@ mod tests {
         assert_eq!(folder_of("libtorch_cpu.so", maps), Some(PathBuf::from("/opt/my torch/lib")));
         assert_eq!(folder_of("libtorch_cuda.so", maps), None);
         assert!(libtorch_folder().unwrap().join("libtorch_cpu.so").exists());
+    }
+
+    #[test]
+    fn a_library_that_cannot_be_loaded_is_named() {
+        // SAFETY: there is no such library.
+        let missing = unsafe { libloading::Library::new("libluthier-missing.so") };
+        let text = reason(&missing.unwrap_err());
+        assert!(text.contains("libluthier-missing.so"), "{text}");
     }
 
     #[test]
