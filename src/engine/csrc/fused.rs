@@ -18,7 +18,7 @@ use crate::error::{EngineError, Result};
 /// Whether the kernels for activations take a tensor: bf16, contiguous, rows of a multiple of 8 elements, which they read at
 /// once.
 pub fn in_eights(x: &Tensor) -> bool {
-    let whole = x.size().last().is_some_and(|width| width % 8 == 0) && x.data_ptr().addr() % 16 == 0;
+    let whole = x.size().last().is_some_and(|width| width % 8 == 0) && x.data_ptr().addr().is_multiple_of(16);
     whole && x.kind() == Kind::BFloat16 && x.is_contiguous() && x.numel() > 0
 }
 
