@@ -406,6 +406,23 @@ fn the_doctor_finds_the_engine() {
 }
 
 #[test]
+fn the_doctor_tells_what_a_gpu_does_without() {
+    let project = Project::tiny();
+    let engine = project.beside("engine");
+    let reason = "the kernels norm are not available: nvrtcVersion is not loaded";
+    let report =
+        json!({ "version": "0.1.0", "libtorch": "2.11.0", "devices": ["cpu", "cuda:0"], "slower": [reason] });
+    fs::write(&engine, format!("#!/bin/sh\necho '{report}'\n")).unwrap();
+    fs::set_permissions(&engine, fs::Permissions::from_mode(0o755)).unwrap();
+    let told = project.luthier(["doctor", "--json"]).variable("LUTHIER_ENGINE", &engine).run().json();
+    let findings = told["findings"].as_array().unwrap();
+    let found = findings.iter().find(|finding| finding["found"].as_str().unwrap().contains(reason));
+    let found = found.unwrap_or_else(|| panic!("{told}"));
+    assert_eq!((&found["subject"], &found["standing"]), (&json!("device"), &json!("warning")));
+    assert!(found["remedy"].as_str().unwrap().contains("make setup"), "{found}");
+}
+
+#[test]
 fn a_project_may_be_reached_through_a_link() {
     let project = Project::tiny();
     symlink(project.path(), project.beside("link")).unwrap();
