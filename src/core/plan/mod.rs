@@ -23,7 +23,7 @@
 //!     mask takes L. A window shorter than L needs a mask: eL. On a GPU, with a mask or a prefix and in f32, keys and
 //!     values are repeated for each query head too.
 //!   - The feed-forward part keeps gate and up, 2eF, or only up, eF, if it has no gate. For an adapter on down its
-//!     input is kept: eF.
+//!     input is kept: eF, but for LoRA's factors it is computed again where our kernels for CUDA are used.
 //!   - On a GPU without our kernels ([`Place::kernels`]), or if the gate's activation is not SiLU, the activated gate is
 //!     kept: eF. On a GPU, and if
 //!     attention holds scores or masks in memory, an adapter on the output projection needs a contiguous copy of
@@ -461,15 +461,21 @@ impl Shape<'_> {
         let apart = plain.max(u64::from(has_open_scores(attention) || self.is_masked(attention)));
         let laid = apart * reads(&[Role::Output]) * query;
         let width = layer.mlp.width() as u64;
-        let product = match layer.mlp {
+        let is_silu = matches!(
+            layer.mlp,
             Mlp::Gated { activation: Activation::Silu, .. }
-            | Mlp::GatedFused { activation: Activation::Silu, .. } => {
-                2 + u64::from(!self.fused && !self.kernels)
-            }
-            Mlp::Gated { .. } | Mlp::GatedFused { .. } => 3,
+                | Mlp::GatedFused { activation: Activation::Silu, .. }
+        );
+        let product = match layer.mlp {
             Mlp::Plain { .. } => 1,
+            Mlp::Gated { .. } | Mlp::GatedFused { .. } if is_silu && (self.fused || self.kernels) => 2,
+            Mlp::Gated { .. } | Mlp::GatedFused { .. } => 3,
         };
-        let product = (product + reads(&[Role::Down])) * width;
+        // The kernels compute it again where an adapter is nothing but factors.
+        let has_factors = within(&self.touched.factors, index).any(|module| module.role == Role::Down)
+            && self.config.method.variant != Variant::Dora;
+        let again = is_silu && self.kernels && has_factors;
+        let product = (product + if again { 0 } else { reads(&[Role::Down]) }) * width;
         let factors = || within(&self.touched.factors, index);
         let low_rank = factors().count() as u64 * self.config.method.rank as u64;
         let masked: u64 =

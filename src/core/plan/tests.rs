@@ -3,7 +3,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::{Dtype, Targets};
+use crate::config::{Dtype, Targets, Variant};
 use crate::model::testing;
 
 /// Parameters of SmolLM2-135M.
@@ -107,9 +107,12 @@ fn kernels_for_cuda_keep_less() {
     let with = Place { kernels: true, ..without };
     let memory = |config: &Config, place| of(config, &[512], place).memory;
     let (more, less) = (memory(&half, without), memory(&half, with));
-    // The activated gate, and eight of ten bytes of each logit.
-    assert_eq!(more.activations - less.activations, 512 * 30 * 2 * 1536);
+    // The activated gate and the input of down, and eight of ten bytes of each logit.
+    assert_eq!(more.activations - less.activations, 512 * 30 * 2 * 2 * 1536);
     assert_eq!(more.logits - less.logits, 8 * 512 * 49_152);
+    half.method.variant = Variant::Dora;
+    let (more, less) = (memory(&half, without), memory(&half, with));
+    assert_eq!(more.activations - less.activations, 512 * 30 * 2 * 1536);
     let mut exact = config();
     exact.model.dtype = Dtype::F32;
     assert_eq!(memory(&exact, without).total, memory(&exact, with).total);
