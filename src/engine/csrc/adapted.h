@@ -3,6 +3,7 @@
 
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
 
 #include <optional>
 #include <tuple>
@@ -14,10 +15,24 @@
 
 namespace {
 
+// Whether a device multiplies matrices of this type to f32, rounding each sum once. The processor does not, nor does every
+// build of libtorch for GPUs.
+bool widens_products(const Tensor& like) {
+  if (!like.is_cuda() || like.scalar_type() == at::kFloat) return false;
+  static const bool works = [&] {
+    try {
+      const Tensor one = at::ones({16, 16}, like.options());
+      return at::mm(one, one, at::kFloat).scalar_type() == at::kFloat;
+    } catch (const c10::Error&) {
+      return false;
+    }
+  }();
+  return works;
+}
+
 // The product of two matrices in f32, of matrices that may be narrower.
 Tensor wide_product(const Tensor& a, const Tensor& b) {
-  // CUDA rounds a sum once, to the type of the result; the processor has no such product.
-  return a.is_cuda() && a.scalar_type() != at::kFloat ? at::mm(a, b, at::kFloat) : at::mm(a, b).to(at::kFloat);
+  return widens_products(a) ? at::mm(a, b, at::kFloat) : at::mm(a, b).to(at::kFloat);
 }
 
 // The gradients of the factors of scale · (x · aᵀ) · bᵀ, as needed: dhidden = scale · dy · b, hidden = x · aᵀ.
