@@ -148,7 +148,7 @@ impl Nf4 {
             [&matrix.codes, &matrix.scales, &matrix.nested, &matrix.offset].map(Tensor::shallow_clone)
         };
         for (own, other) in parts(self).iter().zip(&parts(other)) {
-            if ops::distance(own, other)? > 0.0 {
+            if ops::distance(own, other)? != 0.0 {
                 return Ok(false);
             }
         }
@@ -507,6 +507,14 @@ mod tests {
                 assert_plain(storage.name(), &on_a_device(&matrix), &dense);
             }
         }
+    }
+
+    #[test]
+    fn a_matrix_whose_scale_is_not_a_number_is_not_the_same() {
+        let (matrix, _) = nf4(8, 64);
+        assert!(matrix.is_same(&matrix).unwrap());
+        let broken = Nf4 { offset: Tensor::from_slice(&[f32::NAN]), ..matrix.handle() };
+        assert!(!broken.is_same(&matrix).unwrap());
     }
 
     #[test]
