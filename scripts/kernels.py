@@ -52,7 +52,7 @@ class Compiler:
 
 def main():
     compiler = Compiler(installed())
-    shared = (SOURCES / "device.h").read_bytes()
+    shared = b"\n".join((SOURCES / name).read_bytes() for name in ["threads.h", "device.h"])
     failed = False
     for path in sorted(SOURCES.glob("*.cu")):
         for architecture in ARCHITECTURES:

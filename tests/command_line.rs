@@ -410,8 +410,9 @@ fn the_doctor_tells_what_a_gpu_does_without() {
     let project = Project::tiny();
     let engine = project.beside("engine");
     let reason = "the kernels norm are not available: nvrtcVersion is not loaded";
+    let slower = json!([{ "what": reason, "remedy": "install torch: `make setup` does" }]);
     let report =
-        json!({ "version": "0.1.0", "libtorch": "2.11.0", "devices": ["cpu", "cuda:0"], "slower": [reason] });
+        json!({ "version": "0.1.0", "libtorch": "2.11.0", "devices": ["cpu", "cuda:0"], "slower": slower });
     fs::write(&engine, format!("#!/bin/sh\necho '{report}'\n")).unwrap();
     fs::set_permissions(&engine, fs::Permissions::from_mode(0o755)).unwrap();
     let told = project.luthier(["doctor", "--json"]).variable("LUTHIER_ENGINE", &engine).run().json();

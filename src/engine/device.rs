@@ -100,8 +100,8 @@ fn start(index: usize) -> Result<Device> {
     let first = TRIED.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
     // Without bf16 there is nothing to try.
     if first && compute_kind(config::Dtype::Auto, device) == Kind::BFloat16 {
-        models::try_flash_attention(device);
-        models::try_fused_operations(device);
+        models::try_flash_attention(device)?;
+        models::try_fused_operations(device)?;
     }
     Ok(device)
 }
@@ -127,7 +127,9 @@ pub fn place(device: Device) -> Place {
         return Place::on_processor(machine::memory().available.saturating_add(own));
     };
     let place = gpu(device).map_or(Place { gpu: true, ..Place::default() }, |gpu| Place::on(&gpu));
-    let place = Place { kernels: csrc::has_program(csrc::Program::Elementwise, device), ..place };
+    let has = |program| csrc::has_program(program, device);
+    let kernels = has(csrc::Program::Elementwise) && has(csrc::Program::CrossEntropy);
+    let place = Place { kernels, ..place };
     match csrc::device_memory(index) {
         Ok(memory) => Place {
             available: memory.free.saturating_add(memory.reserved).max(0) as u64,

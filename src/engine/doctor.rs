@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use luthier_core::config;
+use luthier_core::model::Quantisation;
 use serde::Serialize;
 use tch::{Device, Kind};
 
 use crate::error::{EngineError, Result};
-use crate::{csrc, device, ops};
+use crate::trials::{self, Missing};
+use crate::{device, ops, weights};
 
 /// The libtorch version of tch 0.24, whose build refuses others.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
@@ -32,8 +34,8 @@ pub struct Doctor {
     pub methods: Vec<&'static str>,
     /// Speed of each device.
     pub speeds: Vec<Speed>,
-    /// What a GPU computes in more steps than others, and why.
-    pub slower: Vec<String>,
+    /// What a GPU computes in more steps than others.
+    pub slower: Vec<Missing>,
     /// Problems found, as text.
     pub problems: Vec<String>,
 }
@@ -72,6 +74,12 @@ pub fn examine() -> Doctor {
     }
     let cuda = devices.iter().any(|device| device.is_cuda());
     for &device in &devices {
+        // The others were tried when the device was chosen.
+        for quantisation in [Quantisation::Nf4, Quantisation::AsStored] {
+            if let Err(error) = weights::try_kernels(quantisation, device) {
+                problems.push(error.to_string());
+            }
+        }
         match speed(device) {
             Ok(speed) => speeds.push(speed),
             Err(error) => problems.push(format!("{} does not work: {error}", device::name(device))),
@@ -85,7 +93,7 @@ pub fn examine() -> Doctor {
         devices: devices.into_iter().map(device::name).collect(),
         methods: methods().collect(),
         speeds,
-        slower: csrc::done_without(),
+        slower: trials::missing(),
         problems,
     }
 }

@@ -20,5 +20,6 @@ pub mod step;
 #[cfg(test)]
 mod testing;
 pub mod training;
+pub mod trials;
 pub mod verify;
 pub mod weights;

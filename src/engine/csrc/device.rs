@@ -4,6 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tch::{Device, Tensor};
@@ -192,10 +193,34 @@ pub fn download(x: &Tensor) -> Result<Tensor> {
 }
 
 /// The index of a CUDA device as libtorch counts them.
-fn device_index(index: usize) -> Result<c_int> {
+pub(super) fn device_index(index: usize) -> Result<c_int> {
     let index =
         i8::try_from(index).map_err(|_| EngineError::Device(format!("there is no device cuda:{index}")))?;
     Ok(c_int::from(index))
+}
+
+/// CUDA devices, below 64, that have something in common. What a device was prepared with before it came in is seen by
+/// whoever finds it there.
+#[derive(Debug)]
+pub(super) struct DeviceSet(AtomicU64);
+
+impl DeviceSet {
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    pub fn insert(&self, device: Device) {
+        self.0.fetch_or(Self::bit(device), Ordering::Release);
+    }
+
+    pub fn contains(&self, device: Device) -> bool {
+        self.0.load(Ordering::Acquire) & Self::bit(device) != 0
+    }
+
+    fn bit(device: Device) -> u64 {
+        let Device::Cuda(index) = device else { return 0 };
+        u32::try_from(index).ok().and_then(|index| 1_u64.checked_shl(index)).unwrap_or(0)
+    }
 }
 
 /// A point in a device's queue of work.
@@ -293,6 +318,17 @@ mod tests {
         let older = compilers(&root.path().join("torch/lib"), 12);
         assert_eq!(older.last(), Some(&root.path().join("torch/lib/libnvrtc.so.12")));
         assert_eq!(compilers(&root.path().join("torch/lib"), 1), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn a_set_of_devices_holds_those_that_were_put_in() {
+        let set = DeviceSet::new();
+        for device in [Device::Cuda(1), Device::Cuda(63), Device::Cuda(64), Device::Cpu] {
+            set.insert(device);
+        }
+        let held = (0..70).filter(|&index| set.contains(Device::Cuda(index)));
+        assert_eq!(held.collect::<Vec<_>>(), [1, 63]);
+        assert!(!set.contains(Device::Cpu));
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! CUDA's flash attention over documents of different lengths.
 
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
+use super::device::DeviceSet;
 use super::{checked, luthier_flash_attention, owned, pointer};
 use crate::error::Result;
 
-/// A bit for each CUDA device on which it was seen to work.
-static WORKS: AtomicU64 = AtomicU64::new(0);
+/// The devices on which it was seen to work.
+static WORKS: DeviceSet = DeviceSet::new();
 
 /// Largest head size that the kernel takes, and what head sizes must be multiples of.
 const MAX_HEAD: i64 = 256;
@@ -17,17 +17,12 @@ const HEAD_STEP: i64 = 8;
 
 /// Lets [`flash_attention`] be used on a device.
 pub fn allow_flash_attention(device: Device) {
-    WORKS.fetch_or(bit(device), Ordering::Relaxed);
-}
-
-fn bit(device: Device) -> u64 {
-    let Device::Cuda(index) = device else { return 0 };
-    u32::try_from(index).ok().and_then(|index| 1_u64.checked_shl(index)).unwrap_or(0)
+    WORKS.insert(device);
 }
 
 /// Whether [`flash_attention`] may be used on a device for layers of this head size and type.
 pub fn has_flash_attention(device: Device, head_size: i64, kind: Kind) -> bool {
-    WORKS.load(Ordering::Relaxed) & bit(device) != 0
+    WORKS.contains(device)
         && matches!(kind, Kind::BFloat16 | Kind::Half)
         && head_size <= MAX_HEAD
         && head_size % HEAD_STEP == 0

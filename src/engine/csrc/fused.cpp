@@ -38,6 +38,12 @@ bool in_eights(const Tensor& x) {
          reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
 }
 
+// A gradient as the kernels read it: contiguous, from an address that is a multiple of 16 bytes.
+Tensor readable(const Tensor& gradient) {
+  const Tensor x = gradient.contiguous();
+  return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 ? x : x.clone();
+}
+
 // silu(gate) · up, saving only its operands.
 struct SwiGlu : torch::autograd::Function<SwiGlu> {
   static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
@@ -47,7 +53,7 @@ struct SwiGlu : torch::autograd::Function<SwiGlu> {
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &gate = saved[0], &up = saved[1], dy = gradients[0].contiguous();
+    const Tensor &gate = saved[0], &up = saved[1], dy = readable(gradients[0]);
     const Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
     const int64_t eights = gate.numel() / 8;
     launch(Kernel::swiglu_backward, gate, for_each(eights), seen(gate), seen(up), seen(dy), written(dgate),
@@ -75,17 +81,17 @@ struct Rope : torch::autograd::Function<Rope> {
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
-    return {turned(gradients[0].contiguous(), saved[0], saved[1], -1), Tensor(), Tensor()};
+    return {turned(readable(gradients[0]), saved[0], saved[1], -1), Tensor(), Tensor()};
   }
 };
 
 // weight · x / sqrt(mean(x²) + epsilon) of x + other, or of x if there is no other, with a frozen weight. Returns
-// {x + other, norm}; without `other` the first is x.
+// {norm, x + other}, or {norm} without `other`.
 struct AddNorm : torch::autograd::Function<AddNorm> {
   static Grid grid(const Tensor& x) {
     const int64_t eights = x.size(-1) / 8;
-    // Whole warps, for up to 4 times 8 elements a thread.
-    const int64_t threads = std::clamp<int64_t>((eights + 31) / 32 * 32, 32, 512);
+    // Whole warps.
+    const int64_t threads = std::clamp<int64_t>((eights + 31) / 32 * 32, 32, NORM_THREADS);
     return {static_cast<unsigned>(x.numel() / x.size(-1)), static_cast<unsigned>(threads)};
   }
 
@@ -108,10 +114,10 @@ struct AddNorm : torch::autograd::Function<AddNorm> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &scales = saved[2];
     const bool has_other = ctx->saved_data["other"].toBool();
-    const Tensor more = has_other && gradients[1].defined() ? gradients[1].contiguous() : Tensor();
+    const Tensor more = has_other && gradients[1].defined() ? readable(gradients[1]) : Tensor();
     Tensor dx = more;
     if (gradients[0].defined()) {
-      const Tensor dy = gradients[0].contiguous();
+      const Tensor dy = readable(gradients[0]);
       dx = at::empty_like(x);
       launch(Kernel::rms_norm_backward, x, grid(x), seen(x), seen(weight), seen(scales), seen(dy), maybe(more),
              written(dx), static_cast<unsigned>(x.size(-1) / 8));
@@ -127,8 +133,11 @@ void with_matrix(Kernel kernel, const luthier_nf4& matrix, Grid grid, A... more)
          seen(*matrix.offset), seen(*matrix.pairs), seen(*matrix.dynamic), more...);
 }
 
-// A warp for each row, eight warps a block.
-Grid for_rows(int64_t rows) { return {static_cast<unsigned>((rows + 7) / 8), luthier::THREADS}; }
+// A warp for each row.
+Grid for_rows(int64_t rows) {
+  constexpr int64_t WARPS = ITEM_THREADS / 32;
+  return {static_cast<unsigned>((rows + WARPS - 1) / WARPS), ITEM_THREADS};
+}
 
 void check_few(const Tensor& x, int64_t rows, int64_t columns) {
   TORCH_CHECK(in_eights(x) && x.dim() == 2 && x.size(1) == columns && x.size(0) <= 8);

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cuda/list.h"
+#include "cuda/threads.h"
 
 namespace luthier {
 
@@ -18,14 +19,11 @@ struct Grid {
   unsigned blocks, threads;
 };
 
-// Threads of a block, where nothing else decides.
-constexpr unsigned THREADS = 256;
-
 // A grid for kernels whose threads take one item after another.
 inline Grid for_each(int64_t items) {
   constexpr int64_t MOST = 4096;
-  const int64_t blocks = std::clamp<int64_t>((items + THREADS - 1) / THREADS, 1, MOST);
-  return {static_cast<unsigned>(blocks), THREADS};
+  const int64_t blocks = std::clamp<int64_t>((items + ITEM_THREADS - 1) / ITEM_THREADS, 1, MOST);
+  return {static_cast<unsigned>(blocks), ITEM_THREADS};
 }
 
 // Queues a kernel in the current stream of the device of `on`.

@@ -3,6 +3,7 @@
 
 mod cuda;
 mod device;
+mod driver;
 mod flash;
 mod fused;
 mod kernels;
@@ -18,10 +19,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use self::cuda::{Launch, SetContext};
 #[cfg(test)]
-pub use self::cuda::{PROGRAMS, emulate_kernels};
-pub use self::cuda::{Program, do_without, done_without, has_program, try_program};
+pub use self::cuda::emulate_kernels;
+pub use self::cuda::{NotLoaded, Program, allow_program, has_program, load_program};
+use self::device::device_index;
 #[cfg(test)]
 pub use self::device::has_cudnn_attention;
 pub use self::device::{
@@ -29,6 +30,7 @@ pub use self::device::{
     libtorch_folder, open_cuda, release_device_memory, set_deterministic, set_tf32, start_device_memory,
     tf32, upload,
 };
+use self::driver::Launcher;
 pub use self::flash::{Lengths, allow_flash_attention, flash_attention, has_flash_attention};
 pub use self::fused::{
     Nf4Levels, fused_add_norm, fused_blocks_decode, fused_blocks_product, fused_nf4_decode, fused_nf4_encode,
@@ -213,8 +215,8 @@ unsafe extern "C" {
         kind: c_int,
         out: *mut Pointer,
     ) -> c_int;
-    fn luthier_use_driver(launch: Launch, set_context: Option<SetContext>, context: *mut c_void) -> c_int;
-    fn luthier_use_kernel(name: *const c_char, function: *mut c_void) -> c_int;
+    fn luthier_use_launcher(device: c_int, launcher: Launcher) -> c_int;
+    fn luthier_use_kernel(device: c_int, name: *const c_char, function: *mut c_void) -> c_int;
     fn luthier_fused_swiglu(gate: Pointer, up: Pointer, out: *mut Pointer) -> c_int;
     fn luthier_fused_rope(x: Pointer, cos: Pointer, sin: Pointer, out: *mut Pointer) -> c_int;
     fn luthier_fused_add_norm(

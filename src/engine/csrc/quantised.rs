@@ -161,7 +161,7 @@ pub struct Nf4Matrix<'a> {
     pub columns: usize,
 }
 
-/// `luthier_nf4` of `csrc/quantised.cpp`.
+/// `luthier_nf4` of `csrc/quantised.h`.
 #[repr(C)]
 pub(super) struct Nf4Pointers {
     codes: Pointer,

@@ -92,7 +92,8 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     const int64_t rows = logits.size(0), vocabulary = logits.size(1);
     if (fused && logits.scalar_type() == at::kBFloat16) {
       const Tensor hits = at::empty_like(losses), id = ids.contiguous();
-      const luthier::Grid grid{static_cast<unsigned>(rows), vocabulary < 8192 ? 128u : 1024u};
+      TORCH_CHECK(id.numel() == rows && losses.is_contiguous() && logits.is_contiguous());
+      const luthier::Grid grid{static_cast<unsigned>(rows), vocabulary < 8192 ? 128u : VOCABULARY_THREADS};
       luthier::launch(luthier::Kernel::compare_rows, logits, grid, logits.mutable_data_ptr(), id.const_data_ptr(),
                       losses.mutable_data_ptr(), hits.mutable_data_ptr(), vocabulary, static_cast<int>(gradient));
       if (correct) correct->add_(hits.sum().to(at::kLong));

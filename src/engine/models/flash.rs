@@ -6,26 +6,23 @@ use tch::{Device, Kind, Tensor};
 use super::documents::Documents;
 use crate::error::{EngineError, Result};
 use crate::layers::Document;
-use crate::{csrc, ops};
+use crate::{csrc, ops, trials};
 
 /// Scale of the scores.
 const SCALE: f64 = 0.2;
 /// Largest relative difference that bf16 explains.
 const BOUND: f64 = 3e-2;
 
-/// Compares flash attention on a device with its definition, and lets later forward passes use it if the two agree.
-pub fn try_flash_attention(device: Device) {
+/// Compares flash attention on a device with its definition, and lets later forward passes use it if the two agree. Errors
+/// as [`trials::try_on`].
+pub fn try_flash_attention(device: Device) -> Result<()> {
     let flash = |parts: [&Tensor; 3], documents: &Documents, window: Option<i64>| {
         documents.flash_attention(parts, 0, window, SCALE)
     };
     let works = attends_rightly(device, Kind::BFloat16, &[None, Some(3)], &flash);
-    match works {
-        Ok(true) => csrc::allow_flash_attention(device),
-        Ok(false) => csrc::do_without("flash attention over documents is wrong on this GPU".into()),
-        Err(error) => {
-            csrc::do_without(format!("flash attention over documents is not available: {error}"));
-        }
-    }
+    trials::try_on(device, "flash attention over documents", works, || {
+        csrc::allow_flash_attention(device);
+    })
 }
 
 /// Attention of query, key and value over documents, with a window.
@@ -123,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_processor_has_no_flash_attention() {
-        try_flash_attention(Device::Cpu);
+        try_flash_attention(Device::Cpu).unwrap();
         assert!(!csrc::has_flash_attention(Device::Cpu, 64, Kind::BFloat16));
     }
 }

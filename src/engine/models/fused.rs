@@ -1,25 +1,21 @@
 //! The kernels that join operations on activations are tried on each GPU before they are used: what a GPU, its driver and
 //! its compiler make of them shows only there.
 
-use luthier_core::paths::cache_folder;
 use tch::{Device, Kind, Tensor};
 
 use crate::csrc::{self, Comparison, Program, Through};
 use crate::error::{EngineError, Result};
-use crate::ops;
+use crate::{ops, trials};
 
 /// Largest relative difference that bf16 explains.
 const BOUND: f64 = 2e-2;
 
-/// Compares the kernels on a device with their definitions, and lets later forward passes use those that agree.
-pub fn try_fused_operations(device: Device) {
-    let cache = cache_folder().map(|folder| folder.join("kernels"));
-    let attempt = |program, agrees: fn(Device) -> Result<bool>| {
-        csrc::try_program(program, device, cache.as_deref(), || agrees(device));
-    };
-    attempt(Program::Elementwise, elementwise_agrees);
-    attempt(Program::Norm, norms_agree);
-    attempt(Program::CrossEntropy, cross_entropy_agrees);
+/// Compares the kernels on a device with their definitions, and lets later forward passes use those that agree. Errors as
+/// [`trials::try_on`].
+pub fn try_fused_operations(device: Device) -> Result<()> {
+    trials::try_program(Program::Elementwise, device, elementwise_agrees)?;
+    trials::try_program(Program::Norm, device, norms_agree)?;
+    trials::try_program(Program::CrossEntropy, device, cross_entropy_agrees)
 }
 
 /// Numbers from -2 to 2 that bf16 holds exactly.
@@ -60,8 +56,7 @@ fn agrees(
     let found = results(inputs, Kind::BFloat16, fused)?;
     let expected = results(inputs, Kind::Float, definition)?;
     for (found, expected) in found.iter().zip(&expected) {
-        let distance = ops::relative_distance(found, expected)?;
-        if distance.is_nan() || distance > BOUND {
+        if !(0.0..=BOUND).contains(&ops::relative_distance(found, expected)?) {
             return Ok(false);
         }
     }
@@ -91,7 +86,8 @@ fn elementwise_agrees(device: Device) -> Result<bool> {
 
 fn norms_agree(device: Device) -> Result<bool> {
     const EPSILON: f64 = 1e-5;
-    for width in [24, 528] {
+    // Less than a warp takes at once, and more than all threads of the largest block do.
+    for width in [24, 528, 4104] {
         let inputs = [numbers(&[5, width], 0.37, device)?, numbers(&[5, width], 0.71, device)?];
         let weight = numbers(&[width], 0.31, device)?;
         let half = ops::to_kind(&weight, Kind::BFloat16)?;
@@ -116,8 +112,9 @@ fn norms_agree(device: Device) -> Result<bool> {
 }
 
 fn cross_entropy_agrees(device: Device) -> Result<bool> {
-    // Rows that can be read eight numbers at a time, and rows that cannot; more numbers than a block has threads.
-    for vocabulary in [40, 37, 1203] {
+    // Rows that can be read eight numbers at a time, and rows that cannot; small blocks and large ones; more numbers than
+    // a block takes at once.
+    for vocabulary in [40, 37, 1203, 8200, 8201] {
         let ids: Vec<i64> = (0..9).map(|row| row * 1201 % vocabulary).collect();
         let ids = ops::integers(&ids, device)?;
         let inputs = [numbers(&[9, 32], 0.37, device)?];
@@ -137,8 +134,7 @@ fn cross_entropy_agrees(device: Device) -> Result<bool> {
         };
         for (found, expected) in run(true)?.iter().zip(&run(false)?) {
             let (Some(found), Some(expected)) = (found, expected) else { return Ok(false) };
-            let distance = ops::relative_distance(found, expected)?;
-            if distance.is_nan() || distance > BOUND {
+            if !(0.0..=BOUND).contains(&ops::relative_distance(found, expected)?) {
                 return Ok(false);
             }
         }
@@ -208,6 +204,38 @@ mod tests {
             });
             assert_eq!(kept, again, "{whole}");
             assert!(kept.iter().all(|x| ops::largest_magnitude(x).unwrap() > 0.1));
+        }
+    }
+
+    /// The loss that the kernel gives for one row of logits.
+    fn loss(logits: &[f32], id: i64) -> f64 {
+        csrc::emulate_kernels();
+        let logits = Tensor::from_slice(logits).to_kind(Kind::BFloat16);
+        let zeros = |shape| Tensor::zeros(shape, (Kind::BFloat16, Device::Cpu));
+        let weight = zeros([logits.size()[0], 1]);
+        let head = csrc::Head { weight: &weight, bias: Some(&logits), cap: None };
+        let comparison = Comparison { chunk: 1, count_correct: true, through: Through::Sum, fused: true };
+        let ids = Tensor::from_slice(&[id]);
+        let found = csrc::linear_cross_entropy(&zeros([1, 1]), &head, &ids, comparison).unwrap();
+        ops::value(&found.sum).unwrap()
+    }
+
+    #[test]
+    fn tokens_that_cannot_come_have_no_part_in_a_loss() {
+        // All of a thread's numbers, and one of them.
+        let mut logits = vec![0.0; 24];
+        logits[..8].fill(f32::NEG_INFINITY);
+        logits[20] = f32::NEG_INFINITY;
+        let found = loss(&logits, 9);
+        assert!((found - 15_f64.ln()).abs() < 1e-3, "{found}");
+        assert_eq!(loss(&logits, 0), f64::INFINITY);
+        assert!(loss(&[f32::NEG_INFINITY; 24], 3).is_nan());
+    }
+
+    #[test]
+    fn a_token_outside_the_vocabulary_has_no_loss() {
+        for id in [-1, 24, i64::MAX] {
+            assert!(loss(&[0.5; 24], id).is_nan(), "{id}");
         }
     }
 

@@ -52,7 +52,7 @@ impl<'a> Loader<'a> {
                 csrc::map(&File::open(path).map_err(failed)?).map_err(failed)
             })
             .collect::<Result<_>>()?;
-        tried::try_kernels(quantisation, device);
+        tried::try_kernels(quantisation, device)?;
         let quantiser = match quantisation {
             Quantisation::None => Quantiser::None,
             Quantisation::Nf4 => Quantiser::Nf4(Tables::new(device)?),

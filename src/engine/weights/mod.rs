@@ -12,3 +12,4 @@ mod tried;
 pub use loader::Loader;
 pub use matrix::{Dense, Weight};
 pub use quantised::{Nf4, Stored};
+pub use tried::try_kernels;

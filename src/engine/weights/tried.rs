@@ -1,7 +1,6 @@
 //! The kernels for quantised matrices are tried on each GPU before they are used.
 
 use luthier_core::model::{Quantisation, Storage};
-use luthier_core::paths::cache_folder;
 use luthier_core::random;
 use tch::{Device, Kind, Tensor};
 
@@ -9,22 +8,18 @@ use super::nf4;
 use super::quantised::{Nf4, Tables};
 use crate::csrc::{self, Program};
 use crate::error::Result;
-use crate::ops;
+use crate::{ops, trials};
 
 /// Largest relative difference of a product that bf16 explains.
 const BOUND: f64 = 2e-2;
 
 /// Compares the kernels that a quantisation needs with their definitions on a device, and lets matrices use them if they
-/// agree.
-pub(super) fn try_kernels(quantisation: Quantisation, device: Device) {
-    let cache = cache_folder().map(|folder| folder.join("kernels"));
-    let attempt = |program, agrees: fn(Device) -> Result<bool>| {
-        csrc::try_program(program, device, cache.as_deref(), || agrees(device));
-    };
+/// agree. Errors as [`trials::try_on`].
+pub fn try_kernels(quantisation: Quantisation, device: Device) -> Result<()> {
     match quantisation {
-        Quantisation::None => {}
-        Quantisation::Nf4 => attempt(Program::Nf4, nf4_agrees),
-        Quantisation::AsStored => attempt(Program::Blocks, blocks_agree),
+        Quantisation::None => Ok(()),
+        Quantisation::Nf4 => trials::try_program(Program::Nf4, device, nf4_agrees),
+        Quantisation::AsStored => trials::try_program(Program::Blocks, device, blocks_agree),
     }
 }
 
@@ -39,8 +34,7 @@ fn products_agree(dense: &Tensor, product: &dyn Fn(&Tensor) -> Result<Tensor>) -
         let x = ops::floats(&numbers((tokens * columns) as usize, 7), dense.device())?;
         let x = ops::to_kind(&ops::reshape(&x, &[tokens, columns])?, Kind::BFloat16)?;
         let expected = ops::matmul(&ops::to_kind(&x, Kind::Float)?, &ops::transpose(dense, 0, 1)?)?;
-        let distance = ops::relative_distance(&product(&x)?, &expected)?;
-        if distance.is_nan() || distance > BOUND {
+        if !(0.0..=BOUND).contains(&ops::relative_distance(&product(&x)?, &expected)?) {
             return Ok(false);
         }
     }
@@ -62,7 +56,7 @@ fn nf4_agrees(device: Device) -> Result<bool> {
         }
         for kind in [Kind::Float, Kind::BFloat16] {
             let decoded = csrc::fused_nf4_decode(&expected.matrix(), kind)?;
-            if ops::distance(&decoded, &csrc::nf4_look_up(&expected.matrix(), kind)?)? > 0.0 {
+            if ops::distance(&decoded, &csrc::nf4_look_up(&expected.matrix(), kind)?)? != 0.0 {
                 return Ok(false);
             }
         }
@@ -84,7 +78,7 @@ fn blocks_agree(device: Device) -> Result<bool> {
         let bytes = ops::bytes(&(0..length).map(some).collect::<Vec<u8>>(), device)?;
         for kind in [Kind::Float, Kind::BFloat16] {
             let decoded = csrc::fused_blocks_decode(&bytes, storage, shape, kind)?;
-            if ops::distance(&decoded, &csrc::blocks_decode(&bytes, storage, shape, kind)?)? > 0.0 {
+            if ops::distance(&decoded, &csrc::blocks_decode(&bytes, storage, shape, kind)?)? != 0.0 {
                 return Ok(false);
             }
         }

@@ -119,9 +119,13 @@ DEVICE void decode_any(int format, const u8* matrix, T* out, i64 eights) {
   }
 }
 
-KERNEL blocks_to_bf16(int format, const u8* matrix, bf16* out, i64 eights) { decode_any(format, matrix, out, eights); }
+KERNEL(ITEM_THREADS) blocks_to_bf16(int format, const u8* matrix, bf16* out, i64 eights) {
+  decode_any(format, matrix, out, eights);
+}
 
-KERNEL blocks_to_f32(int format, const u8* matrix, float* out, i64 eights) { decode_any(format, matrix, out, eights); }
+KERNEL(ITEM_THREADS) blocks_to_f32(int format, const u8* matrix, float* out, i64 eights) {
+  decode_any(format, matrix, out, eights);
+}
 
 template <int FORMAT, int TOKENS>
 DEVICE void multiply(const u8* matrix, const bf16* x, bf16* y, int tokens, int rows, int columns) {
@@ -143,10 +147,12 @@ DEVICE void multiply_any(int format, const u8* matrix, const bf16* x, bf16* y, i
   }
 }
 
-KERNEL blocks_product_1(int format, const u8* matrix, const bf16* x, bf16* y, int tokens, int rows, int columns) {
+KERNEL(ITEM_THREADS) blocks_product_1(int format, const u8* matrix, const bf16* x, bf16* y, int tokens, int rows,
+                                      int columns) {
   multiply_any<1>(format, matrix, x, y, tokens, rows, columns);
 }
 
-KERNEL blocks_product_8(int format, const u8* matrix, const bf16* x, bf16* y, int tokens, int rows, int columns) {
+KERNEL(ITEM_THREADS) blocks_product_8(int format, const u8* matrix, const bf16* x, bf16* y, int tokens, int rows,
+                                      int columns) {
   multiply_any<8>(format, matrix, x, y, tokens, rows, columns);
 }

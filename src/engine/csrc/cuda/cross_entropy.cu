@@ -25,22 +25,31 @@ struct Part {
       : row(row), start(start), count(ALIGNED || width - start >= 8 ? 8 : static_cast<int>(width - start)) {}
 
   DEVICE void read(float* to) const {
-    if (ALIGNED) return widen(*reinterpret_cast<const Eight*>(row + start), to);
-    for (int k = 0; k < 8; ++k) to[k] = k < count ? value(row[start + k]) : 0;
+    if constexpr (ALIGNED) {
+      widen(*reinterpret_cast<const Eight*>(row + start), to);
+    } else {
+      for (int k = 0; k < 8; ++k) to[k] = k < count ? value(row[start + k]) : 0;
+    }
   }
 
   DEVICE void write(const float* from) const {
-    if (ALIGNED) return store_eight(row + start, from);
-    for (int k = 0; k < count; ++k) store(row + start + k, from[k]);
+    if constexpr (ALIGNED) {
+      store_eight(row + start, from);
+    } else {
+      for (int k = 0; k < count; ++k) store(row + start + k, from[k]);
+    }
   }
 };
 
 template <bool ALIGNED>
 DEVICE void compare(bf16* row, i64 id, float* loss, float* hit, i64 width, int gradient) {
-  const float own = value(row[id]);
+  // A token that is not in the vocabulary has no loss.
+  const bool known = id >= 0 && id < width;
+  const float own = known ? value(row[id]) : __int_as_float(0x7fc00000);
   const i64 step = 8 * static_cast<i64>(blockDim.x);
   float z[8];
-  Normaliser all = {-__int_as_float(0x7f800000), 0};
+  const float NOTHING = -__int_as_float(0x7f800000);
+  Normaliser all = {NOTHING, 0};
   int beaten = 0;
   for (i64 at = 8 * static_cast<i64>(threadIdx.x); at < width; at += step) {
     const Part<ALIGNED> part(row, at, width);
@@ -49,7 +58,8 @@ DEVICE void compare(bf16* row, i64 id, float* loss, float* hit, i64 width, int g
     for (int k = 1; k < 8; ++k) own_part.largest = k < part.count ? fmaxf(own_part.largest, z[k]) : own_part.largest;
     for (int k = 0; k < 8; ++k) {
       if (k >= part.count) break;
-      own_part.sum += __expf(z[k] - own_part.largest);
+      // e^-∞, without the difference of two infinities.
+      if (z[k] != NOTHING) own_part.sum += __expf(z[k] - own_part.largest);
       beaten |= at + k < id ? !(z[k] < own) : !(z[k] <= own);
     }
     all = joined(all, own_part);
@@ -78,9 +88,10 @@ DEVICE void compare(bf16* row, i64 id, float* loss, float* hit, i64 width, int g
 }
 
 // losses[row] = -log softmax(logits[row])[ids[row]]; hits[row] = 1 if the most likely token is ids[row], the first of
-// equal ones, and otherwise 0. With `gradient`, logits become softmax - onehot. If a number of a row is not finite,
-// neither is its loss.
-KERNEL compare_rows(bf16* logits, const i64* ids, float* losses, float* hits, i64 vocabulary, int gradient) {
+// equal ones, and otherwise 0. With `gradient`, logits become softmax - onehot. A row with NaN or +∞, or without a
+// number above -∞, has no finite loss; an id outside the vocabulary gives NaN.
+KERNEL(VOCABULARY_THREADS) compare_rows(bf16* logits, const i64* ids, float* losses, float* hits, i64 vocabulary,
+                                        int gradient) {
   const i64 index = blockIdx.x;
   bf16* row = logits + index * vocabulary;
   if (vocabulary % 8 == 0) compare<true>(row, ids[index], losses + index, hits + index, vocabulary, gradient);

@@ -7,7 +7,7 @@ typedef unsigned int u32;
 typedef long long i64;
 
 #ifndef LUTHIER_EMULATION
-#define KERNEL extern "C" __global__ void
+#define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads) void
 #define DEVICE __device__ __forceinline__
 
 // Two numbers as bf16, the first in the lower half, each rounded to the nearest, ties to even.

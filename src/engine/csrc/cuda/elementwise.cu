@@ -3,7 +3,7 @@
 DEVICE float sigmoid(float x) { return 1 / (1 + __expf(-x)); }
 
 // y = silu(gate) · up.
-KERNEL swiglu_forward(const Eight* gate, const Eight* up, Eight* y, i64 eights) {
+KERNEL(ITEM_THREADS) swiglu_forward(const Eight* gate, const Eight* up, Eight* y, i64 eights) {
   for (i64 i = first_index(); i < eights; i += all_threads()) {
     float g[8], u[8];
     widen(gate[i], g);
@@ -13,7 +13,8 @@ KERNEL swiglu_forward(const Eight* gate, const Eight* up, Eight* y, i64 eights) 
   }
 }
 
-KERNEL swiglu_backward(const Eight* gate, const Eight* up, const Eight* dy, Eight* dgate, Eight* dup, i64 eights) {
+KERNEL(ITEM_THREADS) swiglu_backward(const Eight* gate, const Eight* up, const Eight* dy, Eight* dgate, Eight* dup,
+                                     i64 eights) {
   for (i64 i = first_index(); i < eights; i += all_threads()) {
     float g[8], u[8], d[8];
     widen(gate[i], g);
@@ -32,8 +33,8 @@ KERNEL swiglu_backward(const Eight* gate, const Eight* up, const Eight* dy, Eigh
 // Rotates the first 2 · half dimensions of every head of x [tokens, heads, size] by cos and sin [tokens, half], and
 // copies the others; direction -1 rotates back. half and size are multiples of 8. `items` is the number of rotated
 // and copied eights.
-KERNEL rope(const bf16* x, const bf16* cos, const bf16* sin, bf16* y, u32 items, u32 heads, u32 size, u32 half,
-            float direction) {
+KERNEL(ITEM_THREADS) rope(const bf16* x, const bf16* cos, const bf16* sin, bf16* y, u32 items, u32 heads, u32 size,
+                          u32 half, float direction) {
   const u32 turned = half / 8, each = turned + (size - 2 * half) / 8;
   for (u32 i = static_cast<u32>(first_index()); i < items; i += static_cast<u32>(all_threads())) {
     const u32 place = i % each, head = i / each, token = head / heads;

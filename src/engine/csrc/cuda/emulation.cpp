@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "list.h"
+#include "threads.h"
 
 // Each program is a translation unit of its own on CUDA.
 #include "device.h"

@@ -15,7 +15,7 @@
 #include <vector>
 
 #define LUTHIER_EMULATION
-#define KERNEL static void
+#define KERNEL(threads) static void
 #define DEVICE inline
 #define __shared__ static
 

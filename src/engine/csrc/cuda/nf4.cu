@@ -57,13 +57,13 @@ DEVICE void decode(const Matrix& matrix, const float* pairs, const float* dynami
   }
 }
 
-KERNEL nf4_to_bf16(const u8* codes, const u8* scales, const float* nested, const float* offset, const float* pairs,
-                   const float* dynamic, bf16* out, i64 count) {
+KERNEL(ITEM_THREADS) nf4_to_bf16(const u8* codes, const u8* scales, const float* nested, const float* offset,
+                                 const float* pairs, const float* dynamic, bf16* out, i64 count) {
   decode({codes, scales, nested, offset}, pairs, dynamic, out, count);
 }
 
-KERNEL nf4_to_f32(const u8* codes, const u8* scales, const float* nested, const float* offset, const float* pairs,
-                  const float* dynamic, float* out, i64 count) {
+KERNEL(ITEM_THREADS) nf4_to_f32(const u8* codes, const u8* scales, const float* nested, const float* offset,
+                                const float* pairs, const float* dynamic, float* out, i64 count) {
   decode({codes, scales, nested, offset}, pairs, dynamic, out, count);
 }
 
@@ -77,21 +77,23 @@ DEVICE void multiply(const Matrix& matrix, const float* pairs, const float* dyna
   few_tokens_product<TOKENS>(eight, x, y, tokens, rows, columns);
 }
 
-KERNEL nf4_product_1(const u8* codes, const u8* scales, const float* nested, const float* offset, const float* pairs,
-                     const float* dynamic, const bf16* x, bf16* y, int tokens, int rows, int columns) {
+KERNEL(ITEM_THREADS) nf4_product_1(const u8* codes, const u8* scales, const float* nested, const float* offset,
+                                   const float* pairs, const float* dynamic, const bf16* x, bf16* y, int tokens,
+                                   int rows, int columns) {
   multiply<1>({codes, scales, nested, offset}, pairs, dynamic, x, y, tokens, rows, columns);
 }
 
-KERNEL nf4_product_8(const u8* codes, const u8* scales, const float* nested, const float* offset, const float* pairs,
-                     const float* dynamic, const bf16* x, bf16* y, int tokens, int rows, int columns) {
+KERNEL(ITEM_THREADS) nf4_product_8(const u8* codes, const u8* scales, const float* nested, const float* offset,
+                                   const float* pairs, const float* dynamic, const bf16* x, bf16* y, int tokens,
+                                   int rows, int columns) {
   multiply<8>({codes, scales, nested, offset}, pairs, dynamic, x, y, tokens, rows, columns);
 }
 
 // The codes of `count` elements, and the largest magnitude of each 64. A warp for each 64 elements, two for each thread.
 // bounds [15] are the midpoints between levels; a value at one gets the level below. zero is the code of elements
 // beyond the last.
-KERNEL nf4_encode(const float* values, const float* bounds, u8* codes, float* largest, i64 count, float smallest,
-                  int zero) {
+KERNEL(ITEM_THREADS) nf4_encode(const float* values, const float* bounds, u8* codes, float* largest, i64 count,
+                                float smallest, int zero) {
   const i64 blocks = (count + 63) / 64;
   const int lane = threadIdx.x % 32;
   for (i64 block = first_index() / 32; block < blocks; block += all_threads() / 32) {

@@ -15,8 +15,8 @@ DEVICE float block_sum(float x) {
 
 // y = weight · x / sqrt(mean(x²) + epsilon), rounded before the product with the weight as well;
 // scales[row] = 1 / sqrt(…). With `other`, x becomes x + other first, which is written to `sum`.
-KERNEL rms_norm_forward(const Eight* x, const Eight* other, const Eight* weight, Eight* sum, Eight* y, float* scales,
-                        u32 eights, float epsilon) {
+KERNEL(NORM_THREADS) rms_norm_forward(const Eight* x, const Eight* other, const Eight* weight, Eight* sum, Eight* y,
+                                      float* scales, u32 eights, float epsilon) {
   const i64 start = static_cast<i64>(blockIdx.x) * eights;
   float squares = 0;
   for (u32 i = threadIdx.x; i < eights; i += blockDim.x) {
@@ -49,8 +49,8 @@ KERNEL rms_norm_forward(const Eight* x, const Eight* other, const Eight* weight,
 }
 
 // dx = scale · (weight · dy - x · scale² · mean(weight · dy · x)), plus `other` if it is given.
-KERNEL rms_norm_backward(const Eight* x, const Eight* weight, const float* scales, const Eight* dy, const Eight* other,
-                         Eight* dx, u32 eights) {
+KERNEL(NORM_THREADS) rms_norm_backward(const Eight* x, const Eight* weight, const float* scales, const Eight* dy,
+                                       const Eight* other, Eight* dx, u32 eights) {
   const i64 start = static_cast<i64>(blockIdx.x) * eights;
   const float scale = scales[blockIdx.x];
   float product = 0;

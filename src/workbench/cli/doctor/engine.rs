@@ -27,8 +27,16 @@ struct Report {
     devices: Vec<String>,
     threads: usize,
     speeds: Vec<Speed>,
-    slower: Vec<String>,
+    slower: Vec<Missing>,
     problems: Vec<String>,
+}
+
+/// Something that makes a GPU faster and cannot be used there.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Missing {
+    what: String,
+    remedy: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -54,9 +62,9 @@ pub fn findings() -> Vec<Finding> {
             findings.extend(report.speeds.iter().map(|speed| {
                 Finding::good("device", clean_line(&format!("{}: {}", speed.device, speed.hint)).into_owned())
             }));
-            findings.extend(report.slower.iter().map(|reason| {
-                let found = format!("slower than it could be: {}", clean_line(reason));
-                let remedy = "install torch with its NVIDIA packages: `make setup` does, or `pip install torch==2.11.0`";
+            findings.extend(report.slower.iter().map(|missing| {
+                let found = format!("slower than it could be: {}", clean_line(&missing.what));
+                let remedy = clean_line(&missing.remedy).into_owned();
                 Finding::short("device", Standing::Warning, found, remedy)
             }));
             findings.extend(report.problems.iter().map(|problem| {
