@@ -29,6 +29,8 @@ pub enum Program {
     /// RMS norm.
     Norm,
     CrossEntropy,
+    /// The update of trained weights that have a working copy.
+    AdamW,
     /// Matrices in NF4.
     Nf4,
     /// Matrices in llama.cpp's blocks.
@@ -36,10 +38,11 @@ pub enum Program {
 }
 
 /// For each program, the devices on which it was seen to work.
-static WORKS: [DeviceSet; 5] = [const { DeviceSet::new() }; 5];
+static WORKS: [DeviceSet; Program::ALL.len()] = [const { DeviceSet::new() }; Program::ALL.len()];
 
 impl Program {
-    pub const ALL: [Self; 5] = [Self::Elementwise, Self::Norm, Self::CrossEntropy, Self::Nf4, Self::Blocks];
+    pub const ALL: [Self; 6] =
+        [Self::Elementwise, Self::Norm, Self::CrossEntropy, Self::AdamW, Self::Nf4, Self::Blocks];
 
     pub fn name(self) -> &'static str {
         self.file().0
@@ -51,6 +54,7 @@ impl Program {
             Self::Elementwise => ("elementwise", include_str!("cuda/elementwise.cu")),
             Self::Norm => ("norm", include_str!("cuda/norm.cu")),
             Self::CrossEntropy => ("cross_entropy", include_str!("cuda/cross_entropy.cu")),
+            Self::AdamW => ("adamw", include_str!("cuda/adamw.cu")),
             Self::Nf4 => ("nf4", include_str!("cuda/nf4.cu")),
             Self::Blocks => ("blocks", include_str!("cuda/blocks.cu")),
         }

@@ -6,6 +6,7 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -32,16 +33,18 @@ const void* seen(const Tensor& x) { return x.const_data_ptr(); }
 // Of a tensor or of none.
 const void* maybe(const std::optional<Tensor>& x) { return x && x->defined() ? x->const_data_ptr() : nullptr; }
 
+bool is_aligned(const Tensor& x) { return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0; }
+
 // As csrc::in_eights.
 bool in_eights(const Tensor& x) {
   return x.scalar_type() == at::kBFloat16 && x.is_contiguous() && x.dim() > 0 && x.size(-1) % 8 == 0 && x.numel() > 0 &&
-         reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+         is_aligned(x);
 }
 
 // A gradient as the kernels read it: contiguous, from an address that is a multiple of 16 bytes.
 Tensor readable(const Tensor& gradient) {
   const Tensor x = gradient.contiguous();
-  return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 ? x : x.clone();
+  return is_aligned(x) ? x : x.clone();
 }
 
 // silu(gate) · up, saving only its operands.
@@ -151,6 +154,40 @@ Tensor luthier::gated(const Tensor& gate, const Tensor& up) {
   const int64_t eights = gate.numel() / 8;
   launch(Kernel::swiglu_forward, gate, for_each(eights), seen(gate), seen(up), written(y), eights);
   return y;
+}
+
+bool luthier::takes_adamw(const Tensor& gradient, const Trained& trained) {
+  const auto whole = [&](const Tensor& x, at::ScalarType type) {
+    return x.scalar_type() == type && x.is_contiguous() && is_aligned(x) && x.sizes() == gradient.sizes();
+  };
+  return gradient.numel() % 8 == 0 && gradient.numel() > 0 &&
+         (whole(gradient, at::kBFloat16) || whole(gradient, at::kFloat)) && whole(trained.parameter, at::kFloat) &&
+         whole(trained.first, at::kFloat) && whole(trained.second, at::kFloat) && whole(trained.working, at::kBFloat16);
+}
+
+void luthier::fused_adamw(const Tensor& gradient, const Trained& trained, const Tensor& scale, const Tensor& left_out,
+                          const AdamW& settings) {
+  // As in cuda/adamw.cu.
+  struct {
+    float learning_rate, beta1, beta2, rest1, rest2, log_beta1, log_beta2, weight_decay, epsilon;
+  } given;
+  given.learning_rate = static_cast<float>(settings.learning_rate);
+  given.beta1 = static_cast<float>(settings.beta1);
+  given.beta2 = static_cast<float>(settings.beta2);
+  given.rest1 = static_cast<float>(1 - settings.beta1);
+  given.rest2 = static_cast<float>(1 - settings.beta2);
+  given.log_beta1 = static_cast<float>(std::log(settings.beta1));
+  given.log_beta2 = static_cast<float>(std::log(settings.beta2));
+  given.weight_decay = static_cast<float>(settings.weight_decay);
+  given.epsilon = static_cast<float>(settings.epsilon);
+  const auto number = [](const Tensor& x) { return x.scalar_type() == at::kFloat && x.numel() == 1; };
+  TORCH_CHECK(takes_adamw(gradient, trained) && number(trained.step) && number(left_out));
+  TORCH_CHECK(!scale.defined() || number(scale));
+  const int64_t eights = gradient.numel() / 8;
+  launch(gradient.scalar_type() == at::kFloat ? Kernel::adamw_by_f32 : Kernel::adamw_by_bf16, gradient,
+         for_each(eights), seen(gradient), written(trained.parameter), written(trained.first), written(trained.second),
+         written(trained.working), seen(trained.step), scale.defined() ? seen(scale) : nullptr, seen(left_out), eights,
+         given);
 }
 
 extern "C" {

@@ -105,6 +105,7 @@ unsafe extern "C" {
         weight_decay: f64,
         epsilon: f64,
         left_out: Pointer,
+        fused: c_int,
     ) -> c_int;
     fn luthier_grad_norm(gradients: *const Pointer, count: usize, out: *mut Pointer) -> c_int;
     fn luthier_linear_cross_entropy(

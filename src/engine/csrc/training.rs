@@ -80,12 +80,14 @@ pub struct Clipping<'a> {
 }
 
 /// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters, in place, in f32. No update if
-/// `left_out`, a 0-dimensional f32 tensor, is 1. All parameters are f32 on one device.
+/// `left_out`, a 0-dimensional f32 tensor, is 1. All parameters are f32 on one device. `fused`: parameters with working
+/// copies go through [`Program::AdamW`](super::Program), which must be loaded there, as far as it takes them.
 pub fn adamw(
     parameters: &[Moments],
     settings: &AdamW,
     clipping: Option<Clipping>,
     left_out: &Tensor,
+    fused: bool,
 ) -> Result<()> {
     if parameters.is_empty() {
         return Ok(());
@@ -114,6 +116,7 @@ pub fn adamw(
             settings.weight_decay,
             settings.epsilon,
             pointer(left_out),
+            c_int::from(fused),
         )
     })
 }

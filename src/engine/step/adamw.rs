@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::csrc::{self, Moments};
+use crate::csrc::{self, Clipping, Moments, Program};
 use crate::error::{EngineError, Result};
 use crate::layers::{Parameters, WorkingCopies, WorkingCopy};
-use crate::ops;
+use crate::{ops, trials};
 
 /// Added to the root of the second moment, as in PyTorch and transformers.
 pub const EPSILON: f64 = 1e-8;
@@ -52,7 +52,7 @@ impl AdamW {
         working: Option<&WorkingCopies>,
         gradients: &[Tensor],
         settings: &csrc::AdamW,
-        clipping: Option<csrc::Clipping>,
+        clipping: Option<Clipping>,
         left_out: &Tensor,
     ) -> Result<()> {
         if parameters.len() != gradients.len() || !parameters.keys().eq(self.slots.keys()) {
@@ -71,7 +71,8 @@ impl AdamW {
                 working: working.and_then(|working| working.get(name)).map(WorkingCopy::values),
             })
             .collect();
-        csrc::adamw(&rows, settings, clipping, left_out)
+        let fused = csrc::has_program(Program::AdamW, left_out.device());
+        csrc::adamw(&rows, settings, clipping, left_out, fused)
     }
 
     /// Counts an update that was made.
@@ -136,15 +137,74 @@ impl AdamW {
     }
 }
 
+/// Compares the kernel for parameters with working copies with its definition on a device, and lets later updates use it if
+/// they agree. Errors as [`trials::try_on`].
+pub fn try_fused_update(device: Device) -> Result<()> {
+    trials::try_program(Program::AdamW, device, fused_update_agrees)
+}
+
+fn fused_update_agrees(device: Device) -> Result<bool> {
+    /// Largest relative difference that the order of roundings explains, in f32 and in bf16.
+    const BOUNDS: [f64; 4] = [1e-5, 1e-5, 1e-5, 1e-2];
+    const COUNT: i64 = 8 * 1031;
+    let settings =
+        csrc::AdamW { learning_rate: 0.01, betas: [0.9, 0.999], weight_decay: 0.1, epsilon: EPSILON };
+    let numbers = |step: f32| {
+        let all: Vec<f32> = (0..COUNT).map(|index| (index as f32 * step).sin()).collect();
+        ops::floats(&all, device)
+    };
+    let scalar = |value: f32| ops::reshape(&ops::floats(&[value], device)?, &[]);
+    let (norm, in_all, in_none) = (scalar(4.0)?, scalar(0.0)?, scalar(1.0)?);
+    let run = |fused: bool, kind: Kind, limit: Option<f64>| -> Result<[Tensor; 4]> {
+        let parameter = numbers(0.37)?;
+        let zeros = || ops::zeros(&[COUNT], Kind::Float, device);
+        let (first, second) = (zeros()?, zeros()?);
+        let (working, step) = (ops::copy(&ops::to_kind(&parameter, Kind::BFloat16)?)?, scalar(0.0)?);
+        // The last changes nothing.
+        for (number, left_out) in [0.71, 0.53, 0.29].into_iter().zip([&in_all, &in_all, &in_none]) {
+            let gradient = ops::copy(&ops::to_kind(&numbers(number)?, kind)?)?;
+            let row = Moments {
+                parameter: &parameter,
+                gradient: &gradient,
+                first: &first,
+                second: &second,
+                step: &step,
+                working: Some(&working),
+            };
+            let clipping = limit.map(|limit| Clipping { norm: &norm, limit });
+            csrc::adamw(&[row], &settings, clipping, left_out, fused)?;
+        }
+        Ok([parameter, first, second, working])
+    };
+    for kind in [Kind::BFloat16, Kind::Float] {
+        for limit in [None, Some(1.0)] {
+            let (found, expected) = (run(true, kind, limit)?, run(false, kind, limit)?);
+            for ((found, expected), bound) in found.iter().zip(&expected).zip(BOUNDS) {
+                let distance = ops::distance(found, expected)? / ops::largest_magnitude(expected)?;
+                if !(0.0..=bound).contains(&distance) {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_for_cuda_makes_the_same_update() {
+        csrc::emulate_kernels();
+        assert!(fused_update_agrees(Device::Cpu).unwrap());
+    }
 
     const SETTINGS: csrc::AdamW =
         csrc::AdamW { learning_rate: 0.05, betas: [0.9, 0.99], weight_decay: 0.1, epsilon: EPSILON };
 
     fn parameters() -> Parameters {
-        let ramp = |count: i64| Tensor::arange(count, (Kind::Float, tch::Device::Cpu)) / 10.0 - 0.3;
+        let ramp = |count: i64| Tensor::arange(count, (Kind::Float, Device::Cpu)) / 10.0 - 0.3;
         [("a".to_owned(), ramp(7)), ("b".to_owned(), ramp(12).reshape([3, 4]))].into()
     }
 
@@ -153,7 +213,7 @@ mod tests {
     }
 
     fn update(optimizer: &mut AdamW, parameters: &Parameters, step: i64) {
-        let left_out = ops::zeros(&[], Kind::Float, tch::Device::Cpu).unwrap();
+        let left_out = ops::zeros(&[], Kind::Float, Device::Cpu).unwrap();
         optimizer.update(parameters, None, &gradients(step), &SETTINGS, None, &left_out).unwrap();
         optimizer.count_update();
     }
@@ -204,7 +264,7 @@ mod tests {
     fn an_update_left_out_changes_nothing() {
         let (with, without) = (parameters(), parameters());
         let mut optimizers = [AdamW::new(&with).unwrap(), AdamW::new(&without).unwrap()];
-        let left_out = Tensor::ones([], (Kind::Float, tch::Device::Cpu));
+        let left_out = Tensor::ones([], (Kind::Float, Device::Cpu));
         for step in 1..=4 {
             update(&mut optimizers[0], &with, step);
             update(&mut optimizers[1], &without, step);
@@ -244,8 +304,8 @@ mod tests {
         let mut optimizer = AdamW::new(&parameters).unwrap();
         let mut saved = AdamW::new(&parameters).unwrap().tensors();
         saved.remove("first.a");
-        saved.insert("second.c".into(), Tensor::zeros([1], (Kind::Float, tch::Device::Cpu)));
-        saved.insert("first.b".into(), Tensor::ones([2], (Kind::Float, tch::Device::Cpu)));
+        saved.insert("second.c".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
+        saved.insert("first.b".into(), Tensor::ones([2], (Kind::Float, Device::Cpu)));
         let text = optimizer.restore(&saved, 5).unwrap_err().to_string();
         for part in ["first.a is missing", "second.c is not expected", "first.b is Float [2]"] {
             assert!(text.contains(part), "{text}");

@@ -60,6 +60,15 @@ struct alignas(16) FourFloats {
   float values[4];
 };
 
+// Reads eight elements. The address is a multiple of 16 bytes.
+DEVICE void load_eight(const bf16* from, float* to) { widen(*reinterpret_cast<const Eight*>(from), to); }
+DEVICE void load_eight(const float* from, float* to) {
+  for (int i = 0; i < 2; ++i) {
+    const FourFloats four = reinterpret_cast<const FourFloats*>(from)[i];
+    for (int j = 0; j < 4; ++j) to[4 * i + j] = four.values[j];
+  }
+}
+
 // Writes eight elements. The address is a multiple of 16 bytes.
 DEVICE void store_eight(bf16* to, const float* from) { *reinterpret_cast<Eight*>(to) = narrowed(from); }
 DEVICE void store_eight(float* to, const float* from) {

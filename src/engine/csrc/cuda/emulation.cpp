@@ -20,6 +20,9 @@ namespace norm {
 namespace cross_entropy {
 #include "cross_entropy.cu"
 }
+namespace adamw {
+#include "adamw.cu"
+}
 namespace nf4 {
 #include "nf4.cu"
 }

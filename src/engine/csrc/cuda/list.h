@@ -8,6 +8,8 @@
   X(norm, rms_norm_forward)           \
   X(norm, rms_norm_backward)          \
   X(cross_entropy, compare_rows)      \
+  X(adamw, adamw_by_bf16)             \
+  X(adamw, adamw_by_f32)              \
   X(nf4, nf4_to_bf16)                 \
   X(nf4, nf4_to_f32)                  \
   X(nf4, nf4_product_1)               \

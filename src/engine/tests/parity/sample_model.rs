@@ -142,6 +142,6 @@ fn three_lora_steps_equal_peft() {
             .collect();
         let settings =
             csrc::AdamW { learning_rate: 1e-3, betas: [0.9, 0.999], weight_decay: 0.0, epsilon: 1e-8 };
-        csrc::adamw(&rows, &settings, None, &Tensor::zeros([], (Kind::Float, Device::Cpu))).unwrap();
+        csrc::adamw(&rows, &settings, None, &Tensor::zeros([], (Kind::Float, Device::Cpu)), false).unwrap();
     }
 }
