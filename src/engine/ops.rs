@@ -451,7 +451,7 @@ pub fn add_rms_norm(x: &Tensor, other: &Tensor, weight: &Tensor, epsilon: f64) -
 }
 
 /// Whether a kernel of a program computes an operation on these tensors.
-fn fuses(program: csrc::Program, tensors: &[&Tensor]) -> bool {
+pub fn fuses(program: csrc::Program, tensors: &[&Tensor]) -> bool {
     let device = tensors.first().map_or(Device::Cpu, |x| x.device());
     csrc::has_program(program, device) && tensors.iter().all(|x| csrc::in_eights(x))
 }

@@ -208,6 +208,51 @@ int luthier_fused_rope(Tensor* x, Tensor* cos, Tensor* sin, Tensor** out) {
   });
 }
 
+// Queries [N, heads, size] and keys [N, groups, size] rotated by cos and sin [N, …, half]; keys and values are written to
+// a cache's, [B, groups, capacity, size]: those of token t of a row, of N / B, at places [B, N / B], int64, or at start + t
+// if places is null. No gradient.
+int luthier_fused_rope_into_cache(Tensor* query, Tensor* key, Tensor* value, Tensor* cos, Tensor* sin, Tensor* keys,
+                                  Tensor* values, Tensor* places, int64_t start, Tensor** out) {
+  return guarded([=] {
+    at::NoGradGuard no_grad;
+    // As in cuda/elementwise.cu.
+    struct {
+      unsigned width, heads, groups, size, half;
+      int64_t capacity, start, stride;
+      const int64_t* places;
+    } tokens = {};
+    for (const Tensor* x : {query, key, value, cos, sin, keys, values}) TORCH_CHECK(in_eights(*x));
+    TORCH_CHECK(query->dim() == 3 && key->dim() == 3 && key->sizes() == value->sizes());
+    TORCH_CHECK(keys->dim() == 4 && keys->sizes() == values->sizes());
+    const int64_t count = query->size(0), rows = keys->size(0), half = cos->size(-1);
+    const int64_t heads = query->size(1), groups = key->size(1), size = query->size(2), width = count / rows;
+    TORCH_CHECK(key->size(0) == count && key->size(2) == size && width * rows == count);
+    TORCH_CHECK(keys->size(1) == groups && keys->size(3) == size);
+    TORCH_CHECK(cos->sizes() == sin->sizes() && half * count == cos->numel() && 2 * half <= size);
+    TORCH_CHECK(query->numel() + 2 * key->numel() <= std::numeric_limits<unsigned>::max());
+    tokens.width = static_cast<unsigned>(width);
+    tokens.heads = static_cast<unsigned>(heads);
+    tokens.groups = static_cast<unsigned>(groups);
+    tokens.size = static_cast<unsigned>(size);
+    tokens.half = static_cast<unsigned>(half);
+    tokens.capacity = keys->size(2);
+    if (places != nullptr) {
+      TORCH_CHECK(places->scalar_type() == at::kLong && places->dim() == 2 && places->size(0) == rows);
+      TORCH_CHECK(places->size(1) == width && (width == 1 || places->stride(1) == 1));
+      tokens.places = places->const_data_ptr<int64_t>();
+      tokens.stride = places->stride(0);
+    } else {
+      TORCH_CHECK(start >= 0 && start + width <= tokens.capacity);
+      tokens.start = start;
+    }
+    const int64_t items = count * ((heads + groups) * ((size - half) / 8) + groups * (size / 8));
+    const Tensor y = at::empty_like(*query);
+    launch(Kernel::rope_into_cache, *query, for_each(items), seen(*query), seen(*key), seen(*value), seen(*cos),
+           seen(*sin), written(y), written(*keys), written(*values), static_cast<unsigned>(items), tokens);
+    *out = new Tensor(y);
+  });
+}
+
 // `other` and `sum` are null together.
 int luthier_fused_add_norm(Tensor* x, Tensor* other, Tensor* weight, double epsilon, Tensor** sum, Tensor** out) {
   return guarded([=] {

@@ -11,7 +11,7 @@ use super::quantised::{Nf4Matrix, format_number};
 use super::{
     checked, luthier_fused_add_norm, luthier_fused_blocks_decode, luthier_fused_blocks_product,
     luthier_fused_nf4_decode, luthier_fused_nf4_encode, luthier_fused_nf4_product, luthier_fused_rope,
-    luthier_fused_swiglu, owned, pointer,
+    luthier_fused_rope_into_cache, luthier_fused_swiglu, owned, pointer,
 };
 use crate::error::{EngineError, Result};
 
@@ -36,6 +36,58 @@ pub fn fused_rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let mut out = null_mut();
     // SAFETY: three live tensors in, one pointer written on success; the shim checks shapes and types.
     checked("rope", unsafe { luthier_fused_rope(pointer(x), pointer(cos), pointer(sin), &raw mut out) })?;
+    Ok(owned(out))
+}
+
+/// New tokens for a cache, N of all its rows.
+#[derive(Debug, Clone, Copy)]
+pub struct NewTokens<'a> {
+    /// `[N, heads, size]`
+    pub query: &'a Tensor,
+    /// `[N, groups, size]`
+    pub key: &'a Tensor,
+    /// `[N, groups, size]`
+    pub value: &'a Tensor,
+}
+
+/// Where new tokens go in a row of a cache.
+#[derive(Debug, Clone, Copy)]
+pub enum Places<'a> {
+    /// In every row, from this place on.
+    From(i64),
+    /// `[B, T]` int64.
+    At(&'a Tensor),
+}
+
+/// Queries and keys rotated as by [`fused_rope`]. Returns the queries; keys and values are written to those of a cache,
+/// `[B, groups, capacity, size]`. All are [`in_eights`]; no gradient.
+pub fn fused_rope_into_cache(
+    tokens: NewTokens,
+    [cos, sin]: [&Tensor; 2],
+    [keys, values]: [&Tensor; 2],
+    places: Places,
+) -> Result<Tensor> {
+    let (places, start) = match places {
+        Places::From(start) => (null_mut(), start),
+        Places::At(places) => (pointer(places), 0),
+    };
+    let mut out = null_mut();
+    // SAFETY: seven live tensors in, and one or none; the shim checks shapes and types and writes to the cache's two and one
+    // pointer. Places that are tensors are inside the cache: it made room for them.
+    checked("rope", unsafe {
+        luthier_fused_rope_into_cache(
+            pointer(tokens.query),
+            pointer(tokens.key),
+            pointer(tokens.value),
+            pointer(cos),
+            pointer(sin),
+            pointer(keys),
+            pointer(values),
+            places,
+            start,
+            &raw mut out,
+        )
+    })?;
     Ok(owned(out))
 }
 

@@ -33,8 +33,9 @@ pub use self::device::{
 use self::driver::Launcher;
 pub use self::flash::{Lengths, allow_flash_attention, flash_attention, has_flash_attention};
 pub use self::fused::{
-    Nf4Levels, fused_add_norm, fused_blocks_decode, fused_blocks_product, fused_nf4_decode, fused_nf4_encode,
-    fused_nf4_product, fused_rope, fused_swiglu, in_eights,
+    NewTokens, Nf4Levels, Places, fused_add_norm, fused_blocks_decode, fused_blocks_product,
+    fused_nf4_decode, fused_nf4_encode, fused_nf4_product, fused_rope, fused_rope_into_cache, fused_swiglu,
+    in_eights,
 };
 pub use self::kernels::{
     AdaptedLayer, LowRank, Seen, adapted_linear, adapted_linears, add_low_rank, all_plain, attend, attention,
@@ -220,6 +221,18 @@ unsafe extern "C" {
     fn luthier_use_kernel(device: c_int, name: *const c_char, function: *mut c_void) -> c_int;
     fn luthier_fused_swiglu(gate: Pointer, up: Pointer, out: *mut Pointer) -> c_int;
     fn luthier_fused_rope(x: Pointer, cos: Pointer, sin: Pointer, out: *mut Pointer) -> c_int;
+    fn luthier_fused_rope_into_cache(
+        query: Pointer,
+        key: Pointer,
+        value: Pointer,
+        cos: Pointer,
+        sin: Pointer,
+        keys: Pointer,
+        values: Pointer,
+        places: Pointer,
+        start: i64,
+        out: *mut Pointer,
+    ) -> c_int;
     fn luthier_fused_add_norm(
         x: Pointer,
         other: Pointer,

@@ -215,6 +215,23 @@ impl LayerCache<'_> {
         Ok(())
     }
 
+    /// As [`Self::write`] of keys that are rotated by `cos` and `sin`, with tokens as their projections give them. Returns
+    /// the rotated queries, or `None` if no kernel does all of this at once.
+    pub fn write_rotated(&self, tokens: csrc::NewTokens, rotation: [&Tensor; 2]) -> Result<Option<Tensor>> {
+        let cached = [&self.store.keys, &self.store.values];
+        let all = [tokens.query, tokens.key, tokens.value].into_iter().chain(rotation).chain(cached);
+        let places = match (self.places, self.starts.first()) {
+            (Some(places), _) => csrc::Places::At(&places.tokens),
+            (None, Some(&start)) => csrc::Places::From(start),
+            (None, None) => return Ok(None),
+        };
+        let as_many = tokens.key.size().get(1).copied() == Some(heads(&self.store.keys));
+        if !as_many || !ops::fuses(csrc::Program::Elementwise, &all.collect::<Vec<_>>()) {
+            return Ok(None);
+        }
+        csrc::fused_rope_into_cache(tokens, rotation, cached, places).map(Some)
+    }
+
     /// Attention of one new token per row, already written: `query` `[B, h, size]` to `[B, h · size]`. `None`
     /// if the kernel does not support these tensors.
     pub fn attend(&self, query: &Tensor, scale: f64) -> Option<Result<Tensor>> {

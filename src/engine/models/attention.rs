@@ -100,12 +100,22 @@ impl Attention {
         }
         if let Some(rope) = self.rope {
             let (cos, sin) = &frame.rotations[rope];
+            if let (Some(cache), View::Cached(cached)) = (cache, &frame.view) {
+                let tokens = csrc::NewTokens { query: &query, key: &key, value: &value };
+                if let Some(query) = cache.write_rotated(tokens, [cos, sin])? {
+                    let mixed = self.mix_cached(&query, frame, cache, cached);
+                    return self.output.forward(&self.placed(mixed)?, frame.pass);
+                }
+            }
             (query, key) = (ops::rope(&query, cos, sin)?, ops::rope(&key, cos, sin)?);
         }
-        let mixed = self
-            .mix(&query, &key, &value, frame, cache)
-            .map_err(|error| error.within(&format!("layer {}", self.layer)))?; // [N, h · d]
-        self.output.forward(&mixed, frame.pass)
+        let mixed = self.mix(&query, &key, &value, frame, cache);
+        self.output.forward(&self.placed(mixed)?, frame.pass)
+    }
+
+    /// A result of attention, `[N, h · d]`, with the layer in its error.
+    fn placed(&self, mixed: Result<Tensor>) -> Result<Tensor> {
+        mixed.map_err(|error| error.within(&format!("layer {}", self.layer)))
     }
 
     /// Queries `[N, h, d]`, keys and values `[N, g, d]`.

@@ -81,7 +81,48 @@ fn elementwise_agrees(device: Device) -> Result<bool> {
             return Ok(false);
         }
     }
+    for equal in [true, false] {
+        let [found, expected] = [true, false].map(|fused| cached(equal, fused, device));
+        for (found, expected) in found?.iter().zip(&expected?) {
+            if !(0.0..=BOUND).contains(&ops::relative_distance(found, expected)?) {
+                return Ok(false);
+            }
+        }
+    }
     Ok(true)
+}
+
+/// Rotated queries, and a cache of two rows with 3 tokens more, 2 heads for 4, which starts at equal places or not.
+fn cached(equal: bool, fused: bool, device: Device) -> Result<[Tensor; 3]> {
+    const ROWS: i64 = 2;
+    const WIDTH: i64 = 3;
+    const GROUPS: i64 = 2;
+    const SIZE: i64 = 32;
+    let half = |shape: &[i64], step: f32| ops::to_kind(&numbers(shape, step, device)?, Kind::BFloat16);
+    let query = half(&[ROWS * WIDTH, 2 * GROUPS, SIZE], 0.37)?;
+    let (key, value) =
+        (half(&[ROWS * WIDTH, GROUPS, SIZE], 0.71)?, half(&[ROWS * WIDTH, GROUPS, SIZE], 0.29)?);
+    let (cos, sin) = (half(&[ROWS * WIDTH, 1, SIZE / 4], 0.41)?, half(&[ROWS * WIDTH, 1, SIZE / 4], 0.67)?);
+    let store = || ops::copy(&half(&[ROWS, GROUPS, 11, SIZE], 0.53)?);
+    let (keys, values) = (store()?, store()?);
+    let starts = if equal { [4, 4] } else { [0, 7] };
+    if fused {
+        let places: Vec<i64> = starts.iter().flat_map(|&start| start..start + WIDTH).collect();
+        let places = ops::reshape(&ops::integers(&places, device)?, &[ROWS, WIDTH])?;
+        let places = if equal { csrc::Places::From(starts[0]) } else { csrc::Places::At(&places) };
+        let tokens = csrc::NewTokens { query: &query, key: &key, value: &value };
+        let query = csrc::fused_rope_into_cache(tokens, [&cos, &sin], [&keys, &values], places)?;
+        return Ok([query, keys, values]);
+    }
+    for (store, new) in [(&keys, &ops::rope(&key, &cos, &sin)?), (&values, &value)] {
+        for (row, start) in starts.into_iter().enumerate() {
+            let row = row as i64;
+            let own = ops::transpose(&ops::narrow(new, 0, row * WIDTH, WIDTH)?, 0, 1)?;
+            let place = ops::narrow(&ops::narrow(store, 0, row, 1)?, 2, start, WIDTH)?;
+            ops::copy_into(&mut { place }, &ops::reshape(&own, &[1, GROUPS, WIDTH, SIZE])?)?;
+        }
+    }
+    Ok([ops::rope(&query, &cos, &sin)?, keys, values])
 }
 
 fn norms_agree(device: Device) -> Result<bool> {

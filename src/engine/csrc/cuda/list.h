@@ -5,6 +5,7 @@
   X(elementwise, swiglu_forward)      \
   X(elementwise, swiglu_backward)     \
   X(elementwise, rope)                \
+  X(elementwise, rope_into_cache)     \
   X(norm, rms_norm_forward)           \
   X(norm, rms_norm_backward)          \
   X(cross_entropy, compare_rows)      \
