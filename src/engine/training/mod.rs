@@ -32,6 +32,7 @@ use crate::error::{EngineError, Result};
 use crate::layers::Form;
 use crate::methods::{Method, method_of};
 use crate::process::Termination;
+use crate::trials::{self, Missing};
 use control::Control;
 use record::Record;
 use state::{Identity, State};
@@ -113,6 +114,10 @@ fn work(
     }
     record.activity(Some("loading the base model"));
     let mut base = Base::load(files, &config, project)?;
+    for Missing { what, remedy } in trials::missing() {
+        let message = format!("slower than it could be: {what}; {remedy}");
+        record.alert(AlertKind::Other, message, Vec::new());
+    }
     let method = method_of(&config);
     let identity = Identity {
         model_fingerprint: base.files.fingerprint.clone(),
