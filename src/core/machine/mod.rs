@@ -156,21 +156,22 @@ struct Hierarchy {
     mount: &'static str,
     limit: &'static str,
     usage: &'static str,
-    reclaimable: &'static str,
+    /// Pages of files, which the system frees when memory is needed.
+    reclaimable: [&'static str; 2],
 }
 
 const V2: Hierarchy = Hierarchy {
     mount: "sys/fs/cgroup",
     limit: "memory.max",
     usage: "memory.current",
-    reclaimable: "inactive_file ",
+    reclaimable: ["inactive_file ", "active_file "],
 };
 
 const V1: Hierarchy = Hierarchy {
     mount: "sys/fs/cgroup/memory",
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
-    reclaimable: "total_inactive_file ",
+    reclaimable: ["total_inactive_file ", "total_active_file "],
 };
 
 impl Hierarchy {
@@ -196,10 +197,10 @@ impl Hierarchy {
         let total = number(self.limit)?;
         let usage = number(self.usage)?;
         let statistics = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-        let reclaimable = statistics
-            .lines()
-            .find_map(|line| line.strip_prefix(self.reclaimable)?.trim().parse::<u64>().ok())
-            .unwrap_or(0);
+        let bytes = |line: &str| {
+            self.reclaimable.iter().find_map(|name| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+        };
+        let reclaimable = statistics.lines().filter_map(bytes).fold(0, u64::saturating_add);
         let available = total.saturating_sub(usage.saturating_sub(reclaimable));
         Some(Memory { total, available })
     }
@@ -245,7 +246,7 @@ mod tests {
             ("proc/self/cgroup", "0::/job/step\n"),
             ("sys/fs/cgroup/job/memory.max", "500000\n"),
             ("sys/fs/cgroup/job/memory.current", "300000\n"),
-            ("sys/fs/cgroup/job/memory.stat", "anon 1\ninactive_file 100000\n"),
+            ("sys/fs/cgroup/job/memory.stat", "anon 1\ninactive_file 70000\nactive_file 30000\n"),
             ("sys/fs/cgroup/job/step/memory.max", "max\n"),
             ("sys/fs/cgroup/job/step/memory.current", "5\n"),
         ]);
@@ -259,7 +260,10 @@ mod tests {
             ("proc/self/cgroup", "5:cpu:/x\n4:memory:/docker/../gone\n0::/\n"),
             ("sys/fs/cgroup/memory/memory.limit_in_bytes", "400000\n"),
             ("sys/fs/cgroup/memory/memory.usage_in_bytes", "390000\n"),
-            ("sys/fs/cgroup/memory/memory.stat", "inactive_file 7\ntotal_inactive_file 90000\n"),
+            (
+                "sys/fs/cgroup/memory/memory.stat",
+                "inactive_file 7\nactive_file 7\ntotal_inactive_file 60000\ntotal_active_file 30000\n",
+            ),
         ]);
         assert_eq!(memory_below(root.path()), Memory { total: 400_000, available: 100_000 });
     }
