@@ -1,7 +1,9 @@
 //! The adapter trait: how trained weights change a model's layers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use luthier_core::model::ModelFiles;
 use tch::{Kind, Tensor};
 
 use super::{Linear, Noise, WorkingCopies};
@@ -13,12 +15,12 @@ use crate::error::Result;
 pub type Parameters = BTreeMap<String, Tensor>;
 
 /// The format of an adapter's folder.
-#[derive(Debug)]
-pub enum Form<'a> {
+#[derive(Debug, Clone)]
+pub enum Form {
     /// A PEFT folder with this `adapter_config.json`.
     Peft(serde_json::Value),
     /// A model folder laid out like these files of the base model.
-    Model(&'a luthier_core::model::ModelFiles),
+    Model(Arc<ModelFiles>),
 }
 
 /// The weights that a method trains, and how they change a forward pass. Base weights are never written to.
@@ -27,7 +29,7 @@ pub trait Adapter: Send {
     /// The tensors that the optimizer updates and a checkpoint contains.
     fn parameters(&self) -> &Parameters;
 
-    fn form(&self) -> Form<'_>;
+    fn form(&self) -> Form;
 
     /// Copies of parameters in the compute type, which have the gradients instead of them.
     fn working(&self) -> Option<&WorkingCopies> {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use luthier_core::model::trained::every_tensor;
 use luthier_core::model::{Arrangement, ModelFiles, ModelKind, Quantisation, Storage, families};
@@ -57,7 +58,7 @@ impl Method for FullMethod {
 /// All weights of a model, instead of those of a base model.
 #[derive(Debug)]
 pub struct Full {
-    files: ModelFiles,
+    files: Arc<ModelFiles>,
     /// In f32, or if they are not trained in the type that the forward pass uses.
     parameters: Parameters,
     working: WorkingCopies,
@@ -119,7 +120,7 @@ impl Full {
             )));
         }
         Ok(Self {
-            files: model.files().clone(),
+            files: Arc::new(model.files().clone()),
             parameters: Parameters::new(),
             working: WorkingCopies::new(),
             used: BTreeMap::new(),
@@ -166,8 +167,8 @@ impl Adapter for Full {
         &self.parameters
     }
 
-    fn form(&self) -> Form<'_> {
-        Form::Model(&self.files)
+    fn form(&self) -> Form {
+        Form::Model(Arc::clone(&self.files))
     }
 
     fn working(&self) -> Option<&WorkingCopies> {

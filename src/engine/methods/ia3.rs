@@ -186,7 +186,7 @@ impl Adapter for Ia3 {
         &self.parameters
     }
 
-    fn form(&self) -> Form<'_> {
+    fn form(&self) -> Form {
         Form::Peft(self.config())
     }
 

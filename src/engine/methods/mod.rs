@@ -25,7 +25,7 @@ pub use prefix::PrefixMethod;
 pub use prompt::PromptMethod;
 
 use crate::error::{EngineError, Result};
-use crate::layers::{Adapter, Form, Linear};
+use crate::layers::{Adapter, Form, Linear, Parameters};
 use crate::models::Model;
 use crate::weights::safetensors::Stored;
 use crate::{csrc, ops};
@@ -89,9 +89,14 @@ pub enum Purpose {
 /// Writes an adapter to a folder, which is created if it is missing: a PEFT folder, or a model folder like
 /// the base's.
 pub fn save(adapter: &dyn Adapter, folder: &Path, purpose: Purpose) -> Result<()> {
-    match adapter.form() {
-        Form::Peft(config) => peft::save(folder, &config, adapter.parameters()),
-        Form::Model(files) => full::save(folder, files, adapter.parameters(), purpose),
+    save_as(&adapter.form(), adapter.parameters(), folder, purpose)
+}
+
+/// As [`save`], of an adapter of this form with these parameters.
+pub fn save_as(form: &Form, parameters: &Parameters, folder: &Path, purpose: Purpose) -> Result<()> {
+    match form {
+        Form::Peft(config) => peft::save(folder, config, parameters),
+        Form::Model(files) => full::save(folder, files, parameters, purpose),
     }
 }
 

@@ -151,7 +151,7 @@ impl Adapter for Prefix {
         &self.parameters
     }
 
-    fn form(&self) -> Form<'_> {
+    fn form(&self) -> Form {
         let Layout { layers, heads, size } = self.layout;
         Form::Peft(json!({
             "peft_type": PEFT_TYPE,

@@ -104,7 +104,7 @@ impl Adapter for Prompt {
         &self.parameters
     }
 
-    fn form(&self) -> Form<'_> {
+    fn form(&self) -> Form {
         Form::Peft(json!({
             "peft_type": PEFT_TYPE,
             "task_type": "CAUSAL_LM",

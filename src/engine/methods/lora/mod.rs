@@ -272,7 +272,7 @@ impl Adapter for Lora {
         &self.parameters
     }
 
-    fn form(&self) -> Form<'_> {
+    fn form(&self) -> Form {
         Form::Peft(self.settings.write(&self.targets))
     }
 

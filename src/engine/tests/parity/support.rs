@@ -111,7 +111,7 @@ impl Adapter for Merged {
         &self.nothing
     }
 
-    fn form(&self) -> Form<'_> {
+    fn form(&self) -> Form {
         Form::Peft(serde_json::Value::Null)
     }
 

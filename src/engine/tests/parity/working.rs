@@ -1,6 +1,8 @@
 //! Full fine-tuning in bf16 with working copies against the same with f32 leaves, which each forward pass casts to
 //! bf16 and whose gradients autograd adds up in f32.
 
+use std::sync::Arc;
+
 use luthier_core::data::EncodedRow;
 use luthier_core::model::{ModelFiles, Quantisation};
 use luthier_engine::layers::{Active, Adapter, Form, Linear, Parameters};
@@ -19,12 +21,12 @@ use crate::support::{hidden, lora};
 struct Cast {
     parameters: Parameters,
     used: Parameters,
-    files: ModelFiles,
+    files: Arc<ModelFiles>,
 }
 
 impl Cast {
     fn of(full: &dyn Adapter, model: &Model) -> Self {
-        let files = model.files().clone();
+        let files = Arc::new(model.files().clone());
         let mut cast = Self { parameters: Parameters::new(), used: Parameters::new(), files };
         for (name, parameter) in full.parameters() {
             let leaf = ops::leaf(&parameter.copy()).unwrap();
@@ -41,8 +43,8 @@ impl Adapter for Cast {
         &self.parameters
     }
 
-    fn form(&self) -> Form<'_> {
-        Form::Model(&self.files)
+    fn form(&self) -> Form {
+        Form::Model(Arc::clone(&self.files))
     }
 
     fn replacement(&self, tensor: &str) -> Option<&Tensor> {
