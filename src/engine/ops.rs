@@ -75,6 +75,11 @@ pub fn is_same_memory(a: &Tensor, b: &Tensor) -> bool {
     a.data_ptr() == b.data_ptr() && a.size() == b.size() && a.stride() == b.stride() && a.kind() == b.kind()
 }
 
+/// The bytes of a one-dimensional tensor as elements of type `kind`, over the same memory.
+pub fn bytes_as(x: &Tensor, kind: Kind) -> Result<Tensor> {
+    labelled("bytes_as", &[x], x.f_view_dtype(kind))
+}
+
 /// Converts the tensor to type `kind`; the tensor itself if it has this type.
 pub fn to_kind(x: &Tensor, kind: Kind) -> Result<Tensor> {
     if x.kind() == kind {

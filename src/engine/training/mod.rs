@@ -9,6 +9,7 @@ mod observe;
 pub mod record;
 mod result;
 pub mod schedule;
+mod snapshot;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -36,7 +37,7 @@ use crate::trials::{self, Missing};
 use control::Control;
 use record::Record;
 use state::{Identity, State};
-use trainer::{Reading, Trainer};
+use trainer::{Overlap, Trainer};
 
 /// An end of a run that is not a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +64,7 @@ pub fn train(path: &Path) -> Result<bool, RunError> {
     sweep_debris(run.path());
     let termination = Termination::listen()
         .map_err(|error| RunError::Engine(format!("signals cannot be handled: {error}")))?;
-    let ended = panics::caught(|| work(&run, &mut record, termination, Reading::of));
+    let ended = panics::caught(|| work(&run, &mut record, termination, Overlap::on));
     let failure = match ended {
         Ok(Ok(end)) => {
             record.state(end.state, end.reason);
@@ -99,7 +100,7 @@ fn work(
     run: &RunDir,
     record: &mut Record,
     termination: Termination,
-    reading: fn(Device) -> Reading,
+    overlap: impl FnOnce(Device) -> Overlap,
 ) -> Result<End> {
     let control = Control::new(termination);
     serve(run, record, &control);
@@ -152,8 +153,8 @@ fn work(
     };
     // The watcher compares with the file as it is now. Preparing took a while, and the file may have changed.
     control.config_changed();
-    let reading = reading(base.model.device());
-    let mut trainer = Trainer::new(record, &control, config, &base, &prepared, state, reading);
+    let overlap = overlap(base.model.device());
+    let mut trainer = Trainer::new(record, &control, config, &base, &prepared, state, overlap);
     let run_event = describe(&trainer, &base, &prepared, resumed_from);
     trainer.announce(run_event);
     trainer.run()

@@ -84,6 +84,13 @@ impl Record {
         self.event(AlertEvent { alert, message, rows });
     }
 
+    /// Reports what belongs to an earlier step.
+    pub fn of_step(&mut self, step: u64, report: impl FnOnce(&mut Self)) {
+        let current = std::mem::replace(&mut self.step, step);
+        report(self);
+        self.step = current;
+    }
+
     /// Changes the status, which is written soon.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
         self.pulse.change(change);

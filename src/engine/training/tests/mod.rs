@@ -1,5 +1,6 @@
 //! Whole runs of a tiny model, in this process.
 
+mod checkpoints;
 mod full;
 mod labels;
 mod preferences;
@@ -15,7 +16,8 @@ use luthier_core::runs::{
 use tch::Device;
 
 use super::record::Record;
-use super::{End, Reading, failure_of, work};
+use super::trainer::{Overlap, Reading};
+use super::{End, failure_of, work};
 use crate::error::Result;
 use crate::process::Termination;
 use crate::testing::Project;
@@ -27,8 +29,12 @@ fn work_on(run: &RunDir, termination: Termination) -> Result<End> {
 }
 
 fn work_reading(run: &RunDir, termination: Termination, reading: fn(Device) -> Reading) -> Result<End> {
+    work_with(run, termination, |device| Overlap { reading: reading(device), ..Overlap::on(device) })
+}
+
+fn work_with(run: &RunDir, termination: Termination, overlap: impl FnOnce(Device) -> Overlap) -> Result<End> {
     let mut record = Record::open(run).unwrap();
-    let ended = work(run, &mut record, termination, reading);
+    let ended = work(run, &mut record, termination, overlap);
     match &ended {
         Ok(end) => record.state(end.state, end.reason.clone()),
         Err(error) => record.fail(failure_of(error)),

@@ -76,7 +76,7 @@ impl<'a> Trainer<'a> {
         };
         // Work that is due after a step reads the weights, which a later step would have changed.
         let last = number + 1 >= self.total_steps();
-        if self.reading == Reading::AtOnce || last || self.due(number + 1).anything() {
+        if self.overlap.reading == Reading::AtOnce || last || self.due(number + 1).anything() {
             return self.settle().map(|settled| settled || moved);
         }
         Ok(moved)
@@ -230,6 +230,7 @@ impl<'a> Trainer<'a> {
     /// Loads weights and moments from the newest valid checkpoint. The position in the data stays, because
     /// the same rows would give the same loss again.
     fn roll_back(&mut self) -> Result<()> {
+        self.await_checkpoint();
         let (Some(checkpoint), _) = newest_valid(self.record.run().path()) else {
             let message = "there is no checkpoint to go back to; the step was only skipped";
             self.record.alert(AlertKind::Checkpoint, message, Vec::new());

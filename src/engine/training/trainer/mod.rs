@@ -1,6 +1,7 @@
 //! The training loop: apply pending requests, run one step, then do periodic work, until the end.
 
 mod advance;
+mod checkpoints;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,14 +10,14 @@ use luthier_core::config::{Config, Recompute};
 use luthier_core::data::{EncodedRow, Prepared, StepOrder};
 use luthier_core::hash;
 use luthier_core::machine::free_disk_bytes;
-use luthier_core::plan::plan_at;
+use luthier_core::plan::{Plan, plan_at};
 use luthier_core::runs::{
-    AlertKind, CheckpointEvent, FailureClass, ResultForm, RunEvent, RunState, StopWhen, list_checkpoints,
-    prune,
+    AlertKind, FailureClass, ResultForm, RunEvent, RunState, StopWhen, list_checkpoints,
 };
 use tch::Device;
 
 use self::advance::InFlight;
+use self::checkpoints::Writing;
 use super::End;
 use super::alerts::DiskWatch;
 use super::control::Control;
@@ -53,6 +54,24 @@ impl Reading {
     }
 }
 
+/// Less is written in about a second, which is not worth a copy and a thread.
+const LARGE_CHECKPOINT: u64 = 256 << 20;
+
+/// What goes on while the next steps are made. It changes nothing in what a run computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Overlap {
+    pub reading: Reading,
+    /// A checkpoint with more bytes of tensors is written by a thread.
+    pub checkpoint_bytes: u64,
+}
+
+impl Overlap {
+    /// On a device.
+    pub fn on(device: Device) -> Self {
+        Self { reading: Reading::of(device), checkpoint_bytes: LARGE_CHECKPOINT }
+    }
+}
+
 /// Work to do after a step.
 #[derive(Debug, Clone, Copy)]
 struct Due {
@@ -76,7 +95,7 @@ pub struct Trainer<'a> {
     settings: LiveSettings,
     algorithm: Box<dyn Algorithm>,
     state: State,
-    reading: Reading,
+    overlap: Overlap,
     /// A step whose numbers are not read yet. Only the next step may begin before they are read.
     in_flight: Option<InFlight>,
     /// When numbers were last read.
@@ -89,6 +108,10 @@ pub struct Trainer<'a> {
     disk_seen: Option<Instant>,
     /// Whether blocks are computed again in the backward pass.
     recompute: bool,
+    /// Bytes that the run may come to need on its device, if they can be forecast.
+    forecast: u64,
+    /// The checkpoint that a thread writes. There is at most one.
+    writing: Option<Writing>,
     /// Size of the last checkpoint.
     checkpoint_bytes: u64,
     /// Step of the newest checkpoint of this process.
@@ -106,12 +129,16 @@ impl<'a> Trainer<'a> {
         base: &'a Base,
         prepared: &'a Prepared,
         state: State,
-        reading: Reading,
+        overlap: Overlap,
     ) -> Self {
+        let place = device::place(base.model.device());
+        let plan = plan_at(&base.files, &config, &prepared.checked.summary(), place).ok();
         let lengths: Vec<usize> = prepared.train.iter().map(EncodedRow::tokens).collect();
         Self {
             order: StepOrder::new(&lengths, &config),
-            recompute: recomputes(&config, base, prepared),
+            recompute: recomputes(config.train.recompute, plan.as_ref()),
+            forecast: plan.map_or(u64::MAX, |plan| plan.memory.total),
+            writing: None,
             algorithm: algorithm_of(record.run(), base, &config, prepared),
             settings: LiveSettings::new(config),
             questions: Questions::default(),
@@ -126,7 +153,7 @@ impl<'a> Trainer<'a> {
             base,
             prepared,
             state,
-            reading,
+            overlap,
             in_flight: None,
             settled: None,
             lengths,
@@ -170,6 +197,12 @@ impl<'a> Trainer<'a> {
     }
 
     pub fn run(&mut self) -> Result<End> {
+        let end = self.go_on();
+        self.await_checkpoint();
+        end
+    }
+
+    fn go_on(&mut self) -> Result<End> {
         let (config, project) = (self.settings.config(), self.record.run().project());
         self.questions = Questions::read(self.base, config, project, self.prepared)?;
         self.record.state(RunState::Running, None);
@@ -177,6 +210,7 @@ impl<'a> Trainer<'a> {
             self.evaluate(false)?;
         }
         loop {
+            self.look_for_checkpoint();
             // A request that comes after this check waits until the next step has been read.
             if self.control.has_requests() {
                 self.settle()?;
@@ -284,7 +318,7 @@ impl<'a> Trainer<'a> {
         if sample {
             self.sample_suite()?;
         }
-        if checkpoint && self.saved != Some(step) {
+        if checkpoint && !self.is_saved(step) {
             self.checkpoint();
         }
         Ok(())
@@ -394,48 +428,6 @@ impl<'a> Trainer<'a> {
         Ok(None)
     }
 
-    /// Publishes a checkpoint and removes those no longer needed. A disk error does not end the run.
-    fn checkpoint(&mut self) {
-        let began = Instant::now();
-        self.record.activity(Some("writing a checkpoint"));
-        let run = self.record.run().clone();
-        let saved = self.algorithm.save().and_then(|()| self.state.save(run.path()));
-        self.record.activity(None);
-        let checkpoint = match saved {
-            Ok(checkpoint) => checkpoint,
-            Err(error) => {
-                let message = format!(
-                    "the checkpoint could not be written ({error}); the run continues and earlier checkpoints stay"
-                );
-                self.record.alert(AlertKind::Checkpoint, message, Vec::new());
-                return;
-            }
-        };
-        self.checkpoint_bytes =
-            checkpoint.manifest().map_or(self.checkpoint_bytes, |manifest| manifest.bytes());
-        self.saved = Some(checkpoint.step);
-        let path = checkpoint.path.strip_prefix(run.path()).unwrap_or(&checkpoint.path).display().to_string();
-        self.record.event(CheckpointEvent {
-            path,
-            bytes: self.checkpoint_bytes,
-            seconds: began.elapsed().as_secs_f64().into(),
-        });
-        self.record.sync();
-        self.record.update(|status| status.checkpoint = Some(checkpoint.step));
-        let keep = self.config().train.keep_checkpoints;
-        let best = self.state.progress.best.map(|best| best.step);
-        let pruned =
-            if keep == 0 { Ok(None) } else { prune(run.path(), keep, best).map(|pruned| pruned.kept_all) };
-        match pruned {
-            Ok(None) => {}
-            Ok(Some(error)) => self.record.alert(AlertKind::Checkpoint, error.to_string(), Vec::new()),
-            Err(error) => {
-                let message = format!("older checkpoints could not be removed: {error}");
-                self.record.alert(AlertKind::Checkpoint, message, Vec::new());
-            }
-        }
-    }
-
     fn watch_disk(&mut self) {
         if self.disk_seen.is_some_and(|seen| seen.elapsed() < DISK_INTERVAL) {
             return;
@@ -460,7 +452,7 @@ impl<'a> Trainer<'a> {
         let step = self.state.progress.step;
         // Saved before the last evaluation and samples: they may run out of memory, and the trained weights
         // must not be lost with them.
-        if self.config().train.checkpoint_every > 0 && self.saved != Some(step) {
+        if self.config().train.checkpoint_every > 0 && !self.is_saved(step) {
             self.checkpoint();
         }
         if self.evaluated != Some(step) || self.questions.can_score() {
@@ -497,6 +489,7 @@ impl<'a> Trainer<'a> {
     fn stop_early(&mut self) -> Result<End> {
         self.record.state(RunState::Stopping, Some("the held-out loss has stopped improving".into()));
         self.save(true)?;
+        self.await_checkpoint();
         let best = self.state.progress.best.map(|best| best.step);
         let run = self.record.run().clone();
         let checkpoint =
@@ -520,8 +513,11 @@ impl<'a> Trainer<'a> {
 
     /// Saves the adapter and, if `checkpoint`, a checkpoint to resume from.
     fn save(&mut self, checkpoint: bool) -> Result<()> {
-        if checkpoint && self.saved != Some(self.state.progress.step) {
-            self.checkpoint();
+        if checkpoint {
+            self.await_checkpoint();
+            if self.saved != Some(self.state.progress.step) {
+                self.checkpoint();
+            }
         }
         self.record.activity(Some("saving the result"));
         let saved = publish(self.state.adapter.as_ref(), &self.result_path());
@@ -532,14 +528,10 @@ impl<'a> Trainer<'a> {
 
 /// Whether activations are computed again. `auto` asks the forecast, and saves memory if there is no
 /// forecast.
-fn recomputes(config: &Config, base: &Base, prepared: &Prepared) -> bool {
-    match config.train.recompute {
+fn recomputes(setting: Recompute, plan: Option<&Plan>) -> bool {
+    match setting {
         Recompute::On => true,
         Recompute::Off => false,
-        Recompute::Auto => {
-            let place = device::place(base.model.device());
-            let plan = plan_at(&base.files, config, &prepared.checked.summary(), place);
-            plan.map_or(true, |plan| plan.recompute)
-        }
+        Recompute::Auto => plan.is_none_or(|plan| plan.recompute),
     }
 }
