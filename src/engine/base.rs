@@ -5,6 +5,7 @@ use std::path::Path;
 use luthier_core::config::Config;
 use luthier_core::data::{DataError, Extras, Message, Template, Tokenizer};
 use luthier_core::model::{ModelFiles, Quantisation};
+use tch::{Device, Kind};
 
 use crate::device;
 use crate::error::{EngineError, Result};
@@ -30,14 +31,30 @@ pub fn model_files(config: &Config, project: &Path) -> Result<ModelFiles> {
 impl Base {
     /// Loads the weights onto the configured device.
     pub fn load(files: ModelFiles, config: &Config, project: &Path) -> Result<Self> {
+        let quantisation = Quantisation::of(config.method.kind, &files);
+        Self::with(files, config, project, |files, device, kind| {
+            Model::load(files, device, kind, quantisation)
+        })
+    }
+
+    /// As [`Base::load`], with [`Model::without_weights`].
+    pub fn without_weights(files: ModelFiles, config: &Config, project: &Path) -> Result<Self> {
+        Self::with(files, config, project, Model::without_weights)
+    }
+
+    fn with(
+        files: ModelFiles,
+        config: &Config,
+        project: &Path,
+        model: impl FnOnce(&ModelFiles, Device, Kind) -> Result<Model>,
+    ) -> Result<Self> {
         let tokenizer = Tokenizer::open(&files).map_err(data_error)?;
         let template = Template::resolve(config, project, &files).map_err(data_error)?;
         let stop = template.stop_tokens(&tokenizer, &files);
         let device = device::choose(config.model.device)?;
         device::prepare(config, device)?;
         let kind = device::compute_kind(config.model.dtype, device);
-        let quantisation = Quantisation::of(config.method.kind, &files);
-        let model = Model::load(&files, device, kind, quantisation)?;
+        let model = model(&files, device, kind)?;
         Ok(Self { files, tokenizer, template, stop, model })
     }
 
@@ -62,9 +79,9 @@ impl Base {
 }
 
 /// Name of a compute type: `f32`, `bf16`.
-pub fn dtype_name(kind: tch::Kind) -> &'static str {
+pub fn dtype_name(kind: Kind) -> &'static str {
     match kind {
-        tch::Kind::BFloat16 => "bf16",
+        Kind::BFloat16 => "bf16",
         _ => "f32",
     }
 }

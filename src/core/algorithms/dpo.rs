@@ -1,6 +1,6 @@
 //! Direct preference optimisation (arXiv 2305.18290).
 
-use super::{Declaration, Metric, RowShape};
+use super::{BaseUse, Declaration, Metric, RowShape};
 use crate::config::Config;
 use crate::data::{Findings, ProblemKind, Severity, Split, UsableRow};
 
@@ -10,7 +10,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     sides: 2,
     packs: false,
     token_loss: false,
-    needs_adapter: false,
+    base: BaseUse::Once,
     settings: &["train.dpo_beta", "train.dpo_label_smoothing"],
     metrics: &[
         Metric::more("reward_chosen", "reward of chosen"),

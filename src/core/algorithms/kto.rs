@@ -1,6 +1,6 @@
 //! Kahneman-Tversky optimisation (arXiv 2402.01306).
 
-use super::{Declaration, Metric, RowShape};
+use super::{BaseUse, Declaration, Metric, RowShape};
 use crate::config::{Config, Kind};
 use crate::data::{Findings, ProblemKind, Severity, Split, UsableRow};
 use crate::units;
@@ -11,7 +11,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     sides: 1,
     packs: false,
     token_loss: false,
-    needs_adapter: true,
+    base: BaseUse::EachStep,
     settings: &["train.kto_beta", "train.kto_desirable_weight", "train.kto_undesirable_weight"],
     metrics: &[
         Metric::more("reward_desirable", "reward of good"),

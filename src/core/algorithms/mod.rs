@@ -40,14 +40,24 @@ pub struct Declaration {
     pub packs: bool,
     /// Whether its loss is a mean over tokens. Then the gradient of the logits overwrites them, which saves memory.
     pub token_loss: bool,
-    /// Whether each step needs the base model, which `method.kind = "full"` does not keep.
-    pub needs_adapter: bool,
+    /// When it needs the base model.
+    pub base: BaseUse,
     /// The settings that it alone uses, by dotted key.
     pub settings: &'static [&'static str],
     /// What it reports in addition to the loss, in the order in which it is shown.
     pub metrics: &'static [Metric],
     /// Adds to the findings what is wrong with usable rows for it.
     pub(crate) check: fn(&Config, &[UsableRow], &mut Findings),
+}
+
+/// When an algorithm needs the base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BaseUse {
+    Never,
+    /// Once for each row, which full fine-tuning does before it begins.
+    Once,
+    /// In each step, which takes an adapter: `method.kind = "full"` does not keep the base.
+    EachStep,
 }
 
 impl Algorithm {

@@ -1,6 +1,6 @@
 //! Supervised fine-tuning.
 
-use super::{Declaration, Metric, RowShape};
+use super::{BaseUse, Declaration, Metric, RowShape};
 
 /// Learns the likelihood of the tokens that are trained on.
 pub(super) const DECLARATION: Declaration = Declaration {
@@ -8,7 +8,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     sides: 1,
     packs: true,
     token_loss: true,
-    needs_adapter: false,
+    base: BaseUse::Never,
     settings: &[],
     metrics: &[
         Metric::less("perplexity", "perplexity"),

@@ -9,6 +9,7 @@ use super::resolve::Reader;
 use super::sections::Config;
 use super::toml_text::number;
 use super::values::{EvalSource, Targets, Warmup};
+use crate::algorithms::BaseUse;
 use crate::data::ProblemKind;
 use crate::hub::HubModel;
 
@@ -40,7 +41,7 @@ fn check_algorithm(config: &Config, reader: &mut Reader) {
             );
         }
     }
-    if algorithm.declaration().needs_adapter && config.method.kind == MethodKind::Full {
+    if algorithm.declaration().base == BaseUse::EachStep && config.method.kind == MethodKind::Full {
         reader.contradict(
             &["train.algorithm", "method.kind"],
             &format!(

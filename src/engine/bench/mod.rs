@@ -20,9 +20,10 @@ pub use profile::{Line, Profile};
 pub use train::TrainFigures;
 
 use crate::error::Result;
+use crate::methods::method_of;
 use crate::models::Model;
 use crate::process::{forget_peak_memory, peak_memory};
-use crate::{csrc, device};
+use crate::{csrc, device, ops};
 use rows::Prepared;
 
 /// Works, and what they have in common.
@@ -50,7 +51,7 @@ pub struct Figures {
     pub device: String,
     /// `Float`, `BFloat16`.
     pub dtype: String,
-    /// Time to load the weights, for all works that use these.
+    /// Time to load the weights, for all works that use these. If all weights are trained, only these are loaded.
     pub load_seconds: f64,
     /// Bytes of the weights; for mapped weights, in their file.
     pub weight_bytes: u64,
@@ -165,22 +166,32 @@ impl Bed {
         let kept = self.loaded.take().filter(|loaded| loaded.weights == weights);
         Peaks::forget(device)?;
         device::prepare(&prepared.config, device)?;
+        let load = || Model::load(&prepared.files, device, self.kind, weights.quantisation);
+        let began = Instant::now();
         let loaded = if let Some(loaded) = kept {
             loaded
         } else {
-            let began = Instant::now();
-            let model = Model::load(&prepared.files, device, self.kind, weights.quantisation)?;
+            let model = if weights.full && work.train.is_some() {
+                // As in a run: what is trained is read from the files.
+                Model::without_weights(&prepared.files, device, self.kind)?
+            } else {
+                load()?
+            };
             Loaded { weights, model, seconds: began.elapsed().as_secs_f64() }
         };
-        let (load_seconds, weight_bytes) = (loaded.seconds, loaded.model.weight_bytes());
-        let mut model = loaded.model;
-        if weights.full && work.train.is_some() {
-            // As in a run: what is trained is read from the files.
-            model = model.without_weights()?;
-        }
-        let train = work.train.as_ref().map(|train| train::measure(train, prepared, &model)).transpose();
+        let Loaded { mut model, seconds: mut load_seconds, .. } = loaded;
+        let mut weight_bytes = model.weight_bytes();
+        let mut train = |train: &Train| {
+            let adapter = method_of(&prepared.config).create(&model, 0)?;
+            if weights.full {
+                load_seconds = began.elapsed().as_secs_f64();
+                weight_bytes = adapter.parameters().values().map(ops::bytes_of).sum();
+            }
+            train::measure(train, prepared, &model, adapter.as_ref())
+        };
+        let train = work.train.as_ref().map(&mut train).transpose();
         if weights.full && matches!(train, Ok(Some(_))) && work.generate.is_some() {
-            model = Model::load(&prepared.files, device, self.kind, weights.quantisation)?;
+            model = load()?;
         }
         let decode = work.generate.as_ref().filter(|_| train.is_ok());
         let decode = decode.map(|wanted| generate::measure(wanted, prepared, &model)).transpose();

@@ -15,7 +15,7 @@ use super::profile::Profile;
 use super::rows::{Prepared, write_rows};
 use crate::algorithms::sft::Sft;
 use crate::error::{EngineError, Result};
-use crate::methods::method_of;
+use crate::layers::Adapter;
 use crate::models::Model;
 use crate::step::adamw::{AdamW, EPSILON};
 use crate::step::batch::{Beginnings, collate};
@@ -50,12 +50,16 @@ pub struct TrainFigures {
     pub profile: Option<Profile>,
 }
 
-pub(super) fn measure(train: &Train, prepared: &Prepared, model: &Model) -> Result<TrainFigures> {
+pub(super) fn measure(
+    train: &Train,
+    prepared: &Prepared,
+    model: &Model,
+    adapter: &dyn Adapter,
+) -> Result<TrainFigures> {
     let forecast = forecast(prepared, model.device())?;
     if let Some(path) = &train.rows_to {
         write_rows(path, prepared, train.warm_up + train.steps)?;
     }
-    let adapter = method_of(&prepared.config).create(model, 0)?;
     let mut optimizer = AdamW::new(adapter.parameters())?;
     let late = Reading::of(model.device()) == Reading::Late;
     let mut in_flight: Option<(Launched, u64)> = None;
@@ -82,9 +86,7 @@ pub(super) fn measure(train: &Train, prepared: &Prepared, model: &Model) -> Resu
             // Discards the time counted so far.
             csrc::time_spent()?;
         }
-        let batch = |rows: &Vec<EncodedRow>| {
-            collate(rows, Beginnings::under(model, adapter.as_ref()), model.device())
-        };
+        let batch = |rows: &Vec<EncodedRow>| collate(rows, Beginnings::under(model, adapter), model.device());
         let batches = rows.iter().map(batch).collect::<Result<Vec<_>>>()?;
         let settings = StepSettings {
             adamw: csrc::AdamW {
@@ -97,7 +99,7 @@ pub(super) fn measure(train: &Train, prepared: &Prepared, model: &Model) -> Resu
             recompute: train.recompute,
             seed: number as u64,
         };
-        let learner = Learner { model, adapter: adapter.as_ref(), optimizer: &optimizer };
+        let learner = Learner { model, adapter, optimizer: &optimizer };
         let before = in_flight.as_ref().map(|(step, _)| step);
         let step = match learner.launch(&Sft, &batches, &settings, before, &|| false)? {
             Launch::Made(step) => step,

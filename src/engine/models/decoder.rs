@@ -52,10 +52,10 @@ impl Model {
         Self::of(files, Loader::open(files, device, kind, quantisation)?, true)
     }
 
-    /// The same model without its weights, for training that replaces them all. A forward pass that would need
-    /// them is an error.
-    pub fn without_weights(&self) -> Result<Self> {
-        Self::of(&self.files, Loader::absent(&self.files, self.device, self.kind), false)
+    /// The model without its weights, for training that replaces them all. A forward pass that would need them is
+    /// an error.
+    pub fn without_weights(files: &ModelFiles, device: Device, kind: Kind) -> Result<Self> {
+        Self::of(files, Loader::absent(files, device, kind), false)
     }
 
     fn of(files: &ModelFiles, mut loader: Loader, has_weights: bool) -> Result<Self> {

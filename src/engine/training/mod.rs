@@ -18,6 +18,7 @@ pub mod trainer;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use luthier_core::algorithms::BaseUse;
 use luthier_core::config::{Config, MethodKind, Watcher};
 use luthier_core::data::{self, Prepared};
 use luthier_core::panics;
@@ -32,6 +33,7 @@ use crate::base::{self, Base, data_error};
 use crate::error::{EngineError, Result};
 use crate::layers::Form;
 use crate::methods::{Method, method_of};
+use crate::models::Model;
 use crate::process::Termination;
 use crate::trials::{self, Missing};
 use control::Control;
@@ -114,7 +116,12 @@ fn work(
         return Ok(end);
     }
     record.activity(Some("loading the base model"));
-    let mut base = Base::load(files, &config, project)?;
+    let full = config.method.kind == MethodKind::Full;
+    let mut base = if full && config.train.algorithm.declaration().base == BaseUse::Never {
+        Base::without_weights(files, &config, project)?
+    } else {
+        Base::load(files, &config, project)?
+    };
     for Missing { what, remedy } in trials::missing() {
         let message = format!("slower than it could be: {what}; {remedy}");
         record.alert(AlertKind::Other, message, Vec::new());
@@ -139,10 +146,10 @@ fn work(
     if let Some(end) = asked_to_end(&control) {
         return Ok(end);
     }
-    if config.method.kind == MethodKind::Full {
+    if full {
         // All weights are trained as copies of the base's, which nothing asks again: what an algorithm must know of the
         // base is known, and one that asks it in each step takes no full fine-tuning.
-        base.model = base.model.without_weights()?;
+        base.model = Model::without_weights(&base.files, base.model.device(), base.model.kind())?;
     }
     let (state, resumed_from) = begin_or_resume(run, record, &config, method.as_ref(), &base, identity)?;
     record.activity(None);
