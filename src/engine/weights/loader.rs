@@ -82,7 +82,13 @@ impl<'a> Loader<'a> {
             let shape: Vec<i64> = self.entry(name)?.shape.iter().map(|&length| length as i64).collect();
             return ops::nothing(&shape, self.kind, self.device);
         }
-        let tensor = ops::to_device(&ops::to_kind(&self.restored(name)?, self.kind)?, self.device)?;
+        let restored = self.restored(name)?;
+        let tensor = if restored.kind().elt_size_in_bytes() < self.kind.elt_size_in_bytes() {
+            // Uploaded in the file's type, which is smaller.
+            ops::to_kind(&ops::to_device(&restored, self.device)?, self.kind)?
+        } else {
+            ops::to_device(&ops::to_kind(&restored, self.kind)?, self.device)?
+        };
         self.count(ops::bytes_of(&tensor));
         Ok(tensor)
     }
