@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use luthier_core::random;
 pub use sample::Sampling;
@@ -98,8 +98,11 @@ pub fn generate(
     let mut cache = model.cache(live.len());
     let prompts: Vec<&[u32]> = live.iter().map(|row| rows[row.index].prompt).collect();
     let mut last = prefill(model, &prompts, &adapters(rows, &live), &mut cache)?;
+    let samplings_of =
+        |live: &[Live]| Samplings::of(live.iter().map(|row| rows[row.index].sampling), model.device());
+    let mut samplings = samplings_of(&live)?;
     loop {
-        let tokens = choose(model, &last, rows, &live)?;
+        let tokens = choose(model, &last, rows, &live, &samplings)?;
         let mut kept = Vec::with_capacity(live.len());
         for (place, (row, &token)) in live.iter_mut().zip(&tokens).enumerate() {
             let Row { stop, max_new_tokens, .. } = rows[row.index];
@@ -127,6 +130,7 @@ pub fn generate(
         if kept.len() < live.len() {
             cache.keep_rows(&kept)?;
             live = kept.iter().map(|&place| std::mem::take(&mut live[place])).collect();
+            samplings = samplings_of(&live)?;
         }
         last = decode(model, rows, &live, &adapters(rows, &live), &mut cache)?;
     }
@@ -254,44 +258,63 @@ fn one_more(
     ops::reshape(&hidden, &[shape[0], -1])
 }
 
+/// How the tokens of a batch are sampled.
+struct Samplings {
+    of_row: Vec<Sampling>,
+    /// `[B]` f64 on the model's device; 1 for greedy rows.
+    temperatures: Tensor,
+}
+
+impl Samplings {
+    fn of(rows: impl Iterator<Item = Sampling>, device: Device) -> Result<Self> {
+        let of_row: Vec<Sampling> = rows.collect();
+        let temperatures = of_row.iter().map(|s| if s.is_greedy() { 1.0 } else { s.temperature });
+        let temperatures = ops::doubles(&temperatures.collect::<Vec<_>>(), device)?;
+        Ok(Self { of_row, temperatures })
+    }
+}
+
 /// The next token of every row.
-fn choose(model: &Model, last: &Tensor, rows: &[Row], live: &[Live]) -> Result<Vec<u32>> {
+fn choose(
+    model: &Model,
+    last: &Tensor,
+    rows: &[Row],
+    live: &[Live],
+    samplings: &Samplings,
+) -> Result<Vec<u32>> {
     let logits = model.logits(last, active(&adapters(rows, live)))?; // [B, V]
-    let wanted = live.iter().map(|row| {
-        let Row { sampling, seed, .. } = rows[row.index];
-        (sampling, random::unit(random::derive(seed, row.tokens.len() as u64)))
-    });
+    let draw = |row: &Live| random::unit(random::derive(rows[row.index].seed, row.tokens.len() as u64));
     // A CPU takes longer to find the largest logits than to weigh all of them.
     let read = if model.device().is_cuda() { LARGEST } else { 0 };
-    tokens_of(&logits, &wanted.collect::<Vec<_>>(), read)
+    tokens_of(&logits, samplings, &live.iter().map(draw).collect::<Vec<_>>(), read)
 }
 
 /// The token of each row of logits `[B, V]` for its sampling and draw. The host reads only the `read` largest logits of
 /// each row, unless these do not decide it.
-fn tokens_of(logits: &Tensor, wanted: &[(Sampling, f64)], read: usize) -> Result<Vec<u32>> {
+fn tokens_of(logits: &Tensor, samplings: &Samplings, draws: &[f64], read: usize) -> Result<Vec<u32>> {
+    let wanted = &samplings.of_row;
     let vocabulary = logits.size().last().map_or(0, |&length| length as usize);
     let read = read.min(vocabulary);
     let mut tokens = Vec::with_capacity(wanted.len());
     let mut open = Vec::new();
-    if wanted.iter().any(|(sampling, _)| !sampling.is_greedy() && sample::is_limited(sampling, read)) {
-        let temperatures = wanted.iter().map(|(s, _)| if s.is_greedy() { 1.0 } else { s.temperature });
-        let temperatures = ops::doubles(&temperatures.collect::<Vec<_>>(), logits.device())?;
-        let found = ops::to_doubles(&ops::largest_logits(logits, &temperatures, read as i64)?)?;
-        for (found, (sampling, draw)) in found.chunks_exact(2 + 2 * read).zip(wanted) {
+    if wanted.iter().any(|sampling| !sampling.is_greedy() && sample::is_limited(sampling, read)) {
+        let found = ops::largest_logits(logits, &samplings.temperatures, read as i64)?;
+        let found = ops::to_doubles(&found)?;
+        for ((found, sampling), &draw) in found.chunks_exact(2 + 2 * read).zip(wanted).zip(draws) {
             let (ids, values) = found[2..].split_at(read);
             let largest: Vec<(u32, f32)> =
                 ids.iter().zip(values).map(|(&id, &value)| (id as u32, value as f32)).collect();
             let token = if sampling.is_greedy() {
                 Some(found[0] as u32)
             } else {
-                sample::sample_largest(&largest, found[1], sampling, *draw)
+                sample::sample_largest(&largest, found[1], sampling, draw)
             };
             open.extend(token.is_none().then_some(tokens.len()));
             tokens.push(token.unwrap_or_default());
         }
     } else {
         tokens.extend(ops::to_integers(&ops::argmax(logits)?)?.into_iter().map(|id| id as u32));
-        open.extend((0..wanted.len()).filter(|&row| !wanted[row].0.is_greedy()));
+        open.extend((0..wanted.len()).filter(|&row| !wanted[row].is_greedy()));
     }
     if open.is_empty() {
         return Ok(tokens);
@@ -301,8 +324,7 @@ fn tokens_of(logits: &Tensor, wanted: &[(Sampling, f64)], read: usize) -> Result
     let tokens = Mutex::new(tokens);
     csrc::parallel(open.len(), &|place| {
         let (row, logits) = (open[place], &whole[place * vocabulary..][..vocabulary]);
-        let (sampling, draw) = &wanted[row];
-        let token = sample::sample(logits, sampling, *draw);
+        let token = sample::sample(logits, &wanted[row], draws[row]);
         tokens.lock().unwrap_or_else(PoisonError::into_inner)[row] = token;
     })?;
     Ok(tokens.into_inner().unwrap_or_else(PoisonError::into_inner))
@@ -310,9 +332,15 @@ fn tokens_of(logits: &Tensor, wanted: &[(Sampling, f64)], read: usize) -> Result
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     use super::*;
+
+    fn tokens_of(logits: &Tensor, wanted: &[(Sampling, f64)], read: usize) -> Vec<u32> {
+        let (of_row, draws): (Vec<Sampling>, Vec<f64>) = wanted.iter().copied().unzip();
+        let samplings = Samplings::of(of_row.into_iter(), logits.device()).unwrap();
+        super::tokens_of(logits, &samplings, &draws, read).unwrap()
+    }
 
     /// Logits of 5 rows: normal, with many ties, equal to one another, with a NaN and infinities, and of almost only one
     /// token.
@@ -364,8 +392,8 @@ mod tests {
                             (if seed % 2 == 0 { *sampling } else { other }, draw)
                         })
                         .collect();
-                    let all = tokens_of(&logits, &wanted, 0).unwrap();
-                    assert_eq!(tokens_of(&logits, &wanted, 64).unwrap(), all, "{kind:?} {wanted:?}");
+                    let all = tokens_of(&logits, &wanted, 0);
+                    assert_eq!(tokens_of(&logits, &wanted, 64), all, "{kind:?} {wanted:?}");
                     for (row, (sampling, draw)) in
                         wanted.iter().enumerate().filter(|(_, (s, _))| !s.is_greedy())
                     {
@@ -383,11 +411,11 @@ mod tests {
         let all = [f32::INFINITY, 1.0, f32::INFINITY, f32::NAN, -2.0, 0.5, 0.25];
         let logits = Tensor::from_slice(&all).view([1, 7]);
         for draw in (0..20).map(|draw| f64::from(draw) / 20.0) {
-            let found = tokens_of(&logits, &[(sampling, draw)], LARGEST).unwrap();
+            let found = tokens_of(&logits, &[(sampling, draw)], LARGEST);
             assert_eq!(found, [sample::sample(&all, &sampling, draw)]);
         }
         let nothing = Tensor::from_slice(&[f32::NAN; 7]).view([1, 7]).to_device(Device::Cpu);
-        let found = tokens_of(&nothing, &[(sampling, 0.5)], 4).unwrap();
+        let found = tokens_of(&nothing, &[(sampling, 0.5)], 4);
         assert_eq!(found, [sample::sample(&[f32::NAN; 7], &sampling, 0.5)]);
     }
 }
