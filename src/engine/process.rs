@@ -122,6 +122,8 @@ mod tests {
         assert!(before > 0 && high >= BYTES as u64, "{before} {high}");
         forget_peak_memory();
         let after = peak_memory();
-        assert!(after <= high, "{after} {high}");
+        // Other tests may take memory meanwhile, but not half of that.
+        let falls = std::fs::write("/proc/self/clear_refs", "5").is_ok();
+        assert!(!falls || after + BYTES as u64 / 2 <= high, "{after} {high}");
     }
 }
