@@ -54,7 +54,8 @@ Examples:
   luthier train -C tickets --set train.learning_rate=1e-4
 
 Exit status: 0 done, 1 the work failed, 2 bad usage or configuration, 3 a check failed,
-130 interrupted. Logs go to stderr; LUTHIER_LOG=debug shows more.";
+130 interrupted. Logs go to stderr; LUTHIER_LOG=debug shows more. LUTHIER_KERNELS=off runs
+CUDA without our own kernels, to compare.";
 
 /// A terminal workbench for fine-tuning language models on the machine you are logged in to.
 #[derive(Debug, Parser)]
