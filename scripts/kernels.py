@@ -20,10 +20,7 @@ def installed():
     """The folder of the compiler's libraries."""
     found = lambda: next(ENVIRONMENT.glob("lib/python*/site-packages/nvidia/cu13/lib"), None)
     if not found():
-        setup.virtual_environment(ENVIRONMENT)
-        done = setup.pip(ENVIRONMENT, "install", "--quiet", "--only-binary=:all:", "--no-deps", PACKAGE)
-        if done.returncode:
-            raise setup.SetupError(f"NVIDIA's compiler could not be installed:\n{done.stderr.strip()}")
+        setup.install(ENVIRONMENT, PACKAGE, "NVIDIA's compiler")
     return found()
 
 

@@ -298,6 +298,14 @@ def virtual_environment(folder):
         )
 
 
+def install(environment, package, what):
+    """Installs a package of wheels, without those it needs, into an environment of its own."""
+    virtual_environment(environment)
+    done = pip(environment, "install", "--quiet", "--only-binary=:all:", "--no-deps", package)
+    if done.returncode:
+        raise SetupError(f"{what} could not be installed:\n{done.stderr.strip()}")
+
+
 def resolve(environment, requirement, *options):
     """What pip would install for `requirement`: a list of (name, url, sha256)."""
     asked = pip(environment, "install", "--dry-run", "--ignore-installed", "--quiet", "--only-binary=:all:", "--report", "-", *options, requirement)
