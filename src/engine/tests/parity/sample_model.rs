@@ -13,6 +13,7 @@ use luthier_engine::layers::{Active, Adapter};
 use luthier_engine::methods::lora::Lora;
 use luthier_engine::models::Model;
 use luthier_engine::models::head::{Targets, loss_sum};
+use luthier_engine::step::adamw::AdamW;
 use tch::{Device, Kind, Tensor};
 
 use crate::quantised::{assert_same_course, greedy};
@@ -103,10 +104,7 @@ fn three_lora_steps_equal_peft() {
     let labels = Vec::<i64>::try_from(ids.flatten(0, -1)).unwrap();
     let targets = Targets::shifted(&labels, labels.len(), Device::Cpu).unwrap();
     let parameters: Vec<Tensor> = adapter.parameters().values().map(Tensor::shallow_clone).collect();
-    let state: Vec<[Tensor; 3]> = parameters
-        .iter()
-        .map(|p| [p.zeros_like(), p.zeros_like(), Tensor::from(0.0_f32)].map(|t| t.detach()))
-        .collect();
+    let optimizer = AdamW::new(adapter.parameters()).unwrap();
     let share = Tensor::from(1.0_f32 / targets.count as f32);
     for (step, wanted) in notes["lora_r4_qv_lr1e-3_3steps"].as_array().unwrap().iter().enumerate() {
         for parameter in &parameters {
@@ -127,21 +125,9 @@ fn three_lora_steps_equal_peft() {
         let norm = csrc::grad_norm(&gradients).unwrap().double_value(&[]);
         let relative = (norm / wanted["grad_norm"].as_f64().unwrap() - 1.0).abs();
         assert!(relative <= 1e-3, "step {step}: gradient norm {norm}");
-        let rows: Vec<csrc::Moments> = parameters
-            .iter()
-            .zip(&gradients)
-            .zip(&state)
-            .map(|((parameter, gradient), [first, second, step])| csrc::Moments {
-                parameter,
-                gradient,
-                first,
-                second,
-                step,
-                working: None,
-            })
-            .collect();
         let settings =
             csrc::AdamW { learning_rate: 1e-3, betas: [0.9, 0.999], weight_decay: 0.0, epsilon: 1e-8 };
-        csrc::adamw(&rows, &settings, None, &Tensor::zeros([], (Kind::Float, Device::Cpu)), false).unwrap();
+        let left_out = Tensor::zeros([], (Kind::Float, Device::Cpu));
+        optimizer.update(adapter.parameters(), None, &gradients, &settings, None, &left_out).unwrap();
     }
 }
