@@ -7,6 +7,7 @@ mod event;
 pub(crate) mod look;
 mod plan;
 mod question;
+mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -18,5 +19,5 @@ pub use effect::TrainEffect;
 pub use event::TrainEvent;
 pub use plan::{PlanSummary, Refusal};
 pub use question::TrainQuestion;
+pub use settings::settings_of;
 pub use state::TrainState;
-pub use update::settings_of;
