@@ -100,6 +100,7 @@ fn one_work_is_one_document() {
     assert_eq!((&found["device"], &found["dtype"]), (&json!("cpu"), &json!("Float")));
     assert_eq!(found["train"]["tokens"], json!([24, 24]));
     assert!(found["decode"]["rows"] == 1 && found.get("name").is_none(), "{found}");
+    assert_eq!(found["slower"], json!([]), "a processor has no kernels of ours to do without");
     let peak = found["peak_memory_bytes"].as_f64().unwrap();
     assert!(!is_above(&found["train"]["peak_memory_bytes"], peak), "{found}");
 

@@ -1,4 +1,4 @@
-"""What `make setup` installs for which driver, against a pip index in a folder. Run by tests/setup.rs."""
+"""What `make setup` installs for which driver, against a pip index in a folder. Run by tests/scripts.rs."""
 
 import contextlib
 import os

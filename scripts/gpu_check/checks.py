@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 
-from process import ENGINE, LUTHIER, REFERENCES, Failure, call, environment
+from process import ENGINE, LUTHIER, REFERENCES, Failure, call, environment, listen
 
 # For random weights: in transformers itself, bf16 logits of these models differ from f32 by up to 0.24.
 BF16_TOLERANCE = 0.06
@@ -110,12 +110,19 @@ def write_project(folder, family, name, dtype, device):
     return settings
 
 
+def train(folder, *settings, **variables):
+    """The events of a run of the project in a folder."""
+    out = call([LUTHIER, "train", "-C", folder, "--json", *settings], LIMIT, **variables)
+    for log in folder.glob("runs/*/engine.log"):
+        listen(log.read_text(errors="replace"))
+    return [json.loads(line) for line in out.splitlines()]
+
+
 def check_method(family, name, dtype, device):
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         settings = write_project(folder, family, name, dtype, device)
-        out = call([LUTHIER, "train", "-C", folder, "--json"], LIMIT)
-        steps = [event for event in map(json.loads, out.splitlines()) if event["kind"] == "step"]
+        steps = [event for event in train(folder) if event["kind"] == "step"]
     wanted = settings["log"]
     if len(steps) != len(wanted):
         return {"pass": False, "error": f"{len(steps)} steps instead of {len(wanted)}"}
@@ -139,8 +146,7 @@ def train_alike(folder, family, device):
         f"[train]\nmax_steps = 5\nbatch_size = 6\naccumulate = 1\nlearning_rate = 0.01\n"
         f"eval_every = 0\nsample_every = 0\ncheckpoint_every = 0\n"
     )
-    out = call([LUTHIER, "train", "-C", folder, "--json"], LIMIT)
-    return [event["loss"] for event in map(json.loads, out.splitlines()) if event["kind"] == "step"]
+    return [event["loss"] for event in train(folder) if event["kind"] == "step"]
 
 
 def check_beginnings(family, device):
@@ -164,8 +170,8 @@ def check_deterministic(family, name, dtype, device):
         with tempfile.TemporaryDirectory() as scratch:
             folder = pathlib.Path(scratch)
             write_project(folder, family, name, dtype, device)
-            out = call([LUTHIER, "train", "-C", folder, "--json", "--set", "train.deterministic=true"], LIMIT)
-            steps = [(event["loss"], event["grad_norm"]) for event in map(json.loads, out.splitlines()) if event["kind"] == "step"]
+            events = train(folder, "--set", "train.deterministic=true")
+            steps = [(event["loss"], event["grad_norm"]) for event in events if event["kind"] == "step"]
             weights = sorted(folder.glob("runs/*/adapter/*.safetensors")) + sorted(folder.glob("runs/*/model/*.safetensors"))
             runs.append((steps, [path.read_bytes() for path in weights]))
     if not runs[0][0] or not runs[0][1]:
@@ -203,7 +209,7 @@ def check_resume(family, name, dtype, device):
                         return {"pass": False, "error": "the resumed run did not end"}
                     time.sleep(0.2)
             else:
-                call([LUTHIER, "train", "-C", folder, "--json", *settings], LIMIT)
+                train(folder, *settings)
                 (run,) = (folder / "runs").iterdir()
             losses.append(steps_of(run))
             weights.append([path.read_bytes() for path in weights_of(run)])
@@ -249,8 +255,7 @@ def check_out_of_memory(device):
             f'recompute = "off"\n'
         )
         limit = "per_process_memory_fraction:0.003"
-        out = call([LUTHIER, "train", "-C", folder, "--json"], LIMIT, PYTORCH_CUDA_ALLOC_CONF=limit)
-        events = [json.loads(line) for line in out.splitlines()]
+        events = train(folder, PYTORCH_CUDA_ALLOC_CONF=limit)
     steps = [event for event in events if event["kind"] == "step"]
     told = any("memory" in json.dumps(event) for event in events if event["kind"] not in ("step", "start"))
     return {"pass": len(steps) == 2 and told, "steps": len(steps), "told": told}

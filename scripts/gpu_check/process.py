@@ -23,8 +23,12 @@ LUTHIER = BINARIES / "luthier"
 REMEDY = {}
 # When the last process must have ended, in seconds of the monotonic clock.
 DEADLINE = {"at": None}
+# The cache of this session alone: what earlier ones have kept there decides nothing.
+CACHE = {"folder": None}
 _log = threading.Lock()
 ERRORS = {"file": None}
+# Of each thread, the lines with which the engine says what it did without.
+_without = threading.local()
 
 
 class Failure(Exception):
@@ -39,7 +43,8 @@ def environment(**more):
     """The variables of a process, whose libtorch is that of python's torch."""
     own = [str(TORCH / "lib")] if TORCH else []
     paths = own + [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
-    return {**os.environ, "LD_LIBRARY_PATH": ":".join(paths), "LUTHIER_ENGINE": str(ENGINE), **REMEDY, **more}
+    cache = {"XDG_CACHE_HOME": CACHE["folder"]} if CACHE["folder"] else {}
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(paths), "LUTHIER_ENGINE": str(ENGINE), **cache, **REMEDY, **more}
 
 
 def call(command, limit, **variables):
@@ -53,8 +58,27 @@ def call(command, limit, **variables):
         status, out = f"none after {limit:.0f} s", (error.stdout or b"").decode(errors="replace")
         said = (error.stderr or b"").decode(errors="replace") + f"\nno end after {limit:.0f} s"
     if status == 0:
+        listen(said)
         return out
     raise Failure(keep(command, status, out, said))
+
+
+def listen(said):
+    """Remembers the lines of a log that say what the engine did without."""
+    _without.lines = done_without() + [line for line in said.splitlines() if "going on without" in line]
+
+
+def done_without():
+    """The lines that this thread has remembered since it last asked."""
+    found, _without.lines = getattr(_without, "lines", []), []
+    return found
+
+
+def missing(slower, device, **variables):
+    """What makes a finding a failure: something that makes a GPU faster was not used, although nobody switched it off."""
+    if not slower or not device.startswith("cuda") or variables.get("LUTHIER_KERNELS") == "off":
+        return {}
+    return {"pass": False, "error": "not used: " + "; ".join(slower)}
 
 
 def lines(command, each, limit, **variables):

@@ -51,6 +51,7 @@ class Record:
     def __init__(self, path, budget):
         self.file = open(path, "w")
         self.begun, self.budget, self.failed, self.count = time.monotonic(), budget, [], 0
+        self.without = set()
 
     def left(self, stage):
         """Seconds until the end of a stage."""
@@ -75,6 +76,9 @@ class Record:
             found = {"pass": False, "error": str(error)}
         except Exception as error:  # whatever one check meets, the others go on
             found = {"pass": False, "error": f"{type(error).__name__}: {error}"}
+        if without := process.done_without():
+            found = {**found, "without": without}
+            self.without.add(name)
         self.note(stage, name, found)
         return found if found.get("pass", True) else None
 
@@ -104,7 +108,12 @@ def facts(record, device):
         record.note("facts", "others", {"skipped": "no time left"})
     except Exception as error:  # the checks go on without them
         record.note("facts", "machine", {"pass": False, "error": str(error)})
-    record.attempt("facts", "engine", lambda: json.loads(call([ENGINE, "doctor", "--json"], checks.LIMIT)))
+    record.attempt("facts", "engine", lambda: doctor(device))
+
+
+def doctor(device):
+    found = json.loads(call([ENGINE, "doctor", "--json"], checks.LIMIT))
+    return found | process.missing(found["slower"], device)
 
 
 def smoke(record, device):
@@ -172,6 +181,9 @@ def correctness(record, device, together, only):
         chosen = [(name, work) for name, work in every_check(device) if only in name]
         for done in [pool.submit(one, name, work) for name, work in chosen]:
             done.result()
+    if record.without and device.startswith("cuda"):
+        names = sorted(record.without)
+        record.note("checks", "kernels", {"pass": False, "error": f"not all were used in {len(names)} findings", "names": names})
     if late:
         record.note("checks", "left out", {"pass": False, "error": f"no time for {len(late)} checks", "names": late})
 
@@ -200,16 +212,18 @@ def main():
     record = Record(arguments.out, arguments.budget)
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     record.note("facts", "command", {"date": date, "command": " ".join(["run.py", *sys.argv[1:]]), "budget": arguments.budget})
-    facts(record, arguments.device)
-    works = smoke(record, arguments.device)
-    process.DEADLINE["at"] = record.begun + record.budget
-    if works:
-        # In memory where there is room, so that loading measures the engine and not the disk.
-        room = "/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 40e9 else None
-        with tempfile.TemporaryDirectory(dir=room) as scratch:
-            for size in sizes:
-                speed.measure(size, pathlib.Path(scratch), arguments.device, record)
-    correctness(record, arguments.device, arguments.together, arguments.only)
+    with tempfile.TemporaryDirectory() as cache:
+        process.CACHE["folder"] = cache
+        facts(record, arguments.device)
+        works = smoke(record, arguments.device)
+        process.DEADLINE["at"] = record.begun + record.budget
+        if works:
+            # In memory where there is room, so that loading measures the engine and not the disk.
+            room = "/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 40e9 else None
+            with tempfile.TemporaryDirectory(dir=room) as scratch:
+                for size in sizes:
+                    speed.measure(size, pathlib.Path(scratch), arguments.device, record)
+        correctness(record, arguments.device, arguments.together, arguments.only)
     spent = time.monotonic() - record.begun
     record.note("checks", "sum", {"count": record.count, "failed": record.failed, "seconds": round(spent, 1)})
     print(f"{len(record.failed)} of {record.count} findings are failures, in {spent:.0f} s; {arguments.out}")

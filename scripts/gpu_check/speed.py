@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from process import CLONE, ENGINE, REFERENCES, OutOfTime, call, lines
+from process import CLONE, ENGINE, REFERENCES, OutOfTime, call, lines, missing
 
 PEER = CLONE / "bench" / "peer.py"
 
@@ -177,7 +177,7 @@ def run_plan(size, model, device, planned, record, stage, **variables):
                 waiting.remove(name)
                 if "error" in found:
                     record.note(stage, f"{size} {name}", {"pass": False, "error": found["error"]})
-                elif noted := record.attempt(stage, f"{size} {name}", lambda: summary(found)):
+                elif noted := record.attempt(stage, f"{size} {name}", lambda: summary(found) | missing(found["slower"], device, **variables)):
                     figures[name] = noted
         except OutOfTime:
             error = None

@@ -59,6 +59,8 @@ pub struct Figures {
     pub decode: Option<GenerateFigures>,
     #[serde(flatten)]
     pub peaks: Peaks,
+    /// What a GPU has computed in more steps than others so far, and why.
+    pub slower: Vec<String>,
 }
 
 /// Highest memory use of a work so far.
@@ -209,6 +211,7 @@ impl Bed {
             peaks: parts.into_iter().flatten().fold(Peaks::now(device)?, Peaks::highest),
             train,
             decode,
+            slower: csrc::done_without(),
         })
     }
 }
