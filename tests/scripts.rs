@@ -20,3 +20,8 @@ fn setup_installs_the_torch_that_the_driver_runs() {
 fn a_gpu_is_checked_with_our_kernels() {
     run("gpu_check.py", 3);
 }
+
+#[test]
+fn kernels_must_be_able_to_start() {
+    run("kernels.py", 3);
+}
