@@ -78,7 +78,7 @@ def missing(slower, device, **variables):
     """What makes a finding a failure: something that makes a GPU faster was not used, although nobody switched it off."""
     if not slower or not device.startswith("cuda") or variables.get("LUTHIER_KERNELS") == "off":
         return {}
-    return {"pass": False, "error": "not used: " + "; ".join(slower)}
+    return {"pass": False, "error": "not used: " + "; ".join(part["what"] for part in slower)}
 
 
 def lines(command, each, limit, **variables):

@@ -23,6 +23,7 @@ use crate::error::Result;
 use crate::methods::method_of;
 use crate::models::Model;
 use crate::process::{forget_peak_memory, peak_memory};
+use crate::trials::{self, Missing};
 use crate::{csrc, device, ops};
 use rows::Prepared;
 
@@ -59,8 +60,8 @@ pub struct Figures {
     pub decode: Option<GenerateFigures>,
     #[serde(flatten)]
     pub peaks: Peaks,
-    /// What a GPU has computed in more steps than others so far, and why.
-    pub slower: Vec<String>,
+    /// What a GPU has computed in more steps than others so far.
+    pub slower: Vec<Missing>,
 }
 
 /// Highest memory use of a work so far.
@@ -211,7 +212,7 @@ impl Bed {
             peaks: parts.into_iter().flatten().fold(Peaks::now(device)?, Peaks::highest),
             train,
             decode,
-            slower: csrc::done_without(),
+            slower: trials::missing(),
         })
     }
 }
