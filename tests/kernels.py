@@ -46,6 +46,10 @@ class Kernels(unittest.TestCase):
     def test_registers_stay_out_of_memory(self):
         self.assertEqual(problems(40, spilled=8), ["8 bytes of registers in memory"])
 
+    def test_a_warning_is_a_failure(self):
+        warned = "norm(135): warning #128-D: loop is not reachable\n" + LOG.format(registers=40, spilled=0)
+        self.assertEqual(list(kernels.problems(warned, PTX.format(bound=""))), ["the compiler warns"])
+
     def test_what_cannot_be_read_is_no_success(self):
         for log, ptx in [("", ""), (LOG.format(registers=40, spilled=0), ""), ("", PTX.format(bound=""))]:
             self.assertEqual(len(list(kernels.problems(log, ptx))), 1)

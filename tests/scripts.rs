@@ -23,5 +23,5 @@ fn a_gpu_is_checked_with_our_kernels() {
 
 #[test]
 fn kernels_must_be_able_to_start() {
-    run("kernels.py", 3);
+    run("kernels.py", 4);
 }
