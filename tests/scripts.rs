@@ -6,7 +6,7 @@ use std::process::Command;
 /// Runs a file of tests of this folder, which has so many.
 fn run(script: &str, tests: usize) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
-    let done = Command::new("python3").arg("-B").arg(&script).output().unwrap();
+    let done = Command::new("python3").arg("-B").arg(&script).output().expect("python3 starts");
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success() && said.contains(&format!("Ran {tests} tests")), "{said}");
 }

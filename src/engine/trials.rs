@@ -1,6 +1,7 @@
 //! What makes a GPU faster is tried there before it is used: what a GPU, its driver and its compiler make of it shows only
 //! there.
 
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -85,16 +86,19 @@ pub fn try_on(device: Device, what: &str, trial: Result<bool>, allow: impl FnOnc
 }
 
 /// Compiles and loads a program for a CUDA device, and lets it be used if `agrees`, which compares its kernels with their
-/// definitions there, says so. Compiled programs are kept in the user's cache. Errors as [`try_on`].
+/// definitions there, says so. Compiled programs are kept in the user's cache. A process tries each once. Errors as
+/// [`try_on`].
 pub fn try_program(
     program: Program,
     device: Device,
     agrees: impl FnOnce(Device) -> Result<bool>,
 ) -> Result<()> {
-    let what = format!("the kernels {}", program.name());
-    if !device.is_cuda() || csrc::has_program(program, device) {
+    static TRIED: Mutex<BTreeSet<(&str, usize)>> = Mutex::new(BTreeSet::new());
+    let Device::Cuda(index) = device else { return Ok(()) };
+    if !TRIED.lock().unwrap_or_else(PoisonError::into_inner).insert((program.name(), index)) {
         return Ok(());
     }
+    let what = format!("the kernels {}", program.name());
     if std::env::var_os(SWITCH).is_some_and(|value| value == "off") {
         do_without(format!("{what} are switched off"), format!("unset {SWITCH}"));
         return Ok(());
