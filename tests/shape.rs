@@ -40,11 +40,12 @@ fn core_needs_no_torch_or_terminal_and_the_workbench_no_torch() {
 }
 
 /// The rooms of the engine, each importing only from those before it.
-const ENGINE_ROOMS: [&str; 20] = [
+const ENGINE_ROOMS: [&str; 21] = [
     "error",
     "csrc",
     "in_halves",
     "ops",
+    "trials",
     "weights",
     "layers",
     "models",

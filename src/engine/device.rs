@@ -12,7 +12,6 @@ use tch::{Cuda, Device, Kind};
 use crate::csrc;
 use crate::error::{EngineError, Result};
 use crate::models;
-use crate::step::adamw;
 
 /// Names the GPU that a process was started for, as `model.device` counts it.
 const BOUND: &str = "LUTHIER_GPU";
@@ -103,7 +102,6 @@ fn start(index: usize) -> Result<Device> {
     if first && compute_kind(config::Dtype::Auto, device) == Kind::BFloat16 {
         models::try_flash_attention(device)?;
         models::try_fused_operations(device)?;
-        adamw::try_fused_update(device)?;
     }
     Ok(device)
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tch::{Device, Kind};
 
 use crate::error::{EngineError, Result};
+use crate::step::adamw;
 use crate::trials::{self, Missing};
 use crate::{device, ops, weights};
 
@@ -75,10 +76,11 @@ pub fn examine() -> Doctor {
     let cuda = devices.iter().any(|device| device.is_cuda());
     for &device in &devices {
         // The others were tried when the device was chosen.
-        for quantisation in [Quantisation::Nf4, Quantisation::AsStored] {
-            if let Err(error) = weights::try_kernels(quantisation, device) {
-                problems.push(error.to_string());
-            }
+        let tried = weights::try_kernels(Quantisation::Nf4, device)
+            .and_then(|()| weights::try_kernels(Quantisation::AsStored, device))
+            .and_then(|()| adamw::try_fused_update(device));
+        if let Err(error) = tried {
+            problems.push(error.to_string());
         }
         match speed(device) {
             Ok(speed) => speeds.push(speed),

@@ -23,6 +23,7 @@ use crate::error::Result;
 use crate::methods::method_of;
 use crate::models::Model;
 use crate::process::{forget_peak_memory, peak_memory};
+use crate::step::adamw;
 use crate::trials::{self, Missing};
 use crate::{csrc, device, ops};
 use rows::Prepared;
@@ -175,6 +176,7 @@ impl Bed {
             loaded
         } else {
             let model = if weights.full && work.train.is_some() {
+                adamw::try_fused_update(device)?;
                 // As in a run: what is trained is read from the files.
                 Model::without_weights(&prepared.files, device, self.kind)?
             } else {

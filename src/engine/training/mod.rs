@@ -35,6 +35,7 @@ use crate::layers::Form;
 use crate::methods::{Method, method_of};
 use crate::models::Model;
 use crate::process::Termination;
+use crate::step::adamw;
 use crate::trials::{self, Missing};
 use control::Control;
 use record::Record;
@@ -122,6 +123,9 @@ fn work(
     } else {
         Base::load(files, &config, project)?
     };
+    if full {
+        adamw::try_fused_update(base.model.device())?;
+    }
     for Missing { what, remedy } in trials::missing() {
         let message = format!("slower than it could be: {what}; {remedy}");
         record.alert(AlertKind::Other, message, Vec::new());
