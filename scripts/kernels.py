@@ -87,7 +87,9 @@ def problems(log, ptx):
 
 def main():
     compiler = Compiler(installed())
-    shared = b"\n".join((SOURCES / name).read_bytes() for name in ["threads.h", "device.h"])
+    # The headers that the engine puts before each program.
+    headers = re.findall(r'include_str!\("cuda/(\w+\.h)"\)', (SOURCES.parent / "cuda.rs").read_text())
+    shared = b"\n".join((SOURCES / name).read_bytes() for name in headers)
     failed = False
     for path in sorted(SOURCES.glob("*.cu")):
         for architecture in ARCHITECTURES:

@@ -97,9 +97,10 @@ fn start(index: usize) -> Result<Device> {
     }
     csrc::start_device_memory(index, FIRST_ALLOCATION)?;
     let device = Device::Cuda(index);
-    let first = TRIED.lock().unwrap_or_else(PoisonError::into_inner).insert(index);
+    // Whoever comes during a trial waits for its end.
+    let mut tried = TRIED.lock().unwrap_or_else(PoisonError::into_inner);
     // Without bf16 there is nothing to try.
-    if first && compute_kind(config::Dtype::Auto, device) == Kind::BFloat16 {
+    if tried.insert(index) && compute_kind(config::Dtype::Auto, device) == Kind::BFloat16 {
         models::try_flash_attention(device)?;
         models::try_fused_operations(device)?;
     }

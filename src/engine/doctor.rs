@@ -10,10 +10,7 @@ use tch::{Device, Kind};
 use crate::error::{EngineError, Result};
 use crate::step::adamw;
 use crate::trials::{self, Missing};
-use crate::{device, ops, weights};
-
-/// The libtorch version of tch 0.24, whose build refuses others.
-pub const LIBTORCH_VERSION: &str = "2.11.0";
+use crate::{csrc, device, ops, weights};
 
 /// Size of the square matrices for measuring speed.
 const SIDE: i64 = 768;
@@ -89,7 +86,7 @@ pub fn examine() -> Doctor {
     }
     Doctor {
         version: env!("CARGO_PKG_VERSION"),
-        libtorch: LIBTORCH_VERSION,
+        libtorch: csrc::LIBTORCH_VERSION,
         threads: usize::try_from(tch::get_num_threads()).unwrap_or(1),
         cuda,
         devices: devices.into_iter().map(device::name).collect(),

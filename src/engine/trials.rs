@@ -11,7 +11,7 @@ use luthier_core::paths::cache_folder;
 use luthier_core::runs::FailureClass;
 use luthier_core::text::clean_line;
 use serde::Serialize;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use crate::csrc::{self, NotLoaded, Program};
 use crate::error::{EngineError, Result};
@@ -41,6 +41,11 @@ fn do_without(what: String, remedy: impl Into<String>) {
     MISSING.lock().unwrap_or_else(PoisonError::into_inner).push(missing);
 }
 
+/// Whether a result is as close to what is expected as `bound`, relative to the largest magnitude or to 1; NaN is not.
+pub fn are_close(found: &Tensor, expected: &Tensor, bound: f64) -> Result<bool> {
+    Ok((0.0..=bound).contains(&ops::relative_distance(found, expected)?))
+}
+
 /// What a trial showed.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
@@ -63,8 +68,7 @@ fn judge(what: &str, trial: Result<bool>, still_works: impl FnOnce() -> bool) ->
         }
         Err(error) if still_works() => missing(format!("{what} failed on this GPU: {error}"), REPORT),
         Err(error) => Err(EngineError::Device(format!(
-            "the GPU cannot be used in this process after a trial of {what}: {error}; start again, and set {SWITCH}=off if \
-             it happens again"
+            "a trial of {what} has left it unusable: {error}; start again: after {UNFINISHED} such trials it goes on without"
         ))),
     }
 }
@@ -75,19 +79,58 @@ fn answers(device: Device) -> bool {
     sum.and_then(|sum| ops::value(&sum)).is_ok_and(|sum| sum == 0.0)
 }
 
-/// Lets something be used on a device by `allow` if its trial is right. Otherwise [`missing`] tells of it; an error is one
-/// after which the GPU cannot be used in this process.
-pub fn try_on(device: Device, what: &str, trial: Result<bool>, allow: impl FnOnce()) -> Result<()> {
-    match judge(what, trial, || answers(device))? {
+/// Where compiled programs and marks of trials are kept.
+fn kept_in() -> Option<PathBuf> {
+    cache_folder().map(|folder| folder.join("kernels"))
+}
+
+/// Tries something of libtorch on a device, and lets it be used by `allow` if its trial is right. Otherwise [`missing`]
+/// tells of it; an error is one after which the GPU cannot be used in this process.
+pub fn try_on(
+    device: Device,
+    what: &str,
+    trial: impl FnOnce() -> Result<bool>,
+    allow: impl FnOnce(),
+) -> Result<()> {
+    let name = format!("{}-{}", what.replace(' ', "-"), csrc::LIBTORCH_VERSION);
+    let kept = kept_in().filter(|folder| std::fs::create_dir_all(folder).is_ok());
+    try_with_mark(device, what, kept.map(|folder| folder.join(name)).as_deref(), trial, allow)
+}
+
+/// A trial of what is `kept` there, unless earlier ones did not come to an end.
+fn try_with_mark(
+    device: Device,
+    what: &str,
+    kept: Option<&Path>,
+    trial: impl FnOnce() -> Result<bool>,
+    allow: impl FnOnce(),
+) -> Result<()> {
+    let mark = match kept.and_then(Mark::set) {
+        Some(Ok(mark)) => Some(mark),
+        Some(Err(path)) => {
+            let path = clean_line(&path.display().to_string()).into_owned();
+            do_without(
+                format!("{what} cannot be used: {UNFINISHED} trials did not come to an end"),
+                format!("remove {path} to try once more"),
+            );
+            return Ok(());
+        }
+        None => None,
+    };
+    // The mark stays after an error, and where the process ends before it is removed.
+    match judge(what, trial(), || answers(device))? {
         Outcome::Works => allow(),
         Outcome::Missing(Missing { what, remedy }) => do_without(what, remedy),
+    }
+    if let Some(mark) = mark {
+        mark.remove();
     }
     Ok(())
 }
 
-/// Compiles and loads a program for a CUDA device, and lets it be used if `agrees`, which compares its kernels with their
-/// definitions there, says so. Compiled programs are kept in the user's cache. A process tries each once. Errors as
-/// [`try_on`].
+/// Compiles and loads a program for a CUDA device with bf16, and lets it be used if `agrees`, which compares its kernels
+/// with their definitions there, says so. Compiled programs are kept in the user's cache. A process tries each once.
+/// Errors as [`try_on`].
 pub fn try_program(
     program: Program,
     device: Device,
@@ -95,7 +138,9 @@ pub fn try_program(
 ) -> Result<()> {
     static TRIED: Mutex<BTreeSet<(&str, usize)>> = Mutex::new(BTreeSet::new());
     let Device::Cuda(index) = device else { return Ok(()) };
-    if !TRIED.lock().unwrap_or_else(PoisonError::into_inner).insert((program.name(), index)) {
+    // Whoever comes during a trial waits for its end.
+    let mut tried = TRIED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !tried.insert((program.name(), index)) {
         return Ok(());
     }
     let what = format!("the kernels {}", program.name());
@@ -103,45 +148,26 @@ pub fn try_program(
         do_without(format!("{what} are switched off"), format!("unset {SWITCH}"));
         return Ok(());
     }
-    let cache = cache_folder().map(|folder| folder.join("kernels"));
-    let kept = match csrc::load_program(program, device, cache.as_deref()) {
-        Ok(kept) => kept,
-        Err(reason) => {
-            let (reason, remedy) = match reason {
-                NotLoaded::Library(reason) => (
-                    reason,
-                    "install torch with its NVIDIA packages: `make setup` does, or `pip install torch==2.11.0`",
-                ),
-                NotLoaded::Refused(reason) => {
-                    (reason, "update the GPU's driver; if it is up to date, report this")
-                }
-            };
-            do_without(format!("{what} are not available: {reason}"), remedy);
-            return Ok(());
+    let (reason, remedy) = match csrc::load_program(program, device, kept_in().as_deref()) {
+        Ok(kept) => {
+            let allow = || csrc::allow_program(program, device);
+            return try_with_mark(device, &what, kept.as_deref(), || agrees(device), allow);
+        }
+        // There is nothing to mend.
+        Err(NotLoaded::NoBf16) => return Ok(()),
+        Err(NotLoaded::Library(reason)) => (
+            reason,
+            "install torch with its NVIDIA packages: `make setup` does, or `pip install torch==2.11.0`",
+        ),
+        Err(NotLoaded::Refused(reason)) => {
+            (reason, "update the GPU's driver; if it is up to date, report this")
         }
     };
-    let mark = match kept.as_deref().and_then(Mark::set) {
-        Some(Ok(mark)) => Some(mark),
-        Some(Err(path)) => {
-            let path = clean_line(&path.display().to_string()).into_owned();
-            do_without(
-                format!("{what} are not tried: they ended earlier processes"),
-                format!("remove {path} to try them once more"),
-            );
-            return Ok(());
-        }
-        None => None,
-    };
-    // The mark stays after an error, and where the process ends before it is removed.
-    try_on(device, &what, agrees(device), || csrc::allow_program(program, device))?;
-    if let Some(mark) = mark {
-        mark.remove();
-    }
+    do_without(format!("{what} are not available: {reason}"), remedy);
     Ok(())
 }
 
-/// A file beside a compiled program that counts the trials that did not come to an end. It is locked by the process that
-/// tries the program.
+/// A file that counts the trials that did not come to an end. It is locked by the process that tries.
 #[derive(Debug)]
 struct Mark {
     path: PathBuf,

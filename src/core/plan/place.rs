@@ -30,8 +30,8 @@ pub struct Place {
     pub gpu: bool,
     /// Whether it computes in bf16 itself, faster than in f32.
     pub bf16: bool,
-    /// Whether our own kernels for CUDA are used in bf16. A process that has not tried them takes it that they are where there
-    /// is bf16.
+    /// Whether our own kernels for CUDA are used in bf16. Before a trial, assumed wherever
+    /// there is bf16.
     pub kernels: bool,
     /// Bytes that are free there.
     pub available: u64,

@@ -171,12 +171,14 @@ impl Bed {
         Peaks::forget(device)?;
         device::prepare(&prepared.config, device)?;
         let load = || Model::load(&prepared.files, device, self.kind, weights.quantisation);
+        if weights.full && self.kind == Kind::BFloat16 {
+            adamw::try_fused_update(device)?;
+        }
         let began = Instant::now();
         let loaded = if let Some(loaded) = kept {
             loaded
         } else {
             let model = if weights.full && work.train.is_some() {
-                adamw::try_fused_update(device)?;
                 // As in a run: what is trained is read from the files.
                 Model::without_weights(&prepared.files, device, self.kind)?
             } else {

@@ -23,7 +23,12 @@ bool widens_products(const Tensor& like) {
     try {
       const Tensor one = at::ones({16, 16}, like.options());
       return at::mm(one, one, at::kFloat).scalar_type() == at::kFloat;
+    } catch (const c10::OutOfMemoryError&) {
+      throw;
+    } catch (const c10::AcceleratorError&) {
+      throw;
     } catch (const c10::Error&) {
+      TORCH_WARN("this libtorch rounds gradients of factors to bf16 before they are added in f32");
       return false;
     }
   }();

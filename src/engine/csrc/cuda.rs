@@ -8,7 +8,7 @@ use luthier_core::{files, hash};
 use tch::Device;
 
 use super::device::DeviceSet;
-use super::driver::{Compiler, Driver, Handle, Launcher};
+use super::driver::{Compiler, Driver, DriverGpu, Handle, Launcher};
 use super::{checked, device_index, luthier_use_kernel, luthier_use_launcher};
 use crate::error::EngineError;
 
@@ -19,7 +19,7 @@ const LARGEST: u64 = 16 << 20;
 const LOWEST: (c_int, c_int) = (8, 0);
 
 /// What every program begins with.
-const SHARED: [&str; 2] = [include_str!("cuda/threads.h"), include_str!("cuda/device.h")];
+const SHARED: [&str; 2] = [include_str!("cuda/interface.h"), include_str!("cuda/device.h")];
 
 /// Kernels that are compiled together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,8 @@ pub enum NotLoaded {
     Library(String),
     /// The compiler or the driver refuses the program.
     Refused(String),
+    /// The kernels are for GPUs with bf16.
+    NoBf16,
 }
 
 /// Compiles a program for a CUDA device, or reads it from the folder `cache`, and loads it. Returns where it is kept.
@@ -98,22 +100,22 @@ pub fn load_program(
 ) -> Result<Option<PathBuf>, NotLoaded> {
     let (driver, compiler) =
         (Driver::find().map_err(NotLoaded::Library)?, Compiler::find().map_err(NotLoaded::Library)?);
-    load(program, device, cache, &driver, &compiler).map_err(NotLoaded::Refused)
+    let Device::Cuda(index) = device else { return Err(NotLoaded::Refused("this is no CUDA device".into())) };
+    let gpu = driver.gpu(index).map_err(NotLoaded::Refused)?;
+    let capability = gpu.capability().map_err(NotLoaded::Refused)?;
+    if capability < LOWEST {
+        return Err(NotLoaded::NoBf16);
+    }
+    load(program, device, cache, (&gpu, capability), &compiler).map_err(NotLoaded::Refused)
 }
 
 fn load(
     program: Program,
     device: Device,
     cache: Option<&Path>,
-    driver: &Driver,
+    (gpu, capability): (&DriverGpu, (c_int, c_int)),
     compiler: &Compiler,
 ) -> Result<Option<PathBuf>, String> {
-    let Device::Cuda(index) = device else { return Err("this is not a CUDA device".into()) };
-    let gpu = driver.gpu(index)?;
-    let capability = gpu.capability()?;
-    if capability < LOWEST {
-        return Err(format!("this GPU's compute capability {}.{} is below 8.0", capability.0, capability.1));
-    }
     let architecture = format!("sm_{}{}", capability.0, capability.1);
     let (name, source) = (program.name(), program.source());
     let key = hash::sha256(format!("{source}\0{architecture}\0{:?}", compiler.version()?));

@@ -167,10 +167,7 @@ bool luthier::takes_adamw(const Tensor& gradient, const Trained& trained) {
 
 void luthier::fused_adamw(const Tensor& gradient, const Trained& trained, const Tensor& scale, const Tensor& left_out,
                           const AdamW& settings) {
-  // As in cuda/adamw.cu.
-  struct {
-    float learning_rate, beta1, beta2, rest1, rest2, log_beta1, log_beta2, weight_decay, epsilon;
-  } given;
+  AdamWSettings given;
   given.learning_rate = static_cast<float>(settings.learning_rate);
   given.beta1 = static_cast<float>(settings.beta1);
   given.beta2 = static_cast<float>(settings.beta2);
@@ -215,12 +212,7 @@ int luthier_fused_rope_into_cache(Tensor* query, Tensor* key, Tensor* value, Ten
                                   Tensor* values, Tensor* places, int64_t start, Tensor** out) {
   return guarded([=] {
     at::NoGradGuard no_grad;
-    // As in cuda/elementwise.cu.
-    struct {
-      unsigned width, heads, groups, size, half;
-      int64_t capacity, start, stride;
-      const int64_t* places;
-    } tokens = {};
+    NewTokens tokens = {};
     for (const Tensor* x : {query, key, value, cos, sin, keys, values}) TORCH_CHECK(in_eights(*x));
     TORCH_CHECK(query->dim() == 3 && key->dim() == 3 && key->sizes() == value->sizes());
     TORCH_CHECK(keys->dim() == 4 && keys->sizes() == values->sizes());
@@ -239,7 +231,7 @@ int luthier_fused_rope_into_cache(Tensor* query, Tensor* key, Tensor* value, Ten
     if (places != nullptr) {
       TORCH_CHECK(places->scalar_type() == at::kLong && places->dim() == 2 && places->size(0) == rows);
       TORCH_CHECK(places->size(1) == width && (width == 1 || places->stride(1) == 1));
-      tokens.places = places->const_data_ptr<int64_t>();
+      tokens.places = seen(*places);
       tokens.stride = places->stride(0);
     } else {
       TORCH_CHECK(start >= 0 && start + width <= tokens.capacity);

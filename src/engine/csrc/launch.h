@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "cuda/list.h"
-#include "cuda/threads.h"
+#include "cuda/interface.h"
 
 namespace luthier {
 

@@ -50,10 +50,13 @@ pub use self::quantised::{
 };
 use self::quantised::{MatrixPointers, Nf4Pointers};
 pub use self::training::{
-    AdamW, Clipping, Comparison, CrossEntropy, Head, Moments, Through, adamw, as_recorded, backward,
-    dropout_mask, grad_norm, linear_cross_entropy, take_gradient,
+    AdamW, Clipping, Comparison, CrossEntropy, FusedUpdate, Head, Moments, Through, adamw, as_recorded,
+    backward, dropout_mask, grad_norm, linear_cross_entropy, take_gradient,
 };
 use crate::error::{EngineError, Result};
+
+/// The libtorch version of tch 0.24, whose build refuses others.
+pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 type Pointer = *mut C_tensor;
 

@@ -400,12 +400,14 @@ int luthier_take_gradient(Tensor* leaf, Tensor** out) {
 
 // Gradients scaled by min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does, or as they are if the
 // limit is 0; then AdamW; then each working copy (or null) is written from its parameter. All arithmetic is in f32. If
-// left_out (0-dimensional f32, on their device) is 1, nothing changes but the scale of f32 gradients. `fused`: one kernel
-// for each parameter with a working copy, where it takes them.
+// left_out (0-dimensional f32, on their device) is 1, nothing changes but the scale of f32 gradients. `fused` says
+// whether one kernel updates a parameter with a working copy.
 int luthier_adamw(Tensor* const* parameters, Tensor* const* gradients, Tensor* const* first, Tensor* const* second,
                   Tensor* const* steps, Tensor* const* working, size_t count, Tensor* norm, double limit,
                   double learning_rate, double beta1, double beta2, double weight_decay, double epsilon,
                   Tensor* left_out, int fused) {
+  // As FusedUpdate of training.rs; 0 is none.
+  constexpr int POSSIBLE = 1, ALWAYS = 2;
   return guarded([=] {
     const Clock clock(OPTIMIZER);
     at::NoGradGuard no_grad;
@@ -421,7 +423,7 @@ int luthier_adamw(Tensor* const* parameters, Tensor* const* gradients, Tensor* c
     for (size_t i = 0; i < count; ++i) {
       if (working[i]) {
         const luthier::Trained trained{*parameters[i], *first[i], *second[i], *working[i], *steps[i]};
-        if (fused && luthier::takes_adamw(*gradients[i], trained)) {
+        if (fused == ALWAYS || (fused == POSSIBLE && luthier::takes_adamw(*gradients[i], trained))) {
           luthier::fused_adamw(*gradients[i], trained, scale, *left_out,
                                {learning_rate, beta1, beta2, weight_decay, epsilon});
           continue;

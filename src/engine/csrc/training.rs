@@ -70,6 +70,17 @@ pub struct Moments<'a> {
     pub working: Option<&'a Tensor>,
 }
 
+/// Whether [`adamw`] updates parameters that have working copies by [`Program::AdamW`](super::Program), which must be loaded
+/// on their device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FusedUpdate {
+    No,
+    /// Where the kernel takes a parameter.
+    Possible,
+    /// It is an error if the kernel does not take one.
+    Always,
+}
+
 /// Scales gradients by `min(1, limit / (norm + 1e-6))`.
 #[derive(Debug, Clone, Copy)]
 pub struct Clipping<'a> {
@@ -80,14 +91,13 @@ pub struct Clipping<'a> {
 }
 
 /// One AdamW update (arXiv 1711.05101, algorithm 2) of all parameters, in place, in f32. No update if
-/// `left_out`, a 0-dimensional f32 tensor, is 1. All parameters are f32 on one device. `fused`: parameters with working
-/// copies go through [`Program::AdamW`](super::Program), which must be loaded there, as far as it takes them.
+/// `left_out`, a 0-dimensional f32 tensor, is 1. All parameters are f32 on one device.
 pub fn adamw(
     parameters: &[Moments],
     settings: &AdamW,
     clipping: Option<Clipping>,
     left_out: &Tensor,
-    fused: bool,
+    fused: FusedUpdate,
 ) -> Result<()> {
     if parameters.is_empty() {
         return Ok(());
@@ -116,7 +126,7 @@ pub fn adamw(
             settings.weight_decay,
             settings.epsilon,
             pointer(left_out),
-            c_int::from(fused),
+            fused as c_int,
         )
     })
 }

@@ -220,15 +220,23 @@ impl LayerCache<'_> {
     pub fn write_rotated(&self, tokens: csrc::NewTokens, rotation: [&Tensor; 2]) -> Result<Option<Tensor>> {
         let cached = [&self.store.keys, &self.store.values];
         let all = [tokens.query, tokens.key, tokens.value].into_iter().chain(rotation).chain(cached);
+        if !ops::fuses(csrc::Program::Elementwise, &all.collect::<Vec<_>>()) {
+            return Ok(None);
+        }
+        self.write_at_once(tokens, rotation)
+    }
+
+    /// [`Self::write_rotated`] where the kernel is known to work.
+    fn write_at_once(&self, tokens: csrc::NewTokens, rotation: [&Tensor; 2]) -> Result<Option<Tensor>> {
         let places = match (self.places, self.starts.first()) {
             (Some(places), _) => csrc::Places::At(&places.tokens),
             (None, Some(&start)) => csrc::Places::From(start),
             (None, None) => return Ok(None),
         };
-        let as_many = tokens.key.size().get(1).copied() == Some(heads(&self.store.keys));
-        if !as_many || !ops::fuses(csrc::Program::Elementwise, &all.collect::<Vec<_>>()) {
+        if tokens.key.size().get(1).copied() != Some(heads(&self.store.keys)) {
             return Ok(None);
         }
+        let cached = [&self.store.keys, &self.store.values];
         csrc::fused_rope_into_cache(tokens, rotation, cached, places).map(Some)
     }
 
@@ -293,6 +301,43 @@ mod tests {
                 cache.advance(width);
                 assert_eq!(cache.lengths(), lengths.map(|length| length + width));
             }
+        }
+    }
+
+    #[test]
+    fn rotated_tokens_are_written_at_once_where_they_are_written_one_by_one() {
+        csrc::emulate_kernels();
+        let architecture = ModelFiles::open(&crate::testing::model()).unwrap().architecture;
+        for (lengths, width) in [([3, 0, 7], 1), ([3, 0, 7], 4), ([5, 5, 5], 3)] {
+            let caches = [(); 2].map(|()| {
+                let mut cache = KvCache::new(&architecture, 3, Kind::BFloat16, Device::Cpu);
+                let [heads, _] = cache.shapes[1];
+                cache.set_heads(1, 2 * heads);
+                cache.lengths = lengths.to_vec();
+                cache.prepare(width).unwrap();
+                cache
+            });
+            let [groups, size] = caches[0].shapes[0];
+            let some =
+                |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+            let tokens = 3 * width;
+            let [query, key, value] = [2 * groups, groups, groups].map(|heads| some(&[tokens, heads, size]));
+            let [cos, sin] = [(); 2].map(|()| some(&[tokens, 1, size / 2]));
+            let [at_once, apart] = [0, 1].map(|place| caches[place].layer(0).unwrap());
+            let new = csrc::NewTokens { query: &query, key: &key, value: &value };
+            let found = at_once.write_at_once(new, [&cos, &sin]).unwrap().unwrap();
+            let by_row = |x: &Tensor| x.view([3, width, groups, size]).transpose(1, 2);
+            let rotated = |x: &Tensor| ops::rope(x, &cos, &sin).unwrap();
+            apart.write(&by_row(&rotated(&key)), &by_row(&value)).unwrap();
+            assert!(ops::relative_distance(&found, &rotated(&query)).unwrap() < 1e-2);
+            for (found, expected) in
+                [(&at_once.store.keys, &apart.store.keys), (&at_once.store.values, &apart.store.values)]
+            {
+                assert!(ops::relative_distance(found, expected).unwrap() < 1e-2, "{lengths:?} {width}");
+            }
+            assert!(ops::largest_magnitude(&at_once.store.keys).unwrap() > 0.5);
+            // A layer that has more heads takes them one by one.
+            assert!(caches[0].layer(1).unwrap().write_at_once(new, [&cos, &sin]).unwrap().is_none());
         }
     }
 }

@@ -22,10 +22,8 @@ pub fn try_flash_attention(device: Device) -> Result<()> {
     let flash = |parts: [&Tensor; 3], documents: &Documents, window: Option<i64>| {
         documents.flash_attention(parts, 0, window, SCALE)
     };
-    let works = attends_rightly(device, Kind::BFloat16, &[None, Some(3)], &flash);
-    trials::try_on(device, "flash attention over documents", works, || {
-        csrc::allow_flash_attention(device);
-    })
+    let trial = || attends_rightly(device, Kind::BFloat16, &[None, Some(3)], &flash);
+    trials::try_on(device, "flash attention over documents", trial, || csrc::allow_flash_attention(device))
 }
 
 /// Attention of query, key and value over documents, with a window.
@@ -84,8 +82,7 @@ fn attends_rightly(device: Device, kind: Kind, windows: &[Option<i64>], attend: 
     for &window in windows {
         let (found, expected) = (run(kind, attend, window)?, run(Kind::Float, &openly, window)?);
         for (found, expected) in found.iter().zip(&expected) {
-            let distance = ops::relative_distance(found, expected)?;
-            if distance.is_nan() || distance > BOUND {
+            if !trials::are_close(found, expected, BOUND)? {
                 return Ok(false);
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::csrc::{self, Clipping, Moments, Program};
+use crate::csrc::{self, Clipping, FusedUpdate, Moments, Program};
 use crate::error::{EngineError, Result};
 use crate::layers::{Parameters, WorkingCopies, WorkingCopy};
 use crate::{ops, trials};
@@ -71,7 +71,8 @@ impl AdamW {
                 working: working.and_then(|working| working.get(name)).map(WorkingCopy::values),
             })
             .collect();
-        let fused = csrc::has_program(Program::AdamW, left_out.device());
+        let has = csrc::has_program(Program::AdamW, left_out.device());
+        let fused = if has { FusedUpdate::Possible } else { FusedUpdate::No };
         csrc::adamw(&rows, settings, clipping, left_out, fused)
     }
 
@@ -155,7 +156,7 @@ fn fused_update_agrees(device: Device) -> Result<bool> {
     };
     let scalar = |value: f32| ops::reshape(&ops::floats(&[value], device)?, &[]);
     let (norm, in_all, in_none) = (scalar(4.0)?, scalar(0.0)?, scalar(1.0)?);
-    let run = |fused: bool, kind: Kind, limit: Option<f64>| -> Result<[Tensor; 4]> {
+    let run = |fused: FusedUpdate, kind: Kind, limit: Option<f64>| -> Result<[Tensor; 4]> {
         let parameter = numbers(0.37)?;
         let zeros = || ops::zeros(&[COUNT], Kind::Float, device);
         let (first, second) = (zeros()?, zeros()?);
@@ -178,7 +179,8 @@ fn fused_update_agrees(device: Device) -> Result<bool> {
     };
     for kind in [Kind::BFloat16, Kind::Float] {
         for limit in [None, Some(1.0)] {
-            let (found, expected) = (run(true, kind, limit)?, run(false, kind, limit)?);
+            let (found, expected) =
+                (run(FusedUpdate::Always, kind, limit)?, run(FusedUpdate::No, kind, limit)?);
             for ((found, expected), bound) in found.iter().zip(&expected).zip(BOUNDS) {
                 let distance = ops::distance(found, expected)? / ops::largest_magnitude(expected)?;
                 if !(0.0..=bound).contains(&distance) {

@@ -1,13 +1,8 @@
 // The update of parameters that are trained in f32 beside a working copy in bf16.
 
-struct AdamW {
-  // rest1 and rest2 are 1 - beta1 and 1 - beta2, which would lose digits here.
-  float learning_rate, beta1, beta2, rest1, rest2, log_beta1, log_beta2, weight_decay, epsilon;
-};
-
 template <class Gradient>
 DEVICE void update(const Gradient* gradient, float* parameter, float* first, float* second, bf16* working,
-                   const float* step, const float* scale, const float* left_out, i64 eights, const AdamW& settings) {
+                   const float* step, const float* scale, const float* left_out, i64 eights, const AdamWSettings& settings) {
   if (*left_out == 1) return;
   const float by = scale ? *scale : 1;
   // 1 - beta^step, exact also where beta^step is nearly 1.
@@ -38,12 +33,12 @@ DEVICE void update(const Gradient* gradient, float* parameter, float* first, flo
 // *left_out is 1.
 KERNEL(ITEM_THREADS) adamw_by_bf16(const bf16* gradient, float* parameter, float* first, float* second, bf16* working,
                                    const float* step, const float* scale, const float* left_out, i64 eights,
-                                   AdamW settings) {
+                                   AdamWSettings settings) {
   update(gradient, parameter, first, second, working, step, scale, left_out, eights, settings);
 }
 
 KERNEL(ITEM_THREADS) adamw_by_f32(const float* gradient, float* parameter, float* first, float* second, bf16* working,
                                   const float* step, const float* scale, const float* left_out, i64 eights,
-                                  AdamW settings) {
+                                  AdamWSettings settings) {
   update(gradient, parameter, first, second, working, step, scale, left_out, eights, settings);
 }

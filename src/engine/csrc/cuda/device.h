@@ -1,5 +1,6 @@
-// What the kernels for CUDA share. A program is this file followed by one of kernels: NVIDIA's run-time compiler
-// compiles it for the GPU at hand, without any other header, and tests compile it for the processor (emulation.h).
+// What the kernels for CUDA share. A program is interface.h and this file, followed by one of kernels: NVIDIA's run-time
+// compiler compiles it for the GPU at hand, without any other header, and tests compile it for the processor
+// (emulation.h).
 
 typedef unsigned char u8;
 typedef unsigned short u16;

@@ -72,14 +72,6 @@ KERNEL(ITEM_THREADS) rope(const bf16* x, const bf16* cos, const bf16* sin, bf16*
   }
 }
 
-// New tokens [rows, width] for a cache of `groups` heads of `size`, with room for `capacity` tokens a row. Token t of a
-// row goes to places[row · stride + t], or to start + t if places is null.
-struct NewTokens {
-  u32 width, heads, groups, size, half;
-  i64 capacity, start, stride;
-  const i64* places;
-};
-
 // Rotates queries [rows · width, heads, size] as `rope` does, to y, and keys [rows · width, groups, size], to `keys`
 // [rows, groups, capacity, size]; copies values to `values`. `items` is the number of rotated and copied eights.
 KERNEL(ITEM_THREADS) rope_into_cache(const bf16* query, const bf16* key, const bf16* value, const bf16* cos,
@@ -97,7 +89,8 @@ KERNEL(ITEM_THREADS) rope_into_cache(const bf16* query, const bf16* key, const b
       continue;
     }
     part -= of_queries;
-    const i64 place = tokens.places ? tokens.places[row * tokens.stride + column] : tokens.start + column;
+    const i64* places = static_cast<const i64*>(tokens.places);
+    const i64 place = places ? places[row * tokens.stride + column] : tokens.start + column;
     const bool is_key = part < of_keys;
     const u32 group = is_key ? part / each : (part - of_keys) / whole;
     const i64 from = (static_cast<i64>(token) * tokens.groups + group) * tokens.size;

@@ -6,7 +6,7 @@
 #include <mutex>
 
 #include "list.h"
-#include "threads.h"
+#include "interface.h"
 
 // Each program is a translation unit of its own on CUDA.
 #include "device.h"

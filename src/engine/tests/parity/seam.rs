@@ -401,7 +401,14 @@ fn norm_and_clipping() {
         let settings =
             csrc::AdamW { learning_rate: 1e-3, betas: [0.9, 0.99], weight_decay: 0.0, epsilon: 1e-8 };
         let left_out = Tensor::zeros([], (Kind::Float, Device::Cpu));
-        csrc::adamw(&rows, &settings, Some(csrc::Clipping { norm: &norm, limit }), &left_out, false).unwrap();
+        csrc::adamw(
+            &rows,
+            &settings,
+            Some(csrc::Clipping { norm: &norm, limit }),
+            &left_out,
+            csrc::FusedUpdate::No,
+        )
+        .unwrap();
         moments.into_iter().map(|(_, first, ..)| first * 10.0).collect()
     };
     assert!(distance(&clipped(10.0 * expected)[1], &flat.narrow(0, 12, 7)) <= 1e-6);
