@@ -193,6 +193,14 @@ impl Finished {
         self
     }
 
+    /// Expects each of these texts on stdout.
+    pub fn says(self, texts: &[&str]) -> Self {
+        for text in texts {
+            assert!(self.stdout.contains(text), "stdout lacks `{text}`: {self}");
+        }
+        self
+    }
+
     /// Expects each of these texts on stderr, and no panic.
     pub fn complains(self, texts: &[&str]) -> Self {
         for text in texts {

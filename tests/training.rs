@@ -193,6 +193,61 @@ fn a_killed_run_is_lost_and_resumes_from_its_checkpoint() {
 }
 
 #[test]
+fn a_resume_refuses_what_a_live_run_refuses_and_puts_it_back() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    wait_for_state(&run, "stopped");
+    let file = run.join("config.toml");
+    let before = fs::read_to_string(&file).unwrap();
+    let after = before.replace("schedule = \"cosine\"", "schedule = \"constant\"");
+    assert_ne!(before, after);
+    fs::write(&file, &after).unwrap();
+    let told = ["train.schedule = \"constant\"; in force is \"cosine\"", "config.toml", "--put-back"];
+    project.luthier(["run", "resume", "latest"]).run().expect(2).complains(&told);
+    assert_eq!(Project::status(&run)["state"], "stopped");
+    project.luthier(["run", "resume", "latest", "--put-back"]).run().expect(0);
+    wait_for_state(&run, "running");
+    assert_eq!(fs::read_to_string(&file).unwrap(), before);
+    // Asked at once, before the run has said that it is paused.
+    project.luthier(["run", "pause", "latest"]).run().expect(0);
+    project.luthier(["run", "resume", "latest"]).run().expect(0);
+    let step = Project::status(&run)["step"].as_u64().unwrap();
+    wait_for_step(&run, step + 3);
+}
+
+#[test]
+fn every_request_to_a_run_can_be_made_from_the_command_line() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    project.luthier(["run", "undo", "latest"]).run().expect(1).complains(&["nothing was edited"]);
+    project.luthier(["run", "checkpoint", "latest"]).run().expect(0).says(&["writes a checkpoint"]);
+    project.luthier(["run", "evaluate", "latest"]).run().expect(0).says(&["evaluates"]);
+    project.luthier(["run", "sample", "latest", "hello"]).run().expect(0).says(&["answers"]);
+    let edits = || -> Vec<Value> {
+        let journal = Project::journal(&run);
+        kinds(&journal, "edit").into_iter().map(|edit| json!([edit["key"], edit["new"]])).collect()
+    };
+    let edited = |count: usize| {
+        wait_for("edits", || if edits().len() >= count { Ok(()) } else { Err(format!("{:?}", edits())) });
+    };
+    project.luthier(["run", "edit", "latest", "train.learning_rate=1e-5"]).run().expect(0);
+    edited(1);
+    project.luthier(["run", "edit", "latest", "train.eval_every=7"]).run().expect(0);
+    edited(2);
+    for count in [3, 4] {
+        project.luthier(["run", "undo", "latest"]).run().expect(0).says(&["from the next"]);
+        edited(count);
+    }
+    project.luthier(["run", "undo", "latest"]).run().expect(1).complains(&["nothing was edited"]);
+    let found = edits();
+    assert_eq!((&found[2], &found[3][0]), (&json!(["train.eval_every", "0"]), &found[0][0]));
+    let journal = Project::journal(&run);
+    let sample = kinds(&journal, "sample").into_iter().find(|sample| sample["prompt"] == "hello");
+    assert!(sample.is_some() && !kinds(&journal, "eval").is_empty());
+}
+
+#[test]
 fn ctrl_c_leaves_the_run_and_says_how_to_stop_it() {
     let project = Project::tiny();
     let mut followed = project.luthier(["train", "--json"].into_iter().chain(LONG)).start();

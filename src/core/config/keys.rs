@@ -56,13 +56,15 @@ pub fn key(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
 }
 
-/// When a changed key reaches a run that is live.
+/// When a changed key reaches a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// From the next step, frame or reply.
     Now,
     /// From the next evaluation.
     NextEvaluation,
+    /// When it is resumed: where something is that stays the same.
+    NextResume,
     /// Only in a new run.
     NewRun,
     /// Not in this run, for this reason.
@@ -74,6 +76,7 @@ impl fmt::Display for Change {
         match self {
             Self::Now => formatter.pad("now"),
             Self::NextEvaluation => formatter.pad("next evaluation"),
+            Self::NextResume => formatter.pad("next resume"),
             Self::NewRun => formatter.pad("new run"),
             Self::Refused(reason) => write!(formatter, "refused: {reason}"),
         }

@@ -14,7 +14,7 @@ use super::choices::{
     Schedule, SystemRole, TrainOn, Variant,
 };
 use super::fields::Field;
-use super::keys::Change::{NewRun, NextEvaluation, Now, Refused};
+use super::keys::Change::{NewRun, NextEvaluation, NextResume, Now, Refused};
 use super::keys::{Key, settings};
 use super::kinds::{Bounds, Kind};
 use super::values::{DataSource, Device, EvalSource, Targets, Warmup};
@@ -39,11 +39,11 @@ settings! {
     /// the base model and where it computes
     model: ModelSection {
         /// folder (config.json + safetensors), .gguf file or hf:org/name[@revision]
-        path: String [Kind::Model], NewRun;
+        path: String [Kind::Model], NextResume;
         /// number format
         dtype: Dtype = Dtype::Auto, NewRun;
         /// auto | cpu | cuda:0
-        device: Device = Device::Auto, NewRun;
+        device: Device = Device::Auto, NextResume;
         /// a GPU rounds operands of f32 products to TF32: faster, less exact
         tf32: bool = false, NewRun;
     }
@@ -51,7 +51,7 @@ settings! {
     /// what it learns from
     data: DataSection {
         /// .jsonl .json .csv .tsv .parquet .txt (also .gz .zst); one or a list
-        train: Vec<DataSource>, NewRun;
+        train: Vec<DataSource>, NextResume;
         /// a path, or the share held out
         eval: EvalSource = EvalSource::Fraction(0.1), NewRun;
         /// layout of a row

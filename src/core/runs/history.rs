@@ -187,8 +187,7 @@ mod tests {
     #[test]
     fn an_edit_of_lost_steps_gives_way_to_a_later_one() {
         let folder = tempfile::tempdir().unwrap();
-        let edits =
-            [rate("2e-4", "1e-4", 25), rate("2e-4", "3e-4", 21), edit("train.nothing", "1", "2", 22)];
+        let edits = [rate("2e-4", "1e-4", 25), rate("2e-4", "3e-4", 21), edit("train.nothing", "1", "2", 22)];
         let journal = journal(folder.path(), &edits);
         let then = config(&[]);
         let checkpoint = checkpoint(folder.path(), 20, Some(&then));

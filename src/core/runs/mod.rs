@@ -10,6 +10,7 @@ mod client;
 mod directory;
 mod error;
 mod event;
+mod history;
 mod journal;
 mod number;
 mod outcome;
@@ -40,6 +41,7 @@ pub use event::{
     AlertEvent, AlertKind, CheckpointEvent, EditEvent, EvalEvent, EventBody, JournalEvent, Metrics,
     ParameterCount, RunEvent, SampleEvent, StateEvent, StepEvent,
 };
+pub use history::{SETTINGS_FILE, SettingsHistory, UNDO, journaled_edits, newest_to_undo};
 pub use journal::JournalWriter;
 pub(crate) use journal::ends_torn;
 pub use number::Number;

@@ -1,7 +1,7 @@
 //! Requests to a running run. A thread answers the control socket at once, however long a step takes, and
 //! records the requests; the loop reads them between steps.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,7 @@ use luthier_core::config::{self, Change, Config, edit_plan};
 use luthier_core::runs::{Call, Reply, Request, StopWhen};
 use luthier_core::text::clean_line;
 
+use super::edits::AskedEdit;
 use crate::process::Termination;
 
 /// How often a waiting loop checks for a signal, which cannot wake it.
@@ -28,8 +29,8 @@ struct Pending {
     /// Requests that are applied once.
     once: BTreeSet<Once>,
     prompts: VecDeque<String>,
-    /// Who set a key's current value through a request; other keys were edited in the file.
-    editors: BTreeMap<String, String>,
+    /// Edits that clients asked for; others were made in the file.
+    edits: Vec<AskedEdit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +101,7 @@ impl Control {
 
     /// Whether there is a pending request.
     pub fn has_requests(&self) -> bool {
-        let Pending { paused, stop, once, prompts, editors: _ } = &*self.pending();
+        let Pending { paused, stop, once, prompts, edits: _ } = &*self.pending();
         *paused || stop.is_some() || !once.is_empty() || !prompts.is_empty() || self.termination.asked()
     }
 
@@ -130,10 +131,10 @@ impl Control {
         self.pending().prompts.pop_front()
     }
 
-    /// If the configuration file may have changed since the last call: who set which key's value.
-    pub fn take_config(&self) -> Option<BTreeMap<String, String>> {
+    /// If the configuration file may have changed since the last call: the edits that clients asked for.
+    pub fn take_config(&self) -> Option<Vec<AskedEdit>> {
         let mut pending = self.pending();
-        pending.once.remove(&Once::Config).then(|| std::mem::take(&mut pending.editors))
+        pending.once.remove(&Once::Config).then(|| std::mem::take(&mut pending.edits))
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -229,13 +230,12 @@ impl Control {
         };
         let said = match edit.when {
             Change::NextEvaluation => "from the next evaluation on",
-            Change::Now | Change::NewRun | Change::Refused(_) => "from the next step on",
+            Change::Now | Change::NextResume | Change::NewRun | Change::Refused(_) => "from the next step on",
         };
         let said = format!("{}: {} → {}, {said}", edit.key, edit.old, edit.new);
         // Before the file changes, so that the editor is known when the watcher sees the change.
-        self.note(|pending| {
-            pending.editors.insert(edit.key.clone(), who);
-        });
+        let asked = AskedEdit { key: edit.key.clone(), new: edit.new.clone(), who };
+        self.note(|pending| pending.edits.push(asked));
         config::write_key(file, key, value).map_err(|error| error.to_string())?;
         self.config_changed();
         Ok(Reply::ok(said))
@@ -246,6 +246,9 @@ impl Control {
 pub fn refusal(when: Change) -> Option<String> {
     match when {
         Change::Now | Change::NextEvaluation => None,
+        Change::NextResume => {
+            Some("can only be changed while the run has no process, before it is resumed".into())
+        }
         Change::NewRun => Some("can only be changed for a new run".into()),
         Change::Refused(reason) => Some(format!("cannot be changed while a run is live: {reason}")),
     }
@@ -311,8 +314,9 @@ mod tests {
         assert!(message.contains("train.learning_rate"), "{message}");
         let text = std::fs::read_to_string(&file).unwrap();
         assert!(text.starts_with("# mine") && text.contains("1e-4"), "{text}");
-        let editors = control.take_config().unwrap();
-        assert_eq!(editors.get("train.learning_rate").map(String::as_str), Some("ann"));
+        let asked = control.take_config().unwrap();
+        let [AskedEdit { key, new, who }] = &asked[..] else { panic!("{asked:?}") };
+        assert_eq!([key, new, who], ["train.learning_rate", "1e-4", "ann"]);
         assert!(control.take_config().is_none());
 
         for (key, value) in [

@@ -19,14 +19,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use luthier_core::algorithms::BaseUse;
-use luthier_core::config::{Config, MethodKind, Watcher};
+use luthier_core::config::{Config, ConfigError, MethodKind, Watcher};
 use luthier_core::data::{self, Prepared};
 use luthier_core::panics;
 use luthier_core::runs::{
-    AlertKind, Failure, FailureClass, ParameterCount, RunDir, RunError, RunEvent, RunState, Server,
-    become_session_leader, newest_valid, sweep_debris,
+    AlertKind, Checkpoint, Failure, FailureClass, ParameterCount, RunDir, RunError, RunEvent, RunState,
+    Server, SettingsHistory, become_session_leader, newest_valid, sweep_debris,
 };
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::algorithms::algorithm_of;
 use crate::base::{self, Base, data_error};
@@ -38,6 +38,7 @@ use crate::process::Termination;
 use crate::step::adamw;
 use crate::trials::{self, Missing};
 use control::Control;
+use edits::LiveSettings;
 use record::Record;
 use state::{Identity, State};
 use trainer::{Overlap, Trainer};
@@ -107,8 +108,8 @@ fn work(
 ) -> Result<End> {
     let control = Control::new(termination);
     serve(run, record, &control);
-    let config =
-        Config::load_file(&run.config_path(), &[]).map_err(|error| EngineError::Config(error.to_string()))?;
+    let (checkpoint, settings) = settings_of(run, record)?;
+    let config = settings.config().clone();
     let project = run.project();
 
     let files = base::model_files(&config, project)?;
@@ -123,7 +124,7 @@ fn work(
     } else {
         Base::load(files, &config, project)?
     };
-    if full {
+    if full && base.model.kind() == Kind::BFloat16 {
         adamw::try_fused_update(base.model.device())?;
     }
     for Missing { what, remedy } in trials::missing() {
@@ -136,7 +137,6 @@ fn work(
         data_hash: prepared.checked.data_hash.clone(),
         template_fingerprint: base.template.fingerprint.clone(),
         seed: config.train.seed,
-        fixed: Identity::fixed_of(&config),
     };
     algorithm_of(run, &base, &config, &prepared).begin(
         &base.model,
@@ -155,7 +155,8 @@ fn work(
         // base is known, and one that asks it in each step takes no full fine-tuning.
         base.model = Model::without_weights(&base.files, base.model.device(), base.model.kind())?;
     }
-    let (state, resumed_from) = begin_or_resume(run, record, &config, method.as_ref(), &base, identity)?;
+    let (state, resumed_from) =
+        begin_or_resume(checkpoint, record, &config, method.as_ref(), &base, identity)?;
     record.activity(None);
 
     let _watcher = {
@@ -165,7 +166,7 @@ fn work(
     // The watcher compares with the file as it is now. Preparing took a while, and the file may have changed.
     control.config_changed();
     let overlap = overlap(base.model.device());
-    let mut trainer = Trainer::new(record, &control, config, &base, &prepared, state, overlap);
+    let mut trainer = Trainer::new(record, &control, settings, &base, &prepared, state, overlap);
     let run_event = describe(&trainer, &base, &prepared, resumed_from);
     trainer.announce(run_event);
     trainer.run()
@@ -216,22 +217,30 @@ fn prepare(
     Ok(prepared)
 }
 
-/// The state of the newest usable checkpoint and its step, or a fresh state.
+/// The newest usable checkpoint, and the settings with which the run goes on from there.
+fn settings_of(run: &RunDir, record: &mut Record) -> Result<(Option<Checkpoint>, LiveSettings)> {
+    let broken = |error: ConfigError| EngineError::Config(error.to_string());
+    let file = Config::load_file(&run.config_path(), &[]).map_err(broken)?;
+    let (checkpoint, passed_over) = newest_valid(run.path());
+    for error in passed_over {
+        record.alert(AlertKind::Checkpoint, error.to_string(), Vec::new());
+    }
+    let history = SettingsHistory::read(&file, checkpoint.as_ref(), &run.journal_path()).map_err(broken)?;
+    Ok((checkpoint, LiveSettings::new(history, &file)))
+}
+
+/// The state of a checkpoint and its step, or a fresh state.
 fn begin_or_resume(
-    run: &RunDir,
+    checkpoint: Option<Checkpoint>,
     record: &mut Record,
     config: &Config,
     method: &dyn Method,
     base: &Base,
     identity: Identity,
 ) -> Result<(State, Option<u64>)> {
-    let (checkpoint, passed_over) = newest_valid(run.path());
-    for error in passed_over {
-        record.alert(AlertKind::Checkpoint, error.to_string(), Vec::new());
-    }
     let Some(checkpoint) = checkpoint else {
         let adapter = match &config.method.init {
-            Some(folder) => method.load(&run.project().join(folder), &base.model)?,
+            Some(folder) => method.load(&record.run().project().join(folder), &base.model)?,
             None => method.create(&base.model, config.train.seed)?,
         };
         return Ok((State::new(adapter, identity)?, None));
@@ -243,15 +252,6 @@ fn begin_or_resume(
             "the base model is not the one that the checkpoint of step {} was made with; restore that model, or start \
              a new run",
             checkpoint.step
-        )));
-    }
-    let changed = before.changed_in(&identity);
-    if !changed.is_empty() {
-        return Err(EngineError::Config(format!(
-            "settings that are fixed for the life of a run have changed since the checkpoint of step {}: {}; put them \
-             back, or start a new run",
-            checkpoint.step,
-            changed.join(", ")
         )));
     }
     if before.data_hash != identity.data_hash || before.template_fingerprint != identity.template_fingerprint
@@ -272,7 +272,7 @@ fn describe(trainer: &Trainer, base: &Base, prepared: &Prepared, resumed_from: O
         Form::Peft(_) => base.files.parameters() + trainable,
         Form::Model(_) => trainable,
     };
-    let versions = [("luthier", env!("CARGO_PKG_VERSION")), ("libtorch", crate::doctor::LIBTORCH_VERSION)];
+    let versions = [("luthier", env!("CARGO_PKG_VERSION")), ("libtorch", crate::csrc::LIBTORCH_VERSION)];
     let identity = trainer.identity();
     RunEvent {
         config_hash: trainer.config_hash(),

@@ -1,12 +1,11 @@
 //! The state that must survive the process, with `write` and `load` next to each other. The order of rows and
-//! dropout are functions of seed and step, the learning rate is one of the step, and the settings are in
-//! `config.toml`, so none of them is saved here.
+//! dropout are functions of seed and step, and the learning rate is one of the step, so none of them is saved here.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use luthier_core::config::Config;
-use luthier_core::runs::{Checkpoint, CheckpointError, CheckpointWriter};
+use luthier_core::runs::{Checkpoint, CheckpointError, CheckpointWriter, SETTINGS_FILE};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -40,6 +39,8 @@ pub struct Contents {
     /// Of the optimizer, by the names that they are saved under.
     moments: BTreeMap<String, Tensor>,
     progress: Progress,
+    /// The settings in force, as TOML.
+    settings: String,
 }
 
 /// The state of a run apart from its weights.
@@ -63,7 +64,7 @@ pub struct Progress {
     pub spikes: SpikeWatch,
     /// Held-out losses that the next ones are compared with.
     pub overfitting: OverfitWatch,
-    /// Model, data and settings of the run.
+    /// Model and data of the run.
     pub identity: Identity,
 }
 
@@ -73,8 +74,8 @@ pub struct Best {
     pub step: u64,
 }
 
-/// The model, data and settings of a run. Another model makes a checkpoint useless. With other data, the rest
-/// of the run is another run.
+/// The model and data of a run. Another model makes a checkpoint useless. With other data, the rest of the run is another
+/// run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub model_fingerprint: String,
@@ -82,50 +83,6 @@ pub struct Identity {
     pub data_hash: String,
     pub template_fingerprint: String,
     pub seed: u64,
-    /// The settings that decide which rows a step takes and what the adapter is, as TOML. A run that
-    /// continued with other ones would repeat or skip rows, or train something else than its configuration
-    /// says.
-    #[serde(default)]
-    pub fixed: BTreeMap<String, String>,
-}
-
-/// The keys of [`Identity::fixed`], without those of the algorithm.
-const FIXED: [&str; 17] = [
-    "data.max_length",
-    "data.packing",
-    "data.shuffle",
-    "method.kind",
-    "method.rank",
-    "method.alpha",
-    "method.dropout",
-    "method.targets",
-    "method.variant",
-    "method.bias",
-    "method.modules_to_save",
-    "method.virtual_tokens",
-    "train.algorithm",
-    "train.batch_size",
-    "train.accumulate",
-    "train.betas",
-    "train.seed",
-];
-
-impl Identity {
-    /// The settings that `config` fixes for the life of a run.
-    pub fn fixed_of(config: &Config) -> BTreeMap<String, String> {
-        let text = |key: &str| config.get(key).map(|value| value.to_string()).unwrap_or_default();
-        let own = config.train.algorithm.declaration().settings;
-        FIXED.iter().chain(own).map(|key| ((*key).to_owned(), text(key))).collect()
-    }
-
-    /// The fixed settings that differ in `other`, one per line: key, value here, value there.
-    pub fn changed_in(&self, other: &Self) -> Vec<String> {
-        let changed = self.fixed.iter().filter_map(|(key, before)| {
-            let now = other.fixed.get(key)?;
-            (now != before).then(|| format!("{key} was {before} and is now {now}"))
-        });
-        changed.collect()
-    }
 }
 
 impl State {
@@ -135,8 +92,9 @@ impl State {
         Ok(Self { adapter, optimizer, progress: Progress { cuts: 1, identity, ..Progress::default() } })
     }
 
-    /// What a checkpoint of this state holds. Its tensors are those of the state, which training changes.
-    pub fn contents(&self) -> Contents {
+    /// What a checkpoint of this state holds, with the settings in force. Its tensors are those of the state, which
+    /// training changes.
+    pub fn contents(&self, settings: &Config) -> Contents {
         // Exhaustive, so that a new field does not compile until it is saved.
         let Self { adapter, optimizer, progress } = self;
         let shared = |(name, parameter): (&String, &Tensor)| (name.clone(), parameter.shallow_clone());
@@ -145,6 +103,7 @@ impl State {
             parameters: adapter.parameters().iter().map(shared).collect(),
             moments: optimizer.tensors(),
             progress: Progress { updates: optimizer.updates(), ..progress.clone() },
+            settings: settings.to_toml(),
         }
     }
 
@@ -182,21 +141,28 @@ impl Contents {
             parameters: copied.by_ref().take(self.parameters.len()).collect(),
             moments: copied.collect(),
             progress: self.progress.clone(),
+            settings: self.settings.clone(),
         })
     }
 
     /// Publishes a checkpoint in the run directory. It can also be used as a PEFT adapter folder (after full
     /// fine-tuning, as a model folder).
     pub fn write(&self, run: &Path) -> Result<Checkpoint> {
-        let Self { form, parameters, moments, progress } = self;
+        let Self { form, parameters, moments, progress, settings } = self;
         let writer = CheckpointWriter::begin(run, progress.step).map_err(checkpoint_error)?;
         methods::save_as(form, parameters, writer.path(), Purpose::Checkpoint)?;
         let named = moments.iter().map(|(name, tensor)| (name.as_str(), tensor));
         safetensors::write(&writer.path().join(MOMENTS_FILE), named)?;
         let text = serde_json::to_vec_pretty(progress)
             .map_err(|error| EngineError::Data(format!("the progress cannot be written as JSON: {error}")))?;
-        let path = writer.path().join(PROGRESS_FILE);
-        std::fs::write(&path, text).map_err(|source| EngineError::File { action: "write", path, source })?;
+        for (name, text) in [(PROGRESS_FILE, text), (SETTINGS_FILE, settings.clone().into_bytes())] {
+            let path = writer.path().join(name);
+            std::fs::write(&path, text).map_err(|source| EngineError::File {
+                action: "write",
+                path,
+                source,
+            })?;
+        }
         let notes = serde_json::json!({ "best": progress.best, "identity": progress.identity });
         writer.finish(notes).map_err(checkpoint_error)
     }
@@ -253,27 +219,28 @@ mod tests {
         let files = ModelFiles::open(&crate::testing::model()).unwrap();
         let model = Model::load(&files, Device::Cpu, Kind::BFloat16, Quantisation::None).unwrap();
         let lora = LoraMethod::from_config(&Config::default().method, "llama".as_ref());
+        let settings = Config::default();
         for method in [&lora as &dyn Method, &FullMethod] {
             let adapter = method.create(&model, 3).unwrap();
             let mut state = State::new(adapter, Identity::default()).unwrap();
-            for mut tensor in state.contents().moments.into_values() {
+            for mut tensor in state.contents(&settings).moments.into_values() {
                 drop(tensor.uniform_(0.0, 1.0));
             }
             state.progress.step = 7;
             state.progress.best = Some(Best { loss: 0.5, step: 4 });
             let [at_once, later, aside] = [0; 3].map(|_| run(project.path()));
-            let before = held(&state.contents().write(at_once.path()).unwrap());
-            let snapshot = state.contents().snapshot().unwrap();
-            assert_eq!(snapshot.bytes(), state.contents().bytes());
+            let before = held(&state.contents(&settings).write(at_once.path()).unwrap());
+            let snapshot = state.contents(&settings).snapshot().unwrap();
+            assert_eq!(snapshot.bytes(), state.contents(&settings).bytes());
 
-            let Contents { parameters, moments, .. } = state.contents();
+            let Contents { parameters, moments, .. } = state.contents(&settings);
             for tensor in parameters.values().chain(moments.values()) {
                 drop(tensor.detach().fill_(2.0));
             }
             state.progress.step = 8;
             let written = thread::spawn(move || snapshot.write(aside.path())).join().unwrap().unwrap();
             assert_eq!(held(&written), before);
-            assert_ne!(held(&state.contents().write(later.path()).unwrap()), before);
+            assert_ne!(held(&state.contents(&settings).write(later.path()).unwrap()), before);
         }
     }
 }

@@ -103,6 +103,7 @@ impl Exit {
     fn of(refusal: &Refusal) -> Self {
         match refusal {
             Refusal::Config(_)
+            | Refusal::Fixed { .. }
             | Refusal::Plan(_)
             | Refusal::NoQueue
             | Refusal::NoCheckpoint(_)

@@ -287,6 +287,7 @@ fn difference(run: &RunDir) -> Result<(String, String), Refusal> {
     let line = |edit: &Edit| {
         let when = match edit.when {
             Change::Now | Change::NextEvaluation => "",
+            Change::NextResume => "  (from a resume on)",
             Change::NewRun | Change::Refused(_) => "  (fixed for a run)",
         };
         format!("{:width$}  {} → {}{when}", edit.key, edit.old, edit.new)

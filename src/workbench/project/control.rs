@@ -1,7 +1,10 @@
 //! Control over one run.
 
-use luthier_core::config::{Config, write_key};
-use luthier_core::runs::{self, Action, Request, ResumeWay, RunDir, resume_way, start_detached_with};
+use luthier_core::config::{Config, Edit, write_key};
+use luthier_core::runs::{
+    self, Action, Checkpoint, Request, ResumeWay, RunDir, SettingsHistory, UNDO, journaled_edits,
+    newest_to_undo, resume_way, start_detached_with,
+};
 
 use super::{Host, Refusal};
 
@@ -17,8 +20,10 @@ pub fn ask(run: &RunDir, request: &Request) -> Result<String, Refusal> {
         Request::Sample { .. } => Some(Action::Sample),
         _ => None,
     };
-    if let Some(action) = action {
-        action.check(&run.status()?, newest_checkpoint(run)).map_err(|reason| refused(run, reason))?;
+    let status = run.status()?;
+    // A live process knows more than the status that it wrote a moment ago.
+    if let Some(action) = action.filter(|_| !status.state.is_live()) {
+        action.check(&status, newest_checkpoint(run)).map_err(|reason| refused(run, reason))?;
     }
     Ok(runs::ask(run, request)?)
 }
@@ -31,6 +36,18 @@ pub fn edit(run: &RunDir, key: &str, value: &str, who: &str) -> Result<String, R
     ask(run, &Request::Edit { key: key.to_owned(), value: value.to_owned(), who })
 }
 
+/// Takes back the newest edit of a run that was not taken back, in the name of `who`. Returns what happened.
+pub fn undo_edit(run: &RunDir, who: &str) -> Result<String, Refusal> {
+    let edits = journaled_edits(&run.journal_path());
+    let nothing = Refusal::State { run: run.id().to_owned(), reason: "nothing was edited" };
+    let edit = newest_to_undo(&edits).ok_or(nothing)?;
+    if run.status()?.state.is_live() {
+        self::edit(run, &edit.key, &edit.old, &format!("{UNDO}{who}"))
+    } else {
+        write_setting(run, &edit.key, &edit.old)
+    }
+}
+
 /// Changes a setting in the file of a run without a process, which reads it when it is resumed.
 pub fn write_setting(run: &RunDir, key: &str, value: &str) -> Result<String, Refusal> {
     write_key(&run.config_path(), key, value)?;
@@ -39,14 +56,55 @@ pub fn write_setting(run: &RunDir, key: &str, value: &str) -> Result<String, Ref
 
 /// Resumes a paused run, or starts the engine again on one whose process is gone. Returns what happened.
 pub fn resume(run: &RunDir, host: &Host) -> Result<String, Refusal> {
-    match resume_way(&run.status()?, newest_checkpoint(run)).map_err(|reason| refused(run, reason))? {
-        ResumeWay::Ask => Ok(runs::ask(run, &Request::Resume)?),
-        ResumeWay::Start { from_step } => {
+    let status = run.status()?;
+    if status.state.is_live() {
+        return ask(run, &Request::Resume);
+    }
+    match resume_way(&status, newest_checkpoint(run)).map_err(|reason| refused(run, reason))? {
+        ResumeWay::Ask => ask(run, &Request::Resume),
+        ResumeWay::Start { .. } => {
+            let checkpoint = usable_checkpoint(run);
+            let changes = fixed_changes(run, checkpoint.as_ref())?;
+            if !changes.is_empty() {
+                return Err(Refusal::Fixed { run: run.id().to_owned(), file: run.config_path(), changes });
+            }
             let process = start_detached_with(&(host.engine)()?, run, &[])?;
-            let from = from_step.map_or_else(|| "the beginning".to_owned(), |step| format!("step {step}"));
+            let from =
+                checkpoint.map_or_else(|| "the beginning".to_owned(), |from| format!("step {}", from.step));
             Ok(format!("continues from {from}, process {process}"))
         }
     }
+}
+
+/// Puts settings that are fixed for the life of a run, and that its file has changed, back in the file. Returns what was
+/// put back.
+pub fn put_back(run: &RunDir) -> Result<Vec<Edit>, Refusal> {
+    let changes = fixed_changes(run, usable_checkpoint(run).as_ref())?;
+    for Edit { key, old, .. } in &changes {
+        write_key(&run.config_path(), key, old)?;
+    }
+    Ok(changes)
+}
+
+/// What a run's file has changed of what is fixed for the life of the run.
+fn fixed_changes(run: &RunDir, checkpoint: Option<&Checkpoint>) -> Result<Vec<Edit>, Refusal> {
+    let file = Config::load_file(&run.config_path(), &[])?;
+    if checkpoint.is_none() {
+        return Ok(Vec::new());
+    }
+    Ok(SettingsHistory::read(&file, checkpoint, &run.journal_path())?.refused(&file))
+}
+
+/// A checkpoint with more bytes is not read before a resume: the engine reads it soon, and passes over a damaged one.
+const READ_AT_MOST: u64 = 1 << 30;
+
+/// The newest checkpoint that the engine would go on from, as far as can be seen without reading very large ones.
+fn usable_checkpoint(run: &RunDir) -> Option<Checkpoint> {
+    let is_usable = |checkpoint: &Checkpoint| match checkpoint.manifest() {
+        Ok(manifest) => manifest.bytes() > READ_AT_MOST || checkpoint.verify().is_ok(),
+        Err(_) => false,
+    };
+    run.checkpoints().into_iter().rev().find(is_usable)
 }
 
 fn newest_checkpoint(run: &RunDir) -> Option<u64> {

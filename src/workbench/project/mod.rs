@@ -31,7 +31,7 @@ use luthier_core::runs::{self, RunError};
 
 use luthier_core::paths::cache_folder;
 
-pub use control::{ask, edit, resume, write_setting};
+pub use control::{ask, edit, put_back, resume, undo_edit, write_setting};
 pub use convert::{Converted, convert};
 pub use diff::{Difference, diff};
 pub use edits::{Draft, rewrite, undo};

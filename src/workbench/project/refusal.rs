@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use luthier_core::config::ConfigError;
+use luthier_core::config::{ConfigError, Edit};
 use luthier_core::data::{DataError, DataProblem};
 use luthier_core::eval::EvalError;
 use luthier_core::model::ModelError;
@@ -57,6 +57,16 @@ pub enum Refusal {
         run: String,
         /// Why not.
         reason: &'static str,
+    },
+    /// The file of a run that would be resumed has changed what is fixed for its life.
+    #[error("{}", fixed(run, file, changes))]
+    Fixed {
+        /// The run's id.
+        run: String,
+        /// The run's `config.toml`.
+        file: PathBuf,
+        /// From what is in force to what the file says.
+        changes: Vec<Edit>,
     },
     /// The rows of a step depend on data that is no longer there.
     #[error("the data changed since the run was started: the rows of this step can no longer be determined")]
@@ -133,6 +143,20 @@ pub enum Refusal {
 
 fn shown(path: &Path) -> String {
     clean_line(&path.display().to_string()).into_owned()
+}
+
+fn fixed(run: &str, file: &Path, changes: &[Edit]) -> String {
+    let change = |Edit { key, old, new, .. }: &Edit| {
+        let line = format!("{key} = {new}; in force is {old}");
+        format!("\n  {}", clean_line(&line))
+    };
+    format!(
+        "`{}` has changed settings that are fixed for the life of a run:{}\n`luthier run resume {} --put-back` puts them \
+         back and goes on; to train with them, start a new run",
+        shown(file),
+        changes.iter().map(change).collect::<String>(),
+        clean_line(run)
+    )
 }
 
 fn data_error(error: &DataError) -> String {

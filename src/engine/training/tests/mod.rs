@@ -11,7 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use luthier_core::runs::{
-    AlertKind, EventBody, FailureClass, JournalEvent, JournalReader, ResultForm, RunDir, RunState, Status,
+    AlertKind, EditEvent, EventBody, FailureClass, JournalEvent, JournalReader, ResultForm, RunDir, RunState,
+    Status,
 };
 use tch::Device;
 
@@ -156,8 +157,35 @@ fn fixed_settings_cannot_change_when_a_run_resumes() {
     work_on(&whole, Termination::default()).unwrap();
     let changed = project.run(&["train.seed=7"]);
     copy_checkpoint(&whole, &changed, 4);
-    let problem = work_on(&changed, Termination::default()).unwrap_err().to_string();
-    assert!(problem.contains("train.seed was 42 and is now 7"), "{problem}");
+    work_on(&changed, Termination::default()).unwrap();
+    assert_eq!(losses(&changed), losses(&whole)[4..]);
+    assert_eq!(adapter(&changed), adapter(&whole));
+    let alerts = alerts(&changed);
+    let [(AlertKind::EditRefused, message)] = &alerts[..] else { panic!("{alerts:?}") };
+    assert!(message.contains("train.seed") && message.contains("it stays 42"), "{message}");
+}
+
+#[test]
+fn an_edit_does_not_reach_back_to_steps_before_it() {
+    let project = Project::new();
+    let whole = project.run(&["train.schedule=constant", "train.max_steps=9"]);
+    let edited = project.run(&["train.schedule=constant", "train.max_steps=9", "train.learning_rate=5e-3"]);
+    work_on(&whole, Termination::default()).unwrap();
+    copy_checkpoint(&whole, &edited, 4);
+    let edit = EditEvent {
+        key: "train.learning_rate".into(),
+        old: "1e-2".into(),
+        new: "5e-3".into(),
+        who: "ann".into(),
+        applied_at_step: 7,
+    };
+    fs::write(edited.journal_path(), JournalEvent::now(Some(6), edit).to_line()).unwrap();
+    work_on(&edited, Termination::default()).unwrap();
+    let (before, after) = (losses(&whole), losses(&edited));
+    assert_eq!(after[..2], before[4..6], "steps 5 and 6 are made as before");
+    assert!(after[2..].iter().all(|step| (step.2 - 5e-3).abs() < 1e-12), "{after:?}");
+    let edits = events(&edited).into_iter().filter(|event| matches!(event.body, EventBody::Edit(_)));
+    assert_eq!(edits.count(), 1, "it is in the journal already");
 }
 
 #[test]

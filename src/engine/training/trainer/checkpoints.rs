@@ -1,6 +1,5 @@
 //! Checkpoints of the loop: written at once or by a thread, reported when they are published.
 
-use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use tch::Device;
 
 use super::Trainer;
 use crate::device;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::training::state::Contents;
 
 /// A checkpoint that a thread writes.
@@ -69,7 +68,7 @@ impl Trainer<'_> {
                     keep: self.config().train.keep_checkpoints,
                     best: self.state.progress.best.map(|best| best.step),
                 };
-                let contents = self.state.contents();
+                let contents = self.state.contents(self.config());
                 if let Some(thread) = self.write_aside(&contents, &place) {
                     self.record.activity(None);
                     self.writing = Some(Writing { step, waited: began.elapsed(), thread });
@@ -95,7 +94,8 @@ impl Trainer<'_> {
         let Some(Writing { step, waited, thread }) = self.writing.take() else { return };
         let began = Instant::now();
         self.record.activity(Some("writing a checkpoint"));
-        let written = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let panicked = |_| Err(EngineError::torch("a checkpoint", "the thread that wrote it panicked"));
+        let written = thread.join().unwrap_or_else(panicked);
         self.record.activity(None);
         self.report_checkpoint(step, waited + began.elapsed(), written);
     }

@@ -21,7 +21,7 @@ use self::checkpoints::Writing;
 use super::End;
 use super::alerts::DiskWatch;
 use super::control::Control;
-use super::edits::LiveSettings;
+use super::edits::{LiveSettings, Situation};
 use super::meter::Meter;
 use super::observe::{Observer, Questions};
 use super::record::Record;
@@ -125,22 +125,22 @@ impl<'a> Trainer<'a> {
     pub fn new(
         record: &'a mut Record,
         control: &'a Control,
-        config: Config,
+        settings: LiveSettings,
         base: &'a Base,
         prepared: &'a Prepared,
         state: State,
         overlap: Overlap,
     ) -> Self {
-        let place = device::place(base.model.device());
-        let plan = plan_at(&base.files, &config, &prepared.checked.summary(), place).ok();
+        let (place, config) = (device::place(base.model.device()), settings.config());
+        let plan = plan_at(&base.files, config, &prepared.checked.summary(), place).ok();
         let lengths: Vec<usize> = prepared.train.iter().map(EncodedRow::tokens).collect();
         Self {
-            order: StepOrder::new(&lengths, &config),
+            order: StepOrder::new(&lengths, config),
             recompute: recomputes(config.train.recompute, plan.as_ref()),
             forecast: plan.map_or(u64::MAX, |plan| plan.memory.total),
             writing: None,
-            algorithm: algorithm_of(record.run(), base, &config, prepared),
-            settings: LiveSettings::new(config),
+            algorithm: algorithm_of(record.run(), base, config, prepared),
+            settings,
             questions: Questions::default(),
             meter: Meter::new(base.model.device()),
             disk: DiskWatch::default(),
@@ -224,6 +224,13 @@ impl<'a> Trainer<'a> {
                     continue;
                 }
             }
+            if self.settings.repeats() {
+                self.settle()?;
+                let before = self.config().clone();
+                if self.settings.repeat(self.state.progress.step) {
+                    self.follow_settings(&before);
+                }
+            }
             if self.state.progress.step >= self.total_steps() {
                 return self.finish();
             }
@@ -243,26 +250,41 @@ impl<'a> Trainer<'a> {
     // ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     fn take_edits(&mut self) {
-        let Some(editors) = self.control.take_config() else { return };
-        let lengths = &self.lengths;
-        let total_steps = |config: &Config| StepOrder::new(lengths, config).total_steps();
-        let before = self.settings.config().clone();
-        if !self.settings.reload(self.record, self.state.progress.step, editors, &total_steps) {
-            return;
+        let Some(asked) = self.control.take_config() else { return };
+        let before = self.config().clone();
+        let (base, prepared, lengths) = (self.base, self.prepared, &self.lengths);
+        let project = self.record.run().project().to_owned();
+        let situation = Situation {
+            step: self.state.progress.step,
+            asked,
+            total_steps: &|config| StepOrder::new(lengths, config).total_steps(),
+            unusable: &|config| {
+                let questions = || Questions::read(base, config, &project, prepared);
+                if asks_alike(&before, config) {
+                    None
+                } else {
+                    questions().err().map(|error| error.to_string())
+                }
+            },
+        };
+        if self.settings.reload(self.record, situation) {
+            self.follow_settings(&before);
         }
+    }
+
+    /// Settings that were different `before` are in force.
+    fn follow_settings(&mut self, before: &Config) {
         self.order = StepOrder::new(&self.lengths, self.settings.config());
         let total = self.total_steps();
         self.record.update(|status| status.total_steps = total);
         let now = self.settings.config();
-        if before.objective == now.objective && before.review == now.review {
+        if asks_alike(before, now) {
             return;
         }
         match Questions::read(self.base, now, self.record.run().project(), self.prepared) {
             Ok(questions) => self.questions = questions,
             Err(error) => {
-                let message = format!(
-                    "evaluations continue as before, because the new setting cannot be used: {error}"
-                );
+                let message = format!("evaluations continue as before, because of the new setting: {error}");
                 self.record.alert(AlertKind::EditRefused, message, Vec::new());
             }
         }
@@ -524,6 +546,11 @@ impl<'a> Trainer<'a> {
         self.record.activity(None);
         saved
     }
+}
+
+/// Whether two configurations evaluate in the same way.
+fn asks_alike(one: &Config, other: &Config) -> bool {
+    one.objective == other.objective && one.review == other.review
 }
 
 /// Whether activations are computed again. `auto` asks the forecast, and saves memory if there is no

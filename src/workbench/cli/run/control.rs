@@ -1,6 +1,7 @@
-//! `luthier run pause|resume|stop|edit`.
+//! `luthier run pause|resume|stop|checkpoint|evaluate|sample|edit|undo`.
 
 use clap::{Args, ValueEnum};
+use luthier_core::config;
 use luthier_core::runs::{Request, RunDir, StopWhen};
 
 use super::Which;
@@ -22,6 +23,9 @@ pub struct Pause {
 pub struct Resume {
     #[command(flatten)]
     which: Which,
+    /// First put settings back that are fixed for the life of the run and that its config.toml has changed
+    #[arg(long)]
+    put_back: bool,
 }
 
 /// End a run
@@ -47,6 +51,40 @@ enum When {
     Now,
 }
 
+/// Write a checkpoint of a live run after its current step
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier run checkpoint latest -C tickets")]
+pub struct Checkpoint {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Evaluate a live run after its current step
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier run evaluate latest -C tickets")]
+pub struct Evaluate {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Let a live run answer a prompt after its current step; the reply is in its journal
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier run sample latest \"My order has not arrived.\" -C tickets")]
+pub struct Sample {
+    #[command(flatten)]
+    which: Which,
+    /// What a user would say
+    prompt: String,
+}
+
+/// Take back the newest edit of a run that was not taken back
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  luthier run undo latest -C tickets")]
+pub struct Undo {
+    #[command(flatten)]
+    which: Which,
+}
+
 /// Change a setting of a live run, from its next step on
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  luthier run edit latest train.learning_rate=1e-4 -C tickets")]
@@ -65,6 +103,11 @@ pub fn pause(arguments: &Pause) -> Outcome {
 
 pub fn resume(arguments: &Resume, host: &Host) -> Outcome {
     let run = arguments.which.find()?;
+    if arguments.put_back {
+        for config::Edit { key, old, new, .. } in project::put_back(&run)? {
+            say(&run, &format!("{key} is put back from {new} to {old}"))?;
+        }
+    }
     say(&run, &project::resume(&run, host)?)
 }
 
@@ -76,6 +119,26 @@ pub fn stop(arguments: &Stop) -> Outcome {
         When::Now => StopWhen::Now,
     };
     say(&run, &project::ask(&run, &Request::Stop { when })?)
+}
+
+pub fn checkpoint(arguments: &Checkpoint) -> Outcome {
+    let run = arguments.which.find()?;
+    say(&run, &project::ask(&run, &Request::Checkpoint)?)
+}
+
+pub fn evaluate(arguments: &Evaluate) -> Outcome {
+    let run = arguments.which.find()?;
+    say(&run, &project::ask(&run, &Request::Evaluate)?)
+}
+
+pub fn sample(arguments: &Sample) -> Outcome {
+    let run = arguments.which.find()?;
+    say(&run, &project::ask(&run, &Request::Sample { prompt: arguments.prompt.clone() })?)
+}
+
+pub fn undo(arguments: &Undo) -> Outcome {
+    let run = arguments.which.find()?;
+    say(&run, &project::undo_edit(&run, "luthier run undo")?)
 }
 
 pub fn edit(arguments: &Edit) -> Outcome {

@@ -24,7 +24,11 @@ enum Command {
     Pause(control::Pause),
     Resume(control::Resume),
     Stop(control::Stop),
+    Checkpoint(control::Checkpoint),
+    Evaluate(control::Evaluate),
+    Sample(control::Sample),
     Edit(control::Edit),
+    Undo(control::Undo),
     Diff(diff::Arguments),
 }
 
@@ -50,7 +54,11 @@ pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
         Command::Pause(arguments) => control::pause(arguments),
         Command::Resume(arguments) => control::resume(arguments, host),
         Command::Stop(arguments) => control::stop(arguments),
+        Command::Checkpoint(arguments) => control::checkpoint(arguments),
+        Command::Evaluate(arguments) => control::evaluate(arguments),
+        Command::Sample(arguments) => control::sample(arguments),
         Command::Edit(arguments) => control::edit(arguments),
+        Command::Undo(arguments) => control::undo(arguments),
         Command::Diff(arguments) => diff::run(arguments),
     }
 }

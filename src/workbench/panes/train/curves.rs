@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use luthier_core::algorithms;
 use luthier_core::runs::{
     AlertEvent, EditEvent, EvalEvent, EventBody, JournalEvent, Number, RunEvent, SampleEvent, StepEvent,
+    newest_to_undo,
 };
 
 /// Samples kept; older ones stay in the journal.
@@ -204,10 +205,10 @@ impl Curves {
 
     /// The newest edit that was not undone: the one that undo would revert.
     pub fn last_edit(&self) -> Option<&EditEvent> {
-        self.notices.iter().rev().find_map(|at| match &at.what {
+        newest_to_undo(self.notices.iter().filter_map(|at| match &at.what {
             Notice::Edit(edit) => Some(edit),
             Notice::Alert(_) => None,
-        })
+        }))
     }
 
     /// The newest sample of the prompt at `index` of the suite, and the one before it.

@@ -276,15 +276,13 @@ fn stopping_at_once_is_asked_twice() {
 fn an_edit_reaches_the_live_run_and_undo_takes_it_back() {
     let mut app = opened(80, 24, RunState::Running);
     app.keys("e<enter><ctrl-u>1e-4<enter>u");
-    let edit = |value: &str| {
+    let edit = |value: &str, who: &str| {
         let key = "train.learning_rate".to_owned();
-        TrainEffect::Ask(
-            RUN.into(),
-            Request::Edit { key, value: value.into(), who: Some("workbench".into()) },
-        )
+        TrainEffect::Ask(RUN.into(), Request::Edit { key, value: value.into(), who: Some(who.into()) })
     };
     let asked = asked(&mut app);
-    assert!(asked.contains(&edit("1e-4")) && asked.contains(&edit("0.0002")), "{asked:?}");
+    assert!(asked.contains(&edit("1e-4", "workbench")), "{asked:?}");
+    assert!(asked.contains(&edit("0.0002", "undo by workbench")), "{asked:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use luthier_core::config::headline;
 use luthier_core::config::{Change, KEYS};
-use luthier_core::runs::{Request, ResumeWay, RunState, RunSummary, StopWhen, resume_way};
+use luthier_core::runs::{Request, ResumeWay, RunState, RunSummary, StopWhen, UNDO, resume_way};
 
 use super::command::TrainCommand;
 use super::curves::Curves;
@@ -320,14 +320,15 @@ fn edit(open: &OpenRun, id: String) -> Reaction {
 
 fn undo(open: &OpenRun, id: String, run_state: RunState) -> Vec<Reaction> {
     let Some(edit) = open.curves.last_edit() else { return Vec::new() };
-    vec![Reaction::from(change(id, run_state, edit.key.clone(), edit.old.clone()))]
+    let who = format!("{UNDO}workbench");
+    vec![Reaction::from(change(id, run_state, edit.key.clone(), edit.old.clone(), who))]
 }
 
 /// A live run is asked, so that its reply shows at once whether it accepts the value; otherwise the file is
 /// written, which the run reads when it resumes.
-fn change(run: String, state: RunState, key: String, value: String) -> TrainEffect {
+fn change(run: String, state: RunState, key: String, value: String, who: String) -> TrainEffect {
     if state.is_live() {
-        TrainEffect::Ask(run, Request::Edit { key, value, who: Some("workbench".to_owned()) })
+        TrainEffect::Ask(run, Request::Edit { key, value, who: Some(who) })
     } else {
         TrainEffect::Write { run, key, value }
     }
@@ -616,7 +617,13 @@ fn entered(state: &mut TrainState, question: TrainQuestion, text: &str) -> Vec<R
                 .and_then(|open| open.status.as_ref())
                 .map_or(RunState::Queued, |status| status.state);
             vec![
-                Reaction::from(change(id, run_state, key.to_owned(), text.to_owned())),
+                Reaction::from(change(
+                    id,
+                    run_state,
+                    key.to_owned(),
+                    text.to_owned(),
+                    "workbench".to_owned(),
+                )),
                 Reaction::Entry(question, Entry::Checked),
             ]
         }
