@@ -64,6 +64,17 @@ pub fn generate(
     rows: &[Row],
     on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<Vec<Completion>> {
+    generate_with(model, rows, model.device().is_cuda(), on_token)
+}
+
+/// `ahead`: where every row takes its most likely token, the next pass is launched before the host has read these, so that a
+/// GPU does not wait for the host.
+fn generate_with(
+    model: &Model,
+    rows: &[Row],
+    ahead: bool,
+    on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+) -> Result<Vec<Completion>> {
     let _guard = tch::no_grad_guard();
     let started = Instant::now();
     let vocabulary = model.architecture().vocabulary;
@@ -102,7 +113,19 @@ pub fn generate(
         |live: &[Live]| Samplings::of(live.iter().map(|row| rows[row.index].sampling), model.device());
     let mut samplings = samplings_of(&live)?;
     loop {
-        let tokens = choose(model, &last, rows, &live, &samplings)?;
+        let logits = model.logits(&last, active(&adapters(rows, &live)))?; // [B, V]
+        let goes_on = live.iter().any(|row| row.tokens.len() + 1 < rows[row.index].max_new_tokens);
+        let (tokens, next) = if ahead && goes_on && samplings.are_greedy() && grown(model, &cache).is_none() {
+            let chosen = ops::argmax(&logits)?;
+            // Queued before the next pass, so that it is there long before that is done.
+            let read = csrc::download(&chosen)?;
+            let arrived = csrc::Event::record(model.device())?;
+            let next = one_more(model, &chosen, &adapters(rows, &live), &mut cache)?;
+            arrived.wait()?;
+            (ops::to_integers(&read)?.into_iter().map(|id| id as u32).collect(), Some(next))
+        } else {
+            (choose(&logits, rows, &live, &samplings)?, None)
+        };
         let mut kept = Vec::with_capacity(live.len());
         for (place, (row, &token)) in live.iter_mut().zip(&tokens).enumerate() {
             let Row { stop, max_new_tokens, .. } = rows[row.index];
@@ -127,12 +150,19 @@ pub fn generate(
         if kept.is_empty() {
             return Ok(completions.into_iter().flatten().collect());
         }
+        let mut next = next;
         if kept.len() < live.len() {
             cache.keep_rows(&kept)?;
             live = kept.iter().map(|&place| std::mem::take(&mut live[place])).collect();
             samplings = samplings_of(&live)?;
+            let places: Vec<i64> = kept.iter().map(|&place| place as i64).collect();
+            let places = ops::integers(&places, model.device())?;
+            next = next.map(|next| ops::select_rows(&next, 0, &places)).transpose()?;
         }
-        last = decode(model, rows, &live, &adapters(rows, &live), &mut cache)?;
+        last = match next {
+            Some(next) => next,
+            None => decode(model, rows, &live, &adapters(rows, &live), &mut cache)?,
+        };
     }
 }
 
@@ -218,12 +248,11 @@ fn decode(
     adapters: &[Option<&dyn Adapter>],
     cache: &mut KvCache,
 ) -> Result<Tensor> {
-    let grown = cache.lengths().iter().map(|&held| !model.rotates_alike(held, held + 1)).collect::<Vec<_>>();
-    if !grown.contains(&true) {
-        return one_more(model, live, adapters, cache);
-    }
+    let tokens: Vec<i64> = live.iter().map(|row| row.tokens.last().copied().map_or(0, i64::from)).collect();
+    let tokens = ops::integers(&tokens, model.device())?;
+    let Some(grown) = grown(model, cache) else { return one_more(model, &tokens, adapters, cache) };
     let mut last = if grown.contains(&false) {
-        let last = one_more(model, live, adapters, cache)?;
+        let last = one_more(model, &tokens, adapters, cache)?;
         (0..live.len() as i64).map(|row| ops::narrow(&last, 0, row, 1)).collect::<Result<Vec<_>>>()?
     } else {
         vec![]
@@ -242,16 +271,21 @@ fn decode(
     ops::concatenate(&last, 0)
 }
 
-/// One more token for every row, after the cached ones: `[B, H]`.
+/// Which rows reach, with one token more, a length where keys are rotated differently; `None` if none does.
+fn grown(model: &Model, cache: &KvCache) -> Option<Vec<bool>> {
+    let grown: Vec<bool> = cache.lengths().iter().map(|&held| !model.rotates_alike(held, held + 1)).collect();
+    grown.contains(&true).then_some(grown)
+}
+
+/// One more token for every row, `[B]` int64, after the cached ones: `[B, H]`.
 fn one_more(
     model: &Model,
-    live: &[Live],
+    tokens: &Tensor,
     adapters: &[Option<&dyn Adapter>],
     cache: &mut KvCache,
 ) -> Result<Tensor> {
-    let shape = [live.len() as i64, 1];
-    let tokens: Vec<i64> = live.iter().map(|row| row.tokens.last().copied().map_or(0, i64::from)).collect();
-    let ids = ops::reshape(&ops::integers(&tokens, model.device())?, &shape)?;
+    let shape = [tokens.size()[0], 1];
+    let ids = ops::reshape(tokens, &shape)?;
     let positions = ops::reshape(&ops::integers(cache.lengths(), model.device())?, &shape)?;
     let pass = Pass { positions: &positions, mask: Mask::Causal, adapters: active(adapters), noise: None };
     let hidden = model.hidden(&ids, &pass, Some(cache))?;
@@ -272,21 +306,18 @@ impl Samplings {
         let temperatures = ops::doubles(&temperatures.collect::<Vec<_>>(), device)?;
         Ok(Self { of_row, temperatures })
     }
+
+    fn are_greedy(&self) -> bool {
+        self.of_row.iter().all(Sampling::is_greedy)
+    }
 }
 
-/// The next token of every row.
-fn choose(
-    model: &Model,
-    last: &Tensor,
-    rows: &[Row],
-    live: &[Live],
-    samplings: &Samplings,
-) -> Result<Vec<u32>> {
-    let logits = model.logits(last, active(&adapters(rows, live)))?; // [B, V]
+/// The next token of every row of logits `[B, V]`.
+fn choose(logits: &Tensor, rows: &[Row], live: &[Live], samplings: &Samplings) -> Result<Vec<u32>> {
     let draw = |row: &Live| random::unit(random::derive(rows[row.index].seed, row.tokens.len() as u64));
     // A CPU takes longer to find the largest logits than to weigh all of them.
-    let read = if model.device().is_cuda() { LARGEST } else { 0 };
-    tokens_of(&logits, samplings, &live.iter().map(draw).collect::<Vec<_>>(), read)
+    let read = if logits.device().is_cuda() { LARGEST } else { 0 };
+    tokens_of(logits, samplings, &live.iter().map(draw).collect::<Vec<_>>(), read)
 }
 
 /// The token of each row of logits `[B, V]` for its sampling and draw. The host reads only the `read` largest logits of
@@ -332,6 +363,7 @@ fn tokens_of(logits: &Tensor, samplings: &Samplings, draws: &[f64], read: usize)
 
 #[cfg(test)]
 mod tests {
+    use luthier_core::model::{ModelFiles, Quantisation};
     use tch::Kind;
 
     use super::*;
@@ -401,6 +433,46 @@ mod tests {
                         assert_eq!(all[row], sample::sample(&row_logits, sampling, *draw));
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_pass_that_is_launched_before_its_tokens_are_read_changes_nothing() {
+        let files = ModelFiles::open(&crate::testing::model()).unwrap();
+        let model = Model::load(&files, Device::Cpu, Kind::Float, Quantisation::None).unwrap();
+        let prompts: [&[u32]; 4] = [&[10, 20, 30], &[11], &[12, 40, 41, 42, 43], &[13, 14]];
+        let run = |ahead: bool, stop: &[u32], most: [usize; 4], sampling: Sampling| {
+            let row = |(prompt, max_new_tokens): (&&'static [u32], usize)| Row {
+                prompt,
+                adapter: None,
+                sampling,
+                seed: 3,
+                stop,
+                max_new_tokens,
+            };
+            let rows: Vec<Row> = prompts.iter().zip(most).map(row).collect();
+            let mut seen = Vec::new();
+            let completions = generate_with(&model, &rows, ahead, &mut |row, token| {
+                seen.push((row, token));
+                let cancelled = row == 3 && seen.iter().filter(|(row, _)| *row == 3).count() == 4;
+                if cancelled { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            let found = completions.unwrap().into_iter().map(|found| (found.tokens, found.ended));
+            (found.collect::<Vec<_>>(), seen)
+        };
+        let sampled = Sampling { temperature: 0.9, ..Sampling::GREEDY };
+        let free = run(false, &[], [9, 3, 7, 9], Sampling::GREEDY);
+        let stop = [free.0[0].0[4], free.0[2].0[2]];
+        for (stop, most) in
+            [(&[][..], [9, 3, 7, 9]), (&stop, [9, 3, 7, 9]), (&stop, [1, 1, 1, 1]), (&[], [5, 5, 5, 5])]
+        {
+            for sampling in [Sampling::GREEDY, sampled] {
+                assert_eq!(
+                    run(true, stop, most, sampling),
+                    run(false, stop, most, sampling),
+                    "{stop:?} {most:?}"
+                );
             }
         }
     }
