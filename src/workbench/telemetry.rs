@@ -34,6 +34,8 @@ pub fn start(path: &Path) -> io::Result<Log> {
     let (writer, guard) = tracing_appender::non_blocking(file.try_clone()?);
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn,luthier=info"));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    // Its report of a line that could not be written panics if that cannot be written either.
+    let subscriber = subscriber.log_internal_errors(false);
     // A subscriber set before writes to the error output, which leads into the same file.
     drop(subscriber.try_init());
     Ok(Log { file, path: path.to_owned(), _guard: guard })

@@ -146,7 +146,10 @@ fn start_log() {
     // ureq logs requests, with the token in them, at its finest level.
     let without_requests =
         filter_fn(|seen| *seen.level() < Level::TRACE || !seen.target().starts_with("ureq"));
+    // The report of a line that could not be written panics if that cannot be written either; the scheduler's log may be
+    // on a full disk.
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false);
+    let lines = lines.log_internal_errors(false);
     tracing_subscriber::registry().with(filter).with(without_requests).with(lines).init();
 }
 
