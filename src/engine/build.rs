@@ -35,7 +35,7 @@ fn main() {
     if moved.exists() {
         println!("cargo:rerun-if-changed={}", moved.display());
     }
-    let sources = ["shim", "launch", "fused", "profile"].map(|name| format!("csrc/{name}.cpp"));
+    let sources = ["shim", "launch", "fused", "profile", "signals"].map(|name| format!("csrc/{name}.cpp"));
     seam(&torch).files(sources).compile("luthier_shim");
     // Decoded weights equal those of bitsandbytes bit for bit only if products are rounded before additions.
     seam(&torch).flag("-ffp-contract=off").file("csrc/quantised.cpp").compile("luthier_quantised");

@@ -14,7 +14,7 @@ use luthier_engine::bench::{Answers, Base, Bench, Generate, Rows, Train, Work, b
 use luthier_engine::error::EngineError;
 use luthier_engine::evaluate::{Request, compare};
 use luthier_engine::process::{
-    Termination, bound_busy_waiting, log_to_stderr, start_again_with, threads_are_set,
+    Termination, bound_busy_waiting, log_to_stderr, say, start_again_with, threads_are_set,
 };
 use luthier_engine::{csrc, device, doctor, serve, training, verify};
 use serde::Serialize;
@@ -35,6 +35,10 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Work on one run until it ends: `luthier-engine train runs/20260823-140211-lora-r16`
+    ///
+    /// SIGTERM, SIGINT, SIGUSR1, SIGUSR2, SIGALRM and SIGXCPU: save a checkpoint and the result after the current step, and
+    /// end. While the run waits for room on a full disk, a second one ends it without. SIGQUIT: end at once, without saving.
+    /// SIGHUP, SIGPIPE and SIGXFSZ do nothing.
     Train {
         /// The run's directory
         run: PathBuf,
@@ -79,6 +83,11 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it ends cleanly on a signal; the others end at once.
+    fn listens(&self) -> bool {
+        matches!(self, Self::Train { .. } | Self::Serve { .. } | Self::Evaluate { .. })
+    }
+
     /// The device that it computes on; `None` if it uses all, or if its configuration cannot be read, which it will
     /// say itself.
     fn device(&self) -> Option<Device> {
@@ -202,27 +211,33 @@ fn parse_method(text: &str) -> Result<MethodKind, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
+    let listens = arguments.command.listens();
+    if listens && let Err(error) = Termination::delay() {
+        return failed(&error);
+    }
     let mut variables = arguments.command.device().map(device::variables).unwrap_or_default();
     if !matches!(arguments.command, Command::Doctor { .. }) {
         variables.extend(bound_busy_waiting());
     }
     start_again_with(&variables);
+    let termination = match listens.then(Termination::listen).transpose() {
+        Ok(termination) => termination.unwrap_or_default(),
+        Err(error) => return failed(&format!("signals cannot be handled: {error}")),
+    };
     let threads = || if threads_are_set() { Ok(()) } else { csrc::set_threads(machine::cores()) };
     let prepared = csrc::prepare_process().and_then(|()| threads());
     if let Err(error) = prepared {
         return failed(&error);
     }
     let outcome = match arguments.command {
-        Command::Train { run } => training::train(&run)
+        Command::Train { run } => training::train(&run, termination)
             .map_err(|error| error.to_string())
             .map(|ended_well| if ended_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }),
-        Command::Serve { project, socket, device } => listen()
-            .and_then(|termination| {
-                serve::serve(&project, &socket, device, &termination).map_err(|error| error.to_string())
-            })
+        Command::Serve { project, socket, device } => serve::serve(&project, &socket, device, &termination)
+            .map_err(|error| error.to_string())
             .map(|()| ExitCode::SUCCESS),
         Command::Evaluate { run, checkpoint, limit, json } => {
-            evaluate(&Request { run, checkpoint, limit }, json)
+            evaluate(&Request { run, checkpoint, limit }, json, &termination)
         }
         Command::Verify(arguments) => hold_against(arguments),
         Command::Doctor { json } => print(&doctor::examine(), json).map(|()| ExitCode::SUCCESS),
@@ -231,12 +246,8 @@ fn main() -> ExitCode {
     outcome.unwrap_or_else(|message| failed(&message))
 }
 
-fn listen() -> Result<Termination, String> {
-    Termination::listen().map_err(|error| format!("signals cannot be handled: {error}"))
-}
-
 fn failed(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("luthier-engine: {}", clean(&error.to_string()));
+    say(&error.to_string());
     ExitCode::from(FAILED)
 }
 
@@ -324,8 +335,7 @@ fn hold_against(arguments: VerifyArguments) -> Result<ExitCode, String> {
     print(&report.map_err(|error| with_remedy(&error))?, json).map(|()| ExitCode::SUCCESS)
 }
 
-fn evaluate(request: &Request, json: bool) -> Result<ExitCode, String> {
-    let termination = listen()?;
+fn evaluate(request: &Request, json: bool, termination: &Termination) -> Result<ExitCode, String> {
     let found = compare(request, &mut |progress| {
         if json && !progress.what.is_empty() {
             // The reader may be gone; the signal for that ends the work.

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use nix::sys::signal::Signal::{SIGALRM, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::process::Pid;
 
 use super::directory::{RUNS_FOLDER, RunDir};
@@ -86,7 +88,7 @@ pub fn start_detached_with(
     status.socket = None;
     let mut command = Command::new(engine);
     command.arg("train").arg(run.path()).envs(environment.iter().cloned());
-    let child = match spawn(command, engine, run.project(), &run.log_path()) {
+    let child = match with_signals_delayed(|| spawn(command, engine, run.project(), &run.log_path())) {
         Ok(child) => child,
         Err(error) => {
             status.state = RunState::Failed;
@@ -105,6 +107,22 @@ pub fn start_detached_with(
     reap(child);
     status.write_atomic(run.path())?;
     Ok(pid)
+}
+
+/// Starts a process that keeps the signals that ask it to end until it handles them: loading libtorch takes a while, in
+/// which they would end it without a word.
+fn with_signals_delayed<T>(start: impl FnOnce() -> T) -> T {
+    let signals =
+        [SIGTERM, SIGINT, SIGUSR1, SIGUSR2, SIGALRM, SIGXCPU, SIGQUIT].into_iter().collect::<SigSet>();
+    // A process inherits what its parent's thread keeps. Without it only that while is not covered.
+    let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK);
+    let started = start();
+    if let Ok(before) = before
+        && let Err(error) = before.thread_set_mask()
+    {
+        tracing::warn!(%error, "signals to this thread stay delayed");
+    }
+    started
 }
 
 /// Starts `luthier-engine serve` for a project. Returns the child and the socket it will listen on. The

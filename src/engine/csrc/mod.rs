@@ -10,6 +10,7 @@ mod kernels;
 mod memory;
 mod profile;
 mod quantised;
+mod signals;
 mod training;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -49,6 +50,7 @@ pub use self::quantised::{
     nf4_product, remade_linear,
 };
 use self::quantised::{MatrixPointers, Nf4Pointers};
+pub use self::signals::{hold_signals, on_bus_error};
 pub use self::training::{
     AdamW, Clipping, Comparison, CrossEntropy, FusedUpdate, Head, Moments, Through, adamw, as_recorded,
     backward, dropout_mask, grad_norm, linear_cross_entropy, take_gradient,
@@ -272,6 +274,8 @@ unsafe extern "C" {
     ) -> c_int;
     fn luthier_device_memory(device: c_int, out: *mut i64) -> c_int;
     fn luthier_device_memory_release(device: c_int) -> c_int;
+    fn luthier_hold_signals(signals: *const c_int, count: usize, hold: c_int) -> c_int;
+    fn luthier_on_bus_error(said: *const c_char, from: *const c_char, to: *const c_char) -> c_int;
     fn luthier_profile_start(cuda: c_int) -> c_int;
     fn luthier_profile_stop(cuda: c_int, note: Note, owner: *mut c_void) -> c_int;
 }
