@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Instant;
 
 use luthier_core::config::Config;
 use luthier_core::data::{self, Prepared, Split};
@@ -11,6 +10,7 @@ use luthier_core::random::derive;
 use luthier_core::runs::{EvalEvent, Number, SampleEvent};
 use luthier_core::text::clean;
 
+use super::clock::Clock;
 use super::control::Control;
 use crate::algorithms::Algorithm;
 use crate::base::{Base, data_error};
@@ -80,6 +80,7 @@ pub struct Observer<'a> {
     pub base: &'a Base,
     /// Asked whether to give up.
     pub control: &'a Control,
+    pub clock: &'a Clock,
     /// Settings in force.
     pub config: &'a Config,
     pub questions: &'a Questions,
@@ -99,7 +100,7 @@ impl Observer<'_> {
         prepared: &Prepared,
         scored: bool,
     ) -> Result<Option<EvalEvent>> {
-        let began = Instant::now();
+        let began = self.clock.ran();
         let active = Active::All(self.adapter);
         let found = algorithm.held_out(&self.base.model, active, &prepared.eval, &mut |_| self.flow())?;
         let Some(held_out) = found else { return Ok(None) };
@@ -108,7 +109,7 @@ impl Observer<'_> {
             loss: held_out.loss.into(),
             metrics: held_out.metrics,
             scores: scores.into_iter().collect(),
-            seconds: began.elapsed().as_secs_f64().into(),
+            seconds: (self.clock.ran() - began).as_secs_f64().into(),
             rows: held_out.rows,
         }))
     }

@@ -14,7 +14,7 @@ use super::*;
 use crate::base::{Base, model_files};
 use crate::device;
 use crate::methods::method_of;
-use crate::training::control::Control;
+use crate::training::clock::Clock;
 use crate::training::observe::{Observer, Questions};
 
 /// Six steps of the tiny model with every kind of event.
@@ -269,9 +269,11 @@ fn reply(run: &RunDir, project: &Project) -> String {
     let adapter = method_of(&config).create(&base.model, 1).unwrap();
     let control = Control::new(Termination::default());
     let questions = Questions::default();
+    let clock = Clock::start();
     let observer = Observer {
         base: &base,
         control: &control,
+        clock: &clock,
         config: &config,
         questions: &questions,
         adapter: adapter.as_ref(),

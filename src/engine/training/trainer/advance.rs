@@ -1,6 +1,6 @@
 //! One step of the loop: launching it, reading and reporting its numbers, and handling failures.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use luthier_core::config::{OnNan, Recompute};
 use luthier_core::data::{EncodedRow, MicroBatch};
@@ -27,7 +27,8 @@ const NAMED_ROWS: usize = 64;
 pub(super) struct InFlight {
     number: u64,
     learning_rate: f64,
-    began: Instant,
+    /// By the trainer's clock.
+    began: Duration,
     step: Launched,
 }
 
@@ -35,7 +36,7 @@ impl<'a> Trainer<'a> {
     /// Launches the next step and reads the numbers of a step: of this one, or of the one before if numbers
     /// are read late. `true` if the position in the data moved on.
     pub(super) fn advance(&mut self) -> Result<bool> {
-        let began = Instant::now();
+        let began = self.clock.ran();
         let number = self.state.progress.step + u64::from(self.in_flight.is_some());
         let config = &self.settings.config().train;
         let learning_rate = learning_rate(config, number, self.total_steps());
@@ -94,11 +95,11 @@ impl<'a> Trainer<'a> {
     /// Records the numbers of a step.
     fn read(&mut self, InFlight { number, learning_rate, began, step }: InFlight) -> Result<bool> {
         let outcome = step.settle(&mut self.state.optimizer)?;
-        let now = Instant::now();
+        let now = self.clock.ran();
         // A step that was launched while the one before was still running began when that one ended.
         let began = self.settled.map_or(began, |settled| settled.max(began));
         self.settled = Some(now);
-        let seconds = now.duration_since(began).as_secs_f64();
+        let seconds = now.saturating_sub(began).as_secs_f64();
         match outcome {
             Outcome::Updated(measured) => {
                 self.state.progress.bad_steps = 0;
