@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use luthier_core::model::ModelError;
 use luthier_core::plan::NoGpu;
-use luthier_core::runs::FailureClass;
+use luthier_core::runs::{FailureClass, awaited};
 use tch::{TchError, Tensor};
 
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
@@ -131,6 +131,14 @@ impl EngineError {
             }
             Self::Device(_) | Self::Gpu(_) => FailureClass::Device,
             Self::Torch { .. } => FailureClass::Bug,
+        }
+    }
+
+    /// What must come about before the disk takes what it refused: see [`awaited`].
+    pub fn awaited(&self) -> Option<&'static str> {
+        match self {
+            Self::File { source, .. } => awaited(source),
+            _ => None,
         }
     }
 

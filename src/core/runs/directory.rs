@@ -303,6 +303,8 @@ pub struct RunSummary {
     /// When the run was first started.
     pub started: Timestamp,
     pub failure: Option<Failure>,
+    /// Why it is in this state, in words.
+    pub reason: Option<String>,
 }
 
 /// A project's runs, newest first. Reads each run's status and a few lines of its configuration, never its
@@ -334,6 +336,7 @@ fn summary(id: String, runs: &Path, host: &Host) -> RunSummary {
         best_eval_loss: status.best_eval_loss,
         started: status.started,
         failure: status.failure,
+        reason: status.reason,
         id,
         path,
     }

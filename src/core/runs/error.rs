@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::reserve::awaited;
 use crate::text::{clean, clean_line};
 
 /// Errors of run directories, engine processes and their sockets.
@@ -68,6 +69,14 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// What must come about before the disk takes what it refused: see [`awaited`].
+    pub fn awaited(&self) -> Option<&'static str> {
+        match self {
+            Self::Io { source, .. } => awaited(source),
+            _ => None,
+        }
+    }
+
     /// The message with all its lines: the answer of a run may be a drawn problem, whose caret needs them.
     pub fn full_text(&self) -> String {
         match self {

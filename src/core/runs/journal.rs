@@ -14,10 +14,10 @@ use super::event::{AlertEvent, AlertKind, JournalEvent};
 use super::time;
 
 /// Most lines kept in memory while the disk fails.
-const KEPT_LINES: usize = 4096;
+const KEPT_LINES: usize = 1 << 16;
 
 /// Most bytes kept in memory while the disk fails.
-const KEPT_BYTES: usize = 4 << 20;
+const KEPT_BYTES: usize = 32 << 20;
 
 /// Where journal lines are written.
 trait Sink: Write + Send {
@@ -31,7 +31,7 @@ impl Sink for File {
 }
 
 /// Appends events to `events.jsonl`, each with one write of one whole line. If the disk is full or failing,
-/// up to 4096 lines are kept in memory. They are written once the disk works again, followed by an `alert`
+/// up to 65,536 lines are kept in memory. They are written once the disk works again, followed by an `alert`
 /// that marks the gap. The run continues in any case.
 pub struct JournalWriter {
     sink: Box<dyn Sink>,
@@ -45,7 +45,7 @@ pub struct JournalWriter {
 
 struct Gap {
     since: Timestamp,
-    error: String,
+    error: io::Error,
     delayed: u64,
     lost: u64,
 }
@@ -75,16 +75,25 @@ impl JournalWriter {
         if self.gap.is_none() {
             match self.write(&line) {
                 Ok(()) => return,
-                Err(error) => self.begin_gap(&error),
+                Err(error) => self.begin_gap(error),
             }
         }
         self.keep(line);
         self.flush();
     }
 
-    /// Why the journal cannot be written at present, in words.
-    pub fn problem(&self) -> Option<&str> {
-        self.gap.as_ref().map(|gap| gap.error.as_str())
+    /// Appends one event as if the disk were full: it is kept in memory until the next [`JournalWriter::append`] or
+    /// [`JournalWriter::sync`].
+    pub fn keep_back(&mut self, event: &JournalEvent) {
+        if self.gap.is_none() {
+            self.begin_gap(io::ErrorKind::StorageFull.into());
+        }
+        self.keep(event.to_line());
+    }
+
+    /// Why the journal cannot be written at present.
+    pub fn problem(&self) -> Option<&io::Error> {
+        self.gap.as_ref().map(|gap| &gap.error)
     }
 
     /// Writes the lines kept in memory, if the disk allows it, and syncs the file. For checkpoints and the
@@ -98,9 +107,9 @@ impl JournalWriter {
         }
     }
 
-    fn begin_gap(&mut self, error: &io::Error) {
+    fn begin_gap(&mut self, error: io::Error) {
         tracing::warn!(%error, "the journal cannot be written; its lines are kept in memory");
-        self.gap = Some(Gap { since: time::now(), error: error.to_string(), delayed: 0, lost: 0 });
+        self.gap = Some(Gap { since: time::now(), error, delayed: 0, lost: 0 });
     }
 
     fn keep(&mut self, line: Vec<u8>) {
@@ -120,7 +129,7 @@ impl JournalWriter {
             if let Err(error) = self.write(&line) {
                 self.kept.push_front(line);
                 if let Some(gap) = &mut self.gap {
-                    gap.error = error.to_string();
+                    gap.error = error;
                 }
                 return;
             }
@@ -276,11 +285,24 @@ mod tests {
     fn a_full_disk_delays_events_and_marks_the_gap() {
         let full = Err(io::ErrorKind::StorageFull);
         let (writer, disk) = write_all(vec![Ok(usize::MAX), full, full, full], 6);
-        assert_eq!(writer.problem(), None);
+        assert!(writer.problem().is_none());
         let (steps, alerts) = read_back(&disk);
         assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
         assert_eq!(alerts.len(), 1);
         assert!(alerts[0].contains("none was lost"), "{alerts:?}");
+    }
+
+    #[test]
+    fn events_that_are_kept_back_are_written_with_the_next_one_in_order() {
+        let (mut writer, disk) = write_all(vec![], 1);
+        writer.keep_back(&step(2));
+        writer.keep_back(&step(3));
+        assert!(writer.problem().is_some());
+        assert_eq!(read_back(&disk).0, [1]);
+        writer.append(&step(4));
+        assert!(writer.problem().is_none());
+        let (steps, alerts) = read_back(&disk);
+        assert_eq!((steps, alerts.len()), (vec![1, 2, 3, 4], 1));
     }
 
     #[test]
@@ -306,7 +328,7 @@ mod tests {
         assert_eq!(writer.kept.len(), KEPT_LINES);
         disk.lock().unwrap().script.clear();
         writer.sync();
-        assert_eq!(writer.problem(), None);
+        assert!(writer.problem().is_none());
         let (steps, alerts) = read_back(&disk);
         assert_eq!((steps[0], steps.len()), (101, KEPT_LINES));
         assert!(alerts[0].contains("100 older ones were lost"), "{alerts:?}");
@@ -318,7 +340,7 @@ mod tests {
         writer.append(&step(1));
         writer.append(&step(2));
         writer.sync();
-        assert!(writer.problem().unwrap().contains("No space left"));
+        assert!(writer.problem().unwrap().to_string().contains("No space left"));
     }
 
     #[test]

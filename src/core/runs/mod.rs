@@ -12,11 +12,13 @@ mod error;
 mod event;
 mod history;
 mod journal;
+mod last_words;
 mod number;
 mod outcome;
 mod process;
 mod protocol;
 mod reader;
+mod reserve;
 mod server;
 pub mod serving;
 mod socket;
@@ -44,11 +46,13 @@ pub use event::{
 pub use history::{SETTINGS_FILE, SettingsHistory, UNDO, journaled_edits, newest_to_undo};
 pub use journal::JournalWriter;
 pub(crate) use journal::ends_torn;
+pub use last_words::{LAST_WORDS_FILE, PREPARED_WORDS_FILE};
 pub use number::Number;
 pub use outcome::{ResultForm, weights_fingerprint};
 pub use process::{Host, ProcessIdentity, is_alive};
 pub use protocol::{MESSAGE_LIMIT, PROTOCOL_VERSION, Reply, Request, StopWhen};
 pub use reader::{Batch, JournalReader};
+pub use reserve::{RESERVE_FILE, ROOM, Reserve, awaited};
 pub use server::{Call, Responder, Server};
 pub use socket::{
     Closer, LineReader, LineWriter, OwnListener, Peer, connect_checked, control_socket_path,

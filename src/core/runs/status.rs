@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
+use super::last_words;
 use super::number::Number;
 use super::process::{Host, ProcessIdentity};
 use super::time::{self, millis, optional_millis};
@@ -250,13 +251,19 @@ impl Status {
 
     /// The current status as seen from `host`: see [`Status::observed`]. `Ok(None)` if there is none.
     pub fn look(run: &Path, host: &Host) -> Result<Option<Self>, RunError> {
-        let look = || Ok(Self::read(run)?.map(|status| status.observed(host, Timestamp::now())));
-        match look()? {
+        let look = || Self::read(run).map(|read| read.map(|status| status.observed(host, Timestamp::now())));
+        let mut seen = look()?;
+        if seen.as_ref().is_some_and(|status| status.state == RunState::Lost) {
             // After we read the file, the process may have written its final status and exited. It is gone
             // now, so a second read is final.
-            Some(status) if status.state == RunState::Lost => look(),
-            seen => Ok(seen),
+            seen = look()?;
         }
+        if let Some(status) = seen.as_mut().filter(|status| status.state == RunState::Lost)
+            && let Some(words) = last_words::read(run)
+        {
+            status.reason = Some(words);
+        }
+        Ok(seen)
     }
 
     /// Replaces `status.json` in a run directory, with the heartbeat set to now. A reader sees the old file
@@ -275,6 +282,8 @@ impl Status {
     #[must_use]
     pub fn observed(mut self, host: &Host, now: Timestamp) -> Self {
         if self.state.is_live() && !self.is_alive(host, now) {
+            // What a live run says of itself holds no longer, but why it held still may be why it ended.
+            self.reason = self.reason.filter(|_| self.state == RunState::Paused);
             self.state = RunState::Lost;
             self.socket = None;
             self.activity = None;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use luthier_core::config::{self, Change, Config, edit_plan};
 use luthier_core::runs::{Call, Reply, Request, StopWhen};
@@ -18,6 +18,11 @@ use crate::process::Termination;
 /// How often a waiting loop checks for a signal, which cannot wake it.
 const SIGNAL_POLL: Duration = Duration::from_millis(100);
 
+/// How long a run that holds still waits before it tries again. The wait is doubled each time, since a try may write
+/// gigabytes before it fails, up to a minute.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
+const LONGEST_RETRY: Duration = Duration::from_mins(1);
+
 /// Most prompts that may wait for an answer.
 const WAITING_PROMPTS: usize = 16;
 
@@ -26,6 +31,12 @@ const WAITING_PROMPTS: usize = 16;
 struct Pending {
     paused: bool,
     stop: Option<StopWhen>,
+    /// Once the run holds still: how many signals end that.
+    patience: Option<usize>,
+    /// How often it has waited.
+    waits: u32,
+    /// Whether a run that holds still should try again at once.
+    retry: bool,
     /// Requests that are applied once.
     once: BTreeSet<Once>,
     prompts: VecDeque<String>,
@@ -83,25 +94,36 @@ impl Control {
         self.note(|pending| pending.stop = Some(when));
     }
 
-    /// How the run should end, if it should. A signal asks for saving.
+    /// Ends a pause, or lets a run that holds still try again.
+    pub fn resume(&self) {
+        self.note(|pending| (pending.paused, pending.retry) = (false, true));
+    }
+
+    /// How the run should end, if it should. All signals but one ask for saving.
     pub fn stopping(&self) -> Option<StopWhen> {
+        if self.termination.at_once() {
+            return Some(StopWhen::Now);
+        }
         let asked = self.termination.asked().then_some(StopWhen::Save);
         self.pending().stop.or(asked)
     }
 
     /// Whether the run should end at once, without saving.
     pub fn abandoned(&self) -> bool {
-        self.pending().stop == Some(StopWhen::Now)
+        self.stopping() == Some(StopWhen::Now)
     }
 
     /// Why the run should end, as text.
-    pub fn stop_reason(&self) -> &'static str {
-        if self.pending().stop.is_some() { "asked to stop" } else { "the process received SIGTERM" }
+    pub fn stop_reason(&self) -> String {
+        match self.termination.signal() {
+            Some(signal) if self.pending().stop.is_none() => format!("the process received {signal}"),
+            _ => "asked to stop".into(),
+        }
     }
 
     /// Whether there is a pending request.
     pub fn has_requests(&self) -> bool {
-        let Pending { paused, stop, once, prompts, edits: _ } = &*self.pending();
+        let Pending { paused, stop, once, prompts, .. } = &*self.pending();
         *paused || stop.is_some() || !once.is_empty() || !prompts.is_empty() || self.termination.asked()
     }
 
@@ -115,6 +137,27 @@ impl Control {
         let pending = self.pending();
         // The caller checks everything again, so it does not matter what woke it.
         drop(self.shared.changed.wait_timeout(pending, SIGNAL_POLL));
+    }
+
+    /// Waits while the run holds still, until it should try again. `false` if it should give up: it was asked to stop at
+    /// once, or a signal came that is at least the second.
+    pub fn wait_to_retry(&self) -> bool {
+        let patience = (self.termination.count() + 1).max(2);
+        let mut pending = self.pending();
+        let until = Instant::now() + FIRST_RETRY.saturating_mul(1 << pending.waits.min(8)).min(LONGEST_RETRY);
+        pending.waits += 1;
+        let patience = *pending.patience.get_or_insert(patience);
+        loop {
+            let stops = self.termination.at_once() || pending.stop == Some(StopWhen::Now);
+            if stops || self.termination.count() >= patience {
+                return false;
+            }
+            if std::mem::take(&mut pending.retry) || Instant::now() >= until {
+                return true;
+            }
+            let woken = self.shared.changed.wait_timeout(pending, SIGNAL_POLL);
+            pending = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Whether a checkpoint was requested since the last call.
@@ -153,9 +196,27 @@ impl Control {
     }
 
     /// Adds a request to the pending ones. The reply says what it will do.
-    fn take(&self, request: &Request, pid: u32, file: &Path) -> Reply {
+    pub(super) fn take(&self, request: &Request, pid: u32, file: &Path) -> Reply {
+        let holds_still = self.pending().patience.is_some();
         match request {
             Request::Hello { .. } | Request::Subscribe => Reply::ok("already connected"),
+            Request::Resume if holds_still => {
+                self.resume();
+                Reply::ok("tries again to write to the disk")
+            }
+            Request::Stop { when } if holds_still => {
+                self.stop(*when);
+                Reply::ok(match when {
+                    StopWhen::Now => "stops at once; what the disk has not taken is lost",
+                    StopWhen::Save | StopWhen::AfterEval => {
+                        "ends as soon as the disk takes what is to be saved"
+                    }
+                })
+            }
+            _ if holds_still => Reply::error(
+                "it is at its end and waits for room on the disk; `run resume` tries again at once, `run stop --when now` \
+                 gives up what is not saved",
+            ),
             _ if self.stopping().is_some_and(|when| {
                 *request != Request::Stop { when: StopWhen::Now } && when != StopWhen::AfterEval
             }) =>
@@ -169,7 +230,7 @@ impl Control {
             }
             Request::Resume if !self.paused() => Reply::error("it is already running"),
             Request::Resume => {
-                self.note(|pending| pending.paused = false);
+                self.resume();
                 Reply::ok("continues")
             }
             Request::Checkpoint => {
@@ -297,6 +358,20 @@ mod tests {
         assert!(matches!(control.take(&Request::Pause, 1, &file), Reply::Error { .. }));
         control.take(&Request::Stop { when: StopWhen::Now }, 1, &file);
         assert!(control.abandoned());
+    }
+
+    #[test]
+    fn a_run_that_holds_still_can_be_tried_again_and_stopped_but_not_paused() {
+        let control = control();
+        let (_folder, file) = project();
+        control.stop(StopWhen::Save);
+        control.resume();
+        assert!(control.wait_to_retry());
+        assert!(matches!(control.take(&Request::Pause, 1, &file), Reply::Error { .. }));
+        assert!(matches!(control.take(&Request::Resume, 1, &file), Reply::Ok { .. }));
+        assert!(control.wait_to_retry());
+        assert!(matches!(control.take(&Request::Stop { when: StopWhen::Now }, 1, &file), Reply::Ok { .. }));
+        assert!(!control.wait_to_retry());
     }
 
     #[test]

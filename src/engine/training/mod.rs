@@ -2,12 +2,15 @@
 //! [`crate::step`]; [`record`] reports to people, and [`control`] and [`edits`] take their requests.
 
 pub mod alerts;
+pub mod clock;
 pub mod control;
 pub mod edits;
+mod mapped;
 pub mod meter;
 mod observe;
 pub mod record;
 mod result;
+mod room;
 pub mod schedule;
 mod snapshot;
 pub mod state;
@@ -24,7 +27,7 @@ use luthier_core::data::{self, Prepared};
 use luthier_core::panics;
 use luthier_core::runs::{
     AlertKind, Checkpoint, Failure, FailureClass, ParameterCount, RunDir, RunError, RunEvent, RunState,
-    Server, SettingsHistory, become_session_leader, newest_valid, sweep_debris,
+    Server, SettingsHistory, StateEvent, become_session_leader, newest_valid, sweep_debris,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -39,6 +42,7 @@ use crate::step::adamw;
 use crate::trials::{self, Missing};
 use control::Control;
 use edits::LiveSettings;
+use mapped::{LastWords, MappedFiles};
 use record::Record;
 use state::{Identity, State};
 use trainer::{Overlap, Trainer};
@@ -60,25 +64,29 @@ impl End {
 
 /// Works on a run until it ends, from its newest valid checkpoint if it has one. Events go to the run's
 /// journal and status. An error says why there was nothing to work on. `true` if the run did not fail.
-pub fn train(path: &Path) -> Result<bool, RunError> {
+pub fn train(path: &Path, termination: Termination) -> Result<bool, RunError> {
     become_session_leader()?;
     let run = RunDir::open(path)?;
     let _lock = run.lock()?;
     let mut record = Record::open(&run)?;
     sweep_debris(run.path());
-    let termination = Termination::listen()
-        .map_err(|error| RunError::Engine(format!("signals cannot be handled: {error}")))?;
-    let ended = panics::caught(|| work(&run, &mut record, termination, Overlap::on));
+    let _last_words = LastWords::prepare(&run);
+    let control = Control::new(termination);
+    let ended = panics::caught(|| work(&run, &mut record, &control, Overlap::on));
     let failure = match ended {
-        Ok(Ok(end)) => {
-            record.state(end.state, end.reason);
+        Ok(Ok(End { state, reason })) => {
+            record.end(StateEvent { state, reason, failure: None }, &mut || control.wait_to_retry());
             return Ok(true);
         }
         Ok(Err(error)) => failure_of(&error),
         Err(panic) => failure_of_panic(&panic),
     };
-    record.fail(failure);
+    record.end(failed(failure), &mut || control.wait_to_retry());
     Ok(false)
+}
+
+fn failed(failure: Failure) -> StateEvent {
+    StateEvent { state: RunState::Failed, reason: None, failure: Some(failure) }
 }
 
 fn failure_of(error: &EngineError) -> Failure {
@@ -103,21 +111,21 @@ fn failure_of_panic(message: &str) -> Failure {
 fn work(
     run: &RunDir,
     record: &mut Record,
-    termination: Termination,
+    control: &Control,
     overlap: impl FnOnce(Device) -> Overlap,
 ) -> Result<End> {
-    let control = Control::new(termination);
-    serve(run, record, &control);
+    serve(run, record, control);
     let (checkpoint, settings) = settings_of(run, record)?;
     let config = settings.config().clone();
     let project = run.project();
 
     let files = base::model_files(&config, project)?;
     let prepared = prepare(&config, run, &files, record)?;
-    if let Some(end) = asked_to_end(&control) {
+    if let Some(end) = asked_to_end(control) {
         return Ok(end);
     }
     record.activity(Some("loading the base model"));
+    let mapped = MappedFiles::see(&files.files);
     let full = config.method.kind == MethodKind::Full;
     let mut base = if full && config.train.algorithm.declaration().base == BaseUse::Never {
         Base::without_weights(files, &config, project)?
@@ -147,7 +155,7 @@ fn work(
             if control.stopping().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         },
     )?;
-    if let Some(end) = asked_to_end(&control) {
+    if let Some(end) = asked_to_end(control) {
         return Ok(end);
     }
     if full {
@@ -166,7 +174,7 @@ fn work(
     // The watcher compares with the file as it is now. Preparing took a while, and the file may have changed.
     control.config_changed();
     let overlap = overlap(base.model.device());
-    let mut trainer = Trainer::new(record, &control, settings, &base, &prepared, state, overlap);
+    let mut trainer = Trainer::new(record, control, settings, &base, mapped, &prepared, state, overlap);
     let run_event = describe(&trainer, &base, &prepared, resumed_from);
     trainer.announce(run_event);
     trainer.run()

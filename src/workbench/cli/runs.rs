@@ -1,7 +1,7 @@
 //! `luthier runs`.
 
 use jiff::Timestamp;
-use luthier_core::runs::{self, RunSummary};
+use luthier_core::runs::{self, RunState, RunSummary};
 use luthier_core::units;
 use serde_json::{Value, json};
 
@@ -46,9 +46,11 @@ pub fn run(arguments: &Arguments) -> Outcome {
 fn row(run: &RunSummary, now: Timestamp) -> Vec<String> {
     let loss =
         |loss: Option<runs::Number>| loss.map_or_else(|| "–".to_owned(), |loss| units::number(loss.get()));
-    let state = match &run.failure {
-        Some(failure) => format!("{}: {}", run.state, failure.class),
-        None => run.state.to_string(),
+    let state = match (&run.failure, &run.reason) {
+        (Some(failure), _) => format!("{}: {}", run.state, failure.class),
+        // It holds still without having been asked to.
+        (None, Some(reason)) if run.state == RunState::Paused => format!("{}: {reason}", run.state),
+        _ => run.state.to_string(),
     };
     let steps = match run.total_steps {
         0 => run.step.to_string(),
@@ -80,5 +82,6 @@ fn document(run: &RunSummary) -> Value {
         "best_eval_loss": run.best_eval_loss,
         "started": runs::time::text(run.started),
         "failure": run.failure,
+        "reason": run.reason,
     })
 }

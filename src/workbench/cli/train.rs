@@ -137,8 +137,13 @@ fn complaint(run: &RunDir, status: &Status) -> String {
                 lines.push(format!("remedy: {}", failure.remedy));
             }
         }
-        None => lines
-            .push(format!("run {id}: its process exited without reporting an error at step {}", status.step)),
+        None => {
+            let step = status.step;
+            lines.push(match &status.reason {
+                Some(reason) => format!("run {id}: its process ended at step {step}: {reason}"),
+                None => format!("run {id}: its process exited without reporting an error at step {step}"),
+            });
+        }
     }
     if status.state == RunState::Lost {
         lines.extend(run.log_tail(LOG_LINES).iter().map(|line| format!("log: {line}")));

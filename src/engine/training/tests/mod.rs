@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use luthier_core::runs::{
     AlertKind, EditEvent, EventBody, FailureClass, JournalEvent, JournalReader, ResultForm, RunDir, RunState,
-    Status,
+    StateEvent, Status,
 };
 use tch::Device;
 
+use super::control::Control;
 use super::record::Record;
 use super::trainer::{Overlap, Reading};
-use super::{End, failure_of, work};
+use super::{End, failed, failure_of, work};
 use crate::error::Result;
 use crate::process::Termination;
 use crate::testing::Project;
@@ -35,11 +36,12 @@ fn work_reading(run: &RunDir, termination: Termination, reading: fn(Device) -> R
 
 fn work_with(run: &RunDir, termination: Termination, overlap: impl FnOnce(Device) -> Overlap) -> Result<End> {
     let mut record = Record::open(run).unwrap();
-    let ended = work(run, &mut record, termination, overlap);
-    match &ended {
-        Ok(end) => record.state(end.state, end.reason.clone()),
-        Err(error) => record.fail(failure_of(error)),
-    }
+    let ended = work(run, &mut record, &Control::new(termination), overlap);
+    let end = match &ended {
+        Ok(End { state, reason }) => StateEvent { state: *state, reason: reason.clone(), failure: None },
+        Err(error) => failed(failure_of(error)),
+    };
+    record.end(end, &mut || panic!("nothing is in the way"));
     ended
 }
 

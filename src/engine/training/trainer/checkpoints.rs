@@ -1,7 +1,7 @@
 //! Checkpoints of the loop: written at once or by a thread, reported when they are published.
 
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use luthier_core::machine;
 use luthier_core::runs::{AlertKind, Checkpoint, CheckpointEvent, RunDir, prune};
@@ -10,6 +10,7 @@ use tch::Device;
 use super::Trainer;
 use crate::device;
 use crate::error::{EngineError, Result};
+use crate::training::room::until_written;
 use crate::training::state::Contents;
 
 /// A checkpoint that a thread writes.
@@ -58,20 +59,17 @@ impl Trainer<'_> {
     /// state, if there is memory for one. A disk error does not end the run.
     pub(super) fn checkpoint(&mut self) {
         self.await_checkpoint();
-        let began = Instant::now();
+        self.watch_base();
+        let began = self.clock.ran();
         self.record.activity(Some("writing a checkpoint"));
         let step = self.state.progress.step;
-        let written = match self.algorithm.save() {
+        let written = match self.record.room().and_then(|()| self.algorithm.save()) {
             Ok(()) => {
-                let place = Place {
-                    run: self.record.run().clone(),
-                    keep: self.config().train.keep_checkpoints,
-                    best: self.state.progress.best.map(|best| best.step),
-                };
+                let place = self.place();
                 let contents = self.state.contents(self.config());
                 if let Some(thread) = self.write_aside(&contents, &place) {
                     self.record.activity(None);
-                    self.writing = Some(Writing { step, waited: began.elapsed(), thread });
+                    self.writing = Some(Writing { step, waited: self.clock.ran() - began, thread });
                     return;
                 }
                 place.write(contents)
@@ -79,7 +77,32 @@ impl Trainer<'_> {
             Err(error) => Err(error),
         };
         self.record.activity(None);
-        self.report_checkpoint(step, began.elapsed(), written);
+        self.report_checkpoint(step, self.clock.ran() - began, written);
+    }
+
+    /// Writes the checkpoint that a run ends with, and waits until the disk takes it if it is full. `false` if the run is
+    /// to end without it.
+    pub(super) fn last_checkpoint(&mut self) -> bool {
+        let began = self.clock.ran();
+        self.record.activity(Some("writing a checkpoint"));
+        let (step, place) = (self.state.progress.step, self.place());
+        let (algorithm, state) = (&mut self.algorithm, &self.state);
+        let written = until_written(self.record, self.control, || {
+            algorithm.save()?;
+            place.write(state.contents())
+        });
+        self.record.activity(None);
+        let Some(written) = written.transpose() else { return false };
+        self.report_checkpoint(step, self.clock.ran() - began, written);
+        true
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            run: self.record.run().clone(),
+            keep: self.config().train.keep_checkpoints,
+            best: self.state.progress.best.map(|best| best.step),
+        }
     }
 
     /// Reports the checkpoint that a thread writes if it is done.
@@ -92,12 +115,12 @@ impl Trainer<'_> {
     /// Waits for the checkpoint that a thread writes, if there is one, and reports it.
     pub(super) fn await_checkpoint(&mut self) {
         let Some(Writing { step, waited, thread }) = self.writing.take() else { return };
-        let began = Instant::now();
+        let began = self.clock.ran();
         self.record.activity(Some("writing a checkpoint"));
         let panicked = |_| Err(EngineError::torch("a checkpoint", "the thread that wrote it panicked"));
         let written = thread.join().unwrap_or_else(panicked);
         self.record.activity(None);
-        self.report_checkpoint(step, waited + began.elapsed(), written);
+        self.report_checkpoint(step, waited + (self.clock.ran() - began), written);
     }
 
     /// Whether there is a checkpoint of `step`, or a thread writes it.

@@ -20,12 +20,15 @@ use self::advance::InFlight;
 use self::checkpoints::Writing;
 use super::End;
 use super::alerts::DiskWatch;
+use super::clock::Clock;
 use super::control::Control;
 use super::edits::{LiveSettings, Situation};
+use super::mapped::MappedFiles;
 use super::meter::Meter;
 use super::observe::{Observer, Questions};
 use super::record::Record;
 use super::result::publish;
+use super::room::until_written;
 use super::state::{Best, Identity, State, checkpoint_error};
 use crate::algorithms::{Algorithm, algorithm_of};
 use crate::base::Base;
@@ -90,7 +93,9 @@ impl Due {
 pub struct Trainer<'a> {
     record: &'a mut Record,
     control: &'a Control,
+    clock: Clock,
     base: &'a Base,
+    mapped: MappedFiles,
     prepared: &'a Prepared,
     settings: LiveSettings,
     algorithm: Box<dyn Algorithm>,
@@ -98,8 +103,8 @@ pub struct Trainer<'a> {
     overlap: Overlap,
     /// A step whose numbers are not read yet. Only the next step may begin before they are read.
     in_flight: Option<InFlight>,
-    /// When numbers were last read.
-    settled: Option<Instant>,
+    /// When numbers were last read, by the clock.
+    settled: Option<Duration>,
     lengths: Vec<usize>,
     order: StepOrder,
     questions: Questions,
@@ -127,6 +132,7 @@ impl<'a> Trainer<'a> {
         control: &'a Control,
         settings: LiveSettings,
         base: &'a Base,
+        mapped: MappedFiles,
         prepared: &'a Prepared,
         state: State,
         overlap: Overlap,
@@ -150,7 +156,9 @@ impl<'a> Trainer<'a> {
             evaluated: None,
             record,
             control,
+            clock: Clock::start(),
             base,
+            mapped,
             prepared,
             state,
             overlap,
@@ -321,6 +329,7 @@ impl<'a> Trainer<'a> {
             self.record.state(RunState::Paused, None);
         }
         self.control.wait();
+        self.record.catch_up();
         if !self.control.paused() && self.control.stopping().is_none() {
             self.record.state(RunState::Running, Some("resumed".into()));
         }
@@ -361,6 +370,7 @@ impl<'a> Trainer<'a> {
         Observer {
             base: self.base,
             control: self.control,
+            clock: &self.clock,
             config: self.settings.config(),
             questions: &self.questions,
             adapter: self.state.adapter.as_ref(),
@@ -373,10 +383,12 @@ impl<'a> Trainer<'a> {
         if self.prepared.eval.is_empty() {
             return Ok(());
         }
+        self.watch_base();
         self.record.activity(Some("evaluating"));
         let observer = Observer {
             base: self.base,
             control: self.control,
+            clock: &self.clock,
             config: self.settings.config(),
             questions: &self.questions,
             adapter: self.state.adapter.as_ref(),
@@ -450,11 +462,19 @@ impl<'a> Trainer<'a> {
         Ok(None)
     }
 
+    /// Reports changes of the base model's files.
+    fn watch_base(&mut self) {
+        for change in self.mapped.changed() {
+            self.record.alert(AlertKind::Other, change, Vec::new());
+        }
+    }
+
     fn watch_disk(&mut self) {
         if self.disk_seen.is_some_and(|seen| seen.elapsed() < DISK_INTERVAL) {
             return;
         }
         self.disk_seen = Some(Instant::now());
+        self.watch_base();
         let Ok(free) = free_disk_bytes(self.record.run().path()) else { return };
         if self.disk.observe(free, self.checkpoint_bytes) {
             let message =
@@ -486,32 +506,36 @@ impl<'a> Trainer<'a> {
         if self.control.abandoned() {
             return self.stop(StopWhen::Now);
         }
-        self.save(self.config().train.checkpoint_every > 0)?;
+        if !self.save(self.config().train.checkpoint_every > 0)? {
+            return Ok(self.given_up());
+        }
         Ok(End { state: RunState::Finished, reason: None })
     }
 
     fn stop(&mut self, when: StopWhen) -> Result<End> {
         let reason = self.control.stop_reason();
-        self.record.state(RunState::Stopping, Some(reason.into()));
+        self.record.state(RunState::Stopping, Some(reason.clone()));
         match when {
-            StopWhen::Now => {
-                return Ok(End::stopped(format!(
-                    "{reason} at once; nothing after the last checkpoint was saved"
-                )));
-            }
+            StopWhen::Now => return Ok(self.given_up()),
             StopWhen::AfterEval => self.evaluate(true)?,
             StopWhen::Save => {}
         }
-        self.save(true)?;
-        Ok(End::stopped(reason))
+        Ok(if self.save(true)? { End::stopped(reason) } else { self.given_up() })
+    }
+
+    /// The end of a run that was not to save.
+    fn given_up(&self) -> End {
+        let reason = self.control.stop_reason();
+        End::stopped(format!("{reason} at once; nothing after the last checkpoint was saved"))
     }
 
     /// The held-out loss has not improved for as long as the configuration allows: the best weights are the
     /// result.
     fn stop_early(&mut self) -> Result<End> {
         self.record.state(RunState::Stopping, Some("the held-out loss has stopped improving".into()));
-        self.save(true)?;
-        self.await_checkpoint();
+        if !self.save(true)? {
+            return Ok(self.given_up());
+        }
         let best = self.state.progress.best.map(|best| best.step);
         let run = self.record.run().clone();
         let checkpoint =
@@ -520,7 +544,9 @@ impl<'a> Trainer<'a> {
             Some(checkpoint) => {
                 checkpoint.verify().map_err(checkpoint_error)?;
                 methods::restore(self.state.adapter.as_ref(), &checkpoint.path)?;
-                publish(self.state.adapter.as_ref(), &self.result_path())?;
+                if !self.publish()? {
+                    return Ok(self.given_up());
+                }
                 format!("the result is that of step {}", checkpoint.step)
             }
             None => "the result is the last one".into(),
@@ -533,18 +559,25 @@ impl<'a> Trainer<'a> {
         self.record.run().result_path(ResultForm::of_method(self.config().method.kind))
     }
 
-    /// Saves the adapter and, if `checkpoint`, a checkpoint to resume from.
-    fn save(&mut self, checkpoint: bool) -> Result<()> {
+    /// Saves the adapter and, if `checkpoint`, a checkpoint to resume from. While the disk is full the run holds still;
+    /// `false` if it is to end without what is not saved.
+    fn save(&mut self, checkpoint: bool) -> Result<bool> {
         if checkpoint {
             self.await_checkpoint();
-            if self.saved != Some(self.state.progress.step) {
-                self.checkpoint();
+            if self.saved != Some(self.state.progress.step) && !self.last_checkpoint() {
+                return Ok(false);
             }
         }
+        self.publish()
+    }
+
+    fn publish(&mut self) -> Result<bool> {
+        self.watch_base();
         self.record.activity(Some("saving the result"));
-        let saved = publish(self.state.adapter.as_ref(), &self.result_path());
+        let (adapter, folder) = (self.state.adapter.as_ref(), self.result_path());
+        let saved = until_written(self.record, self.control, || publish(adapter, &folder));
         self.record.activity(None);
-        saved
+        Ok(saved?.is_some())
     }
 }
 

@@ -38,6 +38,7 @@ fn summary(id: &str, state: RunState, started: i64) -> RunSummary {
         best_eval_loss: Some(0.913.into()),
         started: time(started),
         failure: None,
+        reason: None,
     }
 }
 

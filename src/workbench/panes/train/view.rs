@@ -245,7 +245,13 @@ fn situation(open: &OpenRun) -> (String, Role) {
         (RunState::Failed, Some(failure)) => {
             (format!("{}: {} {}", failure.class, headline(&failure.message), failure.remedy), Role::Error)
         }
-        (RunState::Lost, _) => (format!("its process is gone and said nothing; {}", goes_on()), Role::Lost),
+        (RunState::Lost, _) => {
+            let said = status
+                .reason
+                .as_ref()
+                .map_or_else(|| "and said nothing".to_owned(), |words| format!("({words})"));
+            (format!("its process is gone {said}; {}", goes_on()), Role::Lost)
+        }
         (RunState::Stopped, _) => {
             let reason = status.reason.clone().unwrap_or_else(|| "stopped".to_owned());
             (format!("{reason}; {}", goes_on()), Role::Muted)
