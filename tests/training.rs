@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails at the first surprise")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use luthier_tests::{Project, is_alive, reference, send, wait_for};
@@ -171,6 +171,128 @@ fn a_stopped_run_continues_where_it_was() {
     assert_eq!(starts[1]["resumed_from"].as_u64(), Some(stopped));
     let steps: Vec<u64> = kinds(&journal, "step").iter().map(|step| step["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>(), "no step is lost or made twice");
+}
+
+/// Limits how long the files of a process may become, in bytes; writes beyond fail as on a full disk.
+fn limit_files(pid: u32, bytes: Option<u64>) {
+    let limit = rustix::process::Rlimit { current: bytes, maximum: None };
+    let pid = rustix::process::Pid::from_raw(pid as i32);
+    rustix::process::prlimit(pid, rustix::process::Resource::Fsize, limit).unwrap();
+}
+
+#[test]
+fn a_run_that_ends_on_a_full_disk_holds_still_until_there_is_room() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
+    // The status fits, the journal and what is to be saved do not.
+    limit_files(pid, Some(2048));
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    let waiting = wait_for_state(&run, "paused");
+    assert_eq!(waiting["reason"], "waiting for room on the disk");
+    for command in [&["runs"] as &[&str], &["run", "show", "latest"]] {
+        let told = project.luthier(command.iter().copied()).run().expect(0);
+        assert!(told.stdout.contains("paused: waiting for room on the disk"), "{told}");
+    }
+    project.luthier(["run", "pause", "latest"]).run().expect(1).complains(&["already paused"]);
+    project.luthier(["run", "resume", "latest"]).run().expect(0);
+
+    limit_files(pid, None);
+    project.luthier(["run", "resume", "latest"]).run().expect(0);
+    let step = wait_for_state(&run, "stopped")["step"].as_u64().unwrap();
+    wait_for("the engine to end", || if is_alive(pid) { Err("it is alive".to_owned()) } else { Ok(()) });
+    assert!(run.join("adapter/adapter_model.safetensors").is_file());
+    assert!(run.join(format!("checkpoints/step-{step}/manifest.json")).is_file());
+    let journal = Project::journal(&run);
+    let steps: Vec<u64> = kinds(&journal, "step").iter().map(|step| step["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (1..=step).collect::<Vec<_>>(), "no line is lost");
+    assert_eq!(kinds(&journal, "state").last().unwrap()["state"], "stopped");
+}
+
+#[test]
+fn stop_now_ends_a_run_that_waits_for_room() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
+    limit_files(pid, Some(2048));
+    send("USR1", pid);
+    wait_for_state(&run, "paused");
+    project.luthier(["run", "stop", "latest", "--when", "now"]).run().expect(0);
+    let stopped = wait_for_state(&run, "stopped");
+    assert!(stopped["reason"].as_str().unwrap().contains("at once"), "{stopped}");
+    wait_for("the engine to end", || if is_alive(pid) { Err("it is alive".to_owned()) } else { Ok(()) });
+}
+
+#[test]
+fn signals_that_ask_a_run_to_end_are_named() {
+    for (signal, saves) in [("INT", true), ("USR1", true), ("USR2", true), ("ALRM", true), ("QUIT", false)] {
+        let project = Project::tiny();
+        let run = start_long(&project);
+        send(signal, Project::status(&run)["pid"].as_u64().unwrap() as u32);
+        let stopped = wait_for_state(&run, "stopped");
+        let reason = stopped["reason"].as_str().unwrap();
+        assert!(reason.contains(&format!("received SIG{signal}")), "{reason}");
+        assert_eq!(run.join("adapter/adapter_model.safetensors").is_file(), saves, "{signal}");
+    }
+}
+
+#[test]
+fn a_run_tells_of_changes_of_its_base_model_and_has_last_words_when_that_is_cut() {
+    let project = Project::tiny();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        project.write(&format!("model/{name}"), fs::read(reference("tiny/llama").join(name)).unwrap());
+    }
+    let model = ["train", "--detach", "--set", "model.path=model"];
+    project.luthier(model.into_iter().chain(LONG)).run().expect(0);
+    let run = project.run();
+    wait_for_step(&run, 3);
+    let weights = project.path().join("model/model.safetensors");
+    let file = fs::File::options().write(true).open(&weights).unwrap();
+    // The same bytes, so that only its time changes.
+    file.write_all_at(&fs::read(&weights).unwrap()[..8], 0).unwrap();
+    let alert = wait_for("an alert", || {
+        let journal = Project::journal(&run);
+        kinds(&journal, "alert")
+            .first()
+            .map(|alert| alert["message"].clone())
+            .ok_or_else(|| "none".to_owned())
+    });
+    let alert = alert.as_str().unwrap();
+    assert!(alert.contains("model.safetensors") && alert.contains("was written to"), "{alert}");
+
+    file.set_len(64).unwrap();
+    let lost = wait_for("the run to be lost", || {
+        let shown = project.luthier(["run", "show", "latest", "--json"]).run().expect(0).json();
+        if shown["state"] == "lost" { Ok(shown) } else { Err(shown.to_string()) }
+    });
+    assert!(lost["reason"].as_str().unwrap().contains("SIGBUS"), "{lost}");
+    let log = fs::read_to_string(run.join("engine.log")).unwrap();
+    assert!(log.contains("SIGBUS"), "{log}");
+}
+
+#[test]
+fn a_long_log_begins_anew() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    wait_for_state(&run, "stopped");
+    let log = run.join("engine.log");
+    fs::File::options().append(true).open(&log).unwrap().set_len(17 << 20).unwrap();
+    project.luthier(["run", "resume", "latest"]).run().expect(0);
+    wait_for_state(&run, "running");
+    assert!(fs::metadata(&log).unwrap().len() < 1 << 20);
+    assert!(fs::metadata(run.join("engine.log.1")).unwrap().len() >= 17 << 20);
+}
+
+/// Signals may come before the engine handles them, while it loads libtorch and starts itself again.
+#[test]
+fn a_signal_during_the_start_ends_a_run_with_a_word() {
+    let project = Project::tiny();
+    project.luthier(["train", "--detach"].into_iter().chain(LONG)).run().expect(0);
+    let run = project.run();
+    send("TERM", Project::status(&run)["pid"].as_u64().unwrap() as u32);
+    let stopped = wait_for_state(&run, "stopped");
+    assert!(stopped["reason"].as_str().unwrap().contains("received SIGTERM"), "{stopped}");
 }
 
 #[test]

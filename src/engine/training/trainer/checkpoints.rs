@@ -86,10 +86,10 @@ impl Trainer<'_> {
         let began = self.clock.ran();
         self.record.activity(Some("writing a checkpoint"));
         let (step, place) = (self.state.progress.step, self.place());
-        let (algorithm, state) = (&mut self.algorithm, &self.state);
+        let (algorithm, state, config) = (&mut self.algorithm, &self.state, self.settings.config());
         let written = until_written(self.record, self.control, || {
             algorithm.save()?;
-            place.write(state.contents())
+            place.write(state.contents(config))
         });
         self.record.activity(None);
         let Some(written) = written.transpose() else { return false };
