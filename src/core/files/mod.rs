@@ -1,6 +1,7 @@
 //! Opens files that others wrote (ordinary ones only, up to a size limit, and of a folder only what lies in it), and
 //! replaces files and folders as a whole.
 
+mod debris;
 mod replace;
 
 use std::fs::{File, Metadata, OpenOptions};
@@ -8,6 +9,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
+pub use debris::sweep;
 pub use replace::{Access, exchange, replace, replace_folder, replace_if, sync_folder};
 use rustix::fs::OFlags;
 

@@ -24,6 +24,7 @@ use std::path::Path;
 use luthier_core::algorithms::BaseUse;
 use luthier_core::config::{Config, ConfigError, MethodKind, Watcher};
 use luthier_core::data::{self, Prepared};
+use luthier_core::files;
 use luthier_core::panics;
 use luthier_core::runs::{
     AlertKind, Checkpoint, Failure, FailureClass, ParameterCount, RunDir, RunError, RunEvent, RunState,
@@ -68,8 +69,9 @@ pub fn train(path: &Path, termination: Termination) -> Result<bool, RunError> {
     become_session_leader()?;
     let run = RunDir::open(path)?;
     let _lock = run.lock()?;
-    let mut record = Record::open(&run)?;
     sweep_debris(run.path());
+    files::sweep(run.project(), &[]);
+    let mut record = Record::open(&run)?;
     let _last_words = LastWords::prepare(&run);
     let control = Control::new(termination);
     let ended = panics::caught(|| work(&run, &mut record, &control, Overlap::on));

@@ -93,6 +93,22 @@ fn an_error_while_writing_leaves_nothing_behind() {
 }
 
 #[test]
+fn an_error_after_the_exchange_is_none_of_the_checkpoint() {
+    for failing in [Stage::SyncParent, Stage::RemoveReplaced] {
+        let run = tempfile::tempdir().unwrap();
+        write(run.path(), 10, b"old");
+        let fault = |stage| {
+            if stage == failing { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+        };
+        let checkpoint = fill(run.path(), 10, b"new").finish_watched(Value::Null, &mut { fault }).unwrap();
+        checkpoint.verify().unwrap();
+        assert_eq!(fs::read(checkpoint.path.join("adapter_model.safetensors")).unwrap(), b"new");
+        assert_eq!(sweep_debris(run.path()), usize::from(failing == Stage::RemoveReplaced));
+        assert_eq!(fs::read_dir(run.path().join(CHECKPOINT_FOLDER)).unwrap().count(), 1);
+    }
+}
+
+#[test]
 fn a_replacement_interrupted_without_exchange_is_repaired() {
     let run = tempfile::tempdir().unwrap();
     let checkpoint = write(run.path(), 10, b"old");

@@ -4,19 +4,21 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::{CHECKPOINT_FOLDER, Checkpoint, CheckpointError, Result, io_error, list_checkpoints, step_of};
+use super::super::outcome::ResultForm;
+use super::{CHECKPOINT_FOLDER, Checkpoint, CheckpointError, Result, io_error, list_checkpoints};
+use crate::files;
 
 /// What [`prune`] did.
 #[derive(Debug, Default)]
 pub struct Pruned {
     /// Steps whose checkpoints were removed.
     pub removed: Vec<u64>,
-    /// If the newest checkpoint does not verify, nothing is removed; this is why it does not.
+    /// If the newest checkpoint does not verify, or may not survive a crash of the machine, nothing is removed; this is why.
     pub kept_all: Option<CheckpointError>,
 }
 
 /// Keeps the newest `keep` checkpoints (at least one) and the one of step `best`, and removes the others.
-/// Removes nothing unless the newest verifies.
+/// Removes nothing unless the newest verifies and is on the disk.
 pub fn prune(run: &Path, keep: usize, best: Option<u64>) -> Result<Pruned> {
     let checkpoints = list_checkpoints(run);
     let kept: BTreeSet<u64> =
@@ -27,7 +29,10 @@ pub fn prune(run: &Path, keep: usize, best: Option<u64>) -> Result<Pruned> {
     if surplus.is_empty() {
         return Ok(pruned);
     }
-    if let Err(error) = newest.verify() {
+    let folder = run.join(CHECKPOINT_FOLDER);
+    let safe =
+        || newest.verify().and_then(|_| files::sync_folder(&folder).map_err(io_error("sync", &folder)));
+    if let Err(error) = safe() {
         pruned.kept_all = Some(error);
         return Ok(pruned);
     }
@@ -48,29 +53,9 @@ fn remove(checkpoint: &Checkpoint) -> Result<()> {
     fs::remove_dir_all(&aside).map_err(io_error("remove", &aside))
 }
 
-/// Removes folders that a killed process left half-written or half-removed, and restores a checkpoint that it
-/// was replacing. Only for the process that holds the run's lock. Returns the number of folders removed.
+/// Removes what killed processes left of a run's files, half-written or half-removed, and restores what they were
+/// replacing. Only for the process that holds the run's lock, before it writes there. Returns how many were removed.
 pub fn sweep_debris(run: &Path) -> usize {
-    let folder = run.join(CHECKPOINT_FOLDER);
-    let Ok(entries) = fs::read_dir(&folder) else { return 0 };
-    let mut removed = 0;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".tmp")) else {
-            continue;
-        };
-        if !rest.starts_with("step-") {
-            continue;
-        }
-        let published = rest.split('.').next().filter(|name| step_of(name).is_some());
-        let is_replaced = rest.rsplit('.').next() == Some("old");
-        let put_back = published.is_some_and(|name| {
-            let published = folder.join(name);
-            is_replaced && !published.exists() && fs::rename(entry.path(), published).is_ok()
-        });
-        if !put_back && fs::remove_dir_all(entry.path()).is_ok() {
-            removed += 1;
-        }
-    }
-    removed
+    let results = ResultForm::ALL.map(ResultForm::folder);
+    files::sweep(run, &results) + files::sweep(&run.join(CHECKPOINT_FOLDER), &[])
 }

@@ -29,7 +29,14 @@ impl CheckpointWriter {
     /// subfolders.
     pub fn begin(run: &Path, step: u64) -> Result<Self> {
         let folder = run.join(CHECKPOINT_FOLDER);
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(io_error("make", &folder))?;
+        if !folder.exists() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder)
+                .map_err(io_error("make", &folder))?;
+            files::sync_folder(run).map_err(io_error("sync", run))?;
+        }
         let aside = folder.join(format!(".step-{step}.{}.tmp", std::process::id()));
         if aside.exists() {
             fs::remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
@@ -44,12 +51,13 @@ impl CheckpointWriter {
     }
 
     /// Syncs and hashes every file, writes the manifest, renames the folder to `step-N` and syncs the parent
-    /// folder. An older `step-N` is replaced.
+    /// folder. An older `step-N` is replaced. A failure after the renaming is none of the checkpoint's, which is in
+    /// place: it is logged, and older ones stay until the folder can be synced.
     pub fn finish(self, notes: Value) -> Result<Checkpoint> {
         self.finish_watched(notes, &mut |_| Ok(()))
     }
 
-    /// `watch` is called before each stage. If it returns an error, the work ends there, as after a kill.
+    /// `watch` is called before each stage. An error that it returns is that of the stage.
     pub(super) fn finish_watched(
         mut self,
         notes: Value,
@@ -78,11 +86,19 @@ impl CheckpointWriter {
         stage(Stage::Publish)?;
         let replaced = files::exchange(&self.aside, &published).map_err(io_error("publish", &published))?;
         self.published = true;
-        stage(Stage::SyncParent)?;
-        files::sync_folder(&folder).map_err(io_error("sync", &folder))?;
-        stage(Stage::RemoveReplaced)?;
-        if replaced {
-            fs::remove_dir_all(&self.aside).map_err(io_error("remove", &self.aside))?;
+        let synced = stage(Stage::SyncParent)
+            .and_then(|()| files::sync_folder(&folder).map_err(io_error("sync", &folder)));
+        if let Err(error) = synced {
+            tracing::warn!(%error, step = self.step, "the checkpoint is in place, but may not survive a crash of the machine");
+        }
+        let removed = stage(Stage::RemoveReplaced).and_then(|()| {
+            if !replaced {
+                return Ok(());
+            }
+            fs::remove_dir_all(&self.aside).map_err(io_error("remove", &self.aside))
+        });
+        if let Err(error) = removed {
+            tracing::warn!(%error, "the checkpoint that was replaced is removed at the next start");
         }
         Ok(Checkpoint { step: self.step, path: published })
     }
