@@ -21,12 +21,14 @@ use serde::Serialize;
 
 /// Exit code after an error.
 const FAILED: u8 = 1;
+/// Exit code after bad usage.
+const USAGE: u8 = 2;
 /// Exit code after a signal.
 const INTERRUPTED: u8 = 130;
 
 /// Trains, evaluates and answers for Luthier. Started by `luthier`; seldom by hand.
 #[derive(Parser)]
-#[command(name = "luthier-engine", version)]
+#[command(name = "luthier-engine", bin_name = "luthier-engine", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -209,7 +211,15 @@ fn parse_method(text: &str) -> Result<MethodKind, String> {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => {
+            // It quotes the arguments, which may come from anywhere.
+            eprintln!("{}", clean(error.render().to_string().trim_end()));
+            return ExitCode::from(USAGE);
+        }
+        Err(error) => error.exit(),
+    };
     log_to_stderr();
     let listens = arguments.command.listens();
     if listens && let Err(error) = Termination::delay() {

@@ -59,7 +59,7 @@ CUDA without our own kernels, to compare.";
 
 /// A terminal workbench for fine-tuning language models on the machine you are logged in to.
 #[derive(Debug, Parser)]
-#[command(name = "luthier", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(name = "luthier", bin_name = "luthier", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// Project folder to open in the workbench [default: the current folder]
     #[arg(value_name = "PROJECT")]
@@ -114,8 +114,13 @@ pub fn run() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help goes to stdout, an error to stderr; a closed one is ignored.
-            let _ = error.print();
+            if error.use_stderr() {
+                // It quotes the arguments, which may come from anywhere.
+                output::note(error.render().to_string().trim_end());
+            } else {
+                // Help and version go to stdout; a closed one is ignored.
+                let _ = error.print();
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
