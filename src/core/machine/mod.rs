@@ -2,6 +2,7 @@
 //! because a process inside one may not use all that the machine has.
 
 mod gpus;
+mod logout;
 
 use std::fs;
 use std::io;
@@ -12,6 +13,7 @@ use std::thread;
 use serde::Serialize;
 
 pub use gpus::{CudaVersion, Gpu, GpuProcess, Gpus, Sighting};
+pub use logout::{LogOut, log_out};
 
 use crate::text;
 
@@ -80,6 +82,18 @@ pub fn process(pid: u32) -> Option<Process> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     parse_process(&stat, &status)
+}
+
+/// The states of a process's threads as in proc(5), a letter each: `S` sleeps, `D` waits for the disk, `T` was stopped by
+/// a signal. Empty if there is no such process.
+pub fn thread_states(pid: u32) -> String {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+            stat.rsplit_once(')')?.1.trim_start().chars().next()
+        })
+        .collect()
 }
 
 pub fn own_process() -> Option<Process> {
@@ -296,6 +310,8 @@ mod tests {
         let own = own_process().unwrap();
         assert!(own.resident_bytes > 0 && own.start > 0);
         assert_eq!(process(u32::MAX), None);
+        assert!(thread_states(std::process::id()).contains('R'));
+        assert_eq!(thread_states(u32::MAX), "");
         let memory = memory();
         assert!(memory.total >= memory.available && memory.available > 0);
         assert!(cores() >= 1);

@@ -1,10 +1,9 @@
 //! Findings about the session: the terminal, sockets, and whether runs survive the log-out.
 
 use std::env;
-use std::fs;
 use std::io::{self, IsTerminal};
-use std::path::Path;
 
+use luthier_core::machine::{LogOut, log_out};
 use luthier_core::runs::socket_folder;
 use luthier_core::text::clean_line;
 use rustix::termios::tcgetwinsize;
@@ -16,7 +15,7 @@ const SMALLEST: (u16, u16) = (80, 24);
 
 pub fn findings() -> Vec<Finding> {
     let mut findings = vec![terminal(), encoding(), sockets()];
-    findings.extend(survival(Path::new("/"), user_name().as_deref()));
+    findings.extend(survival(&log_out()));
     findings
 }
 
@@ -94,97 +93,31 @@ fn sockets() -> Finding {
     }
 }
 
-fn user_name() -> Option<String> {
-    ["USER", "LOGNAME"].into_iter().find_map(|name| env::var(name).ok()).filter(|name| !name.is_empty())
-}
-
-/// Whether runs outlive the log-out: systemd ends what a user leaves behind where `KillUserProcesses` is on
-/// and the user does not linger. `None` where there is no systemd.
-fn survival(root: &Path, user: Option<&str>) -> Option<Finding> {
-    if !root.join("run/systemd/system").is_dir() {
-        return None;
+/// Whether runs outlive the log-out. `None` where nothing is known to end them.
+fn survival(found: &LogOut) -> Option<Finding> {
+    match found {
+        LogOut::Unmanaged => None,
+        LogOut::Continues => Some(Finding::good("log-out", "runs continue after it")),
+        LogOut::Lingers => Some(Finding::good("log-out", "runs continue after it (lingering is on)")),
+        LogOut::Ends { user } => Some(Finding::short(
+            "log-out",
+            Standing::Warning,
+            "systemd ends your processes when you log out (KillUserProcesses=yes), runs included",
+            format!("loginctl enable-linger {}", clean_line(user)),
+        )),
     }
-    if !kills_user_processes(root) {
-        return Some(Finding::good("log-out", "runs continue after it"));
-    }
-    let user = user?;
-    if !user.contains('/') && root.join("var/lib/systemd/linger").join(user).exists() {
-        return Some(Finding::good("log-out", "runs continue after it (lingering is on)"));
-    }
-    Some(Finding::short(
-        "log-out",
-        Standing::Warning,
-        "systemd ends your processes when you log out (KillUserProcesses=yes), runs included",
-        format!("loginctl enable-linger {}", clean_line(user)),
-    ))
-}
-
-/// The last assignment counts; drop-in files come after the main one, in the order of their names.
-fn kills_user_processes(root: &Path) -> bool {
-    let mut texts = Vec::new();
-    for folder in ["usr/lib/systemd", "etc/systemd"] {
-        texts.extend(fs::read_to_string(root.join(folder).join("logind.conf")));
-    }
-    let mut pieces = Vec::new();
-    for folder in ["usr/lib/systemd/logind.conf.d", "etc/systemd/logind.conf.d"] {
-        let entries = fs::read_dir(root.join(folder)).into_iter().flatten().flatten();
-        pieces.extend(entries.map(|entry| (entry.file_name(), entry.path())));
-    }
-    pieces.sort();
-    texts.extend(pieces.iter().filter_map(|(_, path)| fs::read_to_string(path).ok()));
-    let value = texts
-        .iter()
-        .flat_map(|text| text.lines())
-        .filter_map(|line| line.trim().strip_prefix("KillUserProcesses")?.trim_start().strip_prefix('='))
-        .next_back();
-    value.is_some_and(|value| matches!(value.trim(), "yes" | "true" | "on" | "1"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            let path = root.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
-        root
-    }
-
-    const SYSTEMD: (&str, &str) = ("run/systemd/system/x", "");
-
     #[test]
-    fn without_systemd_nothing_ends_runs() {
-        let root = tree(&[("etc/systemd/logind.conf", "KillUserProcesses=yes\n")]);
-        assert!(survival(root.path(), Some("ada")).is_none());
-    }
-
-    #[test]
-    fn a_drop_in_goes_before_the_main_file_and_comments_do_not_count() {
-        let root = tree(&[
-            SYSTEMD,
-            ("etc/systemd/logind.conf", "[Login]\nKillUserProcesses=no\n"),
-            (
-                "etc/systemd/logind.conf.d/10-kill.conf",
-                "[Login]\n KillUserProcesses = yes\n#KillUserProcesses=no\n",
-            ),
-        ]);
-        let finding = survival(root.path(), Some("ada")).unwrap();
+    fn where_runs_would_end_the_remedy_is_named() {
+        assert!(survival(&LogOut::Unmanaged).is_none());
+        assert_eq!(survival(&LogOut::Lingers).unwrap().standing, Standing::Good);
+        let finding = survival(&LogOut::Ends { user: "ada".to_owned() }).unwrap();
         assert_eq!(finding.standing, Standing::Warning);
         assert_eq!(finding.remedy.as_deref(), Some("loginctl enable-linger ada"));
-    }
-
-    #[test]
-    fn who_lingers_keeps_the_runs() {
-        let root = tree(&[
-            SYSTEMD,
-            ("etc/systemd/logind.conf", "KillUserProcesses=yes\n"),
-            ("var/lib/systemd/linger/ada", ""),
-        ]);
-        assert_eq!(survival(root.path(), Some("ada")).unwrap().standing, Standing::Good);
-        assert_eq!(survival(root.path(), Some("eve")).unwrap().standing, Standing::Warning);
     }
 }
