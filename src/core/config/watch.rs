@@ -24,7 +24,8 @@ const POLL: Duration = Duration::from_secs(2);
 /// Calls back when the content of a watched file has changed, until it is dropped.
 ///
 /// Folders are watched rather than files, since editors replace files; contents are compared, since a save
-/// need not change anything. A file that is missing for a while, or for good, is no change.
+/// need not change anything. A file that is missing for a while, as between the steps of a save, is no change; one that
+/// cannot be read for longer is one, and so is its return.
 #[derive(Debug)]
 pub struct Watcher {
     messages: Sender<Message>,
@@ -39,7 +40,7 @@ enum Message {
     Stop,
 }
 
-/// What a file held when it was last looked at; `None` while it has never been there.
+/// What a file held when it was last looked at; `None` while it has never been there, or is gone for long.
 type Content = Option<Vec<u8>>;
 
 impl Watcher {
@@ -60,6 +61,7 @@ impl Watcher {
             contents: HashMap::new(),
             names: Arc::default(),
             folders: BTreeSet::new(),
+            away: HashMap::new(),
             events: with_events.then(|| Events::new(messages.clone())),
         };
         watch.set_files(with_contents(files));
@@ -151,6 +153,8 @@ struct Watch {
     names: Names,
     folders: BTreeSet<PathBuf>,
     events: Option<Events>,
+    /// Files that were there once, and since when they have not been.
+    away: HashMap<PathBuf, Instant>,
 }
 
 impl Watch {
@@ -170,7 +174,7 @@ impl Watch {
                 }
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            for file in self.changed(has_settled) {
+            for file in self.changed(has_settled, poll) {
                 on_change(file);
             }
         }
@@ -225,12 +229,18 @@ impl Watch {
     }
 
     /// The files whose content has changed, in the order of their paths. An empty file counts
-    /// only once nothing has happened for a while: some editors empty a file before they write it.
-    fn changed(&mut self, has_settled: bool) -> Vec<PathBuf> {
+    /// only once nothing has happened for a while: some editors empty a file before they write it. One that is away counts
+    /// after two polls.
+    fn changed(&mut self, has_settled: bool, poll: Duration) -> Vec<PathBuf> {
         let mut files: Vec<_> = self.contents.keys().cloned().collect();
         files.sort();
         files.retain(|file| {
-            let Ok(content) = read_bytes(file) else { return false };
+            let Ok(content) = read_bytes(file) else {
+                let since = *self.away.entry(file.clone()).or_insert_with(Instant::now);
+                let known = self.contents.get_mut(file).filter(|_| since.elapsed() >= 2 * poll);
+                return known.and_then(Option::take).is_some();
+            };
+            self.away.remove(file);
             if content.is_empty() && !has_settled {
                 return false;
             }
@@ -348,6 +358,19 @@ mod tests {
         fixture.write("a.toml", "new");
         fixture.expect("a.toml");
         fixture.write("a.toml", "newer");
+        fixture.expect("a.toml");
+    }
+
+    #[test]
+    fn a_file_that_stays_away_is_reported_once_and_so_is_its_return() {
+        let fixture = Fixture::new(Duration::from_millis(20), false);
+        fs::remove_file(fixture.path("a.toml")).expect("remove");
+        fixture.expect("a.toml");
+        fs::create_dir(fixture.path("a.toml")).expect("folder");
+        fixture.write("b.toml", "new");
+        fixture.expect("b.toml");
+        fs::remove_dir(fixture.path("a.toml")).expect("remove");
+        fixture.write("a.toml", "a.toml");
         fixture.expect("a.toml");
     }
 
