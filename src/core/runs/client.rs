@@ -68,7 +68,7 @@ impl Client {
             }
             Some(Reply::Error { message }) => Err(RunError::Answer(message)),
             Some(_) => Err(RunError::Socket("the other side does not speak the control protocol".to_owned())),
-            None => Err(RunError::NoAnswer { seconds: HELLO_TIMEOUT.as_secs() }),
+            None => Err(RunError::NoAnswer { seconds: HELLO_TIMEOUT.as_secs(), remark: None }),
         }
     }
 
@@ -82,7 +82,7 @@ impl Client {
                 Some(Reply::Ok { message }) => return Ok(message),
                 Some(Reply::Error { message }) => return Err(RunError::Answer(message)),
                 Some(Reply::Hello { .. } | Reply::Event { .. } | Reply::Missed { .. }) => {}
-                None => return Err(RunError::NoAnswer { seconds: timeout.as_secs() }),
+                None => return Err(RunError::NoAnswer { seconds: timeout.as_secs(), remark: None }),
             }
         }
     }
@@ -123,5 +123,12 @@ impl Subscription {
 
 /// Connects to a run and sends one request.
 pub fn ask(run: &RunDir, request: &Request) -> Result<String, RunError> {
-    Client::connect(&run.status()?)?.request(request, REQUEST_TIMEOUT)
+    let asked =
+        Client::connect(&run.status()?).and_then(|mut client| client.request(request, REQUEST_TIMEOUT));
+    asked.map_err(|error| match error {
+        RunError::NoAnswer { seconds, .. } => {
+            RunError::NoAnswer { seconds, remark: run.status().ok().and_then(|status| status.remark) }
+        }
+        other => other,
+    })
 }

@@ -34,7 +34,7 @@ pub const JOURNAL_FILE: &str = "events.jsonl";
 pub const ENGINE_LOG: &str = "engine.log";
 
 /// Locked by the process that works on the run.
-const LOCK_FILE: &str = "run.lock";
+pub(super) const LOCK_FILE: &str = "run.lock";
 
 /// The starter holds the lock only between starting the engine and writing its pid.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
@@ -46,7 +46,7 @@ const SLUG_LIMIT: usize = 40;
 const RUNS_A_SECOND: u32 = 10_000;
 
 /// A larger file is not a configuration.
-const LARGEST_CONFIG: u64 = 1 << 20;
+pub(super) const LARGEST_CONFIG: u64 = 1 << 20;
 
 /// How many runs an error lists.
 const NAMED_RUNS: usize = 5;
@@ -75,7 +75,7 @@ impl RunDir {
         folders.mode(0o700);
         match folders.create(&runs) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made.map_err(io_error("make", &runs))?,
+            made => made.and_then(|()| files::sync_folder(&project)).map_err(io_error("make", &runs))?,
         }
         let stamp = now.to_zoned_datetime(TimeZone::UTC).strftime("%Y%m%d-%H%M%S").to_string();
         let base = format!("{stamp}-{}", slug_of(slug));
@@ -91,8 +91,9 @@ impl RunDir {
             let mut status = Status { state: RunState::Queued, started: now, ..Status::default() };
             status.host = Host::this().name;
             status.write_atomic(&run.path)?;
-            // Last, because a folder with a `config.toml` counts as a run.
+            // Last, because a folder with a `config.toml` counts as a run. See `is_run`.
             replace_file(&run.config_path(), config.as_bytes())?;
+            files::sync_folder(&runs).map_err(io_error("sync", &runs))?;
             return Ok(run);
         }
         Err(RunError::Refused(format!("there are {RUNS_A_SECOND} runs named `{base}` already")))
@@ -101,7 +102,7 @@ impl RunDir {
     /// Opens a run directory by its path.
     pub fn open(path: &Path) -> Result<Self, RunError> {
         let path = path.canonicalize().map_err(io_error("find", path))?;
-        if !path.join(CONFIG_FILE).is_file() {
+        if !is_run(&path) {
             return Err(RunError::NotARun(path));
         }
         let id = path.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -112,12 +113,22 @@ impl RunDir {
         }
     }
 
+    /// The run of a project with this id, and no other.
+    pub fn named(project: &Path, id: &str) -> Result<Self, RunError> {
+        if !ids(project)?.iter().any(|known| known == id) {
+            return Err(RunError::Gone(id.to_owned()));
+        }
+        Self::open(&project.join(RUNS_FOLDER).join(id))
+    }
+
     /// Finds a run of a project by the beginning of its id, by any part of the id that is unique, or as
     /// `latest`.
     pub fn find(project: &Path, wanted: &str) -> Result<Self, RunError> {
         let ids = ids(project)?;
         let named = |known: Vec<&String>| -> Vec<String> {
-            known.into_iter().rev().take(NAMED_RUNS).cloned().collect()
+            let more = known.len().saturating_sub(NAMED_RUNS);
+            let newest = known.into_iter().rev().take(NAMED_RUNS).cloned();
+            newest.chain((more > 0).then(|| format!("{more} more"))).collect()
         };
         let not_found =
             || RunError::NotFound { wanted: wanted.to_owned(), known: named(ids.iter().collect()) };
@@ -188,7 +199,7 @@ impl RunDir {
 
     /// The status as seen from this machine now; the state of a dead run is `lost`.
     pub fn status(&self) -> Result<Status, RunError> {
-        Ok(Status::look(&self.path, &Host::this())?.unwrap_or_default())
+        Status::look(&self.path, &Host::this())
     }
 
     /// The published checkpoints by step, unverified.
@@ -265,11 +276,23 @@ impl FolderLock {
                 }
             }
         }
-        // The content is only for people; the lock works without it.
+        // The content is only for people, and for who cannot read the status; the lock works without it.
         let _ = file.set_len(0).and_then(|()| {
             file.write_all(format!("process {} on {}\n", std::process::id(), Host::this().name).as_bytes())
         });
         Ok(Ok(Self(file)))
+    }
+}
+
+impl FolderLock {
+    /// Whether anybody has the lock. Takes it for a moment, so that who asks for it meanwhile must ask again.
+    pub(crate) fn is_held(path: &Path) -> bool {
+        let Ok((file, _)) = files::open(path) else { return false };
+        let held = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
+        if !held {
+            let _ = flock(&file, FlockOperation::Unlock);
+        }
+        held
     }
 }
 
@@ -305,10 +328,12 @@ pub struct RunSummary {
     pub failure: Option<Failure>,
     /// Why it is in this state, in words.
     pub reason: Option<String>,
+    /// What is wrong with its files or its process, in a few words.
+    pub remark: Option<String>,
 }
 
-/// A project's runs, newest first. Reads each run's status and a few lines of its configuration, never its
-/// journal. A run whose status cannot be read is listed as lost, with the reason.
+/// A project's runs, newest first. Reads each run's status and a few lines of its configuration; of its journal both
+/// ends where the status cannot be read.
 pub fn list(project: &Path) -> Result<Vec<RunSummary>, RunError> {
     let host = Host::this();
     let runs = project.join(RUNS_FOLDER);
@@ -318,13 +343,12 @@ pub fn list(project: &Path) -> Result<Vec<RunSummary>, RunError> {
 
 fn summary(id: String, runs: &Path, host: &Host) -> RunSummary {
     let path = runs.join(&id);
-    let status = match Status::look(&path, host) {
-        Ok(status) => status.unwrap_or_default(),
-        Err(error) => {
-            let failure = Failure { message: error.to_string(), ..Failure::default() };
-            Status { state: RunState::Lost, failure: Some(failure), ..Status::default() }
-        }
-    };
+    // It may have been removed a moment ago.
+    let status = Status::look(&path, host).unwrap_or_else(|error| Status {
+        state: RunState::Lost,
+        remark: Some(error.to_string()),
+        ..Status::default()
+    });
     let config = files::read_text(&path.join(CONFIG_FILE), LARGEST_CONFIG).unwrap_or_default();
     RunSummary {
         method: method_label(&config),
@@ -337,9 +361,16 @@ fn summary(id: String, runs: &Path, host: &Host) -> RunSummary {
         started: status.started,
         failure: status.failure,
         reason: status.reason,
+        remark: status.remark,
         id,
         path,
     }
+}
+
+/// Whether a folder is a run: it has settings, whatever stands in their place, or an engine has worked on it. One that
+/// is still being made has neither.
+fn is_run(path: &Path) -> bool {
+    [CONFIG_FILE, JOURNAL_FILE, LOCK_FILE].iter().any(|name| path.join(name).symlink_metadata().is_ok())
 }
 
 /// The ids of a project's runs, oldest first.
@@ -352,7 +383,7 @@ fn ids(project: &Path) -> Result<Vec<String>, RunError> {
     };
     let mut ids: Vec<_> = entries
         .flatten()
-        .filter(|entry| entry.path().join(CONFIG_FILE).is_file())
+        .filter(|entry| is_run(&entry.path()))
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| crate::text::clean_line(name) == *name)
         .collect();
@@ -528,6 +559,8 @@ mod tests {
         assert_eq!(find("r16").unwrap(), second);
         assert_eq!(find(first.id()).unwrap(), first);
         assert!(matches!(find("2026"), Err(RunError::Ambiguous { known, .. }) if known.len() == 2));
+        assert_eq!(RunDir::named(project.path(), first.id()).unwrap(), first);
+        assert!(matches!(RunDir::named(project.path(), "20260823"), Err(RunError::Gone(_))));
         for wanted in ["", "nothing", "../runs", "29990101"] {
             assert!(matches!(find(wanted), Err(RunError::NotFound { .. })), "{wanted}");
         }
@@ -547,7 +580,7 @@ mod tests {
         fs::write(broken.config_path(), "not toml").unwrap();
         let listed = list(project.path()).unwrap();
         assert_eq!((listed[0].state, listed[0].method.as_str()), (RunState::Lost, "unknown"));
-        assert!(listed[0].failure.as_ref().unwrap().message.contains("status.json"));
+        assert!(listed[0].remark.as_ref().unwrap().contains("status.json"));
         assert_eq!(
             (listed[1].state, listed[1].step, listed[1].method.as_str()),
             (RunState::Running, 412, "lora r16")

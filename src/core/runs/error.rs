@@ -24,8 +24,21 @@ pub enum RunError {
     Status { path: PathBuf, source: serde_json::Error },
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
-    #[error("`{}` is not a run directory: it has no `config.toml`", shown(.0))]
+    #[error("`{}` is not a run directory: it has neither a `config.toml` nor a journal", shown(.0))]
     NotARun(PathBuf),
+    /// The run is no longer among the project's.
+    #[error("run {} is gone: its folder is not in `runs`", clean_line(.0))]
+    Gone(String),
+    /// The run's settings cannot be read.
+    #[error(
+        "run {run} cannot be started: {trouble}; put the file back, since no other file of the run has all its settings, \
+         or start a new run with `luthier train`"
+    )]
+    NoSettings {
+        run: String,
+        /// What is wrong with `config.toml`.
+        trouble: String,
+    },
     #[error("no run in this project begins with `{}`{}", clean_line(wanted), known_runs(known))]
     NotFound {
         /// The name that was searched for.
@@ -40,6 +53,13 @@ pub enum RunError {
         wanted: String,
         /// The runs it matches.
         known: Vec<String>,
+    },
+    /// Another command was faster.
+    #[error("run {run} was started by another command a moment ago, as {holder}")]
+    StartedAlready {
+        run: String,
+        /// The engine's process.
+        holder: String,
     },
     /// Another process has the run's lock.
     #[error(
@@ -59,10 +79,12 @@ pub enum RunError {
     /// The other end replied with an error.
     #[error("{}", clean_line(.0))]
     Answer(String),
-    #[error(
-        "the run did not answer within {seconds} s; it may be in a long step, and will handle the request afterwards"
-    )]
-    NoAnswer { seconds: u64 },
+    #[error("the run did not answer within {seconds} s; {}", why_silent(remark.as_deref()))]
+    NoAnswer {
+        seconds: u64,
+        /// What is wrong with its process, in a few words.
+        remark: Option<String>,
+    },
     /// The run's state does not allow the request.
     #[error("{0}")]
     Refused(String),
@@ -97,6 +119,13 @@ pub(super) fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::ReadOnlyFilesystem => "; the file system is mounted read-only",
         _ => "",
     }
+}
+
+fn why_silent(remark: Option<&str>) -> String {
+    remark.map_or_else(
+        || "it may be in a long step, and will handle the request afterwards".to_owned(),
+        |remark| clean_line(remark).into_owned(),
+    )
 }
 
 fn known_runs(known: &[String]) -> String {

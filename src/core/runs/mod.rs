@@ -21,6 +21,7 @@ mod reader;
 mod reserve;
 mod server;
 pub mod serving;
+mod sight;
 mod socket;
 mod spawn;
 mod status;
@@ -59,8 +60,8 @@ pub use socket::{
     serving_socket_path, socket_folder, sweep_stale_sockets,
 };
 pub use spawn::{
-    ENGINE_VARIABLE, become_session_leader, engine_executable, start_detached, start_detached_with,
-    start_serving,
+    ENGINE_VARIABLE, become_session_leader, engine_executable, log_out_warning, start_detached,
+    start_detached_with, start_serving,
 };
 pub(crate) use spawn::{reap, spawn};
 pub use status::{

@@ -49,6 +49,5 @@ impl ProcessIdentity {
 /// Whether the process with this pid and start time on this machine is still alive. A zombie holds no memory
 /// and counts as dead.
 pub fn is_alive(pid: u32, start: u64) -> bool {
-    machine::process(pid)
-        .is_some_and(|process| process.resident_bytes > 0 && (start == 0 || process.start == start))
+    machine::process(pid).is_some_and(|process| process.resident_bytes > 0 && process.start == start)
 }

@@ -5,19 +5,22 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use nix::sys::signal::Signal::{SIGALRM, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::process::Pid;
 
-use super::directory::{RUNS_FOLDER, RunDir};
+use super::directory::{RUNS_FOLDER, RunDir, RunLock};
 use super::error::{io_error, shown};
 use super::process::ProcessIdentity;
+use super::sight::settings_trouble;
 use super::socket::serving_socket_path;
 use super::status::{Failure, FailureClass, RunState, Status};
 use super::{RunError, time};
+use crate::machine::{LogOut, log_out};
+use crate::text::clean_line;
 
 /// Names an engine executable to use instead of the one next to this program.
 pub const ENGINE_VARIABLE: &str = "LUTHIER_ENGINE";
@@ -66,7 +69,8 @@ fn is_executable(path: &Path) -> bool {
 }
 
 /// Starts the engine on a run, detached: its own process group, no stdin, no pipes, all output in
-/// `engine.log`. Writes its pid to the status, so that its death is noticed from the start. Returns the pid.
+/// `engine.log`. Writes its pid to the status, so that its death is noticed from the start. Returns the pid. Of several
+/// that start a run at once, one succeeds; the others get an error that names its engine.
 pub fn start_detached(run: &RunDir) -> Result<u32, RunError> {
     start_detached_with(&engine_executable()?, run, &[])
 }
@@ -77,10 +81,12 @@ pub fn start_detached_with(
     run: &RunDir,
     environment: &[(String, String)],
 ) -> Result<u32, RunError> {
+    if let Some(trouble) = settings_trouble(run.path()) {
+        return Err(RunError::NoSettings { run: run.id().to_owned(), trouble });
+    }
+    let before = run.status()?;
     // Held until the pid is written: the engine waits for the lock before it writes a status itself.
-    let _lock = run.lock()?;
-    // An unreadable status is treated as missing: the journal is the truth.
-    let mut status = Status::read(run.path()).ok().flatten().unwrap_or_default();
+    let (_lock, mut status) = claim(run, &before)?;
     status.state = RunState::Starting;
     status.failure = None;
     status.ended = None;
@@ -88,7 +94,7 @@ pub fn start_detached_with(
     status.socket = None;
     let mut command = Command::new(engine);
     command.arg("train").arg(run.path()).envs(environment.iter().cloned());
-    let child = match with_signals_delayed(|| spawn(command, engine, run.project(), &run.log_path())) {
+    let mut child = match with_signals_delayed(|| spawn(command, engine, run.project(), &run.log_path())) {
         Ok(child) => child,
         Err(error) => {
             status.state = RunState::Failed;
@@ -104,9 +110,80 @@ pub fn start_detached_with(
     };
     let pid = child.id();
     status.claim(&ProcessIdentity::of(pid));
+    let written = status.write_atomic(run.path());
+    if written.is_err() {
+        // Nobody could know of it.
+        let _ = child.kill();
+    }
     reap(child);
-    status.write_atomic(run.path())?;
-    Ok(pid)
+    written.map(|()| pid)
+}
+
+/// The lock of a run that nobody works on, and its status. An error names who works on it, or who did since `before`.
+fn claim(run: &RunDir, before: &Status) -> Result<(RunLock, Status), RunError> {
+    let named = |status: &Status| format!("process {} on {}", status.pid, clean_line(&status.host));
+    let check = |status: &Status| {
+        if !status.state.is_live() {
+            return Ok(());
+        }
+        Err(RunError::Locked { run: run.id().to_owned(), holder: named(status) })
+    };
+    check(before)?;
+    let lock = match run.lock() {
+        Ok(lock) => lock,
+        Err(error) => {
+            // The lock's own words may still be those of the starter.
+            check(&run.status()?)?;
+            return Err(error);
+        }
+    };
+    let status = run.status()?;
+    check(&status)?;
+    if (status.pid, status.process_start) != (before.pid, before.process_start) {
+        return Err(RunError::StartedAlready { run: run.id().to_owned(), holder: named(&status) });
+    }
+    Ok((lock, status))
+}
+
+/// Why runs that are started here may not outlive the log-out, and what to do about it.
+pub fn log_out_warning() -> Option<String> {
+    let LogOut::Ends { user } = log_out() else { return None };
+    let when = match scope() {
+        Some(_) => "once you have logged out everywhere",
+        None => "when you log out",
+    };
+    let user = clean_line(&user);
+    Some(format!(
+        "systemd ends your processes {when} (KillUserProcesses=yes), runs included; `loginctl enable-linger {user}` keeps \
+         them"
+    ))
+}
+
+/// The program that gives a process a scope of its own, where the log-out would end it and the program works.
+fn scope() -> Option<&'static Path> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let LogOut::Ends { .. } = log_out() else { return None };
+        let program = PathBuf::from("systemd-run");
+        let mut trial = in_scope(&program, &Command::new(&program));
+        trial.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        trial.status().is_ok_and(|ended| ended.success()).then_some(program)
+    };
+    FOUND.get_or_init(find).as_deref()
+}
+
+/// The same command, which keeps its process id, outside of the session that would end with the log-out.
+fn in_scope(program: &Path, command: &Command) -> Command {
+    let mut scoped = Command::new(program);
+    scoped.args(["--user", "--scope", "--quiet", "--collect", "--"]).arg(command.get_program());
+    scoped.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => scoped.env(name, value),
+            None => scoped.env_remove(name),
+        };
+    }
+    scoped
 }
 
 /// Starts a process that keeps the signals that ask it to end until it handles them: loading libtorch takes a while, in
@@ -142,12 +219,11 @@ pub fn start_serving(project: &Path) -> Result<(Child, PathBuf), RunError> {
 
 /// Starts a process that outlives its parent: its own process group, no stdin, both outputs appended to a
 /// log, no secrets in the environment.
-pub(crate) fn spawn(
-    mut command: Command,
-    program: &Path,
-    folder: &Path,
-    log: &Path,
-) -> Result<Child, RunError> {
+pub(crate) fn spawn(command: Command, program: &Path, folder: &Path, log: &Path) -> Result<Child, RunError> {
+    let mut command = match scope() {
+        Some(program) => in_scope(program, &command),
+        None => command,
+    };
     let output =
         File::options().append(true).create(true).mode(0o600).open(log).map_err(io_error("open", log))?;
     let errors = output.try_clone().map_err(io_error("open", log))?;
@@ -187,37 +263,37 @@ pub fn become_session_leader() -> Result<(), RunError> {
     if rustix::process::setsid().is_ok() {
         return Ok(());
     }
-    // A process group leader may not start a session, so join another group of this session first.
-    let own = rustix::process::getpgrp();
-    let others = [
-        rustix::process::getppid().and_then(|parent| group_and_session(parent.as_raw_nonzero().get())?[0]),
-        group_and_session(std::process::id() as i32).and_then(|[_, session]| session),
-    ];
-    let joined = others
-        .into_iter()
-        .flatten()
-        .any(|group| group != own && rustix::process::setpgid(None, Some(group)).is_ok());
-    let leads = joined && rustix::process::setsid().is_ok();
-    let session = group_and_session(std::process::id() as i32).and_then(|[_, session]| session);
-    if !leads && session != Some(rustix::process::getpid()) {
+    // The starter has made this process the leader of a process group, and a leader may not start a session. So another
+    // group is made, to be a member of. It does not end with its process, which stays a zombie until we wait for it; the
+    // groups of others, such as the starter's, may be gone.
+    let other = Command::new("/proc/self/exe")
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn();
+    let began = other.and_then(|mut other| {
+        let joined = rustix::process::setpgid(None, Some(Pid::from_child(&other)));
+        let began = joined.and_then(|()| rustix::process::setsid());
+        // It has done its part, whatever it does.
+        let _ = other.kill();
+        let _ = other.wait();
+        Ok(began?)
+    });
+    if let Err(error) = began
+        && rustix::process::getsid(None).ok() != Some(rustix::process::getpid())
+    {
         // Its own process group and ignoring SIGHUP are nearly as good.
-        tracing::warn!("cannot start a new session");
+        tracing::warn!(%error, "cannot start a new session");
     }
     Ok(())
-}
-
-/// Process group and session of a process (fields 5 and 6 of `/proc/PID/stat`, see proc(5)). One is missing
-/// if it is outside our process namespace: the kernel then reports 0, which rustix does not accept.
-fn group_and_session(pid: i32) -> Option<[Option<Pid>; 2]> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(2);
-    let mut next = || Some(Pid::from_raw(fields.next()?.parse().ok()?));
-    Some([next()?, next()?])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runs::JournalWriter;
     use crate::runs::testing::{config, script, wait_until};
 
     fn run() -> (tempfile::TempDir, RunDir) {
@@ -295,6 +371,69 @@ mod tests {
         let _lock = run.lock().unwrap();
         assert!(matches!(start_detached_with(&engine, &run, &[]), Err(RunError::Locked { .. })));
         assert_eq!(run.status().unwrap().state, RunState::Queued);
+    }
+
+    #[test]
+    fn of_many_starts_one_wins_and_the_others_say_who() {
+        let (project, run) = run();
+        let engine = script(project.path(), "engine", "exec sleep 60");
+        for _ in 0..3 {
+            let starts: Vec<_> = (0..8)
+                .map(|_| {
+                    let (engine, run) = (engine.clone(), run.clone());
+                    std::thread::spawn(move || start_detached_with(&engine, &run, &[]))
+                })
+                .collect();
+            let (won, lost): (Vec<_>, Vec<_>) =
+                starts.into_iter().map(|start| start.join().unwrap()).partition(Result::is_ok);
+            assert_eq!(won.len(), 1, "{won:?} {lost:?}");
+            let pid = *won[0].as_ref().unwrap();
+            for error in lost {
+                let said = error.unwrap_err().to_string();
+                assert!(said.contains(&format!("process {pid} on ")), "{said}");
+            }
+            let engine = Pid::from_raw(pid.cast_signed()).unwrap();
+            rustix::process::kill_process(engine, rustix::process::Signal::KILL).unwrap();
+            wait_until("it is gone", || run.status().unwrap().state == RunState::Lost);
+        }
+    }
+
+    #[test]
+    fn a_run_whose_engine_came_and_went_meanwhile_is_not_started_again() {
+        let (project, run) = run();
+        let engine = script(project.path(), "engine", "true");
+        let before = run.status().unwrap();
+        let pid = start_detached_with(&engine, &run, &[]).unwrap();
+        wait_until("it is gone", || run.status().unwrap().state == RunState::Lost);
+        let said = claim(&run, &before).unwrap_err();
+        assert!(
+            matches!(&said, RunError::StartedAlready { holder, .. } if holder.contains(&pid.to_string()))
+        );
+        assert!(claim(&run, &run.status().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn without_settings_nothing_is_started() {
+        let (project, run) = run();
+        let engine = script(project.path(), "engine", "echo started");
+        fs::remove_file(run.config_path()).unwrap();
+        JournalWriter::open(&run.journal_path()).unwrap();
+        let said = start_detached_with(&engine, &run, &[]).unwrap_err().to_string();
+        assert!(said.contains("config.toml is missing; put the file back"), "{said}");
+        assert_eq!(run.status().unwrap().state, RunState::Queued);
+    }
+
+    #[test]
+    fn a_scope_keeps_process_arguments_and_variables() {
+        let (project, run) = run();
+        let body = r#"while [ "$1" != -- ]; do shift; done; shift; exec "$@""#;
+        let runner = script(project.path(), "runner", body);
+        let engine = script(project.path(), "engine", r#"echo "$1 $2 $MARK ${HF_TOKEN:-none} $$""#);
+        let mut command = Command::new(&engine);
+        command.args(["--user", "a b"]).env("MARK", "yes");
+        let mut child = spawn(in_scope(&runner, &command), &engine, project.path(), &run.log_path()).unwrap();
+        child.wait().unwrap();
+        assert_eq!(run.log_tail(1), [format!("--user a b yes none {}", child.id())]);
     }
 
     /// The test starts itself as a child in its own process group; the child becomes a session leader and

@@ -188,6 +188,9 @@ pub struct Status {
     /// What the engine is doing other than training, in words: `evaluating`, `loading the model` …
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activity: Option<String>,
+    /// What is wrong with the run's files or its process, in a few words. Never in the file; see [`Status::look`].
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
 }
 
 impl Default for Status {
@@ -218,6 +221,7 @@ impl Default for Status {
             checkpoint: None,
             device: String::new(),
             activity: None,
+            remark: None,
         }
     }
 }
@@ -249,23 +253,6 @@ impl Status {
         serde_json::from_slice(&text).map(Some).map_err(|source| RunError::Status { path, source })
     }
 
-    /// The current status as seen from `host`: see [`Status::observed`]. `Ok(None)` if there is none.
-    pub fn look(run: &Path, host: &Host) -> Result<Option<Self>, RunError> {
-        let look = || Self::read(run).map(|read| read.map(|status| status.observed(host, Timestamp::now())));
-        let mut seen = look()?;
-        if seen.as_ref().is_some_and(|status| status.state == RunState::Lost) {
-            // After we read the file, the process may have written its final status and exited. It is gone
-            // now, so a second read is final.
-            seen = look()?;
-        }
-        if let Some(status) = seen.as_mut().filter(|status| status.state == RunState::Lost)
-            && let Some(words) = last_words::read(run)
-        {
-            status.reason = Some(words);
-        }
-        Ok(seen)
-    }
-
     /// Replaces `status.json` in a run directory, with the heartbeat set to now. A reader sees the old file
     /// or the new one, never a part.
     pub fn write_atomic(&mut self, run: &Path) -> Result<(), RunError> {
@@ -278,7 +265,7 @@ impl Status {
 
     /// The status as `host` must see it at `now`: a run whose process is gone without a final status is
     /// `lost`. On the same machine this is decided by the process (pid, start time and boot), on another by
-    /// the age of the heartbeat.
+    /// the age of the heartbeat, which a clock that is ahead does not make younger.
     #[must_use]
     pub fn observed(mut self, host: &Host, now: Timestamp) -> Self {
         if self.state.is_live() && !self.is_alive(host, now) {
@@ -292,15 +279,18 @@ impl Status {
     }
 
     fn is_alive(&self, host: &Host, now: Timestamp) -> bool {
-        if self.host != host.name || self.pid == 0 {
+        if self.pid == 0 || self.process_start == 0 {
+            return false;
+        }
+        if self.host != host.name {
             return self.silence(now) <= HEARTBEAT_LIMIT;
         }
         self.boot_id == host.boot_id && super::process::is_alive(self.pid, self.process_start)
     }
 
-    /// How long ago the engine last reported that it is alive; zero if the clock went backwards.
+    /// How far the last sign of life is from now. One from the future is as far away: a clock was set.
     pub fn silence(&self, now: Timestamp) -> Duration {
-        Duration::try_from(now.duration_since(self.heartbeat)).unwrap_or_default()
+        now.duration_since(self.heartbeat).unsigned_abs()
     }
 }
 
@@ -381,6 +371,11 @@ mod tests {
             RunState::Lost
         );
         assert_eq!(seen(&Status { boot_id: "before".into(), ..status.clone() }), RunState::Lost);
+        for host in [status.host.clone(), "elsewhere".into()] {
+            let fresh = Status { host, heartbeat: Timestamp::now(), ..status.clone() };
+            assert_eq!(seen(&Status { process_start: 0, ..fresh.clone() }), RunState::Lost);
+            assert_eq!(seen(&Status { pid: 0, ..fresh }), RunState::Lost);
+        }
         for state in [RunState::Queued, RunState::Finished, RunState::Stopped, RunState::Failed] {
             assert_eq!(
                 seen(&Status { state, process_start: 0, boot_id: "before".into(), ..status.clone() }),
@@ -410,7 +405,8 @@ mod tests {
             (0, RunState::Running),
             (59, RunState::Running),
             (61, RunState::Lost),
-            (-3600, RunState::Running),
+            (-59, RunState::Running),
+            (-3600, RunState::Lost),
         ] {
             status.heartbeat = now - SignedDuration::from_secs(age);
             assert_eq!(status.clone().observed(&Host::this(), now).state, state, "{age} s old");

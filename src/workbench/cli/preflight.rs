@@ -35,6 +35,13 @@ pub fn theme(project: &Project) {
     }
 }
 
+/// Warns where a run that is started here would end with the log-out.
+pub fn log_out() {
+    if let Some(warning) = luthier_core::runs::log_out_warning() {
+        output::note(&format!("warning: {warning}"));
+    }
+}
+
 fn theme_problems(name: &str, settings: Option<PathBuf>) -> Vec<String> {
     let library = Library { folder: settings.map(|folder| folder.join("themes")), ..Library::default() };
     library.load(name).1

@@ -29,7 +29,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         return output::line("no runs yet; `luthier train` starts one");
     }
     let now = Timestamp::now();
-    let columns = [
+    let mut columns = vec![
         ("run", Align::Left),
         ("state", Align::Left),
         ("method", Align::Left),
@@ -39,7 +39,13 @@ pub fn run(arguments: &Arguments) -> Outcome {
         ("best", Align::Right),
         ("started", Align::Left),
     ];
-    let rows: Vec<_> = listed.iter().map(|run| row(run, now)).collect();
+    let mut rows: Vec<_> = listed.iter().map(|run| row(run, now)).collect();
+    if listed.iter().any(|run| run.remark.is_some()) {
+        columns.push(("note", Align::Left));
+        for (row, run) in rows.iter_mut().zip(&listed) {
+            row.push(run.remark.clone().unwrap_or_default());
+        }
+    }
     output::line(&output::table(&columns, &rows))
 }
 
@@ -83,5 +89,6 @@ fn document(run: &RunSummary) -> Value {
         "started": runs::time::text(run.started),
         "failure": run.failure,
         "reason": run.reason,
+        "remark": run.remark,
     })
 }

@@ -40,6 +40,7 @@ struct Start {
 pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
     let Command::Start(arguments) = &arguments.command;
     let project = arguments.settings.load()?;
+    preflight::log_out();
     let queued = preflight::with_bar(|progress| sweep(&project, host, &arguments.file, progress))?;
     let Queued { sweep, name, trials } = queued;
     if arguments.json {

@@ -43,6 +43,7 @@ pub fn run(arguments: &Arguments, host: &Host, interrupts: &Interrupts) -> Outco
     let project = arguments.settings.load()?;
     preflight::theme(&project);
     let ready = preflight::with_bar(|progress| ready(project, host, progress))?;
+    preflight::log_out();
     let (run, process) = ready.start()?;
     if arguments.detach {
         return report_start(&run, process, arguments.json);

@@ -94,7 +94,7 @@ impl Performer {
 }
 
 fn open(project: &Path, run: &str) -> Result<RunDir, Refusal> {
-    Ok(RunDir::find(project, run)?)
+    Ok(RunDir::named(project, run)?)
 }
 
 /// The operation's result on a run, for the pane.
@@ -259,6 +259,7 @@ fn describe(ready: &Ready, settings: &[String]) -> PlanSummary {
         lines.push(format!("! {warnings} warnings about the data; the data pane (1) lists them"));
     }
     lines.extend(settings.iter().map(|setting| format!("with {setting}")));
+    lines.extend(runs::log_out_warning().map(|warning| format!("! {warning}")));
     lines.push("It runs on by itself: leaving the workbench does not stop it.".to_owned());
     PlanSummary { method, lines }
 }

@@ -2,9 +2,10 @@
 
 use luthier_core::config::{Config, Edit, write_key};
 use luthier_core::runs::{
-    self, Action, Checkpoint, Request, ResumeWay, RunDir, SettingsHistory, UNDO, journaled_edits,
+    self, Action, Checkpoint, Request, ResumeWay, RunDir, SettingsHistory, Status, UNDO, journaled_edits,
     newest_to_undo, resume_way, start_detached_with,
 };
+use luthier_core::text::clean_line;
 
 use super::{Host, Refusal};
 
@@ -23,7 +24,7 @@ pub fn ask(run: &RunDir, request: &Request) -> Result<String, Refusal> {
     let status = run.status()?;
     // A live process knows more than the status that it wrote a moment ago.
     if let Some(action) = action.filter(|_| !status.state.is_live()) {
-        action.check(&status, newest_checkpoint(run)).map_err(|reason| refused(run, reason))?;
+        action.check(&status, newest_checkpoint(run)).map_err(|reason| refused(run, &status, reason))?;
     }
     Ok(runs::ask(run, request)?)
 }
@@ -60,7 +61,7 @@ pub fn resume(run: &RunDir, host: &Host) -> Result<String, Refusal> {
     if status.state.is_live() {
         return ask(run, &Request::Resume);
     }
-    match resume_way(&status, newest_checkpoint(run)).map_err(|reason| refused(run, reason))? {
+    match resume_way(&status, newest_checkpoint(run)).map_err(|reason| refused(run, &status, reason))? {
         ResumeWay::Ask => ask(run, &Request::Resume),
         ResumeWay::Start { .. } => {
             let checkpoint = usable_checkpoint(run);
@@ -111,6 +112,14 @@ fn newest_checkpoint(run: &RunDir) -> Option<u64> {
     run.checkpoints().last().map(|checkpoint| checkpoint.step)
 }
 
-fn refused(run: &RunDir, reason: &'static str) -> Refusal {
+/// Of a live run it also says who works on it, and what is wrong with it.
+fn refused(run: &RunDir, status: &Status, reason: &str) -> Refusal {
+    let reason = if status.state.is_live() {
+        let host = clean_line(&status.host);
+        let remark = status.remark.as_ref().map(|remark| format!("; {remark}")).unwrap_or_default();
+        format!("{reason} (process {} on {host}){remark}", status.pid)
+    } else {
+        reason.to_owned()
+    };
     Refusal::State { run: run.id().to_owned(), reason }
 }

@@ -56,7 +56,7 @@ pub enum Refusal {
         /// The run's id.
         run: String,
         /// Why not.
-        reason: &'static str,
+        reason: String,
     },
     /// The file of a run that would be resumed has changed what is fixed for its life.
     #[error("{}", fixed(run, file, changes))]

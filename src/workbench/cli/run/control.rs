@@ -6,7 +6,7 @@ use luthier_core::runs::{Request, RunDir, StopWhen};
 
 use super::Which;
 use crate::cli::failure::{Failure, Outcome};
-use crate::cli::output;
+use crate::cli::{output, preflight};
 use crate::project::{self, Host};
 
 /// Hold a run still after its current step; its memory is kept
@@ -103,6 +103,7 @@ pub fn pause(arguments: &Pause) -> Outcome {
 
 pub fn resume(arguments: &Resume, host: &Host) -> Outcome {
     let run = arguments.which.find()?;
+    preflight::log_out();
     if arguments.put_back {
         for config::Edit { key, old, new, .. } in project::put_back(&run)? {
             say(&run, &format!("{key} is put back from {new} to {old}"))?;

@@ -115,6 +115,9 @@ fn describe(run: &RunDir, status: &Status, history: &History, now: Timestamp) ->
         None => status.state.to_string(),
     };
     line("state", &state);
+    if let Some(remark) = &status.remark {
+        line("note", remark);
+    }
     if let Some(activity) = &status.activity {
         line("activity", activity);
     }

@@ -92,7 +92,7 @@ impl Asking<'_> {
     fn prepare(&self, project: &Path) -> Result<Prepared, String> {
         self.progress("looking at the weights");
         let Ask { target, sides, prompt, config, .. } = self.ask;
-        let run = RunDir::find(project, &target.run).map_err(|error| error.to_string())?;
+        let run = RunDir::named(project, &target.run).map_err(|error| error.to_string())?;
         // The tuned side answers as it was trained: with the run's own settings.
         let settings = Config::load_file(&run.config_path(), &[]).map_err(|error| error.to_string())?;
         let weights = Weights::find(&run, target, &settings.model.path)?;

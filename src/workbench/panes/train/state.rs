@@ -176,10 +176,11 @@ impl TrainState {
     }
 }
 
-/// What a filter searches: id, method, state and failure class.
+/// What a filter searches: id, method, state, failure class and remark.
 fn line_of(run: &RunSummary) -> String {
     let failure = run.failure.as_ref().map(|failure| failure.class.to_string()).unwrap_or_default();
-    format!("{} {} {} {failure}", run.id, run.method, run.state).to_lowercase()
+    let remark = run.remark.as_deref().unwrap_or_default();
+    format!("{} {} {} {failure} {remark}", run.id, run.method, run.state).to_lowercase()
 }
 
 impl Pane for TrainState {

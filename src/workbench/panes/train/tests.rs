@@ -39,6 +39,7 @@ fn summary(id: &str, state: RunState, started: i64) -> RunSummary {
         started: time(started),
         failure: None,
         reason: None,
+        remark: None,
     }
 }
 
@@ -210,6 +211,31 @@ fn a_live_run_wide() {
 fn a_live_run_as_sketched() {
     let mut app = opened(120, 32, RunState::Running);
     snapshot!(app, "");
+}
+
+#[test]
+fn what_is_wrong_with_a_run_is_in_the_list_and_the_header() {
+    let remark = Some("no sign of life for 1 m 15 s: stopped by a signal".to_owned());
+    let mut app = TestApp::respond(120, 32, move |effect| {
+        let Effect::Pane(tag, PaneEffect::Train(effect)) = effect else { return Vec::new() };
+        let answer = match effect {
+            TrainEffect::Watch => {
+                let run = summary(RUN, RunState::Running, -720);
+                TrainEvent::Runs(Ok(vec![RunSummary { remark: remark.clone(), ..run }]))
+            }
+            TrainEffect::Follow(run) => TrainEvent::Status {
+                run: run.clone(),
+                status: Box::new(Status { remark: remark.clone(), ..status(RunState::Running) }),
+                checkpoints: Vec::new(),
+                config: None,
+            },
+            _ => return Vec::new(),
+        };
+        vec![posted(*tag, answer)]
+    });
+    app.keys("2");
+    let screen = app.screen();
+    assert!(screen.contains("▶!") && screen.contains("no sign of life for 1 m 15 s: stopped"), "{screen}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 
 use luthier_core::config::headline;
-use luthier_core::runs::{RunState, RunSummary};
+use luthier_core::runs::{RunState, RunSummary, Status};
 use luthier_core::units;
 
 use super::curves::{At, Curves, Metric, Notice};
@@ -101,6 +101,9 @@ fn draw_run(
     let glyph = look::glyph(run.state);
     let end = row.right();
     put(buffer, row.x + 1, row.y, end, glyph, style(look::role(run.state)));
+    if run.remark.is_some() {
+        put(buffer, row.x + 2, row.y, end, "!", style(Role::Error));
+    }
     let right = end.saturating_sub(1);
     let outcome = match (&run.failure, run.state) {
         (Some(failure), RunState::Failed) => failure.class.to_string(),
@@ -234,9 +237,18 @@ fn draw_title(
     put(buffer, area.x, row, end, &text, theme.style(role));
 }
 
-/// The most important fact about the run besides its state.
+/// The most important facts about the run besides its state.
 fn situation(open: &OpenRun) -> (String, Role) {
     let Some(status) = &open.status else { return ("reading …".to_owned(), Role::Muted) };
+    let (fact, role) = fact(open, status);
+    match &status.remark {
+        Some(remark) if fact.is_empty() => (remark.clone(), Role::Error),
+        Some(remark) => (format!("{remark}; {fact}"), Role::Error),
+        None => (fact, role),
+    }
+}
+
+fn fact(open: &OpenRun, status: &Status) -> (String, Role) {
     let goes_on = || match open.checkpoints.last() {
         Some(step) => format!("r goes on from its checkpoint at step {step}"),
         None => "r begins again; it has no checkpoint".to_owned(),
