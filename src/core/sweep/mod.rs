@@ -17,5 +17,5 @@ pub use file::{Distribution, Sampler, SweepFile, TRIAL_LIMIT};
 pub use goal::{Goal, GoalMetric};
 pub use queue::{Cancelled, Place, QUEUE_FILE, Queue};
 pub use sampler::{Settings, overrides};
-pub use scheduler::{Scheduler, cancel, start_scheduler};
+pub use scheduler::{Scheduler, cancel, start_scheduler, trials_seen};
 pub use trial::{Sweep, Trial, TrialState, label, rank};

@@ -29,6 +29,8 @@ pub enum TrialState {
     Failed,
     /// It will not run, or its run was stopped because it was cancelled.
     Cancelled,
+    /// Its run's process is gone, and no scheduler knows of it yet. Never stored; see [`super::trials_seen`].
+    Lost,
 }
 
 impl TrialState {

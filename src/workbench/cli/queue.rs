@@ -1,7 +1,7 @@
 //! `luthier queue …`: what is queued, and changes to it.
 
 use clap::{Args, Subcommand, ValueEnum};
-use luthier_core::sweep::{Place, Queue, Trial};
+use luthier_core::sweep::{Place, Queue, Trial, TrialState, trials_seen};
 use luthier_core::units;
 use serde_json::json;
 
@@ -110,7 +110,7 @@ struct Cancel {
     which: Which,
 }
 
-/// Queue a stopped, failed or cancelled trial once more
+/// Queue a stopped, failed or cancelled trial once more, or go on with a lost one
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  luthier queue retry 7 -C tickets")]
 struct Retry {
@@ -142,6 +142,7 @@ pub fn run(arguments: &Arguments, host: &Host) -> Outcome {
 fn add(arguments: &Add, host: &Host) -> Outcome {
     let Add { settings, name } = arguments;
     let folder = settings.folder()?;
+    preflight::log_out();
     let trial = preflight::with_bar(|progress| project::add(&folder, host, name, settings.set(), progress))?;
     output::line(&format!("trial {trial} is queued"))
 }
@@ -149,7 +150,7 @@ fn add(arguments: &Add, host: &Host) -> Outcome {
 fn list(arguments: &List) -> Outcome {
     let project = arguments.folder.find()?;
     let (sweeps, mut trials) = match Queue::open_existing(&project)? {
-        Some(queue) => (queue.sweeps()?, queue.trials()?),
+        Some(queue) => (queue.sweeps()?, trials_seen(&project, &queue)?),
         None => (Vec::new(), Vec::new()),
     };
     // The sort is stable: each part keeps the queue's order.
@@ -176,7 +177,15 @@ fn list(arguments: &List) -> Outcome {
         ("settings", Align::Left),
         ("run", Align::Left),
     ];
-    output::line(&output::table(&columns, &trials.iter().map(row).collect::<Vec<_>>()))
+    output::line(&output::table(&columns, &trials.iter().map(row).collect::<Vec<_>>()))?;
+    if let Some(lost) = trials.iter().find(|trial| trial.state == TrialState::Lost) {
+        output::note(&format!(
+            "its process is gone and no scheduler works: `luthier queue retry {} -C {}` goes on with the queue",
+            lost.id,
+            project.display()
+        ));
+    }
+    Ok(())
 }
 
 fn row(trial: &Trial) -> Vec<String> {

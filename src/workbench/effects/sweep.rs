@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use luthier_core::config::{FILE_NAME, write_key};
 use luthier_core::files::read_text;
 use luthier_core::runs;
-use luthier_core::sweep::{Queue, SweepFile};
+use luthier_core::sweep::{Queue, SweepFile, trials_seen};
 
 use super::Job;
 use crate::panes::sweep::{Snapshot, SweepEffect as Effect, SweepEvent as Event};
@@ -85,7 +85,7 @@ fn snapshot(project: &Path) -> Result<Snapshot, String> {
     let Some(queue) = Queue::open_existing(project).map_err(|error| error.to_string())? else {
         return Ok(Snapshot::default());
     };
-    let trials = queue.trials().map_err(|error| error.to_string())?;
+    let trials = trials_seen(project, &queue).map_err(|error| error.to_string())?;
     let sweeps = queue.sweeps().map_err(|error| error.to_string())?;
     let runs = runs::list(project).map_err(|error| error.to_string())?;
     let progress = runs

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use luthier_core::config::{Config, ConfigError, EvalSource};
 use luthier_core::plan::Place;
-use luthier_core::sweep::{self, Place as QueuePlace, Queue, Settings, SweepFile, label, overrides};
+use luthier_core::sweep::{
+    self, Place as QueuePlace, Queue, Settings, SweepFile, TrialState, label, overrides,
+};
 
 use super::{Host, Progress, Project, Refusal};
 
@@ -48,7 +50,7 @@ pub enum Change {
     Release,
     /// Take a trial out; a run that works on it saves and stops.
     Cancel,
-    /// Queue a trial that is over once more.
+    /// Queue a trial that is over once more, or go on with one that is lost.
     Retry,
 }
 
@@ -111,12 +113,22 @@ pub fn change(folder: &Path, host: &Host, trial: i64, change: Change) -> Result<
             Ok(format!("trial {trial} waits for its turn"))
         }
         Change::Cancel => Ok(sweep::cancel(folder, &mut queue, trial)?),
+        Change::Retry if is_lost(folder, &queue, trial)? => {
+            work_off(folder, host)?;
+            Ok(format!("trial {trial} goes on from its newest checkpoint"))
+        }
         Change::Retry => {
             queue.retry(trial)?;
             work_off(folder, host)?;
             Ok(format!("trial {trial} is queued again"))
         }
     }
+}
+
+/// Whether nothing works on the trial although the queue says so.
+fn is_lost(folder: &Path, queue: &Queue, trial: i64) -> Result<bool, Refusal> {
+    let trials = sweep::trials_seen(folder, queue)?;
+    Ok(trials.iter().any(|seen| seen.id == trial && seen.state == TrialState::Lost))
 }
 
 /// Makes sure that a scheduler works off the queue.

@@ -19,6 +19,9 @@ use crate::runs::{
 /// Locked by the project's scheduler.
 const LOCK_FILE: &str = "scheduler.lock";
 
+/// Who only looks whether the lock is held has it for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_millis(100);
+
 /// Interval between checks of running trials.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -126,7 +129,7 @@ impl Scheduler {
         };
         match engine.and_then(|engine| start_detached_with(&engine, run, &[])) {
             // Another process works on the run already; follow it like any other.
-            Ok(_) | Err(RunError::Locked { .. }) => Ok(()),
+            Ok(_) | Err(RunError::Locked { .. } | RunError::StartedAlready { .. }) => Ok(()),
             Err(error) => {
                 let failure = Failure {
                     class: FailureClass::Config,
@@ -218,7 +221,7 @@ fn stop(status: &Status) -> Result<String, RunError> {
 fn take_lock(project: &Path) -> Result<FolderLock, SweepError> {
     let runs = project.join(RUNS_FOLDER);
     fs::create_dir_all(&runs).map_err(|source| SweepError::Read { file: runs.clone(), source })?;
-    FolderLock::take(&runs.join(LOCK_FILE), Duration::ZERO)?.map_err(|holder| SweepError::Busy { holder })
+    FolderLock::take(&runs.join(LOCK_FILE), LOCK_PATIENCE)?.map_err(|holder| SweepError::Busy { holder })
 }
 
 /// Cancels a trial. If a run works on it, the run is asked to save and stop. Needs no scheduler. Returns what
@@ -236,6 +239,31 @@ pub fn cancel(project: &Path, queue: &mut Queue, trial: i64) -> Result<String, S
             }
         }
     }
+}
+
+/// All trials by their place in the queue, as they are now. While a scheduler works, that is what the queue says. Without
+/// one, a trial that ran there is what its run is.
+pub fn trials_seen(project: &Path, queue: &Queue) -> Result<Vec<Trial>, SweepError> {
+    let mut trials = queue.trials()?;
+    let runs = project.join(RUNS_FOLDER);
+    if !FolderLock::is_held(&runs.join(LOCK_FILE)) {
+        for trial in trials.iter_mut().filter(|trial| trial.state == TrialState::Running) {
+            let run = trial.run.as_ref().map(|run| RunDir::open(&runs.join(run)));
+            trial.state = match run.map(|run| run.and_then(|run| run.status())) {
+                Some(Ok(status)) => match status.state {
+                    RunState::Starting | RunState::Running | RunState::Paused | RunState::Stopping => {
+                        TrialState::Running
+                    }
+                    RunState::Finished => TrialState::Finished,
+                    RunState::Stopped => TrialState::Stopped,
+                    RunState::Failed => TrialState::Failed,
+                    RunState::Queued | RunState::Lost => TrialState::Lost,
+                },
+                _ => TrialState::Lost,
+            };
+        }
+    }
+    Ok(trials)
 }
 
 /// Starts the project's scheduler, detached, as `PROGRAM scheduler -C PROJECT`, unless one is running.

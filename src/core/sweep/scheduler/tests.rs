@@ -285,6 +285,28 @@ fn cancelling_a_running_trial_stops_its_run() {
 }
 
 #[test]
+fn without_a_scheduler_a_trial_is_what_its_run_is() {
+    let project = Project::new("0.1", "");
+    let (run, mut status, _) = live_run(&project);
+    let seen = || trials_seen(project.path(), &project.queue()).unwrap().remove(0).state;
+    assert_eq!(seen(), TrialState::Running);
+    for (state, process_start, expected) in [
+        (RunState::Running, 1, TrialState::Lost),
+        (RunState::Finished, 1, TrialState::Finished),
+        (RunState::Queued, 0, TrialState::Lost),
+    ] {
+        status.state = state;
+        status.process_start = process_start;
+        status.write_atomic(run.path()).unwrap();
+        assert_eq!(seen(), expected, "{state}");
+        let _scheduler = project.scheduler();
+        assert_eq!(seen(), TrialState::Running, "who works on the queue finds out");
+    }
+    fs::remove_dir_all(run.path()).unwrap();
+    assert_eq!(seen(), TrialState::Lost);
+}
+
+#[test]
 fn a_run_stopped_by_the_user_stops_its_trial() {
     let project = Project::new("0.1", "");
     let (run, mut status, _) = live_run(&project);

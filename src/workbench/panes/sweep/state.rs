@@ -151,9 +151,10 @@ impl Pane for SweepState {
             SweepCommand::Cancel => trial.state.is_over().then(|| format!("trial {} has ended", trial.id)),
             SweepCommand::Retry => {
                 let over = trial.state.is_over() && trial.state != TrialState::Finished;
-                (!over).then(|| {
+                let lost = trial.state == TrialState::Lost;
+                (!over && !lost).then(|| {
                     format!(
-                        "trial {} is {}; only failed or cancelled trials can be retried",
+                        "trial {} is {}; only lost, failed or cancelled trials can be retried",
                         trial.id, trial.state
                     )
                 })

@@ -101,6 +101,7 @@ fn look(trial: &Trial) -> (&'static str, String, Role) {
         TrialState::Stopped => ("■", word, Role::Stopped),
         TrialState::Failed => ("✗", word, Role::Failed),
         TrialState::Cancelled => ("✂", word, Role::Stopped),
+        TrialState::Lost => ("?", word, Role::Lost),
     }
 }
 
