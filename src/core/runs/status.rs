@@ -9,7 +9,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
-use super::last_words;
 use super::number::Number;
 use super::process::{Host, ProcessIdentity};
 use super::time::{self, millis, optional_millis};

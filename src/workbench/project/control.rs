@@ -40,9 +40,9 @@ pub fn edit(run: &RunDir, key: &str, value: &str, who: &str) -> Result<String, R
 /// Takes back the newest edit of a run that was not taken back, in the name of `who`. Returns what happened.
 pub fn undo_edit(run: &RunDir, who: &str) -> Result<String, Refusal> {
     let edits = journaled_edits(&run.journal_path());
-    let nothing = Refusal::State { run: run.id().to_owned(), reason: "nothing was edited" };
-    let edit = newest_to_undo(&edits).ok_or(nothing)?;
-    if run.status()?.state.is_live() {
+    let status = run.status()?;
+    let edit = newest_to_undo(&edits).ok_or_else(|| refused(run, &status, "nothing was edited"))?;
+    if status.state.is_live() {
         self::edit(run, &edit.key, &edit.old, &format!("{UNDO}{who}"))
     } else {
         write_setting(run, &edit.key, &edit.old)
