@@ -61,8 +61,8 @@ impl Reserve {
 
     /// Takes the room again if it was given up, or could not be taken, and the disk has it twice.
     pub fn restore(&mut self) {
-        let room = self.path.parent().map_or(Ok(0), free_disk_bytes).unwrap_or(0);
-        if self.kept || room < 2 * RESERVE_BYTES {
+        let has_room = || free_disk_bytes(&self.path).is_ok_and(|free| free >= 2 * RESERVE_BYTES);
+        if self.kept || !has_room() {
             return;
         }
         match self.fill() {

@@ -42,6 +42,11 @@ impl Clock {
         self.with(|looks| looks.look(Instant::now()))
     }
 
+    /// How long it has run since it had run for `began`.
+    pub fn since(&self, began: Duration) -> Duration {
+        self.ran().saturating_sub(began)
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut Looks) -> T) -> T {
         work(&mut self.looks.lock().unwrap_or_else(PoisonError::into_inner))
     }

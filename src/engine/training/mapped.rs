@@ -11,6 +11,7 @@ use luthier_core::text::clean_line;
 use crate::csrc;
 
 /// Finds out when the base model's files are changed under a run.
+#[derive(Default)]
 pub struct MappedFiles {
     files: Vec<(PathBuf, Option<Seen>)>,
 }

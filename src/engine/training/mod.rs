@@ -176,7 +176,8 @@ fn work(
     // The watcher compares with the file as it is now. Preparing took a while, and the file may have changed.
     control.config_changed();
     let overlap = overlap(base.model.device());
-    let mut trainer = Trainer::new(record, control, settings, &base, mapped, &prepared, state, overlap);
+    let mut trainer =
+        Trainer::new(record, control, settings, &base, &prepared, state, overlap).watching(mapped);
     let run_event = describe(&trainer, &base, &prepared, resumed_from);
     trainer.announce(run_event);
     trainer.run()

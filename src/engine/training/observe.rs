@@ -109,7 +109,7 @@ impl Observer<'_> {
             loss: held_out.loss.into(),
             metrics: held_out.metrics,
             scores: scores.into_iter().collect(),
-            seconds: (self.clock.ran() - began).as_secs_f64().into(),
+            seconds: self.clock.since(began).as_secs_f64().into(),
             rows: held_out.rows,
         }))
     }

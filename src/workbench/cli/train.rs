@@ -131,19 +131,17 @@ fn summary(run: &RunDir, status: &Status, first_loss: Option<f64>) -> String {
 fn complaint(run: &RunDir, status: &Status) -> String {
     let id = run.id();
     let mut lines = Vec::new();
-    match &status.failure {
-        Some(failure) => {
+    let step = status.step;
+    match (&status.failure, &status.reason) {
+        (Some(failure), _) => {
             lines.push(format!("run {id} failed ({}): {}", failure.class, failure.message));
             if !failure.remedy.is_empty() {
                 lines.push(format!("remedy: {}", failure.remedy));
             }
         }
-        None => {
-            let step = status.step;
-            lines.push(match &status.reason {
-                Some(reason) => format!("run {id}: its process ended at step {step}: {reason}"),
-                None => format!("run {id}: its process exited without reporting an error at step {step}"),
-            });
+        (None, Some(reason)) => lines.push(format!("run {id}: its process ended at step {step}: {reason}")),
+        (None, None) => {
+            lines.push(format!("run {id}: its process exited without reporting an error at step {step}"));
         }
     }
     if status.state == RunState::Lost {

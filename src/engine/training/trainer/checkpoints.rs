@@ -69,7 +69,7 @@ impl Trainer<'_> {
                 let contents = self.state.contents(self.config());
                 if let Some(thread) = self.write_aside(&contents, &place) {
                     self.record.activity(None);
-                    self.writing = Some(Writing { step, waited: self.clock.ran() - began, thread });
+                    self.writing = Some(Writing { step, waited: self.clock.since(began), thread });
                     return;
                 }
                 place.write(contents)
@@ -77,7 +77,7 @@ impl Trainer<'_> {
             Err(error) => Err(error),
         };
         self.record.activity(None);
-        self.report_checkpoint(step, self.clock.ran() - began, written);
+        self.report_checkpoint(step, self.clock.since(began), written);
     }
 
     /// Writes the checkpoint that a run ends with, and waits until the disk takes it if it is full. `false` if the run is
@@ -93,7 +93,7 @@ impl Trainer<'_> {
         });
         self.record.activity(None);
         let Some(written) = written.transpose() else { return false };
-        self.report_checkpoint(step, self.clock.ran() - began, written);
+        self.report_checkpoint(step, self.clock.since(began), written);
         true
     }
 
@@ -120,7 +120,7 @@ impl Trainer<'_> {
         let panicked = |_| Err(EngineError::torch("a checkpoint", "the thread that wrote it panicked"));
         let written = thread.join().unwrap_or_else(panicked);
         self.record.activity(None);
-        self.report_checkpoint(step, waited + (self.clock.ran() - began), written);
+        self.report_checkpoint(step, waited + self.clock.since(began), written);
     }
 
     /// Whether there is a checkpoint of `step`, or a thread writes it.

@@ -132,7 +132,6 @@ impl<'a> Trainer<'a> {
         control: &'a Control,
         settings: LiveSettings,
         base: &'a Base,
-        mapped: MappedFiles,
         prepared: &'a Prepared,
         state: State,
         overlap: Overlap,
@@ -158,7 +157,7 @@ impl<'a> Trainer<'a> {
             control,
             clock: Clock::start(),
             base,
-            mapped,
+            mapped: MappedFiles::default(),
             prepared,
             state,
             overlap,
@@ -166,6 +165,13 @@ impl<'a> Trainer<'a> {
             settled: None,
             lengths,
         }
+    }
+
+    /// Reports changes of the base model's files from now on.
+    #[must_use]
+    pub fn watching(mut self, mapped: MappedFiles) -> Self {
+        self.mapped = mapped;
+        self
     }
 
     pub fn adapter(&self) -> &dyn Adapter {
