@@ -71,6 +71,25 @@ fn bad_usage_and_failed_work_have_different_statuses() {
 }
 
 #[test]
+fn usage_errors_quote_arguments_without_what_steers_a_terminal() {
+    const HOSTILE: &str = "x\u{1b}]52;c;aGk=\u{7}\u{9b}31m\u{202e}ab\u{2066}\u{e0041}\r\u{8}y";
+    let project = Project::empty();
+    for command in [
+        &["completions", HOSTILE][..],
+        &["runs", "--json", HOSTILE],
+        &["run", HOSTILE],
+        &["run", "stop", "x", "--when", HOSTILE],
+        &["queue", "move", "1", HOSTILE],
+        &["eval", "x", "--limit", HOSTILE],
+        &[HOSTILE],
+    ] {
+        let told = project.luthier(command.iter().copied()).run().expect(2).complains(&["x"]);
+        let bad = |c: char| c != '\n' && (c.is_control() || "\u{202e}\u{2066}\u{e0041}".contains(c));
+        assert!(!told.stderr.contains(bad) && told.stdout.is_empty(), "{told}");
+    }
+}
+
+#[test]
 fn the_workbench_needs_a_terminal() {
     let project = Project::tiny();
     let told = project.luthier(["."]).variable("TERM", "xterm-256color").run().expect(2);

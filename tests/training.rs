@@ -370,6 +370,94 @@ fn every_request_to_a_run_can_be_made_from_the_command_line() {
 }
 
 #[test]
+fn a_killed_run_without_a_readable_status_is_shown_and_resumes() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    wait_for_step(&run, 26);
+    let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
+    send("KILL", pid);
+    wait_for("the engine to end", || if is_alive(pid) { Err("it lives".to_owned()) } else { Ok(()) });
+    fs::write(run.join("status.json"), "null").unwrap();
+    let listed = project.luthier(["runs"]).run().expect(0);
+    assert!(
+        listed.stdout.contains("lost") && listed.stdout.contains("status.json cannot be read"),
+        "{listed}"
+    );
+    let shown = project.luthier(["run", "show", "latest", "--json"]).run().expect(0).json();
+    assert!(shown["state"] == "lost" && shown["step"].as_u64().unwrap() >= 25, "{shown}");
+    let resumed = project.luthier(["run", "resume", "latest"]).run().expect(0);
+    assert!(resumed.stdout.contains("continues from step"), "{resumed}");
+    wait_for_state(&run, "running");
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    wait_for_state(&run, "stopped");
+}
+
+#[test]
+fn a_live_run_without_its_settings_goes_on_and_can_be_stopped() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    let pid = Project::status(&run)["pid"].as_u64().unwrap() as u32;
+    let session = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let session = session.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned();
+    assert_eq!(session, pid.to_string(), "it leads a session of its own");
+    fs::remove_file(run.join("config.toml")).unwrap();
+    let alerts = || {
+        let mut alerts = Project::journal(&run);
+        alerts.retain(|event| {
+            event["kind"] == "alert" && event["message"].as_str().unwrap().contains("config.toml")
+        });
+        alerts.len()
+    };
+    wait_for("an alert", || if alerts() == 0 { Err("none".to_owned()) } else { Ok(()) });
+    let listed = project.luthier(["runs"]).run().expect(0);
+    assert!(
+        listed.stdout.contains("running") && listed.stdout.contains("config.toml is missing"),
+        "{listed}"
+    );
+    let again = project.luthier(["run", "resume", "latest"]).run().expect(1);
+    again.complains(&["config.toml is missing", &format!("process {pid}")]);
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    wait_for_state(&run, "stopped");
+    assert_eq!(alerts(), 1);
+    project
+        .luthier(["run", "resume", "latest"])
+        .run()
+        .expect(1)
+        .complains(&["config.toml is missing", "--put-back"]);
+    project
+        .luthier(["run", "resume", "latest", "--put-back"])
+        .run()
+        .expect(0)
+        .says(&["config.toml", "checkpoint"]);
+    wait_for_state(&run, "running");
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    wait_for_state(&run, "stopped");
+}
+
+#[test]
+fn of_many_resumes_one_wins_and_the_others_say_who() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    project.luthier(["run", "stop", "latest", "--when", "now"]).run().expect(0);
+    wait_for_state(&run, "stopped");
+    let resumes: Vec<_> = std::thread::scope(|scope| {
+        let resume = || project.luthier(["run", "resume", "latest"]).run();
+        let threads: Vec<_> = (0..6).map(|_| scope.spawn(resume)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let (won, lost): (Vec<_>, Vec<_>) =
+        resumes.into_iter().partition(|resume| resume.stdout.contains("continues"));
+    assert_eq!(won.len(), 1);
+    let pid = Project::status(&run)["pid"].to_string();
+    for resume in lost {
+        resume.expect(1).complains(&[&format!("process {pid}")]);
+    }
+    wait_for_state(&run, "running");
+    project.luthier(["run", "stop", "latest", "--when", "now"]).run().expect(0);
+    wait_for_state(&run, "stopped");
+}
+
+#[test]
 fn ctrl_c_leaves_the_run_and_says_how_to_stop_it() {
     let project = Project::tiny();
     let mut followed = project.luthier(["train", "--json"].into_iter().chain(LONG)).start();

@@ -31,8 +31,8 @@ pub enum RunError {
     Gone(String),
     /// The run's settings cannot be read.
     #[error(
-        "run {run} cannot be started: {trouble}; put the file back, since no other file of the run has all its settings, \
-         or start a new run with `luthier train`"
+        "run {run} cannot be started: {trouble}; put the file back (if it is missing, `luthier run resume {run} --put-back` \
+         writes it from the newest checkpoint), or start a new run"
     )]
     NoSettings {
         run: String,

@@ -1,9 +1,10 @@
 //! Control over one run.
 
 use luthier_core::config::{Config, Edit, write_key};
+use luthier_core::files;
 use luthier_core::runs::{
-    self, Action, Checkpoint, Request, ResumeWay, RunDir, SettingsHistory, Status, UNDO, journaled_edits,
-    newest_to_undo, resume_way, start_detached_with,
+    self, Action, Checkpoint, Request, ResumeWay, RunDir, RunError, RunState, SETTINGS_FILE, SettingsHistory,
+    Status, UNDO, journaled_edits, newest_to_undo, resume_way, start_detached_with,
 };
 use luthier_core::text::clean_line;
 
@@ -59,7 +60,12 @@ pub fn write_setting(run: &RunDir, key: &str, value: &str) -> Result<String, Ref
 pub fn resume(run: &RunDir, host: &Host) -> Result<String, Refusal> {
     let status = run.status()?;
     if status.state.is_live() {
-        return ask(run, &Request::Resume);
+        // A live process knows more than the status that it wrote a moment ago.
+        return runs::ask(run, &Request::Resume).map_err(|error| match error {
+            RunError::Refused(reason) => refused(run, &status, &reason),
+            _ if status.state != RunState::Paused => refused(run, &status, "it is already running"),
+            other => other.into(),
+        });
     }
     match resume_way(&status, newest_checkpoint(run)).map_err(|reason| refused(run, &status, reason))? {
         ResumeWay::Ask => ask(run, &Request::Resume),
@@ -77,22 +83,38 @@ pub fn resume(run: &RunDir, host: &Host) -> Result<String, Refusal> {
     }
 }
 
-/// Puts settings that are fixed for the life of a run, and that its file has changed, back in the file. Returns what was
-/// put back.
-pub fn put_back(run: &RunDir) -> Result<Vec<Edit>, Refusal> {
-    let changes = fixed_changes(run, usable_checkpoint(run).as_ref())?;
-    for Edit { key, old, .. } in &changes {
-        write_key(&run.config_path(), key, old)?;
+/// Puts settings that are fixed for the life of a run, and that its file has changed, back in the file; the whole file if
+/// it is missing and a checkpoint has the settings. Returns what was put back, in words.
+pub fn put_back(run: &RunDir) -> Result<Vec<String>, Refusal> {
+    let (checkpoint, file) = (usable_checkpoint(run), run.config_path());
+    let kept = checkpoint.as_ref().map(|checkpoint| checkpoint.path.join(SETTINGS_FILE));
+    if let (Some(checkpoint), Some(kept)) = (&checkpoint, kept.filter(|kept| kept.is_file()))
+        && file.symlink_metadata().is_err()
+    {
+        let then = Config::load_file(&kept, &[])?;
+        let last = SettingsHistory::read(&then, Some(checkpoint), &run.journal_path())?.last;
+        files::replace(&file, last.to_toml().as_bytes(), files::Access::Private)
+            .map_err(|source| Refusal::System { doing: "writing config.toml", source })?;
+        return Ok(vec![format!(
+            "config.toml is written again from the checkpoint of step {}",
+            checkpoint.step
+        )]);
     }
-    Ok(changes)
+    let changes = fixed_changes(run, checkpoint.as_ref())?;
+    for Edit { key, old, .. } in &changes {
+        write_key(&file, key, old)?;
+    }
+    let said = |Edit { key, old, new, .. }: &Edit| format!("{key} is put back from {new} to {old}");
+    Ok(changes.iter().map(said).collect())
 }
 
 /// What a run's file has changed of what is fixed for the life of the run.
 fn fixed_changes(run: &RunDir, checkpoint: Option<&Checkpoint>) -> Result<Vec<Edit>, Refusal> {
-    let file = Config::load_file(&run.config_path(), &[])?;
-    if checkpoint.is_none() {
+    // Without the file nothing can start, which says why.
+    if checkpoint.is_none() || !run.config_path().is_file() {
         return Ok(Vec::new());
     }
+    let file = Config::load_file(&run.config_path(), &[])?;
     Ok(SettingsHistory::read(&file, checkpoint, &run.journal_path())?.refused(&file))
 }
 

@@ -1,7 +1,6 @@
 //! `luthier run pause|resume|stop|checkpoint|evaluate|sample|edit|undo`.
 
 use clap::{Args, ValueEnum};
-use luthier_core::config;
 use luthier_core::runs::{Request, RunDir, StopWhen};
 
 use super::Which;
@@ -23,7 +22,7 @@ pub struct Pause {
 pub struct Resume {
     #[command(flatten)]
     which: Which,
-    /// First put settings back that are fixed for the life of the run and that its config.toml has changed
+    /// First put back what its config.toml has changed of settings that are fixed, or the whole file if it is missing
     #[arg(long)]
     put_back: bool,
 }
@@ -105,8 +104,8 @@ pub fn resume(arguments: &Resume, host: &Host) -> Outcome {
     let run = arguments.which.find()?;
     preflight::log_out();
     if arguments.put_back {
-        for config::Edit { key, old, new, .. } in project::put_back(&run)? {
-            say(&run, &format!("{key} is put back from {new} to {old}"))?;
+        for done in project::put_back(&run)? {
+            say(&run, &done)?;
         }
     }
     say(&run, &project::resume(&run, host)?)
