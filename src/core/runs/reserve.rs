@@ -41,6 +41,9 @@ impl Reserve {
     /// Takes the room in a run's folder, if the disk has it twice.
     pub fn take(run: &Path) -> Self {
         let mut reserve = Self { path: run.join(RESERVE_FILE), kept: false, spent: false };
+        // A process that was killed leaves its own, beside which there may be no room for another.
+        let left = fs::symlink_metadata(&reserve.path);
+        reserve.kept = left.is_ok_and(|left| left.is_file() && left.len() == RESERVE_BYTES);
         reserve.restore();
         reserve
     }
@@ -110,6 +113,15 @@ mod tests {
         assert_eq!((bytes(), reserve.is_spent()), (Some(RESERVE_BYTES), false));
         drop(reserve);
         assert_eq!(bytes(), None);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_taken_over() {
+        let run = tempfile::tempdir().unwrap();
+        std::mem::forget(Reserve::take(run.path()));
+        let mut reserve = Reserve::take(run.path());
+        assert!(reserve.spend());
+        assert!(!run.path().join(RESERVE_FILE).exists());
     }
 
     #[test]
