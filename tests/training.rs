@@ -194,7 +194,7 @@ fn a_run_that_ends_on_a_full_disk_holds_still_until_there_is_room() {
         let told = project.luthier(command.iter().copied()).run().expect(0);
         assert!(told.stdout.contains("paused: waiting for room on the disk"), "{told}");
     }
-    project.luthier(["run", "pause", "latest"]).run().expect(1).complains(&["already paused"]);
+    project.luthier(["run", "pause", "latest"]).run().expect(1).complains(&["waits for room on the disk"]);
     project.luthier(["run", "resume", "latest"]).run().expect(0);
 
     limit_files(pid, None);
