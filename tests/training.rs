@@ -342,7 +342,7 @@ fn a_resume_refuses_what_a_live_run_refuses_and_puts_it_back() {
 fn every_request_to_a_run_can_be_made_from_the_command_line() {
     let project = Project::tiny();
     let run = start_long(&project);
-    project.luthier(["run", "undo", "latest"]).run().expect(1).complains(&["nothing was edited"]);
+    project.luthier(["run", "undo", "latest"]).run().expect(1).complains(&["there is no edit left to undo"]);
     project.luthier(["run", "checkpoint", "latest"]).run().expect(0).says(&["writes a checkpoint"]);
     project.luthier(["run", "evaluate", "latest"]).run().expect(0).says(&["evaluates"]);
     project.luthier(["run", "sample", "latest", "hello"]).run().expect(0).says(&["answers"]);
@@ -361,7 +361,7 @@ fn every_request_to_a_run_can_be_made_from_the_command_line() {
         project.luthier(["run", "undo", "latest"]).run().expect(0).says(&["from the next"]);
         edited(count);
     }
-    project.luthier(["run", "undo", "latest"]).run().expect(1).complains(&["nothing was edited"]);
+    project.luthier(["run", "undo", "latest"]).run().expect(1).complains(&["there is no edit left to undo"]);
     let found = edits();
     assert_eq!((&found[2], &found[3][0]), (&json!(["train.eval_every", "0"]), &found[0][0]));
     let journal = Project::journal(&run);

@@ -42,7 +42,10 @@ pub fn edit(run: &RunDir, key: &str, value: &str, who: &str) -> Result<String, R
 pub fn undo_edit(run: &RunDir, who: &str) -> Result<String, Refusal> {
     let edits = journaled_edits(&run.journal_path());
     let status = run.status()?;
-    let edit = newest_to_undo(&edits).ok_or_else(|| refused(run, &status, "nothing was edited"))?;
+    let edit = newest_to_undo(&edits).ok_or_else(|| Refusal::State {
+        run: run.id().to_owned(),
+        reason: "there is no edit left to undo".to_owned(),
+    })?;
     if status.state.is_live() {
         self::edit(run, &edit.key, &edit.old, &format!("{UNDO}{who}"))
     } else {

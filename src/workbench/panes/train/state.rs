@@ -273,7 +273,7 @@ impl Pane for TrainState {
                         _ => None,
                     },
                     TrainCommand::Undo => {
-                        open.curves.last_edit().is_none().then(|| "nothing was edited".to_owned())
+                        open.curves.last_edit().is_none().then(|| "there is no edit left".to_owned())
                     }
                     TrainCommand::Sample => (open.curves.sampled().len() < 2)
                         .then(|| "there is no other prompt with samples".to_owned()),
