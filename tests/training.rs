@@ -458,6 +458,23 @@ fn of_many_resumes_one_wins_and_the_others_say_who() {
 }
 
 #[test]
+fn a_run_can_be_waited_for_from_elsewhere() {
+    let project = Project::tiny();
+    let run = start_long(&project);
+    let waiting = project.luthier(["wait", "latest"]).start();
+    project.luthier(["run", "stop", "latest"]).run().expect(0);
+    waiting.finish().expect(0).says(&["stopped after", "asked to stop"]);
+    let checkpoints = fs::read_dir(run.join("checkpoints")).unwrap().count();
+    project.luthier(["wait", "latest"]).run().expect(0);
+    assert!(checkpoints > 0);
+    project.luthier(["run", "resume", "latest"]).run().expect(0);
+    let pid = wait_for_state(&run, "running")["pid"].as_u64().unwrap() as u32;
+    let waiting = project.luthier(["wait", "latest"]).start();
+    send("KILL", pid);
+    waiting.finish().expect(1).complains(&["run resume"]);
+}
+
+#[test]
 fn ctrl_c_leaves_the_run_and_says_how_to_stop_it() {
     let project = Project::tiny();
     let mut followed = project.luthier(["train", "--json"].into_iter().chain(LONG)).start();

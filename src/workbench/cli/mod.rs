@@ -25,6 +25,7 @@ mod sample;
 mod scheduler;
 mod sweep;
 mod train;
+mod wait;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,7 @@ enum Command {
     Train(train::Arguments),
     Runs(runs::Arguments),
     Run(run::Arguments),
+    Wait(wait::Arguments),
     Eval(eval::Arguments),
     Chat(chat::Arguments),
     Sweep(sweep::Arguments),
@@ -98,6 +100,7 @@ impl Command {
             Self::Train(arguments) => train::run(&arguments, host, interrupts),
             Self::Runs(arguments) => runs::run(&arguments),
             Self::Run(arguments) => run::run(&arguments, host),
+            Self::Wait(arguments) => wait::run(&arguments, interrupts),
             Self::Eval(arguments) => eval::run(&arguments, host, interrupts),
             Self::Chat(arguments) => chat::run(&arguments, interrupts),
             Self::Sweep(arguments) => sweep::run(&arguments, host),

@@ -99,7 +99,8 @@ fn watch(run: &RunDir, json: bool, interrupts: &Interrupts) -> Outcome {
     }
 }
 
-fn conclude(run: &RunDir, status: &Status, first_loss: Option<f64>, json: bool) -> Outcome {
+/// What is said at the end of a run that is over; an error if it failed or was lost.
+pub fn conclude(run: &RunDir, status: &Status, first_loss: Option<f64>, json: bool) -> Outcome {
     match status.state {
         RunState::Failed | RunState::Lost => Err(Failure::work(complaint(run, status))),
         _ if json => Ok(()),
