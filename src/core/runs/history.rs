@@ -79,7 +79,7 @@ fn before(file: &Config, later: &mut Vec<EditEvent>) -> Config {
     then
 }
 
-/// How the name of whoever undoes an edit begins.
+/// Prefix of [`EditEvent::who`] where an edit undoes another.
 pub const UNDO: &str = "undo by ";
 
 /// The newest edit that was not undone, of edits in the order in which they were journaled.

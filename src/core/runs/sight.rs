@@ -47,7 +47,7 @@ impl Status {
 
 fn seen(run: &Path, host: &Host) -> Status {
     let trouble = match Status::read(run) {
-        // Nothing is queued that has a journal: the file was written anew by somebody else.
+        // A run with a journal has started, so one that is queued again was written by somebody else.
         Ok(Some(status)) if status.state != RunState::Queued || !has_journal(run) => {
             let status = status.observed(host, Timestamp::now());
             let is_lost = status.state == RunState::Lost;
