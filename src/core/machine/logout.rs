@@ -69,16 +69,7 @@ fn kills_user_processes(root: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            let path = root.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
-        root
-    }
+    use crate::machine::tests::tree;
 
     const SYSTEMD: (&str, &str) = ("run/systemd/system/x", "");
     const KILLS: (&str, &str) = ("etc/systemd/logind.conf", "KillUserProcesses=yes\n");

@@ -210,14 +210,8 @@ mod tests {
     use pretty_assertions::assert_eq;
 
     use super::*;
-    use crate::runs::testing::{config, wait_until};
+    use crate::runs::testing::{run, wait_until};
     use crate::runs::{JournalWriter, RunDir, RunEvent, StateEvent, StepEvent};
-
-    fn run() -> (tempfile::TempDir, RunDir) {
-        let project = tempfile::tempdir().unwrap();
-        let run = RunDir::create(project.path(), &config(&[]), Some("a")).unwrap();
-        (project, run)
-    }
 
     fn journal(run: &RunDir, last: RunState) {
         let mut journal = JournalWriter::open(&run.journal_path()).unwrap();

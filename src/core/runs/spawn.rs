@@ -294,13 +294,7 @@ pub fn become_session_leader() -> Result<(), RunError> {
 mod tests {
     use super::*;
     use crate::runs::JournalWriter;
-    use crate::runs::testing::{config, script, wait_until};
-
-    fn run() -> (tempfile::TempDir, RunDir) {
-        let project = tempfile::tempdir().unwrap();
-        let run = RunDir::create(project.path(), &config(&[]), Some("a")).unwrap();
-        (project, run)
-    }
+    use crate::runs::testing::{run, script, wait_until};
 
     #[test]
     fn the_engine_is_next_to_us_unless_named() {

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::RunDir;
 use crate::config::Config;
 
 /// How long a condition may take to come true on a busy machine.
@@ -23,6 +24,13 @@ pub(crate) fn config(set: &[&str]) -> Config {
     let set: Vec<_> = set.iter().map(|set| (*set).to_owned()).collect();
     let text = "[model]\npath = \"model\"\n[data]\ntrain = \"train.jsonl\"\n";
     Config::parse(text, Path::new("luthier.toml"), &set).unwrap()
+}
+
+/// A run in a project of its own.
+pub(crate) fn run() -> (tempfile::TempDir, RunDir) {
+    let project = tempfile::tempdir().unwrap();
+    let run = RunDir::create(project.path(), &config(&[]), Some("a")).unwrap();
+    (project, run)
 }
 
 /// An executable shell script. `body` gets the engine's arguments as `$1` `$2` …
